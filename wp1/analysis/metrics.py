@@ -1,0 +1,87 @@
+"""Figures from tables: percentiles, means with intervals, throughput, attainment. Pure."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+LATENCIES = ("ttft_ms", "tpot_ms", "e2e_ms", "queue_ms", "prefill_ms", "delivery_ms", "client_delay_ms")
+PERCENTILES = (50, 90, 95, 99)
+
+
+def distribution(values: Any) -> dict[str, Any]:
+    """n, mean with its 95 % interval, min, p50/p90/p95/p99 (linear interpolation) and max, to 3 decimals."""
+    array = np.asarray(values, dtype=float)
+    array = array[~np.isnan(array)]
+    if not array.size:
+        return {"n": 0}
+    low, high = mean_interval(array)
+    points = np.percentile(array, PERCENTILES)
+    figures = {"mean": array.mean(), "mean_low": low, "mean_high": high, "min": array.min()}
+    figures |= {f"p{p}": value for p, value in zip(PERCENTILES, points, strict=True)}
+    figures["max"] = array.max()
+    return {"n": int(array.size), **{key: round(float(value), 3) for key, value in figures.items()}}
+
+
+def mean_interval(values: np.ndarray, resamples: int = 2000, level: float = 0.95) -> tuple[float, float]:
+    """Percentile-bootstrap interval of the mean (Efron, 1979), with a fixed seed: the same values give the same one.
+
+    Large samples are resampled in slices, so that memory stays bounded.
+    """
+    if values.size == 1:
+        return float(values[0]), float(values[0])
+    rng = np.random.default_rng(0)
+    rows = max(1, 4_000_000 // values.size)
+    means = np.concatenate(
+        [
+            rng.choice(values, (min(rows, resamples - start), values.size)).mean(axis=1)
+            for start in range(0, resamples, rows)
+        ]
+    )
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def latency(requests: pl.DataFrame) -> dict[str, Any]:
+    """Counts, distributions in ms, and throughput of some measured requests, from `tables.requests`."""
+    ok = requests.filter(pl.col("status") == "ok")
+    seconds = _span(requests)
+    return {
+        "requests": requests.height,
+        "ok": ok.height,
+        "failed": requests.height - ok.height,
+        "statuses": {str(k): int(n) for k, n in requests["status"].value_counts(sort=True).iter_rows()},
+        **{name: distribution(ok[name].drop_nulls().to_numpy()) for name in LATENCIES},
+        "itl_ms": distribution(ok["itl_ms"].explode().drop_nulls().to_numpy()),
+        "prompt_tokens": int(ok["prompt_tokens"].sum()),
+        "output_tokens": int(ok["output_tokens"].sum()),
+        "duration_s": round(seconds, 3),
+        "requests_per_s": _rate(ok.height, seconds),
+        "output_tokens_per_s": _rate(int(ok["output_tokens"].sum()), seconds),
+    }
+
+
+def attainment(requests: pl.DataFrame, ttft_ms: float | None, tpot_ms: float | None) -> float | None:
+    """SLO attainment: the share of all requests sent that met both limits; a failed request is a miss.
+
+    A request of one output token has no TPOT and cannot miss it. None where there is no limit or no request.
+    """
+    if (ttft_ms is None and tpot_ms is None) or requests.is_empty():
+        return None
+    met = pl.col("status") == "ok"
+    if ttft_ms is not None:
+        met &= pl.col("ttft_ms") <= ttft_ms
+    if tpot_ms is not None:
+        met &= pl.col("tpot_ms").is_null() | (pl.col("tpot_ms") <= tpot_ms)
+    return round(float(requests.select(met.fill_null(False).mean()).item()), 4)
+
+
+def _span(requests: pl.DataFrame) -> float:
+    """Seconds in which requests were being served: repeats are added up, the pauses between them are not counted."""
+    sent = requests.filter(pl.col("t_sent").is_not_null())
+    spans = sent.group_by("arm", "cell", "repeat").agg(span=pl.max("t_end") - pl.min("t_sent"))
+    return float(spans["span"].sum())
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return round(count / seconds, 3) if seconds > 0 else None

@@ -1,0 +1,108 @@
+"""The plots of a report, as PNG files. Labels such as random weights are part of the title."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from wp1.analysis import style
+from wp1.hardware import GIB
+
+
+def run_plots(folder: Path, requests: pl.DataFrame, samples: pl.DataFrame, metadata: dict[str, Any]) -> list[tuple[str, Path]]:
+    """Every plot that the run has data for, written to `folder`; (caption, file) of each."""
+    style.use()
+    measured = requests.filter(~pl.col("warmup"))
+    answered = measured.filter(pl.col("status") == "ok")
+    mark = f" ({', '.join(metadata['labels'])})" if metadata["labels"] else ""
+    made: list[tuple[str, Path]] = []
+    if answered.height:
+        made.append(("What each request waited for: queue, prefill, then decode.", folder / "requests.png"))
+        _requests(answered, made[-1][1], mark)
+        if answered["itl_ms"].list.len().sum():
+            made.append(("How evenly tokens came: every gap between two of them.", folder / "itl.png"))
+            _gaps(answered, made[-1][1], mark)
+    if samples.height and measured.height:
+        made.append(("The devices over the run; the shaded part is measured, before it engines start.", folder / "device.png"))
+        _devices(samples, measured, made[-1][1], mark)
+    return made
+
+
+def _requests(answered: pl.DataFrame, path: Path, mark: str, most: int = 40) -> None:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    rows = answered.sort("t_intended").head(most)
+    colours = sns.color_palette(style.PALETTE)
+    parts = {
+        "queue": rows["queue_ms"].fill_null(0),
+        "prefill": rows["prefill_ms"].fill_null(0),
+        "decode": rows["e2e_ms"] - rows["queue_ms"].fill_null(0) - rows["prefill_ms"].fill_null(0),
+    }
+    figure, axes = plt.subplots(figsize=(style.WIDTH, 1.2 + 0.26 * rows.height))
+    left = np.zeros(rows.height)
+    for (name, values), colour in zip(parts.items(), (colours[7], colours[1], colours[0]), strict=True):
+        axes.barh(np.arange(rows.height), values.to_numpy(), left=left, color=colour, label=name, height=0.72, linewidth=0)
+        left += values.to_numpy()
+    names = [
+        f"{_shorten(label, 34)}  r{repeat}, {tokens} tok"
+        for label, repeat, tokens in rows.select("label", "repeat", "prompt_tokens").iter_rows()
+    ]
+    axes.set_yticks(np.arange(rows.height), names)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    more = f", the first {most} of {answered.height}" if answered.height > most else ""
+    axes.set(xlabel="ms since intended arrival", title=f"Where each request's time went{more}{mark}")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.26 * rows.height + 0.4)), ncols=3, frameon=False)
+    sns.despine(ax=axes, left=True)
+    style.save(figure, path)
+
+
+def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    gaps = answered["itl_ms"].explode().drop_nulls().to_numpy()
+    figure, axes = plt.subplots(figsize=(style.WIDTH, 3.0))
+    # Above the 99.5th percentile a handful of gaps would stretch the axis until nothing can be read.
+    edge = float(np.percentile(gaps, 99.5)) * 1.05
+    sns.histplot(x=gaps[gaps <= edge], bins=50, ax=axes, linewidth=0.3)
+    for percent, style_of_line in ((50, "-"), (95, "--"), (99, ":")):
+        value = float(np.percentile(gaps, percent))
+        axes.axvline(value, color="black", linestyle=style_of_line, linewidth=1, label=f"p{percent} = {value:.1f} ms")
+    beyond = int((gaps > edge).sum())
+    note = f"; {beyond} above {edge:.0f} ms not shown" if beyond else ""
+    axes.set(xlabel="ms between tokens", ylabel="gaps", title=f"Inter-token latency, n = {gaps.size}{note}{mark}")
+    axes.legend(frameon=False)
+    sns.despine(ax=axes)
+    style.save(figure, path)
+
+
+def _devices(samples: pl.DataFrame, measured: pl.DataFrame, path: Path, mark: str) -> None:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    start = float(samples["t"].min())  # pyright: ignore[reportArgumentType]
+    host = samples["device"][0] == "host"
+    figure, (memory, load) = plt.subplots(2, 1, figsize=(style.WIDTH, 4.2), sharex=True)
+    for (device,), rows in samples.group_by("device", maintain_order=True):
+        seconds = (rows["t"] - start).to_numpy()
+        memory.plot(seconds, rows["memory_bytes"].to_numpy() / GIB, linewidth=1.4, label=str(device))
+        load.plot(seconds, rows["utilisation"].to_numpy(), linewidth=0.8, label=str(device))
+    window = measured.select(pl.min("t_sent"), pl.max("t_end").alias("end")).row(0)
+    for axes in (memory, load):
+        if None not in window:
+            axes.axvspan(window[0] - start, window[1] - start, color="grey", alpha=0.15, linewidth=0)
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0)
+        sns.despine(ax=axes)
+    memory.set(ylabel="GiB", title=f"{'Resident memory of the engines, host' if host else 'GPU memory in use'}{mark}")
+    load.set(ylabel="% of a core" if host else "%", xlabel="s", title="CPU load of the engines, host" if host else "GPU utilisation")
+    if not host:
+        memory.legend(frameon=False)
+    style.save(figure, path)
+
+
+def _shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"

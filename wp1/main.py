@@ -1,0 +1,110 @@
+"""The entry point: compose, check, run, publish. What each word of the configuration means is in conf/."""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from wp1 import schema
+from wp1.errors import ConfigError, WP1Error
+from wp1.identity import RUN_ID, new_run_id
+
+PACKAGE = Path(__file__).parent
+# conf/ lies beside the package in a checkout, and inside it in a wheel.
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+schema.register()
+OmegaConf.register_new_resolver("wp1_run_id", new_run_id, use_cache=True)
+OmegaConf.register_new_resolver("wp1_root", lambda: str(project_root()))
+
+
+def project_root() -> Path:
+    """Where runs land: $WP1_ROOT, else the checkout, else the folder wp1 is started in."""
+    if os.environ.get("WP1_ROOT"):
+        return Path(os.environ["WP1_ROOT"]).expanduser().resolve()
+    return PACKAGE.parent if CONF.parent == PACKAGE.parent else Path.cwd()
+
+
+# What went wrong in each job of this process. Kept here and not raised through Hydra, which would print more lines
+# about it, and in a sweep drop the later jobs' results.
+_failures: list[BaseException] = []
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _job(composed: DictConfig) -> None:
+    """One run of what Hydra composed."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        _run(composed, run_dir)
+    except ConfigError as error:
+        _failures.append(error)
+        discard_if_empty(run_dir)
+    except WP1Error as error:
+        _failures.append(error)
+
+
+def _run(composed: DictConfig, run_dir: Path) -> None:
+    """Raises ConfigError for bad input, WP1Error for a run that failed, KeyboardInterrupt for one that was stopped."""
+    cfg = schema.resolve(composed)
+    schema.check(cfg)
+    from wp1.console import Screen
+    from wp1.run import run
+
+    run_id = run_dir.name if RUN_ID.fullmatch(run_dir.name) else new_run_id()
+    with Screen() as screen:
+        outcome = run(cfg, run_dir, run_id, screen)
+        published = None
+        if cfg.tracking.enabled:
+            from wp1.tracking import publish_or_say
+
+            published = publish_or_say(run_dir, cfg.tracking, screen)
+        screen.end(outcome, published)
+    if outcome.status == "interrupted":
+        raise KeyboardInterrupt
+    if outcome.status != "completed":
+        raise WP1Error(outcome.reason or "the run failed")
+
+
+def discard_if_empty(run_dir: Path) -> None:
+    """Removes the folder of a run that never began; one with anything but logs in it stays."""
+    if run_dir.is_dir() and all(file.name in ("wp1.log", "engine.log") for file in run_dir.iterdir()):
+        shutil.rmtree(run_dir)
+
+
+def main() -> None:
+    """`python -m wp1` and `wp1`. Exit codes: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
+    # Hydra then hands us its errors, which we say in one line, instead of printing them over several.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        _job()
+    except KeyboardInterrupt:
+        _stop("interrupted; what was measured is kept", 130)
+    except Exception as error:
+        if type(error).__module__.startswith(("hydra.", "omegaconf.", "antlr4.", "yaml.")):
+            _stop(f"error: {hydra_message(error)}", 2)
+        raise
+    for error in _failures:
+        print("error:" if isinstance(error, ConfigError) else "failed:", error, file=sys.stderr)
+    if _failures:
+        sys.exit(2 if all(isinstance(error, ConfigError) for error in _failures) else 1)
+
+
+def hydra_message(error: Exception) -> str:
+    """Hydra's message in one line of ours: of an unknown key, Hydra says to do what wp1 refuses."""
+    message = str(error)
+    if key := re.search(r"Could not (?:override|append to config.*at) '([^']+)'", message):
+        return schema.unknown_key_message(key[1])
+    if option := re.search(r"Could not find '([^']+)/([^/']+)'\s*Available options in '[^']+':\s*(.*?)\s*Config search", message, re.DOTALL):
+        return f"{option[1]}={option[2]} does not exist: {option[1]} can be {', '.join(option[3].split())}"
+    cause = str(error.__cause__ or "").splitlines()
+    return schema.one_line(message) + (f": {cause[0]}" if cause else "")
+
+
+def _stop(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)

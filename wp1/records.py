@@ -1,0 +1,145 @@
+"""What a run writes down: requests, and one record for each that ends.
+
+A record keeps raw timestamps on one monotonic clock (`time.monotonic`, seconds; vLLM's engine core reads the same
+clock on the same machine). Latencies are derived from them later, in `wp1.analysis.metrics`, never stored.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from wp1.errors import WP1Error
+
+Status = Literal["ok", "error", "timeout", "aborted"]
+# Why a request did not end well, for counting; `error` has the words.
+Cause = Literal["engine_died", "engine_error", "timeout", "interrupted"]
+Chat = list[dict[str, str]]
+
+
+@dataclass(slots=True)
+class Request:
+    """One request to send. `prompt` is text, a chat (role and content a message), or token ids."""
+
+    request_id: str
+    arm: str
+    cell: str
+    repeat: int
+    prompt: str | Chat | list[int]
+    max_tokens: int
+    seed: int
+    label: str = ""  # what a person would call it: the question, or the kind of prompt
+    temperature: float = 0.0
+    top_p: float = 1.0
+    ignore_eos: bool = False
+    timeout_s: float = 600.0
+    warmup: bool = False
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request as it went. Times in seconds on the monotonic clock; None where it did not get that far."""
+
+    request_id: str
+    arm: str
+    cell: str
+    repeat: int
+    label: str
+    warmup: bool
+    seed: int
+    status: Status
+    error: str | None = None
+    cause: Cause | None = None
+    # When it was due, when we handed it to the engine, and what the engine's scheduler says.
+    t_intended: float = 0.0
+    t_sent: float | None = None
+    t_queued: float | None = None
+    t_scheduled: float | None = None
+    t_engine_first_token: float | None = None
+    t_engine_last_token: float | None = None
+    # When the client had each output token in hand; t_tokens[0] is the first.
+    t_tokens: list[float] = field(default_factory=list)
+    t_end: float | None = None
+    prompt_tokens: int | None = None  # by the engine
+    output_tokens: int = 0  # by the engine
+    cached_tokens: int = 0  # prompt tokens served from the prefix cache
+    preemptions: int = 0
+    finish_reason: str | None = None
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    # The route: which pool and engine did each phase; pools are described in run_metadata.json.
+    pool: str | None = None
+    prefill_engine: str | None = None
+    decode_engine: str | None = None
+
+
+def new_record(request: Request, t_intended: float) -> RequestRecord:
+    """A record of a request that has not ended; its status is "aborted" until it has."""
+    return RequestRecord(
+        request_id=request.request_id,
+        arm=request.arm,
+        cell=request.cell,
+        repeat=request.repeat,
+        label=request.label,
+        warmup=request.warmup,
+        seed=request.seed,
+        status="aborted",
+        t_intended=t_intended,
+    )
+
+
+class RecordWriter:
+    """Appends records to a JSONL file, each flushed as it is written: after a crash all but a torn last line is there.
+
+    Times are kept to the microsecond. Raises OSError where the disk refuses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> "RecordWriter":
+        self._file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def write(self, record: RequestRecord) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(_rounded(record), ensure_ascii=False) + "\n")
+        self._file.flush()
+
+
+def _rounded(record: RequestRecord) -> dict[str, Any]:
+    # dataclasses.asdict copies deeply, which costs more than the rest for long outputs.
+    row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+    for key, value in row.items():
+        if isinstance(value, float):
+            row[key] = round(value, 6)
+    row["t_tokens"] = [round(t, 6) for t in record.t_tokens]
+    return row
+
+
+def read_records(path: Path) -> list[RequestRecord]:
+    """All records of a file. Raises WP1Error naming the file and line of one that cannot be read."""
+    return list(iter_records(path))
+
+
+def iter_records(path: Path) -> Iterator[RequestRecord]:
+    """The records of a JSONL file, in order.
+
+    A last line that was torn by a crash is left out; a bad line before it is a WP1Error that names file and line.
+    """
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield RequestRecord(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                if not line.endswith("\n"):
+                    return
+                raise WP1Error(f"{path}:{number} is no request record: {error}") from error

@@ -1,0 +1,227 @@
+"""One run, from a checked configuration to its folder: model, engines, cells, records, and how it ended."""
+
+import asyncio
+import functools
+import logging
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from wp1 import identity
+from wp1.analysis.report import write_report
+from wp1.analysis.summary import summarise, write_json
+from wp1.collectors import Collector
+from wp1.console import Screen, Tally, output_to
+from wp1.drive import drive
+from wp1.errors import WP1Error
+from wp1.plan import Cell, plan
+from wp1.records import RecordWriter, RequestRecord
+from wp1.report import collectors_of
+from wp1.serving import fit, models
+from wp1.serving.backend import Scheduler
+from wp1.serving.guard import ProcessGuard
+from wp1.serving.models import ServedModel
+from wp1.serving.vllm_backend import chat_token_ids, check_engine_arguments
+from wp1.workload import dataset, prompts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended and what it left."""
+
+    status: str  # completed, failed or interrupted
+    reason: str | None
+    run_dir: Path
+    report: Path | None
+    summary: dict[str, Any] | None
+
+
+def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen) -> Outcome:
+    """Runs an experiment that `wp1.schema.check` has passed, and leaves its folder and report.
+
+    Raises ConfigError, before any engine starts, where the model or the machine does not allow it. What fails later is
+    an Outcome: everything measured until then is in the folder, and in the report.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    # Engines inherit it, and libraries that print find it too.
+    with output_to(run_dir / "engine.log"):
+        with screen.step(f"preparing {cfg.model.name}") as tell:
+            prepared = prepare(cfg, tell)
+        model = prepared.model
+        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parent)
+        metadata["model"] = _model_metadata(model)
+        metadata["labels"] = ["random weights"] if model.random_weights else []
+        write_json(run_dir / "run_metadata.json", metadata)
+
+        collectors = collectors_of(_plain(cfg))
+        status, reason = "completed", None
+        try:
+            asyncio.run(_measure(cfg, prepared, run_dir, metadata, collectors, screen))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            status, reason = "interrupted", "stopped by a signal"
+        except WP1Error as error:
+            status, reason = "failed", str(error)
+        except Exception as error:
+            log.exception("the run failed")
+            status, reason = "failed", f"{type(error).__name__}: {error} (traceback in {run_dir / 'wp1.log'})"
+        with screen.step("writing the report"):
+            return _finish(cfg, run_dir, metadata, collectors, status, reason)
+
+
+def prepare(cfg: Any, tell: Callable[[str], None]) -> "Prepared":
+    """The model, and the checks that need it. Raises ConfigError where memory, lengths or engine arguments do not fit."""
+    model = models.prepare(cfg, tell)
+    tell("checking that it fits")
+    fit.check_memory(model, cfg, cfg.scheduler.replicas, cfg.scheduler.tensor_parallel)
+    questions = dataset.load(cfg.dataset) if cfg.workload.prompts == "dataset" else []
+    fit.check_lengths(model, _lengths(questions, model), cfg.workload.output_len)
+    check_engine_arguments(_plain(cfg)["backend"]["engine"])
+    return Prepared(model, questions)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before an engine starts."""
+
+    model: ServedModel
+    questions: list[dataset.Question]
+
+
+def _lengths(questions: list[dataset.Question], model: ServedModel) -> dict[str, int]:
+    """Prompt lengths in tokens by question id."""
+    if not model.has_tokenizer:
+        return {q.id: len(prompts.as_token_ids(q.prompt)) for q in questions}
+    if not questions:
+        return {}
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model.folder)
+    return {q.id: len(chat_token_ids(tokenizer, [{"role": "user", "content": q.prompt}])) for q in questions}
+
+
+def _hash(cfg: DictConfig, model: ServedModel) -> str:
+    contents = {}
+    if cfg.model.path is not None:
+        contents["model.path"] = model.digest
+    if cfg.workload.prompts == "dataset":
+        contents["dataset"] = identity.file_digest(dataset.path_of(cfg.dataset))
+    return identity.config_hash(cfg, contents)
+
+
+def _model_metadata(model: ServedModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "max_len": model.max_len,
+        "digest": model.digest,
+        "random_weights": model.random_weights,
+        "rope": model.rope.as_dict(),
+        "kv_bytes_per_token": model.kv_bytes_per_token,
+        "weight_bytes": model.weight_bytes,
+    }
+
+
+async def _measure(
+    cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[str, Any], collectors: list[Collector], screen: Screen
+) -> None:
+    """Engines up, all cells, engines down. Raises WP1Error where an engine fails, CancelledError on a signal."""
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(name, task.cancel)
+    model = prepared.model
+    with ExitStack() as stack:
+        engine_log = run_dir / "engine.log"
+        guard = stack.enter_context(ProcessGuard())
+        writer = stack.enter_context(RecordWriter(run_dir / "records.jsonl"))
+        for collector in collectors:
+            collector.start(run_dir)
+            stack.callback(collector.stop)
+        for arm in plan(cfg):
+            scheduler = _scheduler(cfg, model, engine_log, guard)
+            with screen.step(f"starting {cfg.scheduler.replicas} engine(s) of {model.name}, {arm.name}"):
+                await scheduler.__aenter__()
+            try:
+                metadata["pools"] += scheduler.pools()
+                write_json(run_dir / "run_metadata.json", metadata)
+                for cell in arm.cells:
+                    await _cell(cfg, prepared, scheduler, cell, writer, screen)
+            finally:
+                # Not stopped by a second signal: the engines' end is what matters now.
+                await asyncio.shield(scheduler.__aexit__(None, None, None))
+
+
+def _scheduler(cfg: Any, model: ServedModel, engine_log: Path, guard: ProcessGuard) -> Scheduler:
+    # Hydra turns objects among its arguments into plain dicts, so it makes the constructor and we pass them.
+    make_backend = functools.partial(
+        instantiate(cfg.backend, _partial_=True, _convert_="all"),
+        model=model,
+        seed=cfg.seed,
+        log=engine_log,
+        kill=guard.kill,
+    )
+    return instantiate(cfg.scheduler, _partial_=True, _convert_="all")(make_backend=make_backend)
+
+
+async def _cell(
+    cfg: Any, prepared: Prepared, scheduler: Scheduler, cell: Cell, writer: RecordWriter, screen: Screen
+) -> None:
+    model = prepared.model
+    vocabulary, tokenizer = model.vocab_size, model.has_tokenizer
+    for request in prompts.warmup(cfg, cell, vocabulary, tokenizer):
+        await drive(scheduler, cell, [request], writer.write, cfg.workload.arrivals, cfg.seed)
+    batches = [
+        prompts.measured(cfg, cell, repeat, prepared.questions, vocabulary, tokenizer) for repeat in range(cell.repeats)
+    ]
+    died: set[str] = set()
+    with screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches))) as tally:
+        for repeat, requests in enumerate(batches):
+            seed = prompts.derive_seed(cfg.seed, cell.name, repeat, "arrivals")
+            await drive(scheduler, cell, requests, _sink(writer, tally, died), cfg.workload.arrivals, seed)
+    if died:
+        raise WP1Error(sorted(died)[0])
+
+
+def _sink(writer: RecordWriter, tally: Tally, died: set[str]) -> Callable[[RequestRecord], None]:
+    def write(record: RequestRecord) -> None:
+        writer.write(record)
+        tally.add(record)
+        if record.cause == "engine_died":
+            died.add(record.error or "an engine died")
+
+    return write
+
+
+def _finish(
+    cfg: Any, run_dir: Path, metadata: dict[str, Any], collectors: list[Collector], status: str, reason: str | None
+) -> Outcome:
+    """Marks how the run ended, judges its checks, and writes summary and report."""
+
+    def mark() -> None:
+        metadata.update(status=status, reason=reason, ended=datetime.now(UTC).isoformat(timespec="seconds"))
+        write_json(run_dir / "run_metadata.json", metadata)
+
+    mark()
+    summary = summarise(run_dir, collectors)
+    broken = [f"{check['name']}: {check['detail']}" for check in summary["checks"] if not check["passed"]]
+    if status == "completed" and broken:
+        status, reason = "failed", "; ".join(broken)
+        mark()
+    page = write_report(run_dir, Path(cfg.root) / "outputs" / "reports", metadata, summary)
+    return Outcome(status, reason, run_dir, page, summary)

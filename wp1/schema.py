@@ -1,0 +1,301 @@
+"""The configuration's shape, and every check that needs no model and no engine.
+
+The dataclasses are what Hydra composes `conf/` into: a wrong type or an unknown key does not get past them.
+`check` then refuses values that contradict each other, by a message that names the key to change.
+Checks that need the model's own configuration are in `wp1.serving.fit`.
+"""
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from wp1.errors import ConfigError
+
+
+@dataclass
+class Backend:
+    _target_: str = MISSING
+    engine: dict[str, Any] = field(default_factory=dict)
+    kv_cache_gib: float | None = None
+    startup_timeout_s: float = 900.0
+
+
+@dataclass
+class Scheduler:
+    _target_: str = MISSING
+    mode: str = MISSING
+    replicas: int = 1
+    routing: str = "round_robin"
+    tensor_parallel: int = 1
+    devices: Any = "auto"  # "auto" or a list of GPU indices
+    # Keys of scheduler=disagg; refused under agg.
+    prefill: int | None = None
+    decode: int | None = None
+    first_token: str | None = None
+
+
+@dataclass
+class Model:
+    name: str = MISSING
+    source: str = MISSING  # bundled, hub or random_weights
+    repo: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    max_len: int = MISSING  # tokens
+    dtype: str = "auto"
+    architecture: dict[str, Any] | None = None  # config.json of random weights
+
+
+@dataclass
+class Rope:
+    type: str = "auto"  # auto, none or yarn
+    factor: float | None = None
+    original_max_len: int | None = None  # tokens
+
+
+@dataclass
+class Dataset:
+    name: str = MISSING
+    source: str = MISSING  # builtin or file
+    path: str | None = None
+    limit: int | None = None  # rows
+
+
+@dataclass
+class Workload:
+    prompts: str = "dataset"  # dataset or random
+    prompt_len: int | None = None  # tokens, of random prompts
+    output_len: int = 64  # tokens at most
+    ignore_eos: bool = False
+    num_requests: int | None = None  # None: the whole dataset
+    num_warmup: int = 1
+    concurrency: int = 1
+    request_rate: float = 0.0  # requests/s; 0: closed loop of `concurrency`
+    arrivals: str = "poisson"  # or constant; for request_rate > 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    timeout_s: float = 600.0  # a request
+
+
+@dataclass
+class Slo:
+    name: str = "none"
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+
+
+@dataclass
+class Tracking:
+    enabled: bool = True
+    uri: str = MISSING
+    timeout_s: float = 20.0
+
+
+@dataclass
+class Experiment:
+    name: str = MISSING
+    question: str = ""
+    repeats: int = 1
+    same_tokens: bool = False
+
+
+@dataclass
+class Config:
+    backend: Backend = field(default_factory=Backend)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    model: Model = field(default_factory=Model)
+    rope: Rope = field(default_factory=Rope)
+    dataset: Dataset = field(default_factory=Dataset)
+    workload: Workload = field(default_factory=Workload)
+    slo: Slo = field(default_factory=Slo)
+    collectors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tracking: Tracking = field(default_factory=Tracking)
+    experiment: Experiment = field(default_factory=Experiment)
+    seed: int = 42
+    tags: dict[str, str] = field(default_factory=dict)
+    root: str = MISSING
+
+
+def register() -> None:
+    """Makes `schema` the first entry of conf/config.yaml's defaults."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def resolve(cfg: DictConfig) -> DictConfig:
+    """The composed configuration, resolved and typed, with keys that are not in the schema refused.
+
+    Hydra lets `+key=value` past the structured schema, so it is merged into a fresh one once more.
+    Raises ConfigError for an unknown key or a value that is missing or of the wrong type.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True)
+        unknown = sorted(_unknown_keys(plain, OmegaConf.structured(Config)))
+        if unknown:
+            raise ConfigError(unknown_key_message(unknown[0]))
+        typed = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        missing = sorted(OmegaConf.missing_keys(typed))
+    except OmegaConfBaseException as error:
+        raise ConfigError(one_line(str(error))) from error
+    if missing:
+        raise ConfigError(f"{missing[0]} has no value: set {missing[0]}=...")
+    assert isinstance(typed, DictConfig)
+    return typed
+
+
+def _unknown_keys(given: Any, schema: Any, prefix: str = "") -> list[str]:
+    # A free-form dict (engine arguments, tags, architecture) has no type of its own and takes any key.
+    if not isinstance(given, dict) or not isinstance(schema, DictConfig) or OmegaConf.get_type(schema) is dict:
+        return []
+    found = []
+    for key, value in given.items():
+        if key not in schema.keys():  # noqa: SIM118 - `in` is false for a key whose value is missing
+            found.append(f"{prefix}{key}")
+        elif not OmegaConf.is_missing(schema, key):
+            found += _unknown_keys(value, schema._get_node(key), f"{prefix}{key}.")
+    return found
+
+
+def unknown_key_message(key: str) -> str:
+    """One line for a key that does not exist: the nearest that do, where there are any."""
+    group, _, _ = key.rpartition(".")
+    node = OmegaConf.select(OmegaConf.structured(Config), group) if group else OmegaConf.structured(Config)
+    known = [f"{group}.{name}" if group else str(name) for name in node] if isinstance(node, DictConfig) else []
+    known = [name for name in known if not name.endswith("_target_")]
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    if near:
+        return f"unknown key {key}: did you mean {' or '.join(near)}?"
+    if known:
+        return f"unknown key {key}: {group or 'the top level'} has {', '.join(known)}"
+    return f"unknown key {key}: see `python -m wp1 --cfg job` for those there are"
+
+
+def one_line(message: str) -> str:
+    """A library's message of several lines as one."""
+    return "; ".join(part.strip() for part in message.splitlines() if part.strip())
+
+
+def check(cfg: Any) -> None:
+    """Refuses a configuration that cannot run, whatever the machine. Raises ConfigError, naming the key to change."""
+    _check_values(cfg)
+    _check_scheduler(cfg.scheduler)
+    _check_model(cfg.model)
+    _check_rope(cfg.rope)
+    _check_workload(cfg)
+
+
+def _check_values(cfg: Any) -> None:
+    _one_of("scheduler.routing", cfg.scheduler.routing, "round_robin", "least_loaded")
+    _one_of("model.source", cfg.model.source, "bundled", "hub", "random_weights")
+    _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")
+    _one_of("dataset.source", cfg.dataset.source, "builtin", "file")
+    _one_of("workload.prompts", cfg.workload.prompts, "dataset", "random")
+    _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant")
+    at_least = [
+        ("backend.kv_cache_gib", cfg.backend.kv_cache_gib, 0.001),
+        ("backend.startup_timeout_s", cfg.backend.startup_timeout_s, 1),
+        ("scheduler.replicas", cfg.scheduler.replicas, 1),
+        ("scheduler.tensor_parallel", cfg.scheduler.tensor_parallel, 1),
+        ("model.max_len", cfg.model.max_len, 2),
+        ("rope.factor", cfg.rope.factor, 1),
+        ("rope.original_max_len", cfg.rope.original_max_len, 1),
+        ("dataset.limit", cfg.dataset.limit, 1),
+        ("workload.prompt_len", cfg.workload.prompt_len, 1),
+        ("workload.output_len", cfg.workload.output_len, 1),
+        ("workload.num_requests", cfg.workload.num_requests, 1),
+        ("workload.num_warmup", cfg.workload.num_warmup, 0),
+        ("workload.concurrency", cfg.workload.concurrency, 1),
+        ("workload.request_rate", cfg.workload.request_rate, 0),
+        ("workload.temperature", cfg.workload.temperature, 0),
+        ("workload.timeout_s", cfg.workload.timeout_s, 0.001),
+        ("slo.ttft_ms", cfg.slo.ttft_ms, 0),
+        ("slo.tpot_ms", cfg.slo.tpot_ms, 0),
+        ("tracking.timeout_s", cfg.tracking.timeout_s, 1),
+        ("experiment.repeats", cfg.experiment.repeats, 1),
+        ("seed", cfg.seed, 0),
+    ]
+    for key, value, least in at_least:
+        # Written so that nan is refused too.
+        if value is not None and not value >= least:
+            raise ConfigError(f"{key}={value} is too small: set {key} to {least} or more")
+    if not 0 < cfg.workload.top_p <= 1:
+        raise ConfigError(f"workload.top_p={cfg.workload.top_p} is no share: set workload.top_p above 0, at most 1")
+
+
+def _one_of(key: str, value: str, *allowed: str) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}={value} is not known: set {key} to {' or '.join(allowed)}")
+
+
+def _check_scheduler(scheduler: Any) -> None:
+    _one_of("scheduler.mode", scheduler.mode, "agg")
+    for key in ("prefill", "decode", "first_token"):
+        if scheduler[key] is not None:
+            hint = "scheduler.replicas sets the number of engines" if key != "first_token" else "there is one pool only"
+            raise ConfigError(f"scheduler.{key} is a key of disaggregated serving: drop it, under agg {hint}")
+    devices = scheduler.devices
+    if isinstance(devices, ListConfig):
+        needed = scheduler.replicas * scheduler.tensor_parallel
+        if len(devices) != needed or len(set(devices)) != needed or not all(isinstance(d, int) for d in devices):
+            raise ConfigError(
+                f"scheduler.devices={list(devices)} does not fit: name {needed} different GPU indices "
+                "(scheduler.replicas x scheduler.tensor_parallel), or auto"
+            )
+    elif devices != "auto":
+        raise ConfigError(f"scheduler.devices={devices} is not known: set auto or a list like [0,1]")
+
+
+def _check_model(model: Any) -> None:
+    if model.source == "random_weights" and model.architecture is None:
+        raise ConfigError("model.architecture is empty: model.source=random_weights needs it, see model=llama31_8b_shape")
+    if model.source == "random_weights" and model.path is not None:
+        raise ConfigError("model.path has no use with random weights: drop it, or choose model=llama31_8b or qwen25_7b")
+    if model.source == "hub" and model.path is None and model.repo is None:
+        raise ConfigError("model.repo is empty: set model.repo=owner/name or model.path=FOLDER")
+    if model.path is not None:
+        folder = Path(model.path).expanduser()
+        if not folder.is_dir():
+            raise ConfigError(f"model.path={model.path} is not a folder: name one with config.json and *.safetensors")
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path={model.path} holds no config.json: name the folder of a model")
+
+
+def _check_rope(rope: Any) -> None:
+    if rope.type == "yarn" and rope.factor is None:
+        raise ConfigError("rope.factor is empty: rope=yarn needs it, as in rope.factor=4")
+    if rope.type != "yarn":
+        for key in ("factor", "original_max_len"):
+            if rope[key] is not None:
+                raise ConfigError(f"rope.{key} has no effect with rope={rope.type}: drop it or choose rope=yarn")
+
+
+def _check_workload(cfg: Any) -> None:
+    workload, dataset = cfg.workload, cfg.dataset
+    if dataset.source == "file":
+        if dataset.path is None:
+            raise ConfigError("dataset.path is empty: set dataset.path=FILE.jsonl")
+        if not Path(dataset.path).expanduser().is_file():
+            raise ConfigError(f"dataset.path={dataset.path} is not a file: name a JSONL file")
+    elif dataset.path is not None:
+        raise ConfigError("dataset.path has no effect with a built-in dataset: choose dataset=file as well")
+    if workload.prompts == "random":
+        if workload.prompt_len is None:
+            raise ConfigError("workload.prompt_len is empty: workload.prompts=random needs it, in tokens")
+        if workload.num_requests is None:
+            raise ConfigError("workload.num_requests is empty: workload.prompts=random needs it")
+        if workload.prompt_len + workload.output_len > cfg.model.max_len:
+            raise ConfigError(
+                f"workload.prompt_len={workload.prompt_len} and workload.output_len={workload.output_len} exceed "
+                f"model.max_len={cfg.model.max_len}: lower one of them or raise model.max_len"
+            )
+    elif workload.prompt_len is not None:
+        raise ConfigError("workload.prompt_len has no effect on a dataset's prompts: drop it or choose workload=random")
+    if workload.output_len >= cfg.model.max_len:
+        raise ConfigError(
+            f"workload.output_len={workload.output_len} leaves no room for a prompt in model.max_len="
+            f"{cfg.model.max_len}: lower workload.output_len or raise model.max_len"
+        )

@@ -1,0 +1,100 @@
+"""What a scheduler needs of an engine, whatever serves it."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from wp1.errors import WP1Error
+from wp1.records import Request, RequestRecord
+
+
+class EngineStartError(WP1Error):
+    """An engine did not come up; the message ends with its own last lines."""
+
+
+class EngineDiedError(WP1Error):
+    """An engine's process ended while it had work."""
+
+
+@dataclass(slots=True)
+class EngineTimes:
+    """An engine's own account of one request; seconds on the monotonic clock, None where it did not say."""
+
+    queued: float | None = None
+    scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    preemptions: int = 0
+
+
+@dataclass(slots=True)
+class Chunk:
+    """What an engine streams: the tokens that are new, when the client had them, and on the last one how it ended."""
+
+    t: float  # seconds, monotonic
+    token_ids: list[int]
+    text: str
+    finish_reason: str | None = None  # "stop" or "length" on the last chunk
+    prompt_tokens: int | None = None
+    cached_tokens: int = 0
+    times: EngineTimes | None = None
+    kv_transfer_params: dict[str, Any] | None = None  # of a prefill whose KV is to be fetched
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """One engine as it runs, for run_metadata.json."""
+
+    name: str
+    devices: list[str]
+    startup_s: float
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class ServingBackend(Protocol):
+    """One engine. The constructor is cheap; entering starts the engine and leaving ends its processes."""
+
+    name: str
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def generate(self, request: Request) -> AsyncIterator[Chunk]:
+        """Streams one request's answer. Closing the iterator aborts the request.
+
+        Raises EngineDiedError where the engine is gone, WP1Error where it refuses the request.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """Ends a request early and frees its KV blocks."""
+        ...
+
+    def info(self) -> EngineInfo: ...
+
+
+class Scheduler(Protocol):
+    """Routes requests over pools of engines; entering starts them all."""
+
+    mode: str
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def serve(self, request: Request, record: RequestRecord) -> None:
+        """Takes one request to its end and fills its record on the way, so that what there is survives a cancel.
+
+        A failed request raises nothing: its record says so.
+        """
+        ...
+
+    def pools(self) -> list[dict[str, Any]]:
+        """The pools as they run, for run_metadata.json."""
+        ...

@@ -1,0 +1,273 @@
+"""One real vLLM engine behind AsyncLLM: the only module that imports vllm.
+
+The engine's processes write to the run's engine.log, because wp1 points its own standard output there while engines
+live (see `wp1.console`); the terminal stays readable, and a start-up that fails can show the engine's last lines.
+"""
+
+import asyncio
+import dataclasses
+import difflib
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from wp1 import hardware
+from wp1.errors import ConfigError, WP1Error
+from wp1.records import Request
+from wp1.serving.backend import Chunk, EngineDiedError, EngineInfo, EngineStartError, EngineTimes
+from wp1.serving.fit import kv_pool_bytes
+from wp1.serving.models import ServedModel
+
+# What wp1 decides itself, and the key that decides it.
+OWN_ARGUMENTS = {
+    "model": "model",
+    "tokenizer": "model",
+    "revision": "model.revision",
+    "max_model_len": "model.max_len",
+    "dtype": "model.dtype",
+    "hf_overrides": "rope",
+    "load_format": "model.source",
+    "skip_tokenizer_init": "model.source",
+    "seed": "seed",
+    "tensor_parallel_size": "scheduler.tensor_parallel",
+    "kv_cache_memory_bytes": "backend.kv_cache_gib",
+}
+
+
+def set_environment() -> None:
+    """What must be in the environment before vllm is imported; children inherit it."""
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def check_engine_arguments(engine: dict[str, Any]) -> None:
+    """Raises ConfigError for a name that AsyncEngineArgs does not have, or that another key decides."""
+    set_environment()
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    for name in engine:
+        if name in OWN_ARGUMENTS:
+            raise ConfigError(f"backend.engine.{name} is decided by {OWN_ARGUMENTS[name]}: set that instead")
+        if name not in known:
+            near = difflib.get_close_matches(str(name), sorted(known), n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see vLLM's engine arguments for the names"
+            raise ConfigError(f"backend.engine.{name} is no argument of vLLM's engine: {hint}")
+
+
+class VLLMBackend:
+    """One engine of one model on named devices.
+
+    engine: arguments of AsyncEngineArgs, as in the configuration. kv_cache_gib: the KV pool, None for `fit.kv_pool_bytes`'s choice.
+    gpus: indices for CUDA_VISIBLE_DEVICES; cores: CPU cores to bind to, None for vLLM's own choice.
+    kill: ends the run's engine processes, called when a start-up hangs.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        model: ServedModel,
+        engine: dict[str, Any],
+        kv_cache_gib: float | None,
+        startup_timeout_s: float,
+        tensor_parallel: int,
+        gpus: list[int],
+        cores: list[int] | None,
+        seed: int,
+        log: Path,
+        kill: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self._model = model
+        self._engine_arguments = engine
+        self._kv_bytes = kv_pool_bytes(model, kv_cache_gib)
+        self._timeout = startup_timeout_s
+        self._tensor_parallel = tensor_parallel
+        self._gpus = gpus
+        self._cores = cores
+        self._seed = seed
+        self._log = log
+        self._kill = kill
+        self._engine: Any = None
+        self._startup_s = 0.0
+        self._given_up = False
+        self._log_start = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """The engine arguments as passed to vLLM."""
+        arguments: dict[str, Any] = {
+            "model": str(self._model.folder),
+            "max_model_len": self._model.max_len,
+            "dtype": self._model.dtype,
+            "seed": self._seed,
+            "tensor_parallel_size": self._tensor_parallel,
+            "trust_remote_code": False,
+        }
+        if self._model.random_weights:
+            arguments |= {"load_format": "dummy", "skip_tokenizer_init": True}
+        if self._kv_bytes is not None:
+            arguments["kv_cache_memory_bytes"] = self._kv_bytes
+        if hardware.device_type() == "cpu":
+            # Compiling for two cores takes longer than it saves in a run.
+            arguments["enforce_eager"] = True
+        return arguments | self._engine_arguments
+
+    async def __aenter__(self) -> Self:
+        start = time.monotonic()
+        self._log_start = self._log.stat().st_size if self._log.exists() else 0
+        starting = asyncio.ensure_future(asyncio.to_thread(self._start))
+        try:
+            self._engine = await asyncio.wait_for(asyncio.shield(starting), self._timeout)
+        except TimeoutError as error:
+            await self._give_up(starting)
+            raise EngineStartError(
+                f"engine {self.name} was not up after {self._timeout:g} s (backend.startup_timeout_s)"
+                + self._last_lines()
+            ) from error
+        except asyncio.CancelledError:
+            await self._give_up(starting)
+            raise
+        except Exception as error:
+            self._kill()
+            raise EngineStartError(f"engine {self.name} did not start: {error}" + self._last_lines()) from error
+        self._startup_s = time.monotonic() - start
+        self._check_rope()
+        return self
+
+    def _start(self) -> Any:
+        set_environment()
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        if self._gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._gpus))
+        if self._cores is not None:
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, self._cores))
+        if self._given_up:
+            raise EngineStartError("given up before it began")
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**self.arguments()))
+
+    async def _give_up(self, starting: "asyncio.Future[Any]") -> None:
+        # The thread waits on the engine's process; with that gone it ends by an error that nobody needs.
+        self._given_up = True
+        while not starting.done():
+            self._kill()
+            await asyncio.wait([starting], timeout=0.5)
+        starting.exception()
+
+    def _last_lines(self, count: int = 12) -> str:
+        try:
+            lines = self._log.read_bytes()[self._log_start :].decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        said = [line for line in lines if line.strip()]
+        return "; its last lines:" + "".join(f"\n  {line}" for line in said[-count:]) if said else ""
+
+    def _check_rope(self) -> None:
+        """What the engine says it does with positions must be what was asked for."""
+        wanted, there = self._model.rope, self.rope_in_effect()
+        if wanted.written_as is not None and (
+            there.get("rope_type") != wanted.type or abs(there.get("factor", 0) - wanted.factor) > 1e-6
+        ):
+            raise EngineStartError(f"the engine's rope is {there}, asked for was {wanted.as_dict()}")
+
+    def rope_in_effect(self) -> dict[str, Any]:
+        """The rotary scaling, read back from the engine's own configuration."""
+        config = self._engine.vllm_config.model_config.hf_text_config
+        scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+        return dict(scaling)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await asyncio.to_thread(engine.shutdown)
+
+    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        stream = self._engine.generate(self._prompt(request), self._sampling(request), request.request_id)
+        try:
+            async for output in stream:
+                now = time.monotonic()
+                part = output.outputs[0]
+                chunk = Chunk(now, list(part.token_ids), part.text)
+                if output.finished:
+                    chunk.finish_reason = part.finish_reason
+                    chunk.prompt_tokens = len(output.prompt_token_ids or ())
+                    chunk.cached_tokens = output.num_cached_tokens or 0
+                    chunk.times = _times(output.metrics)
+                    chunk.kv_transfer_params = output.kv_transfer_params
+                yield chunk
+        except EngineDeadError as error:
+            raise EngineDiedError(f"engine {self.name} died: {error}") from error
+        except (ValueError, RuntimeError) as error:
+            raise WP1Error(f"engine {self.name} refused the request: {error}") from error
+        finally:
+            # Closing early aborts the request in the engine.
+            await stream.aclose()
+
+    def _prompt(self, request: Request) -> dict[str, Any]:
+        if isinstance(request.prompt, str):
+            return {"prompt": request.prompt}
+        if request.prompt and isinstance(request.prompt[0], dict):
+            return {"prompt_token_ids": chat_token_ids(self._engine.get_tokenizer(), request.prompt)}
+        return {"prompt_token_ids": request.prompt}
+
+    def _sampling(self, request: Request) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            ignore_eos=request.ignore_eos,
+            detokenize=self._model.has_tokenizer,
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+    async def abort(self, request_id: str) -> None:
+        await self._engine.abort(request_id)
+
+    def info(self) -> EngineInfo:
+        config = self._engine.vllm_config
+        cache = config.cache_config
+        return EngineInfo(
+            name=self.name,
+            devices=[f"cuda:{gpu}" for gpu in self._gpus]
+            or ["cpu" if self._cores is None else "cpu cores " + ",".join(map(str, self._cores))],
+            startup_s=round(self._startup_s, 1),
+            settings={
+                "block_size": cache.block_size,
+                "kv_blocks": cache.num_gpu_blocks,
+                "enforce_eager": config.model_config.enforce_eager,
+                "dtype": str(config.model_config.dtype).removeprefix("torch."),
+                "rope": self.rope_in_effect(),
+            },
+        )
+
+
+def chat_token_ids(tokenizer: Any, chat: Any) -> list[int]:
+    """A chat as token ids by the model's own template, with the opening of the assistant's turn."""
+    return list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False))
+
+
+def _times(stats: Any) -> EngineTimes:
+    """vLLM's RequestStateStats; a zero there means that it did not come to that."""
+    if stats is None:
+        return EngineTimes()
+    return EngineTimes(
+        queued=stats.queued_ts or None,
+        scheduled=stats.scheduled_ts or None,
+        first_token=stats.first_token_ts or None,
+        last_token=stats.last_token_ts or None,
+        preemptions=stats.num_preemptions,
+    )

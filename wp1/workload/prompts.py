@@ -1,0 +1,108 @@
+"""Requests from the configuration: the same seed gives the same prompts on any machine."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from wp1.plan import Cell
+from wp1.records import Chat, Request
+from wp1.workload.dataset import Question
+
+# Warm-up prompts are of their own kind, so that nothing they leave behind can serve a measured one.
+WARMUP_QUESTION = "Count from one to ten in words."
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed of 31 bits that depends on every part, and is the same on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def as_token_ids(text: str) -> list[int]:
+    """The UTF-8 bytes of a text as token ids.
+
+    For random weights, which have no tokenizer: the ids mean nothing to the model, but prompts keep distinct contents
+    and lengths that grow with the text.
+    """
+    return list(text.encode())
+
+
+def random_token_ids(length: int, vocab_size: int, seed: int) -> list[int]:
+    """`length` ids, uniform over the vocabulary less its first 1,000, where models keep their special tokens."""
+    low = min(1000, vocab_size // 2)
+    return np.random.default_rng(seed).integers(low, vocab_size, length).tolist()
+
+
+def measured(cfg: Any, cell: Cell, repeat: int, questions: list[Question], vocab_size: int, tokenizer: bool) -> list[Request]:
+    """The requests of one repeat of a cell, in the order they are sent.
+
+    A dataset's question has the same seed in every repeat, so that repeats can be compared token by token; random
+    prompts differ in every repeat, so that no cache can answer them.
+    """
+    workload = cfg.workload
+    if workload.prompts == "random":
+        count = workload.num_requests
+        return [
+            _request(
+                cfg, cell, repeat, f"{n}",
+                random_token_ids(cell.prompt_len or 0, vocab_size, derive_seed(cfg.seed, cell.name, repeat, n)),
+                label=f"{cell.prompt_len} random tokens",
+                seed=derive_seed(cfg.seed, cell.name, repeat, n, "sampling"),
+            )
+            for n in range(count)
+        ]  # fmt: skip
+    rows = questions if workload.num_requests is None else _cycled(questions, workload.num_requests)
+    return [
+        _request(
+            cfg, cell, repeat, f"{n}-{row.id}",
+            _dataset_prompt(row.prompt, tokenizer),
+            label=row.question,
+            seed=derive_seed(cfg.seed, cell.name, n, "sampling"),
+        )
+        for n, row in enumerate(rows)
+    ]  # fmt: skip
+
+
+def warmup(cfg: Any, cell: Cell, vocab_size: int, tokenizer: bool) -> list[Request]:
+    """The requests sent before a cell is measured: other prompts, of the cell's length where it has one."""
+    requests = []
+    for n in range(cfg.workload.num_warmup):
+        seed = derive_seed(cfg.seed, cell.name, "warm-up", n)
+        if cell.prompt_len is not None:
+            prompt: str | Chat | list[int] = random_token_ids(cell.prompt_len, vocab_size, seed)
+        else:
+            prompt = _dataset_prompt(f"{WARMUP_QUESTION} ({n})", tokenizer)
+        request = _request(cfg, cell, 0, f"warm-up-{n}", prompt, label="warm-up", seed=seed)
+        request.warmup = True
+        request.max_tokens = min(request.max_tokens, 8)
+        requests.append(request)
+    return requests
+
+
+def _request(
+    cfg: Any, cell: Cell, repeat: int, name: str, prompt: str | Chat | list[int], label: str, seed: int
+) -> Request:
+    workload = cfg.workload
+    return Request(
+        request_id=f"{cell.arm}/{cell.name}/r{repeat}/{name}",
+        arm=cell.arm,
+        cell=cell.name,
+        repeat=repeat,
+        prompt=prompt,
+        max_tokens=workload.output_len,
+        seed=seed,
+        label=label,
+        temperature=workload.temperature,
+        top_p=workload.top_p,
+        ignore_eos=workload.ignore_eos,
+        timeout_s=workload.timeout_s,
+    )
+
+
+def _dataset_prompt(text: str, tokenizer: bool) -> Chat | list[int]:
+    return [{"role": "user", "content": text}] if tokenizer else as_token_ids(text)
+
+
+def _cycled(questions: list[Question], count: int) -> list[Question]:
+    return [questions[n % len(questions)] for n in range(count)]
