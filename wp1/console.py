@@ -64,7 +64,11 @@ class Screen:
             answer = " ".join(row["text"].split()) if row["status"] == "ok" else f"{row['status']}: {row['error']}"
             numbers = [f"{row[name]:,.1f}" if row[name] is not None else "—" for name in ("ttft_ms", "tpot_ms")]
             grid.add_row(
-                Text(row["label"]), Text(answer or "(token ids)"), str(row["prompt_tokens"] or "—"), str(row["output_tokens"]), *numbers
+                Text(row["label"]),
+                Text(answer or "(token ids)"),
+                str(row["prompt_tokens"] or "—"),
+                str(row["output_tokens"]),
+                *numbers,
             )
         self.console.print(grid)
 
@@ -72,8 +76,8 @@ class Screen:
     def step(self, text: str) -> Iterator[Callable[[str], None]]:
         """A line with a running clock while something takes long; the caller may say what it is at."""
         with Progress(
-            SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}", markup=False), TimeElapsedColumn(),
-            console=self.console, redirect_stdout=False, redirect_stderr=False,
+            SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(), console=self.console, redirect_stdout=False, redirect_stderr=False,
         ) as progress:  # fmt: skip
             task = progress.add_task(text, total=1)
             try:
@@ -87,8 +91,8 @@ class Screen:
     def requests(self, text: str, total: int) -> Iterator["Tally"]:
         """A bar over requests; failed ones are counted beside it."""
         with Progress(
-            SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(), console=self.console, redirect_stdout=False, redirect_stderr=False,
+            SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), BarColumn(),
+            MofNCompleteColumn(), TimeElapsedColumn(), console=self.console, redirect_stdout=False, redirect_stderr=False,
         ) as progress:  # fmt: skip
             yield Tally(progress, text, total)
 

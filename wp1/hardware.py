@@ -69,7 +69,7 @@ def vllm_version() -> tuple[str, str] | None:
 
 
 def device_type() -> str:
-    """"cuda" where a GPU answers and vLLM is not a CPU build (vLLM's own rule), else "cpu"."""
+    """ "cuda" where a GPU answers and vLLM is not a CPU build (vLLM's own rule), else "cpu"."""
     package, version = vllm_version() or ("vllm", "")
     return "cuda" if gpus() and "cpu" not in package + version else "cpu"
 
@@ -103,7 +103,9 @@ def describe() -> dict[str, Any]:
 
     return {
         "device_type": device_type(),
-        "gpus": [{"index": gpu.index, "name": gpu.name, "memory_gib": round(gpu.memory_bytes / GIB, 1)} for gpu in gpus()],
+        "gpus": [
+            {"index": gpu.index, "name": gpu.name, "memory_gib": round(gpu.memory_bytes / GIB, 1)} for gpu in gpus()
+        ],
         "driver": driver_version(),
         "cpu": _cpu_name(),
         "cores": len(cores()),

@@ -99,7 +99,9 @@ def hydra_message(error: Exception) -> str:
     message = str(error)
     if key := re.search(r"Could not (?:override|append to config.*at) '([^']+)'", message):
         return schema.unknown_key_message(key[1])
-    if option := re.search(r"Could not find '([^']+)/([^/']+)'\s*Available options in '[^']+':\s*(.*?)\s*Config search", message, re.DOTALL):
+    if option := re.search(
+        r"Could not find '([^']+)/([^/']+)'\s*Available options in '[^']+':\s*(.*?)\s*Config search", message, re.DOTALL
+    ):
         return f"{option[1]}={option[2]} does not exist: {option[1]} can be {', '.join(option[3].split())}"
     cause = str(error.__cause__ or "").splitlines()
     return schema.one_line(message) + (f": {cause[0]}" if cause else "")

@@ -19,7 +19,10 @@ def collectors_of(config: dict[str, Any]) -> list[Collector]:
 
 
 def make_report(run_dir: Path, reports: Path) -> Path:
-    """Summary and report of a run's folder; returns the page's path. Raises WP1Error where the folder is none of a run."""
+    """Summary and report of a run's folder; returns the page's path.
+
+    Raises WP1Error where the folder is none of a run.
+    """
     metadata = read_json(run_dir / "run_metadata.json")
     summary = summarise(run_dir, collectors_of(read_config(run_dir)))
     return write_report(run_dir, reports, metadata, summary)

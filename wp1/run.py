@@ -79,7 +79,10 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen) -> Outcome:
 
 
 def prepare(cfg: Any, tell: Callable[[str], None]) -> "Prepared":
-    """The model, and the checks that need it. Raises ConfigError where memory, lengths or engine arguments do not fit."""
+    """The model, and the checks that need it.
+
+    Raises ConfigError where memory, lengths or engine arguments do not fit.
+    """
     model = models.prepare(cfg, tell)
     tell("checking that it fits")
     fit.check_memory(model, cfg, cfg.scheduler.replicas, cfg.scheduler.tensor_parallel)

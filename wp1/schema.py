@@ -251,7 +251,9 @@ def _check_scheduler(scheduler: Any) -> None:
 
 def _check_model(model: Any) -> None:
     if model.source == "random_weights" and model.architecture is None:
-        raise ConfigError("model.architecture is empty: model.source=random_weights needs it, see model=llama31_8b_shape")
+        raise ConfigError(
+            "model.architecture is empty: model.source=random_weights needs it, see model=llama31_8b_shape"
+        )
     if model.source == "random_weights" and model.path is not None:
         raise ConfigError("model.path has no use with random weights: drop it, or choose model=llama31_8b or qwen25_7b")
     if model.source == "hub" and model.path is None and model.repo is None:

@@ -41,7 +41,9 @@ def _same_tokens(requests: pl.DataFrame) -> dict[str, Any]:
         times=pl.len(), answered=(pl.col("status") == "ok").sum(), answers=pl.col("token_ids").n_unique()
     )
     repeats = groups["times"].max() or 0
-    same = groups.filter((pl.col("answers") == 1) & (pl.col("answered") == repeats) & (pl.col("times") == repeats)).height
+    same = groups.filter(
+        (pl.col("answers") == 1) & (pl.col("answered") == repeats) & (pl.col("times") == repeats)
+    ).height
     total = groups.height
     return _result(
         "same seed, same tokens",

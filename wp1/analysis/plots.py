@@ -10,7 +10,9 @@ from wp1.analysis import style
 from wp1.hardware import GIB
 
 
-def run_plots(folder: Path, requests: pl.DataFrame, samples: pl.DataFrame, metadata: dict[str, Any]) -> list[tuple[str, Path]]:
+def run_plots(
+    folder: Path, requests: pl.DataFrame, samples: pl.DataFrame, metadata: dict[str, Any]
+) -> list[tuple[str, Path]]:
     """Every plot that the run has data for, written to `folder`; (caption, file) of each."""
     style.use()
     measured = requests.filter(~pl.col("warmup"))
@@ -24,7 +26,9 @@ def run_plots(folder: Path, requests: pl.DataFrame, samples: pl.DataFrame, metad
             made.append(("How evenly tokens came: every gap between two of them.", folder / "itl.png"))
             _gaps(answered, made[-1][1], mark)
     if samples.height and measured.height:
-        made.append(("The devices over the run; the shaded part is measured, before it engines start.", folder / "device.png"))
+        made.append(
+            ("The devices over the run; the shaded part is measured, before it engines start.", folder / "device.png")
+        )
         _devices(samples, measured, made[-1][1], mark)
     return made
 
@@ -43,7 +47,9 @@ def _requests(answered: pl.DataFrame, path: Path, mark: str, most: int = 40) -> 
     figure, axes = plt.subplots(figsize=(style.WIDTH, 1.2 + 0.26 * rows.height))
     left = np.zeros(rows.height)
     for (name, values), colour in zip(parts.items(), (colours[7], colours[1], colours[0]), strict=True):
-        axes.barh(np.arange(rows.height), values.to_numpy(), left=left, color=colour, label=name, height=0.72, linewidth=0)
+        axes.barh(
+            np.arange(rows.height), values.to_numpy(), left=left, color=colour, label=name, height=0.72, linewidth=0
+        )
         left += values.to_numpy()
     names = [
         f"{_shorten(label, 34)}  r{repeat}, {tokens} tok"
@@ -98,7 +104,11 @@ def _devices(samples: pl.DataFrame, measured: pl.DataFrame, path: Path, mark: st
         axes.margins(x=0)
         sns.despine(ax=axes)
     memory.set(ylabel="GiB", title=f"{'Resident memory of the engines, host' if host else 'GPU memory in use'}{mark}")
-    load.set(ylabel="% of a core" if host else "%", xlabel="s", title="CPU load of the engines, host" if host else "GPU utilisation")
+    load.set(
+        ylabel="% of a core" if host else "%",
+        xlabel="s",
+        title="CPU load of the engines, host" if host else "GPU utilisation",
+    )
     if not host:
         memory.legend(frameon=False)
     style.save(figure, path)

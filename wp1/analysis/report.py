@@ -20,9 +20,9 @@ LATENCY_ROWS = (
     ("client_delay_ms", "client delay"),
 )
 HOW_TO_READ = """\
-- **TTFT**: first output token − intended arrival; **queue** (the wait until the engine scheduled it) and **prefill** are \
-its parts.
-- **TPOT**: (last token − first token) / (output tokens − 1); **ITL**: the single gaps; **E2E**: last token − intended arrival.
+- **TTFT**: first output token − intended arrival; its parts are **queue** (until the engine scheduled it) and **prefill**.
+- **TPOT**: (last token − first token) / (output tokens − 1); **ITL**: the single gaps.
+- **E2E**: last token − intended arrival.
 - **client delay**: how late wp1 itself sent; it is part of TTFT.
 - Warm-up requests and engine start are not in any figure; failed requests are counted, and have no latencies."""
 
@@ -54,7 +54,10 @@ def _head(metadata: dict[str, Any]) -> str:
     question = f": {metadata['question']}" if metadata["question"] else ""
     lines = [f"# {metadata['experiment'].upper()}{question}", ""]
     status = metadata["status"] + (f": {metadata['reason']}" if metadata["reason"] else "")
-    lines.append(f"**{status}** · `{metadata['run_id']}` · {metadata['started']} · configuration `{metadata['config_hash'][:12]}`")
+    lines.append(
+        f"**{status}** · `{metadata['run_id']}` · {metadata['started']} · "
+        f"configuration `{metadata['config_hash'][:12]}`"
+    )
     for label in metadata["labels"]:
         lines += ["", f"> **{label}**: the output means nothing, speed and memory do."]
     return "\n".join(lines)
@@ -72,7 +75,16 @@ def _answers(requests: pl.DataFrame, most: int = 20) -> str:
             answer = _cell(row["text"])
         else:
             answer = f"*token ids* {' '.join(map(str, row['token_ids'][:8]))} …"
-        rows.append([_cell(row["label"]), answer, row["prompt_tokens"], row["output_tokens"], _ms(row["ttft_ms"]), _ms(row["tpot_ms"])])
+        rows.append(
+            [
+                _cell(row["label"]),
+                answer,
+                row["prompt_tokens"],
+                row["output_tokens"],
+                _ms(row["ttft_ms"]),
+                _ms(row["tpot_ms"]),
+            ]
+        )
     more = f"\n\nThe first {most} of {first.height}; all are in records.jsonl." if first.height > most else ""
     header = ["question", "answer", "prompt tokens", "output tokens", "TTFT ms", "TPOT ms"]
     return "## Answers, first repeat\n\n" + table(header, rows, "llrrrr") + more
@@ -99,8 +111,14 @@ def _latency(summary: dict[str, Any]) -> str:
             parts.append(table(["", "n", "mean [95 %]", "p50", "p90", "p95", "p99"], rows, "lrrrrrr"))
     attained = summary["slo"]["attainment"]
     if attained is not None:
-        limits = [f"{k[:4].upper()} ≤ {summary['slo'][k]:g} ms" for k in ("ttft_ms", "tpot_ms") if summary["slo"][k] is not None]
-        parts.append(f"SLO `{summary['slo']['name']}` ({', '.join(limits)}): attained by {attained:.1%} of all requests sent.")
+        limits = [
+            f"{k[:4].upper()} ≤ {summary['slo'][k]:g} ms"
+            for k in ("ttft_ms", "tpot_ms")
+            if summary["slo"][k] is not None
+        ]
+        parts.append(
+            f"SLO `{summary['slo']['name']}` ({', '.join(limits)}): attained by {attained:.1%} of all requests sent."
+        )
     return "\n\n".join(parts)
 
 
@@ -111,7 +129,14 @@ def _devices(summary: dict[str, Any]) -> str:
     rows = []
     for name, d in profile["devices"].items():
         rows.append(
-            [name, *(_fixed(d[f"{key}_{end}"]) for key in ("memory_gib", "utilisation_percent", "power_w") for end in ("mean", "peak"))]
+            [
+                name,
+                *(
+                    _fixed(d[f"{key}_{end}"])
+                    for key in ("memory_gib", "utilisation_percent", "power_w")
+                    for end in ("mean", "peak")
+                ),
+            ]
         )
     host = any(d["kind"] == "host" for d in profile["devices"].values())
     note = (
@@ -140,7 +165,9 @@ def _failures(requests: pl.DataFrame) -> str:
 def _setting(metadata: dict[str, Any]) -> str:
     model, hardware = metadata["model"], metadata["hardware"]
     gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in hardware["gpus"])
-    rows = [["hardware", gpus or f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB, no GPU used"]]
+    rows = [
+        ["hardware", gpus or f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB, no GPU used"]
+    ]
     if model:
         rope = model["rope"]
         scaled = "as the model has it" if rope["written_as"] is None else f"written as {rope['written_as']}"
@@ -152,8 +179,11 @@ def _setting(metadata: dict[str, Any]) -> str:
     for pool in metadata["pools"]:
         for engine in pool["engines"]:
             s = engine["settings"]
-            text = f"{', '.join(engine['devices'])}; {s['dtype']}; {s['kv_blocks']} KV blocks of {s['block_size']}; up in {engine['startup_s']} s"
-            rows.append([f"engine {engine['name']}", f"{' and '.join(pool['phases'])}; {text}"])
+            text = (
+                f"{' and '.join(pool['phases'])}; {', '.join(engine['devices'])}; {s['dtype']}; "
+                f"{s['kv_blocks']} KV blocks of {s['block_size']} tokens; up in {engine['startup_s']} s"
+            )
+            rows.append([f"engine {engine['name']}", text])
     git = metadata["git"]
     if git:
         rows.append(["code", f"`{git['commit'][:12]}`{' with local changes' if git['dirty'] else ''}"])
@@ -164,7 +194,11 @@ def _setting(metadata: dict[str, Any]) -> str:
 
 def _files(run_dir: Path, page: Path, metadata: dict[str, Any]) -> str:
     where = os.path.relpath(run_dir, page.parent)
-    names = [name for name in ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "engine.log") if (run_dir / name).exists()]
+    names = [
+        name
+        for name in ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "engine.log")
+        if (run_dir / name).exists()
+    ]
     links = ", ".join(f"[{name}]({where}/{name})" for name in names)
     overrides = shlex.join(metadata["command"][1:])
     return f"## Again\n\n```\npython -m wp1 {overrides}".rstrip() + f"\n```\n\nFiles of this run: {links}."

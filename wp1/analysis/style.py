@@ -19,7 +19,12 @@ def use() -> None:
 
     sns.set_theme(context="paper", style="whitegrid", palette=PALETTE, font_scale=1.15)
     matplotlib.rcParams.update(
-        {"figure.constrained_layout.use": True, "axes.titleweight": "bold", "axes.titlelocation": "left", "grid.linewidth": 0.5}
+        {
+            "figure.constrained_layout.use": True,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "grid.linewidth": 0.5,
+        }
     )
 
 

@@ -13,8 +13,8 @@ from wp1.collectors import Collector
 from wp1.errors import WP1Error
 
 SAMPLE_COLUMNS = (
-    "request_id", "arm", "cell", "repeat", "label", "status", "error", "prompt_tokens", "output_tokens", "cached_tokens",
-    "finish_reason", "pool", "prefill_engine", "decode_engine", *metrics.LATENCIES,
+    "request_id", "arm", "cell", "repeat", "label", "status", "error", "prompt_tokens", "output_tokens",
+    "cached_tokens", "finish_reason", "pool", "prefill_engine", "decode_engine", *metrics.LATENCIES,
 )  # fmt: skip
 
 

@@ -154,6 +154,14 @@ def _host_reader() -> tuple[Callable[[], list[Sample]], Callable[[], None]]:
                     load += process.cpu_percent()
             except psutil.Error:
                 del tree[pid]
-        return [{"t": round(now, 4), "device": "host", "memory_bytes": memory, "utilisation": round(load, 1), "power_w": None}]
+        return [
+            {
+                "t": round(now, 4),
+                "device": "host",
+                "memory_bytes": memory,
+                "utilisation": round(load, 1),
+                "power_w": None,
+            }
+        ]
 
     return read, lambda: None

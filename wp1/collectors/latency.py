@@ -31,6 +31,8 @@ class LatencyStatsCollector:
                 f"{arm}/{cell}": metrics.latency(rows)
                 for (arm, cell), rows in measured.group_by("arm", "cell", maintain_order=True)
             },
-            "samples": measured.select(names).to_dict(as_series=False) if measured.height <= MAX_INLINE_SAMPLES else None,
+            "samples": measured.select(names).to_dict(as_series=False)
+            if measured.height <= MAX_INLINE_SAMPLES
+            else None,
             "samples_file": "artifacts/requests.csv",
         }

@@ -78,7 +78,9 @@ class AggregatedScheduler:
         return min(range(len(self._engines)), key=lambda n: self._in_flight[n])
 
     def pools(self) -> list[dict[str, Any]]:
-        return [{"pool": self.mode, "phases": ["prefill", "decode"], "engines": [asdict(e.info()) for e in self._engines]}]
+        return [
+            {"pool": self.mode, "phases": ["prefill", "decode"], "engines": [asdict(e.info()) for e in self._engines]}
+        ]
 
 
 def _gpus_there() -> list[int]:

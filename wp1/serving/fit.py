@@ -24,20 +24,20 @@ def kv_pool_bytes(model: ServedModel, kv_cache_gib: float | None) -> int | None:
 
 
 def check_memory(model: ServedModel, cfg: Any, engines: int, tensor_parallel: int) -> None:
-    """Raises ConfigError where the KV of one request of model.max_len has no room: says how much is needed and there."""
+    """Raises ConfigError where the KV of one request of model.max_len has no room, with what is needed and there."""
     one_request = model.kv_bytes_per_token * model.max_len
     pool = kv_pool_bytes(model, cfg.backend.kv_cache_gib)
     if pool is not None and pool < one_request:
         raise ConfigError(
-            f"backend.kv_cache_gib={cfg.backend.kv_cache_gib:g} is too little: one request of model.max_len={model.max_len} "
-            f"needs {_gib(one_request)} of KV; raise backend.kv_cache_gib or lower model.max_len"
+            f"backend.kv_cache_gib={cfg.backend.kv_cache_gib:g} is too little: one request of "
+            f"model.max_len={model.max_len} needs {_gib(one_request)} of KV; raise backend.kv_cache_gib or lower model.max_len"
         )
     if hardware.device_type() == "cuda":
         found = hardware.gpus()
         if engines * tensor_parallel > len(found):
             raise ConfigError(
-                f"scheduler asks for {engines * tensor_parallel} GPUs (engines x scheduler.tensor_parallel) and there are "
-                f"{len(found)}: lower scheduler.replicas or scheduler.tensor_parallel"
+                f"scheduler asks for {engines * tensor_parallel} GPUs (engines x scheduler.tensor_parallel) and there "
+                f"are {len(found)}: lower scheduler.replicas or scheduler.tensor_parallel"
             )
         share = float(cfg.backend.engine.get("gpu_memory_utilization", GPU_SHARE))
         there = int(min(gpu.memory_bytes for gpu in found) * share) * tensor_parallel

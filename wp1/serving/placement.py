@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 
-def gpu_indices(engines: int, tensor_parallel: int, devices: Sequence[int] | str, gpus_there: Sequence[int]) -> list[list[int]]:
+def gpu_indices(
+    engines: int, tensor_parallel: int, devices: Sequence[int] | str, gpus_there: Sequence[int]
+) -> list[list[int]]:
     """GPU indices for each engine, `tensor_parallel` of them, in turn; [] for each where there is no GPU."""
     if not gpus_there:
         return [[] for _ in range(engines)]

@@ -35,7 +35,7 @@ def scaling_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def type_of(config: dict[str, Any]) -> str:
-    """"default" (unscaled), "yarn", "llama3", ...: `rope_type`, or `type` in older configurations."""
+    """ "default" (unscaled), "yarn", "llama3", ...: `rope_type`, or `type` in older configurations."""
     scaling = scaling_of(config)
     return scaling.get("rope_type") or scaling.get("type") or "default"
 
@@ -75,8 +75,8 @@ def apply(config: dict[str, Any], rope: Any, max_len: int) -> tuple[dict[str, An
         )
     if own.type != "default":
         raise ConfigError(
-            f"model.max_len={max_len} is beyond {native} tokens, which this model reaches by scaling of type {own.type}; "
-            "rope=auto does not stack YaRN on that: lower model.max_len, or choose rope=yarn with rope.factor and "
+            f"model.max_len={max_len} is beyond {native} tokens, which this model reaches by scaling of type "
+            f"{own.type}; rope=auto does not stack YaRN on that: lower model.max_len, or choose rope=yarn with rope.factor and "
             "rope.original_max_len"
         )
     factor = max_len / native

@@ -62,7 +62,8 @@ def check_engine_arguments(engine: dict[str, Any]) -> None:
 class VLLMBackend:
     """One engine of one model on named devices.
 
-    engine: arguments of AsyncEngineArgs, as in the configuration. kv_cache_gib: the KV pool, None for `fit.kv_pool_bytes`'s choice.
+    engine: arguments of AsyncEngineArgs, as in the configuration.
+    kv_cache_gib: the KV pool, None for `fit.kv_pool_bytes`'s choice.
     gpus: indices for CUDA_VISIBLE_DEVICES; cores: CPU cores to bind to, None for vLLM's own choice.
     kill: ends the run's engine processes, called when a start-up hangs.
     """

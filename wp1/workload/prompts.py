@@ -34,7 +34,9 @@ def random_token_ids(length: int, vocab_size: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(low, vocab_size, length).tolist()
 
 
-def measured(cfg: Any, cell: Cell, repeat: int, questions: list[Question], vocab_size: int, tokenizer: bool) -> list[Request]:
+def measured(
+    cfg: Any, cell: Cell, repeat: int, questions: list[Question], vocab_size: int, tokenizer: bool
+) -> list[Request]:
     """The requests of one repeat of a cell, in the order they are sent.
 
     A dataset's question has the same seed in every repeat, so that repeats can be compared token by token; random

@@ -1,0 +1,35 @@
+# Every target sets up what it needs; the second call finds it done.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON_VENV := .venv/bin/python
+
+.PHONY: help setup run test check bench ui lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv with what fits this machine (WP1_EXTRA=cpu|cuda overrides)
+	@requirements/install.sh
+
+run: setup ## run E0 on the bundled model, on whatever is there
+	@$(PYTHON_VENV) -m wp1 $(ARGS)
+
+test: setup ## all tests, those that start real engines on the CPU included
+	@$(PYTHON_VENV) -m pytest $(ARGS)
+
+check: setup ## ruff and pyright
+	@$(PYTHON_VENV) -m ruff check . && $(PYTHON_VENV) -m ruff format --check . && $(PYTHON_VENV) -m pyright
+
+bench: setup ## wp1 against vLLM alone, and what composing and sampling cost; ratios, side by side
+	@$(PYTHON_VENV) -m tests.bench $(ARGS)
+
+ui: setup ## MLflow's page on this machine, port 5000 (PORT=...)
+	@$(PYTHON_VENV) -m mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db \
+	  --default-artifact-root $(CURDIR)/mlartifacts --host 127.0.0.1 --port $(or $(PORT),5000)
+
+lock: setup ## remake the pins in requirements/
+	@requirements/lock.sh
+
+clean: ## remove .venv and tool caches; runs stay
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
