@@ -92,7 +92,8 @@ class Screen:
         """A bar over requests; failed ones are counted beside it."""
         with Progress(
             SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), BarColumn(),
-            MofNCompleteColumn(), TimeElapsedColumn(), console=self.console, redirect_stdout=False, redirect_stderr=False,
+            MofNCompleteColumn(), TimeElapsedColumn(),
+            console=self.console, redirect_stdout=False, redirect_stderr=False,
         ) as progress:  # fmt: skip
             yield Tally(progress, text, total)
 

@@ -80,6 +80,7 @@ def main() -> None:
     """`python -m wp1` and `wp1`. Exit codes: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
     # Hydra then hands us its errors, which we say in one line, instead of printing them over several.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    sys.argv[1:] = [schema.with_plus(argument) for argument in sys.argv[1:]]
     try:
         _job()
     except KeyboardInterrupt:

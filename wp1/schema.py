@@ -6,6 +6,7 @@ Checks that need the model's own configuration are in `wp1.serving.fit`.
 """
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,16 @@ class Config:
     root: str = MISSING
 
 
+# Parts that take keys of somebody else's making. Hydra wants a plus before a key that it does not know yet; nobody who
+# writes backend.engine.block_size=32 means anything else.
+FREE_FORM = re.compile(r"(backend\.engine|model\.architecture|tags|collectors)\.[^=]+=")
+
+
+def with_plus(argument: str) -> str:
+    """A command-line override as Hydra takes it."""
+    return f"++{argument}" if FREE_FORM.match(argument) else argument
+
+
 def register() -> None:
     """Makes `schema` the first entry of conf/config.yaml's defaults."""
     ConfigStore.instance().store(name="schema", node=Config)
@@ -149,7 +160,9 @@ def resolve(cfg: DictConfig) -> DictConfig:
 
 def _unknown_keys(given: Any, schema: Any, prefix: str = "") -> list[str]:
     # A free-form dict (engine arguments, tags, architecture) has no type of its own and takes any key.
-    if not isinstance(given, dict) or not isinstance(schema, DictConfig) or OmegaConf.get_type(schema) is dict:
+    if not isinstance(given, dict) or not isinstance(schema, DictConfig):
+        return []
+    if schema._is_none() or OmegaConf.get_type(schema) is dict:
         return []
     found = []
     for key, value in given.items():
@@ -189,6 +202,9 @@ def check(cfg: Any) -> None:
 
 
 def _check_values(cfg: Any) -> None:
+    for group in ("backend", "scheduler"):
+        if not cfg[group]._target_.startswith("wp1."):
+            raise ConfigError(f"{group}._target_={cfg[group]._target_} is not wp1's: choose {group}=... instead")
     _one_of("scheduler.routing", cfg.scheduler.routing, "round_robin", "least_loaded")
     _one_of("model.source", cfg.model.source, "bundled", "hub", "random_weights")
     _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")

@@ -20,7 +20,7 @@ LATENCY_ROWS = (
     ("client_delay_ms", "client delay"),
 )
 HOW_TO_READ = """\
-- **TTFT**: first output token − intended arrival; its parts are **queue** (until the engine scheduled it) and **prefill**.
+- **TTFT**: first output token − intended arrival; its parts: **queue** (until scheduled) and **prefill**.
 - **TPOT**: (last token − first token) / (output tokens − 1); **ITL**: the single gaps.
 - **E2E**: last token − intended arrival.
 - **client delay**: how late wp1 itself sent; it is part of TTFT.
@@ -53,7 +53,10 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
 def _head(metadata: dict[str, Any]) -> str:
     question = f": {metadata['question']}" if metadata["question"] else ""
     lines = [f"# {metadata['experiment'].upper()}{question}", ""]
-    status = metadata["status"] + (f": {metadata['reason']}" if metadata["reason"] else "")
+    status = "unfinished (still running, or killed)" if metadata["status"] == "running" else metadata["status"]
+    # An engine's last lines are in the reason, after its first line.
+    reason = (metadata["reason"] or "").splitlines()
+    status += f": {reason[0]}" if reason else ""
     lines.append(
         f"**{status}** · `{metadata['run_id']}` · {metadata['started']} · "
         f"configuration `{metadata['config_hash'][:12]}`"

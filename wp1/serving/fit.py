@@ -30,7 +30,8 @@ def check_memory(model: ServedModel, cfg: Any, engines: int, tensor_parallel: in
     if pool is not None and pool < one_request:
         raise ConfigError(
             f"backend.kv_cache_gib={cfg.backend.kv_cache_gib:g} is too little: one request of "
-            f"model.max_len={model.max_len} needs {_gib(one_request)} of KV; raise backend.kv_cache_gib or lower model.max_len"
+            f"model.max_len={model.max_len} needs {_gib(one_request)} of KV; "
+            "raise backend.kv_cache_gib or lower model.max_len"
         )
     if hardware.device_type() == "cuda":
         found = hardware.gpus()

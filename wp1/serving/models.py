@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from wp1.errors import ConfigError
 from wp1.serving import rope
 
@@ -74,7 +76,9 @@ def prepare(cfg: Any, progress: Callable[[str], None] = lambda _: None) -> Serve
     """
     model = cfg.model
     if model.source == "random_weights":
-        folder, config = None, dict(model.architecture)
+        folder, config = None, OmegaConf.to_container(model.architecture)
+        assert isinstance(config, dict)
+        config = {str(key): value for key, value in config.items()}
     else:
         folder = _source_folder(model, progress)
         config = _read_config(folder)
@@ -118,7 +122,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text())
         int(config.get("text_config", config)["max_position_embeddings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{folder / 'config.json'} is no model configuration ({error!r}): check model.path"
         ) from error

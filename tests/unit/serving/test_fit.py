@@ -1,0 +1,69 @@
+"""Too little memory is said before an engine starts, with what is needed and what there is."""
+
+import pytest
+
+from tests.conftest import Compose
+from wp1 import hardware
+from wp1.errors import ConfigError
+from wp1.hardware import GIB, Gpu
+from wp1.serving import fit, models
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "device_type", lambda: "cpu")
+    monkeypatch.setattr(hardware, "available_memory_bytes", lambda: 40 * GIB)
+
+
+@pytest.fixture
+def on_h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "device_type", lambda: "cuda")
+    monkeypatch.setattr(hardware, "gpus", lambda: (Gpu(0, "NVIDIA H100", 80 * GIB),))
+
+
+def test_a_host_with_room(config: Compose, on_cpu: None) -> None:
+    cfg = config("model=llama31_8b_shape", "model.max_len=16384")
+    fit.check_memory(models.prepare(cfg), cfg, engines=1, tensor_parallel=1)
+
+
+def test_a_host_without(config: Compose, on_cpu: None) -> None:
+    cfg = config("model=llama31_8b_shape")
+    # 14.96 GiB of weights, and 4 x 16 GiB of KV.
+    with pytest.raises(ConfigError, match=r"model\.max_len=131072 .* need 78\.96 GiB, .* 40\.00 GiB"):
+        fit.check_memory(models.prepare(cfg), cfg, engines=1, tensor_parallel=1)
+
+
+def test_replicas_share_a_host(config: Compose, on_cpu: None) -> None:
+    cfg = config("model=llama31_8b_shape", "model.max_len=16384")
+    with pytest.raises(ConfigError, match=r"scheduler\.replicas"):
+        fit.check_memory(models.prepare(cfg), cfg, engines=2, tensor_parallel=1)
+
+
+def test_a_pool_too_small_for_one_request(config: Compose, on_cpu: None) -> None:
+    cfg = config("model=llama31_8b_shape", "model.max_len=16384", "backend.kv_cache_gib=1")
+    with pytest.raises(ConfigError, match=r"backend\.kv_cache_gib=1 .* needs 2\.00 GiB"):
+        fit.check_memory(models.prepare(cfg), cfg, engines=1, tensor_parallel=1)
+
+
+def test_one_request_of_131072_tokens_fits_an_h100(config: Compose, on_h100: None) -> None:
+    cfg = config("model=llama31_8b_shape")
+    fit.check_memory(models.prepare(cfg), cfg, engines=1, tensor_parallel=1)
+
+
+def test_a_share_of_the_gpu_that_is_too_small(config: Compose, on_h100: None) -> None:
+    cfg = config("model=llama31_8b_shape", "+backend.engine.gpu_memory_utilization=0.2")
+    with pytest.raises(ConfigError, match=r"need 30\.96 GiB, .* 16\.00 GiB"):
+        fit.check_memory(models.prepare(cfg), cfg, engines=1, tensor_parallel=1)
+
+
+def test_more_gpus_than_there_are(config: Compose, on_h100: None) -> None:
+    cfg = config("scheduler.replicas=2", "model=llama31_8b_shape")
+    with pytest.raises(ConfigError, match=r"asks for 2 GPUs .* there are 1"):
+        fit.check_memory(models.prepare(cfg), cfg, engines=2, tensor_parallel=1)
+
+
+def test_a_prompt_that_is_too_long_is_named(config: Compose) -> None:
+    model = models.prepare(config("model=llama31_8b_shape", "model.max_len=100"))
+    fit.check_lengths(model, {"short": 36}, output_len=64)
+    with pytest.raises(ConfigError, match=r"'long' of 37 tokens .* model\.max_len=100"):
+        fit.check_lengths(model, {"short": 36, "long": 37}, output_len=64)

@@ -1,0 +1,59 @@
+"""Processes that carry the mark do not outlive the run; others are left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from wp1.serving.guard import MARK, ProcessGuard, marked
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+def _gone(pid: int, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_leaving_ends_what_was_started_inside() -> None:
+    before = subprocess.Popen(SLEEP)
+    with ProcessGuard() as guard:
+        inside = subprocess.Popen(SLEEP, start_new_session=True)
+        time.sleep(0.2)
+        assert guard.pids() == [inside.pid]
+    assert inside.wait(timeout=5) == -signal.SIGKILL
+    assert before.poll() is None
+    assert MARK not in os.environ
+    before.kill()
+    before.wait()
+
+
+def test_a_killed_run_takes_its_processes_along() -> None:
+    """The run's process is killed by -9; a grandchild in a session of its own, which nobody waits for, must go too."""
+    run = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys, time\n"
+            "from wp1.serving.guard import ProcessGuard\n"
+            "with ProcessGuard() as guard:\n"
+            "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)\n"
+            "    print(child.pid, guard.token, flush=True)\n"
+            "    time.sleep(60)\n",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    child, token = run.stdout.readline().split()
+    run.kill()
+    run.wait()
+    assert _gone(int(child), within_s=5)
+    assert marked(token) == []

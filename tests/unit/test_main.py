@@ -1,0 +1,77 @@
+"""The command line, as a user has it: quick answers, one clear line for bad input, and its exit code."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+
+
+def _wp1(*arguments: str, root: Path | None = None) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "wp1", *arguments, *([f"root={root}"] if root else [])]
+    return subprocess.run(words, check=False, capture_output=True, text=True, cwd=REPO, timeout=60)
+
+
+@pytest.mark.parametrize("flag", [["--help"], ["--cfg", "job"], ["--info", "defaults-tree"]])
+def test_questions_about_the_configuration_are_answered(flag: list[str]) -> None:
+    done = _wp1(*flag)
+    assert done.returncode == 0
+    assert "smollm2_135m" in done.stdout
+
+
+def test_composing_imports_nothing_heavy() -> None:
+    """What makes `--cfg job` answer in under two seconds; the time itself is in `make bench`."""
+    probe = (
+        "import sys; sys.argv = ['wp1', '--cfg', 'job']\n"
+        "from wp1.main import main\n"
+        "main()\n"
+        "heavy = {'torch', 'vllm', 'mlflow', 'transformers', 'datasets', 'polars', 'matplotlib', 'numpy'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True, cwd=REPO)
+    assert "HEAVY []" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.max_ln=3"], "unknown key model.max_ln: did you mean model.max_len"),
+        (["+nonsense=3"], "unknown key nonsense"),
+        (["scheduler=fastest"], "scheduler=fastest does not exist: scheduler can be agg"),
+        (["seed=abc"], "seed"),
+        (["seed=[1"], "[1"),
+        (["workload.request_rate=-1"], "workload.request_rate"),
+        (["dataset=file", "dataset.path=/no/such"], "dataset.path"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = _wp1(*arguments, root=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert list((tmp_path / "outputs").glob("run-*")) == []
+
+
+def test_every_bad_job_of_a_sweep_is_told(tmp_path: Path) -> None:
+    done = _wp1("-m", "workload.request_rate=-1,-2", root=tmp_path)
+    assert done.returncode == 2
+    assert "workload.request_rate=-1.0" in done.stderr
+    assert "workload.request_rate=-2.0" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["wp1.report", "wp1.track"])
+def test_a_folder_that_is_no_run_is_one_line(module: str, tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(tmp_path)], check=False, capture_output=True, text=True, cwd=REPO
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert str(tmp_path) in done.stderr
+    assert time.monotonic() - start < 30

@@ -1,0 +1,155 @@
+"""The whole way from a configuration to a report, with an engine double in the backend's place."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.conftest import Compose
+from tests.double import DoubleBackend
+from wp1 import run as run_module
+from wp1.analysis.summary import read_json
+from wp1.console import Screen
+from wp1.errors import ConfigError
+from wp1.records import read_records
+from wp1.report import make_report
+
+TINY = (
+    "model=llama31_8b_shape",
+    "model.max_len=4096",
+    "model.architecture.hidden_size=64",
+    "model.architecture.num_hidden_layers=1",
+    "workload.output_len=4",
+)
+RUN_ID = "run-20260101T000000Z-00000000"
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[DoubleBackend]:
+    fresh = type("Fresh", (DoubleBackend,), {"started": [], "stopped": []})
+    monkeypatch.setattr("wp1.serving.vllm_backend.VLLMBackend", fresh)
+    # Importing vllm takes longer than all unit tests together; engine tests have this check.
+    monkeypatch.setattr(run_module, "check_engine_arguments", lambda engine: None)
+    monkeypatch.setenv("WP1_CACHE", str(tmp_path / "cache"))
+    return fresh
+
+
+def _run(config: Compose, tmp_path: Path, *overrides: str) -> run_module.Outcome:
+    cfg = config(*TINY, *overrides)
+    with Screen() as screen:
+        return run_module.run(cfg, tmp_path / "outputs" / RUN_ID, RUN_ID, screen)
+
+
+def test_e0_leaves_everything_a_run_leaves(config: Compose, double: Any, tmp_path: Path) -> None:
+    outcome = _run(config, tmp_path)
+    assert (outcome.status, outcome.reason) == ("completed", None)
+    records = read_records(outcome.run_dir / "records.jsonl")
+    assert len(records) == 13
+    assert [record.warmup for record in records].count(True) == 1
+    metadata = read_json(outcome.run_dir / "run_metadata.json")
+    assert metadata["status"] == "completed"
+    assert metadata["labels"] == ["random weights"]
+    assert len(metadata["config_hash"]) == 64
+    assert metadata["pools"][0]["engines"][0]["name"] == "agg-0"
+    summary = read_json(outcome.run_dir / "summary.json")
+    assert summary["profiling"]["latency"]["overall"]["ok"] == 12
+    assert len(summary["profiling"]["latency"]["samples"]["ttft_ms"]) == 12
+    assert [check["passed"] for check in summary["checks"]] == [True, True, True]
+    assert OmegaConf.load(outcome.run_dir / "config.yaml").seed == 42
+    assert outcome.report is not None
+    page = outcome.report.read_text()
+    assert "random weights" in page
+    for picture in re.findall(r"\]\((\S+\.png)\)", page):
+        assert (outcome.report.parent / picture).is_file()
+    assert double.started == double.stopped == ["agg-0"]
+
+
+def test_the_report_is_made_again_with_the_same_bytes(config: Compose, double: Any, tmp_path: Path) -> None:
+    outcome = _run(config, tmp_path)
+    assert outcome.report is not None
+    reports = outcome.report.parent
+    files = [outcome.report, outcome.run_dir / "summary.json", *sorted((reports / RUN_ID).iterdir())]
+    before = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
+    make_report(outcome.run_dir, reports)
+    assert [file.read_bytes() for file in files] == before
+    assert len(files) >= 4
+
+
+def test_other_tokens_from_the_same_seed_fail_the_run(config: Compose, double: Any, tmp_path: Path) -> None:
+    double.drift = True
+    outcome = _run(config, tmp_path)
+    assert outcome.status == "failed"
+    assert "same seed, same tokens: 0 of 6" in (outcome.reason or "")
+    assert "**FAILED** | same seed" in outcome.report.read_text()  # type: ignore[union-attr]
+
+
+def test_an_unexpected_cache_hit_fails_the_run(config: Compose, double: Any, tmp_path: Path) -> None:
+    double.cached_tokens = 16
+    assert "prefix cache" in (_run(config, tmp_path).reason or "")
+
+
+def test_an_engine_that_dies_fails_the_run_and_keeps_its_records(config: Compose, double: Any, tmp_path: Path) -> None:
+    double.dies_at = 5
+    outcome = _run(config, tmp_path)
+    assert outcome.status == "failed"
+    assert outcome.reason == "engine agg-0 died: killed by the test"
+    records = [record for record in read_records(outcome.run_dir / "records.jsonl") if not record.warmup]
+    assert [record.status for record in records] == ["ok"] * 3 + ["error"] * 9
+    page = outcome.report.read_text()  # type: ignore[union-attr]
+    assert "| error | 9 | engine agg-0 died" in page
+    assert read_json(outcome.run_dir / "run_metadata.json")["status"] == "failed"
+    assert double.stopped == ["agg-0"]
+
+
+def test_an_engine_that_does_not_start_fails_the_run_with_a_report(
+    config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(self: Any) -> None:
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(double, "__aenter__", refuse)
+    outcome = _run(config, tmp_path)
+    assert outcome.status == "failed"
+    assert "no such device" in (outcome.reason or "")
+    assert outcome.report is not None
+
+
+def test_random_prompts_under_load(config: Compose, double: Any, tmp_path: Path) -> None:
+    overrides = ("workload=random", "workload.prompt_len=32", "workload.num_requests=8", "workload.concurrency=4")
+    outcome = _run(config, tmp_path, *overrides, "experiment.same_tokens=false", "slo=interactive")
+    assert outcome.status == "completed", outcome.reason
+    assert outcome.summary is not None
+    assert outcome.summary["profiling"]["latency"]["cells"]["agg/32-conc4"]["requests"] == 16
+    assert outcome.summary["slo"]["attainment"] == 1.0
+    assert "SLO `interactive`" in outcome.report.read_text()  # type: ignore[union-attr]
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_any_engine(config: Compose, double: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'lighthouse'"):
+        _run(config, tmp_path, "model.max_len=300")
+    assert double.started == []
+    assert not (tmp_path / "outputs" / RUN_ID / "records.jsonl").exists()
+
+
+def test_replicas_all_serve(config: Compose, double: Any, tmp_path: Path) -> None:
+    outcome = _run(config, tmp_path, "scheduler.replicas=2", "workload.concurrency=2")
+    engines = {record.prefill_engine for record in read_records(outcome.run_dir / "records.jsonl")}
+    assert engines == {"agg-0", "agg-1"}
+
+
+def test_a_run_that_was_killed_still_has_a_report(config: Compose, double: Any, tmp_path: Path) -> None:
+    """What kill -9 leaves: no end in the metadata, no summary, a torn last record."""
+    outcome = _run(config, tmp_path)
+    (outcome.run_dir / "summary.json").unlink()
+    path = outcome.run_dir / "records.jsonl"
+    path.write_text(path.read_text()[:-40])
+    metadata = read_json(outcome.run_dir / "run_metadata.json") | {"status": "running", "ended": None}
+    (outcome.run_dir / "run_metadata.json").write_text(json.dumps(metadata))
+    page = make_report(outcome.run_dir, tmp_path / "reports").read_text()
+    assert "**unfinished" in page
+    assert "11 of 11 requests answered" in page

@@ -1,0 +1,84 @@
+"""Bad input is refused by a message that names the key to change."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.conftest import Compose
+from wp1 import schema
+from wp1.errors import ConfigError
+
+
+def test_the_default_configuration_is_e0_and_passes(config: Compose) -> None:
+    cfg = config()
+    schema.check(cfg)
+    assert cfg.experiment.name == "e0"
+    assert cfg.experiment.repeats == 2
+
+
+@pytest.mark.parametrize("model", ["smollm2_135m", "qwen25_7b", "llama31_8b", "llama31_8b_shape", "qwen25_7b_shape"])
+def test_every_model_composes_and_passes(config: Compose, model: str) -> None:
+    schema.check(config(f"model={model}"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["scheduler.replicas=0"], "scheduler.replicas"),
+        (["scheduler.routing=random"], "scheduler.routing"),
+        (["scheduler.prefill=1"], "scheduler.prefill"),
+        (["scheduler.first_token=prefill"], "scheduler.first_token"),
+        (["scheduler.devices=[0,1]"], "scheduler.devices"),
+        (["scheduler.replicas=2", "scheduler.devices=[0,0]"], "scheduler.devices"),
+        (["scheduler.devices=gpu"], "scheduler.devices"),
+        (["backend._target_=tests.double.DoubleBackend"], "backend._target_"),
+        (["workload.request_rate=-0.1"], "workload.request_rate"),
+        (["workload.request_rate=nan"], "workload.request_rate"),
+        (["workload.temperature=-1"], "workload.temperature"),
+        (["workload.top_p=0"], "workload.top_p"),
+        (["workload.timeout_s=0"], "workload.timeout_s"),
+        (["workload=random", "workload.prompt_len=8190"], "workload.prompt_len"),
+        (["workload=random", "workload.prompt_len=null"], "workload.prompt_len"),
+        (["workload.prompt_len=100"], "workload.prompt_len"),
+        (["workload.output_len=8192"], "workload.output_len"),
+        (["dataset=file", "dataset.path=/no/such/file.jsonl"], "dataset.path"),
+        (["dataset.path=/no/such/file.jsonl"], "dataset.path"),
+        (["dataset=file"], "dataset.path"),
+        (["model=llama31_8b", "model.path=/no/such/folder"], "model.path"),
+        (["model=llama31_8b", "model.repo=null"], "model.repo"),
+        (["model=llama31_8b_shape", "model.path=/tmp"], "model.path"),
+        (["model=llama31_8b_shape", "model.architecture=null"], "model.architecture"),
+        (["rope=yarn", "rope.factor=null"], "rope.factor"),
+        (["rope.factor=2"], "rope.factor"),
+        (["rope=yarn", "rope.factor=0.5"], "rope.factor"),
+        (["backend.kv_cache_gib=-1"], "backend.kv_cache_gib"),
+        (["seed=-1"], "seed"),
+    ],
+)
+def test_contradictions_name_the_key(config: Compose, overrides: list[str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named.replace(".", r"\.")) as refusal:
+        schema.check(config(*overrides))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+model.max_length=3", "unknown key model.max_length: did you mean model.max_len"),
+        ("+nonsense=1", "unknown key nonsense: the top level has backend"),
+        ("+scheduler.workers=1", "unknown key scheduler.workers"),
+    ],
+)
+def test_keys_added_with_a_plus_are_refused(config: Compose, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        config(override)
+
+
+def test_a_missing_value_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"backend\._target_ has no value"):
+        schema.resolve(OmegaConf.create({"root": "/x"}))
+
+
+def test_free_form_parts_take_any_key(config: Compose) -> None:
+    cfg = config(*map(schema.with_plus, ["backend.engine.block_size=32", "tags.note=hello"]))
+    assert OmegaConf.to_container(cfg.backend.engine)["block_size"] == 32  # type: ignore[index]
+    assert cfg.tags.note == "hello"
