@@ -1,6 +1,7 @@
 """Requests go out on their schedule, and each leaves a record however it ends."""
 
 import asyncio
+import itertools
 import time
 
 import pytest
@@ -54,7 +55,7 @@ def test_an_open_loop_does_not_wait_for_answers() -> None:
     """At 50 a second, requests that take 0.2 s overlap; each is due at its own time from the first."""
     scheduler = SlowScheduler(0.2)
     records = sorted(_drive(scheduler, _cell(rate=50), 10), key=lambda record: record.t_intended)
-    gaps = [b.t_intended - a.t_intended for a, b in zip(records, records[1:], strict=False)]
+    gaps = [b.t_intended - a.t_intended for a, b in itertools.pairwise(records)]
     assert gaps == pytest.approx([0.02] * 9)
     assert scheduler.most == 10
     assert all((record.t_sent or 0) >= record.t_intended for record in records)

@@ -54,6 +54,10 @@ def apply(config: dict[str, Any], rope: Any, max_len: int) -> tuple[dict[str, An
 
     Raises ConfigError, naming the key to change, where `max_len` (tokens) is beyond what `rope` allows.
     """
+    if isinstance(config.get("text_config"), dict):
+        # A model of several kinds of input keeps its language model's settings one level down.
+        text, choice = apply(config["text_config"], rope, max_len)
+        return {**config, "text_config": text}, choice
     if rope.type == "none" and isinstance(config.get("rope_parameters"), dict) and _nested(config):
         return config, RopeChoice("per layer type", 1.0, int(config["max_position_embeddings"]))
     own = RopeChoice(type_of(config), float(scaling_of(config).get("factor", 1.0)), _original(config))
@@ -67,7 +71,9 @@ def apply(config: dict[str, Any], rope: Any, max_len: int) -> tuple[dict[str, An
             )
         return _with_yarn(config, float(rope.factor), original)
     if max_len <= native:
-        return config, own
+        # Some models state YaRN and yet only the length before it, which vLLM would take for all there is.
+        stated = int(config["max_position_embeddings"])
+        return (config if max_len <= stated else {**config, "max_position_embeddings": native}), own
     if rope.type == "none":
         raise ConfigError(
             f"model.max_len={max_len} is beyond the model's native {native} tokens: lower model.max_len, "
@@ -110,4 +116,6 @@ def _with_yarn(config: dict[str, Any], factor: float, original: int) -> tuple[di
         key = "type" if "type" in old and "rope_type" not in old else "rope_type"
         config["rope_scaling"] = {key: "yarn", **yarn}
         written_as = f"rope_scaling.{key}"
+    # vLLM (from 0.27 or so) and transformers take this for the length after scaling; older vLLM computes it itself.
+    config["max_position_embeddings"] = int(original * factor)
     return config, RopeChoice("yarn", factor, original, written_as)

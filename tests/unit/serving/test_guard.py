@@ -44,7 +44,8 @@ def test_a_killed_run_takes_its_processes_along() -> None:
             "import subprocess, sys, time\n"
             "from wp1.serving.guard import ProcessGuard\n"
             "with ProcessGuard() as guard:\n"
-            "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)\n"
+            "    words = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+            "    child = subprocess.Popen(words, start_new_session=True)\n"
             "    print(child.pid, guard.token, flush=True)\n"
             "    time.sleep(60)\n",
         ],

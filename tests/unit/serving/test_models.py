@@ -83,7 +83,7 @@ def test_a_broken_configuration_is_named(config: Compose, folder: Path, broken: 
 
 def test_a_folder_without_weights_is_named(config: Compose, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="no \\*.safetensors"):
+    with pytest.raises(ConfigError, match=r"no \*\.safetensors"):
         models.prepare(config(f"model.path={folder}"))
 
 

@@ -41,6 +41,7 @@ def test_auto_writes_rope_scaling_where_there_is_none(config: dict[str, Any]) ->
     served, choice = rope.apply(config, _rope("auto"), 131072)
     assert served["rope_scaling"] == {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 8192}
     assert served["rope_theta"] == 10000.0
+    assert served["max_position_embeddings"] == 131072
     assert (choice.factor, choice.original_max_len, choice.written_as) == (16.0, 8192, "rope_scaling.rope_type")
 
 
@@ -65,8 +66,10 @@ def test_yarn_keeps_the_older_name_of_its_type() -> None:
 def test_a_model_with_yarn_already_reaches_further() -> None:
     assert rope.reach(OLD_TYPE) == 131072
     served, choice = rope.apply(OLD_TYPE, _rope("auto"), 131072)
-    assert served == OLD_TYPE
     assert choice.type == "yarn"
+    # vLLM takes the stated length for all there is.
+    assert served == OLD_TYPE | {"max_position_embeddings": 131072}
+    assert rope.apply(OLD_TYPE, _rope("auto"), 32768)[0] == OLD_TYPE
 
 
 def test_llama3_scaling_reaches_its_stated_length_and_is_not_stacked_on() -> None:
@@ -94,16 +97,22 @@ def test_different_scalings_a_layer_are_refused_unless_untouched() -> None:
         rope.apply(PER_LAYER, _rope("auto"), 16384)
 
 
+def test_the_language_model_of_a_composite_is_scaled() -> None:
+    served, choice = rope.apply({"model_type": "vl", "text_config": PARAMETERS}, _rope("auto"), 16384)
+    assert served["text_config"]["rope_parameters"]["factor"] == 2.0
+    assert (served["model_type"], choice.factor) == ("vl", 2.0)
+
+
 @pytest.mark.parametrize("native", [4096, 8192, 40960, 32768, 10007])
 @pytest.mark.parametrize("wanted", [50000, 65537, 100003, 131072])
 def test_the_factor_never_falls_a_token_short(native: int, wanted: int) -> None:
-    _, choice = rope.apply({"max_position_embeddings": native}, _rope("auto"), wanted)
-    assert int(native * choice.factor) >= wanted
-    assert choice.factor == pytest.approx(wanted / native)
+    served, choice = rope.apply({"max_position_embeddings": native}, _rope("auto"), wanted)
+    assert choice.factor == pytest.approx(max(1.0, wanted / native))
+    assert served["max_position_embeddings"] >= wanted
 
 
 def test_the_given_configuration_is_not_changed() -> None:
-    before = {key: value for key, value in PARAMETERS.items()}
+    before = dict(PARAMETERS)
     rope.apply(PARAMETERS, _rope("auto"), 16384)
     assert before == PARAMETERS
     assert PARAMETERS["rope_parameters"]["rope_type"] == "default"  # type: ignore[index]

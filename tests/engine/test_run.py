@@ -1,0 +1,154 @@
+"""Whole runs as a user starts them: what they leave, and what is left when they are ended in any way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.engine.conftest import REPO, Start, UserRun
+from wp1.analysis.summary import read_json
+
+# More than any test waits for, so that the run is in the middle whenever it is ended.
+LONG = ("workload.num_requests=5000", "tracking=none")
+TINY_SHAPE = (
+    "model=llama31_8b_shape",
+    "model.max_len=2048",
+    "model.architecture.hidden_size=256",
+    "model.architecture.intermediate_size=512",
+    "model.architecture.num_hidden_layers=2",
+    "model.architecture.num_attention_heads=4",
+    "model.architecture.num_key_value_heads=2",
+    "model.architecture.head_dim=64",
+    "model.architecture.vocab_size=1024",
+)
+
+
+@pytest.fixture(scope="module")
+def long_runs(start: Start) -> dict[str, UserRun]:
+    """Three runs that start side by side, as most of a start is one core importing; each test ends one its own way."""
+    return {name: start(*LONG) for name in ("killed", "interrupted", "broken")}
+
+
+def test_e0_from_the_command_line(start: Start) -> None:
+    run = start()
+    code, output = run.finish()
+    assert code == 0, output
+    assert "same seed, same tokens: 6 of 6" in output
+    assert "Paris" in output
+    records = [record for record in run.records() if not record.warmup]
+    assert [record.status for record in records] == ["ok"] * 12
+    metadata = read_json(run.run_dir / "run_metadata.json")
+    assert metadata["status"] == "completed"
+    assert metadata["labels"] == []
+    assert metadata["run_id"] == run.run_dir.name
+    page = (run.root / "outputs" / "reports" / f"{metadata['run_id']}.md").read_text()
+    assert "Paris" in page
+    device = read_json(run.run_dir / "summary.json")["profiling"]["device"]["devices"]["host"]
+    # The weights are in memory, and somebody computes.
+    assert device["memory_gib_peak"] > 0.5
+    assert device["utilisation_percent_mean"] > 50
+    _is_in_mlflow(run, "FINISHED")
+    run.wait_until_gone(within_s=1)
+
+
+def test_random_weights_serve_token_ids_and_are_labelled(start: Start) -> None:
+    run = start(*TINY_SHAPE, "workload.output_len=8")
+    code, output = run.finish()
+    assert code == 0, output
+    metadata = read_json(run.run_dir / "run_metadata.json")
+    assert metadata["labels"] == ["random weights"]
+    assert "random weights" in (run.root / "outputs" / "reports" / f"{metadata['run_id']}.md").read_text()
+    records = [record for record in run.records() if not record.warmup]
+    assert all(record.output_tokens > 0 and record.text == "" for record in records)
+    # The prompt is the question's bytes.
+    assert records[0].prompt_tokens == len("What is the capital of France?")
+    assert "random weights" in _is_in_mlflow(run, "FINISHED").data.tags["wp1.labels"]
+
+
+def test_an_engine_that_hangs_at_its_start_is_ended_with_its_last_lines(start: Start) -> None:
+    run = start("backend.startup_timeout_s=6", "tracking=none")
+    code, output = run.finish()
+    assert code == 1
+    assert "engine agg-0 was not up after 6 s (backend.startup_timeout_s); its last lines:" in output
+    assert read_json(run.run_dir / "run_metadata.json")["status"] == "failed"
+    run.wait_until_gone(within_s=2)
+
+
+def test_unknown_engine_arguments_end_before_any_engine(start: Start) -> None:
+    run = start("backend.engine.max_num_seq=4")
+    code, output = run.finish()
+    assert code == 2
+    assert "error: backend.engine.max_num_seq is no argument of vLLM's engine: did you mean max_num_seqs" in output
+    assert list((run.root / "outputs").glob("run-*")) == []
+
+
+def test_kill_9_of_the_run_leaves_no_engine_and_keeps_the_records(long_runs: dict[str, UserRun]) -> None:
+    run = long_runs["killed"]
+    run.wait_for_records(3)
+    assert len(run.processes()) >= 3
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.wait()
+    run.wait_until_gone(within_s=10)
+    before = len(run.records())
+    assert before >= 3
+    # What is there makes a report, and can be published.
+    for module in ("wp1.report", "wp1.track"):
+        words = [sys.executable, "-m", module, str(run.run_dir)]
+        done = subprocess.run(words, check=False, capture_output=True, text=True, cwd=REPO)
+        if module == "wp1.report":
+            assert done.returncode == 0, done.stderr
+    assert (run.root / "outputs" / "reports" / f"{run.run_dir.name}.md").exists()
+
+
+def test_ctrl_c_ends_the_run_cleanly(long_runs: dict[str, UserRun]) -> None:
+    run = long_runs["interrupted"]
+    run.wait_for_records(3)
+    # A terminal sends it to every process of the foreground, the engines included.
+    os.killpg(run.process.pid, signal.SIGINT)
+    code, output = run.finish(within_s=60)
+    assert code == 130, output
+    assert "interrupted" in output
+    run.wait_until_gone(within_s=2)
+    records = run.records()
+    assert records[-1].status == "aborted"
+    assert {record.status for record in records[:-1]} == {"ok"}
+    metadata = read_json(run.run_dir / "run_metadata.json")
+    assert metadata["status"] == "interrupted"
+    assert (run.root / "outputs" / "reports" / f"{metadata['run_id']}.md").exists()
+
+
+def test_an_engine_killed_in_the_middle_fails_the_run(long_runs: dict[str, UserRun]) -> None:
+    run = long_runs["broken"]
+    run.wait_for_records(3)
+    worker = [pid for pid, command in run.processes().items() if "Worker" in command]
+    assert worker, run.processes()
+    os.kill(worker[0], signal.SIGKILL)
+    code, output = run.finish(within_s=60)
+    assert code == 1, output
+    assert "failed: engine agg-0 died" in output
+    run.wait_until_gone(within_s=2)
+    records = run.records()
+    assert records[2].status == "ok"
+    died = [record for record in records if record.status == "error"]
+    assert died
+    assert {record.cause for record in died} == {"engine_died"}
+    metadata = read_json(run.run_dir / "run_metadata.json")
+    assert metadata["status"] == "failed"
+    assert "engine agg-0 died" in metadata["reason"]
+    summary = json.loads((run.run_dir / "summary.json").read_text())
+    assert summary["profiling"]["latency"]["overall"]["failed"] == len(died)
+
+
+def _is_in_mlflow(run: UserRun, status: str):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{run.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("wp1-e0")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert [found.info.run_name for found in runs] == [run.run_dir.name]
+    assert runs[0].info.status == status
+    return runs[0]

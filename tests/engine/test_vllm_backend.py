@@ -1,0 +1,177 @@
+"""One real engine: streaming, seeds, every kind of prompt, aborts, and YaRN as the engine has it."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tests.engine.conftest import Loop
+from wp1 import schema
+from wp1.console import output_to
+from wp1.errors import ConfigError
+from wp1.main import CONF
+from wp1.records import Request, RequestRecord, new_record
+from wp1.serving import models
+from wp1.serving.guard import ProcessGuard
+from wp1.serving.serve import collect
+from wp1.serving.vllm_backend import VLLMBackend, check_engine_arguments
+
+MARS = [{"role": "user", "content": "Which planet is known as the red planet?"}]
+
+
+@pytest.fixture(scope="module")
+def engine(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMBackend]:
+    """The bundled model at twice its native length."""
+    folder = tmp_path_factory.mktemp("engine")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = schema.resolve(compose("config", ["model.max_len=16384", f"root={folder}"]))
+    with ProcessGuard() as guard, output_to(folder / "engine.log"):
+        backend = VLLMBackend(
+            name="agg-0",
+            model=models.prepare(cfg),
+            engine={"max_num_seqs": 8, "enable_prefix_caching": False},
+            kv_cache_gib=0.75,
+            startup_timeout_s=600,
+            tensor_parallel=1,
+            gpus=[],
+            cores=None,
+            seed=0,
+            log=folder / "engine.log",
+            kill=guard.kill,
+        )
+        loop(backend.__aenter__(), timeout_s=700)
+        yield backend
+        loop(backend.__aexit__(None, None, None))
+
+
+def _request(prompt: Any = MARS, name: str = "r", tokens: int = 12, seed: int = 1, **changes: Any) -> Request:
+    return Request(name, "agg", "cell", 0, prompt, tokens, seed, **changes)
+
+
+def _ask(loop: Loop, engine: VLLMBackend, request: Request) -> RequestRecord:
+    record = new_record(request, 0.0)
+    loop(collect(engine.generate(request), record, request.timeout_s))
+    return record
+
+
+def test_a_real_answer(loop: Loop, engine: VLLMBackend) -> None:
+    record = _ask(loop, engine, _request())
+    assert record.status == "ok", record.error
+    assert "Mars" in record.text
+    assert record.finish_reason == "stop"
+
+
+def test_times_are_in_order_on_one_clock_and_tokens_are_counted(loop: Loop, engine: VLLMBackend) -> None:
+    record = _ask(loop, engine, _request(ignore_eos=True, tokens=9))
+    assert record.output_tokens == len(record.token_ids) == len(record.t_tokens) == 9
+    assert record.finish_reason == "length"
+    times = [record.t_sent, record.t_queued, record.t_scheduled, record.t_engine_first_token, record.t_tokens[0]]
+    assert None not in times
+    assert times == sorted(times)  # type: ignore[type-var]
+    assert record.t_tokens == sorted(record.t_tokens)
+    assert record.t_tokens[-1] <= (record.t_end or 0)
+    assert (record.t_engine_last_token or 0) <= record.t_tokens[-1]
+    # They came one by one and not all at the end.
+    assert record.t_tokens[-1] - record.t_tokens[0] > 0.01
+
+
+def test_chat_token_ids_and_text_are_the_same_prompt(loop: Loop, engine: VLLMBackend) -> None:
+    chat = _ask(loop, engine, _request(name="chat"))
+    tokenizer = engine._engine.get_tokenizer()
+    text = tokenizer.apply_chat_template(MARS, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert chat.prompt_tokens == len(ids)
+    assert _ask(loop, engine, _request(ids, "ids")).token_ids == chat.token_ids
+    assert _ask(loop, engine, _request(text, "text")).token_ids == chat.token_ids
+
+
+def test_the_seed_decides_what_is_sampled(loop: Loop, engine: VLLMBackend) -> None:
+    story = [{"role": "user", "content": "Tell me a story."}]
+    first, again, other = (
+        _ask(loop, engine, _request(story, f"s{n}", tokens=16, seed=seed, temperature=1.0))
+        for n, seed in enumerate([7, 7, 8])
+    )
+    assert first.token_ids == again.token_ids
+    assert first.token_ids != other.token_ids
+
+
+def test_no_prompt_comes_from_a_cache(loop: Loop, engine: VLLMBackend) -> None:
+    long = list(range(1000, 1400))
+    records = [_ask(loop, engine, _request(long, f"c{n}", tokens=1)) for n in range(2)]
+    assert [record.cached_tokens for record in records] == [0, 0]
+
+
+def test_requests_at_once_do_not_mix(loop: Loop, engine: VLLMBackend) -> None:
+    async def all_of(requests: list[Request]) -> list[RequestRecord]:
+        records = [new_record(request, 0.0) for request in requests]
+        await asyncio.gather(*(collect(engine.generate(q), r, 300) for q, r in zip(requests, records, strict=True)))
+        return records
+
+    records = loop(all_of([_request([1000 + n] * 20, f"m{n}", tokens=4 + n, ignore_eos=True) for n in range(6)]))
+    assert [record.output_tokens for record in records] == [4, 5, 6, 7, 8, 9]
+    assert [record.prompt_tokens for record in records] == [20] * 6
+
+
+def test_a_timeout_aborts_the_request_in_the_engine(loop: Loop, engine: VLLMBackend) -> None:
+    record = _ask(loop, engine, _request(tokens=4000, ignore_eos=True, timeout_s=0.6))
+    assert (record.status, record.cause) == ("timeout", "timeout")
+    assert 0 < record.output_tokens < 4000
+    assert engine._engine.get_num_unfinished_requests() == 0
+    assert _ask(loop, engine, _request(name="after")).status == "ok"
+
+
+def test_abort_ends_a_request_early(loop: Loop, engine: VLLMBackend) -> None:
+    async def go() -> RequestRecord:
+        request = _request(name="long", tokens=4000, ignore_eos=True)
+        record = new_record(request, 0.0)
+        task = asyncio.create_task(collect(engine.generate(request), record, 60))
+        while record.output_tokens < 3:
+            await asyncio.sleep(0.02)
+        await engine.abort("long")
+        await asyncio.wait_for(task, 10)
+        return record
+
+    record = loop(go())
+    assert record.finish_reason == "abort"
+    assert record.output_tokens < 4000
+
+
+def test_a_prompt_beyond_the_engine_is_refused_and_the_engine_lives(loop: Loop, engine: VLLMBackend) -> None:
+    record = _ask(loop, engine, _request([1000] * 17000))
+    assert (record.status, record.cause) == ("error", "engine_error")
+    assert "16384" in (record.error or "")
+    assert _ask(loop, engine, _request(name="next")).status == "ok"
+
+
+def test_yarn_is_in_effect_in_the_engine(engine: VLLMBackend) -> None:
+    scaling = engine.rope_in_effect()
+    assert scaling["rope_type"] == "yarn"
+    assert scaling["factor"] == 2.0
+    assert scaling["original_max_position_embeddings"] == 8192
+    assert scaling["rope_theta"] == 100000.0
+    assert engine._engine.vllm_config.model_config.max_model_len == 16384
+
+
+def test_the_engine_describes_itself(engine: VLLMBackend) -> None:
+    info = engine.info()
+    assert info.devices == ["cpu"]
+    assert info.startup_s > 1
+    assert info.settings["dtype"] == "bfloat16"
+    # 0.75 GiB over blocks of 128 tokens of 23,040 bytes.
+    assert info.settings["kv_blocks"] == int(0.75 * (1 << 30)) // (info.settings["block_size"] * 23_040)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_num_seq": 3}, "max_num_seqs"),
+        ({"max_model_len": 3}, r"model\.max_len"),
+        ({"load_format": "dummy"}, r"model\.source"),
+    ],
+)
+def test_unknown_engine_arguments_are_refused_by_name(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_engine_arguments(arguments)
+    check_engine_arguments({"max_num_seqs": 3, "block_size": 32})
