@@ -24,8 +24,10 @@ bench: setup ## wp1 against vLLM alone, and what composing and sampling cost; ra
 	@$(PYTHON_VENV) -m tests.bench $(ARGS)
 
 ui: setup ## MLflow's page on this machine, port 5000 (PORT=...)
-	@$(PYTHON_VENV) -m mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db \
-	  --default-artifact-root $(CURDIR)/mlartifacts --host 127.0.0.1 --port $(or $(PORT),5000)
+	@echo "MLflow starts at http://127.0.0.1:$(or $(PORT),5000) (about 20 s); choose 'Model training' at its top left"
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true \
+	  $(PYTHON_VENV) -m mlflow server --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db" \
+	  --default-artifact-root "$(CURDIR)/mlartifacts" --host 127.0.0.1 --port $(or $(PORT),5000) --workers 1
 
 lock: setup ## remake the pins in requirements/
 	@requirements/lock.sh

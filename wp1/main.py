@@ -1,10 +1,12 @@
 """The entry point: compose, check, run, publish. What each word of the configuration means is in conf/."""
 
+import logging
 import os
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -54,15 +56,14 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
     schema.check(cfg)
     from wp1.console import Screen
     from wp1.run import run
+    from wp1.tracking import check_uri, publish_or_say
 
+    if cfg.tracking.enabled:
+        check_uri(cfg.tracking.uri, Path(cfg.root))
     run_id = run_dir.name if RUN_ID.fullmatch(run_dir.name) else new_run_id()
     with Screen() as screen:
         outcome = run(cfg, run_dir, run_id, screen)
-        published = None
-        if cfg.tracking.enabled:
-            from wp1.tracking import publish_or_say
-
-            published = publish_or_say(run_dir, cfg.tracking, screen)
+        published = publish_or_say(run_dir, cfg.tracking, screen) if cfg.tracking.enabled else None
         screen.end(outcome, published)
     if outcome.status == "interrupted":
         raise KeyboardInterrupt
@@ -84,15 +85,17 @@ def main() -> None:
     try:
         _job()
     except KeyboardInterrupt:
-        _stop("interrupted; what was measured is kept", 130)
+        _leave(130, "interrupted; what was measured is kept")
     except Exception as error:
         if type(error).__module__.startswith(("hydra.", "omegaconf.", "antlr4.", "yaml.")):
-            _stop(f"error: {hydra_message(error)}", 2)
+            _leave(2, f"error: {hydra_message(error)}")
         raise
+    code = 0
     for error in _failures:
-        print("error:" if isinstance(error, ConfigError) else "failed:", error, file=sys.stderr)
-    if _failures:
-        sys.exit(2 if all(isinstance(error, ConfigError) for error in _failures) else 1)
+        bad_input = isinstance(error, ConfigError)
+        print("error:" if bad_input else "failed:", error, file=sys.stderr)
+        code = code if code == 1 else 2 if bad_input else 1
+    _leave(code)
 
 
 def hydra_message(error: Exception) -> str:
@@ -108,6 +111,17 @@ def hydra_message(error: Exception) -> str:
     return schema.one_line(message) + (f": {cause[0]}" if cause else "")
 
 
-def _stop(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
-    sys.exit(code)
+def _leave(code: int, message: str = "") -> NoReturn:
+    """Ends the process, at once where engines ran in it.
+
+    Everything is on disk and no engine lives by then. The interpreter's own way out then runs the clean-up of vLLM and
+    ZeroMQ, which was seen to hang for more than half a minute after an engine had been ended by a signal.
+    """
+    if message:
+        print(message, file=sys.stderr)
+    if "vllm" not in sys.modules:
+        sys.exit(code)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -157,7 +157,7 @@ async def _measure(
             collector.start(run_dir)
             stack.callback(collector.stop)
         for arm in plan(cfg):
-            scheduler = _scheduler(cfg, model, engine_log, guard)
+            scheduler = make_scheduler(cfg, model, engine_log, guard)
             with screen.step(f"starting {cfg.scheduler.replicas} engine(s) of {model.name}, {arm.name}"):
                 await scheduler.__aenter__()
             try:
@@ -170,7 +170,8 @@ async def _measure(
                 await asyncio.shield(scheduler.__aexit__(None, None, None))
 
 
-def _scheduler(cfg: Any, model: ServedModel, engine_log: Path, guard: ProcessGuard) -> Scheduler:
+def make_scheduler(cfg: Any, model: ServedModel, engine_log: Path, guard: ProcessGuard) -> Scheduler:
+    """The scheduler that a configuration names, with its engines not yet started."""
     # Hydra turns objects among its arguments into plain dicts, so it makes the constructor and we pass them.
     make_backend = functools.partial(
         instantiate(cfg.backend, _partial_=True, _convert_="all"),

@@ -1,2 +1,284 @@
-def publish_or_say(*a):
-    pass
+"""Sends a finished run to MLflow. The only module that imports mlflow; what is sent is in `wp1.publication`.
+
+It goes one way: nothing is sent before a run has ended, and nothing that goes wrong here fails a run.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import re
+import shlex
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+from filelock import Timeout as LockTimeout
+
+from wp1.analysis.summary import read_config
+from wp1.console import output_to
+from wp1.errors import ConfigError, WP1Error
+from wp1.publication import MAX_TAG, TRAINING_VIEW, Entry, entry_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+# What a shell or an outer MLflow run may have set, and would send our run elsewhere.
+NOT_INHERITED = (
+    "MLFLOW_RUN_ID",
+    "MLFLOW_EXPERIMENT_ID",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_ENABLE_ASYNC_LOGGING",
+)
+# Params or metrics a request.
+MAX_BATCH = 100
+
+
+class Says(Protocol):
+    """The part of `wp1.console.Screen` that is needed here."""
+
+    def say(self, text: str) -> None: ...
+
+    def step(self, text: str) -> AbstractContextManager[Any]: ...
+
+
+def publish_or_say(run_dir: Path, tracking: Any, screen: Says) -> str | None:
+    """Publishes a run that has ended and says where it is; on failure says why in one line, and returns None.
+
+    tracking: the configuration's `tracking`. A server that does not answer is given up after `timeout_s` seconds.
+    """
+    try:
+        with screen.step("publishing to MLflow"):
+            return publish(run_dir, reports_of(read_config(run_dir)), tracking.uri, tracking.timeout_s)
+    except KeyboardInterrupt:
+        screen.say(_not_published(run_dir, tracking.uri, "stopped by Ctrl-C"))
+        raise
+    except Exception as error:
+        screen.say(_not_published(run_dir, tracking.uri, _one_line(error)))
+        return None
+
+
+def publish(run_dir: Path, reports: Path, uri: str, timeout_s: float) -> str:
+    """Makes or replaces a run's entry in MLflow, and says where it is.
+
+    reports: the folder that has the run's report. uri: `sqlite:///FILE` (a relative one is taken from the run's
+    `root`) or `http(s)://`. timeout_s: seconds for one answer of a server, and for a store that others are writing to.
+    Raises WP1Error with the reason in one line.
+    """
+    store = store_of(uri, Path(read_config(run_dir)["root"]))
+    log_file = run_dir / "wp1.log" if os.access(run_dir, os.W_OK) else Path(os.devnull)
+    # MLflow, alembic and SQLAlchemy print while they work; all of it belongs in the run's log.
+    with output_to(log_file), _environment(timeout_s):
+        try:
+            entry = entry_of(run_dir, reports)
+            with _only_writer(store, timeout_s):
+                return _send(store, entry)
+        except WP1Error:
+            raise
+        except Exception as error:
+            log.warning("could not publish to %s", store.shown, exc_info=True)
+            raise WP1Error(_reason(error, timeout_s)) from error
+
+
+def reports_of(config: dict[str, Any]) -> Path:
+    """Where the reports of a run with this configuration lie."""
+    return Path(config["root"]) / "outputs" / "reports"
+
+
+def _not_published(run_dir: Path, uri: str, reason: str) -> str:
+    return (
+        f"not in MLflow (tracking.uri={shown(uri)}): {reason}. "
+        f"The run is safe; publish it later with: python -m wp1.track {shlex.quote(str(run_dir))}"
+    )
+
+
+def check_uri(uri: str, base: Path) -> None:
+    """Raises ConfigError where `tracking.uri` names no store, before a run is made that could not go there."""
+    try:
+        store_of(uri, base)
+    except WP1Error as error:
+        raise ConfigError(f"tracking.uri={shown(uri)}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Store:
+    """What a tracking URI names."""
+
+    uri: str
+    shown: str
+    database: Path | None = None  # the file of a SQLite store
+    in_project: bool = False  # the one that `make ui` shows
+
+
+def store_of(uri: str, base: Path) -> Store:
+    """The store that `uri` names; a relative SQLite file is taken from `base`. Raises WP1Error for any other kind."""
+    if uri.startswith("sqlite:///"):
+        file, mark, query = uri.removeprefix("sqlite:///").partition("?")
+        if file and file != ":memory:":
+            database = (base / file).resolve()
+            if "%" in str(database):
+                raise WP1Error("SQLAlchemy takes the % in that path for an escape: name a file without one")
+            absolute = f"sqlite:///{database}{mark}{query}"
+            return Store(absolute, absolute, database, database == (base / "mlflow.db").resolve())
+    elif uri.startswith(("http://", "https://")):
+        if urlsplit(uri).password is not None:
+            # It would be in config.yaml, and so in the report's and MLflow's copies of it.
+            raise WP1Error("the address has a password: use MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD instead")
+        return Store(uri.rstrip("/"), shown(uri.rstrip("/")))
+    raise WP1Error("no store wp1 can publish to: name sqlite:///FILE, or a server as http://HOST:PORT")
+
+
+def shown(uri: str) -> str:
+    """A tracking URI without what may be a secret in it."""
+    return re.sub(r"//[^/@]*@", "//…@", uri)
+
+
+@contextmanager
+def _environment(timeout_s: float) -> Iterator[None]:
+    """MLflow's settings for one call, put back afterwards: engines of a later job must not inherit them."""
+    # One retry is for a connection that the server closed while idle; both tries together take timeout_s.
+    settings = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, math.ceil(timeout_s / 2))),
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
+        "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+    before = {name: os.environ.get(name) for name in (*settings, *NOT_INHERITED)}
+    for name in NOT_INHERITED:
+        os.environ.pop(name, None)
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _only_writer(store: Store, timeout_s: float) -> Iterator[None]:
+    """Runs that end together take turns at a SQLite store: MLflow makes its tables in steps that must not mix.
+
+    Raises sqlite3.Error where the file cannot be written to, before MLflow tries it for minutes.
+    """
+    if store.database is None:
+        yield
+        return
+    store.database.parent.mkdir(parents=True, exist_ok=True)
+    # Those before us are at work, so they are given more time than a silent server.
+    wait_s = max(timeout_s, 60)
+    with FileLock(f"{store.database}.lock", timeout=wait_s):
+        with contextlib.closing(sqlite3.connect(store.database, timeout=timeout_s, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        yield
+
+
+def _send(store: Store, entry: Entry) -> str:
+    """Adds the entry as a new MLflow run, then deletes what an earlier publication of the same run left.
+
+    A new one rather than the old one written over: MLflow does not change a param, and of two values of a metric it
+    shows the higher, so a figure that was corrected downwards would stay. In this order a failure loses nothing.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
+    experiment = _experiment(client, entry, store.database)
+    made = client.create_run(experiment, entry.start_ms, entry.tags, entry.run_id).info.run_id
+    try:
+        _fill(client, experiment, made, entry)
+    except BaseException:
+        # Best effort, and brief: what failed may be the server.
+        os.environ.update(MLFLOW_HTTP_REQUEST_TIMEOUT="1", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+        with contextlib.suppress(Exception):
+            client.delete_run(made)
+        raise
+    for run in client.search_runs([experiment], f"tags.run_id = '{entry.run_id}'"):
+        if run.info.run_id != made:
+            client.delete_run(run.info.run_id)
+    if store.database is None:
+        return f"{store.uri}/#/experiments/{experiment}/runs/{made}?{TRAINING_VIEW}"
+    viewer = "make ui" if store.in_project else f"mlflow server --backend-store-uri {shlex.quote(store.uri)}"
+    return f"{entry.experiment}/{entry.run_id} in {store.shown}, {viewer} shows it"
+
+
+def _experiment(client: "MlflowClient", entry: Entry, database: Path | None) -> str:
+    """The id of the MLflow experiment, made if there is none. Raises WP1Error where it was deleted in MLflow."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(entry.experiment)
+    if found is None:
+        # MLflow would put the files of a SQLite store where the process happens to run.
+        beside = (database.parent / "mlartifacts" / entry.experiment).as_uri() if database else None
+        tags = {"mlflow.note.content": entry.question, "mlflow.experimentKind": "custom_model_development"}
+        try:
+            return client.create_experiment(entry.experiment, beside, tags)
+        except MlflowException as error:
+            # Another run's process may have made it meanwhile.
+            found = client.get_experiment_by_name(entry.experiment)
+            if found is None:
+                raise error
+    if found.lifecycle_stage == "deleted":
+        raise WP1Error(
+            f"the experiment {entry.experiment} is deleted in MLflow: "
+            f"mlflow experiments restore --experiment-id {found.experiment_id} brings it back"
+        )
+    if database and str(found.artifact_location).startswith("mlflow-artifacts:"):
+        raise WP1Error(
+            f"the experiment {entry.experiment} was made by a server that keeps its files: "
+            "name that server in tracking.uri, as http://HOST:PORT"
+        )
+    return found.experiment_id
+
+
+def _fill(client: "MlflowClient", experiment: str, made: str, entry: Entry) -> None:
+    from mlflow.entities import Metric, Param
+
+    params = [Param(key, value) for key, value in entry.params.items()]
+    for start in range(0, len(params), MAX_BATCH):
+        client.log_batch(made, params=params[start : start + MAX_BATCH], synchronous=True)
+    metrics = [Metric(key, value, entry.end_ms, 0) for key, value in entry.metrics.items()]
+    for start in range(0, len(metrics), MAX_BATCH):
+        client.log_batch(made, metrics=metrics[start : start + MAX_BATCH], synchronous=True)
+    for name, text in entry.texts.items():
+        client.log_text(made, text, name)
+    for path, folder in entry.files:
+        client.log_artifact(made, str(path), folder)
+    description = entry.description.replace("{run}", f"#/experiments/{experiment}/runs/{made}")
+    client.set_tag(made, "mlflow.note.content", description[:MAX_TAG])
+    client.set_terminated(made, entry.status, entry.end_ms)
+
+
+def _reason(error: Exception, timeout_s: float) -> str:
+    """MLflow's exceptions say all that was tried; a person needs what was in the way."""
+    text = " ".join(str(error).split())
+    if isinstance(error, LockTimeout):
+        return "another run was still publishing there"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if "timed out" in text:
+        return f"no answer in {timeout_s:g} s (tracking.timeout_s)"
+    if found := re.search(r"\[Errno -?\d+\] ([\w ]+)", text) or re.search(r"Caused by \w+\(['\"](.*)['\"]\)", text):
+        return found[1].strip()
+    return _one_line(error).replace("(sqlite3.OperationalError) ", "").partition(" (Background on")[0]
+
+
+def _one_line(error: BaseException, most: int = 300) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,22 +1,32 @@
-"""No engine outlives its run, however the run ends.
+"""Nothing of an engine outlives its run, however the run ends: no process, no shared memory, no socket.
 
-vLLM starts its engine processes by spawning, and they keep running when the process that asked for them is killed.
-So a run marks them by an environment variable that every descendant inherits, and a small watcher process, in a session
-of its own, holds one end of a pipe: when the run's process ends, even by kill -9, the pipe closes and the watcher kills
-whatever still carries the mark.
+vLLM starts its engine processes by spawning, and they keep running when the process that asked for them is killed; a
+killed engine also leaves its shared memory behind. So a run marks what it starts by an environment variable that every
+descendant inherits, and gives it a folder for temporary files. A small watcher process, in a session of its own, holds
+one end of a pipe: when the run's process ends, even by kill -9, the pipe closes, and the watcher kills whatever still
+carries the mark and removes what it left.
 
-This file is also the watcher (`python guard.py TOKEN`), so it imports nothing but the standard library.
+This file is also the watcher (`python guard.py TOKEN FOLDER`), so it imports nothing but the standard library.
 """
 
+import getpass
 import os
 import secrets
+import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 MARK = "WP1_RUN_TOKEN"
+WATCH_PERIOD_S = 2.0
+
+# One for all runs of this process, as vLLM may remember it.
+_SCRATCH = Path(tempfile.gettempdir()) / f"wp1-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 class ProcessGuard:
@@ -25,13 +35,24 @@ class ProcessGuard:
     def __init__(self) -> None:
         self.token = secrets.token_hex(16)
         self._watcher: subprocess.Popen[bytes] | None = None
+        self._before: dict[str, str | None] = {}
 
     def __enter__(self) -> "ProcessGuard":
-        os.environ[MARK] = self.token
-        # setproctitle, which vLLM uses, writes over /proc/PID/environ unless told not to.
-        os.environ["SPT_NOENV"] = "1"
+        _SCRATCH.mkdir(mode=0o700, exist_ok=True)
+        environment = {
+            MARK: self.token,
+            # setproctitle, which vLLM uses, writes over /proc/PID/environ unless told not to.
+            "SPT_NOENV": "1",
+            "TMPDIR": str(_SCRATCH),
+            "VLLM_RPC_BASE_PATH": str(_SCRATCH),
+            # Compiled code is worth keeping: where torch would put it without our TMPDIR.
+            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+            or f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}",
+        }
+        self._before = {name: os.environ.get(name) for name in environment}
+        os.environ.update(environment)
         self._watcher = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, self.token],
+            [sys.executable, "-I", "-S", __file__, self.token, str(_SCRATCH)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -41,15 +62,16 @@ class ProcessGuard:
         return self
 
     def __exit__(self, *_: object) -> None:
-        kill_marked(self.token)
-        os.environ.pop(MARK, None)
-        if self._watcher is not None and self._watcher.stdin is not None:
-            self._watcher.stdin.close()
-            self._watcher.wait()
-
-    def pids(self) -> list[int]:
-        """The marked processes that are alive."""
-        return marked(self.token)
+        assert self._watcher is not None
+        assert self._watcher.stdin is not None
+        # The same way out as when this process is killed: there is only one to get right.
+        self._watcher.stdin.close()
+        self._watcher.wait()
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
     def kill(self) -> None:
         """Ends every marked process now."""
@@ -84,14 +106,33 @@ def kill_marked(token: str, rounds: int = 50) -> None:
         time.sleep(0.1)
 
 
-def watch(token: str) -> None:
-    """The watcher's whole life: waits until the run's process has ended, then clears up after it."""
+def shared_memory(pids: Iterable[int]) -> set[str]:
+    """Python's shared-memory segments (/dev/shm/psm_*) that these processes have mapped."""
+    found = set()
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        except OSError:
+            continue
+        found |= {line[line.index("/dev/shm/psm_") :].split()[0] for line in lines if "/dev/shm/psm_" in line}
+    return found
+
+
+def watch(token: str, scratch: Path) -> None:
+    """The watcher's whole life: waits until the run's process closes the pipe or ends, then clears up after it."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
-    while os.read(sys.stdin.fileno(), 1):
-        pass
+    segments: set[str] = set()
+    running = True
+    while running:
+        running = not select.select([sys.stdin], [], [], WATCH_PERIOD_S)[0]
+        # Looked up again and again, as an engine may be dead by the time that we are to clear up after it.
+        segments |= shared_memory(marked(token))
     kill_marked(token)
+    for segment in segments:
+        Path(segment).unlink(missing_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    watch(sys.argv[1])
+    watch(sys.argv[1], Path(sys.argv[2]))

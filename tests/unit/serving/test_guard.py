@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from wp1.serving.guard import MARK, ProcessGuard, marked
 
@@ -22,12 +23,35 @@ def _gone(pid: int, within_s: float) -> bool:
     return False
 
 
+def test_what_a_killed_engine_leaves_is_removed() -> None:
+    """Shared memory that nobody unlinked, and files in the temporary folder it was given."""
+    work = (
+        "import tempfile, time\n"
+        "from multiprocessing import shared_memory\n"
+        "memory = shared_memory.SharedMemory(create=True, size=100)\n"
+        "file = tempfile.NamedTemporaryFile(delete=False)\n"
+        "print(memory.name, file.name, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    temporary = os.environ.get("TMPDIR")
+    with ProcessGuard():
+        engine = subprocess.Popen([sys.executable, "-c", work], stdout=subprocess.PIPE, text=True)
+        assert engine.stdout is not None
+        name, file = engine.stdout.readline().split()
+        assert Path(f"/dev/shm/{name}").exists()
+        assert Path(file).exists()
+    engine.wait()
+    assert not Path(f"/dev/shm/{name}").exists()
+    assert not Path(file).parent.exists()
+    assert os.environ.get("TMPDIR") == temporary
+
+
 def test_leaving_ends_what_was_started_inside() -> None:
     before = subprocess.Popen(SLEEP)
     with ProcessGuard() as guard:
         inside = subprocess.Popen(SLEEP, start_new_session=True)
         time.sleep(0.2)
-        assert guard.pids() == [inside.pid]
+        assert marked(guard.token) == [inside.pid]
     assert inside.wait(timeout=5) == -signal.SIGKILL
     assert before.poll() is None
     assert MARK not in os.environ

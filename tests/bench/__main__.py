@@ -1,0 +1,182 @@
+"""make bench: what wp1 itself costs, side by side with doing without it, in one run on one engine.
+
+- serving: 32 requests through wp1 (scheduler, records, all collectors at 10 Hz) against the same requests straight
+  through vLLM's AsyncLLM, in turn; to stay at or under 1.02.
+- sampling: the same through wp1 with the device collector on and off; to stay under 1.01.
+- composing: `python -m wp1 --cfg job` against `python -c 'import hydra'`; to answer within 2 s.
+
+Each ratio is the median over pairs of neighbouring rounds, with the range of the middle half of the pairs: these
+machines are shared, and a single pair says little. `--write FILE` keeps the table as markdown.
+"""
+
+import argparse
+import asyncio
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from wp1 import hardware, schema
+from wp1.analysis.report import table
+from wp1.collectors.device import GPUStatsCollector
+from wp1.console import Screen, output_to
+from wp1.drive import drive
+from wp1.identity import versions
+from wp1.main import CONF
+from wp1.plan import Cell, plan
+from wp1.records import RecordWriter, Request
+from wp1.run import make_scheduler
+from wp1.serving import models
+from wp1.serving.aggregated import AggregatedScheduler
+from wp1.serving.guard import ProcessGuard
+from wp1.workload import prompts
+
+REQUESTS, PROMPT_LEN, OUTPUT_LEN = 32, 64, 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of rounds a ratio")
+    parser.add_argument("--write", type=Path, help="also write the table to this markdown file")
+    words = parser.parse_args()
+    rows = [_composing(words.pairs)]
+    with Screen() as screen, tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "engine.log"):
+        rows = asyncio.run(_serving(Path(folder), words.pairs, screen)) + rows
+    text = table(["what", "with", "without", "ratio", "middle half", "to reach"], rows, "lrrrrr")
+    print(text)
+    if words.write:
+        words.write.write_text(_page(text, words.pairs), encoding="utf-8")
+
+
+async def _serving(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
+    """Both ratios that need an engine; in `folder` goes what a run would leave."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = ["workload=random", f"workload.prompt_len={PROMPT_LEN}", f"workload.output_len={OUTPUT_LEN}"]
+        overrides += [f"workload.num_requests={REQUESTS}", f"workload.concurrency={REQUESTS}", "model.max_len=2048"]
+        cfg: Any = schema.resolve(compose("config", [f"root={folder}", *overrides]))
+    cell = plan(cfg)[0].cells[0]
+    model = models.prepare(cfg)
+    rounds = _rounds(cfg, cell, model.vocab_size)
+    with ProcessGuard() as guard, RecordWriter(folder / "records.jsonl") as writer:
+        scheduler = make_scheduler(cfg, model, folder / "engine.log", guard)
+        assert isinstance(scheduler, AggregatedScheduler)
+        with screen.step("starting an engine"):
+            await scheduler.__aenter__()
+        engine: Any = scheduler._engines[0]
+
+        async def through_wp1() -> None:
+            await drive(scheduler, cell, next(rounds), writer.write, "constant", 0)
+
+        async def sampled() -> None:
+            with _sampling(folder):
+                await through_wp1()
+
+        async def straight() -> None:
+            await asyncio.gather(*(_straight(engine, request) for request in next(rounds)))
+
+        try:
+            with screen.step(f"timing {4 * pairs} rounds of {REQUESTS} requests"):
+                for warm in (straight, sampled):
+                    await warm()
+                serving = await _in_turn(sampled, straight, pairs)
+                sampling = await _in_turn(sampled, through_wp1, pairs)
+        finally:
+            await scheduler.__aexit__(None, None, None)
+    return [
+        _row(f"serving {REQUESTS} requests: wp1 / AsyncLLM", serving, "≤ 1.02"),
+        _row("sampling at 10 Hz: on / off", sampling, "< 1.01"),
+    ]
+
+
+def _rounds(cfg: Any, cell: Cell, vocabulary: int) -> Iterator[list[Request]]:
+    """Batches of fresh prompts, so that no round can profit from the one before."""
+    repeat = 0
+    while True:
+        yield prompts.measured(cfg, cell, repeat, [], vocabulary, True)
+        repeat += 1
+
+
+async def _straight(backend: Any, request: Request) -> None:
+    """What a script without wp1 would do: the engine's own stream, read to its end."""
+    async for _ in backend._engine.generate(backend._prompt(request), backend._sampling(request), request.request_id):
+        pass
+
+
+@contextmanager
+def _sampling(folder: Path) -> Iterator[None]:
+    collector = GPUStatsCollector(hz=10)
+    collector.start(folder)
+    try:
+        yield
+    finally:
+        collector.stop()
+
+
+Pair = tuple[float, float]
+
+
+async def _in_turn(
+    first: Callable[[], Awaitable[None]], second: Callable[[], Awaitable[None]], pairs: int
+) -> list[Pair]:
+    """Seconds of both, `pairs` times; who goes first alternates, so that a drift of the machine favours neither."""
+
+    async def timed(what: Callable[[], Awaitable[None]]) -> float:
+        start = time.perf_counter()
+        await what()
+        return time.perf_counter() - start
+
+    found = []
+    for n in range(pairs):
+        if n % 2:
+            b, a = await timed(second), await timed(first)
+        else:
+            a, b = await timed(first), await timed(second)
+        found.append((a, b))
+    return found
+
+
+def _composing(pairs: int) -> list[str]:
+    def timed(*words: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    timed("-m", "wp1", "--cfg", "job")
+    found = [(timed("-m", "wp1", "--cfg", "job"), timed("-c", "import hydra")) for _ in range(pairs)]
+    return _row("composing: wp1 --cfg job / import hydra", found, "≤ 2 s")
+
+
+def _row(what: str, pairs: list[Pair], goal: str) -> list[str]:
+    ratios = sorted(a / b for a, b in pairs)
+    low, _, high = statistics.quantiles(ratios, n=4)
+    with_, without = (statistics.median(times) for times in zip(*pairs, strict=True))
+    return [
+        what,
+        f"{with_:.3f} s",
+        f"{without:.3f} s",
+        f"{statistics.median(ratios):.3f}",
+        f"{low:.3f} to {high:.3f}",
+        goal,
+    ]
+
+
+def _page(text: str, pairs: int) -> str:
+    machine = hardware.describe()
+    device = ", ".join(gpu["name"] for gpu in machine["gpus"]) or f"{machine['cpu']}, {machine['cores']} cores"
+    installed = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return (
+        f"# What wp1 itself costs\n\n`make bench ARGS='--pairs {pairs}'` on {device}.\n"
+        f"Medians over {pairs} pairs of rounds; each round is {REQUESTS} requests of {PROMPT_LEN} prompt and\n"
+        f"{OUTPUT_LEN} output tokens, all at once.\n\n{text}\n\n{installed}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

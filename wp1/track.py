@@ -1,0 +1,84 @@
+"""python -m wp1.track RUN_DIR: publishes a run that has ended to MLflow, from its folder; again replaces it."""
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from wp1.analysis.summary import read_config, read_json, write_json
+from wp1.errors import WP1Error
+from wp1.report import make_report
+from wp1.tracking import publish, reports_of, shown
+
+
+def track(run_dir: Path, uri: str | None) -> str:
+    """Publishes, after making what a run that was killed did not get to; says where it is. Raises WP1Error.
+
+    uri: where to, instead of the run's tracking.uri; where a run names none, its project's mlflow.db.
+    """
+    config, metadata = read_config(run_dir), read_json(run_dir / "run_metadata.json")
+    # A folder may be published on another machine than the run's.
+    at_home = Path(config["root"]).is_dir()
+    reports = reports_of(config) if at_home else run_dir.resolve().parent / "reports"
+    unfinished = metadata["status"] == "running"
+    if unfinished:
+        close(run_dir)
+    parts = (run_dir / "summary.json", reports / f"{metadata['run_id']}.md")
+    if unfinished or not all(part.is_file() for part in parts):
+        make_report(run_dir, reports)
+    tracking = config["tracking"]
+    where: str = uri or tracking["uri"] or f"sqlite:///{config['root']}/mlflow.db"
+    try:
+        return publish(run_dir, reports, where, float(tracking["timeout_s"]))
+    except WP1Error as error:
+        raise WP1Error(f"not in MLflow (tracking.uri={shown(where)}): {error}") from error
+
+
+def close(run_dir: Path) -> None:
+    """Marks a run whose process was killed as failed. Raises WP1Error where that process still lives."""
+    writer = _writer_of(run_dir / "records.jsonl")
+    if writer is not None:
+        raise WP1Error(f"{run_dir} is of a run that goes on in process {writer}: it is published when it ends")
+    metadata = read_json(run_dir / "run_metadata.json")
+    written = (run_dir / name for name in ("run_metadata.json", "records.jsonl", "device.jsonl", "engine.log"))
+    last = max(path.stat().st_mtime for path in written if path.is_file())
+    metadata.update(
+        status="failed",
+        reason="killed before it ended",
+        ended=datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds"),
+    )
+    write_json(run_dir / "run_metadata.json", metadata)
+
+
+def _writer_of(path: Path) -> int | None:
+    """The process on this machine that has the file open for writing."""
+    import psutil
+
+    for process in psutil.process_iter():
+        try:
+            if any(Path(file.path) == path.resolve() and file.mode != "r" for file in process.open_files()):
+                return process.pid
+        except (psutil.Error, OSError):
+            continue
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m wp1.track", description=__doc__)
+    parser.add_argument("run_dir", type=Path, help="a run's folder, as in outputs/run-...")
+    parser.add_argument("--uri", help="sqlite:///FILE or http://HOST:PORT (default: the run's tracking.uri)")
+    words = parser.parse_args()
+    uri = words.uri
+    if uri and uri.startswith("sqlite:///"):
+        # What is typed is meant from here, what is in a configuration from its root.
+        uri = f"sqlite:///{Path.cwd() / uri.removeprefix('sqlite:///')}"
+    try:
+        print(track(words.run_dir, uri))
+    except (WP1Error, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
