@@ -100,7 +100,7 @@ def run_metadata(run_id: str, cfg: DictConfig, hash_: str, code: Path) -> dict[s
         "question": cfg.experiment.question,
         "config_hash": hash_,
         "seed": cfg.seed,
-        "command": sys.argv,
+        "command": ["wp1", *sys.argv[1:]],
         "git": git_state(code),
         "hardware": hardware.describe(),
         "versions": versions(),

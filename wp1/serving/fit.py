@@ -14,13 +14,14 @@ GPU_SHARE = 0.92
 def kv_pool_bytes(model: ServedModel, kv_cache_gib: float | None) -> int | None:
     """The KV pool of one engine in bytes, or None where vLLM is to take what a GPU has free.
 
-    On a CPU vLLM would take most of the host's memory, so the default there is the KV of four requests of max_len.
+    On a CPU vLLM would take most of the host's memory, so the default there is 1 GiB, or what one request of max_len
+    needs if that is more: with a block begun at its end, and the one that vLLM keeps for itself.
     """
     if kv_cache_gib is not None:
         return int(kv_cache_gib * GIB)
     if hardware.device_type() == "cuda":
         return None
-    return max(4 * model.kv_bytes_per_token * model.max_len, GIB // 2)
+    return max(model.kv_bytes_per_token * (model.max_len + 256), GIB)
 
 
 def check_memory(model: ServedModel, cfg: Any, engines: int, tensor_parallel: int) -> None:

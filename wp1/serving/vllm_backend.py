@@ -270,5 +270,5 @@ def _times(stats: Any) -> EngineTimes:
         scheduled=stats.scheduled_ts or None,
         first_token=stats.first_token_ts or None,
         last_token=stats.last_token_ts or None,
-        preemptions=stats.num_preemptions,
+        preemptions=getattr(stats, "num_preemptions", 0),  # from vLLM 0.27 or so
     )

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -78,3 +79,50 @@ def test_the_host_is_sampled_where_no_gpu_answers(tmp_path: Path, monkeypatch: p
     assert found["memory_gib_peak"] > 200 / 1024
     assert found["utilisation_percent_peak"] > 30
     assert found["power_w_mean"] is None
+
+
+class FakeNvml:
+    """NVML of one card that does not say its power, as MIG slices do not."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self) -> None:
+        self.up = 0
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        self.up += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.up -= 1
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(used=30 * GIB)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(gpu=87)
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
+        raise self.NVMLError("not supported")
+
+
+def test_gpus_are_sampled_through_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
+    monkeypatch.setattr(hardware, "device_type", lambda: "cuda")
+    monkeypatch.setattr(hardware, "gpus", lambda: (hardware.Gpu(1, "H100", 80 * GIB),))
+    collector = GPUStatsCollector(hz=50)
+    collector.start(tmp_path)
+    start = time.monotonic()
+    time.sleep(0.2)
+    collector.stop()
+    found = collector.profile(tmp_path, _requests(start, time.monotonic()))["devices"]["cuda:1"]
+    assert found["kind"] == "gpu"
+    assert found["memory_gib_mean"] == 30.0
+    assert found["utilisation_percent_peak"] == 87.0
+    assert found["power_w_peak"] is None
+    assert 5 <= found["samples"] <= 12
+    assert nvml.up == 0

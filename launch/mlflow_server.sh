@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# An MLflow server that several people publish to, with its store in FOLDER. Each run then says tracking.uri=http://HOST:PORT.
+#
+#   launch/mlflow_server.sh FOLDER [HOST] [PORT]
+#
+# It binds this machine only unless HOST says otherwise, and has no passwords of its own: put it behind something that has.
+set -euo pipefail
+[ $# -ge 1 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2; }
+folder=$(mkdir -p "$1" && cd "$1" && pwd)
+host=${2:-127.0.0.1}
+port=${3:-5000}
+python=$(cd "$(dirname "$0")/.." && pwd)/.venv/bin/python
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true
+exec "$python" -m mlflow server --backend-store-uri "sqlite:///$folder/mlflow.db" \
+  --artifacts-destination "$folder/mlartifacts" --host "$host" --port "$port" --workers 1
