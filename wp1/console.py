@@ -43,7 +43,8 @@ class Screen:
         """What came out, in a few lines, and where it lies."""
         if outcome.summary is not None:
             self._answers(outcome.run_dir)
-            for check in outcome.summary["checks"]:
+            # Of a run that was stopped there is not enough to judge.
+            for check in outcome.summary["checks"] if outcome.status != "interrupted" else ():
                 self.console.print("[green]✓" if check["passed"] else "[red]✗", f"{check['name']}: {check['detail']}")
         for name, path in (("report", outcome.report), ("records", outcome.run_dir / "records.jsonl")):
             if path is not None and path.exists():
