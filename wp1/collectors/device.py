@@ -24,6 +24,9 @@ SCHEMA = {
     "power_w": pl.Float64,  # null on a host
 }
 
+# Listing all processes of a host costs milliseconds, reading one of them microseconds.
+LIST_PERIOD_S = 5.0
+
 
 class GPUStatsCollector:
     """Samples at `hz` between start and stop; `profiling.device` has average and peak over the measured window."""
@@ -133,12 +136,11 @@ def _host_reader() -> tuple[Callable[[], list[Sample]], Callable[[], None]]:
 
     parent = psutil.Process()
     tree: dict[int, psutil.Process] = {}
-    # Listing all processes costs milliseconds, reading one microseconds: the list is renewed every two seconds.
-    renewed = [-10.0]
+    renewed = [-LIST_PERIOD_S]
 
     def read() -> list[Sample]:
         now = time.monotonic()
-        if now - renewed[0] > 2:
+        if now - renewed[0] > LIST_PERIOD_S:
             renewed[0] = now
             alive = {process.pid: process for process in parent.children(recursive=True)}
             for pid in set(tree) - set(alive):
