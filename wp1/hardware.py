@@ -74,6 +74,11 @@ def device_type() -> str:
     return "cuda" if gpus() and "cpu" not in package + version else "cpu"
 
 
+def gpu_indices() -> list[int]:
+    """The GPUs that engines can use, by index; [] where engines run on the CPU."""
+    return [gpu.index for gpu in gpus()] if device_type() == "cuda" else []
+
+
 def cores() -> list[int]:
     """The CPU cores this process may run on."""
     return sorted(os.sched_getaffinity(0))

@@ -14,7 +14,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from wp1 import identity
+from wp1 import hardware, identity
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import summarise, write_json
 from wp1.collectors import Collector
@@ -28,6 +28,7 @@ from wp1.serving import fit, models
 from wp1.serving.backend import Scheduler
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.models import ServedModel
+from wp1.serving.placement import gpu_indices
 from wp1.serving.vllm_backend import chat_token_ids, check_engine_arguments
 from wp1.workload import dataset, prompts
 
@@ -153,8 +154,10 @@ async def _measure(
         engine_log = run_dir / "engine.log"
         guard = stack.enter_context(ProcessGuard())
         writer = stack.enter_context(RecordWriter(run_dir / "records.jsonl"))
+        asked = cfg.scheduler
+        shares = gpu_indices(asked.replicas, asked.tensor_parallel, asked.devices, hardware.gpu_indices())
         for collector in collectors:
-            collector.start(run_dir)
+            collector.start(run_dir, [gpu for share in shares for gpu in share])
             stack.callback(collector.stop)
         for arm in plan(cfg):
             scheduler = make_scheduler(cfg, model, engine_log, guard)

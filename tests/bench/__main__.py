@@ -119,7 +119,7 @@ async def _straight(backend: Any, request: Request) -> None:
 @contextmanager
 def _sampling(folder: Path) -> Iterator[None]:
     collector = GPUStatsCollector(hz=10)
-    collector.start(folder)
+    collector.start(folder, hardware.gpu_indices()[:1])
     try:
         yield
     finally:

@@ -11,7 +11,9 @@ class Collector(Protocol):
 
     name: str  # its key under `profiling` in summary.json
 
-    def start(self, run_dir: Path) -> None: ...
+    def start(self, run_dir: Path, gpus: list[int]) -> None:
+        """`gpus`: indices of those that the engines are to use; [] where they use none."""
+        ...
 
     def stop(self) -> None: ...
 

@@ -39,8 +39,8 @@ class GPUStatsCollector:
         self._thread: threading.Thread | None = None
         self._close: Callable[[], None] = lambda: None
 
-    def start(self, run_dir: Path) -> None:
-        read, self._close = _gpu_reader() if hardware.device_type() == "cuda" else _host_reader()
+    def start(self, run_dir: Path, gpus: list[int]) -> None:
+        read, self._close = _gpu_reader(gpus) if gpus else _host_reader()
         self._thread = threading.Thread(target=self._loop, args=(read, run_dir / "device.jsonl"), daemon=True)
         self._thread.start()
 
@@ -103,11 +103,11 @@ def _average_and_peak(rows: pl.DataFrame, column: str, name: str, scale: float) 
     return {f"{name}_mean": round(mean * scale, 3), f"{name}_peak": round(peak * scale, 3)}
 
 
-def _gpu_reader() -> tuple[Callable[[], list[Sample]], Callable[[], None]]:
+def _gpu_reader(gpus: list[int]) -> tuple[Callable[[], list[Sample]], Callable[[], None]]:
     import pynvml
 
     pynvml.nvmlInit()
-    handles = {f"cuda:{gpu.index}": pynvml.nvmlDeviceGetHandleByIndex(gpu.index) for gpu in hardware.gpus()}
+    handles = {f"cuda:{index}": pynvml.nvmlDeviceGetHandleByIndex(index) for index in gpus}
 
     def optional(call: Callable[[], float]) -> float | None:
         try:

@@ -16,7 +16,7 @@ class LatencyStatsCollector:
 
     name = "latency"
 
-    def start(self, run_dir: Path) -> None:
+    def start(self, run_dir: Path, gpus: list[int]) -> None:
         pass
 
     def stop(self) -> None:

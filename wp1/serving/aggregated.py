@@ -37,7 +37,7 @@ class AggregatedScheduler:
     ) -> None:
         self.mode = mode
         self._routing = routing
-        gpus = gpu_indices(replicas, tensor_parallel, devices, _gpus_there())
+        gpus = gpu_indices(replicas, tensor_parallel, devices, hardware.gpu_indices())
         self._engines = [
             make_backend(name=f"{mode}-{n}", gpus=gpus[n], cores=cores, tensor_parallel=tensor_parallel)
             for n, cores in enumerate(core_sets(replicas, hardware.cores()))
@@ -81,7 +81,3 @@ class AggregatedScheduler:
         return [
             {"pool": self.mode, "phases": ["prefill", "decode"], "engines": [asdict(e.info()) for e in self._engines]}
         ]
-
-
-def _gpus_there() -> list[int]:
-    return [gpu.index for gpu in hardware.gpus()] if hardware.device_type() == "cuda" else []

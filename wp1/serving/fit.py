@@ -41,6 +41,12 @@ def check_memory(model: ServedModel, cfg: Any, engines: int, tensor_parallel: in
                 f"scheduler asks for {engines * tensor_parallel} GPUs (engines x scheduler.tensor_parallel) and there "
                 f"are {len(found)}: lower scheduler.replicas or scheduler.tensor_parallel"
             )
+        there_are = [gpu.index for gpu in found]
+        named = [] if isinstance(cfg.scheduler.devices, str) else list(cfg.scheduler.devices)
+        if missing := [index for index in named if index not in there_are]:
+            raise ConfigError(
+                f"scheduler.devices names GPU {missing[0]}, and there are {there_are}: name those, or auto"
+            )
         share = float(cfg.backend.engine.get("gpu_memory_utilization", GPU_SHARE))
         there = int(min(gpu.memory_bytes for gpu in found) * share) * tensor_parallel
         needed, where = model.weight_bytes + (pool or one_request), f"vLLM may use on {tensor_parallel} GPU(s)"

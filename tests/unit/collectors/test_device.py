@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 
-from wp1 import hardware
 from wp1.analysis import tables
 from wp1.collectors.device import GPUStatsCollector, read_samples
 from wp1.hardware import GIB
@@ -61,13 +60,12 @@ def test_a_torn_last_sample_is_left_out(tmp_path: Path) -> None:
     assert read_samples(tmp_path).height == 1
 
 
-def test_the_host_is_sampled_where_no_gpu_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "device_type", lambda: "cpu")
+def test_the_host_is_sampled_where_engines_use_no_gpu(tmp_path: Path) -> None:
     work = "x = bytearray(200 << 20)\nwhile True: pass"
     child = subprocess.Popen([sys.executable, "-c", work])
     time.sleep(0.5)
     collector = GPUStatsCollector(hz=20)
-    collector.start(tmp_path)
+    collector.start(tmp_path, [])
     start = time.monotonic()
     time.sleep(1.5)
     collector.stop()
@@ -112,10 +110,8 @@ class FakeNvml:
 def test_gpus_are_sampled_through_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = FakeNvml()
     monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
-    monkeypatch.setattr(hardware, "device_type", lambda: "cuda")
-    monkeypatch.setattr(hardware, "gpus", lambda: (hardware.Gpu(1, "H100", 80 * GIB),))
     collector = GPUStatsCollector(hz=50)
-    collector.start(tmp_path)
+    collector.start(tmp_path, [1])
     start = time.monotonic()
     time.sleep(0.2)
     collector.stop()

@@ -62,6 +62,12 @@ def test_more_gpus_than_there_are(config: Compose, on_h100: None) -> None:
         fit.check_memory(models.prepare(cfg), cfg, engines=2, tensor_parallel=1)
 
 
+def test_a_gpu_that_is_not_there(config: Compose, on_h100: None) -> None:
+    cfg = config("scheduler.devices=[3]", "model=llama31_8b_shape")
+    with pytest.raises(ConfigError, match=r"scheduler\.devices names GPU 3, and there are \[0\]"):
+        fit.check_memory(models.prepare(cfg), cfg, engines=1, tensor_parallel=1)
+
+
 def test_a_prompt_that_is_too_long_is_named(config: Compose) -> None:
     model = models.prepare(config("model=llama31_8b_shape", "model.max_len=100"))
     fit.check_lengths(model, {"short": 36}, output_len=64)
