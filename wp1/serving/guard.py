@@ -107,9 +107,10 @@ def kill_marked(token: str, rounds: int = 50) -> None:
 
 
 def shared_memory(pids: Iterable[int]) -> set[str]:
-    """Python's shared-memory segments (/dev/shm/psm_*) that these processes have mapped."""
+    """Shared memory that these processes have made or mapped: Python's segments, and joblib's semaphores."""
     found = set()
     for pid in pids:
+        found |= {str(path) for path in Path("/dev/shm").glob(f"sem.loky-{pid}-*")}
         try:
             lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
         except OSError:
