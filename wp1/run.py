@@ -70,13 +70,27 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen) -> Outcome:
             asyncio.run(_measure(cfg, prepared, run_dir, metadata, collectors, screen))
         except (KeyboardInterrupt, asyncio.CancelledError):
             status, reason = "interrupted", "stopped by a signal"
-        except WP1Error as error:
-            status, reason = "failed", str(error)
         except Exception as error:
-            log.exception("the run failed")
-            status, reason = "failed", f"{type(error).__name__}: {error} (traceback in {run_dir / 'wp1.log'})"
-        with screen.step("writing the report"):
-            return _finish(cfg, run_dir, metadata, collectors, status, reason)
+            status, reason = "failed", _why(error, run_dir)
+        try:
+            with screen.step("writing the report"):
+                return _finish(cfg, run_dir, metadata, collectors, status, reason)
+        except Exception as error:
+            # A full disk, most likely, and then the run has failed of it already.
+            return Outcome("failed", reason or _why(error, run_dir), run_dir, None, None)
+
+
+def _why(error: BaseException, run_dir: Path) -> str:
+    """What ended a run, in words for the user; where we did not foresee it, with its traceback in the run's log."""
+    while isinstance(error, BaseExceptionGroup):
+        # Requests run side by side, and the first to fail ends the others.
+        error = error.exceptions[0]
+    if isinstance(error, WP1Error):
+        return str(error)
+    log.error("the run failed", exc_info=error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.filename or run_dir} could not be written: {error.strerror}"
+    return f"{type(error).__name__}: {error} (traceback in {run_dir / 'wp1.log'})"
 
 
 def prepare(cfg: Any, tell: Callable[[str], None]) -> "Prepared":

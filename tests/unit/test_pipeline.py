@@ -1,6 +1,8 @@
 """The whole way from a configuration to a report, with an engine double in the backend's place."""
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from wp1 import run as run_module
 from wp1.analysis.summary import read_json
 from wp1.console import Screen
 from wp1.errors import ConfigError
-from wp1.records import read_records
+from wp1.records import RecordWriter, RequestRecord, read_records
 from wp1.report import make_report
 
 TINY = (
@@ -117,6 +119,26 @@ def test_an_engine_that_does_not_start_fails_the_run_with_a_report(
     assert outcome.status == "failed"
     assert "no such device" in (outcome.reason or "")
     assert outcome.report is not None
+
+
+def test_a_full_disk_is_one_clear_reason(
+    config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third record does not fit any more, with several requests in flight."""
+    write, written = RecordWriter.write, []
+
+    def full(self: RecordWriter, record: RequestRecord) -> None:
+        written.append(record)
+        if len(written) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, record)
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    outcome = _run(config, tmp_path, "workload.concurrency=3")
+    assert outcome.status == "failed"
+    assert outcome.reason == f"{outcome.run_dir} could not be written: No space left on device"
+    assert len(read_records(outcome.run_dir / "records.jsonl")) == 3
+    assert double.stopped == ["agg-0"]
 
 
 def test_random_prompts_under_load(config: Compose, double: Any, tmp_path: Path) -> None:
