@@ -126,9 +126,33 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{folder / 'config.json'} is no model configuration ({error!r}): check model.path"
         ) from error
-    if not any(folder.glob("*.safetensors")):
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         raise ConfigError(f"{folder} holds no *.safetensors: name a folder with weights in model.path")
+    for file in files:
+        _check_whole(file)
     return config
+
+
+def _check_whole(file: Path) -> None:
+    """Raises ConfigError for a weights file that is cut short or none at all, which an engine says less plainly.
+
+    The format: 8 bytes with the header's length, the header as JSON with each tensor's place, then the tensors
+    (https://huggingface.co/docs/safetensors).
+    """
+    try:
+        with file.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            size = file.stat().st_size
+            if length > size - 8:
+                raise ValueError("its header is cut short")
+            header = json.loads(handle.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        needed = 8 + length + max(ends, default=0)
+        if size < needed:
+            raise ValueError(f"{needed:,} bytes are needed and {size:,} are there")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file} is no whole safetensors file ({error}): fetch it again") from error
 
 
 def _bundled(progress: Callable[[str], None]) -> Path:

