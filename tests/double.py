@@ -28,6 +28,9 @@ class DoubleBackend:
         self.served = 0
         self.aborted: list[str] = []
 
+    def check(self) -> None:
+        pass
+
     async def __aenter__(self) -> Self:
         type(self).started.append(self.name)
         return self

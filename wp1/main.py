@@ -48,6 +48,10 @@ def _job(composed: DictConfig) -> None:
         discard_if_empty(run_dir)
     except WP1Error as error:
         _failures.append(error)
+    except Exception as error:
+        logging.getLogger(__name__).exception("not foreseen")
+        where = f"traceback in {run_dir / 'wp1.log'}"
+        _failures.append(WP1Error(f"{type(error).__name__}: {schema.one_line(str(error))} ({where})"))
 
 
 def _run(composed: DictConfig, run_dir: Path) -> None:

@@ -8,14 +8,26 @@ from typing import Any
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import read_config, read_json, summarise
 from wp1.collectors import Collector
-from wp1.errors import WP1Error
+from wp1.errors import ConfigError, WP1Error
 
 
 def collectors_of(config: dict[str, Any]) -> list[Collector]:
-    """The collectors that a configuration names, by `_target_`."""
+    """The collectors that a configuration names, by `_target_`. Raises ConfigError for one that cannot be made."""
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    return [instantiate(part) for part in config["collectors"].values()]
+    made = []
+    for name, part in (config["collectors"] or {}).items():
+        if not isinstance(part, dict) or not str(part.get("_target_", "")).startswith("wp1."):
+            raise ConfigError(
+                f"collectors.{name} names no collector of wp1: set collectors.{name}._target_, or drop it"
+            )
+        try:
+            made.append(instantiate(part))
+        except (InstantiationException, ValueError, TypeError) as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise ConfigError(f"collectors.{name} cannot be made ({reason}): see conf/collectors/") from error
+    return made
 
 
 def make_report(run_dir: Path, reports: Path) -> Path:

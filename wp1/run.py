@@ -29,7 +29,7 @@ from wp1.serving.backend import Scheduler
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.models import ServedModel
 from wp1.serving.placement import gpu_indices
-from wp1.serving.vllm_backend import chat_token_ids, check_engine_arguments
+from wp1.serving.vllm_backend import chat_token_ids
 from wp1.workload import dataset, prompts
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen) -> Outcome:
     # Engines inherit it, and libraries that print find it too.
     with output_to(run_dir / "engine.log"):
         with screen.step(f"preparing {cfg.model.name}") as tell:
-            prepared = prepare(cfg, tell)
+            prepared = prepare(cfg, run_dir / "engine.log", tell)
         model = prepared.model
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parent)
@@ -64,10 +64,10 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen) -> Outcome:
         metadata["labels"] = ["random weights"] if model.random_weights else []
         write_json(run_dir / "run_metadata.json", metadata)
 
-        collectors = collectors_of(_plain(cfg))
+        collectors = prepared.collectors
         status, reason = "completed", None
         try:
-            asyncio.run(_measure(cfg, prepared, run_dir, metadata, collectors, screen))
+            asyncio.run(_measure(cfg, prepared, run_dir, metadata, screen))
         except (KeyboardInterrupt, asyncio.CancelledError):
             status, reason = "interrupted", "stopped by a signal"
         except Exception as error:
@@ -93,18 +93,19 @@ def _why(error: BaseException, run_dir: Path) -> str:
     return f"{type(error).__name__}: {error} (traceback in {run_dir / 'wp1.log'})"
 
 
-def prepare(cfg: Any, tell: Callable[[str], None]) -> "Prepared":
+def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepared":
     """The model, and the checks that need it.
 
-    Raises ConfigError where memory, lengths or engine arguments do not fit.
+    Raises ConfigError where memory, lengths, collectors or engine arguments do not fit.
     """
+    collectors = collectors_of(_plain(cfg))
     model = models.prepare(cfg, tell)
     tell("checking that it fits")
     fit.check_memory(model, cfg, cfg.scheduler.replicas, cfg.scheduler.tensor_parallel)
     questions = dataset.load(cfg.dataset) if cfg.workload.prompts == "dataset" else []
     fit.check_lengths(model, _lengths(questions, model), cfg.workload.output_len)
-    check_engine_arguments(_plain(cfg)["backend"]["engine"])
-    return Prepared(model, questions)
+    make_scheduler(cfg, model, engine_log, kill=lambda: None).check()
+    return Prepared(model, questions, collectors)
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
@@ -119,6 +120,7 @@ class Prepared:
 
     model: ServedModel
     questions: list[dataset.Question]
+    collectors: list[Collector]
 
 
 def _lengths(questions: list[dataset.Question], model: ServedModel) -> dict[str, int]:
@@ -154,9 +156,7 @@ def _model_metadata(model: ServedModel) -> dict[str, Any]:
     }
 
 
-async def _measure(
-    cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[str, Any], collectors: list[Collector], screen: Screen
-) -> None:
+async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[str, Any], screen: Screen) -> None:
     """Engines up, all cells, engines down. Raises WP1Error where an engine fails, CancelledError on a signal."""
     task = asyncio.current_task()
     assert task is not None
@@ -170,11 +170,11 @@ async def _measure(
         writer = stack.enter_context(RecordWriter(run_dir / "records.jsonl"))
         asked = cfg.scheduler
         shares = gpu_indices(asked.replicas, asked.tensor_parallel, asked.devices, hardware.gpu_indices())
-        for collector in collectors:
+        for collector in prepared.collectors:
             collector.start(run_dir, [gpu for share in shares for gpu in share])
             stack.callback(collector.stop)
         for arm in plan(cfg):
-            scheduler = make_scheduler(cfg, model, engine_log, guard)
+            scheduler = make_scheduler(cfg, model, engine_log, guard.kill)
             with screen.step(f"starting {cfg.scheduler.replicas} engine(s) of {model.name}, {arm.name}"):
                 await scheduler.__aenter__()
             try:
@@ -187,7 +187,7 @@ async def _measure(
                 await asyncio.shield(scheduler.__aexit__(None, None, None))
 
 
-def make_scheduler(cfg: Any, model: ServedModel, engine_log: Path, guard: ProcessGuard) -> Scheduler:
+def make_scheduler(cfg: Any, model: ServedModel, engine_log: Path, kill: Callable[[], None]) -> Scheduler:
     """The scheduler that a configuration names, with its engines not yet started."""
     # Hydra turns objects among its arguments into plain dicts, so it makes the constructor and we pass them.
     make_backend = functools.partial(
@@ -195,7 +195,7 @@ def make_scheduler(cfg: Any, model: ServedModel, engine_log: Path, guard: Proces
         model=model,
         seed=cfg.seed,
         log=engine_log,
-        kill=guard.kill,
+        kill=kill,
     )
     return instantiate(cfg.scheduler, _partial_=True, _convert_="all")(make_backend=make_backend)
 

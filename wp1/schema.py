@@ -192,6 +192,10 @@ def one_line(message: str) -> str:
     return "; ".join(part.strip() for part in message.splitlines() if part.strip())
 
 
+# Of any number: engines keep seeds in 32 bits, and nothing else comes near.
+MOST = 2**31 - 1
+
+
 def check(cfg: Any) -> None:
     """Refuses a configuration that cannot run, whatever the machine. Raises ConfigError, naming the key to change."""
     _check_values(cfg)
@@ -211,6 +215,10 @@ def _check_values(cfg: Any) -> None:
     _one_of("dataset.source", cfg.dataset.source, "builtin", "file")
     _one_of("workload.prompts", cfg.workload.prompts, "dataset", "random")
     _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant")
+    for key in ("model", "dataset", "experiment", "slo"):
+        # Names become names of files and folders.
+        if not re.fullmatch(r"[\w][\w.-]*", cfg[key].name):
+            raise ConfigError(f"{key}.name={cfg[key].name} is no name: use letters, digits, '_', '-' and '.'")
     at_least = [
         ("backend.kv_cache_gib", cfg.backend.kv_cache_gib, 0.001),
         ("backend.startup_timeout_s", cfg.backend.startup_timeout_s, 1),
@@ -238,6 +246,8 @@ def _check_values(cfg: Any) -> None:
         # Written so that nan is refused too.
         if value is not None and not value >= least:
             raise ConfigError(f"{key}={value} is too small: set {key} to {least} or more")
+        if value is not None and value > MOST:
+            raise ConfigError(f"{key}={value} is too large: set {key} to {MOST} or less")
     if not 0 < cfg.workload.top_p <= 1:
         raise ConfigError(f"workload.top_p={cfg.workload.top_p} is no share: set workload.top_p above 0, at most 1")
 
@@ -256,7 +266,7 @@ def _check_scheduler(scheduler: Any) -> None:
     devices = scheduler.devices
     if isinstance(devices, ListConfig):
         needed = scheduler.replicas * scheduler.tensor_parallel
-        if len(devices) != needed or len(set(devices)) != needed or not all(isinstance(d, int) for d in devices):
+        if len(devices) != needed or len(set(devices)) != needed or not all(type(d) is int and d >= 0 for d in devices):
             raise ConfigError(
                 f"scheduler.devices={list(devices)} does not fit: name {needed} different GPU indices "
                 "(scheduler.replicas x scheduler.tensor_parallel), or auto"

@@ -70,7 +70,7 @@ async def _serving(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
     model = models.prepare(cfg)
     rounds = _rounds(cfg, cell, model.vocab_size)
     with ProcessGuard() as guard, RecordWriter(folder / "records.jsonl") as writer:
-        scheduler = make_scheduler(cfg, model, folder / "engine.log", guard)
+        scheduler = make_scheduler(cfg, model, folder / "engine.log", guard.kill)
         assert isinstance(scheduler, AggregatedScheduler)
         with screen.step("starting an engine"):
             await scheduler.__aenter__()

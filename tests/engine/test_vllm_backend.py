@@ -17,7 +17,7 @@ from wp1.records import Request, RequestRecord, new_record
 from wp1.serving import models
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.serve import collect
-from wp1.serving.vllm_backend import VLLMBackend, check_engine_arguments
+from wp1.serving.vllm_backend import VLLMBackend
 
 MARS = [{"role": "user", "content": "Which planet is known as the red planet?"}]
 
@@ -172,9 +172,15 @@ def test_the_engine_describes_itself(engine: VLLMBackend) -> None:
         ({"max_num_seq": 3}, "max_num_seqs"),
         ({"max_model_len": 3}, r"model\.max_len"),
         ({"load_format": "dummy"}, r"model\.source"),
+        ({"gpu_memory_utilization": "abc"}, "gpu_memory_utilization"),
+        ({"max_num_seqs": "many"}, r"backend\.engine"),
     ],
 )
-def test_unknown_engine_arguments_are_refused_by_name(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_engine_arguments(arguments)
-    check_engine_arguments({"max_num_seqs": 3, "block_size": 32})
+def test_what_the_engine_would_refuse_is_refused_before(
+    engine: VLLMBackend, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], message: str
+) -> None:
+    engine.check()
+    monkeypatch.setattr(engine, "_engine_arguments", arguments)
+    with pytest.raises(ConfigError, match=message) as refusal:
+        engine.check()
+    assert "\n" not in str(refusal.value)

@@ -33,8 +33,6 @@ RUN_ID = "run-20260101T000000Z-00000000"
 def double(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[DoubleBackend]:
     fresh = type("Fresh", (DoubleBackend,), {"started": [], "stopped": []})
     monkeypatch.setattr("wp1.serving.vllm_backend.VLLMBackend", fresh)
-    # Importing vllm takes longer than all unit tests together; engine tests have this check.
-    monkeypatch.setattr(run_module, "check_engine_arguments", lambda engine: None)
     monkeypatch.setenv("WP1_CACHE", str(tmp_path / "cache"))
     return fresh
 
@@ -149,6 +147,23 @@ def test_random_prompts_under_load(config: Compose, double: Any, tmp_path: Path)
     assert outcome.summary["profiling"]["latency"]["cells"]["agg/32-conc4"]["requests"] == 16
     assert outcome.summary["slo"]["attainment"] == 1.0
     assert "SLO `interactive`" in outcome.report.read_text()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("++collectors.x.y=5", r"collectors\.x names no collector"),
+        ("++collectors.device.hz=0", r"collectors\.device cannot be made .*hz=0"),
+        ("++collectors.device.hz=abc", r"collectors\.device cannot be made .*hz=abc"),
+        ("++collectors.device.hzz=5", r"collectors\.device cannot be made .*hzz"),
+        ("++collectors.device._target_=os.getcwd", r"collectors\.device names no collector"),
+    ],
+)
+def test_collectors_that_cannot_be_made_are_refused(
+    config: Compose, double: Any, tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _run(config, tmp_path, override)
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_any_engine(config: Compose, double: Any, tmp_path: Path) -> None:

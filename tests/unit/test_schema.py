@@ -52,6 +52,12 @@ def test_every_model_composes_and_passes(config: Compose, model: str) -> None:
         (["rope=yarn", "rope.factor=0.5"], "rope.factor"),
         (["backend.kv_cache_gib=-1"], "backend.kv_cache_gib"),
         (["seed=-1"], "seed"),
+        (["seed=99999999999"], "seed"),
+        (["workload.timeout_s=inf"], "workload.timeout_s"),
+        (["scheduler.devices=[true]"], "scheduler.devices"),
+        (["scheduler.devices=[-1]"], "scheduler.devices"),
+        (["model.name=../../x"], "model.name"),
+        (["dataset.name=../x"], "dataset.name"),
     ],
 )
 def test_contradictions_name_the_key(config: Compose, overrides: list[str], named: str) -> None:

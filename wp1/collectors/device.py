@@ -34,6 +34,8 @@ class GPUStatsCollector:
     name = "device"
 
     def __init__(self, hz: float = 10.0) -> None:
+        if not (isinstance(hz, int | float) and 0 < hz <= 1000):
+            raise ValueError(f"hz={hz} is no rate: set it above 0, at most 1000")
         self._period = 1.0 / hz
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None

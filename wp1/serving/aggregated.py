@@ -46,6 +46,9 @@ class AggregatedScheduler:
         self._turn = itertools.cycle(range(replicas))
         self._stack = AsyncExitStack()
 
+    def check(self) -> None:
+        self._engines[0].check()
+
     async def __aenter__(self) -> Self:
         try:
             # One after the other: engines read their devices from this process's environment as they start.

@@ -57,6 +57,10 @@ class ServingBackend(Protocol):
 
     name: str
 
+    def check(self) -> None:
+        """Raises ConfigError where the engine would refuse its settings. Starts nothing."""
+        ...
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(
@@ -81,6 +85,10 @@ class Scheduler(Protocol):
     """Routes requests over pools of engines; entering starts them all."""
 
     mode: str
+
+    def check(self) -> None:
+        """`ServingBackend.check` of an engine of every pool."""
+        ...
 
     async def __aenter__(self) -> Self: ...
 

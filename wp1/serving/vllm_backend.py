@@ -7,6 +7,7 @@ live (see `wp1.console`); the terminal stays readable, and a start-up that fails
 import asyncio
 import dataclasses
 import difflib
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +21,8 @@ from wp1.records import Request
 from wp1.serving.backend import Chunk, EngineDiedError, EngineInfo, EngineStartError, EngineTimes
 from wp1.serving.fit import kv_pool_bytes
 from wp1.serving.models import ServedModel
+
+log = logging.getLogger(__name__)
 
 # What wp1 decides itself, and the key that decides it.
 OWN_ARGUMENTS = {
@@ -42,21 +45,6 @@ def set_environment() -> None:
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def check_engine_arguments(engine: dict[str, Any]) -> None:
-    """Raises ConfigError for a name that AsyncEngineArgs does not have, or that another key decides."""
-    set_environment()
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
-    for name in engine:
-        if name in OWN_ARGUMENTS:
-            raise ConfigError(f"backend.engine.{name} is decided by {OWN_ARGUMENTS[name]}: set that instead")
-        if name not in known:
-            near = difflib.get_close_matches(str(name), sorted(known), n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "see vLLM's engine arguments for the names"
-            raise ConfigError(f"backend.engine.{name} is no argument of vLLM's engine: {hint}")
 
 
 class VLLMBackend:
@@ -117,6 +105,27 @@ class VLLMBackend:
             # Compiling for two cores takes longer than it saves in a run.
             arguments["enforce_eager"] = True
         return arguments | self._engine_arguments
+
+    def check(self) -> None:
+        set_environment()
+        from vllm.engine.arg_utils import AsyncEngineArgs
+
+        known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+        for name in self._engine_arguments:
+            if name in OWN_ARGUMENTS:
+                raise ConfigError(f"backend.engine.{name} is decided by {OWN_ARGUMENTS[name]}: set that instead")
+            if name not in known:
+                near = difflib.get_close_matches(str(name), sorted(known), n=3)
+                hint = f"did you mean {' or '.join(near)}?" if near else "see vLLM's engine arguments for the names"
+                raise ConfigError(f"backend.engine.{name} is no argument of vLLM's engine: {hint}")
+        try:
+            AsyncEngineArgs(**self.arguments()).create_engine_config()
+        except Exception as error:
+            # vLLM's own checks of the values: pydantic's errors, and several of Python's.
+            log.warning("vLLM refused the configuration", exc_info=True)
+            raise ConfigError(
+                f"vLLM refuses the engine's configuration ({_gist(error)}): check backend.engine.* and model.*"
+            ) from error
 
     async def __aenter__(self) -> Self:
         start = time.monotonic()
@@ -259,6 +268,14 @@ class VLLMBackend:
 def chat_token_ids(tokenizer: Any, chat: Any) -> list[int]:
     """A chat as token ids by the model's own template, with the opening of the assistant's turn."""
     return list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False))
+
+
+def _gist(error: Exception, most: int = 300) -> str:
+    """What vLLM says, in a line: pydantic's head and foot around the reason left out."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line.partition(" [type=")[0] for line in lines if "validation error" not in line and "pydantic" not in line]
+    text = "; ".join(told) or type(error).__name__
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _times(stats: Any) -> EngineTimes:
