@@ -42,6 +42,8 @@ class Screen:
     def end(self, outcome: "Outcome", published: str | None) -> None:
         """What came out, in a few lines, and where it lies."""
         if outcome.summary is not None:
+            for label in outcome.summary["labels"]:
+                self.say(f"{label}: the output means nothing, speed and memory do")
             self._answers(outcome.run_dir)
             # Of a run that was stopped there is not enough to judge.
             for check in outcome.summary["checks"] if outcome.status != "interrupted" else ():
@@ -84,7 +86,8 @@ class Screen:
             try:
                 yield lambda what: progress.update(task, description=f"{text}: {what}")
             except BaseException:
-                progress.update(task, description=f"{text}: did not end well")
+                # What went wrong is said elsewhere, in a line of its own.
+                progress.update(task, visible=False)
                 raise
             progress.update(task, completed=1, description=text)
 

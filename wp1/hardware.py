@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from wp1.errors import ConfigError
+
 GIB = 1 << 30
 
 
@@ -22,7 +24,7 @@ class Gpu:
 def gpus() -> tuple[Gpu, ...]:
     """The NVIDIA GPUs that CUDA would show, in its order; empty where no driver answers.
 
-    CUDA_VISIBLE_DEVICES is honoured, by index.
+    CUDA_VISIBLE_DEVICES is honoured, by index or UUID. Raises ConfigError where it names a MIG slice.
     """
     import pynvml
 
@@ -38,8 +40,14 @@ def gpus() -> tuple[Gpu, ...]:
             found.append(Gpu(index, str(pynvml.nvmlDeviceGetName(handle)), int(memory.total)))
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is not None:
-            by_index = {str(gpu.index): gpu for gpu in found}
-            found = [by_index[word] for word in (part.strip() for part in visible.split(",")) if word in by_index]
+            named = {str(gpu.index): gpu for gpu in found}
+            if "GPU-" in visible:
+                handles = [pynvml.nvmlDeviceGetHandleByIndex(gpu.index) for gpu in found]
+                named |= {str(pynvml.nvmlDeviceGetUUID(h)): gpu for h, gpu in zip(handles, found, strict=True)}
+            words = [word.strip() for word in visible.split(",")]
+            if any(word.startswith("MIG-") for word in words):
+                raise ConfigError("CUDA_VISIBLE_DEVICES names a slice of a GPU (MIG): wp1 measures whole GPUs")
+            found = [named[word] for word in words if word in named]
         return tuple(found)
     finally:
         pynvml.nvmlShutdown()

@@ -67,7 +67,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    commit = git("rev-parse", "HEAD")
+    # An installed wheel may lie inside somebody else's checkout.
+    commit = git("rev-parse", "HEAD") if (folder / "conf").is_dir() else None
     if commit is None:
         return None
     return {

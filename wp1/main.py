@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from wp1 import schema
@@ -44,14 +45,14 @@ def _job(composed: DictConfig) -> None:
     try:
         _run(composed, run_dir)
     except ConfigError as error:
-        _failures.append(error)
+        _failures.append(ConfigError(f"{_name_of_job()}{error}"))
         discard_if_empty(run_dir)
     except WP1Error as error:
-        _failures.append(error)
+        _failures.append(WP1Error(f"{_name_of_job()}{error}"))
     except Exception as error:
         logging.getLogger(__name__).exception("not foreseen")
         where = f"traceback in {run_dir / 'wp1.log'}"
-        _failures.append(WP1Error(f"{type(error).__name__}: {schema.one_line(str(error))} ({where})"))
+        _failures.append(WP1Error(f"{_name_of_job()}{type(error).__name__}: {schema.one_line(str(error))} ({where})"))
 
 
 def _run(composed: DictConfig, run_dir: Path) -> None:
@@ -91,15 +92,20 @@ def main() -> None:
     except KeyboardInterrupt:
         _leave(130, "interrupted; what was measured is kept")
     except Exception as error:
-        if type(error).__module__.startswith(("hydra.", "omegaconf.", "antlr4.", "yaml.")):
-            _leave(2, f"error: {hydra_message(error)}")
-        raise
+        # Jobs keep their errors to themselves (`_failures`), so this is Hydra's, composing them.
+        _leave(2, f"error: {hydra_message(error)}")
     code = 0
     for error in _failures:
         bad_input = isinstance(error, ConfigError)
         print("error:" if bad_input else "failed:", error, file=sys.stderr)
         code = code if code == 1 else 2 if bad_input else 1
     _leave(code)
+
+
+def _name_of_job() -> str:
+    """Which job of a sweep it is, to put before what is said of it."""
+    hydra = HydraConfig.get()
+    return f"job {hydra.job.num}: " if hydra.mode == RunMode.MULTIRUN else ""
 
 
 def hydra_message(error: Exception) -> str:
@@ -111,8 +117,13 @@ def hydra_message(error: Exception) -> str:
         r"Could not find '([^']+)/([^/']+)'\s*Available options in '[^']+':\s*(.*?)\s*Config search", message, re.DOTALL
     ):
         return f"{option[1]}={option[2]} does not exist: {option[1]} can be {', '.join(option[3].split())}"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}; runs land under root, set root=FOLDER to one that can be written"
     cause = str(error.__cause__ or "").splitlines()
-    return schema.one_line(message) + (f": {cause[0]}" if cause else "")
+    told = (schema.one_line(message) or type(error).__name__) + (f": {cause[0]}" if cause else "")
+    given = [argument.removeprefix("++") for argument in sys.argv[1:] if "=" in argument]
+    # Hydra does not always say which of them it means.
+    return told if any(argument.partition("=")[0] in told for argument in given) else f"{told} (in {' '.join(given)})"
 
 
 def _leave(code: int, message: str = "") -> NoReturn:

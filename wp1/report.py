@@ -50,6 +50,10 @@ def main() -> None:
         page = make_report(words.run_dir, words.reports or Path(config["root"]) / "outputs" / "reports")
     except WP1Error as error:
         sys.exit(f"error: {error}")
+    except Exception as error:  # what a damaged folder can bring about has no end
+        sys.exit(
+            f"error: {words.run_dir} is no whole run ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        )
     print(page)
 
 

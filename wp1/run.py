@@ -5,7 +5,7 @@ import functools
 import logging
 import signal
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from wp1.analysis.summary import summarise, write_json
 from wp1.collectors import Collector
 from wp1.console import Screen, Tally, output_to
 from wp1.drive import drive
-from wp1.errors import WP1Error
+from wp1.errors import ConfigError, WP1Error
 from wp1.plan import Cell, plan
 from wp1.records import RecordWriter, RequestRecord
 from wp1.report import collectors_of
@@ -59,7 +59,7 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen) -> Outcome:
             prepared = prepare(cfg, run_dir / "engine.log", tell)
         model = prepared.model
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parent)
+        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parents[1])
         metadata["model"] = _model_metadata(model)
         metadata["labels"] = ["random weights"] if model.random_weights else []
         write_json(run_dir / "run_metadata.json", metadata)
@@ -77,7 +77,10 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen) -> Outcome:
                 return _finish(cfg, run_dir, metadata, collectors, status, reason)
         except Exception as error:
             # A full disk, most likely, and then the run has failed of it already.
-            return Outcome("failed", reason or _why(error, run_dir), run_dir, None, None)
+            reason = reason or _why(error, run_dir)
+            with suppress(OSError):
+                write_json(run_dir / "run_metadata.json", metadata | {"status": "failed", "reason": reason})
+            return Outcome("failed", reason, run_dir, None, None)
 
 
 def _why(error: BaseException, run_dir: Path) -> str:
@@ -99,13 +102,20 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
     Raises ConfigError where memory, lengths, collectors or engine arguments do not fit.
     """
     collectors = collectors_of(_plain(cfg))
-    model = models.prepare(cfg, tell)
+    try:
+        model = models.prepare(cfg, tell)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or models.cache_folder()}: {error.strerror or error}; wp1 keeps prepared models in "
+            f"{models.cache_folder()}, set WP1_CACHE to a folder that can be written"
+        ) from error
     tell("checking that it fits")
     fit.check_memory(model, cfg, cfg.scheduler.replicas, cfg.scheduler.tensor_parallel)
     questions = dataset.load(cfg.dataset) if cfg.workload.prompts == "dataset" else []
-    fit.check_lengths(model, _lengths(questions, model), cfg.workload.output_len)
+    encode = _encoder(model)
+    fit.check_lengths(model, {q.id: len(encode(q.prompt)) for q in questions}, cfg.workload.output_len)
     make_scheduler(cfg, model, engine_log, kill=lambda: None).check()
-    return Prepared(model, questions, collectors)
+    return Prepared(model, questions, encode, collectors)
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
@@ -120,19 +130,27 @@ class Prepared:
 
     model: ServedModel
     questions: list[dataset.Question]
+    encode: prompts.Encode
     collectors: list[Collector]
 
 
-def _lengths(questions: list[dataset.Question], model: ServedModel) -> dict[str, int]:
-    """Prompt lengths in tokens by question id."""
+def _encoder(model: ServedModel) -> prompts.Encode:
+    """From a question to token ids, by the model's chat template; by its bytes where weights are random.
+
+    Raises ConfigError where the model's folder has no tokenizer.
+    """
     if not model.has_tokenizer:
-        return {q.id: len(prompts.as_token_ids(q.prompt)) for q in questions}
-    if not questions:
-        return {}
+        return prompts.as_token_ids
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model.folder)
-    return {q.id: len(chat_token_ids(tokenizer, [{"role": "user", "content": q.prompt}])) for q in questions}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.folder)
+        chat_token_ids(tokenizer, [{"role": "user", "content": "?"}])
+    except Exception as error:  # transformers raises what its many readers raise
+        raise ConfigError(
+            f"{model.folder} has no tokenizer with a chat template ({type(error).__name__}): add its tokenizer files"
+        ) from error
+    return lambda text: chat_token_ids(tokenizer, [{"role": "user", "content": text}])
 
 
 def _hash(cfg: DictConfig, model: ServedModel) -> str:
@@ -204,11 +222,11 @@ async def _cell(
     cfg: Any, prepared: Prepared, scheduler: Scheduler, cell: Cell, writer: RecordWriter, screen: Screen
 ) -> None:
     model = prepared.model
-    vocabulary, tokenizer = model.vocab_size, model.has_tokenizer
-    for request in prompts.warmup(cfg, cell, vocabulary, tokenizer):
+    vocabulary, encode = model.vocab_size, prepared.encode
+    for request in prompts.warmup(cfg, cell, vocabulary, encode, cfg.scheduler.replicas):
         await drive(scheduler, cell, [request], writer.write, cfg.workload.arrivals, cfg.seed)
     batches = [
-        prompts.measured(cfg, cell, repeat, prepared.questions, vocabulary, tokenizer) for repeat in range(cell.repeats)
+        prompts.measured(cfg, cell, repeat, prepared.questions, vocabulary, encode) for repeat in range(cell.repeats)
     ]
     died: set[str] = set()
     with screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches))) as tally:

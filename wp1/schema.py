@@ -144,6 +144,11 @@ def resolve(cfg: DictConfig) -> DictConfig:
     Raises ConfigError for an unknown key or a value that is missing or of the wrong type.
     """
     try:
+        cfg = cfg.copy()
+        if not cfg.get("root"):
+            raise ConfigError("root is empty: name a folder for what runs leave, or drop it")
+        # Absolute, so that what is derived from it means the same from any folder.
+        OmegaConf.update(cfg, "root", str(Path(str(cfg.root)).expanduser().resolve()))
         plain = OmegaConf.to_container(cfg, resolve=True)
         unknown = sorted(_unknown_keys(plain, OmegaConf.structured(Config)))
         if unknown:
@@ -284,6 +289,8 @@ def _check_model(model: Any) -> None:
         raise ConfigError("model.path has no use with random weights: drop it, or choose model=llama31_8b or qwen25_7b")
     if model.source == "hub" and model.path is None and model.repo is None:
         raise ConfigError("model.repo is empty: set model.repo=owner/name or model.path=FOLDER")
+    if model.path == "":
+        raise ConfigError("model.path is empty: name a folder with config.json and *.safetensors, or drop it")
     if model.path is not None:
         folder = Path(model.path).expanduser()
         if not folder.is_dir():
@@ -327,3 +334,10 @@ def _check_workload(cfg: Any) -> None:
             f"workload.output_len={workload.output_len} leaves no room for a prompt in model.max_len="
             f"{cfg.model.max_len}: lower workload.output_len or raise model.max_len"
         )
+    if cfg.experiment.same_tokens and workload.prompts == "random":
+        raise ConfigError(
+            "experiment.same_tokens compares repeats of a question, and random prompts differ in each: "
+            "set experiment.same_tokens=false"
+        )
+    if cfg.experiment.same_tokens and cfg.experiment.repeats < 2:
+        raise ConfigError("experiment.same_tokens needs two repeats: raise experiment.repeats, or set it to false")

@@ -128,7 +128,7 @@ def store_of(uri: str, base: Path) -> Store:
             if "%" in str(database):
                 raise WP1Error("SQLAlchemy takes the % in that path for an escape: name a file without one")
             absolute = f"sqlite:///{database}{mark}{query}"
-            return Store(absolute, absolute, database, database == (base / "mlflow.db").resolve())
+            return Store(absolute, absolute, database, database == Path(__file__).resolve().parents[1] / "mlflow.db")
     elif uri.startswith(("http://", "https://")):
         if urlsplit(uri).password is not None:
             # It would be in config.yaml, and so in the report's and MLflow's copies of it.

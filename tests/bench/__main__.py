@@ -106,7 +106,7 @@ def _rounds(cfg: Any, cell: Cell, vocabulary: int) -> Iterator[list[Request]]:
     """Batches of fresh prompts, so that no round can profit from the one before."""
     repeat = 0
     while True:
-        yield prompts.measured(cfg, cell, repeat, [], vocabulary, True)
+        yield prompts.measured(cfg, cell, repeat, [], vocabulary, prompts.as_token_ids)
         repeat += 1
 
 

@@ -24,6 +24,7 @@ class FakeNvml:
             "nvmlDeviceGetCount": lambda: self.cards,
             "nvmlDeviceGetHandleByIndex": lambda index: index,
             "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=80 << 30),
+            "nvmlDeviceGetUUID": lambda handle: f"GPU-{'abc'[handle]}",
             "nvmlDeviceGetName": lambda handle: f"card {handle}",
         }
         return answers[name]
@@ -38,7 +39,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
     gpus.cache_clear()
 
 
-@pytest.mark.parametrize(("visible", "there"), [(None, [0, 1, 2]), ("2,0", [2, 0]), ("", []), ("1", [1])])
+@pytest.mark.parametrize(
+    ("visible", "there"), [(None, [0, 1, 2]), ("2,0", [2, 0]), ("", []), ("1", [1]), ("GPU-b,0", [1, 0])]
+)
 def test_cuda_visible_devices_is_honoured(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, there: list[int]
 ) -> None:

@@ -11,7 +11,9 @@ REPO = Path(__file__).parents[2]
 
 
 def _wp1(*arguments: str, root: Path | None = None) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "wp1", *arguments, *([f"root={root}"] if root else [])]
+    words = [sys.executable, "-m", "wp1", *arguments]
+    if root is not None and not any(word.startswith("root=") for word in arguments):
+        words.append(f"root={root}")
     return subprocess.run(words, check=False, capture_output=True, text=True, cwd=REPO, timeout=60)
 
 
@@ -46,6 +48,9 @@ def test_composing_imports_nothing_heavy() -> None:
         (["scheduler=fastest"], "scheduler=fastest does not exist: scheduler can be agg"),
         (["seed=abc"], "seed"),
         (["seed=[1"], "[1"),
+        (["model=null"], "model"),
+        (["root=/proc/x"], "/proc/x"),
+        (["model.architecture.hidden_size=5"], "hidden_size"),
         (["workload.request_rate=-1"], "workload.request_rate"),
         (["dataset=file", "dataset.path=/no/such"], "dataset.path"),
     ],
@@ -64,8 +69,8 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: st
 def test_every_bad_job_of_a_sweep_is_told(tmp_path: Path) -> None:
     done = _wp1("-m", "workload.request_rate=-1,-2", root=tmp_path)
     assert done.returncode == 2
-    assert "workload.request_rate=-1.0" in done.stderr
-    assert "workload.request_rate=-2.0" in done.stderr
+    assert "job 0: workload.request_rate=-1.0" in done.stderr
+    assert "job 1: workload.request_rate=-2.0" in done.stderr
 
 
 @pytest.mark.parametrize("module", ["wp1.report", "wp1.track"])

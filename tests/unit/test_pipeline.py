@@ -139,6 +139,31 @@ def test_a_full_disk_is_one_clear_reason(
     assert double.stopped == ["agg-0"]
 
 
+def test_a_question_may_hold_anything(config: Compose, double: Any, tmp_path: Path) -> None:
+    """Signs that markdown, formulas in plots or line-splitting could trip over."""
+    path = tmp_path / "odd.jsonl"
+    question = "Is $x_{$ or \\frac | bigger <b>than</b> \u2028 `this` 漢字 🙂?"
+    path.write_text(json.dumps({"question": question}, ensure_ascii=False) + "\n", encoding="utf-8-sig")
+    outcome = _run(config, tmp_path, "dataset=file", f"dataset.path={path}")
+    assert outcome.status == "completed", outcome.reason
+    assert read_records(outcome.run_dir / "records.jsonl")[1].label == question
+    assert outcome.report is not None
+
+
+@pytest.mark.parametrize("override", ["num_attention_heads=0", "hidden_size=null", "rope_scaling=3"])
+def test_a_shape_that_is_none_is_refused(config: Compose, double: Any, tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError):
+        _run(config, tmp_path, f"model.architecture.{override}", "model.architecture.head_dim=null")
+
+
+def test_every_engine_is_warmed_up(config: Compose, double: Any, tmp_path: Path) -> None:
+    for routing in ("round_robin", "least_loaded"):
+        outcome = _run(config, tmp_path, "scheduler.replicas=3", f"scheduler.routing={routing}")
+        records = read_records(outcome.run_dir / "records.jsonl")[-(3 + 12) :]
+        warm = {record.prefill_engine for record in records if record.warmup}
+        assert warm == {"agg-0", "agg-1", "agg-2"}
+
+
 def test_random_prompts_under_load(config: Compose, double: Any, tmp_path: Path) -> None:
     overrides = ("workload=random", "workload.prompt_len=32", "workload.num_requests=8", "workload.concurrency=4")
     outcome = _run(config, tmp_path, *overrides, "experiment.same_tokens=false", "slo=interactive")

@@ -352,7 +352,9 @@ def test_a_folder_that_is_none_of_a_run_costs_one_line(tmp_path: Path) -> None:
 def test_a_relative_store_is_the_projects_wherever_one_stands(tmp_path: Path) -> None:
     store = tracking.store_of("sqlite:///mlflow.db", tmp_path)
     assert store.uri == f"sqlite:///{tmp_path}/mlflow.db"
-    assert store.in_project
+    assert not store.in_project
+    project = Path(tracking.__file__).parents[1]
+    assert tracking.store_of("sqlite:///mlflow.db", project).in_project
 
 
 def test_the_page_shows_what_a_model_wrote_as_text(tmp_path: Path) -> None:
@@ -383,7 +385,11 @@ def test_two_runs_publish_to_a_new_store_at_once(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path}/mlflow.db"
     for name, process in zip(names, started, strict=True):
         out, err = process.communicate(timeout=120)
-        assert (out, err, process.returncode) == (f"wp1-e0/{name} in {store}, make ui shows it\n", "", 0)
+        assert (out, err, process.returncode) == (
+            f"wp1-e0/{name} in {store}, mlflow server --backend-store-uri {store} shows it\n",
+            "",
+            0,
+        )
         assert len(runs_in(store, name)) == 1
 
 

@@ -27,7 +27,7 @@ def run_plots(
             _gaps(answered, made[-1][1], mark)
     if samples.height and measured.height:
         made.append(
-            ("The devices over the run; the shaded part is measured, before it engines start.", folder / "device.png")
+            ("The devices over the run; the shaded part is measured, before it, engines start.", folder / "device.png")
         )
         _devices(samples, measured, made[-1][1], mark)
     return made

@@ -24,6 +24,8 @@ def use() -> None:
             "axes.titleweight": "bold",
             "axes.titlelocation": "left",
             "grid.linewidth": 0.5,
+            # A dollar in a question is a dollar.
+            "text.parse_math": False,
         }
     )
 

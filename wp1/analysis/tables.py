@@ -1,6 +1,6 @@
 """records.jsonl as a table of requests with their latencies.
 
-The formulas are DESIGN section 4's, the usual ones of serving benchmarks (vLLM's and MLPerf's): TTFT and E2E count
+The formulas are the usual ones of serving benchmarks (vLLM's and MLPerf's): TTFT and E2E count
 from the intended arrival, so a late client is not hidden.
 """
 

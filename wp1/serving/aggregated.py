@@ -17,7 +17,7 @@ from wp1.serving.serve import collect
 class AggregatedScheduler:
     """`replicas` engines that are alike; each request goes to one of them for all its life.
 
-    routing: "round_robin", or "least_loaded" (fewest requests in flight, the first of equals).
+    routing: "round_robin", or "least_loaded" (fewest requests in flight, equals in turn).
     make_backend: gives an engine for a name, GPUs and CPU cores; engines start when the scheduler is entered.
     prefill, decode and first_token are keys of disaggregated serving, which `wp1.schema.check` refuses here.
     """
@@ -76,9 +76,11 @@ class AggregatedScheduler:
             self._in_flight[index] -= 1
 
     def _route(self) -> int:
+        turn = next(self._turn)
         if self._routing == "round_robin":
-            return next(self._turn)
-        return min(range(len(self._engines)), key=lambda n: self._in_flight[n])
+            return turn
+        count = len(self._engines)
+        return min(((turn + n) % count for n in range(count)), key=lambda n: self._in_flight[n])
 
     def pools(self) -> list[dict[str, Any]]:
         return [

@@ -48,8 +48,9 @@ def check_memory(model: ServedModel, cfg: Any, engines: int, tensor_parallel: in
                 f"scheduler.devices names GPU {missing[0]}, and there are {there_are}: name those, or auto"
             )
         share = float(cfg.backend.engine.get("gpu_memory_utilization", GPU_SHARE))
-        there = int(min(gpu.memory_bytes for gpu in found) * share) * tensor_parallel
-        needed, where = model.weight_bytes + (pool or one_request), f"vLLM may use on {tensor_parallel} GPU(s)"
+        there = int(min(gpu.memory_bytes for gpu in found) * share)
+        kv = (pool or one_request) // model.kv_shards(tensor_parallel)
+        needed, where = model.weight_bytes // tensor_parallel + kv, "vLLM may use on a GPU"
     else:
         if tensor_parallel > 1:
             raise ConfigError("scheduler.tensor_parallel is for GPUs: leave it at 1 on a CPU")

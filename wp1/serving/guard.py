@@ -26,7 +26,9 @@ MARK = "WP1_RUN_TOKEN"
 WATCH_PERIOD_S = 2.0
 
 # One for all runs of this process, as vLLM may remember it.
-_SCRATCH = Path(tempfile.gettempdir()) / f"wp1-{os.getpid()}-{secrets.token_hex(4)}"
+_TEMPORARY = tempfile.gettempdir()
+# A socket's path may have 107 characters, and vLLM's names in here have 36.
+_SCRATCH = Path(_TEMPORARY if len(_TEMPORARY) <= 40 else "/tmp") / f"wp1-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 class ProcessGuard:
@@ -47,7 +49,7 @@ class ProcessGuard:
             "VLLM_RPC_BASE_PATH": str(_SCRATCH),
             # Compiled code is worth keeping: where torch would put it without our TMPDIR.
             "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-            or f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}",
+            or f"{_TEMPORARY}/torchinductor_{_user()}",
         }
         self._before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
@@ -76,6 +78,13 @@ class ProcessGuard:
     def kill(self) -> None:
         """Ends every marked process now."""
         kill_marked(self.token)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return str(os.getuid())
 
 
 def marked(token: str) -> list[int]:

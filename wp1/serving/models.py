@@ -52,6 +52,11 @@ class ServedModel:
         kv_heads = int(text.get("num_key_value_heads") or heads)
         return 2 * int(text["num_hidden_layers"]) * kv_heads * head_size * self._element_bytes
 
+    def kv_shards(self, tensor_parallel: int) -> int:
+        """Over how many GPUs the KV of a token is spread: each has at least one KV head, so few heads are repeated."""
+        text = self._text
+        return min(tensor_parallel, int(text.get("num_key_value_heads") or text["num_attention_heads"]))
+
     @property
     def weight_bytes(self) -> int:
         """Of the weight files; for random weights, of a dense Llama-like model of this shape."""
@@ -82,7 +87,10 @@ def prepare(cfg: Any, progress: Callable[[str], None] = lambda _: None) -> Serve
     else:
         folder = _source_folder(model, progress)
         config = _read_config(folder)
-    served_config, choice = rope.apply(config, cfg.rope, model.max_len)
+    try:
+        served_config, choice = rope.apply(config, cfg.rope, model.max_len)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _no_model(model, error) from error
     if folder is None:
         digest = _digest_of_text(json.dumps(served_config, sort_keys=True))
     else:
@@ -90,7 +98,7 @@ def prepare(cfg: Any, progress: Callable[[str], None] = lambda _: None) -> Serve
         digest = weights_digest(folder)
     if folder is None or served_config != config:
         folder = _served_folder(model.name, folder, served_config)
-    return ServedModel(
+    served = ServedModel(
         name=model.name,
         folder=folder,
         config=served_config,
@@ -99,6 +107,18 @@ def prepare(cfg: Any, progress: Callable[[str], None] = lambda _: None) -> Serve
         random_weights=model.source == "random_weights",
         digest=digest,
         rope=choice,
+    )
+    try:
+        _ = (served.kv_bytes_per_token, served.weight_bytes, served.vocab_size)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise _no_model(model, error) from error
+    return served
+
+
+def _no_model(model: Any, error: Exception) -> ConfigError:
+    where = "model.architecture" if model.source == "random_weights" else "the model's config.json"
+    return ConfigError(
+        f"{where} describes no model that wp1 can serve ({error!r}): compare with model=llama31_8b_shape"
     )
 
 

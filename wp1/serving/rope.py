@@ -29,6 +29,8 @@ def scaling_of(config: dict[str, Any]) -> dict[str, Any]:
     Raises ConfigError for a model with different scalings a layer type, which wp1 does not rewrite.
     """
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise ConfigError(f"rope: the model's rope_scaling is {scaling!r}, and must be a mapping or null")
     if scaling and all(isinstance(value, dict) for value in scaling.values()):
         raise ConfigError("rope: this model scales its layers differently; wp1 serves it with rope=none only")
     return scaling

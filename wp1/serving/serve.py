@@ -19,7 +19,11 @@ async def collect(stream: AsyncIterator[Chunk], record: RequestRecord, timeout_s
         async with asyncio.timeout(timeout_s):
             async for chunk in stream:
                 add(record, chunk)
-        record.status = "ok"
+        if record.finish_reason in ("stop", "length", "repetition"):
+            record.status = "ok"
+        else:
+            record.status, record.cause = "error", "engine_error"
+            record.error = f"the engine ended the request early: {record.finish_reason or 'no reason given'}"
     except TimeoutError:
         record.status, record.cause = "timeout", "timeout"
         record.error = f"not finished after {timeout_s:g} s (workload.timeout_s)"

@@ -40,10 +40,17 @@ OWN_ARGUMENTS = {
 }
 
 
+# Errors of engines that did not start. Their frames hold what vLLM had opened; when Python collects that, ZeroMQ waits
+# for ever for messages that nobody will take. So it is never collected, and the process leaves without (`main._leave`).
+_kept: list[BaseException] = []
+
+
 def set_environment() -> None:
     """What must be in the environment before vllm is imported; children inherit it."""
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # NVML's order, in which `wp1.hardware` counts GPUs.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -100,7 +107,8 @@ class VLLMBackend:
         if self._model.random_weights:
             arguments |= {"load_format": "dummy", "skip_tokenizer_init": True}
         if self._kv_bytes is not None:
-            arguments["kv_cache_memory_bytes"] = self._kv_bytes
+            # vLLM counts a GPU's share of the pool.
+            arguments["kv_cache_memory_bytes"] = self._kv_bytes // self._model.kv_shards(self._tensor_parallel)
         if hardware.device_type() == "cpu":
             # Compiling for two cores takes longer than it saves in a run.
             arguments["enforce_eager"] = True
@@ -144,6 +152,7 @@ class VLLMBackend:
             raise
         except Exception as error:
             self._kill()
+            _kept.append(error)
             raise EngineStartError(f"engine {self.name} did not start: {error}" + self._last_lines()) from error
         self._startup_s = time.monotonic() - start
         self._check_rope()
@@ -154,13 +163,24 @@ class VLLMBackend:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        if self._gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._gpus))
-        if self._cores is not None:
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, self._cores))
         if self._given_up:
             raise EngineStartError("given up before it began")
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**self.arguments()))
+        devices = {}
+        if self._gpus:
+            devices["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._gpus))
+        if self._cores is not None:
+            devices["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, self._cores))
+        # An engine reads them as it starts; the next one, of a later job perhaps, must not find them.
+        before = {name: os.environ.get(name) for name in devices}
+        os.environ.update(devices)
+        try:
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**self.arguments()))
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
     async def _give_up(self, starting: "asyncio.Future[Any]") -> None:
         # The thread waits on the engine's process; with that gone it ends by an error that nobody needs.
@@ -168,7 +188,9 @@ class VLLMBackend:
         while not starting.done():
             self._kill()
             await asyncio.wait([starting], timeout=0.5)
-        starting.exception()
+        error = starting.exception()
+        if error is not None:
+            _kept.append(error)
 
     def _last_lines(self, count: int = 12) -> str:
         try:
@@ -216,7 +238,7 @@ class VLLMBackend:
                     chunk.kv_transfer_params = output.kv_transfer_params
                 yield chunk
         except EngineDeadError as error:
-            raise EngineDiedError(f"engine {self.name} died: {error}") from error
+            raise EngineDiedError(f"engine {self.name} died; why is in {self._log}") from error
         except (ValueError, RuntimeError) as error:
             raise WP1Error(f"engine {self.name} refused the request: {error}") from error
         finally:

@@ -43,7 +43,7 @@ def load(dataset: Any) -> list[Question]:
     questions: list[Question] = []
     seen: set[str] = set()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"dataset.path={path} cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -62,7 +62,7 @@ def load(dataset: Any) -> list[Question]:
 def _row(line: str, where: str, default_id: str) -> Question:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise ConfigError(f'{where} is not an object: write {{"question": "..."}}')
@@ -71,4 +71,8 @@ def _row(line: str, where: str, default_id: str) -> Question:
         raise ConfigError(f'{where} has no "question": add one, a text')
     if not isinstance(context, str):
         raise ConfigError(f'{where} has a "context" that is no text')
-    return Question(str(row.get("id", default_id)), question, context)
+    try:
+        (question + context).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{where} has half a character (a lone surrogate): mend the text") from error
+    return Question(str(default_id if row.get("id") is None else row["id"]), question, context)

@@ -1,12 +1,13 @@
 """Requests from the configuration: the same seed gives the same prompts on any machine."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from wp1.plan import Cell
-from wp1.records import Chat, Request
+from wp1.records import Request
 from wp1.workload.dataset import Question
 
 # Warm-up prompts are of their own kind, so that nothing they leave behind can serve a measured one.
@@ -34,10 +35,16 @@ def random_token_ids(length: int, vocab_size: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(low, vocab_size, length).tolist()
 
 
+Encode = Callable[[str], list[int]]
+
+
 def measured(
-    cfg: Any, cell: Cell, repeat: int, questions: list[Question], vocab_size: int, tokenizer: bool
+    cfg: Any, cell: Cell, repeat: int, questions: list[Question], vocab_size: int, encode: Encode
 ) -> list[Request]:
-    """The requests of one repeat of a cell, in the order they are sent.
+    """The requests of one repeat of a cell, in the order they are sent; every prompt is token ids.
+
+    encode: from a question to the model's token ids. It is done here and not by the engine's front end, where it would
+    hold up the other streams and count as waiting.
 
     A dataset's question has the same seed in every repeat, so that repeats can be compared token by token; random
     prompts differ in every repeat, so that no cache can answer them.
@@ -58,7 +65,7 @@ def measured(
     return [
         _request(
             cfg, cell, repeat, f"{n}-{row.id}",
-            _dataset_prompt(row.prompt, tokenizer),
+            encode(row.prompt),
             label=row.question,
             seed=derive_seed(cfg.seed, cell.name, n, "sampling"),
         )
@@ -66,15 +73,15 @@ def measured(
     ]  # fmt: skip
 
 
-def warmup(cfg: Any, cell: Cell, vocab_size: int, tokenizer: bool) -> list[Request]:
-    """The requests sent before a cell is measured: other prompts, of the cell's length where it has one."""
+def warmup(cfg: Any, cell: Cell, vocab_size: int, encode: Encode, engines: int) -> list[Request]:
+    """What is sent before a cell is measured, `num_warmup` for each engine: other prompts, as long as the cell's."""
     requests = []
-    for n in range(cfg.workload.num_warmup):
+    for n in range(cfg.workload.num_warmup * engines):
         seed = derive_seed(cfg.seed, cell.name, "warm-up", n)
         if cell.prompt_len is not None:
-            prompt: str | Chat | list[int] = random_token_ids(cell.prompt_len, vocab_size, seed)
+            prompt = random_token_ids(cell.prompt_len, vocab_size, seed)
         else:
-            prompt = _dataset_prompt(f"{WARMUP_QUESTION} ({n})", tokenizer)
+            prompt = encode(f"{WARMUP_QUESTION} ({n})")
         request = _request(cfg, cell, 0, f"warm-up-{n}", prompt, label="warm-up", seed=seed)
         request.warmup = True
         request.max_tokens = min(request.max_tokens, 8)
@@ -82,9 +89,7 @@ def warmup(cfg: Any, cell: Cell, vocab_size: int, tokenizer: bool) -> list[Reque
     return requests
 
 
-def _request(
-    cfg: Any, cell: Cell, repeat: int, name: str, prompt: str | Chat | list[int], label: str, seed: int
-) -> Request:
+def _request(cfg: Any, cell: Cell, repeat: int, name: str, prompt: list[int], label: str, seed: int) -> Request:
     workload = cfg.workload
     return Request(
         request_id=f"{cell.arm}/{cell.name}/r{repeat}/{name}",
@@ -100,10 +105,6 @@ def _request(
         ignore_eos=workload.ignore_eos,
         timeout_s=workload.timeout_s,
     )
-
-
-def _dataset_prompt(text: str, tokenizer: bool) -> Chat | list[int]:
-    return [{"role": "user", "content": text}] if tokenizer else as_token_ids(text)
 
 
 def _cycled(questions: list[Question], count: int) -> list[Question]:

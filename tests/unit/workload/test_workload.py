@@ -23,8 +23,8 @@ def _random_cell(config: Compose, *overrides: str):
 
 def test_random_prompts_have_the_exact_length_and_are_all_different(config: Compose) -> None:
     cfg, cell = _random_cell(config, "workload.num_warmup=2")
-    every = [r for repeat in range(3) for r in prompts.measured(cfg, cell, repeat, [], 49152, True)]
-    every += prompts.warmup(cfg, cell, 49152, True)
+    every = [r for repeat in range(3) for r in prompts.measured(cfg, cell, repeat, [], 49152, prompts.as_token_ids)]
+    every += prompts.warmup(cfg, cell, 49152, prompts.as_token_ids, 1)
     assert {len(request.prompt) for request in every} == {50}
     assert len({tuple(request.prompt) for request in every}) == len(every) == 14  # type: ignore[arg-type]
     assert len({request.request_id for request in every}) == 14
@@ -33,17 +33,17 @@ def test_random_prompts_have_the_exact_length_and_are_all_different(config: Comp
 def test_the_same_seed_gives_the_same_prompts_on_any_machine(config: Compose) -> None:
     """A known digest: a change here means that runs of before cannot be compared with runs of now."""
     cfg, cell = _random_cell(config)
-    ids = [request.prompt for request in prompts.measured(cfg, cell, 0, [], 49152, True)]
+    ids = [request.prompt for request in prompts.measured(cfg, cell, 0, [], 49152, prompts.as_token_ids)]
     assert hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16] == "147139b46bddd3ee"
     other, cell = _random_cell(config, "seed=43")
-    assert [request.prompt for request in prompts.measured(other, cell, 0, [], 49152, True)] != ids
+    assert [request.prompt for request in prompts.measured(other, cell, 0, [], 49152, prompts.as_token_ids)] != ids
 
 
 def test_questions_keep_their_seed_in_every_repeat(config: Compose) -> None:
     cfg = config()
     cell = plan(cfg)[0].cells[0]
     questions = dataset.load(cfg.dataset)
-    first, second = (prompts.measured(cfg, cell, repeat, questions, 49152, True) for repeat in (0, 1))
+    first, second = (prompts.measured(cfg, cell, repeat, questions, 49152, prompts.as_token_ids) for repeat in (0, 1))
     assert [r.seed for r in first] == [r.seed for r in second]
     assert [r.prompt for r in first] == [r.prompt for r in second]
     assert len({r.seed for r in first}) == len(first) == len(questions)
@@ -51,13 +51,15 @@ def test_questions_keep_their_seed_in_every_repeat(config: Compose) -> None:
 
 def test_questions_are_asked_again_from_the_start_when_more_are_wanted(config: Compose) -> None:
     cfg = config("workload.num_requests=8")
-    requests = prompts.measured(cfg, plan(cfg)[0].cells[0], 0, dataset.load(cfg.dataset), 49152, True)
+    requests = prompts.measured(cfg, plan(cfg)[0].cells[0], 0, dataset.load(cfg.dataset), 49152, prompts.as_token_ids)
     assert len(requests) == len({r.request_id for r in requests}) == 8
 
 
 def test_without_a_tokenizer_a_text_is_its_bytes(config: Compose) -> None:
     cfg = config("model=llama31_8b_shape")
-    request = prompts.measured(cfg, plan(cfg)[0].cells[0], 0, dataset.load(cfg.dataset), 128256, False)[0]
+    request = prompts.measured(cfg, plan(cfg)[0].cells[0], 0, dataset.load(cfg.dataset), 128256, prompts.as_token_ids)[
+        0
+    ]
     assert bytes(request.prompt).decode() == "What is the capital of France?"  # type: ignore[arg-type]
 
 
