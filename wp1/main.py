@@ -122,8 +122,9 @@ def hydra_message(error: Exception) -> str:
     cause = str(error.__cause__ or "").splitlines()
     told = (schema.one_line(message) or type(error).__name__) + (f": {cause[0]}" if cause else "")
     given = [argument.removeprefix("++") for argument in sys.argv[1:] if "=" in argument]
-    # Hydra does not always say which of them it means.
-    return told if any(argument.partition("=")[0] in told for argument in given) else f"{told} (in {' '.join(given)})"
+    # Hydra does not always say which of them it means; "root" is also its word for the whole.
+    keys = [argument.partition("=")[0] for argument in given]
+    return told if any(key in told for key in keys if key != "root") else f"{told} (in {' '.join(given)})"
 
 
 def _leave(code: int, message: str = "") -> NoReturn:
