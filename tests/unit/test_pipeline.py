@@ -62,6 +62,7 @@ def test_e0_leaves_everything_a_run_leaves(config: Compose, double: Any, tmp_pat
     assert outcome.report is not None
     page = outcome.report.read_text()
     assert "random weights" in page
+    assert (outcome.run_dir / "artifacts" / "requests.csv").read_text().count("random weights") == 12
     for picture in re.findall(r"\]\((\S+\.png)\)", page):
         assert (outcome.report.parent / picture).is_file()
     assert double.started == double.stopped == ["agg-0"]

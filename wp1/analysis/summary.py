@@ -61,6 +61,7 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
         "profiling": {collector.name: collector.profile(run_dir, requests) for collector in collectors},
     }
     (run_dir / "artifacts").mkdir(exist_ok=True)
-    measured.select(SAMPLE_COLUMNS).write_csv(run_dir / "artifacts" / "requests.csv", float_precision=3)
+    samples = measured.select(*SAMPLE_COLUMNS, pl.lit(", ".join(metadata["labels"])).alias("labels"))
+    samples.write_csv(run_dir / "artifacts" / "requests.csv", float_precision=3)
     write_json(run_dir / "summary.json", summary)
     return summary
