@@ -45,8 +45,9 @@ class Screen:
             for label in outcome.summary["labels"]:
                 self.say(f"{label}: the output means nothing, speed and memory do")
             self._answers(outcome.run_dir)
-            # Of a run that was stopped there is not enough to judge.
-            for check in outcome.summary["checks"] if outcome.status != "interrupted" else ():
+            # Of a run that was stopped, or never got to its requests, there is not enough to judge.
+            measured = outcome.summary["profiling"].get("latency", {}).get("overall", {}).get("requests", 1)
+            for check in outcome.summary["checks"] if measured and outcome.status != "interrupted" else ():
                 self.console.print("[green]✓" if check["passed"] else "[red]✗", f"{check['name']}: {check['detail']}")
         for name, path in (("report", outcome.report), ("records", outcome.run_dir / "records.jsonl")):
             if path is not None and path.exists():
