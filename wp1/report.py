@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wp1.analysis.report import write_report
+from wp1.analysis.report import reports_of, write_report
 from wp1.analysis.summary import read_config, read_json, summarise
 from wp1.collectors import Collector
 from wp1.errors import ConfigError, WP1Error
@@ -47,7 +47,7 @@ def main() -> None:
     words = parser.parse_args()
     try:
         config = read_config(words.run_dir)
-        page = make_report(words.run_dir, words.reports or Path(config["root"]) / "outputs" / "reports")
+        page = make_report(words.run_dir, words.reports or reports_of(config))
     except WP1Error as error:
         sys.exit(f"error: {error}")
     except Exception as error:  # what a damaged folder can bring about has no end

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from wp1 import hardware, identity
-from wp1.analysis.report import write_report
+from wp1.analysis.report import reports_of, write_report
 from wp1.analysis.summary import summarise, write_json
 from wp1.collectors import Collector
 from wp1.console import Screen, Tally, output_to
@@ -262,5 +262,5 @@ def _finish(
     if status == "completed" and broken:
         status, reason = "failed", "; ".join(broken)
         mark()
-    page = write_report(run_dir, Path(cfg.root) / "outputs" / "reports", metadata, summary)
+    page = write_report(run_dir, reports_of(cfg), metadata, summary)
     return Outcome(status, reason, run_dir, page, summary)

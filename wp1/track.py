@@ -5,10 +5,11 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from wp1.analysis.report import reports_of
 from wp1.analysis.summary import read_config, read_json, write_json
 from wp1.errors import WP1Error
 from wp1.report import make_report
-from wp1.tracking import publish, reports_of, shown
+from wp1.tracking import publish, shown
 
 
 def track(run_dir: Path, uri: str | None) -> str:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 from filelock import Timeout as LockTimeout
 
+from wp1.analysis.report import reports_of
 from wp1.analysis.summary import read_config
 from wp1.console import output_to
 from wp1.errors import ConfigError, WP1Error
@@ -87,11 +88,6 @@ def publish(run_dir: Path, reports: Path, uri: str, timeout_s: float) -> str:
         except Exception as error:
             log.warning("could not publish to %s", store.shown, exc_info=True)
             raise WP1Error(_reason(error, timeout_s)) from error
-
-
-def reports_of(config: dict[str, Any]) -> Path:
-    """Where the reports of a run with this configuration lie."""
-    return Path(config["root"]) / "outputs" / "reports"
 
 
 def _not_published(run_dir: Path, uri: str, reason: str) -> str:

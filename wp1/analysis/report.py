@@ -27,6 +27,11 @@ HOW_TO_READ = """\
 - Warm-up requests and engine start are not in any figure; failed requests are counted, and have no latencies."""
 
 
+def reports_of(config: Any) -> Path:
+    """Where the reports of runs with this configuration lie."""
+    return Path(config["root"]) / "outputs" / "reports"
+
+
 def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary: dict[str, Any]) -> Path:
     """Writes `reports/<run_id>.md` and its plots in `reports/<run_id>/`, and returns the page's path."""
     requests = tables.requests(run_dir / "records.jsonl")
