@@ -1,4 +1,4 @@
-"""What a run writes down: requests, and one record for each that ends.
+"""What a run writes down: one record for each request that ends, and one for each handoff of its KV.
 
 A record keeps raw timestamps on one monotonic clock (`time.monotonic`, seconds; vLLM's engine core reads the same
 clock on the same machine). Latencies are derived from them later, in `wp1.analysis.metrics`, never stored.
@@ -15,7 +15,10 @@ from wp1.errors import WP1Error
 
 Status = Literal["ok", "error", "timeout", "aborted"]
 # Why a request did not end well, for counting; `error` has the words.
-Cause = Literal["engine_died", "engine_error", "timeout", "interrupted"]
+Cause = Literal["engine_died", "engine_error", "timeout", "transfer", "interrupted"]
+# How far a request had come: waiting for a place to prefill, prefill, prefilled and waiting for a place to decode, its KV
+# on the way, decode.
+Phase = Literal["queue", "prefill", "decode_queue", "handoff", "decode"]
 Chat = list[dict[str, str]]
 
 
@@ -52,6 +55,7 @@ class RequestRecord:
     status: Status
     error: str | None = None
     cause: Cause | None = None
+    phase: Phase | None = None  # where a request that failed had come to
     # When it was due, when we handed it to the engine, and what the engine's scheduler says.
     t_intended: float = 0.0
     t_sent: float | None = None
@@ -59,6 +63,11 @@ class RequestRecord:
     t_scheduled: float | None = None
     t_engine_first_token: float | None = None
     t_engine_last_token: float | None = None
+    # Disaggregated only, where the four above but the last are the prefill engine's: when the request went to the decode
+    # engine, when that scheduled it with its KV there, and its first token in that engine.
+    t_decode_sent: float | None = None
+    t_decode_scheduled: float | None = None
+    t_decode_first_token: float | None = None
     # When the client had each output token in hand; t_tokens[0] is the first.
     t_tokens: list[float] = field(default_factory=list)
     t_end: float | None = None
@@ -73,6 +82,49 @@ class RequestRecord:
     pool: str | None = None
     prefill_engine: str | None = None
     decode_engine: str | None = None
+    handoff_id: str | None = None
+
+
+@dataclass(slots=True)
+class Handoff:
+    """One movement of one request's KV blocks from a prefill engine to a decode engine; times as in RequestRecord."""
+
+    handoff_id: str  # unique in the run
+    request_id: str
+    arm: str
+    cell: str
+    repeat: int
+    warmup: bool
+    source: str
+    target: str | None  # None where it failed before a decode engine was chosen
+    transfer: str  # the configuration's transfer.name
+    status: Literal["ok", "failed"] = "failed"
+    error: str | None = None
+    phase: Phase | None = None  # where one that failed had come to
+    tokens: int = 0  # whose KV is moved: the prompt's
+    blocks: int | None = None  # moved, by the connector
+    bytes: int | None = None  # moved, by the connector
+    bytes_expected: int | None = None  # blocks that the tokens fill x bytes of a block
+    block_bytes: int | None = None
+    t_prefill_done: float | None = None
+    t_decode_sent: float | None = None
+    t_transfer_begin: float | None = None
+    t_transfer_end: float | None = None
+    t_decode_scheduled: float | None = None
+    t_decode_first_token: float | None = None
+
+
+@dataclass(slots=True)
+class QueueLengths:
+    """Requests in each place of a disaggregated scheduler at one moment."""
+
+    t: float  # seconds, monotonic
+    arm: str
+    prefill_waiting: int  # for a place in the prefill pool
+    prefilling: int
+    decode_waiting: int  # prefilled, KV held in the prefill pool, no place in the decode pool yet
+    transferring: int
+    decoding: int
 
 
 def new_record(request: Request, t_intended: float) -> RequestRecord:
@@ -91,7 +143,7 @@ def new_record(request: Request, t_intended: float) -> RequestRecord:
 
 
 class RecordWriter:
-    """Appends records to a JSONL file, each flushed as it is written: after a crash all but a torn last line is there.
+    """Appends dataclasses to a JSONL file, each flushed as written: after a crash all but a torn last line is there.
 
     Times are kept to the microsecond. Raises OSError where the disk refuses.
     """
@@ -109,19 +161,20 @@ class RecordWriter:
             self._file.close()
             self._file = None
 
-    def write(self, record: RequestRecord) -> None:
+    def write(self, record: RequestRecord | Handoff | QueueLengths) -> None:
         assert self._file is not None
         self._file.write(json.dumps(_rounded(record), ensure_ascii=False) + "\n")
         self._file.flush()
 
 
-def _rounded(record: RequestRecord) -> dict[str, Any]:
+def _rounded(record: RequestRecord | Handoff | QueueLengths) -> dict[str, Any]:
     # dataclasses.asdict copies deeply, which costs more than the rest for long outputs.
     row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     for key, value in row.items():
         if isinstance(value, float):
             row[key] = round(value, 6)
-    row["t_tokens"] = [round(t, 6) for t in record.t_tokens]
+    if isinstance(record, RequestRecord):
+        row["t_tokens"] = [round(t, 6) for t in record.t_tokens]
     return row
 
 

@@ -30,14 +30,26 @@ class Backend:
 class Scheduler:
     _target_: str = MISSING
     mode: str = MISSING
-    replicas: int = 1
+    replicas: int | None = None  # of scheduler=agg
     routing: str = "round_robin"
     tensor_parallel: int = 1
     devices: Any = "auto"  # "auto" or a list of GPU indices
     # Keys of scheduler=disagg; refused under agg.
     prefill: int | None = None
     decode: int | None = None
-    first_token: str | None = None
+    decode_tensor_parallel: int | None = None
+    first_token: str | None = None  # prefill or decode
+    max_prefilled: int | None = None  # requests, a prefill engine
+
+
+@dataclass
+class Transfer:
+    _target_: str = MISSING
+    name: str = MISSING
+    direction: str | None = None  # pull or push, of NIXL
+    timeout_s: float = 60.0
+    environment: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -103,12 +115,17 @@ class Experiment:
     question: str = ""
     repeats: int = 1
     same_tokens: bool = False
+    prompt_lens: list[int] | None = None  # tokens; None: workload.prompt_len
+    request_rates: list[float] | None = None  # requests/s; None: workload.request_rate
+    engines: str = "in_turn"  # of several arms: in_turn or together
 
 
 @dataclass
 class Config:
     backend: Backend = field(default_factory=Backend)
     scheduler: Scheduler = field(default_factory=Scheduler)
+    transfer: Transfer = field(default_factory=Transfer)
+    arms: dict[str, Scheduler] = field(default_factory=dict)
     model: Model = field(default_factory=Model)
     rope: Rope = field(default_factory=Rope)
     dataset: Dataset = field(default_factory=Dataset)
