@@ -21,12 +21,21 @@ class DoubleBackend:
     drift = False  # other tokens each time, in spite of the seed
     started: list[str]
     stopped: list[str]
+    engines: dict[str, "DoubleBackend"]
+    kv_lost = False  # it never arrives
+    kv_blocks = 1000
+    block_tokens = 16
+    max_num_seqs = 64
 
     def __init__(self, *, name: str, **settings: Any) -> None:
         self.name = name
         self.settings = settings
         self.served = 0
         self.aborted: list[str] = []
+        self.held: dict[str, int] = {}  # requests whose KV is in here, with their tokens
+        self.peers = type(self).engines
+        self.peers[name] = self
+        self.alive = True
 
     def check(self) -> None:
         pass
@@ -38,30 +47,77 @@ class DoubleBackend:
     async def __aexit__(self, *_: object) -> None:
         type(self).stopped.append(self.name)
 
-    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
+    def kill(self) -> None:
+        """As kill -9 of its processes would: what it serves fails, and its KV is gone."""
+        self.alive = False
+        self.held.clear()
+
+    async def generate(
+        self, request: Request, kv_transfer_params: dict[str, Any] | None = None
+    ) -> AsyncIterator[Chunk]:
+        """With `kv_transfer_params` it holds the KV of a prefill, or fetches it: NIXL's words, and no bytes."""
+        params = kv_transfer_params or {}
         self.served += 1
-        if self.dies_at is not None and self.served >= self.dies_at:
+        if not self.alive or (self.dies_at is not None and self.served >= self.dies_at):
+            self.kill()
             raise EngineDiedError(f"engine {self.name} died: killed by the test")
         queued = time.monotonic()
         first = request.seed % 1000 + (self.served if self.drift else 0)
         finished = False
+        self.held[request.request_id] = len(request.prompt)
         try:
+            if params.get("do_remote_prefill"):
+                await self._fetch(request, params)
+                first += len(request.prompt) - params["wp1_tokens"]
+            scheduled = time.monotonic()
             for n in range(request.max_tokens):
+                if not self.alive:
+                    raise EngineDiedError(f"engine {self.name} died: killed by the test")
                 await asyncio.sleep(self.gap_s)
                 chunk = Chunk(time.monotonic(), [first + n], f"{first + n} ")
                 if n == request.max_tokens - 1:
                     chunk.finish_reason, chunk.prompt_tokens = "length", len(request.prompt)
                     chunk.cached_tokens = self.cached_tokens
-                    chunk.times = EngineTimes(queued, queued, queued + self.gap_s, chunk.t)
+                    chunk.times = EngineTimes(queued, scheduled, min(scheduled + self.gap_s, chunk.t), chunk.t)
+                    if params.get("do_remote_decode"):
+                        chunk.kv_transfer_params = {"do_remote_prefill": True, "engine": self.name}
                 yield chunk
             finished = True
         finally:
             if not finished:
                 self.aborted.append(request.request_id)
+            if not (finished and params.get("do_remote_decode")):
+                self.held.pop(request.request_id, None)
+
+    async def _fetch(self, request: Request, params: dict[str, Any]) -> None:
+        source = self.peers[params["engine"]]
+        begin = time.monotonic()
+        while self.kv_lost:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(self.gap_s)
+        blocks = -(-source.held.pop(request.request_id, 0) // self.block_tokens)
+        size = blocks * self.block_tokens * self.settings["model"].kv_bytes_per_token
+        row = (f"{request.request_id}-0123abcd", begin, time.monotonic(), size, None)
+        self.settings["on_kv_stats"]({"wp1_transfers": [row]})
+
+    async def kv_free(self) -> bool:
+        return not self.held
 
     async def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
 
     def info(self) -> EngineInfo:
-        settings = {"dtype": "none", "kv_blocks": 0, "block_size": 0, "enforce_eager": True, "rope": {}}
+        settings = {
+            "dtype": "none",
+            "kv_blocks": self.kv_blocks,
+            "block_size": self.block_tokens,
+            "max_num_seqs": self.max_num_seqs,
+            "enforce_eager": True,
+            "rope": {},
+        }
         return EngineInfo(self.name, ["double"], 0.0, settings)
+
+
+def fresh() -> type[DoubleBackend]:
+    """A class of its own for each test, as what the engines do is kept with the class."""
+    return type("Fresh", (DoubleBackend,), {"started": [], "stopped": [], "engines": {}})

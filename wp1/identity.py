@@ -108,5 +108,8 @@ def run_metadata(run_id: str, cfg: DictConfig, hash_: str, code: Path) -> dict[s
         "tags": dict(cfg.tags),
         "labels": [],
         "model": {},
+        "transfer": None,
         "pools": [],
+        "starts": [],
+        "kv_held": [],
     }

@@ -59,6 +59,7 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
     """Raises ConfigError for bad input, WP1Error for a run that failed, KeyboardInterrupt for one that was stopped."""
     cfg = schema.resolve(composed)
     schema.check(cfg)
+    schema.check_overrides(cfg, list(HydraConfig.get().overrides.task))
     from wp1.console import Screen
     from wp1.run import run
     from wp1.tracking import check_uri, publish_or_say

@@ -16,8 +16,8 @@ from wp1.errors import WP1Error
 Status = Literal["ok", "error", "timeout", "aborted"]
 # Why a request did not end well, for counting; `error` has the words.
 Cause = Literal["engine_died", "engine_error", "timeout", "transfer", "interrupted"]
-# How far a request had come: waiting for a place to prefill, prefill, prefilled and waiting for a place to decode, its KV
-# on the way, decode.
+# How far a request had come: waiting for a place to prefill, prefill, prefilled and waiting for a place to decode, its
+# KV on the way, decode.
 Phase = Literal["queue", "prefill", "decode_queue", "handoff", "decode"]
 Chat = list[dict[str, str]]
 
@@ -63,8 +63,8 @@ class RequestRecord:
     t_scheduled: float | None = None
     t_engine_first_token: float | None = None
     t_engine_last_token: float | None = None
-    # Disaggregated only, where the four above but the last are the prefill engine's: when the request went to the decode
-    # engine, when that scheduled it with its KV there, and its first token in that engine.
+    # Disaggregated only, where the four above but the last are the prefill engine's: when the request went to the
+    # decode engine, when that scheduled it with its KV there, and its first token in that engine.
     t_decode_sent: float | None = None
     t_decode_scheduled: float | None = None
     t_decode_first_token: float | None = None

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import signal
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -21,18 +22,21 @@ from wp1.collectors import Collector
 from wp1.console import Screen, Tally, output_to
 from wp1.drive import drive
 from wp1.errors import ConfigError, WP1Error
-from wp1.plan import Cell, plan
-from wp1.records import RecordWriter, RequestRecord
+from wp1.plan import Arm, Cell, plan, stints
+from wp1.records import Handoff, QueueLengths, RecordWriter, RequestRecord
 from wp1.report import collectors_of
 from wp1.serving import fit, models
 from wp1.serving.backend import Scheduler
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.models import ServedModel
-from wp1.serving.placement import gpu_indices
+from wp1.serving.placement import Place, engine_sizes, places
 from wp1.serving.vllm_backend import chat_token_ids
 from wp1.workload import dataset, prompts
 
 log = logging.getLogger(__name__)
+
+# After the last request, for blocks that are still on their way to be freed.
+KV_FREE_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen) -> Outcome:
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parents[1])
         metadata["model"] = _model_metadata(model)
-        metadata["labels"] = ["random weights"] if model.random_weights else []
+        metadata["labels"] = prepared.labels
+        if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
+            metadata["transfer"] = {"name": cfg.transfer.name, "why": instantiate(cfg.transfer, _convert_="all").why()}
         write_json(run_dir / "run_metadata.json", metadata)
 
         collectors = prepared.collectors
@@ -110,12 +116,29 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
             f"{models.cache_folder()}, set WP1_CACHE to a folder that can be written"
         ) from error
     tell("checking that it fits")
-    fit.check_memory(model, cfg, cfg.scheduler.replicas, cfg.scheduler.tensor_parallel)
+    arms = plan(cfg)
+    colocated = False
+    for arm in arms:
+        engines = places_of(arm)
+        fit.check_memory(model, cfg, engines)
+        colocated = colocated or any(place.sharing > 1 for _, place in engines)
     questions = dataset.load(cfg.dataset) if cfg.workload.prompts == "dataset" else []
     encode = _encoder(model)
     fit.check_lengths(model, {q.id: len(encode(q.prompt)) for q in questions}, cfg.workload.output_len)
-    make_scheduler(cfg, model, engine_log, kill=lambda: None).check()
-    return Prepared(model, questions, encode, collectors)
+    for arm in arms:
+        make_scheduler(cfg, arm, model, engine_log, kill=lambda: None, write=lambda _: None).check()
+    labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
+    return Prepared(model, questions, encode, collectors, arms, labels)
+
+
+def places_of(arm: Arm) -> list[tuple[int, Place]]:
+    """Tensor-parallel size and place of each engine of an arm. Raises ConfigError where there are too few GPUs."""
+    sizes = engine_sizes(arm.scheduler)
+    devices = arm.scheduler.devices
+    found = places(
+        sizes, devices if isinstance(devices, str) else list(devices), hardware.gpu_indices(), hardware.cores()
+    )
+    return list(zip(sizes, found, strict=True))
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
@@ -132,6 +155,8 @@ class Prepared:
     questions: list[dataset.Question]
     encode: prompts.Encode
     collectors: list[Collector]
+    arms: list[Arm]
+    labels: list[str]
 
 
 def _encoder(model: ServedModel) -> prompts.Encode:
@@ -181,32 +206,55 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(name, task.cancel)
-    model = prepared.model
     with ExitStack() as stack:
-        engine_log = run_dir / "engine.log"
         guard = stack.enter_context(ProcessGuard())
         writer = stack.enter_context(RecordWriter(run_dir / "records.jsonl"))
-        asked = cfg.scheduler
-        shares = gpu_indices(asked.replicas, asked.tensor_parallel, asked.devices, hardware.gpu_indices())
+        write = _handoff_writer(prepared.arms, run_dir, stack)
+        gpus = sorted({gpu for arm in prepared.arms for _, place in places_of(arm) for gpu in place.gpus})
         for collector in prepared.collectors:
-            collector.start(run_dir, [gpu for share in shares for gpu in share])
+            collector.start(run_dir, gpus)
             stack.callback(collector.stop)
-        for arm in plan(cfg):
-            scheduler = make_scheduler(cfg, model, engine_log, guard.kill)
-            with screen.step(f"starting {cfg.scheduler.replicas} engine(s) of {model.name}, {arm.name}"):
+        for stint in stints(prepared.arms, cfg.experiment.repeats):
+            arm = stint.arm
+            scheduler = make_scheduler(cfg, arm, prepared.model, run_dir / "engine.log", guard.kill, write)
+            count = len(engine_sizes(arm.scheduler))
+            with screen.step(f"starting {count} engine{'s' * (count > 1)} of {prepared.model.name}, {arm.name}"):
+                begin = time.monotonic()
                 await scheduler.__aenter__()
             try:
-                metadata["pools"] += scheduler.pools()
+                if arm.name not in [pool["arm"] for pool in metadata["pools"]]:
+                    metadata["pools"] += [{"arm": arm.name, **pool} for pool in scheduler.pools()]
+                metadata["starts"].append(
+                    {"arm": arm.name, "repeats": stint.repeats, "seconds": round(time.monotonic() - begin, 1)}
+                )
                 write_json(run_dir / "run_metadata.json", metadata)
                 for cell in arm.cells:
-                    await _cell(cfg, prepared, scheduler, cell, writer, screen)
+                    await _cell(cfg, prepared, scheduler, cell, stint.repeats, writer, screen)
+                held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
+                metadata["kv_held"] += [f"{arm.name}/{name}" for name in held]
             finally:
                 # Not stopped by a second signal: the engines' end is what matters now.
                 await asyncio.shield(scheduler.__aexit__(None, None, None))
 
 
-def make_scheduler(cfg: Any, model: ServedModel, engine_log: Path, kill: Callable[[], None]) -> Scheduler:
-    """The scheduler that a configuration names, with its engines not yet started."""
+def _handoff_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Callable[[Handoff | QueueLengths], None]:
+    """Where handoffs and queue lengths go; only a run that has handoffs has the files."""
+    if all(arm.scheduler.mode == "agg" for arm in arms):
+        return lambda _: None
+    handoffs = stack.enter_context(RecordWriter(run_dir / "handoffs.jsonl"))
+    queues = stack.enter_context(RecordWriter(run_dir / "queues.jsonl"))
+    return lambda row: (handoffs if isinstance(row, Handoff) else queues).write(row)
+
+
+def make_scheduler(
+    cfg: Any,
+    arm: Arm,
+    model: ServedModel,
+    engine_log: Path,
+    kill: Callable[[], None],
+    write: Callable[[Handoff | QueueLengths], None],
+) -> Scheduler:
+    """The scheduler of an arm, with its engines not yet started."""
     # Hydra turns objects among its arguments into plain dicts, so it makes the constructor and we pass them.
     make_backend = functools.partial(
         instantiate(cfg.backend, _partial_=True, _convert_="all"),
@@ -215,22 +263,33 @@ def make_scheduler(cfg: Any, model: ServedModel, engine_log: Path, kill: Callabl
         log=engine_log,
         kill=kill,
     )
-    return instantiate(cfg.scheduler, _partial_=True, _convert_="all")(make_backend=make_backend)
+    return instantiate(arm.scheduler, _partial_=True, _convert_="all")(
+        make_backend=make_backend,
+        transfer=instantiate(cfg.transfer, _convert_="all"),
+        # No request waits longer than this for its KV to be fetched.
+        lease_s=cfg.workload.timeout_s,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        write=write,
+    )
 
 
 async def _cell(
-    cfg: Any, prepared: Prepared, scheduler: Scheduler, cell: Cell, writer: RecordWriter, screen: Screen
+    cfg: Any,
+    prepared: Prepared,
+    scheduler: Scheduler,
+    cell: Cell,
+    repeats: list[int],
+    writer: RecordWriter,
+    screen: Screen,
 ) -> None:
-    model = prepared.model
-    vocabulary, encode = model.vocab_size, prepared.encode
-    for request in prompts.warmup(cfg, cell, vocabulary, encode, cfg.scheduler.replicas):
+    vocabulary, encode = prepared.model.vocab_size, prepared.encode
+    engines = sum(len(pool["engines"]) for pool in scheduler.pools())
+    for request in prompts.warmup(cfg, cell, repeats[0], vocabulary, encode, engines):
         await drive(scheduler, cell, [request], writer.write, cfg.workload.arrivals, cfg.seed)
-    batches = [
-        prompts.measured(cfg, cell, repeat, prepared.questions, vocabulary, encode) for repeat in range(cell.repeats)
-    ]
+    batches = [prompts.measured(cfg, cell, repeat, prepared.questions, vocabulary, encode) for repeat in repeats]
     died: set[str] = set()
     with screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches))) as tally:
-        for repeat, requests in enumerate(batches):
+        for repeat, requests in zip(repeats, batches, strict=True):
             seed = prompts.derive_seed(cfg.seed, cell.name, repeat, "arrivals")
             await drive(scheduler, cell, requests, _sink(writer, tally, died), cfg.workload.arrivals, seed)
     if died:

@@ -16,6 +16,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wp1.errors import ConfigError
+from wp1.serving.placement import engine_sizes
 
 
 @dataclass
@@ -117,7 +118,6 @@ class Experiment:
     same_tokens: bool = False
     prompt_lens: list[int] | None = None  # tokens; None: workload.prompt_len
     request_rates: list[float] | None = None  # requests/s; None: workload.request_rate
-    engines: str = "in_turn"  # of several arms: in_turn or together
 
 
 @dataclass
@@ -221,31 +221,29 @@ MOST = 2**31 - 1
 def check(cfg: Any) -> None:
     """Refuses a configuration that cannot run, whatever the machine. Raises ConfigError, naming the key to change."""
     _check_values(cfg)
-    _check_scheduler(cfg.scheduler)
+    _check_schedulers(cfg)
     _check_model(cfg.model)
     _check_rope(cfg.rope)
     _check_workload(cfg)
 
 
 def _check_values(cfg: Any) -> None:
-    for group in ("backend", "scheduler"):
+    for group in ("backend", "transfer"):
         if not cfg[group]._target_.startswith("wp1."):
             raise ConfigError(f"{group}._target_={cfg[group]._target_} is not wp1's: choose {group}=... instead")
-    _one_of("scheduler.routing", cfg.scheduler.routing, "round_robin", "least_loaded")
     _one_of("model.source", cfg.model.source, "bundled", "hub", "random_weights")
     _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")
     _one_of("dataset.source", cfg.dataset.source, "builtin", "file")
     _one_of("workload.prompts", cfg.workload.prompts, "dataset", "random")
     _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant")
-    for key in ("model", "dataset", "experiment", "slo"):
+    for key in ("model", "dataset", "experiment", "slo", "transfer"):
         # Names become names of files and folders.
         if not re.fullmatch(r"[\w][\w.-]*", cfg[key].name):
             raise ConfigError(f"{key}.name={cfg[key].name} is no name: use letters, digits, '_', '-' and '.'")
     at_least = [
         ("backend.kv_cache_gib", cfg.backend.kv_cache_gib, 0.001),
         ("backend.startup_timeout_s", cfg.backend.startup_timeout_s, 1),
-        ("scheduler.replicas", cfg.scheduler.replicas, 1),
-        ("scheduler.tensor_parallel", cfg.scheduler.tensor_parallel, 1),
+        ("transfer.timeout_s", cfg.transfer.timeout_s, 0.001),
         ("model.max_len", cfg.model.max_len, 2),
         ("rope.factor", cfg.rope.factor, 1),
         ("rope.original_max_len", cfg.rope.original_max_len, 1),
@@ -279,22 +277,96 @@ def _one_of(key: str, value: str, *allowed: str) -> None:
         raise ConfigError(f"{key}={value} is not known: set {key} to {' or '.join(allowed)}")
 
 
-def _check_scheduler(scheduler: Any) -> None:
-    _one_of("scheduler.mode", scheduler.mode, "agg")
-    for key in ("prefill", "decode", "first_token"):
-        if scheduler[key] is not None:
-            hint = "scheduler.replicas sets the number of engines" if key != "first_token" else "there is one pool only"
-            raise ConfigError(f"scheduler.{key} is a key of disaggregated serving: drop it, under agg {hint}")
+def _check_schedulers(cfg: Any) -> None:
+    _check_scheduler("scheduler", cfg.scheduler)
+    for name, scheduler in cfg.arms.items():
+        _check_scheduler(f"arms.{name}", scheduler)
+    devices = {f"arms.{name}": sum(engine_sizes(scheduler)) for name, scheduler in cfg.arms.items()}
+    if len(set(devices.values())) > 1:
+        counts = ", ".join(f"{key} has {count}" for key, count in devices.items())
+        raise ConfigError(
+            f"arms are compared on equal devices, and {counts}: change replicas, prefill, decode or tensor_parallel"
+        )
+
+
+DISAGG_KEYS = {
+    "prefill": "replicas sets the number of engines",
+    "decode": "replicas sets the number of engines",
+    "decode_tensor_parallel": "tensor_parallel is for all engines",
+    "first_token": "there is one pool only",
+    "max_prefilled": "there is no handoff",
+}
+
+
+def _check_scheduler(key: str, scheduler: Any) -> None:
+    if not scheduler._target_.startswith("wp1."):
+        raise ConfigError(f"{key}._target_={scheduler._target_} is not wp1's: choose scheduler=agg or disagg instead")
+    _one_of(f"{key}.mode", scheduler.mode, "agg", "disagg")
+    _one_of(f"{key}.routing", scheduler.routing, "round_robin", "least_loaded")
+    if scheduler.mode == "agg":
+        needed = ("replicas", "tensor_parallel")
+        for name, instead in DISAGG_KEYS.items():
+            if scheduler[name] is not None:
+                raise ConfigError(f"{key}.{name} is a key of disaggregated serving: drop it, under agg {instead}")
+    else:
+        needed = ("prefill", "decode", "tensor_parallel", "max_prefilled")
+        if scheduler.replicas is not None:
+            raise ConfigError(f"{key}.replicas is a key of aggregated serving: set {key}.prefill and {key}.decode")
+        _one_of(f"{key}.first_token", scheduler.first_token, "prefill", "decode")
+    for name in (*needed, "decode_tensor_parallel"):
+        value = scheduler[name]
+        if (value is None and name in needed) or (value is not None and not 1 <= value <= MOST):
+            raise ConfigError(f"{key}.{name}={value} does not do: set {key}.{name} to 1 or more")
     devices = scheduler.devices
     if isinstance(devices, ListConfig):
-        needed = scheduler.replicas * scheduler.tensor_parallel
-        if len(devices) != needed or len(set(devices)) != needed or not all(type(d) is int and d >= 0 for d in devices):
+        sizes = engine_sizes(scheduler)
+        own = [devices[sum(sizes[:n]) : sum(sizes[: n + 1])] for n in range(len(sizes))]
+        fits = len(devices) == sum(sizes) and all(len(set(gpus)) == len(gpus) for gpus in own)
+        if not fits or not all(type(d) is int and d >= 0 for d in devices):
             raise ConfigError(
-                f"scheduler.devices={list(devices)} does not fit: name {needed} different GPU indices "
-                "(scheduler.replicas x scheduler.tensor_parallel), or auto"
+                f"{key}.devices={list(devices)} does not fit: name {sum(sizes)} GPU indices, those of each engine in turn "
+                "(no GPU twice for one engine), or auto"
             )
     elif devices != "auto":
-        raise ConfigError(f"scheduler.devices={devices} is not known: set auto or a list like [0,1]")
+        raise ConfigError(f"{key}.devices={devices} is not known: set auto or a list like [0,1]")
+
+
+def _check_cells(cfg: Any) -> None:
+    """The lists that an experiment makes its cells of."""
+    lengths, rates = cfg.experiment.prompt_lens, cfg.experiment.request_rates
+    if lengths is not None:
+        if cfg.workload.prompts != "random":
+            raise ConfigError("experiment.prompt_lens needs prompts of a length: choose workload=random")
+        if cfg.workload.prompt_len is not None:
+            raise ConfigError(
+                f"workload.prompt_len={cfg.workload.prompt_len} has no effect beside experiment.prompt_lens: set "
+                f"experiment.prompt_lens=[{cfg.workload.prompt_len}]"
+            )
+        if not lengths or len(set(lengths)) < len(lengths) or not all(1 <= n <= MOST for n in lengths):
+            raise ConfigError(f"experiment.prompt_lens={list(lengths)} does not do: name different lengths, in tokens")
+    if rates is not None:
+        if cfg.workload.request_rate:
+            raise ConfigError(
+                f"workload.request_rate={cfg.workload.request_rate:g} has no effect beside experiment.request_rates: "
+                f"set experiment.request_rates=[{cfg.workload.request_rate:g}]"
+            )
+        if not rates or len(set(rates)) < len(rates) or not all(0 <= rate <= MOST for rate in rates):
+            raise ConfigError(
+                f"experiment.request_rates={list(rates)} does not do: name different rates, in requests/s; 0 is one "
+                "at a time"
+            )
+
+
+def check_overrides(cfg: Any, overrides: list[str]) -> None:
+    """Refuses what was said on the command line and would have no effect. Raises ConfigError."""
+    for override in overrides:
+        if cfg.arms and re.match(r"\+*scheduler[.=]", override):
+            arms = " and ".join(f"arms.{name}" for name in cfg.arms)
+            key = override.lstrip("+").partition("=")[0].removeprefix("scheduler").lstrip(".") or "replicas"
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect with experiment={cfg.experiment.name}, which compares {arms}: "
+                f"set arms.{next(iter(cfg.arms))}.{key}=... and the like"
+            )
 
 
 def _check_model(model: Any) -> None:
@@ -334,14 +406,17 @@ def _check_workload(cfg: Any) -> None:
             raise ConfigError(f"dataset.path={dataset.path} is not a file: name a JSONL file")
     elif dataset.path is not None:
         raise ConfigError("dataset.path has no effect with a built-in dataset: choose dataset=file as well")
+    _check_cells(cfg)
     if workload.prompts == "random":
-        if workload.prompt_len is None:
+        lengths = cfg.experiment.prompt_lens or [workload.prompt_len]
+        if lengths == [None]:
             raise ConfigError("workload.prompt_len is empty: workload.prompts=random needs it, in tokens")
         if workload.num_requests is None:
             raise ConfigError("workload.num_requests is empty: workload.prompts=random needs it")
-        if workload.prompt_len + workload.output_len > cfg.model.max_len:
+        if max(lengths) + workload.output_len > cfg.model.max_len:
+            key = "experiment.prompt_lens" if cfg.experiment.prompt_lens else "workload.prompt_len"
             raise ConfigError(
-                f"workload.prompt_len={workload.prompt_len} and workload.output_len={workload.output_len} exceed "
+                f"{key}={max(lengths)} and workload.output_len={workload.output_len} exceed "
                 f"model.max_len={cfg.model.max_len}: lower one of them or raise model.max_len"
             )
     elif workload.prompt_len is not None:

@@ -16,6 +16,7 @@ from wp1.main import CONF
 from wp1.records import Request, RequestRecord, new_record
 from wp1.serving import models
 from wp1.serving.guard import ProcessGuard
+from wp1.serving.placement import Place
 from wp1.serving.serve import collect
 from wp1.serving.vllm_backend import VLLMBackend
 
@@ -36,8 +37,7 @@ def engine(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLL
             kv_cache_gib=0.75,
             startup_timeout_s=600,
             tensor_parallel=1,
-            gpus=[],
-            cores=None,
+            place=Place(),
             seed=0,
             log=folder / "engine.log",
             kill=guard.kill,

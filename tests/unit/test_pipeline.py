@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import Compose
-from tests.double import DoubleBackend
+from tests.double import DoubleBackend, fresh
 from wp1 import run as run_module
 from wp1.analysis.summary import read_json
 from wp1.console import Screen
@@ -31,10 +31,10 @@ RUN_ID = "run-20260101T000000Z-00000000"
 
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[DoubleBackend]:
-    fresh = type("Fresh", (DoubleBackend,), {"started": [], "stopped": []})
-    monkeypatch.setattr("wp1.serving.vllm_backend.VLLMBackend", fresh)
+    backend = fresh()
+    monkeypatch.setattr("wp1.serving.vllm_backend.VLLMBackend", backend)
     monkeypatch.setenv("WP1_CACHE", str(tmp_path / "cache"))
-    return fresh
+    return backend
 
 
 def _run(config: Compose, tmp_path: Path, *overrides: str) -> run_module.Outcome:
@@ -216,3 +216,58 @@ def test_a_run_that_was_killed_still_has_a_report(config: Compose, double: Any, 
     page = make_report(outcome.run_dir, tmp_path / "reports").read_text()
     assert "**unfinished" in page
     assert "11 of 11 requests answered" in page
+
+
+E3 = (
+    "experiment=e3",
+    "experiment.prompt_lens=[32,64]",
+    "experiment.request_rates=[0,200]",
+    "workload.num_requests=3",
+    "workload.output_len=6",
+)
+
+
+def test_e3_compares_both_arms(config: Compose, double: Any, tmp_path: Path) -> None:
+    outcome = _run(config, tmp_path, *E3)
+    assert (outcome.status, outcome.reason) == ("completed", None)
+    records = [record for record in read_records(outcome.run_dir / "records.jsonl") if not record.warmup]
+    assert len(records) == 2 * 4 * 3 * 3
+    answers = {
+        arm: {r.request_id.partition("/")[2]: r.token_ids for r in records if r.arm == arm} for arm in ("agg", "disagg")
+    }
+    assert answers["agg"] == answers["disagg"]
+    handoffs = [json.loads(line) for line in (outcome.run_dir / "handoffs.jsonl").read_text().splitlines()]
+    assert len([row for row in handoffs if not row["warmup"]]) == 36
+    assert {row["status"] for row in handoffs} == {"ok"}
+    assert (outcome.run_dir / "queues.jsonl").stat().st_size
+    metadata = read_json(outcome.run_dir / "run_metadata.json")
+    assert [(start["arm"], start["repeats"]) for start in metadata["starts"]] == [
+        ("agg", [0]), ("disagg", [0, 1]), ("agg", [1, 2]), ("disagg", [2])
+    ]  # fmt: skip
+    assert [(pool["arm"], pool["pool"]) for pool in metadata["pools"]] == [
+        ("agg", "agg"), ("disagg", "prefill"), ("disagg", "decode")
+    ]  # fmt: skip
+    assert metadata["transfer"]["name"] == "nixl_push"
+    assert metadata["kv_held"] == []
+    assert (outcome.run_dir / "e3_summary.json").exists()
+    assert (outcome.run_dir / "artifacts" / "e3_mode_comparison.csv").exists()
+
+
+def test_kv_that_is_not_given_back_fails_the_run(config: Compose, double: Any, tmp_path: Path) -> None:
+    class Leaks(double):
+        async def kv_free(self) -> bool:
+            return self.name != "decode-0"
+
+    Leaks.engines = double.engines
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("wp1.serving.vllm_backend.VLLMBackend", Leaks)
+    monkey.setattr(run_module, "KV_FREE_WITHIN_S", 0.1)
+    outcome = _run(config, tmp_path, *E3, "experiment.repeats=1")
+    monkey.undo()
+    assert outcome.status == "failed"
+    assert "disagg/decode-0" in (outcome.reason or "")
+
+
+def test_a_run_without_handoffs_has_no_file_of_them(config: Compose, double: Any, tmp_path: Path) -> None:
+    outcome = _run(config, tmp_path)
+    assert not (outcome.run_dir / "handoffs.jsonl").exists()

@@ -1,5 +1,7 @@
 """Bad input is refused by a message that names the key to change."""
 
+import re
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -28,7 +30,26 @@ def test_every_model_composes_and_passes(config: Compose, model: str) -> None:
         (["scheduler.prefill=1"], "scheduler.prefill"),
         (["scheduler.first_token=prefill"], "scheduler.first_token"),
         (["scheduler.devices=[0,1]"], "scheduler.devices"),
-        (["scheduler.replicas=2", "scheduler.devices=[0,0]"], "scheduler.devices"),
+        (["scheduler.tensor_parallel=2", "scheduler.devices=[0,0]"], "scheduler.devices"),
+        (["scheduler=disagg", "scheduler.devices=[0,1,2]"], "scheduler.devices"),
+        (["scheduler=disagg", "scheduler.replicas=2"], "scheduler.replicas"),
+        (["scheduler=disagg", "scheduler.decode=0"], "scheduler.decode"),
+        (["scheduler=disagg", "scheduler.prefill=null"], "scheduler.prefill"),
+        (["scheduler=disagg", "scheduler.first_token=both"], "scheduler.first_token"),
+        (["scheduler=disagg", "scheduler.max_prefilled=0"], "scheduler.max_prefilled"),
+        (["scheduler=disagg", "scheduler.mode=mixed"], "scheduler.mode"),
+        (["transfer.timeout_s=0"], "transfer.timeout_s"),
+        (["transfer._target_=os.system"], "transfer._target_"),
+        (["experiment=e3", "arms.agg.replicas=3"], "arms.agg has 3, arms.disagg has 2"),
+        (["experiment=e3", "arms.agg.prefill=1"], "arms.agg.prefill"),
+        (["experiment=e3", "experiment.prompt_lens=[]"], "experiment.prompt_lens"),
+        (["experiment=e3", "experiment.prompt_lens=[256,256]"], "experiment.prompt_lens"),
+        (["experiment=e3", "experiment.prompt_lens=[0]"], "experiment.prompt_lens"),
+        (["experiment=e3", "experiment.prompt_lens=[256,8190]"], "experiment.prompt_lens=8190"),
+        (["experiment=e3", "workload.prompt_len=100"], "set experiment.prompt_lens=[100]"),
+        (["experiment.prompt_lens=[100]"], "experiment.prompt_lens"),
+        (["experiment=e3", "experiment.request_rates=[-1]"], "experiment.request_rates"),
+        (["experiment=e3", "workload.request_rate=2"], "set experiment.request_rates=[2]"),
         (["scheduler.devices=gpu"], "scheduler.devices"),
         (["backend._target_=tests.double.DoubleBackend"], "backend._target_"),
         (["workload.request_rate=-0.1"], "workload.request_rate"),
@@ -66,7 +87,7 @@ def test_every_model_composes_and_passes(config: Compose, model: str) -> None:
     ],
 )
 def test_contradictions_name_the_key(config: Compose, overrides: list[str], named: str) -> None:
-    with pytest.raises(ConfigError, match=named.replace(".", r"\.")) as refusal:
+    with pytest.raises(ConfigError, match=re.escape(named)) as refusal:
         schema.check(config(*overrides))
     assert "\n" not in str(refusal.value)
 
@@ -93,3 +114,17 @@ def test_free_form_parts_take_any_key(config: Compose) -> None:
     cfg = config(*map(schema.with_plus, ["backend.engine.block_size=32", "tags.note=hello"]))
     assert OmegaConf.to_container(cfg.backend.engine)["block_size"] == 32  # type: ignore[index]
     assert cfg.tags.note == "hello"
+
+
+def test_engines_may_share_a_gpu(config: Compose) -> None:
+    schema.check(config("scheduler=disagg", "scheduler.devices=[0,0]"))
+    schema.check(config("scheduler.replicas=2", "scheduler.devices=[1,1]"))
+
+
+def test_a_scheduler_beside_arms_is_refused_as_it_would_have_no_effect(config: Compose) -> None:
+    cfg = config("experiment=e3")
+    for said in ("scheduler=disagg", "scheduler.replicas=4", "++scheduler.replicas=4"):
+        with pytest.raises(ConfigError, match=r"no effect with experiment=e3.*arms\.agg\.replicas="):
+            schema.check_overrides(cfg, [said])
+    schema.check_overrides(cfg, ["arms.agg.replicas=2", "seed=1"])
+    schema.check_overrides(config(), ["scheduler.replicas=4"])

@@ -10,16 +10,17 @@ from typing import Any, Self
 from wp1 import hardware
 from wp1.records import Request, RequestRecord
 from wp1.serving.backend import ServingBackend
-from wp1.serving.placement import core_sets, gpu_indices
+from wp1.serving.placement import places
 from wp1.serving.serve import collect
+from wp1.serving.starting import kv_free, start_all
 
 
 class AggregatedScheduler:
     """`replicas` engines that are alike; each request goes to one of them for all its life.
 
     routing: "round_robin", or "least_loaded" (fewest requests in flight, equals in turn).
-    make_backend: gives an engine for a name, GPUs and CPU cores; engines start when the scheduler is entered.
-    prefill, decode and first_token are keys of disaggregated serving, which `wp1.schema.check` refuses here.
+    make_backend: gives an engine for a name and a place; engines start when the scheduler is entered.
+    others: what disaggregated serving needs and has no use here; `wp1.schema.check` refuses its keys.
     """
 
     def __init__(
@@ -31,16 +32,14 @@ class AggregatedScheduler:
         tensor_parallel: int,
         devices: Sequence[int] | str,
         make_backend: Callable[..., ServingBackend],
-        prefill: None = None,
-        decode: None = None,
-        first_token: None = None,
+        **others: Any,
     ) -> None:
         self.mode = mode
         self._routing = routing
-        gpus = gpu_indices(replicas, tensor_parallel, devices, hardware.gpu_indices())
+        self._places = places([tensor_parallel] * replicas, devices, hardware.gpu_indices(), hardware.cores())
         self._engines = [
-            make_backend(name=f"{mode}-{n}", gpus=gpus[n], cores=cores, tensor_parallel=tensor_parallel)
-            for n, cores in enumerate(core_sets(replicas, hardware.cores()))
+            make_backend(name=f"{mode}-{n}", place=place, tensor_parallel=tensor_parallel)
+            for n, place in enumerate(self._places)
         ]
         self._in_flight = [0] * replicas
         self._turn = itertools.cycle(range(replicas))
@@ -50,13 +49,7 @@ class AggregatedScheduler:
         self._engines[0].check()
 
     async def __aenter__(self) -> Self:
-        try:
-            # One after the other: engines read their devices from this process's environment as they start.
-            for engine in self._engines:
-                await self._stack.enter_async_context(engine)
-        except BaseException:
-            await self._stack.aclose()
-            raise
+        await start_all(self._engines, self._stack)
         return self
 
     async def __aexit__(
@@ -84,5 +77,13 @@ class AggregatedScheduler:
 
     def pools(self) -> list[dict[str, Any]]:
         return [
-            {"pool": self.mode, "phases": ["prefill", "decode"], "engines": [asdict(e.info()) for e in self._engines]}
+            {
+                "pool": self.mode,
+                "phases": ["prefill", "decode"],
+                "colocated": any(place.sharing > 1 for place in self._places),
+                "engines": [asdict(engine.info()) for engine in self._engines],
+            }
         ]
+
+    async def kv_free(self, within_s: float) -> dict[str, bool]:
+        return await kv_free(self._engines, within_s)

@@ -67,15 +67,25 @@ class ServingBackend(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def generate(self, request: Request) -> AsyncIterator[Chunk]:
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's processes still run, as far as is known without asking them."""
+        ...
+
+    def generate(self, request: Request, kv_transfer_params: dict[str, Any] | None = None) -> AsyncIterator[Chunk]:
         """Streams one request's answer. Closing the iterator aborts the request.
 
+        kv_transfer_params: what the engine's KV connector is to do with this request's KV.
         Raises EngineDiedError where the engine is gone, WP1Error where it refuses the request.
         """
         ...
 
     async def abort(self, request_id: str) -> None:
         """Ends a request early and frees its KV blocks."""
+        ...
+
+    async def kv_free(self) -> bool:
+        """Whether every KV block is free: no request holds one, nor does a handoff."""
         ...
 
     def info(self) -> EngineInfo: ...
@@ -105,4 +115,8 @@ class Scheduler(Protocol):
 
     def pools(self) -> list[dict[str, Any]]:
         """The pools as they run, for run_metadata.json."""
+        ...
+
+    async def kv_free(self, within_s: float) -> dict[str, bool]:
+        """By engine that lives, whether all its KV blocks are free again, `within_s` seconds after the last request."""
         ...

@@ -1,66 +1,87 @@
 """Whether a model fits the machine, before an engine starts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from wp1 import hardware
 from wp1.errors import ConfigError
 from wp1.hardware import GIB
 from wp1.serving.models import ServedModel
+from wp1.serving.placement import Place
 
 # vLLM's default share of a GPU's memory.
 GPU_SHARE = 0.92
 
 
-def kv_pool_bytes(model: ServedModel, kv_cache_gib: float | None) -> int | None:
-    """The KV pool of one engine in bytes, or None where vLLM is to take what a GPU has free.
+def kv_pool_bytes(model: ServedModel, kv_cache_gib: float | None, place: Place, tensor_parallel: int = 1) -> int | None:
+    """The KV pool of one engine in bytes, over all its GPUs, or None where vLLM is to take what its GPUs have free.
 
     On a CPU vLLM would take most of the host's memory, so the default there is 1 GiB, or what one request of max_len
-    needs if that is more: with a block begun at its end, and the one that vLLM keeps for itself.
+    needs if that is more: with a block begun at its end, and the one that vLLM keeps for itself. Engines that share a
+    GPU start side by side and would count each other's memory as taken, so each gets an even share of the GPU, less
+    its weights and a tenth of the share, at least 2 GiB, for activations and CUDA graphs.
     """
     if kv_cache_gib is not None:
         return int(kv_cache_gib * GIB)
-    if hardware.device_type() == "cuda":
+    if hardware.device_type() == "cpu":
+        return max(model.kv_bytes_per_token * (model.max_len + 256), GIB)
+    if place.sharing == 1:
         return None
-    return max(model.kv_bytes_per_token * (model.max_len + 256), GIB)
+    share = _memory_of(place.gpus) * GPU_SHARE / place.sharing
+    left = share - model.weight_bytes / tensor_parallel - max(share / 10, 2 * GIB)
+    return max(0, int(left)) * model.kv_shards(tensor_parallel)
 
 
-def check_memory(model: ServedModel, cfg: Any, engines: int, tensor_parallel: int) -> None:
-    """Raises ConfigError where the KV of one request of model.max_len has no room, with what is needed and there."""
+def _memory_of(gpus: Sequence[int]) -> int:
+    """Bytes of the smallest of these GPUs."""
+    return min(gpu.memory_bytes for gpu in hardware.gpus() if gpu.index in gpus)
+
+
+def check_memory(model: ServedModel, cfg: Any, engines: Sequence[tuple[int, Place]]) -> None:
+    """Raises ConfigError where the KV of one request of model.max_len has no room, with what is needed and there.
+
+    engines: tensor-parallel size and place of every engine that runs at the same time.
+    """
     one_request = model.kv_bytes_per_token * model.max_len
-    pool = kv_pool_bytes(model, cfg.backend.kv_cache_gib)
-    if pool is not None and pool < one_request:
+    if cfg.backend.kv_cache_gib is not None and int(cfg.backend.kv_cache_gib * GIB) < one_request:
         raise ConfigError(
             f"backend.kv_cache_gib={cfg.backend.kv_cache_gib:g} is too little: one request of "
             f"model.max_len={model.max_len} needs {_gib(one_request)} of KV; "
             "raise backend.kv_cache_gib or lower model.max_len"
         )
     if hardware.device_type() == "cuda":
-        found = hardware.gpus()
-        if engines * tensor_parallel > len(found):
-            raise ConfigError(
-                f"scheduler asks for {engines * tensor_parallel} GPUs (engines x scheduler.tensor_parallel) and there "
-                f"are {len(found)}: lower scheduler.replicas or scheduler.tensor_parallel"
-            )
-        there_are = [gpu.index for gpu in found]
-        named = [] if isinstance(cfg.scheduler.devices, str) else list(cfg.scheduler.devices)
-        if missing := [index for index in named if index not in there_are]:
-            raise ConfigError(
-                f"scheduler.devices names GPU {missing[0]}, and there are {there_are}: name those, or auto"
-            )
-        share = float(cfg.backend.engine.get("gpu_memory_utilization", GPU_SHARE))
-        there = int(min(gpu.memory_bytes for gpu in found) * share)
-        kv = (pool or one_request) // model.kv_shards(tensor_parallel)
-        needed, where = model.weight_bytes // tensor_parallel + kv, "vLLM may use on a GPU"
-    else:
-        if tensor_parallel > 1:
-            raise ConfigError("scheduler.tensor_parallel is for GPUs: leave it at 1 on a CPU")
-        there = hardware.available_memory_bytes()
-        needed, where = engines * (model.weight_bytes + (pool or one_request)), "this machine has free"
+        for tensor_parallel, place in engines:
+            _check_gpu(model, cfg, tensor_parallel, place)
+        return
+    if any(tensor_parallel > 1 for tensor_parallel, _ in engines):
+        raise ConfigError("scheduler.tensor_parallel is for GPUs: leave it at 1 on a CPU")
+    pool = kv_pool_bytes(model, cfg.backend.kv_cache_gib, Place()) or one_request
+    needed, there = len(engines) * (model.weight_bytes + pool), hardware.available_memory_bytes()
     if needed > there:
+        hint = " or run fewer engines (scheduler.replicas, prefill, decode)" if len(engines) > 1 else ""
         raise ConfigError(
-            f"model.max_len={model.max_len} does not fit: weights of {_gib(model.weight_bytes)} and KV of "
-            f"{_gib(pool or one_request)} an engine need {_gib(needed)}, {where} {_gib(there)}; lower model.max_len"
-            + (" or scheduler.replicas" if engines > 1 else "")
+            f"model.max_len={model.max_len} does not fit: weights of {_gib(model.weight_bytes)} and KV of {_gib(pool)} "
+            f"an engine need {_gib(needed)}, this machine has free {_gib(there)}; lower model.max_len{hint}"
+        )
+
+
+def _check_gpu(model: ServedModel, cfg: Any, tensor_parallel: int, place: Place) -> None:
+    there_are = [gpu.index for gpu in hardware.gpus()]
+    if missing := [index for index in place.gpus if index not in there_are]:
+        raise ConfigError(f"scheduler.devices names GPU {missing[0]}, and there are {there_are}: name those, or auto")
+    one_request = model.kv_bytes_per_token * model.max_len
+    # A pool that is not said outright is what is left beside the weights, and has to hold one request.
+    pool = max(one_request, int(cfg.backend.kv_cache_gib * GIB) if cfg.backend.kv_cache_gib is not None else 0)
+    share = float(cfg.backend.engine.get("gpu_memory_utilization", GPU_SHARE / place.sharing))
+    there = int(_memory_of(place.gpus) * share)
+    needed = model.weight_bytes // tensor_parallel + pool // model.kv_shards(tensor_parallel)
+    left = kv_pool_bytes(model, cfg.backend.kv_cache_gib, place, tensor_parallel)
+    if needed > there or (left is not None and left < one_request):
+        shared = f"; {place.sharing} engines share it" if place.sharing > 1 else ""
+        raise ConfigError(
+            f"model.max_len={model.max_len} does not fit: weights of {_gib(model.weight_bytes)} and KV of {_gib(pool)} "
+            f"an engine need {_gib(needed)}, vLLM may use on a GPU {_gib(there)}{shared}; lower model.max_len"
+            + (" or run fewer engines" if shared else "")
         )
 
 

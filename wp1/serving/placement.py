@@ -1,16 +1,72 @@
 """Which devices each engine of a run gets. Pure."""
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from wp1.errors import ConfigError
 
 
-def gpu_indices(
-    engines: int, tensor_parallel: int, devices: Sequence[int] | str, gpus_there: Sequence[int]
-) -> list[list[int]]:
-    """GPU indices for each engine, `tensor_parallel` of them, in turn; [] for each where there is no GPU."""
+@dataclass(frozen=True)
+class Place:
+    """The devices of one engine: GPU indices, or CPU cores (None: vLLM's own choice)."""
+
+    gpus: list[int] = field(default_factory=list)
+    cores: list[int] | None = None
+    sharing: int = 1  # engines on the GPU that is shared by most, this one included
+
+    def names(self) -> list[str]:
+        """As they stand in run_metadata.json."""
+        if self.gpus:
+            return [f"cuda:{gpu}" for gpu in self.gpus]
+        return ["cpu" if self.cores is None else "cpu cores " + ",".join(map(str, self.cores))]
+
+
+def places(
+    tensor_parallel: Sequence[int], devices: Sequence[int] | str, gpus_there: Sequence[int], cores: Sequence[int]
+) -> list[Place]:
+    """A place for each engine; `tensor_parallel` has the number of GPUs of each.
+
+    devices: GPU indices, for each engine in turn, or "auto": a GPU of its own each where there are enough, else engines
+    share them, evenly. Without a GPU, engines split the CPU's cores. Raises ConfigError where a single engine asks for
+    more GPUs than there are, or devices do not go with the engines.
+    """
     if not gpus_there:
-        return [[] for _ in range(engines)]
-    chosen = list(gpus_there if isinstance(devices, str) else devices)
-    return [chosen[n * tensor_parallel : (n + 1) * tensor_parallel] for n in range(engines)]
+        return [Place(cores=own) for own in core_sets(len(tensor_parallel), cores)]
+    if max(tensor_parallel) > len(gpus_there):
+        raise ConfigError(
+            f"an engine asks for {max(tensor_parallel)} GPUs and there are {len(gpus_there)}: lower "
+            "scheduler.tensor_parallel or scheduler.decode_tensor_parallel"
+        )
+    if isinstance(devices, str):
+        needed = sum(tensor_parallel)
+        chosen = [gpus_there[n % len(gpus_there)] for n in range(needed)]
+    else:
+        chosen = list(devices)
+    sets = []
+    for count in tensor_parallel:
+        own, chosen = chosen[:count], chosen[count:]
+        if len(own) != count or len(set(own)) != count:
+            raise ConfigError(
+                f"scheduler.devices={devices} does not give every engine its own {count} GPUs: name "
+                f"{sum(tensor_parallel)}, for each engine in turn, or auto"
+            )
+        sets.append(own)
+    if chosen:
+        raise ConfigError(
+            f"scheduler.devices={devices} names more GPUs than the engines use: name {sum(tensor_parallel)}, or auto"
+        )
+    engines_on = Counter(gpu for own in sets for gpu in own)
+    return [Place(gpus=own, sharing=max(engines_on[gpu] for gpu in own)) for own in sets]
+
+
+def engine_sizes(scheduler: Any) -> list[int]:
+    """GPUs of each engine of a scheduler's configuration, in the order in which they get their places."""
+    if scheduler.mode == "agg":
+        return [scheduler.tensor_parallel] * scheduler.replicas
+    decode = scheduler.decode_tensor_parallel or scheduler.tensor_parallel
+    return [scheduler.tensor_parallel] * scheduler.prefill + [decode] * scheduler.decode
 
 
 def core_sets(engines: int, cores: Sequence[int]) -> list[list[int] | None]:

@@ -1,26 +1,34 @@
-"""One request on one engine, from stream to record."""
+"""One request on its engines, from streams to record."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
+from wp1.errors import WP1Error
 from wp1.records import RequestRecord
 from wp1.serving.backend import Chunk, EngineDiedError
 
+WELL_ENDED = ("stop", "length", "repetition")
 
-async def collect(stream: AsyncIterator[Chunk], record: RequestRecord, timeout_s: float) -> None:
-    """Fills the record from the stream until it ends, fails or `timeout_s` seconds have passed since the send.
 
-    Nothing is raised but CancelledError: a failure is what the record says. Closes the stream in every case, which
-    aborts the request in the engine.
+class TransferError(WP1Error):
+    """A request's KV did not get to the decode engine."""
+
+
+@asynccontextmanager
+async def outcome(record: RequestRecord, timeout_s: float) -> AsyncIterator[None]:
+    """The body serves a request; how that ended is put into the record: ok, failed, or not within `timeout_s` seconds.
+
+    Nothing is raised but CancelledError: a failure is what the record says.
     """
     record.t_sent = time.monotonic()
     try:
         async with asyncio.timeout(timeout_s):
-            async for chunk in stream:
-                add(record, chunk)
-        if record.finish_reason in ("stop", "length", "repetition"):
-            record.status = "ok"
+            yield
+        if record.finish_reason in WELL_ENDED:
+            record.status, record.phase = "ok", None
         else:
             record.status, record.cause = "error", "engine_error"
             record.error = f"the engine ended the request early: {record.finish_reason or 'no reason given'}"
@@ -31,21 +39,53 @@ async def collect(stream: AsyncIterator[Chunk], record: RequestRecord, timeout_s
         record.status, record.cause, record.error = "aborted", "interrupted", "the run was interrupted"
         raise
     except Exception as error:
-        record.cause = "engine_died" if isinstance(error, EngineDiedError) else "engine_error"
+        record.cause = (
+            "engine_died"
+            if isinstance(error, EngineDiedError)
+            else "transfer"
+            if isinstance(error, TransferError)
+            else "engine_error"
+        )
         record.status, record.error = "error", str(error) or type(error).__name__
     finally:
         record.t_end = time.monotonic()
-        close = getattr(stream, "aclose", None)
-        if close is not None:
-            await close()
 
 
-def add(record: RequestRecord, chunk: Chunk) -> None:
-    """One chunk into the record. Tokens that came in one chunk share its time."""
+def closing(stream: AsyncIterator[Chunk]) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
+    """Closes the stream in every case, which aborts a request that has not ended in the engine."""
+
+    @asynccontextmanager
+    async def closing_() -> AsyncIterator[AsyncIterator[Chunk]]:
+        try:
+            yield stream
+        finally:
+            close: Any = getattr(stream, "aclose", None)
+            if close is not None:
+                await close()
+
+    return closing_()
+
+
+async def collect(stream: AsyncIterator[Chunk], record: RequestRecord, timeout_s: float) -> None:
+    """A whole request on one engine, as `outcome` says."""
+    async with outcome(record, timeout_s), closing(stream):
+        record.phase = "prefill"
+        async for chunk in stream:
+            record.phase = "decode"
+            add_tokens(record, chunk)
+            add_end(record, chunk)
+
+
+def add_tokens(record: RequestRecord, chunk: Chunk) -> None:
+    """A chunk's tokens into the record; those that came in one chunk share its time."""
     record.t_tokens.extend([chunk.t] * len(chunk.token_ids))
     record.token_ids.extend(chunk.token_ids)
     record.output_tokens = len(record.token_ids)
     record.text += chunk.text
+
+
+def add_end(record: RequestRecord, chunk: Chunk) -> None:
+    """What the last chunk of an engine says of the whole request."""
     if chunk.finish_reason is not None:
         record.finish_reason = chunk.finish_reason
         record.prompt_tokens = chunk.prompt_tokens

@@ -1,4 +1,4 @@
-"""One real vLLM engine behind AsyncLLM: the only module that imports vllm.
+"""One real vLLM engine behind AsyncLLM: the only module that imports vllm in wp1's own process.
 
 The engine's processes write to the run's engine.log, because wp1 points its own standard output there while engines
 live (see `wp1.console`); the terminal stays readable, and a start-up that fails can show the engine's last lines.
@@ -19,8 +19,10 @@ from wp1 import hardware
 from wp1.errors import ConfigError, WP1Error
 from wp1.records import Request
 from wp1.serving.backend import Chunk, EngineDiedError, EngineInfo, EngineStartError, EngineTimes
-from wp1.serving.fit import kv_pool_bytes
+from wp1.serving.fit import GPU_SHARE, kv_pool_bytes
 from wp1.serving.models import ServedModel
+from wp1.serving.placement import Place
+from wp1.serving.spawning import spawning
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ OWN_ARGUMENTS = {
     "seed": "seed",
     "tensor_parallel_size": "scheduler.tensor_parallel",
     "kv_cache_memory_bytes": "backend.kv_cache_gib",
+    "kv_transfer_config": "transfer",
 }
 
 
@@ -59,8 +62,10 @@ class VLLMBackend:
 
     engine: arguments of AsyncEngineArgs, as in the configuration.
     kv_cache_gib: the KV pool, None for `fit.kv_pool_bytes`'s choice.
-    gpus: indices for CUDA_VISIBLE_DEVICES; cores: CPU cores to bind to, None for vLLM's own choice.
+    place: devices, and how many engines share them.
     kill: ends the run's engine processes, called when a start-up hangs.
+    kv_transfer: fields of vLLM's KVTransferConfig, of an engine that hands KV on or takes it.
+    on_kv_stats: called with what the engine's KV connector counted, whenever it has counted something.
     """
 
     def __init__(
@@ -72,23 +77,25 @@ class VLLMBackend:
         kv_cache_gib: float | None,
         startup_timeout_s: float,
         tensor_parallel: int,
-        gpus: list[int],
-        cores: list[int] | None,
+        place: Place,
         seed: int,
         log: Path,
         kill: Callable[[], None],
+        kv_transfer: dict[str, Any] | None = None,
+        on_kv_stats: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.name = name
         self._model = model
         self._engine_arguments = engine
-        self._kv_bytes = kv_pool_bytes(model, kv_cache_gib)
+        self._kv_bytes = kv_pool_bytes(model, kv_cache_gib, place, tensor_parallel)
         self._timeout = startup_timeout_s
         self._tensor_parallel = tensor_parallel
-        self._gpus = gpus
-        self._cores = cores
+        self._place = place
         self._seed = seed
         self._log = log
         self._kill = kill
+        self._kv_transfer = kv_transfer
+        self._on_kv_stats = on_kv_stats
         self._engine: Any = None
         self._startup_s = 0.0
         self._given_up = False
@@ -112,7 +119,19 @@ class VLLMBackend:
         if hardware.device_type() == "cpu":
             # Compiling for two cores takes longer than it saves in a run.
             arguments["enforce_eager"] = True
+        if self._place.sharing > 1 and self._place.gpus:
+            # vLLM looks whether that much is free, and takes what the pool is given above.
+            arguments["gpu_memory_utilization"] = GPU_SHARE / self._place.sharing
         return arguments | self._engine_arguments
+
+    def _engine_config(self) -> Any:
+        from vllm.config import KVTransferConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs
+
+        arguments = AsyncEngineArgs(**self.arguments())
+        if self._kv_transfer is not None:
+            arguments.kv_transfer_config = KVTransferConfig(**self._kv_transfer)
+        return arguments.create_engine_config()
 
     def check(self) -> None:
         set_environment()
@@ -127,7 +146,7 @@ class VLLMBackend:
                 hint = f"did you mean {' or '.join(near)}?" if near else "see vLLM's engine arguments for the names"
                 raise ConfigError(f"backend.engine.{name} is no argument of vLLM's engine: {hint}")
         try:
-            AsyncEngineArgs(**self.arguments()).create_engine_config()
+            self._engine_config()
         except Exception as error:
             # vLLM's own checks of the values: pydantic's errors, and several of Python's.
             log.warning("vLLM refused the configuration", exc_info=True)
@@ -160,27 +179,18 @@ class VLLMBackend:
 
     def _start(self) -> Any:
         set_environment()
-        from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        if self._given_up:
-            raise EngineStartError("given up before it began")
         devices = {}
-        if self._gpus:
-            devices["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._gpus))
-        if self._cores is not None:
-            devices["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, self._cores))
-        # An engine reads them as it starts; the next one, of a later job perhaps, must not find them.
-        before = {name: os.environ.get(name) for name in devices}
-        os.environ.update(devices)
-        try:
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**self.arguments()))
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+        if self._place.gpus:
+            devices["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._place.gpus))
+        if self._place.cores is not None:
+            devices["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, self._place.cores))
+        with spawning(devices):
+            if self._given_up:
+                raise EngineStartError("given up before it began")
+            loggers = [_kv_stats_logger(self._on_kv_stats)] if self._on_kv_stats is not None else None
+            return AsyncLLM.from_vllm_config(self._engine_config(), stat_loggers=loggers)
 
     async def _give_up(self, starting: "asyncio.Future[Any]") -> None:
         # The thread waits on the engine's process; with that gone it ends by an error that nobody needs.
@@ -221,10 +231,17 @@ class VLLMBackend:
             engine, self._engine = self._engine, None
             await asyncio.to_thread(engine.shutdown)
 
-    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
+    @property
+    def alive(self) -> bool:
+        return self._engine is not None and not self._engine.errored
+
+    async def generate(
+        self, request: Request, kv_transfer_params: dict[str, Any] | None = None
+    ) -> AsyncIterator[Chunk]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        stream = self._engine.generate(self._prompt(request), self._sampling(request), request.request_id)
+        sampling = self._sampling(request, kv_transfer_params)
+        stream = self._engine.generate(self._prompt(request), sampling, request.request_id)
         try:
             async for output in stream:
                 now = time.monotonic()
@@ -252,7 +269,7 @@ class VLLMBackend:
             return {"prompt_token_ids": chat_token_ids(self._engine.get_tokenizer(), request.prompt)}
         return {"prompt_token_ids": request.prompt}
 
-    def _sampling(self, request: Request) -> Any:
+    def _sampling(self, request: Request, kv_transfer_params: dict[str, Any] | None = None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -264,27 +281,50 @@ class VLLMBackend:
             ignore_eos=request.ignore_eos,
             detokenize=self._model.has_tokenizer,
             output_kind=RequestOutputKind.DELTA,
+            extra_args=None if kv_transfer_params is None else {"kv_transfer_params": kv_transfer_params},
         )
 
     async def abort(self, request_id: str) -> None:
         await self._engine.abort(request_id)
+
+    async def kv_free(self) -> bool:
+        # vLLM resets its prefix cache only while no block is in use.
+        return await self._engine.reset_prefix_cache()
 
     def info(self) -> EngineInfo:
         config = self._engine.vllm_config
         cache = config.cache_config
         return EngineInfo(
             name=self.name,
-            devices=[f"cuda:{gpu}" for gpu in self._gpus]
-            or ["cpu" if self._cores is None else "cpu cores " + ",".join(map(str, self._cores))],
+            devices=self._place.names(),
             startup_s=round(self._startup_s, 1),
             settings={
                 "block_size": cache.block_size,
                 "kv_blocks": cache.num_gpu_blocks,
+                "max_num_seqs": config.scheduler_config.max_num_seqs,
                 "enforce_eager": config.model_config.enforce_eager,
                 "dtype": str(config.model_config.dtype).removeprefix("torch."),
                 "rope": self.rope_in_effect(),
             },
         )
+
+
+def _kv_stats_logger(on_kv_stats: Callable[[dict[str, Any]], None]) -> Any:
+    """A stat logger class for AsyncLLM that hands on what the KV connector counted."""
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    class KVStatsLogger(StatLoggerBase):
+        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+            pass
+
+        def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
+            if scheduler_stats is not None and scheduler_stats.kv_connector_stats:
+                on_kv_stats(scheduler_stats.kv_connector_stats)
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+    return KVStatsLogger
 
 
 def chat_token_ids(tokenizer: Any, chat: Any) -> list[int]:

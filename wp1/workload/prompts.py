@@ -73,8 +73,11 @@ def measured(
     ]  # fmt: skip
 
 
-def warmup(cfg: Any, cell: Cell, vocab_size: int, encode: Encode, engines: int) -> list[Request]:
-    """What is sent before a cell is measured, `num_warmup` for each engine: other prompts, as long as the cell's."""
+def warmup(cfg: Any, cell: Cell, repeat: int, vocab_size: int, encode: Encode, engines: int) -> list[Request]:
+    """What is sent before a cell is measured, `num_warmup` for each engine: other prompts, as long as the cell's.
+
+    repeat: the first that follows.
+    """
     requests = []
     for n in range(cfg.workload.num_warmup * engines):
         seed = derive_seed(cfg.seed, cell.name, "warm-up", n)
@@ -82,7 +85,7 @@ def warmup(cfg: Any, cell: Cell, vocab_size: int, encode: Encode, engines: int) 
             prompt = random_token_ids(cell.prompt_len, vocab_size, seed)
         else:
             prompt = encode(f"{WARMUP_QUESTION} ({n})")
-        request = _request(cfg, cell, 0, f"warm-up-{n}", prompt, label="warm-up", seed=seed)
+        request = _request(cfg, cell, repeat, f"warm-up-{n}", prompt, label="warm-up", seed=seed)
         request.warmup = True
         request.max_tokens = min(request.max_tokens, 8)
         requests.append(request)

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from tests.double import DoubleBackend
+from tests.double import DoubleBackend, fresh
 from wp1.records import Request, new_record
 from wp1.serving.aggregated import AggregatedScheduler
 
 
 @pytest.fixture
 def backend() -> type[DoubleBackend]:
-    return type("Fresh", (DoubleBackend,), {"started": [], "stopped": []})
+    return fresh()
 
 
 def _scheduler(backend: Any, replicas: int, routing: str = "round_robin") -> AggregatedScheduler:

@@ -7,6 +7,10 @@ from wp1 import hardware
 from wp1.errors import ConfigError
 from wp1.hardware import GIB, Gpu
 from wp1.serving import fit, models
+from wp1.serving.placement import Place
+
+# Without a GPU its index is of no account.
+ONE = Place([0])
 
 
 @pytest.fixture
@@ -23,49 +27,57 @@ def on_h100(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_host_with_room(config: Compose, on_cpu: None) -> None:
     cfg = config("model=llama31_8b_shape", "model.max_len=16384")
-    fit.check_memory(models.prepare(cfg), cfg, engines=1, tensor_parallel=1)
+    fit.check_memory(models.prepare(cfg), cfg, [(1, ONE)])
 
 
 def test_a_host_without(config: Compose, on_cpu: None) -> None:
     cfg = config("model=llama31_8b_shape")
     # 14.96 GiB of weights, and 16 GiB of KV with a little to spare.
     with pytest.raises(ConfigError, match=r"model\.max_len=131072 .* need 30\.99 GiB, .* 24\.00 GiB"):
-        fit.check_memory(models.prepare(cfg), cfg, engines=1, tensor_parallel=1)
+        fit.check_memory(models.prepare(cfg), cfg, [(1, ONE)])
 
 
 def test_replicas_share_a_host(config: Compose, on_cpu: None) -> None:
     cfg = config("model=llama31_8b_shape", "model.max_len=16384")
     with pytest.raises(ConfigError, match=r"scheduler\.replicas"):
-        fit.check_memory(models.prepare(cfg), cfg, engines=2, tensor_parallel=1)
+        fit.check_memory(models.prepare(cfg), cfg, [(1, Place()), (1, Place())])
 
 
 def test_a_pool_too_small_for_one_request(config: Compose, on_cpu: None) -> None:
     cfg = config("model=llama31_8b_shape", "model.max_len=16384", "backend.kv_cache_gib=1")
     with pytest.raises(ConfigError, match=r"backend\.kv_cache_gib=1 .* needs 2\.00 GiB"):
-        fit.check_memory(models.prepare(cfg), cfg, engines=1, tensor_parallel=1)
+        fit.check_memory(models.prepare(cfg), cfg, [(1, ONE)])
 
 
 def test_one_request_of_131072_tokens_fits_an_h100(config: Compose, on_h100: None) -> None:
     cfg = config("model=llama31_8b_shape")
-    fit.check_memory(models.prepare(cfg), cfg, engines=1, tensor_parallel=1)
+    fit.check_memory(models.prepare(cfg), cfg, [(1, ONE)])
 
 
 def test_a_share_of_the_gpu_that_is_too_small(config: Compose, on_h100: None) -> None:
     cfg = config("model=llama31_8b_shape", "+backend.engine.gpu_memory_utilization=0.2")
     with pytest.raises(ConfigError, match=r"need 30\.96 GiB, .* 16\.00 GiB"):
-        fit.check_memory(models.prepare(cfg), cfg, engines=1, tensor_parallel=1)
+        fit.check_memory(models.prepare(cfg), cfg, [(1, ONE)])
 
 
-def test_more_gpus_than_there_are(config: Compose, on_h100: None) -> None:
-    cfg = config("scheduler.replicas=2", "model=llama31_8b_shape")
-    with pytest.raises(ConfigError, match=r"asks for 2 GPUs .* there are 1"):
-        fit.check_memory(models.prepare(cfg), cfg, engines=2, tensor_parallel=1)
+def test_engines_that_share_a_gpu_split_its_memory(config: Compose, on_h100: None) -> None:
+    shared = Place([0], sharing=2)
+    model = models.prepare(cfg := config("model=llama31_8b_shape", "model.max_len=32768"))
+    fit.check_memory(model, cfg, [(1, shared), (1, shared)])
+    # Half of 92 % of 80 GiB, less 14.96 GiB of weights and a tenth of the half.
+    pool = fit.kv_pool_bytes(model, None, shared)
+    assert pool is not None
+    assert pool / GIB == pytest.approx(36.8 * 0.9 - 14.96, abs=0.01)
+    longer = config("model=llama31_8b_shape", "model.max_len=131072")
+    fit.check_memory(models.prepare(longer), longer, [(1, shared), (1, shared)])
+    with pytest.raises(ConfigError, match="3 engines share it"):
+        fit.check_memory(models.prepare(longer), longer, [(1, Place([0], sharing=3))])
 
 
 def test_a_gpu_that_is_not_there(config: Compose, on_h100: None) -> None:
-    cfg = config("scheduler.devices=[3]", "model=llama31_8b_shape")
+    cfg = config("model=llama31_8b_shape")
     with pytest.raises(ConfigError, match=r"scheduler\.devices names GPU 3, and there are \[0\]"):
-        fit.check_memory(models.prepare(cfg), cfg, engines=1, tensor_parallel=1)
+        fit.check_memory(models.prepare(cfg), cfg, [(1, Place([3]))])
 
 
 def test_a_prompt_that_is_too_long_is_named(config: Compose) -> None:

@@ -1,13 +1,38 @@
-from wp1.serving.placement import core_sets, gpu_indices
+"""Each engine gets devices of its own where there are enough, and shares them evenly where there are not."""
+
+import pytest
+
+from wp1.errors import ConfigError
+from wp1.serving.placement import Place, core_sets, places
 
 
 def test_gpus_are_dealt_in_turn() -> None:
-    assert gpu_indices(2, 2, "auto", [0, 1, 2, 3]) == [[0, 1], [2, 3]]
-    assert gpu_indices(2, 1, [3, 1], [0, 1, 2, 3]) == [[3], [1]]
+    assert [place.gpus for place in places([2, 2], "auto", [0, 1, 2, 3], [0])] == [[0, 1], [2, 3]]
+    assert [place.gpus for place in places([1, 1], [3, 1], [0, 1, 2, 3], [0])] == [[3], [1]]
+    assert [place.gpus for place in places([1, 2], "auto", [4, 5, 6], [0])] == [[4], [5, 6]]
 
 
-def test_without_gpus_nobody_gets_one() -> None:
-    assert gpu_indices(3, 1, "auto", []) == [[], [], []]
+def test_engines_share_what_is_not_enough_for_all() -> None:
+    assert places([1, 1], "auto", [0], [0]) == [Place([0], sharing=2), Place([0], sharing=2)]
+    # Two on the first, one on the second.
+    assert [place.sharing for place in places([1, 1, 1], "auto", [0, 1], [0])] == [2, 1, 2]
+    assert [place.sharing for place in places([1, 1], [1, 1], [0, 1], [0])] == [2, 2]
+    assert [place.sharing for place in places([1, 1], "auto", [0, 1], [0])] == [1, 1]
+
+
+def test_an_engine_larger_than_the_machine() -> None:
+    with pytest.raises(ConfigError, match="asks for 2 GPUs and there are 1"):
+        places([2], "auto", [0], [0])
+
+
+@pytest.mark.parametrize("devices", [[0], [0, 0, 1], [0, 1, 2, 3, 4]])
+def test_devices_that_do_not_go_with_the_engines(devices: list[int]) -> None:
+    with pytest.raises(ConfigError, match=r"scheduler\.devices"):
+        places([2, 2], devices, [0, 1, 2, 3, 4], [0])
+
+
+def test_without_gpus_engines_split_the_cores() -> None:
+    assert places([1, 1], "auto", [], [0, 1, 2, 3]) == [Place(cores=[0, 1]), Place(cores=[2, 3])]
 
 
 def test_one_engine_binds_as_vllm_likes() -> None:
@@ -20,3 +45,9 @@ def test_cores_are_split_without_overlap() -> None:
 
 def test_more_engines_than_cores_share() -> None:
     assert core_sets(3, [4, 6]) == [[4], [6], [4]]
+
+
+def test_places_are_named() -> None:
+    assert Place([0, 3]).names() == ["cuda:0", "cuda:3"]
+    assert Place(cores=[1, 2]).names() == ["cpu cores 1,2"]
+    assert Place().names() == ["cpu"]

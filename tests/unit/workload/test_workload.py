@@ -24,7 +24,7 @@ def _random_cell(config: Compose, *overrides: str):
 def test_random_prompts_have_the_exact_length_and_are_all_different(config: Compose) -> None:
     cfg, cell = _random_cell(config, "workload.num_warmup=2")
     every = [r for repeat in range(3) for r in prompts.measured(cfg, cell, repeat, [], 49152, prompts.as_token_ids)]
-    every += prompts.warmup(cfg, cell, 49152, prompts.as_token_ids, 1)
+    every += prompts.warmup(cfg, cell, 0, 49152, prompts.as_token_ids, 1)
     assert {len(request.prompt) for request in every} == {50}
     assert len({tuple(request.prompt) for request in every}) == len(every) == 14  # type: ignore[arg-type]
     assert len({request.request_id for request in every}) == 14

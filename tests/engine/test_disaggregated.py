@@ -1,0 +1,232 @@
+"""Real KV between real engines: the tokens, the bytes, and what faults leave. Tests that break an engine come last."""
+
+import asyncio
+import gc
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tests.engine.conftest import Loop
+from wp1 import schema
+from wp1.console import output_to
+from wp1.main import CONF
+from wp1.plan import plan
+from wp1.records import Handoff, QueueLengths, Request, RequestRecord, new_record
+from wp1.run import make_scheduler
+from wp1.serving import models
+from wp1.serving.disaggregated import DisaggregatedScheduler
+from wp1.serving.guard import ProcessGuard
+from wp1.serving.serve import collect
+from wp1.workload.prompts import random_token_ids
+
+# Of SmolLM2-135M in BF16.
+KV_BYTES_PER_TOKEN = 23_040
+# So that a lease, which is as long as a request may take, ends while a test waits.
+LEASE_S = 12
+
+
+class Pools:
+    """A prefill and a decode engine on a core each."""
+
+    def __init__(self, loop: Loop, folder: Path, stack: ExitStack, *overrides: str) -> None:
+        self._loop = loop
+        self.written: list[Handoff | QueueLengths] = []
+        log = folder / "engine.log"
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            words = [f"root={folder}", "scheduler=disagg", f"workload.timeout_s={LEASE_S}", "model.max_len=4096"]
+            cfg = schema.resolve(compose("config", [*words, *overrides]))
+        schema.check(cfg)
+        self.guard = stack.enter_context(ProcessGuard())
+        stack.enter_context(output_to(log))
+        scheduler: Any = make_scheduler(
+            cfg, plan(cfg)[0], models.prepare(cfg), log, self.guard.kill, self.written.append
+        )
+        self.scheduler: DisaggregatedScheduler = scheduler
+        loop(self.scheduler.__aenter__(), timeout_s=400)
+        stack.callback(gc.collect)
+        stack.callback(lambda: loop(self.scheduler.__aexit__(None, None, None)))
+        self.prefill = self.scheduler._prefill["prefill-0"]
+        self.decode = self.scheduler._decode["decode-0"]
+
+    @property
+    def handoffs(self) -> dict[str, Handoff]:
+        return {row.request_id: row for row in self.written if isinstance(row, Handoff)}
+
+    def serve(self, *requests: Request) -> list[RequestRecord]:
+        async def all_() -> list[RequestRecord]:
+            records = [new_record(request, time.monotonic()) for request in requests]
+            await asyncio.gather(*map(self.scheduler.serve, requests, records))
+            return records
+
+        return self._loop(all_())
+
+    def alone(self, request: Request) -> RequestRecord:
+        """The same request on the prefill engine from beginning to end, as an aggregated one serves it."""
+        record = new_record(request, time.monotonic())
+        self._loop(collect(self.prefill.generate(request), record, 100))
+        return record
+
+    def cancelled_in(self, phase: str, request: Request) -> RequestRecord:
+        """A client that goes away as soon as its request has come to that phase."""
+
+        async def go() -> RequestRecord:
+            record = new_record(request, time.monotonic())
+            serving = asyncio.create_task(self.scheduler.serve(request, record))
+            while record.phase != phase and not serving.done():
+                await asyncio.sleep(0.002)
+            serving.cancel()
+            await asyncio.wait([serving])
+            return record
+
+        return self._loop(go())
+
+    def start_serving(self, request: Request) -> tuple[RequestRecord, Callable[[], RequestRecord]]:
+        record = new_record(request, time.monotonic())
+        serving = asyncio.run_coroutine_threadsafe(self.scheduler.serve(request, record), self._loop._loop)
+
+        def wait() -> RequestRecord:
+            serving.result(60)
+            return record
+
+        return record, wait
+
+    def free(self, within_s: float = 5) -> dict[str, bool]:
+        return self._loop(self.scheduler.kv_free(within_s))
+
+    def processes_of(self, engine: Any) -> list[psutil.Process]:
+        """The engine's core and its workers."""
+        [core] = engine._engine.engine_core.resources.engine_manager.processes
+        parent = psutil.Process(core.pid)
+        return [parent, *parent.children(recursive=True)]
+
+
+def _request(name: str, length: int = 300, tokens: int = 8, **changes: Any) -> Request:
+    prompt = random_token_ids(length, 49152, seed=sum(map(ord, name)))
+    return Request(name, "disagg", "cell", 0, prompt, tokens, seed=1, ignore_eos=True, timeout_s=60, **changes)
+
+
+@pytest.fixture(scope="module")
+def pushing(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
+    with ExitStack() as stack:
+        yield Pools(loop, tmp_path_factory.mktemp("push"), stack, "transfer=nixl_push", "transfer.timeout_s=6")
+
+
+@pytest.fixture(scope="module")
+def pulling(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
+    with ExitStack() as stack:
+        yield Pools(
+            loop,
+            tmp_path_factory.mktemp("pull"),
+            stack,
+            "transfer=nixl_pull",
+            "transfer.timeout_s=6",
+            # Through sockets alone a read needs the other side to answer, so that one that stands still stops it.
+            "+transfer.environment.UCX_TLS='tcp,self'",
+        )
+
+
+def _same_tokens_and_bytes(pools: Pools) -> None:
+    for length in (1, 127, 128, 129, 1000):
+        request = _request(f"parity-{length}", length)
+        [record] = pools.serve(request)
+        assert record.status == "ok", record.error
+        assert record.token_ids == pools.alone(request).token_ids, length
+        handoff = pools.handoffs[request.request_id]
+        blocks = -(-length // 128)
+        assert (handoff.status, handoff.tokens, handoff.blocks) == ("ok", length, blocks)
+        assert handoff.bytes == handoff.bytes_expected == blocks * 128 * KV_BYTES_PER_TOKEN
+        times = [record.t_engine_first_token, record.t_decode_sent, handoff.t_transfer_begin, handoff.t_transfer_end,
+                 record.t_decode_scheduled, record.t_decode_first_token, record.t_engine_last_token]  # fmt: skip
+        assert None not in times
+        assert times == sorted(times)  # type: ignore[type-var]
+    assert all(pools.free().values())
+
+
+def test_pushed_kv_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pushing: Pools) -> None:
+    _same_tokens_and_bytes(pushing)
+
+
+def test_many_at_once(pushing: Pools) -> None:
+    records = pushing.serve(*(_request(f"many-{n}", 50 + n) for n in range(30)))
+    assert {record.status for record in records} == {"ok"}
+    assert {pushing.handoffs[record.request_id].bytes for record in records} == {128 * KV_BYTES_PER_TOKEN}
+    assert all(pushing.free().values())
+
+
+def test_a_client_that_goes_away_in_any_phase_leaves_no_block_behind(pushing: Pools) -> None:
+    for phase in ("prefill", "handoff", "decode"):
+        record = pushing.cancelled_in(phase, _request(f"gone-{phase}", 600, tokens=100))
+        assert (record.status, record.phase) == ("aborted", phase)
+    assert all(pushing.free(15).values())
+    [record] = pushing.serve(_request("after-those"))
+    assert record.status == "ok"
+
+
+def test_a_decode_engine_that_is_killed_fails_its_requests_and_frees_the_prefill_side(pushing: Pools) -> None:
+    record, wait = pushing.start_serving(_request("decode-killed", 300, tokens=3000))
+    _until(lambda: record.phase == "decode")
+    for process in pushing.processes_of(pushing.decode):
+        process.kill()
+    wait()
+    assert (record.status, record.cause, record.phase) == ("error", "engine_died", "decode")
+    assert record.output_tokens > 0
+    # Nobody is sent there any more.
+    [later] = pushing.serve(_request("too-late"))
+    assert later.cause == "engine_died"
+    assert "no decode engine is left" in (later.error or "")
+    # What was not fetched is kept until its lease ends.
+    assert pushing.free(LEASE_S + 5) == {"prefill-0": True}
+
+
+def test_pulled_kv_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pulling: Pools) -> None:
+    _same_tokens_and_bytes(pulling)
+
+
+def test_a_transfer_that_stands_still_is_given_up_and_others_go_on(pulling: Pools) -> None:
+    record, wait = pulling.start_serving(_request("still", 2000, tokens=100))
+    _until(lambda: record.phase == "handoff")
+    for process in pulling.processes_of(pulling.prefill):
+        os.kill(process.pid, signal.SIGSTOP)
+    try:
+        wait()
+    finally:
+        for process in pulling.processes_of(pulling.prefill):
+            os.kill(process.pid, signal.SIGCONT)
+    if record.status == "ok":
+        pytest.skip("the KV had arrived before the prefill engine could be stopped")
+    assert (record.status, record.cause, record.phase) == ("error", "transfer", "handoff")
+    handoff = pulling.handoffs["still"]
+    assert handoff.status == "failed"
+    assert handoff.error
+    assert all(pulling.free(LEASE_S + 10).values())
+    [other] = pulling.serve(_request("after-the-stop"))
+    assert other.status == "ok"
+
+
+def test_a_prefill_engine_that_is_killed_harms_only_what_it_had(pulling: Pools) -> None:
+    decoding, decoded = pulling.start_serving(_request("safe", 300, tokens=60))
+    _until(lambda: decoding.phase == "decode")
+    prefilling, failed = pulling.start_serving(_request("lost", 3000, tokens=10))
+    _until(lambda: prefilling.phase == "prefill")
+    for process in pulling.processes_of(pulling.prefill):
+        process.kill()
+    failed()
+    assert (prefilling.status, prefilling.cause, prefilling.phase) == ("error", "engine_died", "prefill")
+    decoded()
+    assert (decoding.status, decoding.output_tokens) == ("ok", 60)
+    assert pulling.free(LEASE_S + 5) == {"decode-0": True}
+
+
+def _until(condition: Callable[[], bool], within_s: float = 60) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.002)

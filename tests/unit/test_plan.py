@@ -1,0 +1,31 @@
+"""What is measured, and in which order."""
+
+from tests.conftest import Compose
+from wp1.plan import plan, stints
+
+
+def test_one_arm_and_one_cell_by_default(config: Compose) -> None:
+    [arm] = plan(config())
+    assert (arm.name, [cell.name for cell in arm.cells]) == ("agg", ["questions-conc1"])
+    [arm] = plan(config("scheduler=disagg", "workload.request_rate=2"))
+    assert (arm.name, [cell.name for cell in arm.cells]) == ("disagg", ["questions-rate2"])
+
+
+def test_e3_compares_every_length_at_every_rate_under_both_arms(config: Compose) -> None:
+    lists = ("experiment.prompt_lens=[64,128]", "experiment.request_rates=[0,0.5]")
+    agg, disagg = plan(config("experiment=e3", *lists))
+    names = ["64-conc1", "64-rate0.5", "128-conc1", "128-rate0.5"]
+    assert [cell.name for cell in agg.cells] == [cell.name for cell in disagg.cells] == names
+    assert (agg.scheduler.mode, agg.scheduler.replicas) == ("agg", 2)
+    assert (disagg.scheduler.mode, disagg.scheduler.prefill, disagg.scheduler.decode) == ("disagg", 1, 1)
+    assert [cell.prompt_len for cell in agg.cells] == [64, 64, 128, 128]
+
+
+def test_arms_take_turns_and_neighbouring_repeats_share_a_start(config: Compose) -> None:
+    arms = plan(config("experiment=e3"))
+    order = [(stint.arm.name, stint.repeats) for stint in stints(arms, 3)]
+    assert order == [("agg", [0]), ("disagg", [0, 1]), ("agg", [1, 2]), ("disagg", [2])]
+
+
+def test_a_single_arm_starts_once(config: Compose) -> None:
+    assert [stint.repeats for stint in stints(plan(config()), 3)] == [[0, 1, 2]]

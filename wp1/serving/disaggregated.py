@@ -1,0 +1,350 @@
+"""Disaggregated serving: one pool computes prompts, another decodes, and the KV cache is handed over between them."""
+
+import asyncio
+import dataclasses
+import itertools
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from types import TracebackType
+from typing import Any, Self
+
+from wp1 import hardware
+from wp1.errors import WP1Error
+from wp1.records import Handoff, QueueLengths, Request, RequestRecord
+from wp1.serving.backend import Chunk, EngineDiedError, ServingBackend
+from wp1.serving.broker import EngineRoom, KVBroker, PoolLostError, Ticket
+from wp1.serving.ledger import Ledger
+from wp1.serving.placement import places
+from wp1.serving.serve import WELL_ENDED, TransferError, add_tokens, closing, outcome
+from wp1.serving.starting import kv_free, start_all
+from wp1.serving.transfer import KVTransfer
+
+# Queue lengths are noted, and engines looked after, ten times a second.
+WATCH_PERIOD_S = 0.1
+
+
+class DisaggregatedScheduler:
+    """`prefill` engines and `decode` engines with a `KVBroker` between them.
+
+    first_token: "prefill" streams the prefill engine's token at once, and decoding goes on from the second; with
+    "decode" the decode engine computes it again from the KV that it was given, and the user waits for that.
+    max_prefilled: requests that a prefill engine works on or holds the KV of.
+    lease_s: seconds for which KV that nobody fetches is kept, where no decode engine is left to release it.
+    make_backend: gives an engine for a name, a place, and what its KV connector needs.
+    write: takes a Handoff for every one that ended, and QueueLengths ten times a second.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: str,
+        prefill: int,
+        decode: int,
+        routing: str,
+        tensor_parallel: int,
+        decode_tensor_parallel: int | None,
+        devices: Sequence[int] | str,
+        first_token: str,
+        max_prefilled: int,
+        transfer: KVTransfer,
+        lease_s: float,
+        kv_bytes_per_token: int,
+        make_backend: Callable[..., ServingBackend],
+        write: Callable[[Handoff | QueueLengths], None],
+        replicas: None,
+    ) -> None:
+        self.mode = mode
+        self._routing = routing
+        self._streams_prefill_token = first_token == "prefill"
+        self._max_prefilled = max_prefilled
+        self._transfer = transfer
+        self._kv_bytes_per_token = kv_bytes_per_token
+        self._write = write
+        sizes = [tensor_parallel] * prefill + [decode_tensor_parallel or tensor_parallel] * decode
+        self._places = places(sizes, devices, hardware.gpu_indices(), hardware.cores())
+        names = [f"prefill-{n}" for n in range(prefill)] + [f"decode-{n}" for n in range(decode)]
+        engines = [
+            make_backend(
+                name=name,
+                place=place,
+                tensor_parallel=size,
+                kv_transfer=transfer.engine_settings("prefill" if name.startswith("prefill") else "decode", lease_s),
+                on_kv_stats=self._on_kv_stats,
+            )
+            for name, place, size in zip(names, self._places, sizes, strict=True)
+        ]
+        self._prefill = {engine.name: engine for engine in engines[:prefill]}
+        self._decode = {engine.name: engine for engine in engines[prefill:]}
+        self._broker: KVBroker | None = None
+        self._ledger: Ledger | None = None
+        self._limits: dict[Ticket, asyncio.Timeout] = {}  # of handoffs on their way
+        self._lost: set[str] = set()
+        self._releases: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.Task[None] | None = None
+        self._numbers = itertools.count()
+        self._stack = AsyncExitStack()
+
+    def check(self) -> None:
+        for pool in (self._prefill, self._decode):
+            next(iter(pool.values())).check()
+
+    async def __aenter__(self) -> Self:
+        await start_all([*self._prefill.values(), *self._decode.values()], self._stack)
+        block_tokens = next(iter(self._prefill.values())).info().settings["block_size"]
+        block_bytes = block_tokens * self._kv_bytes_per_token
+        self._ledger = Ledger(self._write, self._transfer.name, block_tokens, block_bytes)
+        self._broker = KVBroker(
+            [_room(engine, self._max_prefilled) for engine in self._prefill.values()],
+            [_room(engine) for engine in self._decode.values()],
+            self._routing,
+        )
+        self._watch = asyncio.create_task(self._look_after())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            for task in self._releases:
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watch
+        if self._ledger is not None:
+            await self._ledger.settle()
+        await self._stack.aclose()
+
+    async def serve(self, request: Request, record: RequestRecord) -> None:
+        assert self._broker is not None
+        record.pool = self.mode
+        async with outcome(record, request.timeout_s):
+            record.phase = "queue"
+            if not isinstance(request.prompt, list) or (request.prompt and not isinstance(request.prompt[0], int)):
+                raise WP1Error("disaggregated serving takes prompts as token ids")
+            tokens = len(request.prompt)
+            ticket = await self._enter(tokens, request.max_tokens)
+            try:
+                await self._serve(request, record, ticket)
+            finally:
+                self._broker.end(ticket)
+
+    async def _enter(self, prompt_tokens: int, max_tokens: int) -> Ticket:
+        assert self._broker is not None
+        try:
+            return await self._broker.prefill(prompt_tokens, prompt_tokens + max_tokens)
+        except PoolLostError as error:
+            raise EngineDiedError(str(error)) from error
+
+    async def _serve(self, request: Request, record: RequestRecord, ticket: Ticket) -> None:
+        """Prefill, handoff and decode of a request that has its place in the prefill pool."""
+        assert self._broker is not None
+        assert self._ledger is not None
+        assert ticket.source is not None
+        # The tokens after the first are the decode pool's; where there is none, nothing is handed over.
+        one_token = request.max_tokens == 1
+        handoff = self._ledger.open(request, f"{next(self._numbers)}-{secrets.token_hex(4)}", ticket.source)
+        last = await self._prefill_phase(request, record, ticket, handoff, one_token)
+        self._broker.prefilled(ticket)
+        if one_token or (self._streams_prefill_token and last.finish_reason == "stop"):
+            if not one_token:
+                self._release(request, handoff, last.kv_transfer_params)
+            record.finish_reason = last.finish_reason
+            record.t_engine_last_token = last.times.last_token if last.times else None
+            return
+        record.handoff_id = handoff.handoff_id
+        try:
+            await self._decode_phase(request, record, ticket, handoff, last)
+        except BaseException as error:
+            if record.phase in ("decode_queue", "handoff"):
+                handoff.phase = record.phase
+                handoff.error = handoff.error or str(error) or "the request was given up"
+                # A decode engine that was asked for it fetches it, given up or not.
+                if handoff.t_decode_sent is None or handoff.target in self._lost:
+                    self._release(request, handoff, last.kv_transfer_params)
+            raise
+        finally:
+            self._ledger.close(handoff)
+
+    async def _prefill_phase(
+        self, request: Request, record: RequestRecord, ticket: Ticket, handoff: Handoff, one_token: bool
+    ) -> Chunk:
+        """The prompt's KV in the prefill engine, and the first token; returns the engine's last chunk."""
+        assert ticket.source is not None
+        record.phase, record.prefill_engine = "prefill", ticket.source
+        asked = dataclasses.replace(request, request_id=handoff.handoff_id, max_tokens=1)
+        stream = self._prefill[ticket.source].generate(asked, None if one_token else self._transfer.prefill_params())
+        last: Chunk | None = None
+        try:
+            async with closing(stream):
+                async for chunk in stream:
+                    last = chunk
+                    if one_token or self._streams_prefill_token:
+                        add_tokens(record, chunk)
+        except EngineDiedError:
+            self._lose(ticket.source)
+            raise
+        if last is None or last.finish_reason not in WELL_ENDED or last.times is None:
+            reason = last.finish_reason if last is not None else None
+            raise WP1Error(f"engine {ticket.source} ended the prefill early: {reason or 'no reason given'}")
+        record.prompt_tokens, record.cached_tokens = last.prompt_tokens, last.cached_tokens
+        record.t_queued, record.t_scheduled = last.times.queued, last.times.scheduled
+        record.t_engine_first_token = handoff.t_prefill_done = last.times.first_token
+        record.preemptions = last.times.preemptions
+        return last
+
+    async def _decode_phase(
+        self, request: Request, record: RequestRecord, ticket: Ticket, handoff: Handoff, prefilled: Chunk
+    ) -> None:
+        assert self._broker is not None
+        assert ticket.source is not None
+        prompt: Any = request.prompt
+        record.phase = "decode_queue"
+        try:
+            target = await self._broker.decode(ticket)
+        except PoolLostError as error:
+            raise EngineDiedError(str(error)) from error
+        record.phase, record.decode_engine, handoff.target = "handoff", target, target
+        if not self._prefill[ticket.source].alive:
+            self._lose(ticket.source)
+            raise EngineDiedError(handoff_error(handoff, f"engine {ticket.source} died with the KV"))
+        if prefilled.kv_transfer_params is None:
+            raise TransferError(handoff_error(handoff, f"engine {ticket.source} did not say where the KV is"))
+        asked = dataclasses.replace(request, request_id=handoff.handoff_id)
+        if self._streams_prefill_token:
+            asked.prompt = prompt + prefilled.token_ids
+            asked.max_tokens -= len(prefilled.token_ids)
+        params = self._transfer.decode_params(prefilled.kv_transfer_params, len(prompt))
+        record.t_decode_sent = handoff.t_decode_sent = time.monotonic()
+        stream = self._decode[target].generate(asked, params)
+        try:
+            async with closing(stream):
+                await self._until_there(stream, record, ticket, handoff)
+                async for chunk in stream:
+                    self._add_decoded(record, handoff, chunk)
+        except EngineDiedError:
+            self._lose(target)
+            raise
+
+    async def _until_there(
+        self, stream: AsyncIterator[Chunk], record: RequestRecord, ticket: Ticket, handoff: Handoff
+    ) -> None:
+        """The decode engine's first token, which needs the KV. Raises TransferError where it does not come in time."""
+        assert self._broker is not None
+        limit = asyncio.timeout(self._transfer.timeout_s)
+        self._limits[ticket] = limit
+        try:
+            async with limit:
+                chunk = await anext(stream)
+        except TimeoutError as error:
+            if ticket.source in self._lost:
+                raise EngineDiedError(
+                    handoff_error(handoff, f"engine {ticket.source} died during the handoff")
+                ) from error
+            reason = f"the KV was not there after {self._transfer.timeout_s:g} s (transfer.timeout_s)"
+            raise TransferError(handoff_error(handoff, reason)) from error
+        except StopAsyncIteration as error:
+            raise TransferError(handoff_error(handoff, "the decode engine gave no token")) from error
+        finally:
+            del self._limits[ticket]
+        if not chunk.token_ids:
+            reason = self._ledger.failure(handoff.handoff_id) if self._ledger else None
+            raise TransferError(
+                handoff_error(
+                    handoff, reason or f"engine {ticket.target} could not load the KV ({chunk.finish_reason})"
+                )
+            )
+        self._broker.moved(ticket)
+        record.phase = "decode"
+        handoff.t_decode_first_token = chunk.t
+        self._add_decoded(record, handoff, chunk)
+
+    def _add_decoded(self, record: RequestRecord, handoff: Handoff, chunk: Chunk) -> None:
+        add_tokens(record, chunk)
+        record.finish_reason = chunk.finish_reason
+        if chunk.times is not None:
+            record.t_decode_scheduled = handoff.t_decode_scheduled = chunk.times.scheduled
+            record.t_decode_first_token = handoff.t_decode_first_token = chunk.times.first_token
+            record.t_engine_last_token = chunk.times.last_token
+            record.preemptions += chunk.times.preemptions
+
+    def _release(self, request: Request, handoff: Handoff, params: dict[str, Any] | None) -> None:
+        """Frees KV that is held for a request nobody waits for: a decode engine fetches it and drops it.
+
+        Where none lives, the prefill engine lets go of it when its lease ends.
+        """
+        living = [engine for engine in self._decode.values() if engine.alive]
+        if not living or params is None or handoff.source in self._lost:
+            return
+        # By the same id: a connector that writes finds by it what it is to write.
+        asked = dataclasses.replace(request, request_id=handoff.handoff_id, max_tokens=1)
+
+        async def fetch_and_drop() -> None:
+            decode = self._transfer.decode_params(params, len(request.prompt))
+            stream = living[0].generate(asked, decode)
+            with suppress(Exception):
+                async with asyncio.timeout(self._transfer.timeout_s), closing(stream):
+                    async for _ in stream:
+                        pass
+
+        task = asyncio.create_task(fetch_and_drop())
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+
+    def _on_kv_stats(self, stats: dict[str, Any]) -> None:
+        if self._ledger is not None:
+            for report in self._transfer.reports(stats):
+                self._ledger.report(report)
+
+    def _lose(self, name: str) -> None:
+        """An engine died: nobody is sent to it any more, and handoffs from it are not waited for."""
+        if name in self._lost:
+            return
+        self._lost.add(name)
+        if self._broker is not None:
+            self._broker.lose(name)
+        for ticket, limit in self._limits.items():
+            if ticket.source == name:
+                limit.reschedule(asyncio.get_running_loop().time())
+
+    async def _look_after(self) -> None:
+        """Notes the queues' lengths, and engines that died with nobody waiting for their answer."""
+        assert self._broker is not None
+        while True:
+            self._write(QueueLengths(time.monotonic(), self.mode, **self._broker.lengths()))
+            for name, engine in (self._prefill | self._decode).items():
+                if not engine.alive:
+                    self._lose(name)
+            await asyncio.sleep(WATCH_PERIOD_S)
+
+    def pools(self) -> list[dict[str, Any]]:
+        colocated = any(place.sharing > 1 for place in self._places)
+        return [
+            {
+                "pool": name,
+                "phases": [name],
+                "colocated": colocated,
+                "engines": [dataclasses.asdict(engine.info()) for engine in pool.values()],
+            }
+            for name, pool in (("prefill", self._prefill), ("decode", self._decode))
+        ]
+
+    async def kv_free(self, within_s: float) -> dict[str, bool]:
+        if self._releases:
+            await asyncio.wait(self._releases, timeout=within_s)
+        return await kv_free([*self._prefill.values(), *self._decode.values()], within_s)
+
+
+def handoff_error(handoff: Handoff, reason: str) -> str:
+    """Notes why a handoff failed, and gives the words for its request."""
+    handoff.error = reason
+    return f"handoff {handoff.handoff_id} from {handoff.source} to {handoff.target} failed: {reason}"
+
+
+def _room(engine: ServingBackend, requests: int | None = None) -> EngineRoom:
+    settings = engine.info().settings
+    # vLLM keeps a block for itself.
+    return EngineRoom(
+        engine.name, requests or settings["max_num_seqs"], settings["kv_blocks"] - 1, settings["block_size"]
+    )

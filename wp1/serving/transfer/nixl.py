@@ -1,0 +1,75 @@
+"""NIXL between engines, read by the decode side (pull) or written by the prefill side (push)."""
+
+import math
+import socket
+from typing import Any
+
+from wp1 import hardware
+from wp1.errors import ConfigError
+from wp1.serving.transfer import Role, TransferReport
+
+CONNECTORS = {"pull": "NixlPullConnector", "push": "NixlPushConnector"}
+WHY = {
+    "push": "writes work wherever reads do, and on one node without RDMA reads are served in software, a hundred times "
+    "slower (vllm-project/vllm#52607)",
+    "pull": "asked for; vLLM's default behind the name NixlConnector",
+}
+
+
+class NixlTransfer:
+    """vLLM's NIXL connectors, with the account of every transfer that `wp1.serving.transfer.nixl_connector` adds.
+
+    timeout_s: a transfer that has not ended by then fails its request.
+    environment: variables for the engines' processes, UCX_TLS and the like; extra: kv_connector_extra_config.
+    """
+
+    def __init__(
+        self, *, name: str, direction: str, timeout_s: float, environment: dict[str, str], extra: dict[str, Any]
+    ) -> None:
+        if direction not in CONNECTORS:
+            raise ConfigError(f"transfer.direction={direction} is not known: set {' or '.join(CONNECTORS)}")
+        self.name = name
+        self.timeout_s = timeout_s
+        self._direction = direction
+        self._environment = environment
+        self._extra = extra
+
+    def why(self) -> str:
+        return WHY[self._direction]
+
+    def engine_settings(self, role: Role, lease_s: float) -> dict[str, Any]:
+        on_cpu = hardware.device_type() == "cpu"
+        # UCX would look for network cards; two processes of one host need shared memory and, to meet, TCP.
+        environment = ({"UCX_TLS": "tcp,self,sm"} if on_cpu else {}) | self._environment
+        settings: dict[str, Any] = {
+            "kv_connector": CONNECTORS[self._direction],
+            "kv_connector_module_path": "wp1.serving.transfer.nixl_connector",
+            "kv_role": "kv_producer" if role == "prefill" else "kv_consumer",
+            # A load that failed fails its request; computing it again in silence would hide it.
+            "kv_load_failure_policy": "fail",
+            "kv_connector_extra_config": {
+                "kv_lease_duration": math.ceil(lease_s),
+                "wp1": {"port": _free_port(), "environment": environment, "timeout_s": self.timeout_s},
+            }
+            | self._extra,
+        }
+        if on_cpu:
+            settings["kv_buffer_device"] = "cpu"
+        return settings
+
+    def prefill_params(self) -> dict[str, Any]:
+        remote = dict.fromkeys(("remote_engine_id", "remote_block_ids", "remote_host", "remote_port"))
+        return {"do_remote_decode": True, "do_remote_prefill": False, **remote}
+
+    def decode_params(self, from_prefill: dict[str, Any], tokens: int) -> dict[str, Any]:
+        return {**from_prefill, "wp1_tokens": tokens}
+
+    def reports(self, stats: dict[str, Any]) -> list[TransferReport]:
+        return [TransferReport(*row) for row in stats.get("wp1_transfers", ())]
+
+
+def _free_port() -> int:
+    """A TCP port that was free a moment ago, for the handshake of one engine."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
