@@ -4,6 +4,8 @@
   through vLLM's AsyncLLM, in turn; to stay at or under 1.02.
 - sampling: the same through wp1 with the device collector on and off; to stay under 1.01. As a machine's noise is
   larger than that, also the CPU time that sampling takes, over the time it goes on, with nothing else to do.
+- broker: the way of a request through both pools without engines, with 10,000 in flight.
+- handoff: time to the decode pool's first token less prefill and transfer: what queues, steps and messages take.
 - composing: `python -m wp1 --cfg job` against `python -c 'import hydra'`; to answer within 2 s.
 
 Each ratio is the median over pairs of neighbouring rounds, with the range of the middle half of the pairs: these
@@ -25,6 +27,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
+from tests.bench import disaggregation
 from wp1 import hardware, schema
 from wp1.analysis.report import table
 from wp1.collectors.device import GPUStatsCollector
@@ -48,9 +51,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16, help="pairs of rounds a ratio")
     parser.add_argument("--write", type=Path, help="also write the table to this markdown file")
     words = parser.parse_args()
-    rows = [_composing(words.pairs)]
+    rows = [disaggregation.broker_row(words.pairs), _composing(words.pairs)]
     with Screen() as screen, tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "engine.log"):
-        rows = asyncio.run(_serving(Path(folder), words.pairs, screen)) + rows
+        rows = asyncio.run(_engines(Path(folder), words.pairs, screen)) + rows
     text = table(["what", "with", "without", "ratio", "middle half", "to reach"], rows, "lrrrrr")
     print(text)
     if words.write:
@@ -58,6 +61,10 @@ def main() -> None:
     sys.stdout.flush()
     # As wp1 itself leaves: vLLM's finalisers complain at the interpreter's end.
     os._exit(0)
+
+
+async def _engines(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
+    return await _serving(folder, pairs, screen) + await disaggregation.handoff_rows(folder, screen)
 
 
 async def _serving(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
@@ -70,7 +77,7 @@ async def _serving(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
     model = models.prepare(cfg)
     rounds = _rounds(cfg, cell, model.vocab_size)
     with ProcessGuard() as guard, RecordWriter(folder / "records.jsonl") as writer:
-        scheduler = make_scheduler(cfg, model, folder / "engine.log", guard.kill)
+        scheduler = make_scheduler(cfg, plan(cfg)[0], model, folder / "engine.log", guard.kill, lambda _: None)
         assert isinstance(scheduler, AggregatedScheduler)
         with screen.step("starting an engine"):
             await scheduler.__aenter__()
