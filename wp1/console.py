@@ -13,6 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from wp1 import labels
+from wp1.analysis import arms, metrics
+from wp1.analysis.cells import ordered
+from wp1.analysis.summary import read_config
 from wp1.analysis.tables import requests
 from wp1.records import RequestRecord
 
@@ -43,8 +47,8 @@ class Screen:
         """What came out, in a few lines, and where it lies."""
         if outcome.summary is not None:
             for label in outcome.summary["labels"]:
-                self.say(f"{label}: the output means nothing, speed and memory do")
-            self._answers(outcome.run_dir)
+                self.say(labels.in_words(label))
+            self._results(outcome.run_dir)
             # Of a run that was stopped, or never got to its requests, there is not enough to judge.
             measured = outcome.summary["profiling"].get("latency", {}).get("overall", {}).get("requests", 1)
             for check in outcome.summary["checks"] if measured and outcome.status != "interrupted" else ():
@@ -55,10 +59,38 @@ class Screen:
         if published is not None:
             self.say(f"mlflow   {published}")
 
-    def _answers(self, run_dir: Path, most: int = 8) -> None:
-        rows = requests(run_dir / "records.jsonl").filter(~pl.col("warmup") & (pl.col("repeat") == 0)).head(most)
-        if rows.is_empty():
+    def _results(self, run_dir: Path) -> None:
+        """Questions and answers; where there are no questions, or several arms, the medians of each cell."""
+        config = read_config(run_dir)
+        measured = requests(run_dir / "records.jsonl").filter(~pl.col("warmup"))
+        if measured.is_empty():
             return
+        if arms.names_of(config) or config["workload"]["prompts"] == "random":
+            self._medians(measured)
+        else:
+            self._answers(measured.filter(pl.col("repeat") == 0))
+
+    def _medians(self, measured: pl.DataFrame) -> None:
+        grid = Table(box=None, padding=(0, 2, 0, 0))
+        grid.add_column("arm")
+        grid.add_column("cell")
+        for title in ("ok", "TTFT p50 ms", "TPOT p50 ms", "E2E p50 ms"):
+            grid.add_column(title, justify="right")
+        for cell in ordered(measured["cell"]):
+            of_cell = measured.filter(pl.col("cell") == cell)
+            for arm in of_cell["arm"].unique().sort():
+                found = metrics.latency(of_cell.filter(pl.col("arm") == arm))
+                medians = [found[name].get("p50") for name in ("ttft_ms", "tpot_ms", "e2e_ms")]
+                grid.add_row(
+                    Text(arm),
+                    Text(cell),
+                    f"{found['ok']}/{found['requests']}",
+                    *("—" if value is None else f"{value:,.1f}" for value in medians),
+                )
+        self.console.print(grid)
+
+    def _answers(self, rows: pl.DataFrame, most: int = 8) -> None:
+        rows = rows.head(most)
         grid = Table(box=None, padding=(0, 2, 0, 0), expand=True)
         for title in ("question", "answer"):
             grid.add_column(title, overflow="ellipsis", no_wrap=True, ratio=1)

@@ -14,13 +14,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from wp1 import labels as label_words
+from wp1.analysis import arms
 from wp1.analysis.summary import read_config, read_json
 from wp1.errors import WP1Error
 
 STATUS = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 # Of a distribution, what one compares runs by; its interval, extremes and n are in the report and summary.json.
 DISTRIBUTION = ("mean", "p50", "p90", "p95", "p99")
-PART_OF_TTFT = ("queue_ms", "prefill_ms", "delivery_ms", "client_delay_ms")
+PARTS = (
+    "queue_ms", "prefill_ms", "handoff_ms", "decode_step_ms", "delivery_ms", "client_delay_ms", "stall_ms",
+    "decode_queue_ms", "bytes_a_handoff",
+)  # fmt: skip
+# Of a comparison, what one looks for first; the rest is in its table.
+COMPARED = ("ttft_ms/mean", "tpot_ms/mean", "e2e_ms/mean")
 # Not of the run as a whole, or said elsewhere on the page.
 NOT_METRICS = ("cells", "samples", "statuses", "window_s")
 # Settings that name this machine's folders, or our classes, and tell no two runs apart.
@@ -65,6 +72,7 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
     """What MLflow is to show, from the run's folder and report. Raises WP1Error where the folder is none of a run."""
     config, metadata = read_config(run_dir), read_json(run_dir / "run_metadata.json")
     summary = read_json(run_dir / "summary.json")
+    compared = _comparison(run_dir, metadata["experiment"])
     if metadata["ended"] is None:
         raise WP1Error(f"{run_dir} is of a run that has not ended")
     texts = _report(run_dir, reports, metadata["run_id"])
@@ -78,10 +86,10 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
         end_ms=_milliseconds(metadata["ended"]),
         tags=tags_of(metadata),
         params=params_of(config),
-        metrics=metrics_of(summary),
-        files=[*_files(run_dir), *[(plot, "plots") for plot in plots]],
+        metrics=metrics_of(summary, compared),
+        files=[*_files(run_dir, metadata["experiment"]), *[(plot, "plots") for plot in plots]],
         texts=texts,
-        description=_description(metadata, summary, bool(texts)),
+        description=_description(metadata, summary, compared, bool(texts)),
     )
 
 
@@ -152,19 +160,43 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def metrics_of(summary: dict[str, Any]) -> dict[str, float]:
-    """The figures of the run as a whole, as `latency/ttft_ms/p50`, `device/cuda_0/memory_gib_peak` and the like."""
+def _comparison(run_dir: Path, experiment: str) -> dict[str, Any] | None:
+    path = arms.file_of(run_dir, experiment)
+    return read_json(path) if path.is_file() else None
+
+
+def metrics_of(summary: dict[str, Any], compared: dict[str, Any] | None = None) -> dict[str, float]:
+    """The figures of the run as a whole, as `latency/ttft_ms/p50`, `device/cuda_0/memory_gib_peak` and the like.
+
+    compared: of a run with several arms (`arms.contents`), which adds each arm's as `disagg/latency/ttft_ms/p50` and
+    `disagg/goodput/1024`, and of each cell how the arms differ as `comparison/1024-rate0.5/ttft_ms/mean/ratio`.
+    """
     found = [number for name, profile in summary["profiling"].items() for number in _numbers(name, profile)]
     if summary["slo"]["attainment"] is not None:
         found.append(("slo/attainment", float(summary["slo"]["attainment"])))
+    if compared is not None:
+        found += _compared(compared)
     return _named(found)
+
+
+def _compared(compared: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for arm in compared["arms"]:
+        yield from _numbers(f"{arm}/latency", compared["overall"][arm])
+        for row in compared["goodput"][arm]:
+            yield from _numbers(f"{arm}/goodput/{row['prompt']}", row["goodput_per_device"])
+    for cell, figures in compared["cells"].items():
+        for name in COMPARED:
+            yield from _numbers(f"comparison/{cell}/{name}/ratio", figures[name]["ratio"])
+    parity = compared["parity"]
+    if parity["compared"]:
+        yield "comparison/same_tokens_share", parity["same"] / parity["compared"]
 
 
 def _numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
     if isinstance(value, dict):
         # A distribution, and an empty one has its n alone.
         if "n" in value:
-            wanted = ("mean", "p99") if path.endswith(PART_OF_TTFT) else DISTRIBUTION
+            wanted = ("mean", "p99") if path.endswith(PARTS) else DISTRIBUTION
             value = {key: value[key] for key in wanted if key in value}
         for key, part in value.items():
             if key not in NOT_METRICS:
@@ -187,11 +219,13 @@ def _named(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return named
 
 
-def _files(run_dir: Path) -> list[tuple[Path, str | None]]:
+def _files(run_dir: Path, experiment: str) -> list[tuple[Path, str | None]]:
     """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads."""
     always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "artifacts/requests.csv")
-    limited = ("engine.log", "device.jsonl")
-    found = [run_dir / name for name in always if (run_dir / name).is_file()]
+    limited = ("engine.log", "device.jsonl", "handoffs.jsonl", "queues.jsonl")
+    found = [run_dir / name for name in always]
+    found += [arms.file_of(run_dir, experiment), arms.table_of(run_dir, experiment)]
+    found = [path for path in found if path.is_file()]
     logs = [run_dir / name for name in limited if (run_dir / name).is_file()]
     found += [path for path in logs if path.stat().st_size <= MAX_LOG_BYTES]
     return [(path, None if path.parent == run_dir else path.parent.name) for path in found]
@@ -225,23 +259,37 @@ def report_html(markdown: str, plots: Path, title: str) -> str:
     return f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>\n{body}'
 
 
-def _description(metadata: dict[str, Any], summary: dict[str, Any], has_report: bool) -> str:
+def _description(
+    metadata: dict[str, Any], summary: dict[str, Any], compared: dict[str, Any] | None, has_report: bool
+) -> str:
     """The top of the run's page. MLflow folds all but the first lines, so those have what one looks for first.
 
     `{run}` stands for the address of the run's page, which is known once MLflow has given the run its id.
     """
     reason = f": {metadata['reason']}" if metadata["reason"] else ""
     head = f"**{metadata['question'] or metadata['experiment']}** {metadata['status']}{reason}"
-    labels = [f"**{label}**: the output means nothing, speed and memory do" for label in metadata["labels"]]
+    labels = [label_words.in_words(label, "**") for label in metadata["labels"]]
     files = [("report", "report.html"), ("plots", "plots")] if has_report else []
     files += [("records", "records.jsonl"), ("setting", "run_metadata.json")]
     links = [f"[{name}]({{run}}/artifacts/{file}?{TRAINING_VIEW})" for name, file in files]
     checks = [f"- {'✓' if check['passed'] else '✗'} {check['name']}: {check['detail']}" for check in summary["checks"]]
-    return "\n\n".join([" · ".join([head, *labels, *links]), _headline(metadata, summary), "\n".join(checks)])
+    found = [] if compared is None else [compared["words"]]
+    return "\n\n".join(
+        [" · ".join([head, *labels, *links]), *found, _headline(metadata, summary, compared), "\n".join(checks)]
+    )
 
 
-def _headline(metadata: dict[str, Any], summary: dict[str, Any]) -> str:
-    hardware, overall = metadata["hardware"], summary["profiling"].get("latency", {}).get("overall", {})
+def _headline(metadata: dict[str, Any], summary: dict[str, Any], compared: dict[str, Any] | None) -> str:
+    hardware = metadata["hardware"]
+    if compared is None:
+        figures = _figures(summary["profiling"].get("latency", {}).get("overall", {}))
+    else:
+        figures = [f"{arm}: {figure}" for arm in compared["arms"] for figure in _figures(compared["overall"][arm])[:1]]
+    machine = _gpus(hardware) or f"{hardware['cpu']}, {hardware['cores']} cores"
+    return " · ".join([*figures, f"{metadata['model'].get('name', 'no model')} on {machine}"])
+
+
+def _figures(overall: dict[str, Any]) -> list[str]:
     figures = [
         f"{key[:4].upper()} p50 {overall[key]['p50']:,.1f} ms, p99 {overall[key]['p99']:,.1f} ms"
         for key in ("ttft_ms", "tpot_ms")
@@ -249,5 +297,4 @@ def _headline(metadata: dict[str, Any], summary: dict[str, Any]) -> str:
     ]
     if overall.get("output_tokens_per_s"):
         figures.append(f"{overall['output_tokens_per_s']:,.1f} output tokens/s")
-    machine = _gpus(hardware) or f"{hardware['cpu']}, {hardware['cores']} cores"
-    return " · ".join([*figures, f"{metadata['model'].get('name', 'no model')} on {machine}"])
+    return figures

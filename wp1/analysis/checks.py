@@ -1,15 +1,36 @@
 """What must hold for a run's figures to be believed. Each check that fails, fails the run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
+from wp1.analysis import arms, cells, tables
+from wp1.analysis.parity import in_words, parity
 
-def all_checks(config: Any, requests: pl.DataFrame) -> list[dict[str, Any]]:
-    """`name`, `passed` and `detail` of every check that applies, from the run's configuration and requests."""
+
+def all_checks(
+    config: Any, requests: pl.DataFrame, handoffs: pl.DataFrame | None = None, kv_held: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """`name`, `passed` and `detail` of every check that applies.
+
+    From the run's configuration and its tables (`tables.requests`, `tables.handoffs`; None: there were none).
+    kv_held: engines (arm/name) that still held KV blocks when no request was left; None: nobody looked.
+    """
     found = [_no_unexpected_cache_hits(config, requests), _some_answers(requests)]
     if config["experiment"]["same_tokens"]:
         found.append(_same_tokens(requests))
+    moved = pl.DataFrame(schema=tables.HANDOFF_SCHEMA) if handoffs is None else handoffs
+    moved = moved.filter(~pl.col("warmup"))
+    if moved.height:
+        found.append(_handoffs(moved))
+    if (moved["status"] == "ok").any():
+        found.append(_kv_bytes(moved.filter(pl.col("status") == "ok")))
+    if moved.height and kv_held is not None:
+        found.append(_freed(kv_held))
+    names = arms.names_of(config)
+    if names and config["workload"]["temperature"] == 0:
+        found.append(_same_in_both(requests, *names[:2]))
     return found
 
 
@@ -50,3 +71,59 @@ def _same_tokens(requests: pl.DataFrame) -> dict[str, Any]:
         total > 0 and same == total and int(repeats) > 1,  # pyright: ignore[reportArgumentType]
         f"{same} of {total} questions gave the same tokens in all {repeats} repeats",
     )
+
+
+def _handoffs(handoffs: pl.DataFrame) -> dict[str, Any]:
+    """A request whose KV did not arrive was not served as its cell says."""
+    failed = handoffs.filter(pl.col("status") != "ok")
+    detail = f"{handoffs.height - failed.height} of {handoffs.height} arrived"
+    if failed.height:
+        detail += f"; failed: {_by_cell(failed)}"
+    return _result("KV handoffs", failed.is_empty(), detail)
+
+
+def _kv_bytes(arrived: pl.DataFrame) -> dict[str, Any]:
+    """What moved is what the prompt's tokens fill, to a block a request; bytes nobody measured prove nothing."""
+    near = (pl.col("bytes") - pl.col("bytes_expected")).abs() <= pl.col("block_bytes")
+    judged = arrived.with_columns(near=near.fill_null(False))
+    silent = judged.filter(pl.col("bytes").is_null())
+    unknown = judged.filter(
+        pl.col("bytes").is_not_null() & pl.any_horizontal(pl.col("bytes_expected", "block_bytes").is_null())
+    )
+    other = judged.filter(
+        ~pl.col("near") & pl.all_horizontal(pl.col("bytes", "bytes_expected", "block_bytes").is_not_null())
+    )
+    detail = f"{judged['near'].sum()} of {judged.height} handoffs moved the bytes expected, to one block"
+    for rows, what in (
+        (silent, "the connector reported none"),
+        (unknown, "what to expect is not known"),
+        (other, "other bytes"),
+    ):
+        if rows.height:
+            detail += f"; {what}: {_by_cell(rows)}"
+    if other.height:
+        row = other.sort("handoff_id").row(0, named=True)
+        detail += f", as {row['bytes']:,} instead of {row['bytes_expected']:,}"
+    return _result("KV bytes", bool(judged["near"].all()), detail)
+
+
+def _freed(kv_held: Sequence[str]) -> dict[str, Any]:
+    """KV that nobody gives back fills an engine in the end, and slows it long before."""
+    names = list(dict.fromkeys(kv_held))
+    detail = f"still held by {', '.join(names)}" if names else "no engine held any when its requests had ended"
+    return _result("KV blocks freed", not names, detail)
+
+
+def _same_in_both(requests: pl.DataFrame, a: str, b: str) -> dict[str, Any]:
+    """Reported and not judged: on a GPU other batches may round another way, and greedy decoding amplifies it."""
+    found = parity(requests.filter(pl.col("arm") == a), requests.filter(pl.col("arm") == b))
+    return _result("same tokens in both arms", found["compared"] > 0, in_words(found))
+
+
+def _by_cell(rows: pl.DataFrame) -> str:
+    """`disagg/256-rate0.5 (3)` and the like."""
+    counts = {(arm, cell): n for arm, cell, n in rows.group_by("arm", "cell").len().iter_rows()}
+    ordered = [
+        (arm, cell) for arm in sorted({arm for arm, _ in counts}) for cell in cells.ordered(c for _, c in counts)
+    ]
+    return ", ".join(f"{arm}/{cell} ({counts[arm, cell]})" for arm, cell in ordered if (arm, cell) in counts)

@@ -5,8 +5,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-LATENCIES = ("ttft_ms", "tpot_ms", "e2e_ms", "queue_ms", "prefill_ms", "delivery_ms", "client_delay_ms")
+LATENCIES = (
+    "ttft_ms", "tpot_ms", "e2e_ms", "queue_ms", "prefill_ms", "handoff_ms", "decode_step_ms", "delivery_ms",
+    "client_delay_ms",
+)  # fmt: skip
 PERCENTILES = (50, 90, 95, 99)
+# Attainment from which on a request rate counts as served (DistServe, OSDI 2024).
+GOODPUT_ATTAINMENT = 0.9
 
 
 def distribution(values: Any) -> dict[str, Any]:
@@ -45,7 +50,7 @@ def mean_interval(values: np.ndarray, resamples: int = 2000, level: float = 0.95
 def latency(requests: pl.DataFrame) -> dict[str, Any]:
     """Counts, distributions in ms, and throughput of some measured requests, from `tables.requests`."""
     ok = requests.filter(pl.col("status") == "ok")
-    seconds = _span(requests)
+    seconds = span(requests)
     return {
         "requests": requests.height,
         "ok": ok.height,
@@ -62,21 +67,23 @@ def latency(requests: pl.DataFrame) -> dict[str, Any]:
 
 
 def attainment(requests: pl.DataFrame, ttft_ms: float | None, tpot_ms: float | None) -> float | None:
-    """SLO attainment: the share of all requests sent that met both limits; a failed request is a miss.
-
-    A request of one output token has no TPOT and cannot miss it. None where there is no limit or no request.
-    """
+    """SLO attainment: the share of all requests sent that met both limits; None without a limit or a request."""
     if (ttft_ms is None and tpot_ms is None) or requests.is_empty():
         return None
-    met = pl.col("status") == "ok"
+    return round(float(requests.select(met(ttft_ms, tpot_ms).mean()).item()), 4)
+
+
+def met(ttft_ms: float | None, tpot_ms: float | None) -> pl.Expr:
+    """Whether a request met both limits (ms). One that failed did not; one of a single token has no TPOT to miss."""
+    found = pl.col("status") == "ok"
     if ttft_ms is not None:
-        met &= pl.col("ttft_ms") <= ttft_ms
+        found &= pl.col("ttft_ms") <= ttft_ms
     if tpot_ms is not None:
-        met &= pl.col("tpot_ms").is_null() | (pl.col("tpot_ms") <= tpot_ms)
-    return round(float(requests.select(met.fill_null(False).mean()).item()), 4)
+        found &= pl.col("tpot_ms").is_null() | (pl.col("tpot_ms") <= tpot_ms)
+    return found.fill_null(False)
 
 
-def _span(requests: pl.DataFrame) -> float:
+def span(requests: pl.DataFrame) -> float:
     """Seconds in which requests were being served: repeats are added up, the pauses between them are not counted."""
     sent = requests.filter(pl.col("t_sent").is_not_null())
     spans = sent.group_by("arm", "cell", "repeat").agg(span=pl.max("t_end") - pl.min("t_sent"))

@@ -9,22 +9,22 @@ import polars as pl
 from wp1.analysis import style
 from wp1.hardware import GIB
 
+Plot = tuple[str, Path]
 
-def run_plots(
-    folder: Path, requests: pl.DataFrame, samples: pl.DataFrame, metadata: dict[str, Any]
-) -> list[tuple[str, Path]]:
+
+def run_plots(folder: Path, requests: pl.DataFrame, samples: pl.DataFrame, metadata: dict[str, Any]) -> list[Plot]:
     """Every plot that the run has data for, written to `folder`; (caption, file) of each."""
     style.use()
     measured = requests.filter(~pl.col("warmup"))
     answered = measured.filter(pl.col("status") == "ok")
-    mark = f" ({', '.join(metadata['labels'])})" if metadata["labels"] else ""
-    made: list[tuple[str, Path]] = []
-    if answered.height:
+    mark = mark_of(metadata)
+    made: list[Plot] = []
+    if answered["arm"].n_unique() == 1:  # of several arms the means of their phases say more
         made.append(("What each request waited for: queue, prefill, then decode.", folder / "requests.png"))
         _requests(answered, made[-1][1], mark)
-        if answered["itl_ms"].list.len().sum():
-            made.append(("How evenly tokens came: every gap between two of them.", folder / "itl.png"))
-            _gaps(answered, made[-1][1], mark)
+    if answered["itl_ms"].list.len().sum():
+        made.append(("How evenly tokens came: every gap between two of them.", folder / "itl.png"))
+        _gaps(answered, made[-1][1], mark)
     if samples.height and measured.height:
         made.append(
             ("The devices over the run; the shaded part is measured, before it, engines start.", folder / "device.png")
@@ -33,22 +33,33 @@ def run_plots(
     return made
 
 
+def mark_of(metadata: dict[str, Any]) -> str:
+    """The labels of a run as its plots' titles carry them."""
+    return f" ({', '.join(metadata['labels'])})" if metadata["labels"] else ""
+
+
 def _requests(answered: pl.DataFrame, path: Path, mark: str, most: int = 40) -> None:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     rows = answered.sort("t_intended").head(most)
     colours = sns.color_palette(style.PALETTE)
-    parts = {
-        "queue": rows["queue_ms"].fill_null(0),
-        "prefill": rows["prefill_ms"].fill_null(0),
-        "decode": rows["e2e_ms"] - rows["queue_ms"].fill_null(0) - rows["prefill_ms"].fill_null(0),
-    }
+    parts = {name: rows[f"{name}_ms"].fill_null(0) for name in ("queue", "prefill", "handoff")}
+    if not (parts["handoff"] != 0).any():
+        del parts["handoff"]
+    parts["decode"] = rows["e2e_ms"] - sum(parts.values())
+    of_part = {"queue": colours[7], "prefill": colours[1], "handoff": colours[4], "decode": colours[0]}
     figure, axes = plt.subplots(figsize=(style.WIDTH, 1.2 + 0.26 * rows.height))
     left = np.zeros(rows.height)
-    for (name, values), colour in zip(parts.items(), (colours[7], colours[1], colours[0]), strict=True):
+    for name, values in parts.items():
         axes.barh(
-            np.arange(rows.height), values.to_numpy(), left=left, color=colour, label=name, height=0.72, linewidth=0
+            np.arange(rows.height),
+            values.to_numpy(),
+            left=left,
+            color=of_part[name],
+            label=name,
+            height=0.72,
+            linewidth=0,
         )
         left += values.to_numpy()
     names = [
@@ -59,8 +70,8 @@ def _requests(answered: pl.DataFrame, path: Path, mark: str, most: int = 40) -> 
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     more = f", the first {most} of {answered.height}" if answered.height > most else ""
-    axes.set(xlabel="ms since intended arrival", title=f"Where each request's time went{more}{mark}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.26 * rows.height + 0.4)), ncols=3, frameon=False)
+    axes.set(xlabel="ms since intended arrival", title=style.title(f"Where each request's time went{more}", mark, 46))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.26 * rows.height + 0.4)), ncols=4, frameon=False)
     sns.despine(ax=axes, left=True)
     style.save(figure, path)
 
@@ -69,19 +80,32 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    gaps = answered["itl_ms"].explode().drop_nulls().to_numpy()
-    figure, axes = plt.subplots(figsize=(style.WIDTH, 3.0))
+    arms = answered["arm"].unique(maintain_order=True).sort().to_list()
+    gaps = {arm: answered.filter(pl.col("arm") == arm)["itl_ms"].explode().drop_nulls().to_numpy() for arm in arms}
+    every = np.concatenate(list(gaps.values()))
     # Above the 99.5th percentile a handful of gaps would stretch the axis until nothing can be read.
-    edge = float(np.percentile(gaps, 99.5)) * 1.05
-    sns.histplot(x=gaps[gaps <= edge], bins=50, ax=axes, linewidth=0.3)
-    for percent, style_of_line in ((50, "-"), (95, "--"), (99, ":")):
-        value = float(np.percentile(gaps, percent))
-        axes.axvline(value, color="black", linestyle=style_of_line, linewidth=1, label=f"p{percent} = {value:.1f} ms")
-    beyond = int((gaps > edge).sum())
-    note = f"; {beyond} above {edge:.0f} ms not shown" if beyond else ""
-    axes.set(xlabel="ms between tokens", ylabel="gaps", title=f"Inter-token latency, n = {gaps.size}{note}{mark}")
-    axes.legend(frameon=False)
-    sns.despine(ax=axes)
+    edge = float(np.percentile(every, 99.5)) * 1.05
+    figure, grid = plt.subplots(len(arms), 1, figsize=(style.WIDTH, 1.2 + 1.8 * len(arms)), squeeze=False, sharex=True)
+    for axes, (arm, values) in zip(grid[:, 0], gaps.items(), strict=True):
+        if not values.size:
+            continue
+        sns.histplot(x=values[values <= edge], bins=50, binrange=(float(every.min()), edge), ax=axes, linewidth=0.3)
+        for percent, style_of_line in ((50, "-"), (95, "--"), (99, ":")):
+            value = float(np.percentile(values, percent))
+            # A line beyond the edge would stretch the axis again.
+            label = f"p{percent} = {value:.1f} ms"
+            if value <= edge:
+                axes.axvline(value, color="black", linestyle=style_of_line, linewidth=1, label=label)
+            else:
+                axes.plot([], [], color="black", linestyle=style_of_line, linewidth=1, label=f"{label}, not shown")
+        beyond = int((values > edge).sum())
+        note = f"; {beyond} above {edge:.0f} ms not shown" if beyond else ""
+        of_arm = f" of {arm}" if len(arms) > 1 else ""
+        axes.set(ylabel="gaps", title=style.title(f"Inter-token latency{of_arm}, n = {values.size}{note}", mark, 66))
+        # Named, as finding the best place takes seconds over many bars; opaque, as a line may pass behind.
+        axes.legend(loc="upper right", edgecolor="none", framealpha=0.9)
+        sns.despine(ax=axes)
+    grid[-1][0].set_xlabel("ms between tokens")
     style.save(figure, path)
 
 
@@ -103,7 +127,9 @@ def _devices(samples: pl.DataFrame, measured: pl.DataFrame, path: Path, mark: st
         axes.set_ylim(bottom=0)
         axes.margins(x=0)
         sns.despine(ax=axes)
-    memory.set(ylabel="GiB", title=f"{'Resident memory of the engines, host' if host else 'GPU memory in use'}{mark}")
+    memory.set(
+        ylabel="GiB", title=style.title("Resident memory of the engines, host" if host else "GPU memory in use", mark)
+    )
     load.set(
         ylabel="% of a core" if host else "%",
         xlabel="s",

@@ -7,7 +7,10 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import plots, tables
+from wp1 import labels
+from wp1.analysis import arms, comparison_plots, comparison_report, plots, tables
+from wp1.analysis.markdown import fixed, ms, number, percent, rate, table, text
+from wp1.analysis.summary import read_config, read_json
 from wp1.collectors.device import read_samples
 
 LATENCY_ROWS = (
@@ -17,14 +20,27 @@ LATENCY_ROWS = (
     ("e2e_ms", "E2E"),
     ("queue_ms", "queue"),
     ("prefill_ms", "prefill"),
+    ("handoff_ms", "handoff"),
+    ("decode_step_ms", "first decode step"),
     ("client_delay_ms", "client delay"),
 )
 HOW_TO_READ = """\
 - **TTFT**: first output token − intended arrival; its parts: **queue** (until scheduled) and **prefill**.
+- **first decode step**: from prefill, or the handoff, to the first token that decoding made.
 - **TPOT**: (last token − first token) / (output tokens − 1); **ITL**: the single gaps.
 - **E2E**: last token − intended arrival.
 - **client delay**: how late wp1 itself sent; it is part of TTFT.
 - Warm-up requests and engine start are not in any figure; failed requests are counted, and have no latencies."""
+HOW_TO_READ_HANDOFFS = """\
+- **handoff**: the prefill engine's first token → the KV cache usable in the decode engine, with the wait for a place
+  there; part of TTFT only where the decode engine streams the first token.
+- **transfer**: the KV cache's bytes moving; **GB/s** (1e9 bytes): bytes / time in which any of them moved.
+- **stall**: the part of the handoff that delays the request; **stall ratio**: sum of stalls / sum of E2E."""
+HOW_TO_READ_ARMS = """\
+- **Δ**, **ratio**: second arm − first, second / first; **95 % of Δ**: two-level bootstrap of repeats and, within them,
+  of pairs of the same request (of a rate: of repeats); **≠ 0**: whether it excludes zero, with a dash where fewer than
+  six pairs (of a rate: repeats) are too few to tell. Of twenty such intervals about one excludes zero by chance.
+- **goodput**: the highest request rate tested with an SLO attainment of at least 90 %, per device."""
 
 
 def reports_of(config: Any) -> Path:
@@ -34,25 +50,41 @@ def reports_of(config: Any) -> Path:
 
 def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary: dict[str, Any]) -> Path:
     """Writes `reports/<run_id>.md` and its plots in `reports/<run_id>/`, and returns the page's path."""
+    config = read_config(run_dir)
     requests = tables.requests(run_dir / "records.jsonl")
+    queues = tables.queues(run_dir / "queues.jsonl")
+    measured = requests.filter(~pl.col("warmup"))
     folder = reports / metadata["run_id"]
     folder.mkdir(parents=True, exist_ok=True)
+    names, compared, arm_pictures = arms.names_of(config), None, []
+    if names:
+        compared = read_json(arms.file_of(run_dir, metadata["experiment"]))
+        arm_pictures = comparison_plots.arm_plots(folder, measured, names, config["slo"], plots.mark_of(metadata))
     pictures = plots.run_plots(folder, requests, read_samples(run_dir), metadata)
+    pictures += comparison_plots.handoff_plots(folder, queues, measured, plots.mark_of(metadata))
     page = reports / f"{metadata['run_id']}.md"
     parts = [
         _head(metadata),
-        _answers(requests),
+        comparison_report.words(compared),
+        _pictures(folder, arm_pictures),
+        comparison_report.side_by_side(compared),
+        _answers(requests, names) if config["workload"]["prompts"] != "random" else "",
+        _kv_transfer(summary),
         _latency(summary),
-        *[f"![{caption}]({folder.name}/{file.name})\n\n*{caption}*" for caption, file in pictures],
+        _pictures(folder, pictures),
         _devices(summary),
         _checks(summary),
         _failures(requests),
-        "## How to read the figures\n\n" + HOW_TO_READ,
+        _how_to_read(metadata, summary, bool(names)),
         _setting(metadata),
         _files(run_dir, page, metadata),
     ]
     page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return page
+
+
+def _pictures(folder: Path, pictures: list[plots.Plot]) -> str:
+    return "\n\n".join(f"![{caption}]({folder.name}/{file.name})\n\n*{caption}*" for caption, file in pictures)
 
 
 def _head(metadata: dict[str, Any]) -> str:
@@ -67,35 +99,82 @@ def _head(metadata: dict[str, Any]) -> str:
         f"configuration `{metadata['config_hash'][:12]}`"
     )
     for label in metadata["labels"]:
-        lines += ["", f"> **{label}**: the output means nothing, speed and memory do."]
+        lines += ["", f"> {labels.in_words(label, '**')}."]
     return "\n".join(lines)
 
 
-def _answers(requests: pl.DataFrame, most: int = 20) -> str:
+def _answers(requests: pl.DataFrame, names: list[str], most: int = 20) -> str:
     first = requests.filter(~pl.col("warmup") & (pl.col("repeat") == 0))
+    of_arm = ""
+    if names:
+        # Whether the others gave the same is a check's to say.
+        first, of_arm = first.filter(pl.col("arm") == names[0]), f" of {names[0]}"
     if first.is_empty() or first["label"].n_unique() < 2:
         return ""
     rows = []
     for row in first.head(most).iter_rows(named=True):
         if row["status"] != "ok":
-            answer = f"*{row['status']}: {_cell(row['error'] or '')}*"
+            answer = f"*{row['status']}: {text(row['error'] or '')}*"
         elif row["text"]:
-            answer = _cell(row["text"])
+            answer = text(row["text"])
         else:
             answer = f"*token ids* {' '.join(map(str, row['token_ids'][:8]))} …"
         rows.append(
             [
-                _cell(row["label"]),
+                text(row["label"]),
                 answer,
                 row["prompt_tokens"],
                 row["output_tokens"],
-                _ms(row["ttft_ms"]),
-                _ms(row["tpot_ms"]),
+                ms(row["ttft_ms"]),
+                ms(row["tpot_ms"]),
             ]
         )
     more = f"\n\nThe first {most} of {first.height}; all are in records.jsonl." if first.height > most else ""
     header = ["question", "answer", "prompt tokens", "output tokens", "TTFT ms", "TPOT ms"]
-    return "## Answers, first repeat\n\n" + table(header, rows, "llrrrr") + more
+    return f"## Answers, first repeat{of_arm}\n\n" + table(header, rows, "llrrrr") + more
+
+
+def _kv_transfer(summary: dict[str, Any]) -> str:
+    profile = summary["profiling"].get("kv_transfer")
+    if not profile:
+        return ""
+    rows = []
+    for name, cell in {**profile["cells"], "all": profile["overall"]}.items():
+        if name == "all" and len(profile["cells"]) == 1:
+            continue
+        size = cell["bytes_a_handoff"].get("mean")
+        times = [
+            " / ".join(ms(cell[key][p]) or "—" for p in ("p50", "p95")) if cell[key]["n"] else None
+            for key in ("transfer_ms", "handoff_ms", "stall_ms", "decode_queue_ms")
+        ]
+        rows.append(
+            [
+                name,
+                f"{cell['handoffs']}" + (f" ({cell['failed']} failed)" if cell["failed"] else ""),
+                None if size is None else f"{size / 1e6:,.1f}",
+                *times,
+                None if cell["gb_per_s"] is None else f"{cell['gb_per_s']:.3g}",
+                percent(cell["stall_ratio"]),
+                percent(cell["share_of_ttft"]),
+            ]
+        )
+    header = [
+        "", "handoffs", "MB mean", "transfer ms", "handoff ms", "stall ms", "wait for a place ms", "GB/s",
+        "stall ratio", "share of TTFT",
+    ]  # fmt: skip
+    note = "Times are p50 / p95. The decode engine cannot go on with a request before its handoff has ended."
+    return f"## KV transfer\n\n{table(header, rows, 'lrrrrrrrrr')}\n\n{note}{_longest_queues(profile['overall'])}"
+
+
+def _longest_queues(overall: dict[str, Any]) -> str:
+    queues = overall["queues"]
+    if not queues["samples"]:
+        return ""
+    lengths = [
+        f"{words} {queues[name]['max']} (mean {queues[name]['mean']:.2g})"
+        for name, words in (("prefill_waiting", "for prefill"), ("decode_waiting", "for decode"))
+    ]
+    return f" Requests waiting at most: {', '.join(lengths)}."
 
 
 def _latency(summary: dict[str, Any]) -> str:
@@ -108,12 +187,12 @@ def _latency(summary: dict[str, Any]) -> str:
         for key, title in LATENCY_ROWS:
             d = cell[key]
             if d["n"]:
-                interval = f"{_ms(d['mean'])} [{_ms(d['mean_low'])}, {_ms(d['mean_high'])}]"
-                rows.append([title, d["n"], interval, *(_ms(d[p]) for p in ("p50", "p90", "p95", "p99"))])
+                interval = f"{ms(d['mean'])} [{ms(d['mean_low'])}, {ms(d['mean_high'])}]"
+                rows.append([title, d["n"], interval, *(ms(d[p]) for p in ("p50", "p90", "p95", "p99"))])
         parts.append(
-            f"**{name}**: {cell['ok']} of {cell['requests']} requests answered, {_n(cell['prompt_tokens'])} prompt and "
-            f"{_n(cell['output_tokens'])} output tokens in {cell['duration_s']:.1f} s "
-            f"({_rate(cell['output_tokens_per_s'])} output tokens/s). Times in ms."
+            f"**{name}**: {cell['ok']} of {cell['requests']} requests answered, "
+            f"{number(cell['prompt_tokens'])} prompt and {number(cell['output_tokens'])} output tokens "
+            f"in {cell['duration_s']:.1f} s ({rate(cell['output_tokens_per_s'])} output tokens/s). Times in ms."
         )
         if rows:
             parts.append(table(["", "n", "mean [95 %]", "p50", "p90", "p95", "p99"], rows, "lrrrrrr"))
@@ -140,7 +219,7 @@ def _devices(summary: dict[str, Any]) -> str:
             [
                 name,
                 *(
-                    _fixed(d[f"{key}_{end}"])
+                    fixed(d[f"{key}_{end}"])
                     for key in ("memory_gib", "utilisation_percent", "power_w")
                     for end in ("mean", "peak")
                 ),
@@ -166,8 +245,19 @@ def _failures(requests: pl.DataFrame) -> str:
     if failed.is_empty():
         return ""
     counts = failed.group_by("status", "error", maintain_order=True).len()
-    rows = [[status, n, _cell(error or "", 300)] for status, error, n in counts.iter_rows()]
+    rows = [[status, n, text(error or "", 300)] for status, error, n in counts.iter_rows()]
     return "## Requests that failed\n\n" + table(["status", "requests", "reason"], rows, "lrl")
+
+
+def _how_to_read(metadata: dict[str, Any], summary: dict[str, Any], several_arms: bool) -> str:
+    """Only the words that occur on the page."""
+    parts = [HOW_TO_READ]
+    if summary["profiling"].get("kv_transfer"):
+        parts.append(HOW_TO_READ_HANDOFFS)
+    if several_arms:
+        parts.append(HOW_TO_READ_ARMS)
+    parts += [f"- {labels.in_words(label, '**')}." for label in metadata["labels"] if label == "colocated"]
+    return "## How to read the figures\n\n" + "\n".join(parts)
 
 
 def _setting(metadata: dict[str, Any]) -> str:
@@ -180,18 +270,24 @@ def _setting(metadata: dict[str, Any]) -> str:
         rope = model["rope"]
         scaled = "as the model has it" if rope["written_as"] is None else f"written as {rope['written_as']}"
         rows += [
-            ["model", f"{model['name']}, weights `{model['digest'][:12]}`, max_len {_n(model['max_len'])} tokens"],
-            ["rope", f"{rope['type']}, factor {rope['factor']:g} from {_n(rope['original_max_len'])} tokens, {scaled}"],
-            ["KV", f"{_n(model['kv_bytes_per_token'])} bytes a token"],
+            ["model", f"{model['name']}, weights `{model['digest'][:12]}`, max_len {number(model['max_len'])} tokens"],
+            [
+                "rope",
+                f"{rope['type']}, factor {rope['factor']:g} from {number(rope['original_max_len'])} tokens, {scaled}",
+            ],
+            ["KV", f"{number(model['kv_bytes_per_token'])} bytes a token"],
         ]
+    several = len({pool.get("arm") for pool in metadata["pools"]}) > 1
     for pool in metadata["pools"]:
         for engine in pool["engines"]:
             s = engine["settings"]
-            text = (
-                f"{' and '.join(pool['phases'])}; {', '.join(engine['devices'])}; {s['dtype']}; "
+            shared = " (colocated)" if pool.get("colocated") else ""
+            what = (
+                f"{' and '.join(pool['phases'])}; {', '.join(engine['devices'])}{shared}; {s['dtype']}; "
                 f"{s['kv_blocks']} KV blocks of {s['block_size']} tokens; up in {engine['startup_s']} s"
             )
-            rows.append([f"engine {engine['name']}", text])
+            of_arm = f"{pool['arm']}: " if several else ""
+            rows.append([f"{of_arm}engine {engine['name']}", what])
     git = metadata["git"]
     if git:
         rows.append(["code", f"`{git['commit'][:12]}`{' with local changes' if git['dirty'] else ''}"])
@@ -204,39 +300,19 @@ def _files(run_dir: Path, page: Path, metadata: dict[str, Any]) -> str:
     where = os.path.relpath(run_dir, page.parent)
     names = [
         name
-        for name in ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "engine.log")
+        for name in (
+            "records.jsonl",
+            "summary.json",
+            "run_metadata.json",
+            "config.yaml",
+            "engine.log",
+            f"{metadata['experiment']}_summary.json",
+            "handoffs.jsonl",
+            "queues.jsonl",
+            f"artifacts/{metadata['experiment']}_mode_comparison.csv",
+        )
         if (run_dir / name).exists()
     ]
     links = ", ".join(f"[{name}]({where}/{name})" for name in names)
     overrides = shlex.join(metadata["command"][1:])
     return f"## Again\n\n```\npython -m wp1 {overrides}".rstrip() + f"\n```\n\nFiles of this run: {links}."
-
-
-def table(header: list[str], rows: list[list[Any]], align: str) -> str:
-    """A markdown table; `align` has l or r a column."""
-    rule = ["---:" if a == "r" else "---" for a in align]
-    lines = [header, rule, *[["—" if cell is None else str(cell) for cell in row] for row in rows]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(text: str, most: int = 400) -> str:
-    flat = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-    return flat if len(flat) <= most else flat[: most - 1] + "…"
-
-
-def _ms(value: float | None) -> str | None:
-    if value is None:
-        return None
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2f}"
-
-
-def _fixed(value: float | None) -> str | None:
-    return None if value is None else f"{value:,.1f}"
-
-
-def _rate(value: float | None) -> str:
-    return "no" if value is None else f"{value:,.1f}"
-
-
-def _n(value: int) -> str:
-    return f"{value:,}"

@@ -30,6 +30,11 @@ def use() -> None:
     )
 
 
+def title(text: str, mark: str, most: int = 62) -> str:
+    """A title with the labels of its run, these on a line of their own where one of `most` signs does not hold both."""
+    return text + mark if len(text + mark) <= most else f"{text}\n{mark.strip()}".rstrip()
+
+
 def save(figure: "Figure", path: Path) -> None:
     """Writes a PNG without date or version in it: the same figure has the same bytes."""
     import matplotlib.pyplot as plt

@@ -8,13 +8,14 @@ from typing import Any
 import polars as pl
 import yaml
 
-from wp1.analysis import checks, metrics, tables
+from wp1.analysis import arms, checks, metrics, tables
 from wp1.collectors import Collector
 from wp1.errors import WP1Error
 
 SAMPLE_COLUMNS = (
-    "request_id", "arm", "cell", "repeat", "label", "status", "error", "prompt_tokens", "output_tokens",
-    "cached_tokens", "finish_reason", "pool", "prefill_engine", "decode_engine", *metrics.LATENCIES,
+    "request_id", "arm", "cell", "repeat", "label", "status", "error", "phase", "prompt_tokens", "output_tokens",
+    "cached_tokens", "finish_reason", "pool", "prefill_engine", "decode_engine", "handoff_id", *metrics.LATENCIES,
+    "decode_ms",
 )  # fmt: skip
 
 
@@ -43,7 +44,10 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 
 def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
-    """Writes summary.json and artifacts/requests.csv, and returns the summary."""
+    """Writes summary.json and artifacts/requests.csv, and returns the summary.
+
+    Of a run with several arms also their comparison: e3_summary.json and artifacts/e3_mode_comparison.csv.
+    """
     config = read_config(run_dir)
     metadata = read_json(run_dir / "run_metadata.json")
     requests = tables.requests(run_dir / "records.jsonl")
@@ -53,7 +57,9 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
         "experiment": metadata["experiment"],
         "config_hash": metadata["config_hash"],
         "labels": metadata["labels"],
-        "checks": checks.all_checks(config, requests),
+        "checks": checks.all_checks(
+            config, requests, tables.handoffs(run_dir / "handoffs.jsonl"), metadata.get("kv_held")
+        ),
         "slo": {
             **config["slo"],
             "attainment": metrics.attainment(measured, config["slo"]["ttft_ms"], config["slo"]["tpot_ms"]),
@@ -63,5 +69,17 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
     (run_dir / "artifacts").mkdir(exist_ok=True)
     samples = measured.select(*SAMPLE_COLUMNS, pl.lit(", ".join(metadata["labels"])).alias("labels"))
     samples.write_csv(run_dir / "artifacts" / "requests.csv", float_precision=3)
+    _compare(run_dir, config, metadata, requests)
     write_json(run_dir / "summary.json", summary)
     return summary
+
+
+def _compare(run_dir: Path, config: dict[str, Any], metadata: dict[str, Any], requests: pl.DataFrame) -> None:
+    names = arms.names_of(config)
+    if not names:
+        return
+    content, rows = arms.contents(requests, names, config["slo"], arms.devices_of(metadata["pools"], names))
+    known = {key: metadata[key] for key in ("run_id", "experiment", "labels")}
+    write_json(arms.file_of(run_dir, metadata["experiment"]), known | content)
+    path = arms.table_of(run_dir, metadata["experiment"])
+    arms.labelled(rows, names, metadata["labels"]).write_csv(path)

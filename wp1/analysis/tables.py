@@ -1,4 +1,4 @@
-"""records.jsonl as a table of requests with their latencies.
+"""records.jsonl, handoffs.jsonl and queues.jsonl as tables, with what follows from their timestamps.
 
 The formulas are the usual ones of serving benchmarks (vLLM's and MLPerf's): TTFT and E2E count
 from the intended arrival, so a late client is not hidden.
@@ -22,12 +22,16 @@ RECORD_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "status": pl.String,
     "error": pl.String,
     "cause": pl.String,
+    "phase": pl.String,
     "t_intended": pl.Float64,
     "t_sent": pl.Float64,
     "t_queued": pl.Float64,
     "t_scheduled": pl.Float64,
     "t_engine_first_token": pl.Float64,
     "t_engine_last_token": pl.Float64,
+    "t_decode_sent": pl.Float64,
+    "t_decode_scheduled": pl.Float64,
+    "t_decode_first_token": pl.Float64,
     "t_tokens": pl.List(pl.Float64),
     "t_end": pl.Float64,
     "prompt_tokens": pl.Int64,
@@ -40,6 +44,38 @@ RECORD_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "pool": pl.String,
     "prefill_engine": pl.String,
     "decode_engine": pl.String,
+    "handoff_id": pl.String,
+}
+HANDOFF_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "handoff_id": pl.String,
+    "request_id": pl.String,
+    "arm": pl.String,
+    "cell": pl.String,
+    "repeat": pl.Int64,
+    "warmup": pl.Boolean,
+    "source": pl.String,
+    "target": pl.String,
+    "transfer": pl.String,
+    "status": pl.String,
+    "error": pl.String,
+    "phase": pl.String,
+    "tokens": pl.Int64,
+    "blocks": pl.Int64,
+    "bytes": pl.Int64,
+    "bytes_expected": pl.Int64,
+    "block_bytes": pl.Int64,
+    "t_prefill_done": pl.Float64,
+    "t_decode_sent": pl.Float64,
+    "t_transfer_begin": pl.Float64,
+    "t_transfer_end": pl.Float64,
+    "t_decode_scheduled": pl.Float64,
+    "t_decode_first_token": pl.Float64,
+}
+QUEUES = ("prefill_waiting", "prefilling", "decode_waiting", "transferring", "decoding")
+QUEUE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "t": pl.Float64,
+    "arm": pl.String,
+    **dict.fromkeys(QUEUES, pl.Int64),
 }
 
 
@@ -48,14 +84,34 @@ def requests(path: Path) -> pl.DataFrame:
 
     A last line torn by a crash is left out. Raises WP1Error where the file is none of records.
     """
+    return with_latencies(_read(path, RECORD_SCHEMA, "request records"))
+
+
+def handoffs(path: Path) -> pl.DataFrame:
+    """One row a handoff, with its fields and the times of `with_handoff_times`; empty where there is no file.
+
+    A last line torn by a crash is left out. Raises WP1Error where the file is none of handoffs.
+    """
+    return with_handoff_times(_read(path, HANDOFF_SCHEMA, "handoffs"))
+
+
+def queues(path: Path) -> pl.DataFrame:
+    """One row a sample of queue lengths (requests, and `t` in seconds); empty where there is no file.
+
+    A last line torn by a crash is left out. Raises WP1Error where the file is none of queue lengths.
+    """
+    return _read(path, QUEUE_SCHEMA, "queue lengths")
+
+
+def _read(path: Path, schema: dict[str, pl.DataType | type[pl.DataType]], content: str) -> pl.DataFrame:
     text = path.read_bytes() if path.is_file() else b""
     whole = text[: text.rfind(b"\n") + 1]
     if not whole.strip():
-        return with_latencies(pl.DataFrame(schema=RECORD_SCHEMA))
+        return pl.DataFrame(schema=schema)
     try:
-        return with_latencies(pl.read_ndjson(io.BytesIO(whole), schema=RECORD_SCHEMA))
+        return pl.read_ndjson(io.BytesIO(whole), schema=schema)
     except pl.exceptions.PolarsError as error:
-        raise WP1Error(f"{path} is no file of request records: {error}") from error
+        raise WP1Error(f"{path} is no file of {content}: {error}") from error
 
 
 def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
@@ -63,23 +119,58 @@ def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
 
     ttft_ms          first output token - intended arrival
     tpot_ms          (last token - first token) / (output tokens - 1); null for one output token
-    e2e_ms           last token - intended arrival
-    queue_ms         scheduled - intended arrival: the client's delay and the engine's queue
-    prefill_ms       the engine's first token - scheduled
-    delivery_ms      first token at the client - first token in the engine
+    e2e_ms           last token - intended arrival: queue + prefill + handoff + decode
+    queue_ms         scheduled - intended arrival: the client's delay and the (prefill) engine's queue
+    prefill_ms       the (prefill) engine's first token - scheduled
+    handoff_ms       scheduled in the decode engine, its KV there - the prefill engine's first token; null if aggregated
+    decode_step_ms   from the end of prefill (if aggregated) or of the handoff to the first token at the client that
+                     decoding made
+    decode_ms        from there to the last token at the client
+    delivery_ms      first token at the client - the same token in its engine
     client_delay_ms  sent - intended arrival
     itl_ms           list of the single gaps between output tokens
+
+    and first_by_decode: whether the client had its first token from the decode engine. No setting is asked for it:
+    the decode engine's first token was there before the client's, or it cannot have been the same.
     """
     first, last = pl.col("t_tokens").list.first(), pl.col("t_tokens").list.last()
     ok = pl.col("status") == "ok"
     gaps = pl.col("output_tokens") - 1
+    by_decode = (pl.col("t_decode_first_token") <= first).fill_null(False)
+    # A handoff whose end is not known must not pass for a step of decoding.
+    handed_over = pl.any_horizontal(pl.col("handoff_id", "t_decode_sent", "t_decode_scheduled").is_not_null())
+    decodable = pl.when(handed_over).then("t_decode_scheduled").otherwise("t_engine_first_token")
+    decoded = pl.when(by_decode).then(first).otherwise(pl.col("t_tokens").list.get(1, null_on_oob=True))
+    delivered = pl.when(by_decode).then("t_decode_first_token").otherwise("t_engine_first_token")
     return records.with_columns(
         ttft_ms=(first - pl.col("t_intended")) * 1e3,
         tpot_ms=pl.when(gaps > 0).then((last - first) / gaps * 1e3),
         e2e_ms=pl.when(ok).then((last - pl.col("t_intended")) * 1e3),
         queue_ms=(pl.col("t_scheduled") - pl.col("t_intended")) * 1e3,
         prefill_ms=(pl.col("t_engine_first_token") - pl.col("t_scheduled")) * 1e3,
-        delivery_ms=(first - pl.col("t_engine_first_token")) * 1e3,
+        handoff_ms=(pl.col("t_decode_scheduled") - pl.col("t_engine_first_token")) * 1e3,
+        decode_step_ms=(decoded - decodable) * 1e3,
+        decode_ms=pl.when(ok).then((last - decodable) * 1e3),
+        delivery_ms=(first - delivered) * 1e3,
         client_delay_ms=(pl.col("t_sent") - pl.col("t_intended")) * 1e3,
         itl_ms=pl.col("t_tokens").list.eval((pl.element().diff() * 1e3).drop_nulls()),
+        first_by_decode=by_decode,
+    )
+
+
+def with_handoff_times(records: pl.DataFrame) -> pl.DataFrame:
+    """Adds, in ms and null where a handoff did not get that far, or its times are not known:
+
+    transfer_ms      bytes moving: transfer end - begin
+    decode_queue_ms  sent to the decode engine - prefill done: waiting for a place there
+    handoff_ms       scheduled in the decode engine, its KV there - prefill done
+    stall_ms         the part of the handoff that delays the request. What moves while prefill still computes delays
+                     nothing, so it counts from prefill's end, and is zero where the KV was usable by then.
+    """
+    handoff = (pl.col("t_decode_scheduled") - pl.col("t_prefill_done")) * 1e3
+    return records.with_columns(
+        transfer_ms=(pl.col("t_transfer_end") - pl.col("t_transfer_begin")) * 1e3,
+        decode_queue_ms=(pl.col("t_decode_sent") - pl.col("t_prefill_done")) * 1e3,
+        handoff_ms=handoff,
+        stall_ms=handoff.clip(lower_bound=0),
     )

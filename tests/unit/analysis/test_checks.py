@@ -1,11 +1,15 @@
 """A run whose figures cannot be believed fails."""
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 
+from tests.unit.analysis.synthetic import Shape, make_run
 from wp1.analysis import tables
 from wp1.analysis.checks import all_checks
+from wp1.analysis.summary import read_config
 
 
 def _config(same_tokens: bool = True, cache: bool = False) -> dict[str, Any]:
@@ -60,3 +64,82 @@ def test_a_cache_hit_with_the_cache_off() -> None:
 def test_nothing_answered() -> None:
     assert not _verdicts(_config(same_tokens=False), _requests((A0, [], "error", 0)))["requests answered"]
     assert not _verdicts(_config(same_tokens=False), _requests())["requests answered"]
+
+
+def _checks_of(folder: Path) -> dict[str, dict[str, Any]]:
+    found = all_checks(
+        read_config(folder), tables.requests(folder / "records.jsonl"), tables.handoffs(folder / "handoffs.jsonl")
+    )
+    return {check["name"]: check for check in found}
+
+
+def test_two_arms_in_good_order(tmp_path: Path) -> None:
+    checks = _checks_of(make_run(tmp_path, Shape(repeats=1, count=4)))
+    assert all(check["passed"] for check in checks.values())
+    assert checks["KV handoffs"]["detail"] == "16 of 16 arrived"
+    assert checks["KV bytes"]["detail"] == "16 of 16 handoffs moved the bytes expected, to one block"
+    assert checks["same tokens in both arms"]["detail"] == "16 of 16 requests gave the same tokens"
+
+
+def test_a_failed_handoff_fails_its_cell_by_name(tmp_path: Path) -> None:
+    checks = _checks_of(make_run(tmp_path, Shape(repeats=1, count=4, fail={"disagg/1024-rate0.5/r0/2"})))
+    assert not checks["KV handoffs"]["passed"]
+    assert checks["KV handoffs"]["detail"] == "15 of 16 arrived; failed: disagg/1024-rate0.5 (1)"
+    assert checks["KV bytes"]["passed"]
+
+
+def test_a_warm_up_that_failed_is_not_judged(tmp_path: Path) -> None:
+    checks = _checks_of(make_run(tmp_path, Shape(repeats=1, count=4, fail={"disagg/256-conc1/r0/warm-up-0"})))
+    assert checks["KV handoffs"]["passed"]
+
+
+@pytest.mark.parametrize(
+    ("factor", "passed", "words"),
+    [
+        (1.06, True, "2 of 2 handoffs"),  # within one of sixteen blocks
+        (1.07, False, "other bytes: disagg/256-conc1 (2), as 6,311,116 instead of 5,898,240"),
+        (0.0, False, "other bytes"),  # a counter that was never moved
+        (None, False, "the connector reported none: disagg/256-conc1 (2)"),
+    ],
+)
+def test_bytes_are_right_to_a_block(tmp_path: Path, factor: float | None, passed: bool, words: str) -> None:
+    shape = Shape(lengths=(256,), rates=(0,), repeats=1, count=2, byte_factor=factor)
+    check = _checks_of(make_run(tmp_path, shape))["KV bytes"]
+    assert check["passed"] is passed
+    assert words in check["detail"]
+
+
+def test_other_tokens_in_the_second_arm_are_reported_and_fail_nothing(tmp_path: Path) -> None:
+    shape = Shape(lengths=(256,), rates=(0,), repeats=1, count=4, other_tokens={"disagg/256-conc1/r0/1"})
+    check = _checks_of(make_run(tmp_path, shape))["same tokens in both arms"]
+    assert check["passed"]
+    assert check["detail"] == (
+        "3 of 4 requests gave the same tokens; of the others the earliest parts at token 5 (256-conc1/r0/1)"
+    )
+
+
+def test_tokens_that_could_not_be_compared_fail(tmp_path: Path) -> None:
+    shape = Shape(lengths=(256,), rates=(0,), repeats=1, count=1, fail={"agg/256-conc1/r0/0"})
+    assert not _checks_of(make_run(tmp_path, shape))["same tokens in both arms"]["passed"]
+
+
+def test_sampled_tokens_and_one_arm_are_not_compared(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, Shape(repeats=1, count=2))
+    requests = tables.requests(folder / "records.jsonl")
+    config = read_config(folder)
+    sampled = config | {"workload": config["workload"] | {"temperature": 0.7}}
+    for changed in (sampled, config | {"arms": {}}):
+        assert "same tokens in both arms" not in {check["name"] for check in all_checks(changed, requests)}
+
+
+def test_kv_that_stays_in_an_engine_fails_and_names_it(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, Shape(repeats=1, count=1))
+    files = tables.requests(folder / "records.jsonl"), tables.handoffs(folder / "handoffs.jsonl")
+
+    def freed(kv_held: list[str] | None) -> list[tuple[bool, str]]:
+        found = all_checks(read_config(folder), *files, kv_held)
+        return [(check["passed"], check["detail"]) for check in found if check["name"] == "KV blocks freed"]
+
+    assert freed(["disagg/decode-0", "disagg/decode-0"]) == [(False, "still held by disagg/decode-0")]
+    assert freed([]) == [(True, "no engine held any when its requests had ended")]
+    assert freed(None) == []

@@ -1,0 +1,186 @@
+"""Differences of two arms by hand, and intervals that say neither more nor less than the data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from wp1.analysis import comparison, tables
+from wp1.analysis.comparison import compare, goodput
+
+SLO = {"ttft_ms": 1000, "tpot_ms": None}
+
+
+def _arm(arm: str, ttfts: Sequence[Sequence[float]], cell: str = "256-conc1", tokens: int = 3) -> pl.DataFrame:
+    """One cell of an arm: by repeat, the TTFT (ms) of its requests; negative for one that failed."""
+    rows: list[dict[str, Any]] = []
+    for repeat, of_repeat in enumerate(ttfts):
+        for n, ttft in enumerate(of_repeat):
+            ok, first = ttft >= 0, ttft / 1e3
+            rows.append(
+                {
+                    "request_id": f"{arm}/{cell}/r{repeat}/{n}", "arm": arm, "cell": cell, "repeat": repeat,
+                    "warmup": False, "status": "ok" if ok else "error", "output_tokens": tokens if ok else 0,
+                    "t_intended": 0.0, "t_sent": 0.0, "t_scheduled": 0.0,
+                    "t_engine_first_token": first if ok else None,
+                    "t_tokens": [first + 0.1 * k for k in range(tokens)] if ok else [],
+                    "t_end": first + 0.1 * (tokens - 1) if ok else 1.0,
+                }
+            )  # fmt: skip
+    return tables.with_latencies(pl.DataFrame(rows, schema=tables.RECORD_SCHEMA))
+
+
+def _row(rows: pl.DataFrame, metric: str, cell: str = "256-conc1") -> dict[str, Any]:
+    return rows.row(by_predicate=(pl.col("metric") == metric) & (pl.col("cell") == cell), named=True)
+
+
+def _noisy(seed: int, mean: float, repeats: int = 3, count: int = 8, sd: float = 50.0) -> list[list[float]]:
+    return np.random.default_rng(seed).normal(mean, sd, (repeats, count)).tolist()
+
+
+def test_figures_by_hand() -> None:
+    rows = compare(_arm("agg", [[100, 200], [300, 400]]), _arm("disagg", [[50, 100], [150, 200]]), SLO)
+    row = _row(rows, "ttft_ms/mean")
+    assert (row["unit"], row["n_a"], row["n_b"], row["a"], row["b"]) == ("ms", 4, 4, 250, 125)
+    assert (row["delta"], row["ratio"]) == (-125, 0.5)
+    assert _row(rows, "ttft_ms/p50")["delta"] == -125
+    assert _row(rows, "itl_ms/p95")["n_a"] == 8
+    # Spans of 0.4 and 0.6 s against 0.3 and 0.4 s, twelve tokens in each arm.
+    rate = _row(rows, "output_tokens_per_s")
+    assert (rate["a"], rate["b"]) == (pytest.approx(12, abs=1e-3), pytest.approx(12 / 0.7, abs=1e-3))
+    assert rows["metric"].to_list() == [name for name, _, _ in comparison.METRICS]
+
+
+def test_what_an_arm_does_not_have_stays_empty() -> None:
+    rows = compare(_arm("agg", _noisy(0, 300)), _arm("disagg", _noisy(1, 300)))
+    row = _row(rows, "handoff_ms/mean")
+    assert [row[key] for key in ("a", "b", "delta", "ratio", "low", "high", "excludes_zero")] == [None] * 7
+    assert "slo_attainment" not in rows["metric"]
+
+
+def test_a_difference_of_the_same_requests_is_found_that_would_drown_without_pairs() -> None:
+    """Requests differ by hundreds of ms, the arms by twenty: what pairs share cancels."""
+    base = _noisy(0, 1000, sd=300)
+    jitter = np.random.default_rng(1).normal(0, 5, (3, 8))
+    row = _row(compare(_arm("agg", base), _arm("disagg", (np.array(base) + 20 + jitter).tolist())), "ttft_ms/mean")
+    assert row["excludes_zero"] is True
+    assert 10 < row["low"] < row["delta"] < row["high"] < 30
+
+
+def test_pairs_are_by_name_and_not_by_order() -> None:
+    a = _arm("agg", _noisy(0, 1000, sd=300))
+    b = a.with_columns(
+        pl.col("request_id").str.replace("agg/", "disagg/"), pl.col("ttft_ms") + 20, arm=pl.lit("disagg")
+    ).sample(fraction=1, shuffle=True, seed=3)
+    row = _row(compare(a, b), "ttft_ms/mean")
+    assert row["low"] == row["high"] == pytest.approx(20)
+
+
+def test_arms_that_are_alike_are_mostly_not_told_apart() -> None:
+    shown = [
+        _row(compare(_arm("a", _noisy(2 * n, 500)), _arm("b", _noisy(2 * n + 1, 500))), "ttft_ms/mean")["excludes_zero"]
+        for n in range(60)
+    ]
+    assert sum(shown) <= 9
+
+
+def test_repeats_that_differ_as_a_whole_widen_the_interval() -> None:
+    """A drift of one repeat is no evidence in eight requests of it."""
+    base = np.array(_noisy(0, 500, sd=20))
+    drift = np.array([[60.0], [0.0], [-60.0]])
+    calm = _row(compare(_arm("a", base.tolist()), _arm("b", (base + 5).tolist())), "ttft_ms/mean")
+    drifting = _row(compare(_arm("a", base.tolist()), _arm("b", (base + 5 + drift).tolist())), "ttft_ms/mean")
+    assert calm["excludes_zero"] is True
+    assert drifting["excludes_zero"] is False
+    assert drifting["high"] - drifting["low"] > 50
+
+
+@pytest.mark.parametrize(("count", "verdict"), [(2, None), (5, None), (6, True)])
+def test_fewer_than_six_pairs_tell_nothing(count: int, verdict: bool | None) -> None:
+    a, b = _arm("a", [[100.0 + n for n in range(count)]]), _arm("b", [[200.0 + 2 * n for n in range(count)]])
+    assert _row(compare(a, b), "ttft_ms/mean")["excludes_zero"] is verdict
+
+
+def test_one_pair_has_no_interval() -> None:
+    row = _row(compare(_arm("a", [[100]]), _arm("b", [[300]])), "ttft_ms/mean")
+    assert (row["delta"], row["low"], row["high"], row["excludes_zero"]) == (200, None, None, None)
+
+
+def test_rates_rest_on_repeats() -> None:
+    one = _row(compare(_arm("a", _noisy(0, 300, repeats=1)), _arm("b", _noisy(1, 300, repeats=1))), "requests_per_s")
+    assert one["a"] is not None
+    assert one["low"] is None
+    three = _row(compare(_arm("a", _noisy(0, 300)), _arm("b", _noisy(1, 900))), "requests_per_s")
+    assert three["n_a"] == 3
+    assert three["low"] < three["delta"] < three["high"] < 0
+    assert three["excludes_zero"] is None
+    six = _row(compare(_arm("a", _noisy(0, 300, 6)), _arm("b", _noisy(1, 900, 6))), "requests_per_s")
+    assert six["excludes_zero"] is True
+
+
+def test_failures_stay_in_the_shares_and_out_of_latencies() -> None:
+    rows = compare(_arm("a", [[100] * 8]), _arm("b", [[100] * 4 + [-1] * 4]), SLO)
+    assert (_row(rows, "failed_share")["a"], _row(rows, "failed_share")["b"]) == (0, 0.5)
+    assert (_row(rows, "slo_attainment")["b"], _row(rows, "slo_attainment")["unit"]) == (0.5, "share")
+    assert _row(rows, "ttft_ms/mean")["n_b"] == 4
+    assert _row(rows, "ttft_ms/mean")["excludes_zero"] is None  # four pairs
+
+
+def test_an_arm_that_answered_nothing_gives_no_difference() -> None:
+    row = _row(compare(_arm("a", [[100] * 8]), _arm("b", [[-1] * 8])), "ttft_ms/mean")
+    assert (row["a"], row["b"], row["delta"], row["excludes_zero"]) == (100, None, None, None)
+    assert compare(_arm("a", [[100]]), _arm("b", []))["b"].null_count() > 0
+    assert compare(_arm("a", []), _arm("b", [])).is_empty()
+
+
+def test_the_percentile_of_a_resample_is_that_of_the_sample_written_out() -> None:
+    rng = np.random.default_rng(0)
+    values, draws = rng.normal(0, 1, 9), rng.multinomial(9, np.full(9, 1 / 9), 50).astype(np.float32)
+    found = comparison._resampled_percentile(np.arange(9), values, 0.95, draws)
+    expected = [np.percentile(np.repeat(values, row.astype(int)), 95) for row in draws]
+    assert found == pytest.approx(expected)
+
+
+def test_many_gaps_in_bins_give_nearly_the_same_percentile() -> None:
+    rng = np.random.default_rng(0)
+    values, pairs = rng.lognormal(3, 0.5, 20_000), np.repeat(np.arange(40), 500)
+    draws = rng.multinomial(40, np.full(40, 1 / 40), 5).astype(np.float32)
+    found = comparison._resampled_percentile(pairs, values, 0.95, draws)
+    expected = [np.percentile(np.repeat(values, row[pairs].astype(int)), 95) for row in draws]
+    assert found == pytest.approx(expected, rel=5e-3)
+
+
+def test_the_same_records_give_the_same_intervals() -> None:
+    a, b = _arm("a", _noisy(0, 300)), _arm("b", _noisy(1, 320))
+    assert compare(a, b).equals(compare(a.reverse(), b.reverse()))
+
+
+def test_cells_come_by_length_then_load() -> None:
+    names = ["1024-rate0.5", "256-rate2", "256-conc1", "1024-conc1"]
+    a, b = (pl.concat([_arm(arm, [[100]], cell) for cell in names]) for arm in "ab")
+    assert compare(a, b)["cell"].unique(maintain_order=True).to_list() == [
+        "256-conc1", "256-rate2", "1024-conc1", "1024-rate0.5",
+    ]  # fmt: skip
+
+
+def test_goodput_is_the_highest_rate_that_attains() -> None:
+    fine, poor = [[100.0] * 10], [[100.0] * 8 + [5000.0] * 2]
+    rows = pl.concat(
+        [_arm("a", fine, "256-rate1"), _arm("a", fine, "256-rate2"), _arm("a", poor, "256-rate4"),
+         _arm("a", poor, "512-rate1"), _arm("a", fine, "1024-conc1")]
+    )  # fmt: skip
+    found = {row["prompt"]: row for row in goodput(rows, SLO, devices=2).to_dicts()}
+    assert (found["256"]["goodput"], found["256"]["goodput_per_device"]) == (2, 1)
+    assert found["256"]["rates"] == [1, 2, 4]
+    assert found["512"]["goodput"] is None
+    assert (found["1024"]["rates"], found["1024"]["goodput"]) == ([], None)
+    assert goodput(rows, {"ttft_ms": None, "tpot_ms": None}, devices=2).is_empty()
+
+
+def test_warm_ups_are_in_no_figure() -> None:
+    a, b = _arm("a", [[100] * 3]), _arm("b", [[100] * 3])
+    warm = pl.col("request_id").str.ends_with("/2")
+    rows = compare(a.with_columns(warmup=warm), b.with_columns(warmup=warm))
+    assert (_row(rows, "ttft_ms/mean")["n_a"], _row(rows, "failed_share")["n_b"]) == (2, 2)

@@ -1,0 +1,118 @@
+"""The page of a run with two arms, from its folder alone."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.unit.analysis.synthetic import RUN_ID, Shape, make_run
+from wp1.analysis.comparison import METRICS
+from wp1.report import make_report
+
+SHAPES = {
+    "e3": Shape(repeats=2, count=4, queue_factor=0.3),
+    "decode_streams": Shape(repeats=1, count=6, first_token="decode", labels=("random weights", "colocated")),
+    "one_cell": Shape(
+        lengths=(256,), rates=(0,), repeats=1, count=2, slo={"name": "none", "ttft_ms": None, "tpot_ms": None}
+    ),
+    "all_failed": Shape(
+        lengths=(256,), rates=(0.5,), repeats=1, count=2,
+        fail={f"{arm}/256-rate0.5/r0/{n}" for arm in ("agg", "disagg") for n in range(2)},
+    ),
+    "both_aggregated": Shape(lengths=(256,), repeats=1, count=2, handoffs=False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_same_folder_gives_the_same_bytes(tmp_path: Path, name: str) -> None:
+    folder = make_run(tmp_path, SHAPES[name])
+    page = make_report(folder, tmp_path / "reports")
+    made = [
+        page, folder / "summary.json", folder / "e3_summary.json", folder / "artifacts" / "e3_mode_comparison.csv",
+        *sorted((tmp_path / "reports" / RUN_ID).iterdir()),
+    ]  # fmt: skip
+    before = [file.read_bytes() for file in made]
+    for file in made:
+        file.unlink()
+    make_report(folder, tmp_path / "reports")
+    assert [file.read_bytes() for file in made] == before
+    pictures = re.findall(r"\]\((\S+\.png)\)", page.read_text())
+    assert sorted(pictures) == sorted(f"{RUN_ID}/{path.name}" for path in made[4:])
+
+
+def test_what_the_page_of_two_arms_says(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, SHAPES["e3"])
+    text = make_report(folder, tmp_path / "reports").read_text()
+    compared = json.loads((folder / "e3_summary.json").read_text())
+    assert compared["words"] in text
+    for cell in ("256-conc1", "256-rate0.5", "1024-conc1", "1024-rate0.5"):
+        assert f"**{cell}**" in text
+        assert f"| disagg/{cell} | 8 |" in text
+    assert "| TTFT mean, ms | 8 |" in text
+    assert "agg on 2 devices, disagg on 2 devices" in text
+    assert "| disagg: engine decode-0 | decode; cuda:1;" in text
+    assert "**stall**" in text
+    assert "random tokens" not in text.replace("of random tokens", "")
+    assert "colocated" not in text
+
+
+def test_labels_are_explained_wherever_they_stand(tmp_path: Path) -> None:
+    text = make_report(make_run(tmp_path, SHAPES["decode_streams"]), tmp_path / "reports").read_text()
+    assert "> **random weights**: the output means nothing, speed and memory do." in text
+    assert "> **colocated**: engines share a GPU" in text
+    assert "\n- **colocated**: engines share a GPU" in text
+
+
+def test_words_that_do_not_occur_are_not_explained(tmp_path: Path) -> None:
+    text = make_report(make_run(tmp_path, SHAPES["both_aggregated"]), tmp_path / "reports").read_text()
+    assert "## Side by side" in text
+    assert "**stall**" not in text
+    assert "## KV transfer" not in text
+
+
+def test_one_arm_has_no_comparison(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, Shape(arms=("agg",), lengths=(256,), rates=(0,), repeats=1, count=2, handoffs=False))
+    text = make_report(folder, tmp_path / "reports").read_text()
+    assert "## Side by side" not in text
+    assert "**goodput**" not in text
+    assert not (folder / "e3_summary.json").exists()
+    assert list((folder / "artifacts").iterdir()) == [folder / "artifacts" / "requests.csv"]
+
+
+def test_the_files_of_a_comparison(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, SHAPES["decode_streams"])
+    make_report(folder, tmp_path / "reports")
+    compared = json.loads((folder / "e3_summary.json").read_text())
+    assert compared["labels"] == ["random weights", "colocated"]
+    assert list(compared["cells"]) == ["256-conc1", "256-rate0.5", "1024-conc1", "1024-rate0.5"]
+    row = compared["cells"]["256-conc1"]["ttft_ms/mean"]
+    assert row["delta"] == pytest.approx(row["disagg"] - row["agg"], abs=1e-3)
+    assert compared["goodput"]["disagg"][0]["prompt"] == "256"
+    assert compared["parity"]["same"] == compared["parity"]["compared"] == 24
+    with (folder / "artifacts" / "e3_mode_comparison.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 4 * len(METRICS)
+    assert list(lines[0])[:6] == ["cell", "metric", "unit", "n_agg", "n_disagg", "agg"]
+    assert {line["labels"] for line in lines} == {"random weights, colocated"}
+    handoff = next(line for line in lines if line["metric"] == "handoff_ms/mean")
+    assert (handoff["agg"], handoff["delta"]) == ("", "")
+
+
+def test_an_arm_that_never_ran_leaves_a_report(tmp_path: Path) -> None:
+    """The first arm's engines did not start, or the run was stopped before the second's turn."""
+    folder = make_run(tmp_path, SHAPES["e3"])
+    records = folder / "records.jsonl"
+    records.write_text("".join(f"{line}\n" for line in records.read_text().splitlines() if '"arm": "agg"' in line))
+    text = make_report(folder, tmp_path / "reports").read_text()
+    assert "No cell could be compared." in text
+    records.write_text("")
+    assert "No cell could be compared." in make_report(folder, tmp_path / "reports").read_text()
+
+
+def test_answers_are_shown_where_there_are_questions(tmp_path: Path) -> None:
+    asked = make_report(make_run(tmp_path / "q", Shape(repeats=1, count=1, prompts="dataset")), tmp_path / "a")
+    random = make_report(make_run(tmp_path / "r", Shape(repeats=1, count=1)), tmp_path / "b")
+    assert "## Answers, first repeat of agg" in asked.read_text()
+    assert "## Answers" not in random.read_text()

@@ -1,0 +1,121 @@
+"""What follows from the timestamps of handed-over requests and of handoffs, worked out by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from wp1.analysis import tables
+from wp1.errors import WP1Error
+
+AGGREGATED: dict[str, Any] = {
+    "request_id": "agg/c/r0/0", "arm": "agg", "cell": "c", "repeat": 0, "warmup": False, "status": "ok",
+    "output_tokens": 3, "t_intended": 10.0, "t_sent": 10.0, "t_scheduled": 10.2, "t_engine_first_token": 10.5,
+    "t_tokens": [10.6, 10.8, 11.0], "t_end": 11.0,
+}  # fmt: skip
+# Its KV is usable at 10.9, the decode engine's first token is there at 11.0.
+HANDED_OVER = AGGREGATED | {
+    "t_decode_sent": 10.6, "t_decode_scheduled": 10.9, "t_decode_first_token": 11.0, "handoff_id": "h0",
+    "t_tokens": [10.6, 11.1, 11.2], "t_end": 11.2,
+}  # fmt: skip
+FIRST_BY_DECODE = HANDED_OVER | {"t_tokens": [11.1, 11.2, 11.3], "t_end": 11.3}
+HANDOFF: dict[str, Any] = {
+    "handoff_id": "h0", "request_id": "disagg/c/r0/0", "arm": "disagg", "cell": "c", "repeat": 0, "warmup": False,
+    "source": "prefill-0", "target": "decode-0", "transfer": "nixl_push", "status": "ok", "tokens": 32,
+    "t_prefill_done": 10.5, "t_decode_sent": 10.6, "t_transfer_begin": 10.7, "t_transfer_end": 10.8,
+    "t_decode_scheduled": 10.9, "t_decode_first_token": 11.0,
+}  # fmt: skip
+
+
+def _latencies(record: dict[str, Any]) -> dict[str, Any]:
+    return tables.with_latencies(pl.DataFrame([record], schema=tables.RECORD_SCHEMA)).row(0, named=True)
+
+
+def _handoff(**changes: Any) -> dict[str, Any]:
+    return tables.with_handoff_times(pl.DataFrame([HANDOFF | changes], schema=tables.HANDOFF_SCHEMA)).row(0, named=True)
+
+
+def test_an_aggregated_request_has_no_handoff_and_decodes_from_its_first_token_on() -> None:
+    row = _latencies(AGGREGATED)
+    assert row["handoff_ms"] is None
+    assert not row["first_by_decode"]
+    assert row["decode_step_ms"] == pytest.approx(300)
+    assert row["decode_ms"] == pytest.approx(500)
+    assert row["delivery_ms"] == pytest.approx(100)
+
+
+def test_the_prefill_engine_streams_the_first_token() -> None:
+    row = _latencies(HANDED_OVER)
+    assert not row["first_by_decode"]
+    assert row["ttft_ms"] == pytest.approx(600)
+    assert row["handoff_ms"] == pytest.approx(400)
+    assert row["decode_step_ms"] == pytest.approx(200)
+    assert row["delivery_ms"] == pytest.approx(100)
+
+
+def test_the_decode_engine_streams_the_first_token() -> None:
+    row = _latencies(FIRST_BY_DECODE)
+    assert row["first_by_decode"]
+    assert row["ttft_ms"] == pytest.approx(1100)
+    assert row["decode_step_ms"] == pytest.approx(200)
+    assert row["delivery_ms"] == pytest.approx(100)
+    assert row["ttft_ms"] == pytest.approx(sum(row[f"{p}_ms"] for p in ("queue", "prefill", "handoff", "decode_step")))
+
+
+@pytest.mark.parametrize("record", [AGGREGATED, HANDED_OVER, FIRST_BY_DECODE])
+def test_the_phases_add_up_to_the_whole(record: dict[str, Any]) -> None:
+    row = _latencies(record)
+    assert row["e2e_ms"] == pytest.approx(sum(row[f"{p}_ms"] or 0 for p in ("queue", "prefill", "handoff", "decode")))
+
+
+def test_a_request_of_one_token_has_no_step_of_decoding() -> None:
+    assert _latencies(HANDED_OVER | {"output_tokens": 1, "t_tokens": [10.6]})["decode_step_ms"] is None
+
+
+def test_a_handoff_whose_end_is_not_known_does_not_pass_for_decoding() -> None:
+    row = _latencies(HANDED_OVER | {"t_decode_scheduled": None})
+    assert (row["handoff_ms"], row["decode_step_ms"], row["decode_ms"]) == (None, None, None)
+
+
+def test_the_times_of_a_handoff() -> None:
+    row = _handoff()
+    assert row["transfer_ms"] == pytest.approx(100)
+    assert row["decode_queue_ms"] == pytest.approx(100)
+    assert row["handoff_ms"] == row["stall_ms"] == pytest.approx(400)
+
+
+def test_what_moves_beside_prefill_delays_nothing() -> None:
+    overlapping = _handoff(t_transfer_begin=10.1)
+    assert overlapping["transfer_ms"] == pytest.approx(700)
+    assert overlapping["stall_ms"] == pytest.approx(400)
+    assert _handoff(t_transfer_begin=10.1, t_decode_scheduled=10.4)["stall_ms"] == 0
+
+
+def test_a_handoff_that_failed_has_no_times_it_did_not_get_to() -> None:
+    row = _handoff(status="failed", t_transfer_end=None, t_decode_scheduled=None)
+    assert (row["transfer_ms"], row["handoff_ms"], row["stall_ms"]) == (None, None, None)
+    assert row["decode_queue_ms"] == pytest.approx(100)
+
+
+def test_files_that_are_not_there_are_empty_tables(tmp_path: Path) -> None:
+    assert tables.handoffs(tmp_path / "handoffs.jsonl").height == 0
+    assert "stall_ms" in tables.handoffs(tmp_path / "handoffs.jsonl").columns
+    assert tables.queues(tmp_path / "queues.jsonl").schema == pl.Schema(tables.QUEUE_SCHEMA)
+    assert "handoff_ms" in tables.requests(tmp_path / "records.jsonl").columns
+
+
+def test_a_torn_last_line_is_left_out_and_another_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "handoffs.jsonl"
+    path.write_text(json.dumps(HANDOFF) + "\n" + json.dumps(HANDOFF)[:50])
+    assert tables.handoffs(path).height == 1
+    path.write_text("no handoff\n")
+    with pytest.raises(WP1Error, match="is no file of handoffs"):
+        tables.handoffs(path)
+
+
+def test_records_of_before_there_were_handoffs_are_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(AGGREGATED) + "\n")
+    assert tables.requests(path)["handoff_id"].to_list() == [None]

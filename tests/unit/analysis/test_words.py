@@ -1,0 +1,116 @@
+"""The paragraph says what the figures show, and no more."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis.comparison import METRICS, SCHEMA
+from wp1.analysis.words import in_words
+
+UNITS = {name: unit for name, _, unit in METRICS}
+
+
+def _rows(**cells: Mapping[str, tuple[float | None, float | None, bool | None]]) -> pl.DataFrame:
+    """By cell (256_conc1 for 256-conc1) and metric: a, b, and whether the interval excludes zero."""
+    rows: list[dict[str, Any]] = []
+    for cell, metrics in cells.items():
+        for metric, (a, b, excludes) in metrics.items():
+            rows.append(
+                {
+                    "cell": cell.strip("_").replace("_", "-"), "metric": metric, "unit": UNITS[metric], "a": a, "b": b,
+                    "delta": b - a if a is not None and b is not None else None,
+                    "ratio": b / a if a and b is not None else None,
+                    "excludes_zero": excludes,
+                }
+            )  # fmt: skip
+    return pl.DataFrame(rows, schema=SCHEMA)
+
+
+SAME = {"ttft_ms/mean": (100.0, 101.0, False), "e2e_ms/mean": (500.0, 501.0, False)}
+QUEUE_FELL = {
+    "ttft_ms/mean": (400.0, 200.0, True), "queue_ms/mean": (300.0, 90.0, True), "prefill_ms/mean": (99.0, 109.0, False),
+    "handoff_ms/mean": (None, 50.0, None), "decode_step_ms/mean": (20.0, 20.0, False),
+    "e2e_ms/mean": (700.0, 550.0, True), "decode_ms/mean": (301.0, 301.0, False),
+}  # fmt: skip
+
+
+def test_helped_and_by_which_phase() -> None:
+    text = in_words(_rows(_1024_conc4=QUEUE_FELL), "agg", "disagg")
+    assert "Over 1 cell, disagg helped against agg: mean TTFT was lower, by 50 % for 1,024 tokens 4 at a time" in text
+    assert "(200 ms instead of 400 ms, mostly queue −210 ms)" in text
+    assert "mostly queue −210 ms, against handoff +50.0 ms" in text
+    assert "Nothing shows that it hurt." in text
+
+
+def test_hurt_by_the_handoff_where_decode_streams_the_first_token() -> None:
+    cell = {
+        "ttft_ms/mean": (100.0, 170.0, True), "queue_ms/mean": (2.0, 2.0, False),
+        "prefill_ms/mean": (97.0, 97.0, False), "handoff_ms/mean": (None, 50.0, None),
+        "decode_step_ms/mean": (20.0, 20.0, False), "e2e_ms/mean": (500.0, 550.0, True),
+        "decode_ms/mean": (401.0, 401.0, False),
+    }  # fmt: skip
+    text = in_words(_rows(_256_conc1=cell), "agg", "disagg")
+    assert "nothing shows that disagg helped against agg" in text
+    assert "It hurt: mean TTFT was higher, by 70 % for 256 tokens one at a time" in text
+    assert "(170 ms instead of 100 ms, mostly handoff +50.0 ms)" in text
+
+
+def test_a_difference_that_may_be_none_is_not_called_one() -> None:
+    text = in_words(_rows(_256_conc1={**SAME, "ttft_ms/mean": (100.0, 300.0, False)}), "agg", "disagg")
+    assert "nothing shows that disagg helped" in text
+    assert "higher" not in text
+    assert "No difference could be shown for 256 tokens one at a time." in text
+
+
+def test_too_few_pairs_are_no_difference_either() -> None:
+    text = in_words(_rows(_256_conc1={**SAME, "ttft_ms/mean": (100.0, 300.0, None)}), "agg", "disagg")
+    assert "No difference could be shown" in text
+
+
+def test_several_cells_are_one_clause() -> None:
+    half = {**QUEUE_FELL, "ttft_ms/mean": (400.0, 300.0, True), "queue_ms/mean": (300.0, 190.0, True)}
+    text = in_words(_rows(_256_conc1=SAME, _256_rate2=half, _1024_rate2=QUEUE_FELL), "agg", "disagg")
+    assert "mean TTFT was lower in 2 of 3 cells, by 25 % to 50 %, most for 1,024 tokens at 2 requests/s" in text
+    assert "and in each of them queue moved most" in text
+    assert "No difference could be shown for 256 tokens one at a time." in text
+    assert "\n" not in text
+
+
+def test_more_of_an_attainment_is_better() -> None:
+    cell = {**SAME, "slo_attainment": (0.5, 0.9, True), "failed_share": (0.0, 0.25, True)}
+    text = in_words(_rows(_256_rate2=cell), "agg", "disagg")
+    assert "helped against agg: SLO attainment was higher, by 40 points for 256 tokens at 2 requests/s" in text
+    assert "It hurt: the share of failed requests was higher, by 25 points" in text
+    assert "(25 % instead of 0 %)" in text
+
+
+def test_an_arm_that_answered_nothing_is_named() -> None:
+    silent = {"ttft_ms/mean": (100.0, None, None), "e2e_ms/mean": (500.0, None, None)}
+    assert in_words(_rows(_256_conc1=silent), "agg", "disagg") == (
+        "No cell could be compared. For 256 tokens one at a time there is nothing to compare: disagg did not answer a "
+        "request."
+    )
+    both = in_words(_rows(_256_conc1={"e2e_ms/mean": (None, None, None)}, _512_conc1=SAME), "agg", "disagg")
+    assert "neither agg nor disagg answered a request" in both
+    assert "Over 1 cell" in both
+
+
+def test_nothing_at_all() -> None:
+    assert in_words(pl.DataFrame(schema=SCHEMA), "agg", "disagg") == "No cell could be compared."
+
+
+def test_a_change_by_a_factor() -> None:
+    cell = {**SAME, "ttft_ms/mean": (100.0, 450.0, True), "prefill_ms/mean": (100.0, 450.0, True)}
+    assert "by a factor of 4.5 for" in in_words(_rows(_256_conc1=cell), "agg", "disagg")
+
+
+def test_the_phase_that_moved_the_other_way_explains_nothing() -> None:
+    """Prefill fell by more than E2E rose: what made it rise is decode."""
+    cell = {
+        "ttft_ms/mean": (400.0, 100.0, None), "queue_ms/mean": (0.0, 0.0, False),
+        "prefill_ms/mean": (400.0, 100.0, True),
+        "e2e_ms/mean": (500.0, 520.0, True), "decode_ms/mean": (100.0, 420.0, True),
+    }  # fmt: skip
+    text = in_words(_rows(_256_conc1=cell), "agg", "disagg")
+    assert "(520 ms instead of 500 ms, mostly decode +320 ms, against prefill −300 ms)" in text

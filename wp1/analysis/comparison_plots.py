@@ -1,0 +1,349 @@
+"""The plots of a run with several arms, and of handoffs, as PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from wp1.analysis import cells, metrics, style, tables
+from wp1.analysis.plots import Plot
+
+PHASES = (
+    ("queue_ms", "queue"),
+    ("prefill_ms", "prefill"),
+    ("handoff_ms", "handoff"),
+    ("decode_step_ms", "first decode step"),
+)
+# The place of each phase's colour in the palette; the first four are the same in every plot of requests.
+PHASE_COLOURS = (7, 1, 4, 0)
+# Places of `tables.QUEUES` in words, with the colour of the phase that each belongs to.
+PLACES = (
+    ("prefill_waiting", "waiting for prefill", 7),
+    ("prefilling", "prefill", 1),
+    ("decode_waiting", "prefilled, waiting for a place to decode; KV held in the prefill engine", 3),
+    ("transferring", "transfer", 4),
+    ("decoding", "decode", 0),
+)
+MARKERS = ("o", "s", "D", "^")
+# An axis over more than this factor is logarithmic: on a linear one its lower end could not be read.
+WIDE = 12
+# More points than pixels say nothing more.
+MAX_POINTS = 1500
+
+
+def arm_plots(folder: Path, measured: pl.DataFrame, arms: Sequence[str], slo: dict[str, Any], mark: str) -> list[Plot]:
+    """Latency by length, attainment by rate and phases of several arms, as far as there is data; (caption, file)."""
+    style.use()
+    answered = measured.filter((pl.col("status") == "ok") & pl.col("arm").is_in(list(arms)))
+    if answered.is_empty():
+        return []
+    made = [
+        (
+            "Means of TTFT and TPOT with their 95 % bootstrap intervals, by prompt length and load.",
+            folder / "latency_by_length.png",
+        ),
+        (
+            "Mean of each phase of the answered requests; the black line is where TTFT ends, on average.",
+            folder / "phases.png",
+        ),
+    ]
+    _latency(answered, arms, made[0][1], mark)
+    _phases(answered, arms, made[1][1], mark)
+    limits = (slo["ttft_ms"], slo["tpot_ms"])
+    if limits != (None, None) and any(cells.parse(name).rate > 0 for name in measured["cell"].unique()):
+        caption = "Share of all requests sent that met the SLO, with 95 % Wilson intervals; goodput needs 90 %."
+        made.append((caption, folder / "attainment.png"))
+        _attainment(measured, arms, limits, made[-1][1], mark)
+    return made
+
+
+def handoff_plots(folder: Path, queues: pl.DataFrame, measured: pl.DataFrame, mark: str) -> list[Plot]:
+    """Queue lengths over time, one file an arm that has any; (caption, file)."""
+    style.use()
+    made = []
+    for (arm,), samples in queues.group_by("arm", maintain_order=True):
+        path = folder / f"queues-{arm}.png"
+        _queues(samples.sort("t"), measured.filter(pl.col("arm") == arm), str(arm), path, mark)
+        made.append((f"Requests in each place of {arm} over time; shaded while measured.", path))
+    return made
+
+
+def _colours(arms: Sequence[str]) -> dict[str, Any]:
+    import seaborn as sns
+
+    palette = sns.color_palette(style.PALETTE)
+    # Not the phases' colours, so that no arm looks like a phase.
+    return {arm: palette[(2, 3, 5, 9)[n % 4]] for n, arm in enumerate(arms)}
+
+
+def _latency(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) -> None:
+    """A row of panels for each load, TTFT on the left and TPOT on the right."""
+    import matplotlib.pyplot as plt
+
+    names = [cells.parse(name) for name in cells.ordered(answered["cell"])]
+    loads = list(dict.fromkeys(cell.load for cell in sorted(names, key=lambda c: (c.rate, c.concurrency or 0))))
+    prompts = list(dict.fromkeys(cell.prompt for cell in names))
+    figure, grid = plt.subplots(
+        len(loads), 2, figsize=(style.WIDTH, 0.9 + 2.3 * len(loads)), squeeze=False, sharex=True, sharey="col"
+    )
+    for row, load in zip(grid, loads, strict=True):
+        of_load = {cell.prompt: cell.name for cell in names if cell.load == load}
+        for axes, column, title in zip(row, ("ttft_ms", "tpot_ms"), ("TTFT", "TPOT"), strict=True):
+            for n, arm in enumerate(arms):
+                _means(axes, answered.filter(pl.col("arm") == arm), column, prompts, of_load, arm, n, arms)
+            axes.set_title(f"{title}, {load}" if load else title, fontsize="medium")
+            axes.set_ylabel("ms")
+            _length_axis(axes, prompts)
+    for axes in grid[-1]:
+        axes.set_xlabel("prompt tokens" if all(p.isdecimal() for p in prompts) else "prompts")
+    for column in range(2):
+        _scale(grid[:, column])
+    _title(figure, "Latency by prompt length", mark)
+    _legend_below(figure, grid[0][0])
+    style.save(figure, path)
+
+
+def _means(
+    axes: Any, rows: pl.DataFrame, column: str, prompts: Sequence[str], of_load: dict[str, str],
+    arm: str, n: int, arms: Sequence[str],
+) -> None:  # fmt: skip
+    xs, means, lows, highs = [], [], [], []
+    for place, prompt in enumerate(prompts):
+        values = rows.filter(pl.col("cell") == of_load.get(prompt, ""))[column].drop_nulls().to_numpy()
+        if values.size:
+            low, high = metrics.mean_interval(values)
+            # Side by side, so that one arm's interval does not hide the other's.
+            xs.append(place + 0.12 * (n - (len(arms) - 1) / 2))
+            means.append(float(values.mean()))
+            lows.append(low)
+            highs.append(high)
+    spread = np.abs(np.array([lows, highs]) - np.array(means))
+    axes.errorbar(
+        xs, means, yerr=spread if means else None, label=arm, color=_colours(arms)[arm],
+        marker=MARKERS[n % len(MARKERS)], markersize=4, linewidth=1.4, elinewidth=1.2, capsize=2.5,
+    )  # fmt: skip
+
+
+def _length_axis(axes: Any, prompts: Sequence[str]) -> None:
+    """Lengths at even steps: they are mostly doublings, and datasets have no length at all."""
+    import seaborn as sns
+
+    axes.set_xticks(range(len(prompts)), [_short(prompt) for prompt in prompts])
+    axes.set_xlim(-0.5, len(prompts) - 0.5)
+    axes.grid(axis="x", visible=False)
+    sns.despine(ax=axes)
+
+
+def _short(prompt: str) -> str:
+    """4096 as 4k; what is no round number of k in full."""
+    if not prompt.isdecimal():
+        return prompt
+    length = int(prompt)
+    return f"{length // 1024}k" if length >= 1024 and length % 1024 == 0 else f"{length:,}"
+
+
+def _scale(column: Any) -> None:
+    """From zero, or logarithmic with plain numbers where the values are far apart; the same for all of a column."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    plain = FuncFormatter(lambda v, _: f"{v:,.0f}" if v == round(v) else f"{v:g}")
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for axes in column for line in axes.lines])
+    values = values[np.isfinite(values)]
+    wide = values.size > 0 and values.min() > 0 and values.max() / values.min() > WIDE
+    for axes in column:
+        axes.yaxis.set_major_formatter(plain)
+        if not wide:
+            axes.set_ylim(bottom=0)
+            continue
+        axes.set_yscale("log")
+        decades = np.log10(values.max() / values.min())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3)))
+        axes.yaxis.set_major_formatter(plain)
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _title(figure: Any, text: str, mark: str) -> None:
+    figure.suptitle(style.title(text, mark), x=0.01, ha="left", fontsize="large", fontweight="bold")
+
+
+def _legend_below(figure: Any, axes: Any, columns: int = 6) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), frameon=False)
+
+
+def _attainment(
+    measured: pl.DataFrame, arms: Sequence[str], limits: tuple[float | None, float | None], path: Path, mark: str
+) -> None:
+    """A panel for each length, attainment by request rate; where only one rate was tested, one panel by length."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    names = [cell for cell in map(cells.parse, cells.ordered(measured["cell"])) if cell.rate > 0]
+    prompts = list(dict.fromkeys(cell.prompt for cell in names))
+    rates = sorted({cell.rate for cell in names})
+    if len(rates) == 1:
+        panels = {f"{rates[0]:g} requests/s": {_short(cell.prompt): cell.name for cell in names}}
+        ticks, axis = [_short(prompt) for prompt in prompts], "prompt tokens"
+    else:
+        panels = {
+            f"{int(prompt):,} tokens" if prompt.isdecimal() else prompt: {
+                f"{cell.rate:g}": cell.name for cell in names if cell.prompt == prompt
+            }
+            for prompt in prompts
+        }
+        ticks, axis = [f"{rate:g}" for rate in rates], "requests/s"
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    figure, grid = plt.subplots(
+        down, across, figsize=(style.WIDTH, 1.3 + 2.1 * down), squeeze=False, sharex=True, sharey=True
+    )
+    flat = grid.flatten()
+    for axes, (title, of_tick) in zip(flat, panels.items(), strict=False):
+        for n, arm in enumerate(arms):
+            _shares(axes, measured.filter(pl.col("arm") == arm), ticks, of_tick, limits, arm, n, arms)
+        axes.axhline(metrics.GOODPUT_ATTAINMENT * 100, color="black", linestyle="--", linewidth=0.9)
+        axes.set_title(title, fontsize="medium")
+        axes.set_ylim(0, 103)
+        axes.set_yticks([0, 25, 50, 75, 90, 100])
+        axes.set_xlim(-0.5, len(ticks) - 0.5)
+        axes.set_xticks(range(len(ticks)), ticks)
+        axes.grid(axis="x", visible=False)
+        sns.despine(ax=axes)
+    for axes in flat[len(panels) :]:
+        axes.set_visible(False)
+    for n, axes in enumerate(flat[: len(panels)]):
+        # The lowest panel of each column carries the axis, also where the last row is not full.
+        if n + across >= len(panels):
+            axes.set_xlabel(axis)
+            axes.tick_params(labelbottom=True)
+        if n % across == 0:
+            axes.set_ylabel("% of requests")
+    words = " and ".join(f"{k} ≤ {v:g} ms" for k, v in zip(("TTFT", "TPOT"), limits, strict=True) if v is not None)
+    _title(figure, f"SLO attainment: {words}", mark)
+    _legend_below(figure, flat[0])
+    style.save(figure, path)
+
+
+def _shares(
+    axes: Any, rows: pl.DataFrame, ticks: Sequence[str], of_tick: dict[str, str],
+    limits: tuple[float | None, float | None], arm: str, n: int, arms: Sequence[str],
+) -> None:  # fmt: skip
+    xs, shares, bounds = [], [], []
+    for place, tick in enumerate(ticks):
+        of_cell = rows.filter(pl.col("cell") == of_tick.get(tick, ""))
+        if of_cell.height:
+            met = int(of_cell.select(metrics.met(*limits).sum()).item())
+            xs.append(place + 0.12 * (n - (len(arms) - 1) / 2))
+            shares.append(100 * met / of_cell.height)
+            bounds.append([100 * bound for bound in _wilson(met, of_cell.height)])
+    if not xs:
+        return
+    low, high = np.array(bounds).T
+    # Rounding may put a bound a hair beyond the share.
+    spread = np.maximum([shares - low, high - shares], 0)
+    axes.errorbar(
+        xs, shares, yerr=spread, label=arm, color=_colours(arms)[arm], marker=MARKERS[n % len(MARKERS)],
+        markersize=4, linewidth=1.4, elinewidth=1.2, capsize=2.5, clip_on=False,
+    )  # fmt: skip
+
+
+def _wilson(met: int, sent: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, 1927): unlike a bootstrap it has a width also at 0 and 100 %."""
+    share = met / sent
+    centre = (share + z * z / 2 / sent) / (1 + z * z / sent)
+    half = z / (1 + z * z / sent) * float(np.sqrt(share * (1 - share) / sent + z * z / 4 / sent / sent))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) -> None:
+    """A panel for each length, with its own scale: a bar for each load and arm."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    names = [cells.parse(name) for name in cells.ordered(answered["cell"])]
+    panels: dict[str, list[tuple[str, pl.DataFrame]]] = {}
+    for cell in names:
+        for arm in arms:
+            rows = answered.filter((pl.col("arm") == arm) & (pl.col("cell") == cell.name))
+            if rows.height:
+                panels.setdefault(cell.prompt, []).append((f"{cell.load} · {arm}" if cell.load else arm, rows))
+    heights = [len(bars) + 1.4 for bars in panels.values()]
+    figure, grid = plt.subplots(
+        len(panels), 1, figsize=(style.WIDTH, 1.0 + 0.26 * sum(heights)), squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+    )  # fmt: skip
+    palette = sns.color_palette(style.PALETTE)
+    for axes, (prompt, bars) in zip(grid[:, 0], panels.items(), strict=True):
+        left = np.zeros(len(bars))
+        for (column, title), colour in zip(PHASES, PHASE_COLOURS, strict=True):
+            means = np.array([rows[column].mean() or 0.0 for _, rows in bars], dtype=float)
+            axes.barh(range(len(bars)), means, left=left, height=0.7, color=palette[colour], linewidth=0, label=title)
+            left += means
+        for place, (_, rows) in enumerate(bars):
+            axes.plot([rows["ttft_ms"].mean()] * 2, [place - 0.45, place + 0.45], color="black", linewidth=2)
+        axes.set_yticks(range(len(bars)), [name for name, _ in bars])
+        axes.invert_yaxis()
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}" if v == round(v) else f"{v:g}")
+        axes.grid(axis="y", visible=False)
+        axes.set_title(f"{int(prompt):,} tokens" if prompt.isdecimal() else prompt, fontsize="medium")
+        sns.despine(ax=axes, left=True)
+    grid[-1][0].set_xlabel("ms since intended arrival, mean")
+    grid[0][0].plot([], [], color="black", linewidth=2, label="TTFT")
+    _title(figure, "What requests wait for, to the first step of decoding", mark)
+    _legend_below(figure, grid[0][0])
+    style.save(figure, path)
+
+
+def _queues(samples: pl.DataFrame, measured: pl.DataFrame, arm: str, path: Path, mark: str) -> None:
+    """A panel for each place, in the order that a request passes them."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+    from matplotlib.ticker import MaxNLocator
+
+    start = float(samples["t"][0])
+    seconds, lengths = _broken_where_idle(samples)
+    figure, grid = plt.subplots(len(PLACES), 1, figsize=(style.WIDTH, 5.6), sharex=True)
+    palette = sns.color_palette(style.PALETTE)
+    windows = measured.group_by("cell", "repeat").agg(begin=pl.min("t_sent"), end=pl.max("t_end")).drop_nulls()
+    for axes, (name, words, colour) in zip(grid, PLACES, strict=True):
+        for begin, end in windows.select("begin", "end").sort("begin").iter_rows():
+            axes.axvspan(begin - start, end - start, color="grey", alpha=0.13, linewidth=0)
+        axes.fill_between(seconds - start, lengths[name], step="post", color=palette[colour], linewidth=0.6)
+        axes.set_ylim(0, 1.15 * max(1.0, float(np.nanmax(lengths[name]))))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
+        axes.margins(x=0)
+        axes.set_title(words, fontsize="small", fontweight="normal")
+        axes.grid(axis="x", visible=False)
+        sns.despine(ax=axes)
+    grid[-1].set_xlabel("s")
+    figure.supylabel("requests", fontsize="medium")
+    _title(figure, f"Queues of {arm} over time", mark)
+    style.save(figure, path)
+
+
+def _broken_where_idle(samples: pl.DataFrame, gap_s: float = 1.0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Times and lengths, thinned so that peaks stay, with a hole wherever nobody sampled, as in another arm's turn."""
+    times = samples["t"].to_numpy()
+    stretch = max(1, -(-times.size // MAX_POINTS))
+    group = np.concatenate([[0], np.cumsum(np.diff(times) > gap_s)])
+    bins = pl.DataFrame({"group": group, "bin": np.arange(times.size) // stretch, "t": times}).hstack(
+        samples.select(tables.QUEUES).cast(pl.Float64)
+    )
+    rows = bins.group_by("group", "bin", maintain_order=True).agg(pl.min("t"), pl.col(tables.QUEUES).max())
+    xs: list[float] = []
+    ys: dict[str, list[float]] = {name: [] for name in tables.QUEUES}
+    before = None
+    for row in rows.iter_rows(named=True):
+        if before is not None and row["group"] != before:
+            xs.append(xs[-1])
+            for name in tables.QUEUES:
+                ys[name].append(float("nan"))
+        before = row["group"]
+        xs.append(row["t"])
+        for name in tables.QUEUES:
+            ys[name].append(row[name])
+    return np.array(xs), {name: np.array(values) for name, values in ys.items()}

@@ -1,0 +1,112 @@
+"""What a report says of several arms: a paragraph, the table of every metric, goodput. From `arms.contents`; pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from wp1.analysis import cells
+from wp1.analysis.comparison import METRICS
+from wp1.analysis.markdown import ms, percent, table
+
+Comparison = Mapping[str, Any] | None
+
+
+def words(found: Comparison) -> str:
+    """The paragraph made from the figures; "" for a run of one arm, as all functions here."""
+    if found is None:
+        return ""
+    more = found["not_compared"]
+    note = f" Not compared here: {', '.join(more)}." if more else ""
+    return f"## {found['arms'][1]} against {found['arms'][0]}\n\n{found['words']}{note}"
+
+
+def side_by_side(found: Comparison) -> str:
+    """A table for each cell, and goodput."""
+    if found is None:
+        return ""
+    a, b = found["arms"]
+    parts = ["## Side by side", _basis(found)]
+    titles = {name: (title, unit) for name, title, unit in METRICS}
+    header = ["", "n", a, b, "Δ", "ratio", "95 % of Δ", "≠ 0"]
+    for cell, figures in found["cells"].items():
+        rows = []
+        for name, row in figures.items():
+            title, unit = titles[name]
+            rows.append(
+                [
+                    f"{title}, ms" if unit == "ms" else title,
+                    _counts(row[f"n_{a}"], row[f"n_{b}"]),
+                    _value(row[a], unit),
+                    _value(row[b], unit),
+                    _change(row["delta"], unit),
+                    None if row["ratio"] is None else f"{row['ratio']:.2f}",
+                    _interval(row["low"], row["high"], unit),
+                    {True: "**yes**", False: "no", None: None}[row["excludes_zero"]],
+                ]
+            )
+        parts += [f"**{cell}**: {cells.parse(cell).words}", table(header, rows, "lrrrrrrl")]
+    parts.append(_goodput(found))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _basis(found: Mapping[str, Any]) -> str:
+    counts = [
+        f"{arm} on {n} device{'' if n == 1 else 's'}" for arm, n in found["devices"].items() if arm in found["arms"]
+    ]
+    same = "Both arms had the same prompts, and at a rate the same arrivals"
+    return f"{same}; {', '.join(counts)} (a host without GPU counts as one)."
+
+
+def _goodput(found: Mapping[str, Any]) -> str:
+    a, b = found["arms"]
+    of_b = {row["prompt"]: row for row in found["goodput"][b]}
+    rows = []
+    for row in found["goodput"][a]:
+        other = of_b.get(row["prompt"])
+        if row["rates"]:
+            rows.append(
+                [
+                    f"{int(row['prompt']):,}" if row["prompt"].isdecimal() else row["prompt"],
+                    ", ".join(f"{rate:g}" for rate in row["rates"]),
+                    _rate(row),
+                    None if other is None else _rate(other),
+                ]
+            )
+    if not rows:
+        return ""
+    header = ["prompt tokens", "rates tested", f"{a}, requests/s a device", f"{b}, requests/s a device"]
+    note = (
+        "The highest of the tested rates with an SLO attainment of at least 90 %, per device; a dash where none had it."
+    )
+    return f"### Goodput\n\n{table(header, rows, 'rrrr')}\n\n{note}"
+
+
+def _rate(row: Mapping[str, Any]) -> str | None:
+    return None if row["goodput_per_device"] is None else f"{row['goodput_per_device']:g}"
+
+
+def _counts(a: int, b: int) -> str:
+    return f"{a:,}" if a == b else f"{a:,} / {b:,}"
+
+
+def _value(value: float | None, unit: str) -> str | None:
+    if value is None:
+        return None
+    if unit == "share":
+        return percent(value)
+    return ms(value) if unit == "ms" else f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def _change(value: float | None, unit: str) -> str | None:
+    """With its sign; of shares in points."""
+    if value is None:
+        return None
+    sign = "−" if value < 0 else "+" if value > 0 else ""
+    if unit == "share":
+        return f"{sign}{abs(value) * 100:.1f} points"
+    return f"{sign}{_value(abs(value), unit)}"
+
+
+def _interval(low: float | None, high: float | None, unit: str) -> str | None:
+    if low is None or high is None:
+        return None
+    return f"[{_change(low, unit)}, {_change(high, unit)}]".replace(" points,", ",")

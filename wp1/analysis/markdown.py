@@ -1,0 +1,40 @@
+"""Tables and numbers as a report writes them; what is not known is a dash."""
+
+from typing import Any
+
+
+def table(header: list[str], rows: list[list[Any]], align: str) -> str:
+    """A markdown table; `align` has l or r a column."""
+    rule = ["---:" if a == "r" else "---" for a in align]
+    lines = [header, rule, *[["—" if cell is None else str(cell) for cell in row] for row in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def text(words: str, most: int = 400) -> str:
+    """Anybody's text as one cell of a table."""
+    flat = " ".join(words.split()).replace("|", "\\|").replace("<", "&lt;")
+    return flat if len(flat) <= most else flat[: most - 1] + "…"
+
+
+def ms(value: float | None) -> str | None:
+    """Milliseconds, to about three digits."""
+    if value is None:
+        return None
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2f}"
+
+
+def fixed(value: float | None) -> str | None:
+    return None if value is None else f"{value:,.1f}"
+
+
+def rate(value: float | None) -> str:
+    return "no" if value is None else f"{value:,.1f}"
+
+
+def percent(value: float | None) -> str | None:
+    """A share, as percent to one decimal."""
+    return None if value is None else f"{value:.1%}".replace("%", " %")
+
+
+def number(value: int) -> str:
+    return f"{value:,}"

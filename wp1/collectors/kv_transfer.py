@@ -1,0 +1,119 @@
+"""What moving KV caches between engines cost, from handoffs.jsonl and queues.jsonl: nothing runs beside the engines."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis import metrics, tables
+
+TIMES = ("transfer_ms", "handoff_ms", "stall_ms", "decode_queue_ms")
+
+
+class KVTransferStatsCollector:
+    """`profiling.kv_transfer`: bytes, times (ms), rate and share of latency of handoffs, overall and by cell.
+
+    {} where no measured request was handed over, as in aggregated serving.
+    """
+
+    name = "kv_transfer"
+
+    def start(self, run_dir: Path, gpus: list[int]) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
+        handoffs = tables.handoffs(run_dir / "handoffs.jsonl").filter(~pl.col("warmup"))
+        if handoffs.is_empty():
+            return {}
+        queues = tables.queues(run_dir / "queues.jsonl")
+        measured = requests.filter(~pl.col("warmup"))
+        cells = {}
+        for (arm, cell), rows in handoffs.group_by("arm", "cell", maintain_order=True):
+            of_cell = measured.filter((pl.col("arm") == arm) & (pl.col("cell") == cell))
+            cells[f"{arm}/{cell}"] = figures(rows, of_cell, queues)
+        of_arms = measured.filter(pl.col("arm").is_in(handoffs["arm"].unique().to_list()))
+        return {"overall": figures(handoffs, of_arms, queues), "cells": cells}
+
+
+def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame) -> dict[str, Any]:
+    """Figures of some measured handoffs and the requests of the same cells (`tables.handoffs`, `.requests`, `.queues`).
+
+    bytes: as measured, of those handoffs that say; gb_per_s (1e9 bytes/s): bytes over the union of the transfers'
+    intervals, so that two side by side count once; stall_ratio: sum of stalls / sum of E2E of the same requests;
+    share_of_ttft: sum of the handoff times within TTFT / sum of TTFT, 0 where the prefill engine streams the first
+    token; queues: requests in each place while these cells were measured, mean and max.
+    """
+    ok = handoffs.filter(pl.col("status") == "ok")
+    failed = handoffs.filter(pl.col("status") != "ok")
+    moved = ok.drop_nulls(["bytes", "t_transfer_begin", "t_transfer_end"])
+    seconds = _union(moved["t_transfer_begin"].to_list(), moved["t_transfer_end"].to_list())
+    delayed = ok.drop_nulls("stall_ms").join(
+        requests.filter(pl.col("status") == "ok").select("arm", "request_id", "e2e_ms", "ttft_ms", "first_by_decode"),
+        on=["arm", "request_id"],
+        how="inner",
+    )
+    within = pl.when("first_by_decode").then("stall_ms").otherwise(0.0)
+    return {
+        "handoffs": handoffs.height,
+        "ok": ok.height,
+        "failed": failed.height,
+        "failed_by_phase": {
+            str(phase or "unknown"): int(n) for phase, n in failed.group_by("phase").len().sort("phase").iter_rows()
+        },
+        "tokens": int(ok["tokens"].sum()),
+        "bytes": _total(ok["bytes"]),
+        "bytes_expected": _total(ok["bytes_expected"]),
+        "bytes_unreported": int(ok["bytes"].null_count()),
+        "bytes_a_handoff": metrics.distribution(ok["bytes"].drop_nulls().to_numpy()),
+        **{name: metrics.distribution(ok[name].drop_nulls().to_numpy()) for name in TIMES},
+        "transfer_s": round(seconds, 6),
+        "gb_per_s": round(int(moved["bytes"].sum()) / seconds / 1e9, 4) if seconds > 0 else None,
+        "stall_ratio": _ratio(delayed["stall_ms"], delayed["e2e_ms"]),
+        "share_of_ttft": _ratio(delayed.select(within.alias("t"))["t"], delayed["ttft_ms"]),
+        "queues": _queue_lengths(queues, requests),
+    }
+
+
+def _union(begins: list[float], ends: list[float]) -> float:
+    """Seconds that lie in at least one of the intervals."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(zip(begins, ends, strict=True)):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _total(values: pl.Series) -> int | None:
+    return int(values.sum()) if values.drop_nulls().len() else None
+
+
+def _ratio(part: pl.Series, whole: pl.Series) -> float | None:
+    total = float(whole.sum())
+    return round(float(part.sum()) / total, 6) if total > 0 else None
+
+
+def _queue_lengths(queues: pl.DataFrame, requests: pl.DataFrame) -> dict[str, Any]:
+    """Mean and max of each length over the samples taken while a repeat of these cells was under way."""
+    windows = (
+        requests.group_by("arm", "cell", "repeat")
+        .agg(begin=pl.min("t_sent"), end=pl.max("t_end"))
+        .drop_nulls(["begin", "end"])
+    )
+    inside = pl.lit(False)
+    for arm, begin, end in windows.select("arm", "begin", "end").sort("begin").iter_rows():
+        inside |= (pl.col("arm") == arm) & pl.col("t").is_between(begin, end)
+    samples = queues.filter(inside)
+    return {
+        "samples": samples.height,
+        **{
+            name: {
+                "mean": round(float(samples[name].mean()), 3),  # pyright: ignore[reportArgumentType]
+                "max": int(samples[name].max()),  # pyright: ignore[reportArgumentType]
+            }
+            for name in tables.QUEUES
+            if samples.height
+        },
+    }

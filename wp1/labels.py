@@ -1,0 +1,12 @@
+"""What the labels of a run mean for its figures, said in the same words wherever a result appears."""
+
+MEANING = {
+    "random weights": "the output means nothing, speed and memory do",
+    "colocated": "engines share a GPU: they compete for it, and the KV cache never leaves it",
+}
+
+
+def in_words(label: str, emphasis: str = "") -> str:
+    """The label and its meaning, the label between `emphasis` signs; a label that is not known stands alone."""
+    meaning = MEANING.get(label)
+    return f"{emphasis}{label}{emphasis}" + (f": {meaning}" if meaning else "")
