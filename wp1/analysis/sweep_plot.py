@@ -55,6 +55,8 @@ def sweep_plot(path: Path, jobs: list[Job], found: pl.DataFrame) -> bool:
 
 
 def _means(axes: Any, name: str, rows: list[Row], heights: list[float], colours: list[Any]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     for row, height, colour in zip(rows, heights, colours, strict=True):
         mean = row[f"{name}_mean"]
         if mean is not None:
@@ -63,6 +65,10 @@ def _means(axes: Any, name: str, rows: list[Row], heights: list[float], colours:
     known = [row[f"{name}_mean"] for row in rows if row[f"{name}_mean"] is not None]
     if known and min(known) > 0 and max(known) / min(known) > LOG_FROM:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if max(known) / min(known) < 100 else (1,)))
+        # Powers would be written as formulas, which `style` leaves as they are.
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.set_xlim(left=0)
 
