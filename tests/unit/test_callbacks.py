@@ -138,6 +138,8 @@ def test_a_sweep_of_two_schedulers_is_one_run_with_its_comparison(sweep: Sweep) 
     page = (done.folder / "comparison.md").read_text()
     assert "## scheduler=disagg against scheduler=agg" in page
     assert "random weights" in page
+    report = done.folder.parents[1] / "outputs" / "reports" / f"{done.table['run_id'][0]}.md"
+    assert "scheduler=agg\n" in report.read_text()
     assert re.search(r"^compared .*/comparison\.md$", done.said, re.MULTILINE)
     assert re.search(rf"^mlflow   wp1-e0/{done.folder.name} in ", done.said, re.MULTILINE)
     assert done.manifest["status"] == "completed"

@@ -10,7 +10,7 @@ import polars as pl
 from wp1 import labels
 from wp1.analysis import comparison_report, parity, sweep
 from wp1.analysis.markdown import ms, table, text
-from wp1.analysis.report import reports_of
+from wp1.analysis.report import HOW_TO_READ_ARMS, reports_of
 from wp1.analysis.summary import read_config
 from wp1.analysis.sweep import Job, Pair, differing, titles
 from wp1.analysis.sweep_plot import sweep_plot
@@ -47,6 +47,7 @@ def write_comparison(folder: Path) -> Path:
         _jobs(jobs, found),
         _reasons(jobs),
         *shared,
+        f"## How to read the figures\n\n{HOW_TO_READ_ARMS}" if shared else "",
         _files(folder, manifest, jobs, bool(frames)),
     ]
     page = folder / PAGE
@@ -114,7 +115,7 @@ def _contrast(content: dict[str, Any], of: list[Pair]) -> str:
         parts.append(f"What was sent, or the model it was sent to, is not the same in both: see {', '.join(differ)}.")
     else:
         parts.append(f"Same tokens: {parity.in_words(content['parity'])}.")
-    return "\n\n".join([*parts, comparison_report.cell_tables(content)])
+    return "\n\n".join([*parts, comparison_report.tables_of(content)])
 
 
 def _files(folder: Path, manifest: dict[str, Any], jobs: list[Job], compared: bool) -> str:

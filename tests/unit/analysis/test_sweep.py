@@ -204,6 +204,7 @@ def test_the_page_shows_rows_reasons_labels_and_a_plot(tmp_path: Path) -> None:
     assert "## s=disagg against s=agg" in page
     assert "Same tokens: 8 of 8 requests" in page
     assert "[job 1](../../outputs/reports/run-1.md)" in page
+    assert "- **Δ**" in page
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
