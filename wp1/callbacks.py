@@ -24,8 +24,8 @@ from wp1.identity import PARENT_VARIABLE
 
 log = logging.getLogger(__name__)
 
-# The folder of the sweep that this process has begun and not yet ended.
-_open: list[Path] = []
+# Folder and manifest of the sweep that this process has begun and not yet ended.
+_open: list[tuple[Path, dict[str, Any]]] = []
 
 
 class SweepCallback(Callback):
@@ -96,8 +96,8 @@ def _begin(folder: Path, cfg: DictConfig, jobs: list[list[str]], overrides: list
     from wp1.tracking import check_uri, open_sweep_or_say
 
     manifest = sweep.new_manifest(folder.name, cfg, jobs, overrides)
-    _open.append(folder)
     sweep.write_manifest(folder, manifest)
+    _open.append((folder, manifest))
     if not cfg.tracking.enabled:
         return
     try:
@@ -108,8 +108,8 @@ def _begin(folder: Path, cfg: DictConfig, jobs: list[list[str]], overrides: list
     with Screen() as screen:
         parent = open_sweep_or_say(folder, manifest, screen)
     if parent is not None:
-        os.environ[PARENT_VARIABLE] = parent
-        sweep.write_manifest(folder, manifest | {"parent_run_id": parent})
+        os.environ[PARENT_VARIABLE] = manifest["parent_run_id"] = parent
+        sweep.write_manifest(folder, manifest)
 
 
 @contextmanager
@@ -129,15 +129,16 @@ def end_sweep(stopped: bool) -> None:
     """
     if not _open:
         return
-    folder = _open.pop()
-    parent = os.environ.pop(PARENT_VARIABLE, None)
+    folder, manifest = _open.pop()
+    parent = manifest["parent_run_id"]
+    if parent is not None:
+        os.environ.pop(PARENT_VARIABLE, None)
     from wp1.analysis import sweep
     from wp1.analysis.sweep_report import write_comparison
     from wp1.console import Screen, output_to
     from wp1.tracking import close_sweep_or_say, discard_sweep
 
-    manifest = sweep.read_manifest(folder)
-    jobs = sweep.read_jobs(folder)
+    jobs = sweep.read_jobs(folder, manifest)
     if not any(job.run_dir for job in jobs):
         # Nothing to compare, and no run for a parent to be one of.
         if parent is not None:

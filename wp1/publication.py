@@ -95,12 +95,13 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
     )
 
 
-def sweep_entry(folder: Path, pages: Mapping[str, str]) -> Entry:
+def sweep_entry(folder: Path, manifest: dict[str, Any], pages: Mapping[str, str]) -> Entry:
     """What MLflow is to show of a sweep, from its folder; its comparison, once that is made.
 
-    pages: where MLflow has the runs of its jobs, by wp1's run id. Raises WP1Error where the folder is none of a sweep.
+    manifest: what sweep.json says, or should, if the disk had room for it. pages: where MLflow has the runs of the
+    jobs, by wp1's run id.
     """
-    manifest, jobs = sweep.read_manifest(folder), sweep.read_jobs(folder)
+    jobs = sweep.read_jobs(folder, manifest)
     started = _milliseconds(manifest["started"])
     page = folder / sweep_report.PAGE
     texts = {}

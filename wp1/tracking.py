@@ -22,7 +22,7 @@ from filelock import Timeout as LockTimeout
 
 from wp1.analysis.report import reports_of
 from wp1.analysis.summary import read_config
-from wp1.analysis.sweep import read_jobs, read_manifest
+from wp1.analysis.sweep import read_jobs
 from wp1.console import output_to
 from wp1.errors import ConfigError, WP1Error
 from wp1.publication import MAX_TAG, TRAINING_VIEW, Entry, entry_of, experiment_of, sweep_entry
@@ -90,7 +90,7 @@ def open_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> s
     try:
         store = store_of(uri, Path(manifest["root"]))
         with screen.step("opening the sweep in MLflow"), _talking_to(store, timeout_s, folder):
-            entry = sweep_entry(folder, {})
+            entry = sweep_entry(folder, manifest, {})
             client, experiment = _experiment(store, entry)
             return client.create_run(experiment, entry.start_ms, entry.tags, entry.run_id).info.run_id
     except Exception as error:
@@ -109,8 +109,8 @@ def close_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> 
     try:
         store = store_of(uri, Path(manifest["root"]))
         with screen.step("publishing the comparison to MLflow"), _talking_to(store, timeout_s, folder):
-            client, experiment = _experiment(store, sweep_entry(folder, {}))
-            entry = sweep_entry(folder, _pages(client, folder))
+            client, experiment = _experiment(store, sweep_entry(folder, manifest, {}))
+            entry = sweep_entry(folder, manifest, _pages(client, folder, manifest))
             # Its end first: what follows may be stopped, or not fit the disk.
             client.set_terminated(parent, entry.status, entry.end_ms)
             for key, value in entry.tags.items():
@@ -131,15 +131,15 @@ def discard_sweep(folder: Path, manifest: dict[str, Any]) -> None:
             _client(store).delete_run(manifest["parent_run_id"])
 
 
-def _pages(client: "MlflowClient", folder: Path) -> dict[str, str]:
+def _pages(client: "MlflowClient", folder: Path, manifest: dict[str, Any]) -> dict[str, str]:
     """Where MLflow has the runs of a sweep's jobs, by wp1's run id; their experiments may differ."""
-    jobs = [job for job in read_jobs(folder) if job.run_dir is not None]
-    sweep, pages = read_manifest(folder)["sweep"], {}
+    jobs = [job for job in read_jobs(folder, manifest) if job.run_dir is not None]
+    pages = {}
     for name in {experiment_of(job.metadata) for job in jobs}:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             continue
-        found = client.search_runs([experiment.experiment_id], f"tags.sweep = '{sweep}'", max_results=5000)
+        found = client.search_runs([experiment.experiment_id], f"tags.sweep = '{manifest['sweep']}'", max_results=5000)
         for run in found:
             if "run_id" in run.data.tags:
                 pages[run.data.tags["run_id"]] = _page(run.info.experiment_id, run.info.run_id)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.double import TINY, DoubleBackend
 from wp1 import callbacks, main, tracking
+from wp1.analysis import sweep as sweep_tables
 from wp1.analysis.summary import read_json
 from wp1.identity import PARENT_VARIABLE
 from wp1.track import track
@@ -102,10 +103,11 @@ def sweep(
     def run(*overrides: str) -> Swept:
         arguments = ["-m", f"root={tmp_path}", f"tracking.uri={store}", *TINY, *overrides]
         monkeypatch.setattr(sys, "argv", ["wp1", *arguments])
+        before = os.environ.get(PARENT_VARIABLE)
         with pytest.raises(Left) as left:
             main.main()
         (folder,) = (tmp_path / "multirun").iterdir()
-        assert PARENT_VARIABLE not in os.environ
+        assert os.environ.get(PARENT_VARIABLE) == before
         return Swept(left.value.code, capfd.readouterr().err + left.value.message, folder, store)
 
     return run
@@ -238,6 +240,25 @@ def test_a_comparison_that_cannot_be_made_is_one_line(sweep: Sweep, monkeypatch:
     assert len(re.findall("no comparison of the jobs: OSError: .*No space left", done.said)) == 1
     assert "Traceback" not in done.said
     assert done.parent.info.status == "FINISHED"
+
+
+def test_a_full_disk_leaves_no_run_open(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = sweep_tables.write_manifest
+
+    def full(folder: Path, manifest: dict[str, Any]) -> None:
+        if manifest["status"] != "running":
+            raise OSError(28, "No space left on device")
+        write(folder, manifest)
+
+    monkeypatch.setattr(sweep_tables, "write_manifest", full)
+    assert sweep("seed=1,2").parent.info.status == "FINISHED"
+
+
+def test_a_parent_of_the_users_own_is_not_closed_as_the_sweeps(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PARENT_VARIABLE, "0" * 32)
+    done = sweep("seed=1,2", "tracking=none", "tracking.uri=")
+    assert "mlflow" not in done.said.lower()
+    assert read_json(done.folder / "0" / "run_metadata.json")["parent_run_id"] == "0" * 32
 
 
 def test_a_server_that_is_down_costs_one_line_and_no_run(sweep: Sweep) -> None:

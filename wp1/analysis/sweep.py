@@ -5,6 +5,8 @@ Pure: from the sweep's folder alone, which has `sweep.json` (what was to run) an
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +16,7 @@ import polars as pl
 
 from wp1.analysis import arms, metrics, tables
 from wp1.analysis.summary import read_config, read_json, write_json
+from wp1.errors import WP1Error
 
 MANIFEST = "sweep.json"
 # Of each cell; the names are those of summary.json.
@@ -72,25 +75,28 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     write_json(folder / MANIFEST, manifest)
 
 
-def read_jobs(folder: Path) -> list[Job]:
+def read_jobs(folder: Path, manifest: dict[str, Any]) -> list[Job]:
     """The jobs of a sweep in order, those that left no run or were never started included.
 
-    Raises WP1Error where the folder is none of a sweep.
+    manifest: from `read_manifest`. What cannot be read counts as not left.
     """
-    manifest = read_manifest(folder)
     jobs = {number: _without_run(folder, number, overrides) for number, overrides in enumerate(manifest["jobs"])}
-    for path in folder.rglob("job.json"):
-        left = read_json(path)
+    for _, left in _readable(folder, "job.json"):
         jobs[left["job"]] = Job(left["job"], by_key(left["overrides"]), left["status"], left["reason"], None, {})
-    for path in folder.rglob("run_metadata.json"):
-        metadata = read_json(path)
+    for run_dir, metadata in _readable(folder, "run_metadata.json"):
         job = metadata.get("sweep") or {}
         if job.get("name") == manifest["sweep"]:
             status, reason = metadata["status"], metadata["reason"]
             if status == "running":
                 status, reason = "unfinished", "still running, or killed"
-            jobs[job["job"]] = Job(job["job"], by_key(job["overrides"]), status, reason, path.parent, metadata)
+            jobs[job["job"]] = Job(job["job"], by_key(job["overrides"]), status, reason, run_dir, metadata)
     return [jobs[number] for number in sorted(jobs)]
+
+
+def _readable(folder: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in folder.rglob(name):
+        with suppress(WP1Error):
+            yield path.parent, read_json(path)
 
 
 def _without_run(folder: Path, number: int, overrides: list[str]) -> Job:

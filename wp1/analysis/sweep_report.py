@@ -28,7 +28,8 @@ def write_comparison(folder: Path) -> Path:
 
     Raises WP1Error where the folder is none of a sweep.
     """
-    manifest, jobs = sweep.read_manifest(folder), sweep.read_jobs(folder)
+    manifest = sweep.read_manifest(folder)
+    jobs = sweep.read_jobs(folder, manifest)
     found = sweep.rows(jobs)
     found.write_csv(folder / ROWS, float_precision=3)
     shared, frames = [], []

@@ -82,7 +82,11 @@ def refuse(folder: Path, number: int, overrides: list[str], reason: str) -> None
 
 
 def table_of(folder: Path) -> pl.DataFrame:
-    return sweep.rows(sweep.read_jobs(folder))
+    return sweep.rows(jobs_of(folder))
+
+
+def jobs_of(folder: Path) -> list[sweep.Job]:
+    return sweep.read_jobs(folder, sweep.read_manifest(folder))
 
 
 def test_every_job_is_a_row_also_one_that_never_ran(tmp_path: Path) -> None:
@@ -125,6 +129,14 @@ def test_a_run_that_was_killed_is_unfinished(tmp_path: Path) -> None:
     assert table_of(folder)["status"].to_list() == ["unfinished"]
 
 
+def test_a_job_whose_files_are_damaged_does_not_hide_the_others(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, [["a=1"], ["a=2"]])
+    for number in range(2):
+        make_run(folder, number, [f"a={number + 1}"])
+    (folder / "0" / "run_metadata.json").write_text("{")
+    assert table_of(folder)["status"].to_list() == ["stopped", "completed"]
+
+
 @pytest.mark.parametrize(
     ("statuses", "stopped", "expected"),
     [
@@ -140,7 +152,7 @@ def test_a_sweep_ends_as_its_jobs_did(statuses: list[str], stopped: bool, expect
 
 
 def contrasts_of(folder: Path) -> dict[tuple[str, str], list[list[str]]]:
-    jobs = sweep.read_jobs(folder)
+    jobs = jobs_of(folder)
     found = sweep.contrasts(sweep.pairs(jobs, sweep.rows(jobs)))
     return {names: [pair.cells for pair in of] for names, of in found.items()}
 
