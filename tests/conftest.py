@@ -7,6 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from tests.double import DoubleBackend, fresh
 from wp1 import schema
 from wp1.main import CONF
 
@@ -31,3 +32,12 @@ def config(tmp_path: Path) -> Compose:
             return schema.resolve(compose("config", [f"root={tmp_path}", *overrides]))
 
     return compose_
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[DoubleBackend]:
+    """The engine double in the backend's place, for this test alone."""
+    backend = fresh()
+    monkeypatch.setattr("wp1.serving.vllm_backend.VLLMBackend", backend)
+    monkeypatch.setenv("WP1_CACHE", str(tmp_path / "cache"))
+    return backend

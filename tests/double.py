@@ -11,6 +11,15 @@ from typing import Any, Self
 from wp1.records import Request
 from wp1.serving.backend import Chunk, EngineDiedError, EngineInfo, EngineTimes
 
+# Overrides of a model that is made in no time; the double has no use for it.
+TINY = (
+    "model=llama31_8b_shape",
+    "model.max_len=4096",
+    "model.architecture.hidden_size=64",
+    "model.architecture.num_hidden_layers=1",
+    "workload.output_len=4",
+)
+
 
 class DoubleBackend:
     """Streams `max_tokens` tokens, `gap_s` apart; dies at the request number `dies_at`, if that is set."""

@@ -55,9 +55,13 @@ class Screen:
                 self.console.print("[green]✓" if check["passed"] else "[red]✗", f"{check['name']}: {check['detail']}")
         for name, path in (("report", outcome.report), ("records", outcome.run_dir / "records.jsonl")):
             if path is not None and path.exists():
-                self.say(f"{name:8} {_short(path)}")
+                self.where(name, path)
         if published is not None:
-            self.say(f"mlflow   {published}")
+            self.where("mlflow", published)
+
+    def where(self, name: str, place: Path | str) -> None:
+        """Where something lies: a path, or words of MLflow's."""
+        self.say(f"{name:8} {_short(place) if isinstance(place, Path) else place}")
 
     def _results(self, run_dir: Path) -> None:
         """Questions and answers; where there are no questions, or several arms, the medians of each cell."""

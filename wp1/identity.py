@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import secrets
 import subprocess
@@ -16,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from wp1 import __version__, hardware
 
 RUN_ID = re.compile(r"run-\d{8}T\d{6}Z-[0-9a-f]{8}")
+# By which a sweep tells its jobs the MLflow run that they belong under; MLFLOW_RUN_ID would make them write into it.
+PARENT_VARIABLE = "WP1_PARENT_RUN_ID"
 
 # Not in the configuration hash: where things lie, what they are called, and what only concerns this machine or account.
 NOT_HASHED = (
@@ -89,8 +92,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def run_metadata(run_id: str, cfg: DictConfig, hash_: str, code: Path) -> dict[str, Any]:
-    """The part of run_metadata.json that is known before the model is."""
+def run_metadata(
+    run_id: str, cfg: DictConfig, hash_: str, code: Path, sweep: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The part of run_metadata.json that is known before the model is.
+
+    sweep: of a sweep's job the sweep's `name`, the job's number as `job`, and its `overrides`.
+    """
     return {
         "run_id": run_id,
         "status": "running",
@@ -102,6 +110,8 @@ def run_metadata(run_id: str, cfg: DictConfig, hash_: str, code: Path) -> dict[s
         "config_hash": hash_,
         "seed": cfg.seed,
         "command": ["wp1", *sys.argv[1:]],
+        "sweep": sweep,
+        "parent_run_id": os.environ.get(PARENT_VARIABLE) or None,
         "git": git_state(code),
         "hardware": hardware.describe(),
         "versions": versions(),

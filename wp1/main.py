@@ -4,9 +4,10 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from wp1 import schema
+from wp1.callbacks import sweep_closed
 from wp1.errors import ConfigError, WP1Error
 from wp1.identity import RUN_ID, new_run_id
 
@@ -39,20 +41,24 @@ _failures: list[BaseException] = []
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _job(composed: DictConfig) -> None:
-    """One run of what Hydra composed."""
+def _job(composed: DictConfig) -> WP1Error | None:
+    """One run of what Hydra composed. Returns what went wrong, which Hydra passes on to `wp1.callbacks`."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         _run(composed, run_dir)
-    except ConfigError as error:
-        _failures.append(ConfigError(f"{_name_of_job()}{error}"))
+        return None
+    except ConfigError as caught:
+        error: WP1Error = caught
         discard_if_empty(run_dir)
-    except WP1Error as error:
-        _failures.append(WP1Error(f"{_name_of_job()}{error}"))
-    except Exception as error:
+    except WP1Error as caught:
+        error = caught
+    except Exception as caught:
         logging.getLogger(__name__).exception("not foreseen")
         where = f"traceback in {run_dir / 'wp1.log'}"
-        _failures.append(WP1Error(f"{_name_of_job()}{type(error).__name__}: {schema.one_line(str(error))} ({where})"))
+        error = WP1Error(f"{type(caught).__name__}: {schema.one_line(str(caught))} ({where})")
+    number = "" if (sweep := _sweep()) is None else f"job {sweep['job']}: "
+    _failures.append(type(error)(f"{number}{error}"))
+    return error
 
 
 def _run(composed: DictConfig, run_dir: Path) -> None:
@@ -68,7 +74,7 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
         check_uri(cfg.tracking.uri, Path(cfg.root))
     run_id = run_dir.name if RUN_ID.fullmatch(run_dir.name) else new_run_id()
     with Screen() as screen:
-        outcome = run(cfg, run_dir, run_id, screen)
+        outcome = run(cfg, run_dir, run_id, screen, _sweep())
         published = publish_or_say(run_dir, cfg.tracking, screen) if cfg.tracking.enabled else None
         screen.end(outcome, published)
     if outcome.status == "interrupted":
@@ -88,8 +94,10 @@ def main() -> None:
     # Hydra then hands us its errors, which we say in one line, instead of printing them over several.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = [schema.with_plus(argument) for argument in sys.argv[1:]]
+    _stop_on_signals()
     try:
-        _job()
+        with sweep_closed():
+            _job()
     except KeyboardInterrupt:
         _leave(130, "interrupted; what was measured is kept")
     except Exception as error:
@@ -103,10 +111,22 @@ def main() -> None:
     _leave(code)
 
 
-def _name_of_job() -> str:
-    """Which job of a sweep it is, to put before what is said of it."""
+def _sweep() -> dict[str, Any] | None:
+    """Which job of which sweep this is, as it goes into run_metadata.json; None of a single run."""
     hydra = HydraConfig.get()
-    return f"job {hydra.job.num}: " if hydra.mode == RunMode.MULTIRUN else ""
+    if hydra.mode != RunMode.MULTIRUN:
+        return None
+    return {"name": Path(hydra.sweep.dir).name, "job": hydra.job.num, "overrides": list(hydra.overrides.task)}
+
+
+def _stop_on_signals() -> None:
+    """SIGTERM and SIGHUP stop us as Ctrl-C does, also where no engine runs, so that a sweep is closed in MLflow.
+
+    What nohup has us ignore stays ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
 
 
 def hydra_message(error: Exception) -> str:

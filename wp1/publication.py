@@ -8,14 +8,14 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from wp1 import labels as label_words
-from wp1.analysis import arms
+from wp1.analysis import arms, sweep, sweep_report
 from wp1.analysis.summary import read_config, read_json
 from wp1.errors import WP1Error
 
@@ -51,7 +51,7 @@ class Entry:
     """One MLflow run as plain data.
 
     A run of wp1 is one. Its cells can be more, below it by the tag `mlflow.parentRunId`; with the same tag `run_id`
-    all of them are found, and replaced, together.
+    all of them are found, and replaced, together. So is a sweep, above its runs.
     """
 
     experiment: str
@@ -66,6 +66,7 @@ class Entry:
     files: list[tuple[Path, str | None]]  # and the artifact folder of each
     texts: dict[str, str]  # by artifact name
     description: str  # markdown, with {run} for the address of its page
+    parent: str | None = None  # the MLflow run that it belongs under, if that is there
 
 
 def entry_of(run_dir: Path, reports: Path) -> Entry:
@@ -78,7 +79,7 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
     texts = _report(run_dir, reports, metadata["run_id"])
     plots = sorted((reports / metadata["run_id"]).glob("*.png"))
     return Entry(
-        experiment=f"wp1-{metadata['experiment']}",
+        experiment=experiment_of(metadata),
         question=metadata["question"],
         run_id=metadata["run_id"],
         status=STATUS[metadata["status"]],
@@ -90,7 +91,79 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
         files=[*_files(run_dir, metadata["experiment"]), *[(plot, "plots") for plot in plots]],
         texts=texts,
         description=_description(metadata, summary, compared, bool(texts)),
+        parent=metadata.get("parent_run_id"),
     )
+
+
+def sweep_entry(folder: Path, manifest: dict[str, Any], pages: Mapping[str, str]) -> Entry:
+    """What MLflow is to show of a sweep, from its folder; its comparison, once that is made.
+
+    manifest: what sweep.json says, or should, if the disk had room for it. pages: where MLflow has the runs of the
+    jobs, by wp1's run id.
+    """
+    jobs = sweep.read_jobs(folder, manifest)
+    started = _milliseconds(manifest["started"])
+    page = folder / sweep_report.PAGE
+    texts = {}
+    if page.is_file():
+        markdown = page.read_text(encoding="utf-8")
+        html = report_html(markdown, folder, f"Sweep {manifest['sweep']}")
+        texts = {page.name: markdown, page.with_suffix(".html").name: html}
+    names = (sweep.MANIFEST, sweep_report.ROWS, sweep_report.PAIRS, sweep_report.PLOT)
+    return Entry(
+        experiment=experiment_of(manifest),
+        question=manifest["question"],
+        run_id=manifest["sweep"],
+        status=STATUS.get(manifest["status"], "RUNNING"),
+        start_ms=started,
+        end_ms=_milliseconds(manifest["ended"]) if manifest["ended"] else started,
+        tags=_sweep_tags(manifest, jobs),
+        params={},
+        metrics={},
+        files=[(folder / name, None) for name in names if (folder / name).is_file()],
+        texts=texts,
+        description=_sweep_description(manifest, jobs, pages, bool(texts)),
+    )
+
+
+def experiment_of(known: dict[str, Any]) -> str:
+    """The MLflow experiment of a run or sweep, from its run_metadata.json or sweep.json."""
+    return f"wp1-{known['experiment']}"
+
+
+def _sweep_tags(manifest: dict[str, Any], jobs: list[sweep.Job]) -> dict[str, str]:
+    command = shlex.join(["python", "-m", "wp1", *manifest["command"][1:]])
+    tags = {
+        "sweep": manifest["sweep"],
+        "overrides": shlex.join(manifest["overrides"]),
+        "command": command,
+        "status": manifest["status"],
+        "jobs": str(len(jobs)),
+        "labels": ", ".join(sweep.all_labels(jobs)),
+        "mlflow.user": _user(),
+        "mlflow.source.name": command,
+        "mlflow.source.type": "LOCAL",
+    }
+    return {key: value[:MAX_TAG] for key, value in tags.items() if value}
+
+
+def _sweep_description(
+    manifest: dict[str, Any], jobs: list[sweep.Job], pages: Mapping[str, str], compared: bool, most: int = 20
+) -> str:
+    """The top of a sweep's page: how it ended, where its comparison is, and its runs one by one."""
+    keys = sweep.differing(jobs)
+    head = f"**Sweep over {', '.join(keys) or 'one job'}**: {sweep_report.outcome(manifest, jobs)}"
+    marks = [label_words.in_words(label, "**") for label in sweep.all_labels(jobs)]
+    files = [("comparison", "comparison.html"), ("as CSV", sweep_report.ROWS)] if compared else []
+    links = [f"[{name}]({{run}}/artifacts/{file}?{TRAINING_VIEW})" for name, file in files]
+    lines = []
+    for job in jobs[:most]:
+        name, page = sweep.name_of(job, keys), pages.get(job.metadata.get("run_id", ""))
+        reason = f": {' '.join(job.reason.split())[:200]}" if job.reason else ""
+        lines.append(f"- job {job.number}, {f'[{name}]({page})' if page else name}: {job.status}{reason}")
+    if len(jobs) > most:
+        lines.append(f"- and {len(jobs) - most} more")
+    return "\n\n".join([" · ".join([head, *marks, *links]), "\n".join(lines)])
 
 
 def _milliseconds(moment: str) -> int:
@@ -100,9 +173,13 @@ def _milliseconds(moment: str) -> int:
 def tags_of(metadata: dict[str, Any]) -> dict[str, str]:
     """What one searches runs by. The user's own tags go by their own names, unless those are taken."""
     hardware, git, versions = metadata["hardware"], metadata["git"] or {}, metadata["versions"]
+    job = metadata.get("sweep") or {}
     ours = {
         "run_id": metadata["run_id"],
         "config_hash": metadata["config_hash"],
+        "sweep": job.get("name"),
+        "job": job.get("job"),
+        "overrides": shlex.join(job.get("overrides", [])),
         "status": metadata["status"],
         "reason": metadata["reason"],
         "labels": ", ".join(metadata["labels"]),

@@ -1,4 +1,7 @@
-"""python -m wp1.report RUN_DIR: makes a run's summary, plots and report again, from its folder and with no engine."""
+"""python -m wp1.report RUN_DIR: makes a run's summary, plots and report again, from its folder and with no engine.
+
+The same with a sweep's folder makes the comparison of its jobs again.
+"""
 
 import argparse
 import sys
@@ -7,6 +10,8 @@ from typing import Any
 
 from wp1.analysis.report import reports_of, write_report
 from wp1.analysis.summary import read_config, read_json, summarise
+from wp1.analysis.sweep import MANIFEST
+from wp1.analysis.sweep_report import write_comparison
 from wp1.collectors import Collector
 from wp1.errors import ConfigError, WP1Error
 
@@ -42,12 +47,14 @@ def make_report(run_dir: Path, reports: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m wp1.report", description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="a run's folder, as in outputs/run-...")
+    parser.add_argument("run_dir", type=Path, help="a run's folder, as in outputs/run-..., or a sweep's, in multirun/")
     parser.add_argument("--reports", type=Path, help="where to put it (default: outputs/reports of the run's project)")
     words = parser.parse_args()
     try:
-        config = read_config(words.run_dir)
-        page = make_report(words.run_dir, words.reports or reports_of(config))
+        if (words.run_dir / MANIFEST).is_file():
+            page = write_comparison(words.run_dir)
+        else:
+            page = make_report(words.run_dir, words.reports or reports_of(read_config(words.run_dir)))
     except WP1Error as error:
         sys.exit(f"error: {error}")
     except Exception as error:  # what a damaged folder can bring about has no end

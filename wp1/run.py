@@ -5,8 +5,8 @@ import functools
 import logging
 import signal
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ from wp1.workload import dataset, prompts
 
 log = logging.getLogger(__name__)
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # After the last request, for blocks that are still on their way to be freed.
 KV_FREE_WITHIN_S = 5.0
 
@@ -50,9 +51,10 @@ class Outcome:
     summary: dict[str, Any] | None
 
 
-def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen) -> Outcome:
+def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen, sweep: dict[str, Any] | None = None) -> Outcome:
     """Runs an experiment that `wp1.schema.check` has passed, and leaves its folder and report.
 
+    sweep: see `identity.run_metadata`.
     Raises ConfigError, before any engine starts, where the model or the machine does not allow it. What fails later is
     an Outcome: everything measured until then is in the folder, and in the report.
     """
@@ -63,7 +65,7 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen) -> Outcome:
             prepared = prepare(cfg, run_dir / "engine.log", tell)
         model = prepared.model
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parents[1])
+        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parents[1], sweep)
         metadata["model"] = _model_metadata(model)
         metadata["labels"] = prepared.labels
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
@@ -73,7 +75,8 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen) -> Outcome:
         collectors = prepared.collectors
         status, reason = "completed", None
         try:
-            asyncio.run(_measure(cfg, prepared, run_dir, metadata, screen))
+            with _handlers_put_back():
+                asyncio.run(_measure(cfg, prepared, run_dir, metadata, screen))
         except (KeyboardInterrupt, asyncio.CancelledError):
             status, reason = "interrupted", "stopped by a signal"
         except Exception as error:
@@ -199,13 +202,25 @@ def _model_metadata(model: ServedModel) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _handlers_put_back() -> Iterator[None]:
+    """Closing, an event loop leaves the signals that it had at their default, which would end us without a word."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # not Python's own
+                signal.signal(number, handler)
+
+
 async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[str, Any], screen: Screen) -> None:
     """Engines up, all cells, engines down. Raises WP1Error where an engine fails, CancelledError on a signal."""
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(name, task.cancel)
+    for number in STOPS:
+        loop.add_signal_handler(number, task.cancel)
     with ExitStack() as stack:
         guard = stack.enter_context(ProcessGuard())
         writer = stack.enter_context(RecordWriter(run_dir / "records.jsonl"))

@@ -22,9 +22,10 @@ from filelock import Timeout as LockTimeout
 
 from wp1.analysis.report import reports_of
 from wp1.analysis.summary import read_config
+from wp1.analysis.sweep import read_jobs
 from wp1.console import output_to
 from wp1.errors import ConfigError, WP1Error
-from wp1.publication import MAX_TAG, TRAINING_VIEW, Entry, entry_of
+from wp1.publication import MAX_TAG, TRAINING_VIEW, Entry, entry_of, experiment_of, sweep_entry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,18 +77,73 @@ def publish(run_dir: Path, reports: Path, uri: str, timeout_s: float) -> str:
     Raises WP1Error with the reason in one line.
     """
     store = store_of(uri, Path(read_config(run_dir)["root"]))
-    log_file = run_dir / "wp1.log" if os.access(run_dir, os.W_OK) else Path(os.devnull)
-    # MLflow, alembic and SQLAlchemy print while they work; all of it belongs in the run's log.
-    with output_to(log_file), _environment(timeout_s):
-        try:
-            entry = entry_of(run_dir, reports)
-            with _only_writer(store, timeout_s):
-                return _send(store, entry)
-        except WP1Error:
-            raise
-        except Exception as error:
-            log.warning("could not publish to %s", store.shown, exc_info=True)
-            raise WP1Error(_reason(error, timeout_s)) from error
+    with _talking_to(store, timeout_s, run_dir):
+        return _send(store, entry_of(run_dir, reports))
+
+
+def open_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> str | None:
+    """Makes the store, the experiment and the run above a sweep's runs, and returns that one's MLflow id.
+
+    On failure says why in one line and returns None: the sweep goes on without.
+    """
+    uri, timeout_s = manifest["tracking"]["uri"], manifest["tracking"]["timeout_s"]
+    try:
+        store = store_of(uri, Path(manifest["root"]))
+        with screen.step("opening the sweep in MLflow"), _talking_to(store, timeout_s, folder):
+            entry = sweep_entry(folder, manifest, {})
+            client, experiment = _experiment(store, entry)
+            return client.create_run(experiment, entry.start_ms, entry.tags, entry.run_id).info.run_id
+    except Exception as error:
+        screen.say(
+            f"not in MLflow (tracking.uri={shown(uri)}): {_one_line(error)}. The sweep goes on, its runs on their own"
+        )
+        return None
+
+
+def close_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> str | None:
+    """Gives a sweep's MLflow run its status, its end and the comparison, and says where it is.
+
+    On failure says why in one line and returns None.
+    """
+    uri, timeout_s, parent = manifest["tracking"]["uri"], manifest["tracking"]["timeout_s"], manifest["parent_run_id"]
+    try:
+        store = store_of(uri, Path(manifest["root"]))
+        with screen.step("publishing the comparison to MLflow"), _talking_to(store, timeout_s, folder):
+            client, experiment = _experiment(store, sweep_entry(folder, manifest, {}))
+            entry = sweep_entry(folder, manifest, _pages(client, folder, manifest))
+            # Its end first: what follows may be stopped, or not fit the disk.
+            client.set_terminated(parent, entry.status, entry.end_ms)
+            for key, value in entry.tags.items():
+                client.set_tag(parent, key, value)
+            _fill(client, experiment, parent, entry)
+            return _place(store, experiment, parent, entry)
+    except Exception as error:
+        screen.say(f"the comparison is not in MLflow (tracking.uri={shown(uri)}): {_one_line(error)}")
+        return None
+
+
+def discard_sweep(folder: Path, manifest: dict[str, Any]) -> None:
+    """Deletes the MLflow run of a sweep of which no job left a run; one that cannot be deleted is let be."""
+    timeout_s = manifest["tracking"]["timeout_s"]
+    with contextlib.suppress(WP1Error):
+        store = store_of(manifest["tracking"]["uri"], Path(manifest["root"]))
+        with _talking_to(store, timeout_s, folder):
+            _client(store).delete_run(manifest["parent_run_id"])
+
+
+def _pages(client: "MlflowClient", folder: Path, manifest: dict[str, Any]) -> dict[str, str]:
+    """Where MLflow has the runs of a sweep's jobs, by wp1's run id; their experiments may differ."""
+    jobs = [job for job in read_jobs(folder, manifest) if job.run_dir is not None]
+    pages = {}
+    for name in {experiment_of(job.metadata) for job in jobs}:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            continue
+        found = client.search_runs([experiment.experiment_id], f"tags.sweep = '{manifest['sweep']}'", max_results=5000)
+        for run in found:
+            if "run_id" in run.data.tags:
+                pages[run.data.tags["run_id"]] = _page(run.info.experiment_id, run.info.run_id)
+    return pages
 
 
 def _not_published(run_dir: Path, uri: str, reason: str) -> str:
@@ -136,6 +192,24 @@ def store_of(uri: str, base: Path) -> Store:
 def shown(uri: str) -> str:
     """A tracking URI without what may be a secret in it."""
     return re.sub(r"//[^/@]*@", "//…@", uri)
+
+
+@contextmanager
+def _talking_to(store: Store, timeout_s: float, folder: Path) -> Iterator[None]:
+    """What is within has the store to itself; what goes wrong there is a WP1Error with the reason in one line.
+
+    MLflow, alembic and SQLAlchemy print while they work; all of it belongs in the folder's wp1.log.
+    """
+    log_file = folder / "wp1.log" if os.access(folder, os.W_OK) else Path(os.devnull)
+    with output_to(log_file), _environment(timeout_s):
+        try:
+            with _only_writer(store, timeout_s):
+                yield
+        except WP1Error:
+            raise
+        except Exception as error:
+            log.warning("could not publish to %s", store.shown, exc_info=True)
+            raise WP1Error(_reason(error, timeout_s)) from error
 
 
 @contextmanager
@@ -192,11 +266,9 @@ def _send(store: Store, entry: Entry) -> str:
     A new one rather than the old one written over: MLflow does not change a param, and of two values of a metric it
     shows the higher, so a figure that was corrected downwards would stay. In this order a failure loses nothing.
     """
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
-    experiment = _experiment(client, entry, store.database)
-    made = client.create_run(experiment, entry.start_ms, entry.tags, entry.run_id).info.run_id
+    client, experiment = _experiment(store, entry)
+    tags = entry.tags | _parent_tag(client, entry.parent)
+    made = client.create_run(experiment, entry.start_ms, tags, entry.run_id).info.run_id
     try:
         _fill(client, experiment, made, entry)
     except BaseException:
@@ -208,23 +280,53 @@ def _send(store: Store, entry: Entry) -> str:
     for run in client.search_runs([experiment], f"tags.run_id = '{entry.run_id}'"):
         if run.info.run_id != made:
             client.delete_run(run.info.run_id)
+    return _place(store, experiment, made, entry)
+
+
+def _client(store: Store) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
+
+
+def _parent_tag(client: "MlflowClient", parent: str | None) -> dict[str, str]:
+    """What puts a run under its sweep's; nothing where that is not in this store, or deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if parent is not None and client.get_run(parent).info.lifecycle_stage == "active":
+            return {"mlflow.parentRunId": parent}
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+    return {}
+
+
+def _page(experiment: str, run: str) -> str:
+    """The address of a run's page within MLflow's."""
+    return f"#/experiments/{experiment}/runs/{run}"
+
+
+def _place(store: Store, experiment: str, run: str, entry: Entry) -> str:
+    """Where a person finds a run: its address, or what shows the file that it is in."""
     if store.database is None:
-        return f"{store.uri}/#/experiments/{experiment}/runs/{made}?{TRAINING_VIEW}"
+        return f"{store.uri}/{_page(experiment, run)}?{TRAINING_VIEW}"
     viewer = "make ui" if store.in_project else f"mlflow server --backend-store-uri {shlex.quote(store.uri)}"
     return f"{entry.experiment}/{entry.run_id} in {store.shown}, {viewer} shows it"
 
 
-def _experiment(client: "MlflowClient", entry: Entry, database: Path | None) -> str:
-    """The id of the MLflow experiment, made if there is none. Raises WP1Error where it was deleted in MLflow."""
+def _experiment(store: Store, entry: Entry) -> "tuple[MlflowClient, str]":
+    """A client, and the id of the MLflow experiment, made if there is none. Raises WP1Error where that was deleted."""
     from mlflow.exceptions import MlflowException
 
+    client, database = _client(store), store.database
     found = client.get_experiment_by_name(entry.experiment)
     if found is None:
         # MLflow would put the files of a SQLite store where the process happens to run.
         beside = (database.parent / "mlartifacts" / entry.experiment).as_uri() if database else None
         tags = {"mlflow.note.content": entry.question, "mlflow.experimentKind": "custom_model_development"}
         try:
-            return client.create_experiment(entry.experiment, beside, tags)
+            return client, client.create_experiment(entry.experiment, beside, tags)
         except MlflowException as error:
             # Another run's process may have made it meanwhile.
             found = client.get_experiment_by_name(entry.experiment)
@@ -240,7 +342,7 @@ def _experiment(client: "MlflowClient", entry: Entry, database: Path | None) -> 
             f"the experiment {entry.experiment} was made by a server that keeps its files: "
             "name that server in tracking.uri, as http://HOST:PORT"
         )
-    return found.experiment_id
+    return client, found.experiment_id
 
 
 def _fill(client: "MlflowClient", experiment: str, made: str, entry: Entry) -> None:
@@ -256,7 +358,7 @@ def _fill(client: "MlflowClient", experiment: str, made: str, entry: Entry) -> N
         client.log_text(made, text, name)
     for path, folder in entry.files:
         client.log_artifact(made, str(path), folder)
-    description = entry.description.replace("{run}", f"#/experiments/{experiment}/runs/{made}")
+    description = entry.description.replace("{run}", _page(experiment, made))
     client.set_tag(made, "mlflow.note.content", description[:MAX_TAG])
     client.set_terminated(made, entry.status, entry.end_ms)
 

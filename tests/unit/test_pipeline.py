@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import Compose
-from tests.double import DoubleBackend, fresh
+from tests.double import TINY
 from wp1 import run as run_module
 from wp1.analysis.summary import read_json
 from wp1.console import Screen
@@ -19,22 +19,7 @@ from wp1.errors import ConfigError
 from wp1.records import RecordWriter, RequestRecord, read_records
 from wp1.report import make_report
 
-TINY = (
-    "model=llama31_8b_shape",
-    "model.max_len=4096",
-    "model.architecture.hidden_size=64",
-    "model.architecture.num_hidden_layers=1",
-    "workload.output_len=4",
-)
 RUN_ID = "run-20260101T000000Z-00000000"
-
-
-@pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[DoubleBackend]:
-    backend = fresh()
-    monkeypatch.setattr("wp1.serving.vllm_backend.VLLMBackend", backend)
-    monkeypatch.setenv("WP1_CACHE", str(tmp_path / "cache"))
-    return backend
 
 
 def _run(config: Compose, tmp_path: Path, *overrides: str) -> run_module.Outcome:

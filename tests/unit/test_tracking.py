@@ -199,6 +199,23 @@ def test_a_run_is_shown_as_it_was(tmp_path: Path, store: str, run_id: str) -> No
     assert 'src="data:image/png;base64,' in (folder / "report.html").read_text()
 
 
+def test_a_run_lies_under_its_sweeps_while_that_is_there(tmp_path: Path, store: str, run_id: str) -> None:
+    from mlflow import MlflowClient
+
+    def parent_of(parent: str) -> str | None:
+        publish(make_run(tmp_path, run_id, parent_run_id=parent), store)
+        (run,) = runs_in(store, run_id)
+        return run.data.tags.get("mlflow.parentRunId")
+
+    client = MlflowClient(store)
+    parent = client.create_run(client.create_experiment(run_id)).info.run_id
+    assert parent_of(parent) == parent
+    client.delete_run(parent)
+    assert parent_of(parent) is None
+    assert parent_of("0" * 32) is None
+    assert parent_of("not an id") is None
+
+
 @pytest.mark.parametrize(("status", "shown"), [("failed", "FAILED"), ("interrupted", "KILLED")])
 def test_how_a_run_ended_is_its_status(tmp_path: Path, store: str, run_id: str, status: str, shown: str) -> None:
     publish(make_run(tmp_path, run_id, status), store)

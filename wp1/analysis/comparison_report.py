@@ -23,8 +23,13 @@ def side_by_side(found: Comparison) -> str:
     """A table for each cell, and goodput."""
     if found is None:
         return ""
+    return "\n\n".join(["## Side by side", _basis(found), tables_of(found)])
+
+
+def tables_of(found: Mapping[str, Any]) -> str:
+    """Every metric of every cell, then goodput."""
     a, b = found["arms"]
-    parts = ["## Side by side", _basis(found)]
+    parts = []
     titles = {name: (title, unit) for name, title, unit in METRICS}
     header = ["", "n", a, b, "Δ", "ratio", "95 % of Δ", "≠ 0"]
     for cell, figures in found["cells"].items():

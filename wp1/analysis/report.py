@@ -314,5 +314,7 @@ def _files(run_dir: Path, page: Path, metadata: dict[str, Any]) -> str:
         if (run_dir / name).exists()
     ]
     links = ", ".join(f"[{name}]({where}/{name})" for name in names)
-    overrides = shlex.join(metadata["command"][1:])
+    # Of a sweep's job the command is that of all of them.
+    job = metadata.get("sweep")
+    overrides = shlex.join(job["overrides"] if job else metadata["command"][1:])
     return f"## Again\n\n```\npython -m wp1 {overrides}".rstrip() + f"\n```\n\nFiles of this run: {links}."

@@ -1,0 +1,326 @@
+"""Whole sweeps by the command line's own way, with the engine double in the backend's place."""
+
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tests.double import TINY, DoubleBackend
+from wp1 import callbacks, main, tracking
+from wp1.analysis import sweep as sweep_tables
+from wp1.analysis.summary import read_json
+from wp1.identity import PARENT_VARIABLE
+from wp1.track import track
+
+
+@dataclass
+class Swept:
+    """What a sweep left."""
+
+    code: int
+    said: str
+    folder: Path
+    store: str
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return read_json(self.folder / "sweep.json")
+
+    @property
+    def table(self) -> pl.DataFrame:
+        return pl.read_csv(self.folder / "comparison.csv")
+
+    def runs(self, state: str = "active") -> dict[str, Any]:
+        """Everything in MLflow by name."""
+        from mlflow import MlflowClient
+        from mlflow.entities import ViewType
+
+        client = MlflowClient(self.store)
+        view = ViewType.ACTIVE_ONLY if state == "active" else ViewType.ALL
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        return {str(run.info.run_name): run for run in client.search_runs(experiments, run_view_type=view)}
+
+    @property
+    def parent(self) -> Any:
+        return self.runs()[self.folder.name]
+
+    def children(self) -> list[Any]:
+        mine = self.parent.info.run_id
+        return [run for run in self.runs().values() if run.data.tags.get("mlflow.parentRunId") == mine]
+
+
+Sweep = Callable[..., Swept]
+
+
+class Left(BaseException):
+    """The command's end."""
+
+    def __init__(self, code: int, message: str) -> None:
+        self.code, self.message = code, message
+
+
+def leave(code: int, message: str = "") -> None:
+    raise Left(code, message)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One store for all: making its tables takes MLflow seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def undisturbed() -> Iterator[None]:
+    """Puts back what a command line may do to its own process."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+    main._failures.clear()
+    callbacks._open.clear()
+
+
+@pytest.fixture
+def sweep(
+    double: type[DoubleBackend], tmp_path: Path, store: str, undisturbed: None, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Sweep:  # fmt: skip
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    # The real one ends the process, that of the tests too.
+    monkeypatch.setattr(main, "_leave", leave)
+
+    def run(*overrides: str) -> Swept:
+        arguments = ["-m", f"root={tmp_path}", f"tracking.uri={store}", *TINY, *overrides]
+        monkeypatch.setattr(sys, "argv", ["wp1", *arguments])
+        before = os.environ.get(PARENT_VARIABLE)
+        with pytest.raises(Left) as left:
+            main.main()
+        (folder,) = (tmp_path / "multirun").iterdir()
+        assert os.environ.get(PARENT_VARIABLE) == before
+        return Swept(left.value.code, capfd.readouterr().err + left.value.message, folder, store)
+
+    return run
+
+
+def artifacts_of(run: Any) -> Path:
+    return Path(run.info.artifact_uri.removeprefix("file://"))
+
+
+def test_a_sweep_of_two_schedulers_is_one_run_with_its_comparison(sweep: Sweep) -> None:
+    done = sweep("scheduler=agg,disagg")
+    assert done.code == 0
+    assert done.table["scheduler"].to_list() == ["agg", "disagg"]
+    assert done.table["requests_ok"].to_list() == [12, 12]
+
+    parent, children = done.parent, done.children()
+    assert (parent.info.status, parent.data.tags["labels"]) == ("FINISHED", "random weights")
+    assert parent.data.tags["overrides"].endswith("scheduler=agg,disagg")
+    assert parent.data.tags["command"].startswith("python -m wp1 -m ")
+    assert sorted(child.data.tags["job"] for child in children) == ["0", "1"]
+    names = {path.name for path in artifacts_of(parent).iterdir()}
+    assert names == {
+        "comparison.md", "comparison.html", "comparison.csv", "comparison_pairs.csv", "comparison.png", "sweep.json",
+    }  # fmt: skip
+    assert "data:image/png;base64," in (artifacts_of(parent) / "comparison.html").read_text()
+    description = parent.data.tags["mlflow.note.content"]
+    assert "2 of 2 jobs completed" in description and "artifacts/comparison.html" in description
+    assert all(f"/runs/{child.info.run_id}" in description for child in children)
+
+    page = (done.folder / "comparison.md").read_text()
+    assert "## scheduler=disagg against scheduler=agg" in page
+    assert "random weights" in page
+    report = done.folder.parents[1] / "outputs" / "reports" / f"{done.table['run_id'][0]}.md"
+    assert "scheduler=agg\n" in report.read_text()
+    assert re.search(r"^compared .*/comparison\.md$", done.said, re.MULTILINE)
+    assert re.search(rf"^mlflow   wp1-e0/{done.folder.name} in ", done.said, re.MULTILINE)
+    assert done.manifest["status"] == "completed"
+
+
+def test_the_parent_is_known_to_a_run_that_is_published_later(sweep: Sweep) -> None:
+    done = sweep("seed=1,2")
+    run_dir = done.folder / "0"
+    assert read_json(run_dir / "run_metadata.json")["parent_run_id"] == done.parent.info.run_id
+    assert read_json(run_dir / "run_metadata.json")["sweep"]["overrides"][-1] == "seed=1"
+    track(run_dir, done.store)
+    assert len(done.children()) == 2
+
+
+def test_a_job_that_is_refused_or_fails_is_a_row_and_fails_the_sweep(
+    sweep: Sweep, double: type[DoubleBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = double.__aenter__
+
+    async def sometimes(self: DoubleBackend) -> DoubleBackend:
+        if self.settings["seed"] == 2:
+            raise RuntimeError("no such device")
+        return await start(self)
+
+    monkeypatch.setattr(double, "__aenter__", sometimes)
+    done = sweep("seed=1,2,-3")
+    assert done.code == 1
+    assert done.table["status"].to_list() == ["completed", "failed", "refused"]
+    reasons = done.table["reason"].to_list()
+    assert "no such device" in reasons[1] and "seed=-3" in reasons[2] and "job 2" not in reasons[2]
+    assert done.parent.info.status == "FAILED"
+    assert sorted(child.info.status for child in done.children()) == ["FAILED", "FINISHED"]
+    assert "1 of 3 jobs completed" in (done.folder / "comparison.md").read_text()
+
+
+def interrupt(double: type[DoubleBackend], monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Ctrl-C while the job with this seed starts its engine."""
+    start = double.__aenter__
+
+    async def press(self: DoubleBackend) -> DoubleBackend:
+        if self.settings["seed"] == seed:
+            os.kill(os.getpid(), signal.SIGINT)
+        return await start(self)
+
+    monkeypatch.setattr(double, "__aenter__", press)
+
+
+def test_ctrl_c_in_the_middle_ends_the_sweep_and_its_run(
+    sweep: Sweep, double: type[DoubleBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(double, monkeypatch, seed=2)
+    done = sweep("seed=1,2,3")
+    assert done.code == 130
+    assert done.table["status"].to_list() == ["completed", "interrupted", "not started"]
+    assert (done.parent.info.status, done.manifest["status"]) == ("KILLED", "interrupted")
+    assert (artifacts_of(done.parent) / "comparison.md").is_file()
+
+
+def test_a_second_ctrl_c_leaves_no_run_open(
+    sweep: Sweep, double: type[DoubleBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(folder: Path) -> Path:
+        raise KeyboardInterrupt
+
+    interrupt(double, monkeypatch, seed=1)
+    monkeypatch.setattr("wp1.analysis.sweep_report.write_comparison", pressed)
+    done = sweep("seed=1,2")
+    assert done.code == 130
+    assert done.parent.info.status == "KILLED"
+
+
+def test_a_termination_between_engines_ends_the_sweep_and_its_run(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no event loop has the signal: a job manager may send it at any moment."""
+    publish = tracking.publish_or_say
+
+    def ended(*words: Any) -> str | None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return publish(*words)
+
+    monkeypatch.setattr(tracking, "publish_or_say", ended)
+    done = sweep("seed=1,2")
+    assert done.code == 130
+    assert done.parent.info.status == "KILLED"
+    assert done.table["status"].to_list() == ["completed", "not started"]
+
+
+def test_a_comparison_that_cannot_be_made_is_one_line(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("wp1.analysis.sweep_report.write_comparison", full)
+    done = sweep("seed=1,2")
+    assert done.code == 0
+    assert len(re.findall("no comparison of the jobs: OSError: .*No space left", done.said)) == 1
+    assert "Traceback" not in done.said
+    assert done.parent.info.status == "FINISHED"
+
+
+def test_a_full_disk_leaves_no_run_open(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = sweep_tables.write_manifest
+
+    def full(folder: Path, manifest: dict[str, Any]) -> None:
+        if manifest["status"] != "running":
+            raise OSError(28, "No space left on device")
+        write(folder, manifest)
+
+    monkeypatch.setattr(sweep_tables, "write_manifest", full)
+    assert sweep("seed=1,2").parent.info.status == "FINISHED"
+
+
+def test_a_parent_of_the_users_own_is_not_closed_as_the_sweeps(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PARENT_VARIABLE, "0" * 32)
+    done = sweep("seed=1,2", "tracking=none", "tracking.uri=")
+    assert "mlflow" not in done.said.lower()
+    assert read_json(done.folder / "0" / "run_metadata.json")["parent_run_id"] == "0" * 32
+
+
+def test_a_server_that_is_down_costs_one_line_and_no_run(sweep: Sweep) -> None:
+    done = sweep("seed=1,2", "tracking.uri=http://127.0.0.1:9", "tracking.timeout_s=2")
+    assert done.code == 0
+    assert len(re.findall("not in MLflow .*The sweep goes on", done.said)) == 1
+    assert done.table["status"].to_list() == ["completed", "completed"]
+    assert done.manifest["parent_run_id"] is None
+
+
+def test_without_tracking_there_is_a_comparison_all_the_same(sweep: Sweep) -> None:
+    done = sweep("seed=1,2", "tracking=none", "tracking.uri=")
+    assert done.code == 0
+    assert done.table["status"].to_list() == ["completed", "completed"]
+    assert not {done.folder.name} & set(done.runs())
+
+
+def test_a_bad_uri_is_refused_by_each_job(sweep: Sweep) -> None:
+    done = sweep("seed=1,2", "tracking.uri=nonsense")
+    assert done.code == 2
+    assert done.said.count("tracking.uri=nonsense: no store") == 2
+
+
+def test_a_sweep_of_bad_jobs_alone_opens_nothing(sweep: Sweep) -> None:
+    done = sweep("seed=-1,-2")
+    assert done.code == 2
+    assert [path.name for path in done.folder.iterdir()] == ["multirun.yaml"]
+
+
+def test_a_sweep_that_leaves_no_run_leaves_none_in_mlflow(sweep: Sweep) -> None:
+    """Refused after the configuration's own check, where the model is known."""
+    done = sweep("seed=1,2", "model.max_len=300")
+    assert done.code == 2
+    assert done.folder.name not in done.runs()
+    assert done.runs("all")[done.folder.name].info.lifecycle_stage == "deleted"
+    assert not (done.folder / "comparison.md").exists()
+
+
+def test_a_job_that_cannot_be_composed_stops_the_sweep_before_it_begins(sweep: Sweep) -> None:
+    done = sweep("model=llama31_8b_shape,nonsense")
+    assert done.code == 2
+    assert "model=nonsense does not exist" in done.said
+    assert done.folder.name not in done.runs()
+
+
+def test_what_hydra_cannot_compose_is_left_to_hydra_to_say(sweep: Sweep, recwarn: pytest.WarningsRecorder) -> None:
+    """The bundled model has no architecture in its configuration, and Hydra asserts where one is to have a key."""
+    done = sweep("model=smollm2_135m,llama31_8b_shape")
+    assert done.code == 2
+    assert not [warning for warning in recwarn if "SweepCallback" in str(warning.message)]
+
+
+def test_the_parent_lives_in_the_experiment_of_the_first_job(sweep: Sweep) -> None:
+    done = sweep("experiment.name=first,second")
+    experiments = {run.data.tags.get("job"): run.info.experiment_id for run in [done.parent, *done.children()]}
+    assert len(done.children()) == 2
+    assert experiments[None] == experiments["0"] != experiments["1"]
+    description = done.parent.data.tags["mlflow.note.content"]
+    assert all(f"/runs/{child.info.run_id}" in description for child in done.children())
+
+
+def test_an_outer_mlflow_run_catches_neither_parent_nor_jobs(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    done = sweep("seed=1,2")
+    assert (done.code, len(done.children())) == (0, 2)

@@ -1,0 +1,131 @@
+"""The comparison of a sweep's jobs as a page of markdown, two CSV files and a plot. Pure."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from wp1 import labels
+from wp1.analysis import comparison_report, parity, sweep
+from wp1.analysis.markdown import ms, table, text
+from wp1.analysis.report import HOW_TO_READ_ARMS, reports_of
+from wp1.analysis.summary import read_config
+from wp1.analysis.sweep import Job, Pair, differing, titles
+from wp1.analysis.sweep_plot import sweep_plot
+
+PAGE, ROWS, PAIRS, PLOT = "comparison.md", "comparison.csv", "comparison_pairs.csv", "comparison.png"
+COUNTS = (("requests_ok", "ok"), ("requests_failed", "failed"))
+TIMES = (
+    ("ttft_ms_p50", "TTFT p50"), ("ttft_ms_p95", "TTFT p95"), ("tpot_ms_p50", "TPOT p50"), ("tpot_ms_p95", "TPOT p95"),
+    ("e2e_ms_p50", "E2E p50"), ("output_tokens_per_s", "output tokens/s"),
+)  # fmt: skip
+
+
+def write_comparison(folder: Path) -> Path:
+    """Writes comparison.md, its CSV files and its plot into a sweep's folder, and returns the page's path.
+
+    Raises WP1Error where the folder is none of a sweep.
+    """
+    manifest = sweep.read_manifest(folder)
+    jobs = sweep.read_jobs(folder, manifest)
+    found = sweep.rows(jobs)
+    found.write_csv(folder / ROWS, float_precision=3)
+    shared, frames = [], []
+    for names, of in sweep.contrasts(sweep.pairs(jobs, found)).items():
+        content, frame = sweep.side_by_side(names, of)
+        shared.append(_contrast(content, of))
+        marks = ", ".join(sweep.all_labels([job for pair in of for job in (pair.a, pair.b)]))
+        frames.append(frame.with_columns(labels=pl.lit(marks or None, pl.String)))
+    (folder / PAIRS).unlink(missing_ok=True)
+    if frames:
+        pl.concat(frames).write_csv(folder / PAIRS, float_precision=4)
+    plotted = sweep_plot(folder / PLOT, jobs, found)
+    parts = [
+        _head(manifest, jobs),
+        f"![Mean TTFT and TPOT of each job, with 95 % bootstrap intervals]({PLOT})" if plotted else "",
+        _jobs(jobs, found),
+        _reasons(jobs),
+        *shared,
+        f"## How to read the figures\n\n{HOW_TO_READ_ARMS}" if shared else "",
+        _files(folder, manifest, jobs, bool(frames)),
+    ]
+    page = folder / PAGE
+    page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    return page
+
+
+def outcome(manifest: dict[str, Any], jobs: list[Job]) -> str:
+    """How many of the sweep's jobs completed, and whether it was stopped, in words."""
+    completed = sum(job.status == "completed" for job in jobs)
+    stopped = ", stopped by a signal" if manifest["status"] == "interrupted" else ""
+    return f"{completed} of {len(jobs)} jobs completed{stopped}"
+
+
+def _head(manifest: dict[str, Any], jobs: list[Job]) -> str:
+    called = titles(differing(jobs))
+    lines = [f"# Sweep over {' and '.join(called.values()) or 'one job'}", ""]
+    lines.append(f"**{outcome(manifest, jobs)}** · `{manifest['sweep']}` · {manifest['started']}")
+    for label in sweep.all_labels(jobs):
+        having = [str(job.number) for job in jobs if label in job.labels]
+        some = "" if len(having) == sum(job.run_dir is not None for job in jobs) else f" (jobs {', '.join(having)})"
+        lines += ["", f"> {labels.in_words(label, '**')}{some}."]
+    return "\n".join(lines)
+
+
+def _jobs(jobs: list[Job], found: pl.DataFrame) -> str:
+    keys = differing(jobs)
+    # The arm of a job that has one alone is its scheduler, and no news.
+    several = found.group_by("job").agg(arms=pl.col("arm").n_unique())["arms"].max() != 1
+    arm = ["arm"] if several else []
+    header = ["job", *titles(keys).values(), *arm, "cell", *(title for _, title in (*COUNTS, *TIMES)), "status"]
+    body = [
+        [
+            row["job"], *(text(row[key] or "—", 60) for key in keys), *(row[name] for name in arm), row["cell"],
+            *(row[name] for name, _ in COUNTS), *(ms(row[name]) for name, _ in TIMES),
+            row["status"] if row["status"] == "completed" else f"**{row['status']}**",
+        ]
+        for row in found.iter_rows(named=True)
+    ]  # fmt: skip
+    align = "r" + "l" * (len(keys) + len(arm) + 1) + "r" * (len(COUNTS) + len(TIMES)) + "l"
+    return (
+        "## Jobs\n\n"
+        + table(header, body, align)
+        + "\n\nTimes in ms, of answered requests; **ok** and **failed** count "
+        "measured requests. What each figure means is in the reports of the runs."
+    )
+
+
+def _reasons(jobs: list[Job]) -> str:
+    lines = [
+        f"- job {job.number}, {job.status}: {text(job.reason)}"
+        for job in jobs
+        if job.status != "completed" and job.reason
+    ]
+    return "\n".join(lines)
+
+
+def _contrast(content: dict[str, Any], of: list[Pair]) -> str:
+    a, b = content["arms"]
+    parts = [f"## {b} against {a}", content["words"]]
+    counts = [content["devices"][name] for name in (a, b)]
+    if counts[0] != counts[1]:
+        parts.append(f"**Not on equal devices**: {a} had {counts[0]}, {b} had {counts[1]}.")
+    if differ := sorted({part for pair in of for part in sweep.unlike(pair)}):
+        parts.append(f"What was sent, or the model it was sent to, is not the same in both: see {', '.join(differ)}.")
+    else:
+        parts.append(f"Same tokens: {parity.in_words(content['parity'])}.")
+    return "\n\n".join([*parts, comparison_report.tables_of(content)])
+
+
+def _files(folder: Path, manifest: dict[str, Any], jobs: list[Job], compared: bool) -> str:
+    links = []
+    for job in jobs:
+        if job.run_dir is not None:
+            page = reports_of(read_config(job.run_dir)) / f"{job.metadata['run_id']}.md"
+            links.append(f"[job {job.number}]({os.path.relpath(page, folder.resolve())})")
+    files = ", ".join(f"[{name}]({name})" for name in (ROWS, *([PAIRS] if compared else [])))
+    command = shlex.join(["python", "-m", "wp1", *manifest["command"][1:]])
+    reports = f"Reports of the runs: {', '.join(links)}. " if links else ""
+    return f"## Again\n\n```\n{command}\n```\n\n{reports}This comparison as tables: {files}."
