@@ -45,6 +45,7 @@ class DoubleBackend:
         self.peers = type(self).engines
         self.peers[name] = self
         self.alive = True
+        self.forgotten: list[str] = []
 
     def check(self) -> None:
         pass
@@ -89,7 +90,7 @@ class DoubleBackend:
                     chunk.cached_tokens = self.cached_tokens
                     chunk.times = EngineTimes(queued, scheduled, min(scheduled + self.gap_s, chunk.t), chunk.t)
                     if params.get("do_remote_decode"):
-                        chunk.kv_transfer_params = {"do_remote_prefill": True, "engine": self.name}
+                        chunk.kv_transfer_params = {"do_remote_prefill": True, "remote_engine_id": self.name}
                 yield chunk
             finished = True
         finally:
@@ -99,7 +100,7 @@ class DoubleBackend:
                 self.held.pop(request.request_id, None)
 
     async def _fetch(self, request: Request, params: dict[str, Any]) -> None:
-        source = self.peers[params["engine"]]
+        source = self.peers[params["remote_engine_id"]]
         begin = time.monotonic()
         while self.kv_lost:
             await asyncio.sleep(0.001)
@@ -108,6 +109,9 @@ class DoubleBackend:
         size = blocks * self.block_tokens * self.settings["model"].kv_bytes_per_token
         row = (f"{request.request_id}-0123abcd", begin, time.monotonic(), size, None)
         self.settings["on_kv_stats"]({"wp1_transfers": [row]})
+
+    async def forget_peer(self, peer: str) -> None:
+        self.forgotten.append(peer)
 
     async def kv_free(self) -> bool:
         return not self.held

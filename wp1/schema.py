@@ -324,8 +324,8 @@ def _check_scheduler(key: str, scheduler: Any) -> None:
         fits = len(devices) == sum(sizes) and all(len(set(gpus)) == len(gpus) for gpus in own)
         if not fits or not all(type(d) is int and d >= 0 for d in devices):
             raise ConfigError(
-                f"{key}.devices={list(devices)} does not fit: name {sum(sizes)} GPU indices, those of each engine in turn "
-                "(no GPU twice for one engine), or auto"
+                f"{key}.devices={list(devices)} does not fit: name {sum(sizes)} GPU indices, those of each engine "
+                "in turn (no GPU twice for one engine), or auto"
             )
     elif devices != "auto":
         raise ConfigError(f"{key}.devices={devices} is not known: set auto or a list like [0,1]")

@@ -170,20 +170,27 @@ def test_a_client_that_goes_away_in_any_phase_leaves_no_block_behind(pushing: Po
     assert record.status == "ok"
 
 
-def test_a_decode_engine_that_is_killed_fails_its_requests_and_frees_the_prefill_side(pushing: Pools) -> None:
-    record, wait = pushing.start_serving(_request("decode-killed", 300, tokens=3000))
-    _until(lambda: record.phase == "decode")
-    for process in pushing.processes_of(pushing.decode):
+def test_a_prefill_engine_that_is_killed_harms_only_what_it_had(pushing: Pools) -> None:
+    decoding, decoded = pushing.start_serving(_request("safe", 300, tokens=150))
+    _until(lambda: decoding.phase == "decode")
+    moving, not_moved = pushing.start_serving(_request("moving", 2000, tokens=10))
+    _until(lambda: moving.phase == "handoff")
+    processes = pushing.processes_of(pushing.prefill)
+    for process in processes:
+        process.suspend()
+    prefilling, failed = pushing.start_serving(_request("prefilling", 3000, tokens=10))
+    _until(lambda: prefilling.phase == "prefill")
+    for process in processes:
         process.kill()
-    wait()
-    assert (record.status, record.cause, record.phase) == ("error", "engine_died", "decode")
-    assert record.output_tokens > 0
-    # Nobody is sent there any more.
-    [later] = pushing.serve(_request("too-late"))
-    assert later.cause == "engine_died"
-    assert "no decode engine is left" in (later.error or "")
-    # What was not fetched is kept until its lease ends.
-    assert pushing.free(LEASE_S + 5) == {"prefill-0": True}
+    not_moved()
+    failed()
+    assert (prefilling.status, prefilling.cause, prefilling.phase) == ("error", "engine_died", "prefill")
+    if moving.status != "ok":  # where the KV had not arrived before the engine stood still
+        assert (moving.cause, moving.phase) == ("engine_died", "handoff")
+        assert pushing.handoffs["moving"].status == "failed"
+    decoded()
+    assert (decoding.status, decoding.output_tokens) == ("ok", 150)
+    assert pushing.free(LEASE_S + 5) == {"decode-0": True}
 
 
 def test_pulled_kv_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pulling: Pools) -> None:
@@ -211,18 +218,20 @@ def test_a_transfer_that_stands_still_is_given_up_and_others_go_on(pulling: Pool
     assert other.status == "ok"
 
 
-def test_a_prefill_engine_that_is_killed_harms_only_what_it_had(pulling: Pools) -> None:
-    decoding, decoded = pulling.start_serving(_request("safe", 300, tokens=60))
-    _until(lambda: decoding.phase == "decode")
-    prefilling, failed = pulling.start_serving(_request("lost", 3000, tokens=10))
-    _until(lambda: prefilling.phase == "prefill")
-    for process in pulling.processes_of(pulling.prefill):
+def test_a_decode_engine_that_is_killed_fails_its_requests_and_frees_the_prefill_side(pulling: Pools) -> None:
+    record, wait = pulling.start_serving(_request("decode-killed", 300, tokens=3000))
+    _until(lambda: record.phase == "decode")
+    for process in pulling.processes_of(pulling.decode):
         process.kill()
-    failed()
-    assert (prefilling.status, prefilling.cause, prefilling.phase) == ("error", "engine_died", "prefill")
-    decoded()
-    assert (decoding.status, decoding.output_tokens) == ("ok", 60)
-    assert pulling.free(LEASE_S + 5) == {"decode-0": True}
+    wait()
+    assert (record.status, record.cause, record.phase) == ("error", "engine_died", "decode")
+    assert record.output_tokens > 0
+    # Nobody is sent there any more.
+    [later] = pulling.serve(_request("too-late"))
+    assert later.cause == "engine_died"
+    assert "no decode engine is left" in (later.error or "")
+    # What was not fetched is kept until its lease ends.
+    assert pulling.free(LEASE_S + 5) == {"prefill-0": True}
 
 
 def _until(condition: Callable[[], bool], within_s: float = 60) -> None:

@@ -288,12 +288,25 @@ def _setting(metadata: dict[str, Any]) -> str:
             )
             of_arm = f"{pool['arm']}: " if several else ""
             rows.append([f"{of_arm}engine {engine['name']}", what])
+    if metadata.get("transfer"):
+        rows.append(["KV transfer", f"{metadata['transfer']['name']}: {metadata['transfer']['why']}"])
+    if several:
+        # Engines of an arm start side by side; arms take turns.
+        starts = [
+            f"{start['arm']} up in {start['seconds']} s for repeat {_listed(start['repeats'])}"
+            for start in metadata["starts"]
+        ]
+        rows.append(["order", ", then ".join(starts)])
     git = metadata["git"]
     if git:
         rows.append(["code", f"`{git['commit'][:12]}`{' with local changes' if git['dirty'] else ''}"])
     rows.append(["versions", ", ".join(f"{name} {version}" for name, version in metadata["versions"].items())])
     rows.append(["seed", metadata["seed"]])
     return "## What it ran on\n\n" + table(["", ""], rows, "ll")
+
+
+def _listed(numbers: list[int]) -> str:
+    return " and ".join(map(str, numbers))
 
 
 def _files(run_dir: Path, page: Path, metadata: dict[str, Any]) -> str:

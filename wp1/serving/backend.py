@@ -84,6 +84,10 @@ class ServingBackend(Protocol):
         """Ends a request early and frees its KV blocks."""
         ...
 
+    async def forget_peer(self, peer: str) -> None:
+        """Gives up KV that was to come from an engine that died, by the name that the KV connectors give it."""
+        ...
+
     async def kv_free(self) -> bool:
         """Whether every KV block is free: no request holds one, nor does a handoff."""
         ...

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Self
@@ -71,6 +71,7 @@ class DisaggregatedScheduler:
                 place=place,
                 tensor_parallel=size,
                 kv_transfer=transfer.engine_settings("prefill" if name.startswith("prefill") else "decode", lease_s),
+                worker_extension=transfer.worker_extension,
                 on_kv_stats=self._on_kv_stats,
             )
             for name, place, size in zip(names, self._places, sizes, strict=True)
@@ -81,7 +82,8 @@ class DisaggregatedScheduler:
         self._ledger: Ledger | None = None
         self._limits: dict[Ticket, asyncio.Timeout] = {}  # of handoffs on their way
         self._lost: set[str] = set()
-        self._releases: set[asyncio.Task[None]] = set()
+        self._peers: dict[str, str] = {}  # prefill engines by the connectors' names for them
+        self._tasks: set[asyncio.Task[None]] = set()  # that free KV
         self._watch: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
         self._stack = AsyncExitStack()
@@ -108,7 +110,7 @@ class DisaggregatedScheduler:
     ) -> None:
         if self._watch is not None:
             self._watch.cancel()
-            for task in self._releases:
+            for task in self._tasks:
                 task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watch
@@ -215,6 +217,7 @@ class DisaggregatedScheduler:
         if self._streams_prefill_token:
             asked.prompt = prompt + prefilled.token_ids
             asked.max_tokens -= len(prefilled.token_ids)
+        self._peers[ticket.source] = self._transfer.peer(prefilled.kv_transfer_params)
         params = self._transfer.decode_params(prefilled.kv_transfer_params, len(prompt))
         record.t_decode_sent = handoff.t_decode_sent = time.monotonic()
         stream = self._decode[target].generate(asked, params)
@@ -288,9 +291,12 @@ class DisaggregatedScheduler:
                     async for _ in stream:
                         pass
 
-        task = asyncio.create_task(fetch_and_drop())
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
+        self._in_background(fetch_and_drop())
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _on_kv_stats(self, stats: dict[str, Any]) -> None:
         if self._ledger is not None:
@@ -307,6 +313,16 @@ class DisaggregatedScheduler:
         for ticket, limit in self._limits.items():
             if ticket.source == name:
                 limit.reschedule(asyncio.get_running_loop().time())
+        if (peer := self._peers.get(name)) is not None:
+            self._in_background(self._forget(peer))
+
+    async def _forget(self, peer: str) -> None:
+        # By then the requests that waited for it have been given up in the decode engines.
+        await asyncio.sleep(WATCH_PERIOD_S)
+        for engine in self._decode.values():
+            if engine.alive:
+                with suppress(Exception):
+                    await engine.forget_peer(peer)
 
     async def _look_after(self) -> None:
         """Notes the queues' lengths, and engines that died with nobody waiting for their answer."""
@@ -331,8 +347,8 @@ class DisaggregatedScheduler:
         ]
 
     async def kv_free(self, within_s: float) -> dict[str, bool]:
-        if self._releases:
-            await asyncio.wait(self._releases, timeout=within_s)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=within_s)
         return await kv_free([*self._prefill.values(), *self._decode.values()], within_s)
 
 

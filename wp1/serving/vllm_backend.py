@@ -40,6 +40,7 @@ OWN_ARGUMENTS = {
     "tensor_parallel_size": "scheduler.tensor_parallel",
     "kv_cache_memory_bytes": "backend.kv_cache_gib",
     "kv_transfer_config": "transfer",
+    "worker_extension_cls": "transfer",
 }
 
 
@@ -64,7 +65,8 @@ class VLLMBackend:
     kv_cache_gib: the KV pool, None for `fit.kv_pool_bytes`'s choice.
     place: devices, and how many engines share them.
     kill: ends the run's engine processes, called when a start-up hangs.
-    kv_transfer: fields of vLLM's KVTransferConfig, of an engine that hands KV on or takes it.
+    kv_transfer: fields of vLLM's KVTransferConfig, of an engine that hands KV on or takes it; worker_extension: the
+    class that its workers need for that.
     on_kv_stats: called with what the engine's KV connector counted, whenever it has counted something.
     """
 
@@ -82,6 +84,7 @@ class VLLMBackend:
         log: Path,
         kill: Callable[[], None],
         kv_transfer: dict[str, Any] | None = None,
+        worker_extension: str = "",
         on_kv_stats: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.name = name
@@ -95,6 +98,7 @@ class VLLMBackend:
         self._log = log
         self._kill = kill
         self._kv_transfer = kv_transfer
+        self._worker_extension = worker_extension
         self._on_kv_stats = on_kv_stats
         self._engine: Any = None
         self._startup_s = 0.0
@@ -131,6 +135,7 @@ class VLLMBackend:
         arguments = AsyncEngineArgs(**self.arguments())
         if self._kv_transfer is not None:
             arguments.kv_transfer_config = KVTransferConfig(**self._kv_transfer)
+            arguments.worker_extension_cls = self._worker_extension
         return arguments.create_engine_config()
 
     def check(self) -> None:
@@ -286,6 +291,9 @@ class VLLMBackend:
 
     async def abort(self, request_id: str) -> None:
         await self._engine.abort(request_id)
+
+    async def forget_peer(self, peer: str) -> None:
+        await self._engine.collective_rpc("wp1_peer_lost", args=(peer,))
 
     async def kv_free(self) -> bool:
         # vLLM resets its prefix cache only while no block is in use.

@@ -35,7 +35,12 @@ JOBS = st.lists(
 )
 
 
-@given(jobs=JOBS, prefill=st.integers(1, 3), decode=st.integers(1, 3), routing=st.sampled_from(["round_robin", "least_loaded"]))  # fmt: skip
+@given(
+    jobs=JOBS,
+    prefill=st.integers(1, 3),
+    decode=st.integers(1, 3),
+    routing=st.sampled_from(["round_robin", "least_loaded"]),
+)
 @settings(max_examples=200, deadline=None)
 def test_every_request_comes_through_or_is_given_up_and_nothing_stays(
     jobs: list[Job], prefill: int, decode: int, routing: str

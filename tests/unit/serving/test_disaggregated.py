@@ -180,6 +180,8 @@ def test_the_prefill_engine_dies_during_the_handoff(backend: type[DoubleBackend]
     assert (handoff.status, handoff.phase) == ("failed", "handoff")
     assert "died" in (handoff.error or "")
     assert record.output_tokens == 1
+    # So that it frees the blocks into which the KV was to come.
+    assert world.engine("decode-0").forgotten == ["prefill-0"]
 
 
 def test_the_prefill_engine_dies_after_the_handoff(backend: type[DoubleBackend]) -> None:

@@ -26,6 +26,8 @@ class KVTransfer(Protocol):
 
     name: str
     timeout_s: float
+    # A class that vLLM mixes into its workers, with `wp1_peer_lost(peer)`.
+    worker_extension: str
 
     def why(self) -> str:
         """Why this one was chosen, for run_metadata.json."""
@@ -44,6 +46,10 @@ class KVTransfer(Protocol):
 
     def decode_params(self, from_prefill: dict[str, Any], tokens: int) -> dict[str, Any]:
         """`kv_transfer_params` of the request that fetches the KV of `tokens` tokens."""
+        ...
+
+    def peer(self, from_prefill: dict[str, Any]) -> str:
+        """How the decode side's connector calls the engine that has the KV."""
         ...
 
     def reports(self, stats: dict[str, Any]) -> list[TransferReport]:

@@ -173,6 +173,17 @@ class _Metered:
             return (there, True) if there > 0 else (0, False)
         return super().get_num_new_matched_tokens(request, num_computed_tokens)  # type: ignore[misc]
 
+    def peer_lost(self, engine_id: str) -> None:
+        """An engine died: what was to come from it will not, so its requests are told, and their blocks freed.
+
+        Reads of ours end by an error of their own. A write of the other side would never end for us; and as its
+        process is gone, nothing can write any more to the blocks that this frees.
+        """
+        worker = self.connector_worker
+        for request, meta in list(worker._recving_metadata.items()):
+            if meta.remote.engine_id == engine_id and request not in worker._recving_transfers:
+                worker._failed_recv_reqs.put(request)
+
     def get_kv_connector_stats(self) -> Any:
         if self.connector_worker is None:
             return None
@@ -192,3 +203,13 @@ class NixlPullConnector(_Metered, vllm_nixl.NixlPullConnector):
 
 class NixlPushConnector(_Metered, vllm_nixl.NixlPushConnector):
     pass
+
+
+class WorkerExtension:
+    """What vLLM adds to its workers by worker_extension_cls, to be called through AsyncLLM.collective_rpc."""
+
+    def wp1_peer_lost(self, engine_id: str) -> None:
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        connector: Any = get_kv_transfer_group()
+        connector.peer_lost(engine_id)
