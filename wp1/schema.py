@@ -141,7 +141,9 @@ class Config:
 
 # Parts that take keys of somebody else's making. Hydra wants a plus before a key that it does not know yet; nobody who
 # writes backend.engine.block_size=32 means anything else.
-FREE_FORM = re.compile(r"(backend\.engine|model\.architecture|tags|collectors)\.[^=]+=")
+FREE_FORM = re.compile(
+    r"(backend\.engine|model\.architecture|tags|collectors|transfer\.environment|transfer\.extra)\.[^=]+="
+)
 
 
 def with_plus(argument: str) -> str:

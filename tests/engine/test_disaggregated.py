@@ -129,7 +129,7 @@ def pulling(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Po
             "transfer=nixl_pull",
             "transfer.timeout_s=6",
             # Through sockets alone a read needs the other side to answer, so that one that stands still stops it.
-            "+transfer.environment.UCX_TLS='tcp,self'",
+            "++transfer.environment.UCX_TLS='tcp,self'",
         )
 
 
