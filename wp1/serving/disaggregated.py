@@ -176,17 +176,13 @@ class DisaggregatedScheduler:
         assert ticket.source is not None
         record.phase, record.prefill_engine = "prefill", ticket.source
         asked = dataclasses.replace(request, request_id=handoff.handoff_id, max_tokens=1)
-        stream = self._prefill[ticket.source].generate(asked, None if one_token else self._transfer.prefill_params())
+        params = None if one_token else self._transfer.prefill_params()
         last: Chunk | None = None
-        try:
-            async with closing(stream):
-                async for chunk in stream:
-                    last = chunk
-                    if one_token or self._streams_prefill_token:
-                        add_tokens(record, chunk)
-        except EngineDiedError:
-            self._lose(ticket.source)
-            raise
+        async with closing(self._chunks(self._prefill[ticket.source], asked, params)) as stream:
+            async for chunk in stream:
+                last = chunk
+                if one_token or self._streams_prefill_token:
+                    add_tokens(record, chunk)
         if last is None or last.finish_reason not in WELL_ENDED or last.times is None:
             reason = last.finish_reason if last is not None else None
             raise WP1Error(f"engine {ticket.source} ended the prefill early: {reason or 'no reason given'}")
@@ -220,15 +216,22 @@ class DisaggregatedScheduler:
         self._peers[ticket.source] = self._transfer.peer(prefilled.kv_transfer_params)
         params = self._transfer.decode_params(prefilled.kv_transfer_params, len(prompt))
         record.t_decode_sent = handoff.t_decode_sent = time.monotonic()
-        stream = self._decode[target].generate(asked, params)
-        try:
-            async with closing(stream):
-                await self._until_there(stream, record, ticket, handoff)
+        async with closing(self._chunks(self._decode[target], asked, params)) as stream:
+            await self._until_there(stream, record, ticket, handoff)
+            async for chunk in stream:
+                self._add_decoded(record, handoff, chunk)
+
+    async def _chunks(
+        self, engine: ServingBackend, request: Request, params: dict[str, Any] | None
+    ) -> AsyncIterator[Chunk]:
+        """What an engine streams; where it dies of it, nobody else is sent there."""
+        async with closing(engine.generate(request, params)) as stream:
+            try:
                 async for chunk in stream:
-                    self._add_decoded(record, handoff, chunk)
-        except EngineDiedError:
-            self._lose(target)
-            raise
+                    yield chunk
+            except EngineDiedError:
+                self._lose(engine.name)
+                raise
 
     async def _until_there(
         self, stream: AsyncIterator[Chunk], record: RequestRecord, ticket: Ticket, handoff: Handoff

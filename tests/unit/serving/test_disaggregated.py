@@ -164,19 +164,23 @@ def test_the_prefill_engine_dies_before_the_handoff(backend: type[DoubleBackend]
 
 
 def test_the_prefill_engine_dies_during_the_handoff(backend: type[DoubleBackend]) -> None:
-    world = World(backend, timeout_s=10)
+    world = World(backend, timeout_s=10, prefill=2)
 
-    async def body() -> RequestRecord:
+    async def body() -> list[RequestRecord]:
         world.engine("decode-0").kv_lost = True
         serving = asyncio.create_task(world.serve())
         await _until(lambda: bool(world.engine("decode-0").held))
         world.engine("prefill-0").kill()
-        return await serving
+        lost = await serving
+        world.engine("decode-0").kv_lost = False
+        return [lost, await world.serve(1)]
 
-    record = _run(world, body)
+    record, other = _run(world, body)
     assert (record.status, record.cause, record.phase) == ("error", "engine_died", "handoff")
     assert "engine prefill-0 died during the handoff" in (record.error or "")
-    [handoff] = world.handoffs
+    # The decode engine has nothing to do with it and goes on, with the other prefill engine.
+    assert (other.status, other.prefill_engine) == ("ok", "prefill-1")
+    handoff = next(row for row in world.handoffs if row.request_id == "r0")
     assert (handoff.status, handoff.phase) == ("failed", "handoff")
     assert "died" in (handoff.error or "")
     assert record.output_tokens == 1

@@ -28,7 +28,8 @@ def test_as_many_at_a_time_as_there_are_cores(monkeypatch: pytest.MonkeyPatch, c
 
     async def go() -> None:
         async with AsyncExitStack() as stack:
-            await start_all([Slow(name=f"e{n}") for n in range(3)], stack)
+            engines: list[Any] = [Slow(name=f"e{n}") for n in range(3)]
+            await start_all(engines, stack)
             assert len(Slow.started) == 3
         assert len(Slow.stopped) == 3
 
@@ -39,7 +40,7 @@ def test_as_many_at_a_time_as_there_are_cores(monkeypatch: pytest.MonkeyPatch, c
 def test_kv_that_stays_is_named_and_the_dead_are_left_out() -> None:
     async def go() -> dict[str, bool]:
         backend = fresh()
-        engines = [backend(name=name) for name in ("well", "leaks", "dead")]
+        engines: list[Any] = [backend(name=name) for name in ("well", "leaks", "dead")]
         engines[1].held["somebody"] = 1
         engines[2].kill()
         return await kv_free(engines, within_s=0.05)
