@@ -233,6 +233,8 @@ def _check_values(cfg: Any) -> None:
     for group in ("backend", "transfer"):
         if not cfg[group]._target_.startswith("wp1."):
             raise ConfigError(f"{group}._target_={cfg[group]._target_} is not wp1's: choose {group}=... instead")
+    if cfg.transfer.direction is not None:
+        _one_of("transfer.direction", cfg.transfer.direction, "pull", "push")
     _one_of("model.source", cfg.model.source, "bundled", "hub", "random_weights")
     _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")
     _one_of("dataset.source", cfg.dataset.source, "builtin", "file")

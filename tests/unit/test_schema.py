@@ -39,6 +39,7 @@ def test_every_model_composes_and_passes(config: Compose, model: str) -> None:
         (["scheduler=disagg", "scheduler.max_prefilled=0"], "scheduler.max_prefilled"),
         (["scheduler=disagg", "scheduler.mode=mixed"], "scheduler.mode"),
         (["transfer.timeout_s=0"], "transfer.timeout_s"),
+        (["transfer.direction=sideways"], "transfer.direction"),
         (["transfer._target_=os.system"], "transfer._target_"),
         (["experiment=e3", "arms.agg.replicas=3"], "arms.agg has 3, arms.disagg has 2"),
         (["experiment=e3", "arms.agg.prefill=1"], "arms.agg.prefill"),

@@ -290,7 +290,7 @@ def _setting(metadata: dict[str, Any]) -> str:
             rows.append([f"{of_arm}engine {engine['name']}", what])
     if metadata.get("transfer"):
         rows.append(["KV transfer", f"{metadata['transfer']['name']}: {metadata['transfer']['why']}"])
-    if several:
+    if several and metadata.get("starts"):
         # Engines of an arm start side by side; arms take turns.
         starts = [
             f"{start['arm']} up in {start['seconds']} s for repeat {_listed(start['repeats'])}"

@@ -229,4 +229,8 @@ def _metadata(shape: Shape) -> dict[str, Any]:
             "rope": {"type": "default", "factor": 1.0, "original_max_len": 8192, "written_as": None},
         },
         "pools": pools,
+        "transfer": {"name": "nixl_push", "why": "the default"},
+        "starts": [
+            {"arm": "agg", "repeats": [0], "seconds": 50.0}, {"arm": "disagg", "repeats": [0, 1], "seconds": 60.0},
+        ],
     }  # fmt: skip
