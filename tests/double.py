@@ -110,6 +110,9 @@ class DoubleBackend:
         row = (f"{request.request_id}-0123abcd", begin, time.monotonic(), size, None)
         self.settings["on_kv_stats"]({"wp1_transfers": [row]})
 
+    async def meet(self, peers: list[str]) -> None:
+        self.met = peers
+
     async def forget_peer(self, peer: str) -> None:
         self.forgotten.append(peer)
 

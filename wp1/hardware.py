@@ -135,3 +135,12 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def free_shared_memory() -> int:
+    """Bytes that fit into the node's shared memory; 0 where it has none."""
+    try:
+        there = os.statvfs("/dev/shm")
+    except OSError:
+        return 0
+    return there.f_bavail * there.f_frsize

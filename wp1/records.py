@@ -106,6 +106,11 @@ class Handoff:
     bytes: int | None = None  # moved, by the connector
     bytes_expected: int | None = None  # blocks that the tokens fill x bytes of a block
     block_bytes: int | None = None
+    # Where the connector knows: seconds in which bytes moved, and that blocks which were ready waited for that, on the
+    # slowest rank; runs of neighbours in which the blocks lay, on one.
+    copy_s: float | None = None
+    wait_s: float | None = None
+    runs: int | None = None
     t_prefill_done: float | None = None
     t_decode_sent: float | None = None
     t_transfer_begin: float | None = None

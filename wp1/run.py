@@ -30,6 +30,7 @@ from wp1.serving.backend import Scheduler
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.models import ServedModel
 from wp1.serving.placement import Place, engine_sizes, places
+from wp1.serving.transfer import KVTransfer, Pools
 from wp1.serving.vllm_backend import chat_token_ids
 from wp1.workload import dataset, prompts
 
@@ -69,7 +70,7 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen, sweep: dict
         metadata["model"] = _model_metadata(model)
         metadata["labels"] = prepared.labels
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
-            metadata["transfer"] = {"name": cfg.transfer.name, "why": instantiate(cfg.transfer, _convert_="all").why()}
+            metadata["transfer"] = prepared.transfer
         write_json(run_dir / "run_metadata.json", metadata)
 
         collectors = prepared.collectors
@@ -128,10 +129,14 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
     questions = dataset.load(cfg.dataset) if cfg.workload.prompts == "dataset" else []
     encode = _encoder(model)
     fit.check_lengths(model, {q.id: len(encode(q.prompt)) for q in questions}, cfg.workload.output_len)
+    transfer: dict[str, str] = {}
     for arm in arms:
+        if arm.scheduler.mode == "disagg":
+            chosen = make_transfer(cfg, arm, model)
+            transfer = {"name": chosen.name, "why": chosen.why()}
         make_scheduler(cfg, arm, model, engine_log, kill=lambda: None, write=lambda _: None).check()
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
-    return Prepared(model, questions, encode, collectors, arms, labels)
+    return Prepared(model, questions, encode, collectors, arms, labels, transfer)
 
 
 def places_of(arm: Arm) -> list[tuple[int, Place]]:
@@ -160,6 +165,7 @@ class Prepared:
     collectors: list[Collector]
     arms: list[Arm]
     labels: list[str]
+    transfer: dict[str, str]  # which connector and why, of a disaggregated run
 
 
 def _encoder(model: ServedModel) -> prompts.Encode:
@@ -261,6 +267,17 @@ def _handoff_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Callabl
     return lambda row: (handoffs if isinstance(row, Handoff) else queues).write(row)
 
 
+def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
+    """The connector between the pools of a disaggregated arm. Raises ConfigError where it cannot be used."""
+    engines = places_of(arm)
+    prefill = engines[: arm.scheduler.prefill]
+    on_host = None
+    if hardware.device_type() == "cpu":
+        on_host = sum(fit.kv_pool_bytes(model, cfg.backend.kv_cache_gib, place, size) or 0 for size, place in prefill)
+    pools = Pools(engines[0][0], engines[-1][0], on_host)
+    return instantiate(cfg.transfer, _partial_=True, _convert_="all")(pools=pools)
+
+
 def make_scheduler(
     cfg: Any,
     arm: Arm,
@@ -280,7 +297,7 @@ def make_scheduler(
     )
     return instantiate(arm.scheduler, _partial_=True, _convert_="all")(
         make_backend=make_backend,
-        transfer=instantiate(cfg.transfer, _convert_="all"),
+        transfer=make_transfer(cfg, arm, model) if arm.scheduler.mode == "disagg" else None,
         # No request waits longer than this for its KV to be fetched.
         lease_s=cfg.workload.timeout_s,
         kv_bytes_per_token=model.kv_bytes_per_token,

@@ -47,8 +47,10 @@ class Scheduler:
 class Transfer:
     _target_: str = MISSING
     name: str = MISSING
-    direction: str | None = None  # pull or push, of NIXL
     timeout_s: float = 60.0
+    direction: str | None = None  # pull or push, of NIXL
+    overlap: str | None = None  # on or off, of ipc
+    verify: bool = False  # of ipc
     environment: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -235,6 +237,8 @@ def _check_values(cfg: Any) -> None:
             raise ConfigError(f"{group}._target_={cfg[group]._target_} is not wp1's: choose {group}=... instead")
     if cfg.transfer.direction is not None:
         _one_of("transfer.direction", cfg.transfer.direction, "pull", "push")
+    if cfg.transfer.overlap is not None:
+        _one_of("transfer.overlap", cfg.transfer.overlap, "on", "off")
     _one_of("model.source", cfg.model.source, "bundled", "hub", "random_weights")
     _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")
     _one_of("dataset.source", cfg.dataset.source, "builtin", "file")

@@ -64,6 +64,9 @@ HANDOFF_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "bytes": pl.Int64,
     "bytes_expected": pl.Int64,
     "block_bytes": pl.Int64,
+    "copy_s": pl.Float64,
+    "wait_s": pl.Float64,
+    "runs": pl.Int64,
     "t_prefill_done": pl.Float64,
     "t_decode_sent": pl.Float64,
     "t_transfer_begin": pl.Float64,
@@ -162,7 +165,7 @@ def with_handoff_times(records: pl.DataFrame) -> pl.DataFrame:
     """Adds, in ms and null where a handoff did not get that far, or its times are not known:
 
     transfer_ms      bytes moving: transfer end - begin
-    decode_queue_ms  sent to the decode engine - prefill done: waiting for a place there
+    decode_queue_ms  sent to the decode engine - prefill done: waiting for a place there; 0 where it was sent before
     handoff_ms       scheduled in the decode engine, its KV there - prefill done
     stall_ms         the part of the handoff that delays the request. What moves while prefill still computes delays
                      nothing, so it counts from prefill's end, and is zero where the KV was usable by then.
@@ -170,7 +173,7 @@ def with_handoff_times(records: pl.DataFrame) -> pl.DataFrame:
     handoff = (pl.col("t_decode_scheduled") - pl.col("t_prefill_done")) * 1e3
     return records.with_columns(
         transfer_ms=(pl.col("t_transfer_end") - pl.col("t_transfer_begin")) * 1e3,
-        decode_queue_ms=(pl.col("t_decode_sent") - pl.col("t_prefill_done")) * 1e3,
+        decode_queue_ms=((pl.col("t_decode_sent") - pl.col("t_prefill_done")) * 1e3).clip(lower_bound=0),
         handoff_ms=handoff,
         stall_ms=handoff.clip(lower_bound=0),
     )

@@ -84,6 +84,13 @@ class ServingBackend(Protocol):
         """Ends a request early and frees its KV blocks."""
         ...
 
+    async def meet(self, peers: list[str]) -> None:
+        """Makes the KV connector ready for what these engines, which are up, will hand over.
+
+        Raises EngineStartError where they and this one do not fit together.
+        """
+        ...
+
     async def forget_peer(self, peer: str) -> None:
         """Gives up KV that was to come from an engine that died, by the name that the KV connectors give it."""
         ...

@@ -110,6 +110,14 @@ class Pool:
                 self._serve_queue()
             raise
 
+    def enter_now(self, tokens: int) -> str | None:
+        """As `enter`, but None where it would have to wait."""
+        engine = None if self.waiting else self._pick(tokens)
+        if engine is None:
+            return None
+        self._seat(engine, tokens)
+        return engine.room.name
+
     def leave(self, name: str, tokens: int) -> None:
         """Gives back the place of a request that had entered with as many tokens."""
         engine = self._engines[name]
@@ -184,8 +192,8 @@ class Ticket:
 class KVBroker:
     """Takes each request from the prefill queue through the handoff to the decode pool.
 
-    Every request takes `prefill`, `prefilled`, `decode`, `moved` in this order, and `end` whenever it ends, however it
-    ends: a step out of order is an AssertionError.
+    Every request takes `prefill`, `prefilled`, `decode`, `moved` in this order, `reserve` before `prefilled` if at all,
+    and `end` whenever it ends, however it ends: a step out of order is an AssertionError.
     """
 
     def __init__(self, prefill: Sequence[EngineRoom], decode: Sequence[EngineRoom], routing: str) -> None:
@@ -204,15 +212,22 @@ class KVBroker:
         self._move(ticket, State.PREFILLING)
         return ticket
 
+    def reserve(self, ticket: Ticket) -> str | None:
+        """A place in the decode pool before the prompt is computed, where one is free and nobody waits for it."""
+        assert ticket.state is State.PREFILLING, ticket
+        ticket.target = self._decode.enter_now(ticket.total_tokens)
+        return ticket.target
+
     def prefilled(self, ticket: Ticket) -> None:
         """The prompt is computed; its KV waits in the prefill pool."""
         assert ticket.state is State.PREFILLING, ticket
         self._move(ticket, State.PREFILLED)
 
     async def decode(self, ticket: Ticket) -> str:
-        """Waits for a place in the decode pool and returns the engine. Raises PoolLostError."""
+        """Waits for a place in the decode pool, if none is reserved, and returns the engine. Raises PoolLostError."""
         assert ticket.state is State.PREFILLED, ticket
-        ticket.target = await self._decode.enter(ticket.total_tokens)
+        if ticket.target is None:
+            ticket.target = await self._decode.enter(ticket.total_tokens)
         self._move(ticket, State.MOVING)
         return ticket.target
 
@@ -230,8 +245,7 @@ class KVBroker:
         if before in (State.PREFILLING, State.PREFILLED, State.MOVING):
             assert ticket.source is not None
             self._prefill.leave(ticket.source, ticket.prompt_tokens)
-        if before in (State.MOVING, State.DECODING):
-            assert ticket.target is not None
+        if before is not State.ENDED and ticket.target is not None:
             self._decode.leave(ticket.target, ticket.total_tokens)
 
     def lose(self, name: str) -> None:

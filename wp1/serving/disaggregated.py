@@ -5,8 +5,9 @@ import dataclasses
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,12 +26,23 @@ from wp1.serving.transfer import KVTransfer
 WATCH_PERIOD_S = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class _Early:
+    """What a decode engine streams that was asked before its request's prompt was computed."""
+
+    stream: AsyncIterator[Chunk]
+    first: "asyncio.Future[Chunk]"
+    t_sent: float
+
+
 class DisaggregatedScheduler:
     """`prefill` engines and `decode` engines with a `KVBroker` between them.
 
     first_token: "prefill" streams the prefill engine's token at once, and decoding goes on from the second; with
     "decode" the decode engine computes it again from the KV that it was given, and the user waits for that.
     max_prefilled: requests that a prefill engine works on or holds the KV of.
+    transfer: where it overlaps, a decode engine with room is asked for its part while the prompt is computed, and
+    takes the KV over as it gets ready.
     lease_s: seconds for which KV that nobody fetches is kept, where no decode engine is left to release it.
     make_backend: gives an engine for a name, a place, and what its KV connector needs.
     write: takes a Handoff for every one that ended, and QueueLengths ten times a second.
@@ -64,14 +76,23 @@ class DisaggregatedScheduler:
         self._write = write
         sizes = [tensor_parallel] * prefill + [decode_tensor_parallel or tensor_parallel] * decode
         self._places = places(sizes, devices, hardware.gpu_indices(), hardware.cores())
+        if transfer.overlap:
+            prefill_gpus = {gpu for place in self._places[:prefill] for gpu in place.gpus}
+            self._places[prefill:] = [
+                dataclasses.replace(place, peers=sorted(prefill_gpus - set(place.gpus)))
+                for place in self._places[prefill:]
+            ]
         names = [f"prefill-{n}" for n in range(prefill)] + [f"decode-{n}" for n in range(decode)]
         engines = [
             make_backend(
                 name=name,
                 place=place,
                 tensor_parallel=size,
-                kv_transfer=transfer.engine_settings("prefill" if name.startswith("prefill") else "decode", lease_s),
+                kv_transfer=transfer.engine_settings(
+                    "prefill" if name.startswith("prefill") else "decode", name, lease_s
+                ),
                 worker_extension=transfer.worker_extension,
+                connector_arguments=transfer.engine_arguments(),
                 on_kv_stats=self._on_kv_stats,
             )
             for name, place, size in zip(names, self._places, sizes, strict=True)
@@ -94,6 +115,12 @@ class DisaggregatedScheduler:
 
     async def __aenter__(self) -> Self:
         await start_all([*self._prefill.values(), *self._decode.values()], self._stack)
+        try:
+            for engine in self._decode.values():
+                await engine.meet(list(self._prefill))
+        except BaseException:
+            await self._stack.aclose()
+            raise
         block_tokens = next(iter(self._prefill.values())).info().settings["block_size"]
         block_bytes = block_tokens * self._kv_bytes_per_token
         self._ledger = Ledger(self._write, self._transfer.name, block_tokens, block_bytes)
@@ -147,17 +174,28 @@ class DisaggregatedScheduler:
         # The tokens after the first are the decode pool's; where there is none, nothing is handed over.
         one_token = request.max_tokens == 1
         handoff = self._ledger.open(request, f"{next(self._numbers)}-{secrets.token_hex(4)}", ticket.source)
+        async with AsyncExitStack() as stack:
+            early = None if one_token else await stack.enter_async_context(self._asked_early(request, ticket, handoff))
+            await self._serve_phases(request, record, ticket, handoff, early)
+
+    async def _serve_phases(
+        self, request: Request, record: RequestRecord, ticket: Ticket, handoff: Handoff, early: "_Early | None"
+    ) -> None:
+        assert self._broker is not None
+        assert self._ledger is not None
+        one_token = request.max_tokens == 1
         last = await self._prefill_phase(request, record, ticket, handoff, one_token)
         self._broker.prefilled(ticket)
         if one_token or (self._streams_prefill_token and last.finish_reason == "stop"):
-            if not one_token:
+            # A decode engine that was asked already frees it when it hears that nobody waits.
+            if not one_token and (early is None or ticket.target in self._lost):
                 self._release(request, handoff, last.kv_transfer_params)
             record.finish_reason = last.finish_reason
             record.t_engine_last_token = last.times.last_token if last.times else None
             return
         record.handoff_id = handoff.handoff_id
         try:
-            await self._decode_phase(request, record, ticket, handoff, last)
+            await self._decode_phase(request, record, ticket, handoff, last, early)
         except BaseException as error:
             if record.phase in ("decode_queue", "handoff"):
                 handoff.phase = record.phase
@@ -176,7 +214,7 @@ class DisaggregatedScheduler:
         assert ticket.source is not None
         record.phase, record.prefill_engine = "prefill", ticket.source
         asked = dataclasses.replace(request, request_id=handoff.handoff_id, max_tokens=1)
-        params = None if one_token else self._transfer.prefill_params()
+        params = None if one_token else self._transfer.prefill_params(handoff.handoff_id, ticket.target)
         last: Chunk | None = None
         async with closing(self._chunks(self._prefill[ticket.source], asked, params)) as stream:
             async for chunk in stream:
@@ -193,11 +231,16 @@ class DisaggregatedScheduler:
         return last
 
     async def _decode_phase(
-        self, request: Request, record: RequestRecord, ticket: Ticket, handoff: Handoff, prefilled: Chunk
+        self,
+        request: Request,
+        record: RequestRecord,
+        ticket: Ticket,
+        handoff: Handoff,
+        prefilled: Chunk,
+        early: "_Early | None",
     ) -> None:
         assert self._broker is not None
         assert ticket.source is not None
-        prompt: Any = request.prompt
         record.phase = "decode_queue"
         try:
             target = await self._broker.decode(ticket)
@@ -209,17 +252,61 @@ class DisaggregatedScheduler:
             raise EngineDiedError(handoff_error(handoff, f"engine {ticket.source} died with the KV"))
         if prefilled.kv_transfer_params is None:
             raise TransferError(handoff_error(handoff, f"engine {ticket.source} did not say where the KV is"))
-        asked = dataclasses.replace(request, request_id=handoff.handoff_id)
-        if self._streams_prefill_token:
-            asked.prompt = prompt + prefilled.token_ids
-            asked.max_tokens -= len(prefilled.token_ids)
         self._peers[ticket.source] = self._transfer.peer(prefilled.kv_transfer_params)
-        params = self._transfer.decode_params(prefilled.kv_transfer_params, len(prompt))
+        if early is not None:
+            record.t_decode_sent = handoff.t_decode_sent = early.t_sent
+            await self._decoding(early.stream, early.first, record, ticket, handoff)
+            return
+        asked = self._for_decode(request, handoff, prefilled.token_ids)
+        params = self._transfer.decode_params(prefilled.kv_transfer_params, len(request.prompt))
         record.t_decode_sent = handoff.t_decode_sent = time.monotonic()
         async with closing(self._chunks(self._decode[target], asked, params)) as stream:
-            await self._until_there(stream, record, ticket, handoff)
-            async for chunk in stream:
-                self._add_decoded(record, handoff, chunk)
+            await self._decoding(stream, anext(stream), record, ticket, handoff)
+
+    def _for_decode(self, request: Request, handoff: Handoff, first: list[int]) -> Request:
+        """What a decode engine is asked for. `first`: the prefill engine's token, which is part of its prompt."""
+        asked = dataclasses.replace(request, request_id=handoff.handoff_id)
+        if self._streams_prefill_token:
+            prompt: Any = request.prompt
+            asked.prompt = prompt + first
+            asked.max_tokens -= len(first)
+        return asked
+
+    @asynccontextmanager
+    async def _asked_early(self, request: Request, ticket: Ticket, handoff: Handoff) -> "AsyncIterator[_Early | None]":
+        """A decode engine's stream, before the prompt is computed; None where that is not to be, or none has room."""
+        assert self._broker is not None
+        assert ticket.source is not None
+        target = self._broker.reserve(ticket) if self._transfer.overlap else None
+        if target is None:
+            yield None
+            return
+        # Token 0 keeps the place of one that is not known yet.
+        asked = self._for_decode(request, handoff, [0])
+        params = self._transfer.early_params(
+            handoff.handoff_id, ticket.source, len(request.prompt), wants_token=self._streams_prefill_token
+        )
+        async with closing(self._chunks(self._decode[target], asked, params)) as stream:
+            first = asyncio.ensure_future(anext(stream))
+            try:
+                yield _Early(stream, first, time.monotonic())
+            finally:
+                first.cancel()
+                await asyncio.wait([first])
+                if not first.cancelled():
+                    first.exception()  # it was told to whoever waited, or nobody did
+
+    async def _decoding(
+        self,
+        stream: AsyncIterator[Chunk],
+        first: Awaitable[Chunk],
+        record: RequestRecord,
+        ticket: Ticket,
+        handoff: Handoff,
+    ) -> None:
+        await self._until_there(first, record, ticket, handoff)
+        async for chunk in stream:
+            self._add_decoded(record, handoff, chunk)
 
     async def _chunks(
         self, engine: ServingBackend, request: Request, params: dict[str, Any] | None
@@ -234,7 +321,7 @@ class DisaggregatedScheduler:
                 raise
 
     async def _until_there(
-        self, stream: AsyncIterator[Chunk], record: RequestRecord, ticket: Ticket, handoff: Handoff
+        self, first: Awaitable[Chunk], record: RequestRecord, ticket: Ticket, handoff: Handoff
     ) -> None:
         """The decode engine's first token, which needs the KV. Raises TransferError where it does not come in time."""
         assert self._broker is not None
@@ -242,7 +329,7 @@ class DisaggregatedScheduler:
         self._limits[ticket] = limit
         try:
             async with limit:
-                chunk = await anext(stream)
+                chunk = await first
         except TimeoutError as error:
             if ticket.source in self._lost:
                 raise EngineDiedError(

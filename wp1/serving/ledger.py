@@ -83,4 +83,7 @@ class Ledger:
             handoff.blocks = round(handoff.bytes / self._block_bytes)
             handoff.t_transfer_begin = min(report.t_begin for report in arrived)
             handoff.t_transfer_end = max(report.t_end for report in arrived)
+            handoff.copy_s = max((r.copy_s for r in arrived if r.copy_s is not None), default=None)
+            handoff.wait_s = max((r.wait_s for r in arrived if r.wait_s is not None), default=None)
+            handoff.runs = max((r.runs for r in arrived if r.runs is not None), default=None)
         self._write(handoff)

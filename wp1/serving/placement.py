@@ -15,6 +15,7 @@ class Place:
     gpus: list[int] = field(default_factory=list)
     cores: list[int] | None = None
     sharing: int = 1  # engines on the GPU that is shared by most, this one included
+    peers: list[int] = field(default_factory=list)  # GPUs of other engines, whose memory this one reads
 
     def names(self) -> list[str]:
         """As they stand in run_metadata.json."""

@@ -66,7 +66,7 @@ class VLLMBackend:
     place: devices, and how many engines share them.
     kill: ends the run's engine processes, called when a start-up hangs.
     kv_transfer: fields of vLLM's KVTransferConfig, of an engine that hands KV on or takes it; worker_extension: the
-    class that its workers need for that.
+    class that its workers need for that; connector_arguments: engine arguments that the connector needs.
     on_kv_stats: called with what the engine's KV connector counted, whenever it has counted something.
     """
 
@@ -85,6 +85,7 @@ class VLLMBackend:
         kill: Callable[[], None],
         kv_transfer: dict[str, Any] | None = None,
         worker_extension: str = "",
+        connector_arguments: dict[str, Any] | None = None,
         on_kv_stats: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.name = name
@@ -99,6 +100,7 @@ class VLLMBackend:
         self._kill = kill
         self._kv_transfer = kv_transfer
         self._worker_extension = worker_extension
+        self._connector_arguments = connector_arguments or {}
         self._on_kv_stats = on_kv_stats
         self._engine: Any = None
         self._startup_s = 0.0
@@ -126,7 +128,7 @@ class VLLMBackend:
         if self._place.sharing > 1 and self._place.gpus:
             # vLLM looks whether that much is free, and takes what the pool is given above.
             arguments["gpu_memory_utilization"] = GPU_SHARE / self._place.sharing
-        return arguments | self._engine_arguments
+        return arguments | self._connector_arguments | self._engine_arguments
 
     def _engine_config(self) -> Any:
         from vllm.config import KVTransferConfig
@@ -151,13 +153,18 @@ class VLLMBackend:
                 hint = f"did you mean {' or '.join(near)}?" if near else "see vLLM's engine arguments for the names"
                 raise ConfigError(f"backend.engine.{name} is no argument of vLLM's engine: {hint}")
         try:
-            self._engine_config()
+            config = self._engine_config()
         except Exception as error:
             # vLLM's own checks of the values: pydantic's errors, and several of Python's.
             log.warning("vLLM refused the configuration", exc_info=True)
             raise ConfigError(
                 f"vLLM refuses the engine's configuration ({_gist(error)}): check backend.engine.* and model.*"
             ) from error
+        if self._connector_arguments.get("disable_hybrid_kv_cache_manager") and config.model_config.is_hybrid:
+            raise ConfigError(
+                f"transfer=ipc moves the KV of attention, and {self._model.name} keeps a state of another kind beside "
+                "it: use transfer=nixl_push"
+            )
 
     async def __aenter__(self) -> Self:
         start = time.monotonic()
@@ -188,7 +195,8 @@ class VLLMBackend:
 
         devices = {}
         if self._place.gpus:
-            devices["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._place.gpus))
+            # vLLM takes the first ones; the others are only to be seen.
+            devices["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._place.gpus + self._place.peers))
         if self._place.cores is not None:
             devices["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, self._place.cores))
         with spawning(devices):
@@ -291,6 +299,12 @@ class VLLMBackend:
 
     async def abort(self, request_id: str) -> None:
         await self._engine.abort(request_id)
+
+    async def meet(self, peers: list[str]) -> None:
+        try:
+            await self._engine.collective_rpc("wp1_meet", args=(peers,))
+        except Exception as error:  # vLLM gives what its worker raised as one of its own
+            raise EngineStartError(f"engine {self.name} cannot take KV from {', '.join(peers)}: {error}") from error
 
     async def forget_peer(self, peer: str) -> None:
         await self._engine.collective_rpc("wp1_peer_lost", args=(peer,))

@@ -11,6 +11,18 @@ Role = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
+class Pools:
+    """What a connector has to go by when it is chosen.
+
+    prefill_kv_bytes: host memory of the prefill engines' KV on a CPU; None on GPUs.
+    """
+
+    tensor_parallel: int  # of a prefill engine
+    decode_tensor_parallel: int
+    prefill_kv_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class TransferReport:
     """One finished movement as the connector saw it, on one tensor-parallel rank; seconds on the monotonic clock."""
 
@@ -19,6 +31,12 @@ class TransferReport:
     t_end: float
     bytes: int
     failed: str | None = None  # why, where it did not arrive
+    # Where the connector knows: seconds in which bytes moved, by the device's clock; seconds that blocks which were
+    # ready waited for that; blocks; and in how many runs of neighbours they lay.
+    copy_s: float | None = None
+    wait_s: float | None = None
+    blocks: int | None = None
+    runs: int | None = None
 
 
 class KVTransfer(Protocol):
@@ -26,26 +44,42 @@ class KVTransfer(Protocol):
 
     name: str
     timeout_s: float
-    # A class that vLLM mixes into its workers, with `wp1_peer_lost(peer)`.
+    # Whether blocks can move while the rest of their prompt is computed; then `early_params` is there to be used.
+    overlap: bool
+    # A class that vLLM mixes into its workers, with `wp1_meet(engines)` and `wp1_peer_lost(peer)`.
     worker_extension: str
 
     def why(self) -> str:
         """Why this one was chosen, for run_metadata.json."""
         ...
 
-    def engine_settings(self, role: Role, lease_s: float) -> dict[str, Any]:
-        """Fields of vLLM's KVTransferConfig for one engine; two calls are for two engines.
+    def engine_arguments(self) -> dict[str, Any]:
+        """Arguments of vLLM's engine that this connector needs."""
+        ...
+
+    def engine_settings(self, role: Role, engine: str, lease_s: float) -> dict[str, Any]:
+        """Fields of vLLM's KVTransferConfig for one engine, by its name; two calls are for two engines.
 
         lease_s: seconds for which a prefill engine keeps the KV of a request that nobody fetches.
         """
         ...
 
-    def prefill_params(self) -> dict[str, Any]:
-        """`kv_transfer_params` of a request whose KV is to stay until it is fetched."""
+    def prefill_params(self, handoff_id: str, target: str | None) -> dict[str, Any]:
+        """`kv_transfer_params` of a request whose KV is to stay until it is fetched.
+
+        target: the decode engine that was given `early_params` for it, if one was.
+        """
         ...
 
     def decode_params(self, from_prefill: dict[str, Any], tokens: int) -> dict[str, Any]:
         """`kv_transfer_params` of the request that fetches the KV of `tokens` tokens."""
+        ...
+
+    def early_params(self, handoff_id: str, source: str, tokens: int, wants_token: bool) -> dict[str, Any]:
+        """`decode_params` before the prefill has ended: blocks are taken over as they get ready.
+
+        wants_token: the request's last token stands for the prefill engine's first, and is to be put in its place.
+        """
         ...
 
     def peer(self, from_prefill: dict[str, Any]) -> str:

@@ -5,11 +5,11 @@ import socket
 from typing import Any
 
 from wp1 import hardware
-from wp1.serving.transfer import Role, TransferReport
+from wp1.serving.transfer import Pools, Role, TransferReport
 
 CONNECTORS = {"pull": "NixlPullConnector", "push": "NixlPushConnector"}
 WHY = {
-    "push": "the default: writes work wherever reads do, and on one node without RDMA reads are served in software "
+    "push": "writes work wherever reads do, and on one node without RDMA reads are served in software "
     "(vllm-project/vllm#52607), 0.47 against 31 GB/s on one H200",
     "pull": "asked for; vLLM's default behind the name NixlConnector",
 }
@@ -22,21 +22,36 @@ class NixlTransfer:
     environment: variables for the engines' processes, UCX_TLS and the like; extra: kv_connector_extra_config.
     """
 
+    overlap = False
     worker_extension = "wp1.serving.transfer.nixl_connector.WorkerExtension"
 
     def __init__(
-        self, *, name: str, direction: str, timeout_s: float, environment: dict[str, str], extra: dict[str, Any]
+        self,
+        *,
+        name: str,
+        pools: Pools,
+        timeout_s: float,
+        direction: str,
+        environment: dict[str, str],
+        extra: dict[str, Any],
+        overlap: None = None,
+        verify: bool = False,
+        why: str | None = None,
     ) -> None:
         self.name = name
         self.timeout_s = timeout_s
         self._direction = direction
+        self._why = why or WHY[direction]
         self._environment = environment
         self._extra = extra
 
     def why(self) -> str:
-        return WHY[self._direction]
+        return self._why
 
-    def engine_settings(self, role: Role, lease_s: float) -> dict[str, Any]:
+    def engine_arguments(self) -> dict[str, Any]:
+        return {}
+
+    def engine_settings(self, role: Role, engine: str, lease_s: float) -> dict[str, Any]:
         on_cpu = hardware.device_type() == "cpu"
         # UCX would look for network cards; two processes of one host need shared memory and, to meet, TCP.
         environment = ({"UCX_TLS": "tcp,self,sm"} if on_cpu else {}) | self._environment
@@ -56,12 +71,15 @@ class NixlTransfer:
             settings["kv_buffer_device"] = "cpu"
         return settings
 
-    def prefill_params(self) -> dict[str, Any]:
+    def prefill_params(self, handoff_id: str, target: str | None) -> dict[str, Any]:
         remote = dict.fromkeys(("remote_engine_id", "remote_block_ids", "remote_host", "remote_port"))
         return {"do_remote_decode": True, "do_remote_prefill": False, **remote}
 
     def decode_params(self, from_prefill: dict[str, Any], tokens: int) -> dict[str, Any]:
         return {**from_prefill, "wp1_tokens": tokens}
+
+    def early_params(self, handoff_id: str, source: str, tokens: int, wants_token: bool) -> dict[str, Any]:
+        raise NotImplementedError("NIXL's connectors know the blocks when the prefill has ended")
 
     def peer(self, from_prefill: dict[str, Any]) -> str:
         return from_prefill["remote_engine_id"]

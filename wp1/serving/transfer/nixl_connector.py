@@ -206,6 +206,9 @@ class NixlPushConnector(_Metered, vllm_nixl.NixlPushConnector):
 class WorkerExtension:
     """What vLLM adds to its workers by worker_extension_cls, to be called through AsyncLLM.collective_rpc."""
 
+    def wp1_meet(self, engines: list[str]) -> None:
+        """NIXL's agents meet with the first request."""
+
     def wp1_peer_lost(self, engine_id: str) -> None:
         from vllm.distributed.kv_transfer import get_kv_transfer_group
 

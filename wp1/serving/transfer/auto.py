@@ -1,0 +1,17 @@
+"""Chooses the connector: memory to memory, as all engines are on one node, unless something is in the way."""
+
+from typing import Any
+
+from wp1.serving.transfer import KVTransfer, Pools
+from wp1.serving.transfer.ipc import IpcTransfer, obstacle
+from wp1.serving.transfer.nixl import NixlTransfer
+
+
+def choose(*, name: str, pools: Pools, direction: str, overlap: str, verify: bool, **settings: Any) -> KVTransfer:
+    """`ipc` or `nixl_push`, which say so and why. `name` is the configuration's and not the result's."""
+    reason = obstacle(pools)
+    if reason is None:
+        why = f"{name}: all engines are on this node, where KV moves at the speed of its memory"
+        return IpcTransfer(name="ipc", pools=pools, overlap=overlap, verify=verify, why=why, **settings)
+    why = f"{name}: not ipc, as {reason}"
+    return NixlTransfer(name=f"nixl_{direction}", pools=pools, direction=direction, why=why, **settings)

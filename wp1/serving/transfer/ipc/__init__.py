@@ -1,0 +1,127 @@
+"""KV between engines of one node at memory speed: the decode engine reads the prefill engine's blocks where they lie.
+
+What runs where:
+  this file      the configuration's side, in wp1's own process
+  connector.py   what vLLM loads in each engine, which has
+  prefill.py     the prefill engine's two halves (beside its scheduler and in its workers), and
+  decode.py      the decode engine's two halves, whose worker has
+  receiver.py    the thread that takes blocks over; it uses
+  mailbox.py     messages between engines,
+  exports.py     memory that another process can read,
+  layout.py      where the bytes of a block are,
+  copying.py     the copy, and kernel.py the copy on a GPU
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from wp1 import hardware
+from wp1.errors import ConfigError
+from wp1.serving.transfer import Pools, Role, TransferReport
+
+
+class IpcTransfer:
+    """CUDA's inter-process memory on GPUs, shared memory on a CPU; all engines on one node.
+
+    timeout_s: a transfer that has not ended by then fails its request.
+    overlap: blocks move while the rest of the prompt is still computed.
+    verify: both engines sum up the blocks of every handoff, and a difference fails it. For tests; it is slow.
+    """
+
+    worker_extension = "wp1.serving.transfer.ipc.connector.WorkerExtension"
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        pools: Pools,
+        timeout_s: float,
+        overlap: str,
+        verify: bool,
+        direction: None = None,
+        environment: dict[str, str] | None = None,
+        extra: dict[str, Any] | None = None,
+        why: str | None = None,
+    ) -> None:
+        """Raises ConfigError where `obstacle` finds one."""
+        if (reason := obstacle(pools)) is not None:
+            raise ConfigError(f"transfer=ipc cannot be used here: {reason}")
+        self.name = name
+        self.timeout_s = timeout_s
+        self.overlap = overlap == "on"
+        self._verify = verify
+        self._why = why or "asked for; all engines are on this node"
+
+    def why(self) -> str:
+        return self._why
+
+    def engine_arguments(self) -> dict[str, Any]:
+        # vLLM starts no hybrid cache manager beside a connector that is not its own; without it, sliding windows are
+        # kept as full attention, which this connector moves.
+        return {"disable_hybrid_kv_cache_manager": True}
+
+    def engine_settings(self, role: Role, engine: str, lease_s: float) -> dict[str, Any]:
+        return {
+            "kv_connector": "IpcConnector",
+            "kv_connector_module_path": "wp1.serving.transfer.ipc.connector",
+            "kv_role": "kv_producer" if role == "prefill" else "kv_consumer",
+            "kv_load_failure_policy": "fail",
+            "kv_connector_extra_config": {
+                "engine": engine,
+                "lease_s": lease_s,
+                "verify": self._verify,
+            },
+        }
+
+    def prefill_params(self, handoff_id: str, target: str | None) -> dict[str, Any]:
+        return {
+            "do_remote_decode": True,
+            "do_remote_prefill": False,
+            "wp1": {"handoff": handoff_id, "to": target},
+        }
+
+    def decode_params(self, from_prefill: dict[str, Any], tokens: int) -> dict[str, Any]:
+        return {**from_prefill, "wp1_tokens": tokens}
+
+    def early_params(self, handoff_id: str, source: str, tokens: int, wants_token: bool) -> dict[str, Any]:
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_engine_id": source,
+            "wp1_tokens": tokens,
+            "wp1": {"handoff": handoff_id, "wants_token": wants_token},
+        }
+
+    def peer(self, from_prefill: dict[str, Any]) -> str:
+        return from_prefill["remote_engine_id"]
+
+    def reports(self, stats: dict[str, Any]) -> list[TransferReport]:
+        return [TransferReport(*row) for row in stats.get("wp1_transfers", ())]
+
+
+def obstacle(pools: Pools) -> str | None:
+    """Why this connector cannot serve these pools on this machine, and what to do; None where it can."""
+    if pools.tensor_parallel != pools.decode_tensor_parallel:
+        return (
+            f"scheduler.tensor_parallel={pools.tensor_parallel} and scheduler.decode_tensor_parallel="
+            f"{pools.decode_tensor_parallel} must be equal, or use transfer=nixl_push"
+        )
+    if pools.prefill_kv_bytes is not None:
+        free = hardware.free_shared_memory()
+        if free < pools.prefill_kv_bytes:
+            return (
+                f"the prefill engines' KV needs {pools.prefill_kv_bytes / 2**30:.2f} GiB of shared memory and /dev/shm "
+                f"has {free / 2**30:.2f}: enlarge it, lower backend.kv_cache_gib, or use transfer=nixl_push"
+            )
+    return None
+
+
+def folder() -> Path:
+    """Where the engines of this run meet: in the folder for temporary files that the run's guard gives them.
+
+    It is the owner's alone, and removed with the run, however that ends.
+    """
+    path = Path(os.environ["TMPDIR"]) / "kv"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path

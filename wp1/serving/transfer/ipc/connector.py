@@ -1,0 +1,269 @@
+"""The connector that vLLM loads into each engine (kv_connector_module_path), for vLLM 0.26 to 0.33.
+
+It translates: vLLM's calls to the halves in `prefill` and `decode`, and their answers back.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import vllm
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.request import RequestStatus
+
+from wp1.serving.transfer import ipc
+from wp1.serving.transfer.ipc import exports
+from wp1.serving.transfer.ipc.copying import copier_of
+from wp1.serving.transfer.ipc.decode import DecodeOrders, DecodeScheduler
+from wp1.serving.transfer.ipc.layout import LayoutError, layout_of
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender
+from wp1.serving.transfer.ipc.prefill import PrefillOrders, PrefillScheduler, PrefillWorker
+from wp1.serving.transfer.ipc.receiver import Receiver
+
+ROWS = "wp1_transfers"
+
+
+@dataclass
+class Orders(KVConnectorMetadata):
+    """What the half beside the scheduler gives the workers with each step."""
+
+    prefill: PrefillOrders = field(default_factory=PrefillOrders)
+    decode: DecodeOrders = field(default_factory=DecodeOrders)
+
+
+class Stats(KVConnectorStats):
+    """Rows of `wp1.serving.transfer.TransferReport` since the last time."""
+
+    def reset(self) -> None:
+        self.data = {ROWS: []}
+
+    def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
+        self.data.setdefault(ROWS, []).extend(other.data.get(ROWS, []))
+        return self
+
+    def reduce(self) -> dict[str, int | float]:
+        return {"transfers": len(self.data.get(ROWS, []))}
+
+    def is_empty(self) -> bool:
+        return not self.data.get(ROWS)
+
+
+class IpcConnector(KVConnectorBase_V1):
+    """One of the engine's halves, by role: beside its scheduler, or in a worker."""
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        config = vllm_config.kv_transfer_config
+        self._engine: str = config.get_from_extra_config("engine", "")
+        self._verify: bool = config.get_from_extra_config("verify", False)
+        self._produces: bool = config.is_kv_producer
+        self._config = vllm_config
+        self._cache = kv_cache_config
+        self._refuse_what_cannot_be_moved()
+        folder = self._folder = ipc.folder()
+        self._sender = Sender(folder)
+        self._broken: set[int] = set()
+        self._rows: list[tuple[Any, ...]] = []
+        self._new: set[str] = set()  # requests that were given blocks in this step
+        self._prefill_worker: PrefillWorker | None = None
+        self._receiver: Receiver | None = None
+        self._prefill: PrefillScheduler | None = None
+        self._decode: DecodeScheduler | None = None
+        if role is not KVConnectorRole.SCHEDULER:
+            return
+        block_tokens = vllm_config.cache_config.block_size
+        if self._produces:
+            ranks = vllm_config.parallel_config.tensor_parallel_size
+            lease_s = config.get_from_extra_config("lease_s", 600.0)
+            self._prefill = PrefillScheduler(self._engine, ranks, block_tokens, lease_s, self._sender)
+        else:
+            self._decode = DecodeScheduler(Mailbox(folder, f"{self._engine}.scheduler"), block_tokens)
+
+    def _refuse_what_cannot_be_moved(self) -> None:
+        groups = self._cache.kv_cache_groups
+        kinds = sorted({type(spec).__name__ for group in groups for spec in _specs(group).values()})
+        plain = all(isinstance(spec, FullAttentionSpec) for group in groups for spec in _specs(group).values())
+        if len(groups) > 1 or not plain:
+            raise LayoutError(
+                f"transfer=ipc moves the KV of full attention in one group; this model has {', '.join(kinds)} in "
+                f"{len(groups)}: use transfer=nixl_push"
+            )
+
+    # In a worker.
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        pages = {
+            name: spec.page_size_bytes for group in self._cache.kv_cache_groups for name, spec in _specs(group).items()
+        }
+        own = {name: tensor for name, tensor in kv_caches.items() if name in pages}
+        layout = layout_of(own, pages, self._cache.num_blocks)
+        rank = get_tensor_model_parallel_rank()
+        box = f"{self._engine}.{rank}"
+        mailbox = Mailbox(self._folder, box)
+        facts = {
+            "vllm": vllm.__version__,
+            "model": self._config.model_config.model,
+            "block_tokens": self._config.cache_config.block_size,
+            "device": layout.storages[0].device.type,
+        }
+        if self._produces:
+            exports.offer(self._folder / f"{box}.json", layout, self._engine, box, facts)
+            # Sharing moves the memory, so whatever keeps addresses comes after it.
+            mark = _event if facts["device"] == "cuda" else lambda: lambda: True
+            copier = copier_of(layout)
+            self._prefill_worker = PrefillWorker(rank, mailbox, self._sender, mark, copier.checksum)
+        else:
+            facts["form"] = layout.form
+            folder = self._folder
+            self._receiver = Receiver(
+                mailbox,
+                self._sender,
+                box,
+                copier_of(layout),
+                layout.block_bytes,
+                lambda engine: exports.open_peer(folder / f"{engine}.{rank}.json", facts),
+                self._verify,
+            )
+            self._receiver.start()
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        if self._receiver is None:
+            return
+        orders = self._get_connector_metadata()
+        assert isinstance(orders, Orders)
+        for load in orders.decode.loads:
+            self._receiver.order({"kind": "load", "load": load})
+        for handoff, engine in orders.decode.given_up:
+            self._receiver.order({"kind": "give_up", "handoff": handoff, "engine": engine})
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        pass
+
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+        pass
+
+    def wait_for_save(self) -> None:
+        pass
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        if self._prefill_worker is not None:
+            orders = self._get_connector_metadata()
+            assert isinstance(orders, Orders)
+            return self._prefill_worker.obey(orders.prefill) or None, None
+        if self._receiver is None:
+            return None, None
+        here = set()
+        while self._receiver.ended:
+            ended = self._receiver.ended.popleft()
+            here.add(ended.request)
+            if ended.error is not None:
+                self._broken.update(ended.blocks)
+            if ended.report is not None:
+                self._rows.append(ended.report)
+        return None, here or None
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        broken, self._broken = self._broken, set()
+        return broken
+
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        if not self._rows:
+            return None
+        rows, self._rows = self._rows, []
+        return Stats(data={ROWS: rows})
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats:
+        return Stats(data={ROWS: []} if data is None else data)
+
+    def shutdown(self) -> None:
+        if self._receiver is not None:
+            self._receiver.stop()
+
+    def meet(self, engines: list[str]) -> None:
+        assert self._receiver is not None
+        for engine in engines:
+            self._receiver.meet(engine)
+
+    def peer_lost(self, engine: str) -> None:
+        if self._receiver is not None:
+            self._receiver.order({"kind": "lose", "engine": engine})
+
+    # Beside the scheduler.
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        tokens = 0 if self._decode is None else self._decode.to_come(request, num_computed_tokens)
+        return tokens, tokens > 0
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        [ids] = blocks.get_block_ids()
+        if self._decode is not None:
+            self._decode.allocated(request, ids, num_external_tokens)
+        if self._prefill is not None:
+            self._prefill.allocated(request, ids)
+            self._new.add(request.request_id)
+
+    def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
+        orders = Orders()
+        if self._prefill is not None:
+            cached = scheduler_output.scheduled_cached_reqs
+            grown = [
+                (name, blocks[0])
+                for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True)
+                if blocks and name not in self._new
+            ]
+            orders.prefill = self._prefill.orders(scheduler_output.num_scheduled_tokens, grown)
+            self._new = set()
+        if self._decode is not None:
+            orders.decode = self._decode.orders(scheduler_output.total_num_scheduled_tokens)
+        return orders
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        if self._decode is not None:
+            self._decode.arrived(set(connector_output.finished_recving or ()))
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        if self._decode is not None:
+            self._decode.finished(request)
+            return False, None
+        assert self._prefill is not None
+        ended = (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
+        params = self._prefill.finished(request, block_ids, request.status in ended)
+        return params is not None, params
+
+
+def _specs(group: Any) -> dict[str, Any]:
+    """vLLM's specification of each layer in a group of the KV cache."""
+    single = getattr(group.kv_cache_spec, "kv_cache_specs", None)
+    return single or dict.fromkeys(group.layer_names, group.kv_cache_spec)
+
+
+def _event() -> Any:
+    event = torch.cuda.Event()
+    event.record()
+    return event.query
+
+
+class WorkerExtension:
+    """What vLLM adds to its workers by worker_extension_cls, to be called through AsyncLLM.collective_rpc."""
+
+    def wp1_meet(self, engines: list[str]) -> None:
+        _connector().meet(engines)
+
+    def wp1_peer_lost(self, engine: str) -> None:
+        _connector().peer_lost(engine)
+
+
+def _connector() -> IpcConnector:
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    connector = get_kv_transfer_group()
+    assert isinstance(connector, IpcConnector)
+    return connector

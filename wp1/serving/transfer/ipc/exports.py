@@ -1,0 +1,147 @@
+"""A KV cache that other processes of this user on this node can read, and how they find it.
+
+On a GPU by CUDA's inter-process handles, on a CPU by moving the tensors' memory to shared memory, which has no name
+and is gone with the last process that maps it. What a worker offers is a JSON file in the run's private folder.
+"""
+
+import base64
+import json
+import mmap
+import os
+import select
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wp1 import hardware
+from wp1.errors import WP1Error
+from wp1.serving.transfer.ipc.layout import Layout, Region
+
+# What must be equal on both sides, and how it is called in the message where it is not.
+COMPARED = {"vllm": "vLLM", "model": "model", "form": "KV layout", "block_tokens": "block size", "device": "device"}
+
+
+class PeerError(WP1Error):
+    """An engine whose KV cannot be read."""
+
+
+@dataclass
+class Peer:
+    """A prefill worker's KV cache as mapped into this process.
+
+    memory: for each storage its bytes, as a read-only array on a CPU and as a torch storage on a GPU.
+    """
+
+    engine: str
+    mailbox: str
+    regions: list[Region]
+    num_blocks: int
+    memory: list[Any]
+    pidfd: int
+
+    def alive(self) -> bool:
+        """Whether the peer's process still runs; its memory stays readable either way."""
+        return not select.select([self.pidfd], [], [], 0)[0]
+
+
+def offer(path: Path, layout: Layout, engine: str, mailbox: str, facts: dict[str, Any]) -> None:
+    """Makes the cache readable by other processes, and says so in a file.
+
+    facts: what `COMPARED` compares. Raises OSError where there is not enough shared memory.
+    """
+    for storage in layout.storages:
+        if storage.device.type == "cpu" and not storage.is_shared():
+            _room_in_shared_memory(storage.nbytes())
+    text = json.dumps(
+        {
+            "engine": engine,
+            "mailbox": mailbox,
+            "pid": os.getpid(),
+            "num_blocks": layout.num_blocks,
+            "regions": [[region.storage, region.offset, region.stride, region.size] for region in layout.regions],
+            "storages": [_handle(storage) for storage in layout.storages],
+            "form": layout.form,
+            **facts,
+        }
+    )
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.chmod(0o600)
+    fresh.rename(path)
+
+
+def _room_in_shared_memory(needed: int) -> None:
+    free = hardware.free_shared_memory()
+    if free < needed:
+        raise OSError(
+            f"/dev/shm has {free / 2**30:.2f} GiB free and the KV pool needs {needed / 2**30:.2f}: enlarge it, lower "
+            "backend.kv_cache_gib, or use transfer=nixl_push"
+        )
+
+
+def _handle(storage: torch.UntypedStorage) -> dict[str, Any]:
+    """How another process opens this storage. Torch keeps the memory, and its views, where they are for us."""
+    anything: Any = storage
+    if storage.device.type == "cpu":
+        fd, size = anything._share_fd_cpu_()
+        return {"fd": fd, "size": size}
+    device, *rest = anything._share_cuda_()
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return {"gpu": uuid, "cuda": [_written(value) for value in rest]}
+
+
+def _written(value: Any) -> Any:
+    return {"b64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
+
+
+def _read(value: Any) -> Any:
+    return base64.b64decode(value["b64"]) if isinstance(value, dict) else value
+
+
+def open_peer(path: Path, facts: dict[str, Any]) -> Peer:
+    """Maps what a worker offers. Raises PeerError where it is not there or not as ours: with both values."""
+    try:
+        offered = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PeerError(f"{path.stem} offers no KV: is it a prefill engine of this run?") from error
+    for key, name in COMPARED.items():
+        if offered[key] != facts[key]:
+            raise PeerError(
+                f"{name} of {offered['engine']} is {offered[key]}, here it is {facts[key]}: both pools need the same"
+            )
+    try:
+        # Before anything is mapped, so that the number cannot have gone to another process.
+        pidfd = os.pidfd_open(offered["pid"])
+        memory = [_opened(handle, offered["pid"]) for handle in offered["storages"]]
+    except OSError as error:
+        raise PeerError(f"{offered['engine']} is gone, or its KV cannot be mapped: {error.strerror}") from error
+    regions = [Region(*row) for row in offered["regions"]]
+    return Peer(offered["engine"], offered["mailbox"], regions, offered["num_blocks"], memory, pidfd)
+
+
+def _opened(handle: dict[str, Any], pid: int) -> Any:
+    if "fd" in handle:
+        fd = os.open(f"/proc/{pid}/fd/{handle['fd']}", os.O_RDONLY)
+        try:
+            return np.frombuffer(mmap.mmap(fd, handle["size"], prot=mmap.PROT_READ), dtype=np.uint8)
+        finally:
+            os.close(fd)
+    ours = torch.cuda.current_device()
+    theirs = _index_of(handle["gpu"])
+    if theirs != ours:
+        if not torch.cuda.can_device_access_peer(ours, theirs):
+            raise PeerError(f"GPUs {ours} and {theirs} cannot read each other's memory: use transfer=nixl_push")
+        # Torch allows the access between two GPUs with the first copy between them.
+        torch.zeros(1, device=f"cuda:{theirs}").to(f"cuda:{ours}")
+    storage: Any = torch.UntypedStorage
+    return storage._new_shared_cuda(theirs, *map(_read, handle["cuda"]))
+
+
+def _index_of(uuid: str) -> int:
+    for index in range(torch.cuda.device_count()):
+        if str(torch.cuda.get_device_properties(index).uuid) == uuid:
+            return index
+    raise PeerError(f"GPU {uuid} of the prefill engine is not visible to this engine")

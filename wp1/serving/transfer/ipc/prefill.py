@@ -1,0 +1,202 @@
+"""The prefill engine's halves of the connector: what it tells decode engines, and how long it keeps what they read.
+
+Beside the scheduler, `PrefillScheduler` knows which blocks a prompt fills and when its last token was computed; in each
+worker, `PrefillWorker` knows when a chunk's kernels have ended, and who has taken over what. Neither imports vllm: what
+they are given of it is named in the docstrings.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender, to_runs
+
+# Beyond a lease, for a decode engine that began to read in time.
+GRACE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Blocks that stay until their reader has released them, or until `until` (monotonic seconds) and some grace."""
+
+    request: str
+    handoff: str
+    until: float
+    blocks: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Blocks first, first + 1, ... of a prompt that are whole once the step that carries this has been computed."""
+
+    handoff: str
+    reader: str
+    epoch: int
+    first: int
+    blocks: list[int]
+
+
+@dataclass(slots=True)
+class PrefillOrders:
+    """From the scheduler's half to the workers, with each step."""
+
+    ready: list[Ready] = field(default_factory=list)
+    holds: list[Hold] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """One prompt in work. epoch counts how often it was begun anew, in other blocks."""
+
+    request: Any
+    blocks: list[int]
+    told: int = 0  # blocks that were announced
+    epoch: int = 0
+
+
+class PrefillScheduler:
+    """Follows each prompt that is to be handed over, in the process of the engine's scheduler.
+
+    ranks: workers of an engine, here and there.
+    """
+
+    def __init__(self, engine: str, ranks: int, block_tokens: int, lease_s: float, sender: Sender) -> None:
+        self._engine = engine
+        self._ranks = ranks
+        self._block_tokens = block_tokens
+        self._lease_s = lease_s
+        self._sender = sender
+        self._prompts: dict[str, _Prompt] = {}
+        self._orders = PrefillOrders()
+
+    def allocated(self, request: Any, blocks: list[int]) -> None:
+        """vLLM gave a request (vllm.v1.request.Request) these blocks, for the first time or after a preemption."""
+        if _ours(request) is None:
+            return
+        prompt = self._prompts.setdefault(request.request_id, _Prompt(request, blocks))
+        prompt.blocks = list(blocks)
+        if prompt.epoch != request.num_preemptions:
+            prompt.epoch, prompt.told = request.num_preemptions, 0
+
+    def orders(self, scheduled: dict[str, int], grown: Iterable[tuple[str, list[int]]]) -> PrefillOrders:
+        """What this step's workers are to tell and keep.
+
+        scheduled: tokens by request in this step, not yet counted as computed; grown: blocks that requests got beside
+        those of `allocated`.
+        """
+        for name, blocks in grown:
+            if name in self._prompts:
+                self._prompts[name].blocks.extend(blocks)
+        for name, tokens in scheduled.items():
+            prompt = self._prompts.get(name)
+            reader = _ours(prompt.request)["to"] if prompt is not None else None
+            if prompt is None or reader is None:
+                continue
+            computed = prompt.request.num_computed_tokens + tokens
+            whole = min(computed, prompt.request.num_prompt_tokens) // self._block_tokens
+            # The last chunk is told when its token is there, with all the rest.
+            if prompt.told < whole and computed < prompt.request.num_prompt_tokens:
+                blocks = prompt.blocks[prompt.told : whole]
+                handoff = _ours(prompt.request)["handoff"]
+                self._orders.ready.append(Ready(handoff, reader, prompt.epoch, prompt.told, blocks))
+                prompt.told = whole
+        orders, self._orders = self._orders, PrefillOrders()
+        return orders
+
+    def finished(self, request: Any, blocks: list[int], well: bool) -> dict[str, Any] | None:
+        """A request has ended: where `well`, tells its reader, and returns the parameters that fetch its KV."""
+        ours = _ours(request)
+        prompt = self._prompts.pop(request.request_id, None)
+        if ours is None:
+            return None
+        handoff, reader = ours["handoff"], ours["to"]
+        if not well:
+            self._tell(reader, {"kind": "failed", "handoff": handoff, "why": f"{self._engine} gave the prompt up"})
+            return None
+        until = time.monotonic() + self._lease_s
+        done = {
+            "handoff": handoff,
+            "epoch": prompt.epoch if prompt is not None else 0,
+            "blocks": to_runs(blocks),
+            "until": until,
+            "token": request.output_token_ids[0],
+        }
+        self._tell(reader, {"kind": "done", **done})
+        self._orders.holds.append(Hold(request.request_id, handoff, until, blocks))
+        return {"do_remote_prefill": True, "do_remote_decode": False, "remote_engine_id": self._engine, "wp1": done}
+
+    def _tell(self, reader: str | None, message: dict[str, Any]) -> None:
+        if reader is None:
+            return
+        # Its scheduler first: by the time that a worker there has the blocks, the first token is known.
+        for box in [f"{reader}.scheduler", *(f"{reader}.{rank}" for rank in range(self._ranks))]:
+            self._sender.send(box, message)
+
+
+def _ours(request: Any) -> Any:
+    params = request.kv_transfer_params
+    return params.get("wp1") if params and params.get("do_remote_decode") else None
+
+
+class PrefillWorker:
+    """Tells readers of chunks whose kernels have ended, and keeps blocks until they are released; on one rank.
+
+    mark: gives a function that says whether what was launched until now has ended.
+    checksum: sums up blocks, for readers that ask.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        mailbox: Mailbox,
+        sender: Sender,
+        mark: Callable[[], Callable[[], bool]],
+        checksum: Callable[[list[int]], int],
+    ) -> None:
+        self._rank = rank
+        self._mailbox = mailbox
+        self._sender = sender
+        self._mark = mark
+        self._checksum = checksum
+        self._computing: deque[tuple[Callable[[], bool], list[Ready]]] = deque()
+        self._held: dict[str, Hold] = {}
+        self._released: dict[str, float] = {}  # before there was anything to release
+        self._asked: list[tuple[str, str]] = []  # handoffs whose sum somebody wants
+
+    def obey(self, orders: PrefillOrders) -> set[str]:
+        """After a step was launched: takes its orders, and returns the requests whose blocks are free to go."""
+        if orders.ready:
+            self._computing.append((self._mark(), orders.ready))
+        while self._computing and self._computing[0][0]():
+            for ready in self._computing.popleft()[1]:
+                message = {"kind": "ready", "handoff": ready.handoff, "epoch": ready.epoch, "first": ready.first}
+                self._sender.send(f"{ready.reader}.{self._rank}", message | {"blocks": to_runs(ready.blocks)})
+        for hold in orders.holds:
+            self._held[hold.handoff] = hold
+        now = time.monotonic()
+        for message in self._mailbox.waiting():
+            if message["kind"] == "release":
+                self._released[message["handoff"]] = now
+            else:
+                self._asked.append((message["handoff"], message["reader"]))
+        self._sum_up()
+        free = [hold for hold in self._held.values() if hold.handoff in self._released or now > hold.until + GRACE_S]
+        for hold in free:
+            del self._held[hold.handoff]
+            self._released.pop(hold.handoff, None)
+        # Of prompts that were given up there is never a hold.
+        if len(self._released) > 1000:
+            self._released = {name: at for name, at in self._released.items() if now - at < 600}
+        return {hold.request for hold in free}
+
+    def _sum_up(self) -> None:
+        asked, self._asked = self._asked, []
+        for handoff, reader in asked:
+            hold = self._held.get(handoff)
+            if hold is None:
+                self._asked.append((handoff, reader))
+                continue
+            self._sender.send(reader, {"kind": "sum", "handoff": handoff, "sum": self._checksum(hold.blocks)})
+        self._asked = self._asked[-1000:]

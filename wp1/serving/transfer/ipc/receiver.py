@@ -1,0 +1,244 @@
+"""Takes blocks over from prefill engines: one thread in each worker of a decode engine.
+
+What it does follows from three things that come in any order: a load (our blocks, from the engine's own scheduler),
+announcements of blocks that are ready, and the word that the prompt is done. Whatever is known to be ready is copied at
+once; a load ends when the prompt is done and every block is here.
+"""
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from wp1.serving.transfer.ipc.copying import Copier
+from wp1.serving.transfer.ipc.exports import Peer, PeerError
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, from_runs
+
+# Handoffs that have ended and may still be spoken of.
+REMEMBERED = 10_000
+
+
+@dataclass(slots=True)
+class Load:
+    """Blocks of ours for blocks first, first + 1, ... of a prompt that another engine computes."""
+
+    request: str
+    handoff: str
+    engine: str
+    first: int
+    blocks: list[int]
+    done: Message | None  # where the prompt was computed before the load was asked for
+    copied: int = 0
+    epoch: int = -1
+    t_begin: float | None = None
+    copy_s: float = 0.0
+    wait_s: float = 0.0
+    runs: int = 0
+
+
+@dataclass(slots=True)
+class Source:
+    """What is known of a prompt's blocks in the prefill engine."""
+
+    epoch: int = 0
+    blocks: list[int] = field(default_factory=list)
+    heard: float = 0.0
+    until: float | None = None  # set when all is said
+    failed: str | None = None
+    sum: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A load that is over. error: why it did not succeed; blocks: ours, whose content is then worth nothing."""
+
+    request: str
+    error: str | None
+    blocks: list[int]
+    # For `wp1.serving.transfer.TransferReport`; None where nothing was to be moved any more.
+    report: tuple[Any, ...] | None
+
+
+class Receiver:
+    """All state belongs to the thread that calls `handle`; other threads use `order` and `ended`.
+
+    copier, block_bytes: of our cache; open_peer: maps the KV of an engine by name; verify: compare sums of the blocks.
+    """
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        sender: Sender,
+        name: str,
+        copier: Copier,
+        block_bytes: int,
+        open_peer: Callable[[str], Peer],
+        verify: bool,
+    ) -> None:
+        self._mailbox = mailbox
+        self._sender = sender
+        self._name = name
+        self._copier = copier
+        self._block_bytes = block_bytes
+        self._open_peer = open_peer
+        self._verify = verify
+        self._peers: dict[str, Peer] = {}
+        self._loads: dict[str, Load] = {}
+        self._sources: dict[str, Source] = {}
+        self._over: OrderedDict[str, None] = OrderedDict()
+        self._orders: deque[Message] = deque()
+        self.ended: deque[Ended] = deque()
+        self._thread = threading.Thread(target=self._run, name="wp1-kv", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def order(self, order: Message) -> None:
+        """From the engine's own thread: {"kind": "load" | "give_up" | "lose" | "meet", ...}; see `handle`."""
+        self._orders.append(order)
+        self._sender.send(self._name, {"kind": "wake"})
+
+    def meet(self, engine: str) -> None:
+        """Maps an engine's KV and tries a copy, now and in the caller's thread. Raises PeerError."""
+        peer = self._open_peer(engine)
+        # A kernel is compiled for its first use. vLLM gives block 0 to nobody.
+        self._copier.copy(peer, [0], [0])
+        self._peers[engine] = peer
+
+    def _run(self) -> None:
+        while True:
+            try:
+                message = self._mailbox.receive()
+            except OSError:  # closed
+                return
+            while self._orders:
+                self.handle(self._orders.popleft())
+            if message["kind"] == "stop":
+                return
+            self.handle(message)
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._sender.send(self._name, {"kind": "stop"})
+            self._thread.join(timeout=5)
+
+    def handle(self, message: Message) -> None:
+        """One order of the engine, or one message of a prefill engine."""
+        match message["kind"]:
+            case "load":
+                load: Load = message["load"]
+                self._loads[load.handoff] = load
+                if load.done is not None:
+                    self._say(load.done | {"kind": "done"})
+                self._advance(load.handoff)
+            case "give_up":
+                self._give_up(message["handoff"], message["engine"])
+            case "lose":
+                for load in [load for load in self._loads.values() if load.engine == message["engine"]]:
+                    self._end(load, f"engine {load.engine} died before its KV was here")
+                self._peers.pop(message["engine"], None)
+            case "ready" | "done" | "failed" | "sum":
+                if message["handoff"] not in self._over:
+                    self._say(message)
+                    self._advance(message["handoff"])
+
+    def _say(self, message: Message) -> None:
+        """What a prefill engine says of a prompt."""
+        source = self._sources.setdefault(message["handoff"], Source())
+        kind = message["kind"]
+        if kind == "failed":
+            source.failed = message["why"]
+            return
+        if kind == "sum":
+            source.sum = message["sum"]
+            return
+        source.heard = time.monotonic()
+        if message["epoch"] != source.epoch:
+            source.epoch, source.blocks = message["epoch"], []
+        blocks = from_runs(message["blocks"])
+        if kind == "done":
+            source.blocks, source.until = blocks, message["until"]
+        elif source.until is None and message["first"] == len(source.blocks):
+            source.blocks += blocks
+
+    def _advance(self, handoff: str) -> None:
+        """Copies what is ready of a handoff, and ends it where that was all."""
+        load, source = self._loads.get(handoff), self._sources.get(handoff)
+        if load is None or source is None:
+            return
+        if source.failed is not None:
+            self._end(load, source.failed)
+            return
+        try:
+            peer = self._peers.get(load.engine)
+            if peer is None:
+                peer = self._peers[load.engine] = self._open_peer(load.engine)
+            self._copy(load, source, peer)
+        except PeerError as error:
+            self._end(load, str(error))
+        except Exception as error:  # whatever a copy raises: the request must hear of it
+            self._end(load, f"the copy failed: {type(error).__name__}: {error}")
+        else:
+            if source.until is not None:
+                self._finish(load, source, peer)
+
+    def _copy(self, load: Load, source: Source, peer: Peer) -> None:
+        if load.epoch != source.epoch:
+            # The prompt was begun anew in other blocks: what was copied may have been somebody else's by then.
+            load.epoch, load.copied = source.epoch, 0
+        theirs = source.blocks[load.first + load.copied : load.first + len(load.blocks)]
+        if not theirs:
+            return
+        now = time.monotonic()
+        load.t_begin = load.t_begin or now
+        load.wait_s += now - source.heard
+        seconds, runs = self._copier.copy(peer, theirs, load.blocks[load.copied : load.copied + len(theirs)])
+        load.copy_s += seconds
+        load.runs += runs
+        load.copied += len(theirs)
+
+    def _finish(self, load: Load, source: Source, peer: Peer) -> None:
+        """The prompt is done: all is here, or it will not come."""
+        assert source.until is not None
+        if load.copied < len(load.blocks):
+            self._end(load, f"{load.engine} has {len(source.blocks)} blocks of {load.first + len(load.blocks)}")
+        elif time.monotonic() > source.until:
+            self._end(load, f"the lease of the blocks in {load.engine} ended before they were read")
+        elif not peer.alive():
+            self._end(load, f"engine {load.engine} died before its KV was here")
+        elif not self._verify:
+            self._end(load)
+        elif source.sum is None:
+            ask = {"kind": "sum", "handoff": load.handoff, "reader": self._name}
+            self._sender.send(peer.mailbox, ask)
+        else:
+            # Of the whole prompt on both sides, which is what a load is where no prefix is cached here.
+            ours = self._copier.checksum(load.blocks)
+            self._end(load, None if ours == source.sum else f"sums of the blocks differ: {source.sum}, here {ours}")
+
+    def _end(self, load: Load, error: str | None = None) -> None:
+        self._forget(load.handoff, load.engine)
+        moved = load.copied * self._block_bytes
+        now = time.monotonic()
+        figures = (load.copy_s, load.wait_s, load.copied, load.runs)
+        report = (load.handoff, load.t_begin or now, now, moved, error, *figures)
+        self.ended.append(Ended(load.request, error, load.blocks, report))
+
+    def _give_up(self, handoff: str, engine: str) -> None:
+        load = self._loads.get(handoff)
+        if load is not None:
+            self._end(load, "the request was given up")
+        elif handoff not in self._over:
+            self._forget(handoff, engine)
+
+    def _forget(self, handoff: str, engine: str) -> None:
+        """Nobody here reads its blocks any more."""
+        self._loads.pop(handoff, None)
+        self._sources.pop(handoff, None)
+        self._over[handoff] = None
+        if len(self._over) > REMEMBERED:
+            self._over.popitem(last=False)
+        rank = self._name.rpartition(".")[2]
+        self._sender.send(f"{engine}.{rank}", {"kind": "release", "handoff": handoff})
