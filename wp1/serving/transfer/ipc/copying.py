@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
