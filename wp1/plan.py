@@ -1,8 +1,10 @@
 """From a configuration to what will be measured: arms, their cells, and the order of it all. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
+
+from wp1.schema import open_loop
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,7 @@ class Cell:
     concurrency: int  # closed loop; ignored where request_rate > 0
     request_rate: float  # requests/s
     repeats: int
+    num_requests: int | None = None  # a repeat; None: the whole dataset
 
 
 @dataclass(frozen=True)
@@ -41,22 +44,34 @@ def plan(cfg: Any) -> list[Arm]:
 
 
 def _cells(cfg: Any, arm: str) -> list[Cell]:
-    """Every prompt length at every request rate, short prompts and low rates first."""
-    workload = cfg.workload
-    lengths = cfg.experiment.prompt_lens or [workload.prompt_len]
-    rates = cfg.experiment.request_rates if cfg.experiment.request_rates is not None else [workload.request_rate]
-    return [
-        Cell(
-            arm=arm,
-            name=f"{_prompts(cfg, length)}-{f'rate{rate:g}' if rate > 0 else f'conc{workload.concurrency}'}",
-            prompt_len=length if workload.prompts == "random" else None,
-            concurrency=workload.concurrency,
-            request_rate=rate,
-            repeats=cfg.experiment.repeats,
-        )
-        for length in lengths
-        for rate in rates
-    ]
+    """Every prompt length at every load, short prompts and low loads first.
+
+    Loads are request rates where there are any, else numbers of requests at a time.
+    """
+    experiment, workload = cfg.experiment, cfg.workload
+    lengths = experiment.prompt_lens or [workload.prompt_len]
+    rates = experiment.request_rates if experiment.request_rates is not None else [workload.request_rate]
+    loads = [(rate, workload.concurrency) for rate in rates]
+    if experiment.concurrencies is not None and not open_loop(cfg):
+        loads = [(0.0, concurrency) for concurrency in experiment.concurrencies]
+    cells = [cell_of(cfg, arm, length, rate, concurrency) for length in lengths for rate, concurrency in loads]
+    if experiment.concurrencies is None or workload.num_requests is None:
+        return cells
+    # Fewer requests than are to run at a time would not be that load.
+    return [replace(cell, num_requests=max(workload.num_requests, cell.concurrency)) for cell in cells]
+
+
+def cell_of(cfg: Any, arm: str, length: int | None, rate: float, concurrency: int = 1) -> Cell:
+    """The cell of one prompt length (tokens) at one load: a rate in requests/s, or `concurrency` where that is 0."""
+    return Cell(
+        arm=arm,
+        name=f"{_prompts(cfg, length)}-{f'rate{rate:g}' if rate > 0 else f'conc{concurrency}'}",
+        prompt_len=length if cfg.workload.prompts == "random" else None,
+        concurrency=concurrency,
+        request_rate=rate,
+        repeats=cfg.experiment.repeats,
+        num_requests=cfg.workload.num_requests,
+    )
 
 
 def _prompts(cfg: Any, length: int | None) -> str:

@@ -132,6 +132,25 @@ class QueueLengths:
     decoding: int
 
 
+@dataclass(slots=True)
+class EngineStats:
+    """What an engine counted over the stretch of time that ends at `t`."""
+
+    t: float  # seconds, monotonic
+    arm: str
+    engine: str
+    kv_use: float = 0.0  # share of the KV cache's blocks that are in use, mean over steps
+    kv_use_peak: float = 0.0
+    running: int = 0  # requests, at most
+    waiting: int = 0  # requests that have no place yet, at most
+    preemptions: int = 0  # requests that lost their place and will be computed again
+    steps: int = 0
+
+
+# What goes into files of its own beside the records.
+Event = Handoff | QueueLengths | EngineStats
+
+
 def new_record(request: Request, t_intended: float) -> RequestRecord:
     """A record of a request that has not ended; its status is "aborted" until it has."""
     return RequestRecord(
@@ -166,13 +185,13 @@ class RecordWriter:
             self._file.close()
             self._file = None
 
-    def write(self, record: RequestRecord | Handoff | QueueLengths) -> None:
+    def write(self, record: RequestRecord | Event) -> None:
         assert self._file is not None
         self._file.write(json.dumps(_rounded(record), ensure_ascii=False) + "\n")
         self._file.flush()
 
 
-def _rounded(record: RequestRecord | Handoff | QueueLengths) -> dict[str, Any]:
+def _rounded(record: RequestRecord | Event) -> dict[str, Any]:
     # dataclasses.asdict copies deeply, which costs more than the rest for long outputs.
     row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     for key, value in row.items():

@@ -103,6 +103,7 @@ class Slo:
     name: str = "none"
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    e2e_ms: float | None = None
 
 
 @dataclass
@@ -120,6 +121,13 @@ class Experiment:
     same_tokens: bool = False
     prompt_lens: list[int] | None = None  # tokens; None: workload.prompt_len
     request_rates: list[float] | None = None  # requests/s; None: workload.request_rate
+    concurrencies: list[int] | None = None  # of closed loops; None: workload.concurrency
+    # What the device can do at most, for MFU and MBU: measured once before the engines start if no table states it.
+    measure_peaks: bool = False
+    # The search for the highest rate that keeps the SLO, at every prompt length after the cells.
+    goodput_budget_s: float | None = None  # seconds a prompt length; None: no search
+    goodput_probe_s: float = 20.0  # seconds of arrivals a probe, at least
+    goodput_within: float = 0.1  # the search ends when the two nearest rates differ by this share
 
 
 @dataclass
@@ -266,8 +274,12 @@ def _check_values(cfg: Any) -> None:
         ("workload.timeout_s", cfg.workload.timeout_s, 0.001),
         ("slo.ttft_ms", cfg.slo.ttft_ms, 0),
         ("slo.tpot_ms", cfg.slo.tpot_ms, 0),
+        ("slo.e2e_ms", cfg.slo.e2e_ms, 0),
         ("tracking.timeout_s", cfg.tracking.timeout_s, 1),
         ("experiment.repeats", cfg.experiment.repeats, 1),
+        ("experiment.goodput_budget_s", cfg.experiment.goodput_budget_s, 1),
+        ("experiment.goodput_probe_s", cfg.experiment.goodput_probe_s, 0.001),
+        ("experiment.goodput_within", cfg.experiment.goodput_within, 0.001),
         ("seed", cfg.seed, 0),
     ]
     for key, value, least in at_least:
@@ -363,6 +375,28 @@ def _check_cells(cfg: Any) -> None:
                 f"experiment.request_rates={list(rates)} does not do: name different rates, in requests/s; 0 is one "
                 "at a time"
             )
+    concurrencies = cfg.experiment.concurrencies
+    if concurrencies is not None and (
+        not concurrencies
+        or len(set(concurrencies)) < len(concurrencies)
+        or not all(1 <= n <= MOST for n in concurrencies)
+    ):
+        raise ConfigError(
+            f"experiment.concurrencies={list(concurrencies)} does not do: name different numbers of requests at a time"
+        )
+    limits = (cfg.slo.ttft_ms, cfg.slo.tpot_ms, cfg.slo.e2e_ms)
+    if cfg.experiment.goodput_budget_s is not None:
+        if not any(limit is not None for limit in limits):
+            raise ConfigError(
+                "experiment.goodput_budget_s has no effect without limits: choose slo=interactive or set slo.ttft_ms"
+            )
+        if cfg.workload.prompts != "random":
+            raise ConfigError("experiment.goodput_budget_s needs prompts in any number: choose workload=random")
+
+
+def open_loop(cfg: Any) -> bool:
+    """Whether requests come at rates: then `experiment.concurrencies`, the load of closed loops, is not used."""
+    return cfg.experiment.request_rates is not None or cfg.workload.request_rate > 0
 
 
 def check_overrides(cfg: Any, overrides: list[str]) -> None:
@@ -374,6 +408,11 @@ def check_overrides(cfg: Any, overrides: list[str]) -> None:
             raise ConfigError(
                 f"{override.lstrip('+')} has no effect with experiment={cfg.experiment.name}, which compares {arms}: "
                 f"set arms.{next(iter(cfg.arms))}.{key}=... and the like"
+            )
+        if open_loop(cfg) and override.lstrip("+").startswith("experiment.concurrencies="):
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect where requests come at a rate: drop it, or drop "
+                "experiment.request_rates and choose workload=random"
             )
 
 

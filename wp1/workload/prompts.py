@@ -51,7 +51,6 @@ def measured(
     """
     workload = cfg.workload
     if workload.prompts == "random":
-        count = workload.num_requests
         return [
             _request(
                 cfg, cell, repeat, f"{n}",
@@ -59,9 +58,9 @@ def measured(
                 label=f"{cell.prompt_len} random tokens",
                 seed=derive_seed(cfg.seed, cell.name, repeat, n, "sampling"),
             )
-            for n in range(count)
+            for n in range(cell.num_requests or 0)
         ]  # fmt: skip
-    rows = questions if workload.num_requests is None else _cycled(questions, workload.num_requests)
+    rows = questions if cell.num_requests is None else _cycled(questions, cell.num_requests)
     return [
         _request(
             cfg, cell, repeat, f"{n}-{row.id}",
