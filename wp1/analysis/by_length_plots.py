@@ -30,8 +30,8 @@ def length_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> li
             folder / "prefill.png",
         ),
     ]
-    _ttft(found, made[0][1], mark)
-    _prefill(found, made[1][1], mark)
+    _ttft(found, made[0][1], n, mark)
+    _prefill(found, made[1][1], n, mark)
     return made
 
 
@@ -46,7 +46,7 @@ def _colours() -> Any:
     return sns.color_palette(style.PALETTE)
 
 
-def _ttft(found: Mapping[str, Any], path: Path, mark: str) -> None:
+def _ttft(found: Mapping[str, Any], path: Path, n: str, mark: str) -> None:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -59,21 +59,23 @@ def _ttft(found: Mapping[str, Any], path: Path, mark: str) -> None:
         errorbar(axes, rows, "ttft_ms", label=f"{name}measured", color=colours[k], marker=MARKERS[k % 4])
         if fitted:
             a, b, c = (fitted[key]["value"] for key in "abc")
-            n = np.geomspace(fitted["lengths"][0], fitted["lengths"][-1], 200)
-            axes.plot(n, curve((a, b, c), n), color=colours[k], linewidth=1.2, label=f"{name}a + b n + c n²")
+            x = np.geomspace(fitted["lengths"][0], fitted["lengths"][-1], 200)
+            axes.plot(x, curve((a, b, c), x), color=colours[k], linewidth=1.2, label=f"{name}a + b n + c n²")
             if c > 0:
                 bottom = min(row["ttft_ms"]["value"] for row in rows) / 3
-                part = c * n**2
+                part = c * x**2
                 shown = part >= bottom
-                axes.plot(n[shown], part[shown], color=colours[k], linewidth=1.2, linestyle=":", label=f"{name}c n²")
+                axes.plot(x[shown], part[shown], color=colours[k], linewidth=1.2, linestyle=":", label=f"{name}c n²")
     log_axes(axes, [row["prompt_len"] for row in found["rows"]])
-    axes.set(xlabel="prompt tokens", ylabel="TTFT, ms", title=style.title("What prompt length costs", mark))
+    axes.set(
+        xlabel="prompt tokens", ylabel="TTFT, ms", title=style.title(f"What prompt length costs, {n} a length", mark)
+    )
     axes.legend(frameon=False, loc="upper left")
     sns.despine(ax=axes)
     style.save(figure, path)
 
 
-def _prefill(found: Mapping[str, Any], path: Path, mark: str) -> None:
+def _prefill(found: Mapping[str, Any], path: Path, n: str, mark: str) -> None:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -108,7 +110,11 @@ def _prefill(found: Mapping[str, Any], path: Path, mark: str) -> None:
     if len(arms) > 1:
         speed.legend(frameon=False, fontsize="small")
     figure.suptitle(
-        style.title("Prefill by prompt length", mark), x=0.01, ha="left", fontsize="large", fontweight="bold"
+        style.title(f"Prefill by prompt length, {n} a length", mark),
+        x=0.01,
+        ha="left",
+        fontsize="large",
+        fontweight="bold",
     )
     style.save(figure, path)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wp1.analysis.markdown import ms, number, share, short, table, with_interval
+from wp1.analysis.roofline import LIMITED
 
 Found = Mapping[str, Any] | None
 
@@ -23,7 +24,7 @@ def section(found: Found) -> str:
         "Times in ms with 95 % bootstrap intervals of the mean; one request at a time. **host**: TTFT − prefill, which "
         "is the client, the way to the engine and back, and its scheduler. **tokens/s**: prompt tokens / prefill. "
         "**MFU**: the prompt's FLOPs / prefill / the device's peak; **MBU**: bytes that decoding moves / its time "
-        "/ peak."
+        f"/ peak. {LIMITED}"
     )
     if found["why_no_mfu"]:
         note += f" No MFU and MBU: {found['why_no_mfu']}."

@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import bootstrap, cells, metrics, roofline, spans
+from wp1.analysis.markdown import share
 from wp1.collectors.device import load_window
 
 # KV this full, or a preemption, means that requests wait for room.
@@ -110,5 +111,5 @@ def _kv_words(kv: Mapping[str, Any], sent: pl.DataFrame) -> str:
     if kv["preemptions"]:
         return f"the KV cache is full: {kv['preemptions']} preemptions of {sent.height} requests"
     if kv["kv_use_peak"] is not None and kv["kv_use_peak"] >= FULL:
-        return f"the KV cache is full ({kv['kv_use_peak']:.0%}): requests wait for room".replace("%", " %")
+        return f"the KV cache is full ({share(kv['kv_use_peak'])}): requests wait for room"
     return ""

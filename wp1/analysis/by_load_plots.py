@@ -45,12 +45,12 @@ def load_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> list
                 folder / f"throughput{of_arm}.png",
             ),
         ]
-        _panels(rows, made[-2][1], title, mark)
-        _frontier(rows, made[-1][1], title, mark)
+        _panels(rows, made[-2][1], f"{title}, {n} a cell", mark)
+        _frontier(rows, made[-1][1], f"{title}, {n} a cell", mark)
     return made
 
 
-def _panels(rows: list[dict[str, Any]], path: Path, of_arm: str, mark: str) -> None:
+def _panels(rows: list[dict[str, Any]], path: Path, about: str, mark: str) -> None:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -72,20 +72,20 @@ def _panels(rows: list[dict[str, Any]], path: Path, of_arm: str, mark: str) -> N
         axes.set_xticks(range(len(loads)), [f"{load:g}" for _, load in loads])
         axes.set_xlim(-0.5, len(loads) - 0.5)
         axes.grid(axis="x", visible=False)
-        _scale(axes)
+        _scale(axes, logarithmic=unit[0] != "%")
         sns.despine(ax=axes)
     rates = any(kind for kind, _ in loads)
     for axes in grid[-1]:
         axes.set_xlabel("requests/s" if rates else "requests at a time")
     figure.suptitle(
-        style.title(f"Load and context{of_arm}", mark), x=0.01, ha="left", fontsize="large", fontweight="bold"
+        style.title(f"Load and context{about}", mark), x=0.01, ha="left", fontsize="large", fontweight="bold"
     )
     handles, names = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), frameon=False)
     style.save(figure, path)
 
 
-def _frontier(rows: list[dict[str, Any]], path: Path, of_arm: str, mark: str) -> None:
+def _frontier(rows: list[dict[str, Any]], path: Path, about: str, mark: str) -> None:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -97,15 +97,15 @@ def _frontier(rows: list[dict[str, Any]], path: Path, of_arm: str, mark: str) ->
         looks = {"label": _words(prompt), "color": palette[k % 10], "marker": MARKERS[k % 4]}
         points(axes, x, [row["tpot_ms"] for row in shown], **looks)
         # The ends of a line say which way the load grows; names at every point would run into each other.
-        for n in {0, len(shown) - 1}:
+        for n, place in {0: (-4, -12), len(shown) - 1: (5, 5)}.items():
             axes.annotate(
                 f"{_load(shown[n])[1]:g}", (x[n], shown[n]["tpot_ms"]["value"]), textcoords="offset points",
-                xytext=(5, 5), fontsize="x-small", color=palette[k % 10],
+                xytext=place, fontsize="x-small", color=palette[k % 10],
             )  # fmt: skip
     kind = "requests/s" if any(_load(row)[0] for row in rows) else "requests at a time"
     axes.set(
         xlabel="output tokens/s a device", ylabel="TPOT, mean, ms",
-        title=style.title(f"Output against latency{of_arm}", mark),
+        title=style.title(f"Output against latency{about}", mark),
     )  # fmt: skip
     axes.margins(0.08)
     _scale(axes)
@@ -133,8 +133,8 @@ def _words(prompt: str) -> str:
     return f"{style.tokens(int(prompt))} tokens" if prompt.isdecimal() else prompt
 
 
-def _scale(axes: Any) -> None:
-    """From zero, or logarithmic with plain numbers where the values are far apart."""
+def _scale(axes: Any, logarithmic: bool = True) -> None:
+    """From zero, or logarithmic with plain numbers where the values are far apart and no shares."""
     import numpy as np
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -142,7 +142,7 @@ def _scale(axes: Any) -> None:
     values = values[np.isfinite(values) & (values > 0)]
     plain = FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 and v == round(v) else f"{v:g}")
     axes.yaxis.set_major_formatter(plain)
-    if not values.size or values.max() / values.min() <= WIDE:
+    if not logarithmic or not values.size or values.max() / values.min() <= WIDE:
         axes.set_ylim(bottom=0)
         return
     axes.set_yscale("log")
@@ -196,7 +196,7 @@ def _paths(rows: list[Mapping[str, Any]], path: Path, slo: Mapping[str, Any], of
         for step in steps:
             axes.annotate(
                 step["number"], (step["rate"], 100 * (step["attainment"] or 0.0)), textcoords="offset points",
-                xytext=(5, -11), fontsize="x-small",
+                xytext=(6, 3), fontsize="x-small",
             )  # fmt: skip
         if row["goodput"] and row["fails_at"]:
             axes.axvspan(row["goodput"], row["fails_at"], color=palette[2], alpha=0.2, linewidth=0)

@@ -5,6 +5,7 @@ from typing import Any
 
 from wp1.analysis import cells
 from wp1.analysis.markdown import ms, number, percent, share, short, table, with_interval
+from wp1.analysis.roofline import LIMITED
 
 Found = Mapping[str, Any] | None
 
@@ -24,7 +25,8 @@ def section(found: Found) -> str:
         "Times in ms with 95 % bootstrap intervals over repeats and requests, rates over repeats. **batch**: requests "
         "in decode at a time, on average. **MBU**: the weights once a step and every context's KV, as bytes / time in "
         "decode / the device's peak; **MFU**: the prompts' FLOPs / time in prefill / peak. **KV**: share of the KV "
-        "cache's blocks in use, mean / peak. **waiting**: requests that had no place in the engine, at most."
+        "cache's blocks in use, mean / peak. **waiting**: requests that had no place in the engine, at most. "
+        f"{LIMITED}"
     )
     if found["why_no_mfu"]:
         note += f" No MFU and MBU: {found['why_no_mfu']}."

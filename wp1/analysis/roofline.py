@@ -15,12 +15,17 @@ import numpy as np
 import polars as pl
 
 from wp1.analysis import bootstrap, spans
+from wp1.analysis.markdown import share
 from wp1.architecture import Architecture
 
 # A phase that uses less than this share of either peak is held back by something else.
 LITTLE = 1 / 3
 # From this share of its time on, decoding that shares its steps with prefills is worth a word.
 SHARED = 0.25
+LIMITED = (
+    "**limited by**: of the times that a phase's FLOPs and bytes would take at the peaks, the longer one's roof, "
+    "compute or memory; overheads, where neither makes up a third of the time that it took."
+)
 
 
 @dataclass(frozen=True)
@@ -130,19 +135,18 @@ def words(found: Mapping[str, Any], queue_share: float | None = None) -> str:
     """What limits a cell, as a phrase. queue_share: of mean TTFT, waiting before the prefill."""
     said = []
     if queue_share is not None and queue_share > 0.5:
-        said.append(f"TTFT is {queue_share:.0%} waiting".replace("%", " %"))
+        said.append(f"TTFT is {share(queue_share)} waiting")
     for phase, unit, key in (("prefill", "MFU", "mfu"), ("decode", "MBU", "mbu")):
-        roof, figure = found.get(f"{phase}_bound"), found.get(key)
+        roof, figure, shared = found.get(f"{phase}_bound"), found.get(key), found.get("shared")
         if roof is None or figure is None:
             continue
-        share = f"{unit} {figure['value']:.0%}".replace("%", " %")
-        shared = found.get("shared")
+        use = f"{unit} {share(figure['value'])}"
         if phase == "decode" and shared and shared["value"] >= SHARED and roof != "memory":
-            said.append(f"decode gives way to prefills, {shared['value']:.0%} of its time ({share})".replace("%", " %"))
+            said.append(f"decode gives way to prefills, {share(shared['value'])} of its time ({use})")
         elif roof == "neither":
-            said.append(f"{phase} by neither roof, but what is around them ({share})")
+            said.append(f"{phase} by overheads ({use})")
         else:
-            said.append(f"{phase} by {roof} ({share})")
+            said.append(f"{phase} by {roof} ({use})")
     return "; ".join(said)
 
 

@@ -36,7 +36,9 @@ def title(text: str, mark: str, most: int = 62) -> str:
 
 
 def tokens(length: int) -> str:
-    """4096 as 4k; what is no round number of k in full."""
+    """4096 as 4k, for ticks; what is no round number of k in full up to 10,000, and beyond to three digits."""
+    if length >= 10_000:
+        return f"{length / 1024:.3g}k"
     return f"{length // 1024}k" if length >= 1024 and length % 1024 == 0 else f"{length:,}"
 
 
