@@ -48,7 +48,7 @@ class ProcessGuard:
         remove_stale(_SCRATCH.parent)
         _SCRATCH.mkdir(mode=0o700, exist_ok=True)
         self._lock = os.open(_SCRATCH, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)  # shared with another guard of this process
         environment = {
             MARK: self.token,
             # setproctitle, which vLLM uses, writes over /proc/PID/environ unless told not to.
