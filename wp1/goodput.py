@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +128,13 @@ async def _at_length(
     while True:
         rate = next_rate(path, first, experiment.goodput_within)
         if isinstance(rate, float):
-            count = max(cfg.workload.num_requests, math.ceil(rate * experiment.goodput_probe_s))
-            needed = experiment.repeats * count / rate
+            cell = cell_of(cfg, arm, length, rate, cfg.workload.concurrency)
+            needed = experiment.repeats * (cell.num_requests or 0) / rate
             if time.monotonic() - begin + needed > experiment.goodput_budget_s:
                 rate = f"the next probe, {rate:g} requests/s, would exceed {experiment.goodput_budget_s:g} s"
         if isinstance(rate, str):
             keep(Probe(arm, length, len(path), seconds=round(time.monotonic() - begin, 3), ended=rate))
             return
-        cell = replace(cell_of(cfg, arm, length, rate), num_requests=count)
         path.append(await _probe(cell, len(path), run_dir, measure, limits))
         keep(path[-1])
 

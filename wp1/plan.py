@@ -1,10 +1,11 @@
 """From a configuration to what will be measured: arms, their cells, and the order of it all. Pure."""
 
-from dataclasses import dataclass, replace
+import math
+import re
+from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
-
-from wp1.schema import open_loop
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class Cell:
 
     arm: str
     name: str
-    prompt_len: int | None  # tokens; None for a dataset's prompts
+    prompt_len: int | None  # tokens; None for a dataset's or a trace's prompts
     concurrency: int  # closed loop; ignored where request_rate > 0
     request_rate: float  # requests/s
     repeats: int
@@ -49,33 +50,55 @@ def _cells(cfg: Any, arm: str) -> list[Cell]:
     Loads are request rates where there are any, else numbers of requests at a time.
     """
     experiment, workload = cfg.experiment, cfg.workload
+    if workload.prompts == "trace":
+        # Lengths and arrivals are the trace's.
+        name = f"{trace_name(workload.trace_path)}-speed{workload.trace_speed:g}"
+        return [Cell(arm, name, None, workload.concurrency, 0.0, experiment.repeats, workload.num_requests)]
     lengths = experiment.prompt_lens or [workload.prompt_len]
-    rates = experiment.request_rates if experiment.request_rates is not None else [workload.request_rate]
-    loads = [(rate, workload.concurrency) for rate in rates]
-    if experiment.concurrencies is not None and not open_loop(cfg):
-        loads = [(0.0, concurrency) for concurrency in experiment.concurrencies]
-    cells = [cell_of(cfg, arm, length, rate, concurrency) for length in lengths for rate, concurrency in loads]
-    if experiment.concurrencies is None or workload.num_requests is None:
-        return cells
-    # Fewer requests than are to run at a time would not be that load.
-    return [replace(cell, num_requests=max(workload.num_requests, cell.concurrency)) for cell in cells]
+    if open_loop(cfg):
+        rates = experiment.request_rates if experiment.request_rates is not None else [workload.request_rate]
+        return [cell_of(cfg, arm, length, rate, workload.concurrency) for length in lengths for rate in rates]
+    together = experiment.concurrencies or [workload.concurrency]
+    return [cell_of(cfg, arm, length, 0.0, concurrency) for length in lengths for concurrency in together]
 
 
-def cell_of(cfg: Any, arm: str, length: int | None, rate: float, concurrency: int = 1) -> Cell:
+def open_loop(cfg: Any) -> bool:
+    """Whether requests come at rates: then `experiment.concurrencies`, the load of closed loops, is not used."""
+    return cfg.experiment.request_rates is not None or cfg.workload.request_rate > 0
+
+
+def cell_of(cfg: Any, arm: str, length: int | None, rate: float, concurrency: int) -> Cell:
     """The cell of one prompt length (tokens) at one load: a rate in requests/s, or `concurrency` where that is 0."""
+    experiment, workload = cfg.experiment, cfg.workload
+    count = workload.num_requests
+    if count is not None and rate > 0 and experiment.arrivals_s is not None:
+        count = max(count, math.ceil(rate * experiment.arrivals_s))
+    if count is not None and rate == 0 and experiment.concurrencies is not None:
+        # Fewer requests than are to run at a time would not be that load.
+        count = max(count, concurrency)
     return Cell(
         arm=arm,
         name=f"{_prompts(cfg, length)}-{f'rate{rate:g}' if rate > 0 else f'conc{concurrency}'}",
-        prompt_len=length if cfg.workload.prompts == "random" else None,
+        prompt_len=length if has_length(workload.prompts) else None,
         concurrency=concurrency,
         request_rate=rate,
-        repeats=cfg.experiment.repeats,
-        num_requests=cfg.workload.num_requests,
+        repeats=experiment.repeats,
+        num_requests=count,
     )
 
 
+def has_length(prompts: str) -> bool:
+    """Whether prompts of this kind are made to a length, rather than having their own."""
+    return prompts in ("random", "text")
+
+
+def trace_name(path: str) -> str:
+    """What a trace is called in the name of its cell."""
+    return re.sub(r"[^\w.]+", "_", Path(path).stem).strip(".") or "trace"
+
+
 def _prompts(cfg: Any, length: int | None) -> str:
-    return f"{length}" if cfg.workload.prompts == "random" else cfg.dataset.name
+    return f"{length}" if has_length(cfg.workload.prompts) else cfg.dataset.name
 
 
 def stints(arms: list[Arm], repeats: int) -> list[Stint]:

@@ -58,6 +58,7 @@ class RequestRecord:
     phase: Phase | None = None  # where a request that failed had come to
     # When it was due, when we handed it to the engine, and what the engine's scheduler says.
     t_intended: float = 0.0
+    ramp: bool = False  # due while the rate still grew (workload.arrivals=ramp)
     t_sent: float | None = None
     t_queued: float | None = None
     t_scheduled: float | None = None
@@ -147,8 +148,15 @@ class EngineStats:
     steps: int = 0
 
 
-# What goes into files of its own beside the records.
-Event = Handoff | QueueLengths | EngineStats
+@dataclass(slots=True)
+class LoopLag:
+    """How late timers fired in the event loop that sends requests and takes tokens, 50 samples a second."""
+
+    t: float  # seconds, monotonic, of the last
+    arm: str
+    cell: str
+    repeat: int
+    lags: list[float]  # seconds
 
 
 def new_record(request: Request, t_intended: float) -> RequestRecord:
@@ -164,6 +172,11 @@ def new_record(request: Request, t_intended: float) -> RequestRecord:
         status="aborted",
         t_intended=t_intended,
     )
+
+
+# What goes into files of its own beside the records.
+Event = Handoff | QueueLengths | EngineStats
+Row = RequestRecord | Event | LoopLag
 
 
 class RecordWriter:
@@ -185,13 +198,13 @@ class RecordWriter:
             self._file.close()
             self._file = None
 
-    def write(self, record: RequestRecord | Event) -> None:
+    def write(self, record: Row) -> None:
         assert self._file is not None
         self._file.write(json.dumps(_rounded(record), ensure_ascii=False) + "\n")
         self._file.flush()
 
 
-def _rounded(record: RequestRecord | Event) -> dict[str, Any]:
+def _rounded(record: Row) -> dict[str, Any]:
     # dataclasses.asdict copies deeply, which costs more than the rest for long outputs.
     row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     for key, value in row.items():

@@ -85,7 +85,7 @@ E2 = (
     "experiment=e2",
     "experiment.prompt_lens=[64]",
     "experiment.goodput_budget_s=1000000",
-    "experiment.goodput_probe_s=50",
+    "experiment.arrivals_s=50",
 )
 
 

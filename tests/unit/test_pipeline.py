@@ -232,7 +232,8 @@ def test_e3_compares_both_arms(config: Compose, double: Any, tmp_path: Path) -> 
     assert [(pool["arm"], pool["pool"]) for pool in metadata["pools"]] == [
         ("agg", "agg"), ("disagg", "prefill"), ("disagg", "decode")
     ]  # fmt: skip
-    assert metadata["transfer"]["name"] == "nixl_push"
+    assert metadata["transfer"]["name"] == "ipc"
+    assert "this node" in metadata["transfer"]["why"]
     assert metadata["kv_held"] == []
     assert (outcome.run_dir / "e3_summary.json").exists()
     assert (outcome.run_dir / "artifacts" / "e3_mode_comparison.csv").exists()
@@ -306,7 +307,7 @@ def test_e2_at_rates(config: Compose, double: Any, tmp_path: Path) -> None:
 
 def test_a_search_for_goodput_is_in_the_folder_and_the_report(config: Compose, double: Any, tmp_path: Path) -> None:
     lists = ("experiment.prompt_lens=[16]", "experiment.concurrencies=[1,2]", "experiment.measure_peaks=false")
-    search = ("experiment.goodput_budget_s=3", "experiment.goodput_probe_s=0.1", "slo.ttft_ms=30")
+    search = ("experiment.goodput_budget_s=3", "experiment.arrivals_s=0.1", "slo.ttft_ms=30")
     outcome = _run(config, tmp_path, "experiment=e2", *lists, *search, "workload.num_requests=12")
     assert (outcome.status, outcome.reason) == ("completed", None)
     assert outcome.summary is not None

@@ -16,15 +16,14 @@ FULL = 0.95
 def by_load(
     requests: pl.DataFrame, stats: pl.DataFrame, metadata: Mapping[str, Any], slo: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """A row for every cell of every arm; None for a run that has but one load at each of its lengths.
+    """A row for every cell of every arm; None for a run of one request at a time.
 
     requests: `tables.requests`; stats: `tables.engine_stats`; slo: the limits. Figures are {n, value, low, high} with
     95 % intervals, times in ms, over repeats and requests, rates over repeats.
     """
     measured = requests.filter(~pl.col("warmup"))
     names = [cells.parse(name) for name in cells.ordered(measured["cell"])]
-    loads = {(cell.rate, cell.concurrency) for cell in names}
-    if len(loads) < 2:
+    if not any(cell.rate > 0 or (cell.concurrency or 0) > 1 for cell in names):
         return None
     shape, _ = roofline.shape_of(metadata)
     rows = []
