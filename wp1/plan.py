@@ -43,13 +43,13 @@ def plan(cfg: Any) -> list[Arm]:
 def _cells(cfg: Any, arm: str) -> list[Cell]:
     """Every prompt length at every request rate, short prompts and low rates first."""
     workload = cfg.workload
-    lengths = cfg.experiment.prompt_lens or [workload.prompt_len]
+    lengths = cfg.experiment.prompt_lens or cfg.dataset.prompt_lens or [workload.prompt_len]
     rates = cfg.experiment.request_rates if cfg.experiment.request_rates is not None else [workload.request_rate]
     return [
         Cell(
             arm=arm,
             name=f"{_prompts(cfg, length)}-{f'rate{rate:g}' if rate > 0 else f'conc{workload.concurrency}'}",
-            prompt_len=length if workload.prompts == "random" else None,
+            prompt_len=length if _has_lengths(cfg) else None,
             concurrency=workload.concurrency,
             request_rate=rate,
             repeats=cfg.experiment.repeats,
@@ -60,7 +60,12 @@ def _cells(cfg: Any, arm: str) -> list[Cell]:
 
 
 def _prompts(cfg: Any, length: int | None) -> str:
-    return f"{length}" if cfg.workload.prompts == "random" else cfg.dataset.name
+    return f"{length}" if _has_lengths(cfg) else cfg.dataset.name
+
+
+def _has_lengths(cfg: Any) -> bool:
+    """Prompts that are random, or of a judged set that is made here, have the cell's length."""
+    return cfg.workload.prompts == "random" or bool(cfg.dataset.prompt_lens)
 
 
 def stints(arms: list[Arm], repeats: int) -> list[Stint]:

@@ -23,6 +23,7 @@ from wp1.console import Screen, Tally, output_to
 from wp1.drive import drive
 from wp1.errors import ConfigError, WP1Error
 from wp1.plan import Arm, Cell, plan, stints
+from wp1.quality import asking
 from wp1.records import Handoff, QueueLengths, RecordWriter, RequestRecord
 from wp1.report import collectors_of
 from wp1.serving import fit, models
@@ -31,8 +32,8 @@ from wp1.serving.guard import ProcessGuard
 from wp1.serving.models import ServedModel
 from wp1.serving.placement import Place, engine_sizes, places
 from wp1.serving.transfer import KVTransfer, Pools
-from wp1.serving.vllm_backend import chat_token_ids
 from wp1.workload import dataset, prompts
+from wp1.workload.tokens import ModelTokens
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +67,14 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen, sweep: dict
             prepared = prepare(cfg, run_dir / "engine.log", tell)
         model = prepared.model
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parents[1], sweep)
+        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, prepared), Path(__file__).parents[1], sweep)
         metadata["model"] = _model_metadata(model)
         metadata["labels"] = prepared.labels
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer
+        if prepared.asked is not None:
+            metadata["dataset"] = prepared.asked.source
+            asking.write(run_dir / asking.FILE, prepared.asked.cells)
         write_json(run_dir / "run_metadata.json", metadata)
 
         collectors = prepared.collectors
@@ -126,8 +130,11 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
         engines = places_of(arm)
         fit.check_memory(model, cfg, engines)
         colocated = colocated or any(place.sharing > 1 for _, place in engines)
-    questions = dataset.load(cfg.dataset) if cfg.workload.prompts == "dataset" else []
-    encode = _encoder(model)
+    judged = bool(cfg.dataset.tasks)
+    questions = dataset.load(cfg.dataset) if cfg.workload.prompts == "dataset" and not judged else []
+    tokens = ModelTokens(model.folder) if model.has_tokenizer else None
+    encode = tokens.chat if tokens else prompts.as_token_ids
+    asked = asking.examples(cfg, arms[0].cells, tokens, tell) if judged else None
     fit.check_lengths(model, {q.id: len(encode(q.prompt)) for q in questions}, cfg.workload.output_len)
     transfer: dict[str, str] = {}
     for arm in arms:
@@ -136,7 +143,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
             transfer = {"name": chosen.name, "why": chosen.why()}
         make_scheduler(cfg, arm, model, engine_log, kill=lambda: None, write=lambda _: None).check()
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
-    return Prepared(model, questions, encode, collectors, arms, labels, transfer)
+    return Prepared(model, questions, encode, collectors, arms, labels, transfer, asked)
 
 
 def places_of(arm: Arm) -> list[tuple[int, Place]]:
@@ -166,33 +173,16 @@ class Prepared:
     arms: list[Arm]
     labels: list[str]
     transfer: dict[str, str]  # which connector and why, of a disaggregated run
+    asked: asking.Asked | None = None  # of a judged dataset, instead of questions
 
 
-def _encoder(model: ServedModel) -> prompts.Encode:
-    """From a question to token ids, by the model's chat template; by its bytes where weights are random.
-
-    Raises ConfigError where the model's folder has no tokenizer.
-    """
-    if not model.has_tokenizer:
-        return prompts.as_token_ids
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.folder)
-        chat_token_ids(tokenizer, [{"role": "user", "content": "?"}])
-    except Exception as error:  # transformers raises what its many readers raise
-        raise ConfigError(
-            f"{model.folder} has no tokenizer with a chat template ({type(error).__name__}): add its tokenizer files"
-        ) from error
-    return lambda text: chat_token_ids(tokenizer, [{"role": "user", "content": text}])
-
-
-def _hash(cfg: DictConfig, model: ServedModel) -> str:
+def _hash(cfg: DictConfig, prepared: Prepared) -> str:
     contents = {}
     if cfg.model.path is not None:
-        contents["model.path"] = model.digest
+        contents["model.path"] = prepared.model.digest
     if cfg.workload.prompts == "dataset":
-        contents["dataset"] = identity.file_digest(dataset.path_of(cfg.dataset))
+        asked = prepared.asked
+        contents["dataset"] = asked.source["digest"] if asked else identity.file_digest(dataset.path_of(cfg.dataset))
     return identity.config_hash(cfg, contents)
 
 
@@ -318,7 +308,10 @@ async def _cell(
     engines = sum(len(pool["engines"]) for pool in scheduler.pools())
     for request in prompts.warmup(cfg, cell, repeats[0], vocabulary, encode, engines):
         await drive(scheduler, cell, [request], writer.write, cfg.workload.arrivals, cfg.seed)
-    batches = [prompts.measured(cfg, cell, repeat, prepared.questions, vocabulary, encode) for repeat in repeats]
+    if prepared.asked is not None:
+        batches = [asking.requests(cfg, cell, repeat, prepared.asked.cells[cell.name]) for repeat in repeats]
+    else:
+        batches = [prompts.measured(cfg, cell, repeat, prepared.questions, vocabulary, encode) for repeat in repeats]
     died: set[str] = set()
     with screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches))) as tally:
         for repeat, requests in zip(repeats, batches, strict=True):

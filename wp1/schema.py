@@ -16,6 +16,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wp1.errors import ConfigError
+from wp1.quality import settings
 from wp1.serving.placement import engine_sizes
 
 
@@ -77,9 +78,28 @@ class Rope:
 @dataclass
 class Dataset:
     name: str = MISSING
-    source: str = MISSING  # builtin or file
+    source: str = MISSING  # builtin, file or hub
     path: str | None = None
     limit: int | None = None  # rows
+    # What answers are judged by (`wp1.quality`); None: questions that are not judged.
+    tasks: list[str] | None = None
+    samples_per_task: int | None = None  # None: every row
+    on_bad_row: str = "error"  # or skip
+    languages: list[str] | None = None
+    min_chars: int | None = None  # of the context
+    max_chars: int | None = None
+    # Of source=hub: the repository, and either its data files or the name of its configuration, with {task} in them.
+    repo: str | None = None
+    revision: str | None = None
+    config: str | None = None
+    files: str | None = None
+    split: str = "test"
+    prompt_lens: list[int] | None = None  # of a judged set that is made: tokens of prompt and answer; each is a cell
+    # Of needle tasks that are made: where the needle stands, in percent of the context; None: drawn.
+    depths: list[float] | None = None
+    # Development files for RULER's qa_1 and qa_2.
+    squad: str | None = None
+    hotpot: str | None = None
 
 
 @dataclass
@@ -241,7 +261,8 @@ def _check_values(cfg: Any) -> None:
         _one_of("transfer.overlap", cfg.transfer.overlap, "on", "off")
     _one_of("model.source", cfg.model.source, "bundled", "hub", "random_weights")
     _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")
-    _one_of("dataset.source", cfg.dataset.source, "builtin", "file")
+    _one_of("dataset.source", cfg.dataset.source, "builtin", "file", "hub")
+    _one_of("dataset.on_bad_row", cfg.dataset.on_bad_row, "error", "skip")
     _one_of("workload.prompts", cfg.workload.prompts, "dataset", "random")
     _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant")
     for key in ("model", "dataset", "experiment", "slo", "transfer"):
@@ -256,6 +277,9 @@ def _check_values(cfg: Any) -> None:
         ("rope.factor", cfg.rope.factor, 1),
         ("rope.original_max_len", cfg.rope.original_max_len, 1),
         ("dataset.limit", cfg.dataset.limit, 1),
+        ("dataset.samples_per_task", cfg.dataset.samples_per_task, 1),
+        ("dataset.min_chars", cfg.dataset.min_chars, 0),
+        ("dataset.max_chars", cfg.dataset.max_chars, 1),
         ("workload.prompt_len", cfg.workload.prompt_len, 1),
         ("workload.output_len", cfg.workload.output_len, 1),
         ("workload.num_requests", cfg.workload.num_requests, 1),
@@ -368,6 +392,11 @@ def _check_cells(cfg: Any) -> None:
 def check_overrides(cfg: Any, overrides: list[str]) -> None:
     """Refuses what was said on the command line and would have no effect. Raises ConfigError."""
     for override in overrides:
+        if cfg.dataset.tasks and re.match(r"\+*workload\.(output_len|ignore_eos)=", override):
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect on a judged dataset, whose tasks say how long an answer may be: "
+                "drop it"
+            )
         if cfg.arms and re.match(r"\+*scheduler[.=]", override):
             arms = " and ".join(f"arms.{name}" for name in cfg.arms)
             key = override.lstrip("+").partition("=")[0].removeprefix("scheduler").lstrip(".") or "replicas"
@@ -405,8 +434,7 @@ def _check_rope(rope: Any) -> None:
                 raise ConfigError(f"rope.{key} has no effect with rope={rope.type}: drop it or choose rope=yarn")
 
 
-def _check_workload(cfg: Any) -> None:
-    workload, dataset = cfg.workload, cfg.dataset
+def _check_questions(dataset: Any) -> None:
     if dataset.source == "file":
         if dataset.path is None:
             raise ConfigError("dataset.path is empty: set dataset.path=FILE.jsonl")
@@ -414,6 +442,13 @@ def _check_workload(cfg: Any) -> None:
             raise ConfigError(f"dataset.path={dataset.path} is not a file: name a JSONL file")
     elif dataset.path is not None:
         raise ConfigError("dataset.path has no effect with a built-in dataset: choose dataset=file as well")
+
+
+def _check_workload(cfg: Any) -> None:
+    workload, dataset = cfg.workload, cfg.dataset
+    settings.check(cfg)
+    if not dataset.tasks:
+        _check_questions(dataset)
     _check_cells(cfg)
     if workload.prompts == "random":
         lengths = cfg.experiment.prompt_lens or [workload.prompt_len]

@@ -16,6 +16,7 @@ from wp1.quality.tasks import Row, Task, find
 from wp1.records import Request
 from wp1.workload.prompts import derive_seed, request_of
 
+FILE = "examples.jsonl"
 # Tokens over which a prompt's log-likelihood is summed up.
 NLL_WINDOW = 128
 
@@ -67,9 +68,7 @@ def examples(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], Non
     return Asked({cell.name: asked for cell in cells}, source)
 
 
-def _made(
-    cfg: Any, cells: list[Cell], tasks: list[Task], tokens: Any, tell: Callable[[str], None]
-) -> Asked:
+def _made(cfg: Any, cells: list[Cell], tasks: list[Task], tokens: Any, tell: Callable[[str], None]) -> Asked:
     """Built-in and generated prompts, of each cell's length."""
     tell("reading the built-in texts")
     passages = Passages(tokens)

@@ -53,7 +53,7 @@ def measured(
     if workload.prompts == "random":
         count = workload.num_requests
         return [
-            _request(
+            request_of(
                 cfg, cell, repeat, f"{n}",
                 random_token_ids(cell.prompt_len or 0, vocab_size, derive_seed(cfg.seed, cell.name, repeat, n)),
                 label=f"{cell.prompt_len} random tokens",
@@ -63,7 +63,7 @@ def measured(
         ]  # fmt: skip
     rows = questions if workload.num_requests is None else _cycled(questions, workload.num_requests)
     return [
-        _request(
+        request_of(
             cfg, cell, repeat, f"{n}-{row.id}",
             encode(row.prompt),
             label=row.question,
@@ -85,14 +85,15 @@ def warmup(cfg: Any, cell: Cell, repeat: int, vocab_size: int, encode: Encode, e
             prompt = random_token_ids(cell.prompt_len, vocab_size, seed)
         else:
             prompt = encode(f"{WARMUP_QUESTION} ({n})")
-        request = _request(cfg, cell, repeat, f"warm-up-{n}", prompt, label="warm-up", seed=seed)
+        request = request_of(cfg, cell, repeat, f"warm-up-{n}", prompt, label="warm-up", seed=seed)
         request.warmup = True
         request.max_tokens = min(request.max_tokens, 8)
         requests.append(request)
     return requests
 
 
-def _request(cfg: Any, cell: Cell, repeat: int, name: str, prompt: list[int], label: str, seed: int) -> Request:
+def request_of(cfg: Any, cell: Cell, repeat: int, name: str, prompt: list[int], label: str, seed: int) -> Request:
+    """One request of a cell with the configuration's sampling. name: tells it from the others of its repeat."""
     workload = cfg.workload
     return Request(
         request_id=f"{cell.arm}/{cell.name}/r{repeat}/{name}",
