@@ -1,7 +1,10 @@
 """From a configuration to what will be measured: arms, their cells, and the order of it all. Pure."""
 
+import math
+import re
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 
@@ -11,10 +14,11 @@ class Cell:
 
     arm: str
     name: str
-    prompt_len: int | None  # tokens; None for a dataset's prompts
+    prompt_len: int | None  # tokens; None for a dataset's or a trace's prompts
     concurrency: int  # closed loop; ignored where request_rate > 0
     request_rate: float  # requests/s
     repeats: int
+    num_requests: int | None = None  # a repeat; None: the whole dataset
 
 
 @dataclass(frozen=True)
@@ -41,31 +45,60 @@ def plan(cfg: Any) -> list[Arm]:
 
 
 def _cells(cfg: Any, arm: str) -> list[Cell]:
-    """Every prompt length at every request rate, short prompts and low rates first."""
-    workload = cfg.workload
-    lengths = cfg.experiment.prompt_lens or cfg.dataset.prompt_lens or [workload.prompt_len]
-    rates = cfg.experiment.request_rates if cfg.experiment.request_rates is not None else [workload.request_rate]
-    return [
-        Cell(
-            arm=arm,
-            name=f"{_prompts(cfg, length)}-{f'rate{rate:g}' if rate > 0 else f'conc{workload.concurrency}'}",
-            prompt_len=length if _has_lengths(cfg) else None,
-            concurrency=workload.concurrency,
-            request_rate=rate,
-            repeats=cfg.experiment.repeats,
-        )
-        for length in lengths
-        for rate in rates
-    ]
+    """Every prompt length at every load, short prompts and low loads first.
+
+    Loads are request rates where there are any, else numbers of requests at a time.
+    """
+    experiment, workload = cfg.experiment, cfg.workload
+    if workload.prompts == "trace":
+        # Lengths and arrivals are the trace's.
+        name = f"{trace_name(workload.trace_path)}-speed{workload.trace_speed:g}"
+        return [Cell(arm, name, None, workload.concurrency, 0.0, experiment.repeats, workload.num_requests)]
+    lengths = experiment.prompt_lens or cfg.dataset.prompt_lens or [workload.prompt_len]
+    if open_loop(cfg):
+        rates = experiment.request_rates if experiment.request_rates is not None else [workload.request_rate]
+        return [cell_of(cfg, arm, length, rate, workload.concurrency) for length in lengths for rate in rates]
+    together = experiment.concurrencies or [workload.concurrency]
+    return [cell_of(cfg, arm, length, 0.0, concurrency) for length in lengths for concurrency in together]
+
+
+def open_loop(cfg: Any) -> bool:
+    """Whether requests come at rates: then `experiment.concurrencies`, the load of closed loops, is not used."""
+    return cfg.experiment.request_rates is not None or cfg.workload.request_rate > 0
+
+
+def cell_of(cfg: Any, arm: str, length: int | None, rate: float, concurrency: int) -> Cell:
+    """The cell of one prompt length (tokens) at one load: a rate in requests/s, or `concurrency` where that is 0."""
+    experiment, workload = cfg.experiment, cfg.workload
+    count = workload.num_requests
+    if count is not None and rate > 0 and experiment.arrivals_s is not None:
+        count = max(count, math.ceil(rate * experiment.arrivals_s))
+    if count is not None and rate == 0 and experiment.concurrencies is not None:
+        # Fewer requests than are to run at a time would not be that load.
+        count = max(count, concurrency)
+    return Cell(
+        arm=arm,
+        name=f"{_prompts(cfg, length)}-{f'rate{rate:g}' if rate > 0 else f'conc{concurrency}'}",
+        prompt_len=length,
+        concurrency=concurrency,
+        request_rate=rate,
+        repeats=experiment.repeats,
+        num_requests=count,
+    )
+
+
+def has_length(prompts: str) -> bool:
+    """Whether prompts of this kind are made to a length, rather than having their own."""
+    return prompts in ("random", "text")
+
+
+def trace_name(path: str) -> str:
+    """What a trace is called in the name of its cell."""
+    return re.sub(r"[^\w.]+", "_", Path(path).stem).strip(".") or "trace"
 
 
 def _prompts(cfg: Any, length: int | None) -> str:
-    return f"{length}" if _has_lengths(cfg) else cfg.dataset.name
-
-
-def _has_lengths(cfg: Any) -> bool:
-    """Prompts that are random, or of a judged set that is made here, have the cell's length."""
-    return cfg.workload.prompts == "random" or bool(cfg.dataset.prompt_lens)
+    return cfg.dataset.name if length is None else f"{length}"
 
 
 def stints(arms: list[Arm], repeats: int) -> list[Stint]:

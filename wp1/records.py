@@ -61,6 +61,7 @@ class RequestRecord:
     phase: Phase | None = None  # where a request that failed had come to
     # When it was due, when we handed it to the engine, and what the engine's scheduler says.
     t_intended: float = 0.0
+    ramp: bool = False  # due while the rate still grew (workload.arrivals=ramp)
     t_sent: float | None = None
     t_queued: float | None = None
     t_scheduled: float | None = None
@@ -139,6 +140,32 @@ class QueueLengths:
     decoding: int
 
 
+@dataclass(slots=True)
+class EngineStats:
+    """What an engine counted over the stretch of time that ends at `t`."""
+
+    t: float  # seconds, monotonic
+    arm: str
+    engine: str
+    kv_use: float = 0.0  # share of the KV cache's blocks that are in use, mean over steps
+    kv_use_peak: float = 0.0
+    running: int = 0  # requests, at most
+    waiting: int = 0  # requests that have no place yet, at most
+    preemptions: int = 0  # requests that lost their place and will be computed again
+    steps: int = 0
+
+
+@dataclass(slots=True)
+class LoopLag:
+    """How late timers fired in the event loop that sends requests and takes tokens, 50 samples a second."""
+
+    t: float  # seconds, monotonic, of the last
+    arm: str
+    cell: str
+    repeat: int
+    lags: list[float]  # seconds
+
+
 def new_record(request: Request, t_intended: float) -> RequestRecord:
     """A record of a request that has not ended; its status is "aborted" until it has."""
     return RequestRecord(
@@ -154,6 +181,11 @@ def new_record(request: Request, t_intended: float) -> RequestRecord:
         example=request.example,
         nll_window=request.nll_window,
     )
+
+
+# What goes into files of its own beside the records.
+Event = Handoff | QueueLengths | EngineStats
+Row = RequestRecord | Event | LoopLag
 
 
 class RecordWriter:
@@ -175,13 +207,13 @@ class RecordWriter:
             self._file.close()
             self._file = None
 
-    def write(self, record: RequestRecord | Handoff | QueueLengths) -> None:
+    def write(self, record: Row) -> None:
         assert self._file is not None
         self._file.write(json.dumps(_rounded(record), ensure_ascii=False) + "\n")
         self._file.flush()
 
 
-def _rounded(record: RequestRecord | Handoff | QueueLengths) -> dict[str, Any]:
+def _rounded(record: Row) -> dict[str, Any]:
     # dataclasses.asdict copies deeply, which costs more than the rest for long outputs.
     row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     for key, value in row.items():

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from wp1 import hardware, identity
+from wp1 import goodput, hardware, identity, loop_lag, peaks
 from wp1.analysis.report import reports_of, write_report
 from wp1.analysis.summary import summarise, write_json
 from wp1.collectors import Collector
@@ -24,22 +24,24 @@ from wp1.drive import drive
 from wp1.errors import ConfigError, WP1Error
 from wp1.plan import Arm, Cell, plan, stints
 from wp1.quality import asking
-from wp1.records import Handoff, QueueLengths, RecordWriter, RequestRecord
+from wp1.records import EngineStats, Event, Handoff, QueueLengths, RecordWriter, RequestRecord
 from wp1.report import collectors_of
 from wp1.serving import fit, models
 from wp1.serving.backend import Scheduler
 from wp1.serving.guard import ProcessGuard
+from wp1.serving.meter import Meter
 from wp1.serving.models import ServedModel
 from wp1.serving.placement import Place, engine_sizes, places
 from wp1.serving.transfer import KVTransfer, Pools
-from wp1.workload import dataset, prompts
-from wp1.workload.tokens import ModelTokens
+from wp1.workload import material, prompts, warmup
 
 log = logging.getLogger(__name__)
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # After the last request, for blocks that are still on their way to be freed.
 KV_FREE_WITHIN_S = 5.0
+# Seconds for which engines on a GPU are watched before they have anything to do.
+IDLE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,13 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen, sweep: dict
         metadata = identity.run_metadata(run_id, cfg, _hash(cfg, prepared), Path(__file__).parents[1], sweep)
         metadata["model"] = _model_metadata(model)
         metadata["labels"] = prepared.labels
+        metadata["peaks"] = prepared.peaks
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer
-        if prepared.asked is not None:
-            metadata["dataset"] = prepared.asked.source
-            asking.write(run_dir / asking.FILE, prepared.asked.cells)
+        asked = prepared.material.asked
+        if asked is not None:
+            metadata["dataset"] = asked.source
+            asking.write(run_dir / asking.FILE, asked.cells)
         write_json(run_dir / "run_metadata.json", metadata)
 
         collectors = prepared.collectors
@@ -130,12 +134,8 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
         engines = places_of(arm)
         fit.check_memory(model, cfg, engines)
         colocated = colocated or any(place.sharing > 1 for _, place in engines)
-    judged = bool(cfg.dataset.tasks)
-    questions = dataset.load(cfg.dataset) if cfg.workload.prompts == "dataset" and not judged else []
-    tokens = ModelTokens(model.folder) if model.has_tokenizer else None
-    encode = tokens.chat if tokens else prompts.as_token_ids
-    asked = asking.examples(cfg, arms[0].cells, tokens, tell) if judged else None
-    fit.check_lengths(model, {q.id: len(encode(q.prompt)) for q in questions}, cfg.workload.output_len)
+    tell("making prompts")
+    made_of = material.prepare(cfg, model, arms[0].cells, tell)
     transfer: dict[str, str] = {}
     for arm in arms:
         if arm.scheduler.mode == "disagg":
@@ -143,7 +143,8 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
             transfer = {"name": chosen.name, "why": chosen.why()}
         make_scheduler(cfg, arm, model, engine_log, kill=lambda: None, write=lambda _: None).check()
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
-    return Prepared(model, questions, encode, collectors, arms, labels, transfer, asked)
+    known = peaks.for_run(hardware.describe(), cfg.experiment.measure_peaks, tell)
+    return Prepared(model, made_of, collectors, arms, labels, transfer, known)
 
 
 def places_of(arm: Arm) -> list[tuple[int, Place]]:
@@ -167,22 +168,21 @@ class Prepared:
     """What is known before an engine starts."""
 
     model: ServedModel
-    questions: list[dataset.Question]
-    encode: prompts.Encode
+    material: prompts.Material
     collectors: list[Collector]
     arms: list[Arm]
     labels: list[str]
     transfer: dict[str, str]  # which connector and why, of a disaggregated run
-    asked: asking.Asked | None = None  # of a judged dataset, instead of questions
+    peaks: dict[str, Any] | None  # what the device can do at most, if that is known
 
 
 def _hash(cfg: DictConfig, prepared: Prepared) -> str:
     contents = {}
     if cfg.model.path is not None:
         contents["model.path"] = prepared.model.digest
-    if cfg.workload.prompts == "dataset":
-        asked = prepared.asked
-        contents["dataset"] = asked.source["digest"] if asked else identity.file_digest(dataset.path_of(cfg.dataset))
+    if prepared.material.asked is not None:
+        contents["dataset"] = prepared.material.asked.source["digest"]
+    contents |= {name: identity.file_digest(path) for name, path in material.files(cfg).items()}
     return identity.config_hash(cfg, contents)
 
 
@@ -195,6 +195,7 @@ def _model_metadata(model: ServedModel) -> dict[str, Any]:
         "rope": model.rope.as_dict(),
         "kv_bytes_per_token": model.kv_bytes_per_token,
         "weight_bytes": model.weight_bytes,
+        "shape": None if model.shape is None else asdict(model.shape),
     }
 
 
@@ -220,7 +221,8 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
     with ExitStack() as stack:
         guard = stack.enter_context(ProcessGuard())
         writer = stack.enter_context(RecordWriter(run_dir / "records.jsonl"))
-        write = _handoff_writer(prepared.arms, run_dir, stack)
+        lags = stack.enter_context(RecordWriter(run_dir / "loop.jsonl"))
+        write = _event_writer(prepared.arms, run_dir, stack)
         gpus = sorted({gpu for arm in prepared.arms for _, place in places_of(arm) for gpu in place.gpus})
         for collector in prepared.collectors:
             collector.start(run_dir, gpus)
@@ -238,9 +240,20 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
                 metadata["starts"].append(
                     {"arm": arm.name, "repeats": stint.repeats, "seconds": round(time.monotonic() - begin, 1)}
                 )
+                if gpus:
+                    # What the engines draw when they have nothing to do, apart from what requests cost.
+                    begin = time.monotonic()
+                    await asyncio.sleep(IDLE_S)
+                    metadata["starts"][-1]["idle"] = [round(begin, 3), round(time.monotonic(), 3)]
                 write_json(run_dir / "run_metadata.json", metadata)
                 for cell in arm.cells:
-                    await _cell(cfg, prepared, scheduler, cell, stint.repeats, writer, screen)
+                    await _cell(cfg, prepared, scheduler, cell, stint.repeats, writer, lags, screen)
+                if cfg.experiment.goodput_budget_s is not None and 0 in stint.repeats:
+
+                    async def measure(cell: Cell, repeats: list[int], scheduler: Scheduler = scheduler) -> None:
+                        await _cell(cfg, prepared, scheduler, cell, repeats, writer, lags, screen)
+
+                    await goodput.search(cfg, arm.name, run_dir, measure)
                 held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
                 metadata["kv_held"] += [f"{arm.name}/{name}" for name in held]
             finally:
@@ -248,13 +261,13 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
                 await asyncio.shield(scheduler.__aexit__(None, None, None))
 
 
-def _handoff_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Callable[[Handoff | QueueLengths], None]:
-    """Where handoffs and queue lengths go; only a run that has handoffs has the files."""
-    if all(arm.scheduler.mode == "agg" for arm in arms):
-        return lambda _: None
-    handoffs = stack.enter_context(RecordWriter(run_dir / "handoffs.jsonl"))
-    queues = stack.enter_context(RecordWriter(run_dir / "queues.jsonl"))
-    return lambda row: (handoffs if isinstance(row, Handoff) else queues).write(row)
+def _event_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Callable[[Event], None]:
+    """Where what is no request goes; only a run that has handoffs has the files of these and of queue lengths."""
+    names: dict[type, str] = {EngineStats: "engine_stats.jsonl"}
+    if any(arm.scheduler.mode == "disagg" for arm in arms):
+        names |= {Handoff: "handoffs.jsonl", QueueLengths: "queues.jsonl"}
+    writers = {kind: stack.enter_context(RecordWriter(run_dir / name)) for kind, name in names.items()}
+    return lambda row: writers[type(row)].write(row)
 
 
 def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
@@ -274,7 +287,7 @@ def make_scheduler(
     model: ServedModel,
     engine_log: Path,
     kill: Callable[[], None],
-    write: Callable[[Handoff | QueueLengths], None],
+    write: Callable[[Event], None],
 ) -> Scheduler:
     """The scheduler of an arm, with its engines not yet started."""
     # Hydra turns objects among its arguments into plain dicts, so it makes the constructor and we pass them.
@@ -284,6 +297,7 @@ def make_scheduler(
         seed=cfg.seed,
         log=engine_log,
         kill=kill,
+        on_stats=Meter(arm.name, write),
     )
     return instantiate(arm.scheduler, _partial_=True, _convert_="all")(
         make_backend=make_backend,
@@ -302,21 +316,18 @@ async def _cell(
     cell: Cell,
     repeats: list[int],
     writer: RecordWriter,
+    lags: RecordWriter,
     screen: Screen,
 ) -> None:
-    vocabulary, encode = prepared.model.vocab_size, prepared.encode
     engines = sum(len(pool["engines"]) for pool in scheduler.pools())
-    for request in prompts.warmup(cfg, cell, repeats[0], vocabulary, encode, engines):
-        await drive(scheduler, cell, [request], writer.write, cfg.workload.arrivals, cfg.seed)
-    if prepared.asked is not None:
-        batches = [asking.requests(cfg, cell, repeat, prepared.asked.cells[cell.name]) for repeat in repeats]
-    else:
-        batches = [prompts.measured(cfg, cell, repeat, prepared.questions, vocabulary, encode) for repeat in repeats]
+    await warmup.warm_up(cfg, cell, repeats[0], prepared.material, scheduler, engines, writer.write)
+    batches = {repeat: prompts.measured(cfg, cell, repeat, prepared.material) for repeat in repeats}
     died: set[str] = set()
-    with screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches))) as tally:
-        for repeat, requests in zip(repeats, batches, strict=True):
-            seed = prompts.derive_seed(cfg.seed, cell.name, repeat, "arrivals")
-            await drive(scheduler, cell, requests, _sink(writer, tally, died), cfg.workload.arrivals, seed)
+    with screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches.values()))) as tally:
+        for repeat, requests in batches.items():
+            arrivals = prompts.arrivals(cfg, cell, repeat, prepared.material)
+            async with loop_lag.watched(cell, repeat, lags.write):
+                await drive(scheduler, requests, _sink(writer, tally, died), arrivals, cell.concurrency)
     if died:
         raise WP1Error(sorted(died)[0])
 

@@ -16,8 +16,10 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wp1.errors import ConfigError
+from wp1.plan import has_length, open_loop
 from wp1.quality import settings
 from wp1.serving.placement import engine_sizes
+from wp1.workload.limits import check_workload
 
 
 @dataclass
@@ -81,7 +83,7 @@ class Dataset:
     source: str = MISSING  # builtin, file or hub
     path: str | None = None
     limit: int | None = None  # rows
-    # What answers are judged by (`wp1.quality`); None: questions that are not judged.
+    # What answers are judged by (`wp1.quality`, workload.prompts=judged); None: questions that are not judged.
     tasks: list[str] | None = None
     samples_per_task: int | None = None  # None: every row
     on_bad_row: str = "error"  # or skip
@@ -104,15 +106,27 @@ class Dataset:
 
 @dataclass
 class Workload:
-    prompts: str = "dataset"  # dataset or random
-    prompt_len: int | None = None  # tokens, of random prompts
-    output_len: int = 64  # tokens at most
+    prompts: str = "dataset"  # dataset, random, text or trace
+    prompt_len: int | None = None  # tokens, of random and text prompts
+    text_path: str | None = None  # of text prompts; None: the bundled book
+    shared_prefix: float = 0.0  # share of a prompt that all prompts of a cell's repeat begin with
+    trace_path: str | None = None
+    trace_speed: float = 1.0  # 2: in half the recorded time
+    trace_length_scale: float = 1.0  # of prompts, outputs and hash blocks
+    output_len: int = 64  # tokens at most; of a distribution the mean
+    output_distribution: str = "fixed"  # fixed, uniform, normal or lognormal
+    output_spread: float = 0.0  # uniform: half the width / mean; else standard deviation / mean
+    output_max: int | None = None  # tokens; None: the upper end of uniform, else four times the mean
     ignore_eos: bool = False
-    num_requests: int | None = None  # None: the whole dataset
-    num_warmup: int = 1
+    num_requests: int | None = None  # None: the whole dataset or trace
+    num_warmup: int = 1  # rounds at least
+    max_warmup: int = 5  # rounds at most
     concurrency: int = 1
     request_rate: float = 0.0  # requests/s; 0: closed loop of `concurrency`
-    arrivals: str = "poisson"  # or constant; for request_rate > 0
+    arrivals: str = "poisson"  # constant, gamma or ramp; for request_rate > 0
+    burstiness: float = 1.0  # shape of gamma
+    ramp_from: float = 0.0  # requests/s
+    ramp_s: float | None = None  # seconds; None: until the last request
     temperature: float = 0.0
     top_p: float = 1.0
     timeout_s: float = 600.0  # a request
@@ -123,6 +137,7 @@ class Slo:
     name: str = "none"
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    e2e_ms: float | None = None
 
 
 @dataclass
@@ -140,6 +155,14 @@ class Experiment:
     same_tokens: bool = False
     prompt_lens: list[int] | None = None  # tokens; None: workload.prompt_len
     request_rates: list[float] | None = None  # requests/s; None: workload.request_rate
+    concurrencies: list[int] | None = None  # of closed loops; None: workload.concurrency
+    # Seconds of arrivals a repeat at a rate, at least; None: what workload.num_requests gives.
+    arrivals_s: float | None = None
+    # What the device can do at most, for MFU and MBU: measured once before the engines start if no table states it.
+    measure_peaks: bool = False
+    # The search for the highest rate that keeps the SLO, at every prompt length after the cells.
+    goodput_budget_s: float | None = None  # seconds a prompt length; None: no search
+    goodput_within: float = 0.1  # the search ends when the two nearest rates differ by this share
 
 
 @dataclass
@@ -263,8 +286,9 @@ def _check_values(cfg: Any) -> None:
     _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")
     _one_of("dataset.source", cfg.dataset.source, "builtin", "file", "hub")
     _one_of("dataset.on_bad_row", cfg.dataset.on_bad_row, "error", "skip")
-    _one_of("workload.prompts", cfg.workload.prompts, "dataset", "random")
-    _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant")
+    _one_of("workload.prompts", cfg.workload.prompts, "dataset", "judged", "random", "text", "trace")
+    _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant", "gamma", "ramp")
+    _one_of("workload.output_distribution", cfg.workload.output_distribution, "fixed", "uniform", "normal", "lognormal")
     for key in ("model", "dataset", "experiment", "slo", "transfer"):
         # Names become names of files and folders.
         if not re.fullmatch(r"[\w][\w.-]*", cfg[key].name):
@@ -284,14 +308,27 @@ def _check_values(cfg: Any) -> None:
         ("workload.output_len", cfg.workload.output_len, 1),
         ("workload.num_requests", cfg.workload.num_requests, 1),
         ("workload.num_warmup", cfg.workload.num_warmup, 0),
+        ("workload.max_warmup", cfg.workload.max_warmup, 0),
+        ("workload.output_spread", cfg.workload.output_spread, 0),
+        ("workload.output_max", cfg.workload.output_max, 1),
+        ("workload.shared_prefix", cfg.workload.shared_prefix, 0),
+        ("workload.trace_speed", cfg.workload.trace_speed, 1e-6),
+        ("workload.trace_length_scale", cfg.workload.trace_length_scale, 1e-6),
+        ("workload.burstiness", cfg.workload.burstiness, 0.01),
+        ("workload.ramp_from", cfg.workload.ramp_from, 0),
+        ("workload.ramp_s", cfg.workload.ramp_s, 0.001),
         ("workload.concurrency", cfg.workload.concurrency, 1),
         ("workload.request_rate", cfg.workload.request_rate, 0),
         ("workload.temperature", cfg.workload.temperature, 0),
         ("workload.timeout_s", cfg.workload.timeout_s, 0.001),
         ("slo.ttft_ms", cfg.slo.ttft_ms, 0),
         ("slo.tpot_ms", cfg.slo.tpot_ms, 0),
+        ("slo.e2e_ms", cfg.slo.e2e_ms, 0),
         ("tracking.timeout_s", cfg.tracking.timeout_s, 1),
         ("experiment.repeats", cfg.experiment.repeats, 1),
+        ("experiment.goodput_budget_s", cfg.experiment.goodput_budget_s, 1),
+        ("experiment.arrivals_s", cfg.experiment.arrivals_s, 0.001),
+        ("experiment.goodput_within", cfg.experiment.goodput_within, 0.001),
         ("seed", cfg.seed, 0),
     ]
     for key, value, least in at_least:
@@ -367,8 +404,8 @@ def _check_cells(cfg: Any) -> None:
     """The lists that an experiment makes its cells of."""
     lengths, rates = cfg.experiment.prompt_lens, cfg.experiment.request_rates
     if lengths is not None:
-        if cfg.workload.prompts != "random":
-            raise ConfigError("experiment.prompt_lens needs prompts of a length: choose workload=random")
+        if not has_length(cfg.workload.prompts):
+            raise ConfigError("experiment.prompt_lens needs prompts of a length: choose workload=random or text")
         if cfg.workload.prompt_len is not None:
             raise ConfigError(
                 f"workload.prompt_len={cfg.workload.prompt_len} has no effect beside experiment.prompt_lens: set "
@@ -376,23 +413,36 @@ def _check_cells(cfg: Any) -> None:
             )
         if not lengths or len(set(lengths)) < len(lengths) or not all(1 <= n <= MOST for n in lengths):
             raise ConfigError(f"experiment.prompt_lens={list(lengths)} does not do: name different lengths, in tokens")
-    if rates is not None:
-        if cfg.workload.request_rate:
+    if rates is not None and (
+        not rates or len(set(rates)) < len(rates) or not all(0 <= rate <= MOST for rate in rates)
+    ):
+        raise ConfigError(
+            f"experiment.request_rates={list(rates)} does not do: name different rates, in requests/s; 0 is one "
+            "at a time"
+        )
+    concurrencies = cfg.experiment.concurrencies
+    if concurrencies is not None and (
+        not concurrencies
+        or len(set(concurrencies)) < len(concurrencies)
+        or not all(1 <= n <= MOST for n in concurrencies)
+    ):
+        raise ConfigError(
+            f"experiment.concurrencies={list(concurrencies)} does not do: name different numbers of requests at a time"
+        )
+    limits = (cfg.slo.ttft_ms, cfg.slo.tpot_ms, cfg.slo.e2e_ms)
+    if cfg.experiment.goodput_budget_s is not None:
+        if not any(limit is not None for limit in limits):
             raise ConfigError(
-                f"workload.request_rate={cfg.workload.request_rate:g} has no effect beside experiment.request_rates: "
-                f"set experiment.request_rates=[{cfg.workload.request_rate:g}]"
+                "experiment.goodput_budget_s has no effect without limits: choose slo=interactive or set slo.ttft_ms"
             )
-        if not rates or len(set(rates)) < len(rates) or not all(0 <= rate <= MOST for rate in rates):
-            raise ConfigError(
-                f"experiment.request_rates={list(rates)} does not do: name different rates, in requests/s; 0 is one "
-                "at a time"
-            )
+        if not has_length(cfg.workload.prompts):
+            raise ConfigError("experiment.goodput_budget_s needs prompts of a length: choose workload=random or text")
 
 
 def check_overrides(cfg: Any, overrides: list[str]) -> None:
     """Refuses what was said on the command line and would have no effect. Raises ConfigError."""
     for override in overrides:
-        if cfg.dataset.tasks and re.match(r"\+*workload\.(output_len|ignore_eos)=", override):
+        if cfg.workload.prompts == "judged" and re.match(r"\+*workload\.(output_\w+|ignore_eos)=", override):
             raise ConfigError(
                 f"{override.lstrip('+')} has no effect on a judged dataset, whose tasks say how long an answer may be: "
                 "drop it"
@@ -403,6 +453,16 @@ def check_overrides(cfg: Any, overrides: list[str]) -> None:
             raise ConfigError(
                 f"{override.lstrip('+')} has no effect with experiment={cfg.experiment.name}, which compares {arms}: "
                 f"set arms.{next(iter(cfg.arms))}.{key}=... and the like"
+            )
+        if cfg.experiment.request_rates is not None and override.lstrip("+").startswith("workload.request_rate="):
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect beside experiment.request_rates: "
+                f"set experiment.request_rates=[{cfg.workload.request_rate:g}]"
+            )
+        if open_loop(cfg) and override.lstrip("+").startswith("experiment.concurrencies="):
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect where requests come at a rate: drop it, or drop "
+                "experiment.request_rates and choose workload=random"
             )
 
 
@@ -434,44 +494,14 @@ def _check_rope(rope: Any) -> None:
                 raise ConfigError(f"rope.{key} has no effect with rope={rope.type}: drop it or choose rope=yarn")
 
 
-def _check_questions(dataset: Any) -> None:
-    if dataset.source == "file":
-        if dataset.path is None:
-            raise ConfigError("dataset.path is empty: set dataset.path=FILE.jsonl")
-        if not Path(dataset.path).expanduser().is_file():
-            raise ConfigError(f"dataset.path={dataset.path} is not a file: name a JSONL file")
-    elif dataset.path is not None:
-        raise ConfigError("dataset.path has no effect with a built-in dataset: choose dataset=file as well")
-
-
 def _check_workload(cfg: Any) -> None:
-    workload, dataset = cfg.workload, cfg.dataset
+    workload = cfg.workload
     settings.check(cfg)
-    if not dataset.tasks:
-        _check_questions(dataset)
     _check_cells(cfg)
-    if workload.prompts == "random":
-        lengths = cfg.experiment.prompt_lens or [workload.prompt_len]
-        if lengths == [None]:
-            raise ConfigError("workload.prompt_len is empty: workload.prompts=random needs it, in tokens")
-        if workload.num_requests is None:
-            raise ConfigError("workload.num_requests is empty: workload.prompts=random needs it")
-        if max(lengths) + workload.output_len > cfg.model.max_len:
-            key = "experiment.prompt_lens" if cfg.experiment.prompt_lens else "workload.prompt_len"
-            raise ConfigError(
-                f"{key}={max(lengths)} and workload.output_len={workload.output_len} exceed "
-                f"model.max_len={cfg.model.max_len}: lower one of them or raise model.max_len"
-            )
-    elif workload.prompt_len is not None:
-        raise ConfigError("workload.prompt_len has no effect on a dataset's prompts: drop it or choose workload=random")
-    if workload.output_len >= cfg.model.max_len:
+    check_workload(cfg)
+    if cfg.experiment.same_tokens and workload.prompts not in ("dataset", "judged"):
         raise ConfigError(
-            f"workload.output_len={workload.output_len} leaves no room for a prompt in model.max_len="
-            f"{cfg.model.max_len}: lower workload.output_len or raise model.max_len"
-        )
-    if cfg.experiment.same_tokens and workload.prompts == "random":
-        raise ConfigError(
-            "experiment.same_tokens compares repeats of a question, and random prompts differ in each: "
+            f"experiment.same_tokens compares repeats of a question, and {workload.prompts} prompts differ in each: "
             "set experiment.same_tokens=false"
         )
     if cfg.experiment.same_tokens and cfg.experiment.repeats < 2:

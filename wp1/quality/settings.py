@@ -1,4 +1,4 @@
-"""Checks of the settings of judged datasets that need no model. `wp1.schema.check` calls them."""
+"""Checks of the settings of datasets that need no model. `wp1.schema.check` calls them."""
 
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,24 @@ MADE_ONLY = ("depths", "squad", "hotpot", "prompt_lens")
 def check(cfg: Any) -> None:
     """Refuses settings of `dataset` that contradict each other. Raises ConfigError, naming the key to change."""
     dataset = cfg.dataset
-    if not dataset.tasks:
+    if cfg.workload.prompts != "judged":
+        if dataset.tasks:
+            raise ConfigError(f"dataset={dataset.name} is judged: choose workload=judged, or experiment=e4")
         for key in JUDGED_ONLY:
             if dataset[key] is not None:
-                raise ConfigError(
-                    f"dataset.{key} is for tasks that are judged, and dataset={dataset.name} has none: choose "
-                    "dataset=longbench and the like, or set dataset.tasks"
-                )
+                raise ConfigError(f"dataset.{key} is for tasks that are judged: choose dataset=longbench and the like")
+        _check_questions(dataset)
         return
+    if not dataset.tasks:
+        raise ConfigError(
+            f"workload=judged needs tasks, and dataset={dataset.name} has none: choose dataset=subsets and the like"
+        )
     _check_tasks(dataset)
     if cfg.model.source == "random_weights":
         raise ConfigError(
             f"dataset={dataset.name} judges answers, and those of random weights mean nothing: choose "
             "model=smollm2_135m or another with weights"
         )
-    if cfg.workload.prompts != "dataset":
-        raise ConfigError(f"dataset.tasks has no effect with random prompts: choose workload=judged for {dataset.name}")
     if dataset.limit is not None:
         raise ConfigError("dataset.limit is for questions that are not judged: set dataset.samples_per_task")
     if cfg.workload.num_requests is not None:
@@ -42,6 +44,16 @@ def check(cfg: Any) -> None:
         _check_made(cfg)
     else:
         _check_drawn(cfg)
+
+
+def _check_questions(dataset: Any) -> None:
+    if dataset.source == "file":
+        if dataset.path is None:
+            raise ConfigError("dataset.path is empty: set dataset.path=FILE.jsonl")
+        if not Path(dataset.path).expanduser().is_file():
+            raise ConfigError(f"dataset.path={dataset.path} is not a file: name a JSONL file")
+    elif dataset.path is not None:
+        raise ConfigError("dataset.path has no effect with a built-in dataset: choose dataset=file as well")
 
 
 def _check_tasks(dataset: Any) -> None:

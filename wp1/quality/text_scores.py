@@ -55,7 +55,7 @@ def _sentences(text: str) -> list[list[str]]:
 
 
 def _common(a: list[str], b: list[str]) -> list[int]:
-    """Places in `a` of a longest common subsequence with `b`, the one that rouge-score finds where there are several."""
+    """Places in `a` of a longest common subsequence with `b`, the one that rouge-score finds of several."""
     table = [[0] * (len(b) + 1)]
     for word in a:
         above, row = table[-1], [0]
