@@ -121,7 +121,7 @@ def _overall(benchmark: str, rows: pl.DataFrame) -> dict[str, Any]:
     """By the benchmark's own rule: LongBench's is the mean of categories, LongBench v2's of all rows."""
     groups = _by_task(rows)
     if benchmark == longbench.NAME:
-        categories = dict(zip((f"{b}/{t}" for b, t in rows.select("benchmark", "task").iter_rows()), rows["category"]))
+        categories = {f"{b}/{t}": c for b, t, c in rows.select("benchmark", "task", "category").iter_rows()}
         return scoring.mean_of(groups, categories)
     return scoring.mean_of(groups)
 

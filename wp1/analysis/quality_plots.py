@@ -84,7 +84,7 @@ def _lengths(arms: Mapping[str, Any], path: Path, mark: str) -> None:
         # Beside each other, as intervals at the same length would hide each other.
         x = [row["bucket"] * 1.04 ** (k - (len(arms) - 1) / 2) for row in rows]
         y = [row["mean"] for row in rows]
-        spread = [[m - row["low"] for m, row in zip(y, rows)], [row["high"] - m for m, row in zip(y, rows)]]
+        spread = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
         label = f"{arm}, n = {n} a length"
         axes.errorbar(
             x, y, yerr=np.maximum(spread, 0), marker=MARKERS[k % 4], capsize=2.5, color=colours[k], label=label

@@ -12,8 +12,8 @@ EXAMPLES = 3  # best and worst
 HOW_TO_READ = f"""\
 - **score**: in percent with its 95 % interval, Wilson's where answers are right or wrong and a bootstrap of the mean
   elsewhere. **few** marks fewer than {FEW} answers, which hardly measure anything. A request that failed scores zero.
-- **mean of the tasks**: unweighted; LongBench's is the mean of its categories. A task of one set cannot be compared with
-  one of another.
+- **mean of the tasks**: unweighted; LongBench's is the mean of its categories. A score of a built-in task is not to be
+  compared with the official set's.
 - **effective length**: the longest length up to which every length's RULER score is at least 85.6 %, RULER's own
   threshold; **relative**: at least 85.6 % of the score at the shortest length.
 - **perplexity**: exp of the mean negative log-likelihood of a token at these positions, in the model's own tokens."""
