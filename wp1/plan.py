@@ -43,7 +43,6 @@ def plan(cfg: Any) -> list[Arm]:
 def _cells(cfg: Any, arm: str) -> list[Cell]:
     """Every prompt length at every request rate, short prompts and low rates first."""
     workload = cfg.workload
-    lengths = cfg.experiment.prompt_lens or [workload.prompt_len]
     rates = cfg.experiment.request_rates if cfg.experiment.request_rates is not None else [workload.request_rate]
     return [
         Cell(
@@ -54,13 +53,32 @@ def _cells(cfg: Any, arm: str) -> list[Cell]:
             request_rate=rate,
             repeats=cfg.experiment.repeats,
         )
-        for length in lengths
+        for length in prompt_lens(cfg)
         for rate in rates
     ]
 
 
 def _prompts(cfg: Any, length: int | None) -> str:
     return f"{length}" if cfg.workload.prompts == "random" else cfg.dataset.name
+
+
+def prompt_lens(cfg: Any) -> list[int | None]:
+    """The prompt lengths of a run in tokens; [None] where they are the dataset's."""
+    experiment = cfg.experiment
+    if experiment.prompt_lens:
+        return list(experiment.prompt_lens)
+    if experiment.doubling_from is not None:
+        return [*_doubling(experiment.doubling_from, cfg.model.max_len, cfg.workload.output_len)]
+    return [cfg.workload.prompt_len]
+
+
+def _doubling(first: int, max_len: int, output_len: int) -> list[int]:
+    """Lengths first, 2 x first, ..., the last one what `max_len` has room for beside `output_len`; tokens."""
+    longest = max_len - output_len
+    lengths = [first]
+    while lengths[-1] * 2 < longest:
+        lengths.append(lengths[-1] * 2)
+    return [*lengths, longest] if lengths[-1] < longest else lengths
 
 
 def stints(arms: list[Arm], repeats: int) -> list[Stint]:

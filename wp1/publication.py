@@ -299,9 +299,10 @@ def _named(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def _files(run_dir: Path, experiment: str) -> list[tuple[Path, str | None]]:
     """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads."""
     always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "artifacts/requests.csv")
-    limited = ("engine.log", "device.jsonl", "handoffs.jsonl", "queues.jsonl")
+    limited = ("engine.log", "device.jsonl", "handoffs.jsonl", "queues.jsonl", "memory.jsonl")
     found = [run_dir / name for name in always]
     found += [arms.file_of(run_dir, experiment), arms.table_of(run_dir, experiment)]
+    found += [run_dir / "artifacts" / f"{experiment}_{table}.csv" for table in ("memory", "capacity")]
     found = [path for path in found if path.is_file()]
     logs = [run_dir / name for name in limited if (run_dir / name).is_file()]
     found += [path for path in logs if path.stat().st_size <= MAX_LOG_BYTES]

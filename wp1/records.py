@@ -132,6 +132,20 @@ class QueueLengths:
     decoding: int
 
 
+@dataclass(slots=True)
+class MemoryNote:
+    """What one worker of an engine notes of its memory at one moment, raw (`wp1.serving.memory`); bytes."""
+
+    t: float  # seconds, monotonic
+    arm: str
+    pool: str
+    engine: str
+    moment: Literal["start", "begin", "end"]  # the engine is up; before and after a repeat of a cell
+    cell: str | None
+    repeat: int | None
+    note: dict[str, Any]
+
+
 def new_record(request: Request, t_intended: float) -> RequestRecord:
     """A record of a request that has not ended; its status is "aborted" until it has."""
     return RequestRecord(
@@ -145,6 +159,9 @@ def new_record(request: Request, t_intended: float) -> RequestRecord:
         status="aborted",
         t_intended=t_intended,
     )
+
+
+Row = RequestRecord | Handoff | QueueLengths | MemoryNote
 
 
 class RecordWriter:
@@ -166,13 +183,13 @@ class RecordWriter:
             self._file.close()
             self._file = None
 
-    def write(self, record: RequestRecord | Handoff | QueueLengths) -> None:
+    def write(self, record: Row) -> None:
         assert self._file is not None
         self._file.write(json.dumps(_rounded(record), ensure_ascii=False) + "\n")
         self._file.flush()
 
 
-def _rounded(record: RequestRecord | Handoff | QueueLengths) -> dict[str, Any]:
+def _rounded(record: Row) -> dict[str, Any]:
     # dataclasses.asdict copies deeply, which costs more than the rest for long outputs.
     row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     for key, value in row.items():

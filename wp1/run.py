@@ -28,6 +28,7 @@ from wp1.report import collectors_of
 from wp1.serving import fit, models
 from wp1.serving.backend import Scheduler
 from wp1.serving.guard import ProcessGuard
+from wp1.serving.memory.notes import MemoryNotes
 from wp1.serving.models import ServedModel
 from wp1.serving.placement import Place, engine_sizes, places
 from wp1.serving.transfer import KVTransfer, Pools
@@ -205,6 +206,7 @@ def _model_metadata(model: ServedModel) -> dict[str, Any]:
         "rope": model.rope.as_dict(),
         "kv_bytes_per_token": model.kv_bytes_per_token,
         "weight_bytes": model.weight_bytes,
+        "shape": model.shape,
     }
 
 
@@ -231,6 +233,7 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
         guard = stack.enter_context(ProcessGuard())
         writer = stack.enter_context(RecordWriter(run_dir / "records.jsonl"))
         write = _handoff_writer(prepared.arms, run_dir, stack)
+        notes = _memory_notes(cfg, run_dir, stack)
         gpus = sorted({gpu for arm in prepared.arms for _, place in places_of(arm) for gpu in place.gpus})
         for collector in prepared.collectors:
             collector.start(run_dir, gpus)
@@ -249,8 +252,9 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
                     {"arm": arm.name, "repeats": stint.repeats, "seconds": round(time.monotonic() - begin, 1)}
                 )
                 write_json(run_dir / "run_metadata.json", metadata)
+                await notes.started(scheduler, arm.name)
                 for cell in arm.cells:
-                    await _cell(cfg, prepared, scheduler, cell, stint.repeats, writer, screen)
+                    await _cell(cfg, prepared, scheduler, cell, stint.repeats, writer, notes, screen)
                 held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
                 metadata["kv_held"] += [f"{arm.name}/{name}" for name in held]
             finally:
@@ -265,6 +269,13 @@ def _handoff_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Callabl
     handoffs = stack.enter_context(RecordWriter(run_dir / "handoffs.jsonl"))
     queues = stack.enter_context(RecordWriter(run_dir / "queues.jsonl"))
     return lambda row: (handoffs if isinstance(row, Handoff) else queues).write(row)
+
+
+def _memory_notes(cfg: Any, run_dir: Path, stack: ExitStack) -> MemoryNotes:
+    """Only a run that asks for them has the file."""
+    if not cfg.experiment.memory:
+        return MemoryNotes(None)
+    return MemoryNotes(stack.enter_context(RecordWriter(run_dir / "memory.jsonl")).write)
 
 
 def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
@@ -294,6 +305,7 @@ def make_scheduler(
         seed=cfg.seed,
         log=engine_log,
         kill=kill,
+        memory=cfg.experiment.memory,
     )
     return instantiate(arm.scheduler, _partial_=True, _convert_="all")(
         make_backend=make_backend,
@@ -312,6 +324,7 @@ async def _cell(
     cell: Cell,
     repeats: list[int],
     writer: RecordWriter,
+    notes: MemoryNotes,
     screen: Screen,
 ) -> None:
     vocabulary, encode = prepared.model.vocab_size, prepared.encode
@@ -323,7 +336,8 @@ async def _cell(
     with screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches))) as tally:
         for repeat, requests in zip(repeats, batches, strict=True):
             seed = prompts.derive_seed(cfg.seed, cell.name, repeat, "arrivals")
-            await drive(scheduler, cell, requests, _sink(writer, tally, died), cfg.workload.arrivals, seed)
+            async with notes.around(scheduler, cell, repeat):
+                await drive(scheduler, cell, requests, _sink(writer, tally, died), cfg.workload.arrivals, seed)
     if died:
         raise WP1Error(sorted(died)[0])
 

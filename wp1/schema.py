@@ -16,6 +16,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wp1.errors import ConfigError
+from wp1.plan import prompt_lens
 from wp1.serving.placement import engine_sizes
 
 
@@ -119,7 +120,9 @@ class Experiment:
     repeats: int = 1
     same_tokens: bool = False
     prompt_lens: list[int] | None = None  # tokens; None: workload.prompt_len
+    doubling_from: int | None = None  # tokens; prompt lengths from here by doubling to what model.max_len has room for
     request_rates: list[float] | None = None  # requests/s; None: workload.request_rate
+    memory: bool = False  # engines take notes of their memory, into memory.jsonl
 
 
 @dataclass
@@ -290,7 +293,8 @@ def _check_schedulers(cfg: Any) -> None:
     for name, scheduler in cfg.arms.items():
         _check_scheduler(f"arms.{name}", scheduler)
     devices = {f"arms.{name}": sum(engine_sizes(scheduler)) for name, scheduler in cfg.arms.items()}
-    if len(set(devices.values())) > 1:
+    # Where memory goes on the same devices is a question also of one engine against two; how fast they are is not.
+    if len(set(devices.values())) > 1 and not cfg.experiment.memory:
         counts = ", ".join(f"{key} has {count}" for key, count in devices.items())
         raise ConfigError(
             f"arms are compared on equal devices, and {counts}: change replicas, prefill, decode or tensor_parallel"
@@ -342,6 +346,7 @@ def _check_scheduler(key: str, scheduler: Any) -> None:
 def _check_cells(cfg: Any) -> None:
     """The lists that an experiment makes its cells of."""
     lengths, rates = cfg.experiment.prompt_lens, cfg.experiment.request_rates
+    _check_doubling(cfg)
     if lengths is not None:
         if cfg.workload.prompts != "random":
             raise ConfigError("experiment.prompt_lens needs prompts of a length: choose workload=random")
@@ -363,6 +368,23 @@ def _check_cells(cfg: Any) -> None:
                 f"experiment.request_rates={list(rates)} does not do: name different rates, in requests/s; 0 is one "
                 "at a time"
             )
+
+
+def _check_doubling(cfg: Any) -> None:
+    first = cfg.experiment.doubling_from
+    if first is None or cfg.experiment.prompt_lens is not None:
+        return
+    if cfg.workload.prompts != "random" or cfg.workload.prompt_len is not None:
+        raise ConfigError(
+            "experiment.doubling_from makes prompts of random tokens: choose workload=random and "
+            "workload.prompt_len=null"
+        )
+    room = cfg.model.max_len - cfg.workload.output_len
+    if not 1 <= first <= room:
+        raise ConfigError(
+            f"experiment.doubling_from={first} does not do: set it between 1 and {room}, which is model.max_len less "
+            "workload.output_len"
+        )
 
 
 def check_overrides(cfg: Any, overrides: list[str]) -> None:
@@ -416,8 +438,8 @@ def _check_workload(cfg: Any) -> None:
         raise ConfigError("dataset.path has no effect with a built-in dataset: choose dataset=file as well")
     _check_cells(cfg)
     if workload.prompts == "random":
-        lengths = cfg.experiment.prompt_lens or [workload.prompt_len]
-        if lengths == [None]:
+        lengths = [length for length in prompt_lens(cfg) if length is not None]
+        if not lengths:
             raise ConfigError("workload.prompt_len is empty: workload.prompts=random needs it, in tokens")
         if workload.num_requests is None:
             raise ConfigError("workload.num_requests is empty: workload.prompts=random needs it")

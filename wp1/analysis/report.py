@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from wp1 import labels
-from wp1.analysis import arms, comparison_plots, comparison_report, plots, tables
+from wp1.analysis import arms, comparison_plots, comparison_report, memory_report, plots, tables
 from wp1.analysis.markdown import fixed, ms, number, percent, rate, table, text
 from wp1.analysis.summary import read_config, read_json
 from wp1.collectors.device import read_samples
@@ -65,6 +65,7 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
     page = reports / f"{metadata['run_id']}.md"
     parts = [
         _head(metadata),
+        memory_report.section(run_dir, folder, requests, config, metadata),
         comparison_report.words(compared),
         _pictures(folder, arm_pictures),
         comparison_report.side_by_side(compared),
@@ -323,6 +324,9 @@ def _files(run_dir: Path, page: Path, metadata: dict[str, Any]) -> str:
             "handoffs.jsonl",
             "queues.jsonl",
             f"artifacts/{metadata['experiment']}_mode_comparison.csv",
+            "memory.jsonl",
+            f"artifacts/{metadata['experiment']}_memory.csv",
+            f"artifacts/{metadata['experiment']}_capacity.csv",
         )
         if (run_dir / name).exists()
     ]

@@ -64,6 +64,17 @@ class ServedModel:
         return sum(files) if files else _dense_parameters(self._text) * self._element_bytes
 
     @property
+    def shape(self) -> dict[str, int]:
+        """Sizes of a layer, for calculations of memory; an MLP without a stated width is taken as four times wider."""
+        text, hidden = self._text, int(self._text["hidden_size"])
+        return {
+            "hidden_size": hidden,
+            "intermediate_size": int(text.get("intermediate_size") or 4 * hidden),
+            "kv_heads": int(text.get("num_key_value_heads") or text["num_attention_heads"]),
+            "element_bytes": self._element_bytes,
+        }
+
+    @property
     def _text(self) -> dict[str, Any]:
         return self.config.get("text_config", self.config)
 
@@ -109,7 +120,7 @@ def prepare(cfg: Any, progress: Callable[[str], None] = lambda _: None) -> Serve
         rope=choice,
     )
     try:
-        _ = (served.kv_bytes_per_token, served.weight_bytes, served.vocab_size)
+        _ = (served.kv_bytes_per_token, served.weight_bytes, served.vocab_size, served.shape)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise _no_model(model, error) from error
     return served

@@ -18,6 +18,7 @@ from typing import Any, Self
 from wp1 import hardware
 from wp1.errors import ConfigError, WP1Error
 from wp1.records import Request
+from wp1.serving import memory as memory_of
 from wp1.serving.backend import Chunk, EngineDiedError, EngineInfo, EngineStartError, EngineTimes
 from wp1.serving.fit import GPU_SHARE, kv_pool_bytes
 from wp1.serving.models import ServedModel
@@ -41,8 +42,12 @@ OWN_ARGUMENTS = {
     "kv_cache_memory_bytes": "backend.kv_cache_gib",
     "kv_transfer_config": "transfer",
     "worker_extension_cls": "transfer",
+    "worker_cls": "experiment.memory",
 }
 
+
+# Notes of memory are ready at once, when the step under way has ended.
+MEMORY_TIMEOUT_S = 120.0
 
 # Errors of engines that did not start. Their frames hold what vLLM had opened; when Python collects that, ZeroMQ waits
 # for ever for messages that nobody will take. So it is never collected, and the process leaves without (`main._leave`).
@@ -68,6 +73,7 @@ class VLLMBackend:
     kv_transfer: fields of vLLM's KVTransferConfig, of an engine that hands KV on or takes it; worker_extension: the
     class that its workers need for that; connector_arguments: engine arguments that the connector needs.
     on_kv_stats: called with what the engine's KV connector counted, whenever it has counted something.
+    memory: workers take notes of the memory they use, for `memory`.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class VLLMBackend:
         worker_extension: str = "",
         connector_arguments: dict[str, Any] | None = None,
         on_kv_stats: Callable[[dict[str, Any]], None] | None = None,
+        memory: bool = False,
     ) -> None:
         self.name = name
         self._model = model
@@ -102,6 +109,7 @@ class VLLMBackend:
         self._worker_extension = worker_extension
         self._connector_arguments = connector_arguments or {}
         self._on_kv_stats = on_kv_stats
+        self._memory = memory
         self._engine: Any = None
         self._startup_s = 0.0
         self._given_up = False
@@ -125,6 +133,8 @@ class VLLMBackend:
         if hardware.device_type() == "cpu":
             # Compiling for two cores takes longer than it saves in a run.
             arguments["enforce_eager"] = True
+        if self._memory:
+            arguments["worker_cls"] = memory_of.worker_class()
         if self._place.sharing > 1 and self._place.gpus:
             # vLLM looks whether that much is free, and takes what the pool is given above.
             arguments["gpu_memory_utilization"] = GPU_SHARE / self._place.sharing
@@ -313,6 +323,12 @@ class VLLMBackend:
         # vLLM resets its prefix cache only while no block is in use.
         return await self._engine.reset_prefix_cache()
 
+    async def memory(self, moment: memory_of.Moment) -> list[dict[str, Any]]:
+        try:
+            return await self._engine.collective_rpc(f"wp1_memory_{moment}", timeout=MEMORY_TIMEOUT_S)
+        except Exception as error:  # vLLM gives what its worker raised as one of its own
+            raise EngineDiedError(f"engine {self.name} did not say what its memory is taken by: {error}") from error
+
     def info(self) -> EngineInfo:
         config = self._engine.vllm_config
         cache = config.cache_config
@@ -324,6 +340,7 @@ class VLLMBackend:
                 "block_size": cache.block_size,
                 "kv_blocks": cache.num_gpu_blocks,
                 "max_num_seqs": config.scheduler_config.max_num_seqs,
+                "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
                 "enforce_eager": config.model_config.enforce_eager,
                 "dtype": str(config.model_config.dtype).removeprefix("torch."),
                 "rope": self.rope_in_effect(),
