@@ -89,6 +89,8 @@ def read_notes(run_dir: Path) -> list[dict[str, Any]]:
 def rows_of(notes: Sequence[Mapping[str, Any]], requests: pl.DataFrame, metadata: Mapping[str, Any]) -> list[Row]:
     """A row for every worker and cell that has notes of before and after; of several repeats the one with most taken.
 
+    Worker by worker in the order of their starts, then by prompt length.
+
     requests: `tables.requests`; metadata: run_metadata.json, whose `pools` say how each engine runs.
     """
     settings = {(pool["arm"], engine["name"]): engine for pool in metadata["pools"] for engine in pool["engines"]}
@@ -115,7 +117,10 @@ def rows_of(notes: Sequence[Mapping[str, Any]], requests: pl.DataFrame, metadata
             if key not in best or row.total > best[key].total:
                 best[key] = row
     order = cells.ordered(row.cell for row in best.values())
-    return sorted(best.values(), key=lambda row: order.index(row.cell))
+    workers = list(starts)
+    return sorted(
+        best.values(), key=lambda row: (workers.index((row.arm, row.engine, row.rank)), order.index(row.cell))
+    )
 
 
 def _share(settings: Mapping[tuple[str, str], Mapping[str, Any]], one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

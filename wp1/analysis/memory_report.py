@@ -54,7 +54,7 @@ def section(
     pools = capacity.pools_of(rows, metadata)
     price = capacity.price_of(rows, tables.handoffs(run_dir / "handoffs.jsonl"), metadata)
     parts = ["## Where memory goes", "\n\n".join(words(rows, arm) for arm in arms)]
-    for caption, file in memory_plots.by_length(folder, rows, mark_of(metadata)):
+    for caption, file in memory_plots.by_length(folder, rows, metadata, mark_of(metadata)):
         parts += [f"![{caption}]({folder.name}/{file.name})", f"*{caption}*"]
     parts += [_parts_table(rows, arm) for arm in arms]
     parts.append(_beside_calculated(rows))
@@ -144,24 +144,69 @@ def _worker(row: Row) -> str:
 
 
 def _beside_calculated(rows: Sequence[Row]) -> str:
-    """Measured, calculated and their difference, for every engine at every length."""
+    """Measured, calculated and their difference: once an engine what does not depend on the prompt, then by length."""
     unit = _unit(rows)
-    lines = []
-    for row in rows:
-        for name, title, _ in CALCULATED:
-            if name not in row.calculated:
-                continue
-            value, calculated = memory.measured(row, name), row.calculated[name]
-            ratio = None if not calculated else f"{(value - calculated) / calculated:+.1%}".replace("%", " %")
-            lines.append(
-                [
-                    f"{row.arm} {_worker(row)}", number(row.prompt_len), title, _in(value, unit),
-                    _in(calculated, unit), _in(value - calculated, unit), ratio,
-                ]
-            )  # fmt: skip
+    engines = {(row.arm, row.engine, row.rank): row for row in rows}
+    constant = [
+        [_named(row), *_compared(row, "weights", unit), *_compared(row, "kv_reserved", unit)]
+        for row in engines.values()
+    ]
+    by_length = [
+        [
+            _named(row),
+            number(row.prompt_len),
+            *_compared(row, "kv_in_use", unit),
+            *_compared(row, "kv_in_use_blocks", unit)[1:],
+            f"{row.blocks:,} / {row.calculated_blocks:,}",
+            *_compared(row, "activations", unit),
+        ]
+        for row in rows
+    ]
     how = "\n".join(f"- **{title}**: {text}" for _, title, text in CALCULATED)
-    header = ["engine", "prompt tokens", "part", "measured", "calculated", "difference", ""]
-    return f"### Measured beside calculated, {unit[0]}\n\n{table(header, lines, 'lrlrrrr')}\n\nCalculated:\n\n{how}"
+    return "\n\n".join(
+        [
+            f"### Measured beside calculated, {unit[0]}",
+            table(
+                ["engine", "weights", "calculated", "difference", "KV reserved", "calculated", "difference"],
+                constant,
+                "lrrrrrr",
+            ),
+            table(
+                [
+                    "engine", "prompt tokens", "KV in use", "by tokens", "difference", "by blocks", "difference",
+                    "blocks: engine / calculated", "activations", "calculated", "difference",
+                ],
+                by_length,
+                "lrrrrrrrrrr",
+            ),
+            f"Calculated:\n\n{how}",
+            _vllm_says(list(engines.values()), unit),
+        ]
+    ).rstrip()  # fmt: skip
+
+
+def _named(row: Row) -> str:
+    return f"{row.arm} {_worker(row)}"
+
+
+def _compared(row: Row, name: str, unit: tuple[str, int]) -> list[str | None]:
+    """Measured, calculated, difference in percent; dashes where nothing was calculated."""
+    calculated = row.calculated.get(name)
+    if calculated is None:
+        return [None, None, None]
+    value = memory.measured(row, name)
+    ratio = f"{(value - calculated) / calculated:+.1%}".replace("%", " %") if calculated else None
+    return [_in(value, unit), _in(calculated, unit), ratio]
+
+
+def _vllm_says(rows: Sequence[Row], unit: tuple[str, int]) -> str:
+    """vLLM's own profile at its start, where it makes one."""
+    names = list(dict.fromkeys(name for row in rows for name in row.vllm))
+    if not names:
+        return ""
+    lines = [[_named(row), *(_in(row.vllm.get(name), unit) for name in names)] for row in rows]
+    header = ["engine", *(f"`{name}`" for name in names)]
+    return f"vLLM's own profile at its start, by its names:\n\n{table(header, lines, 'l' + 'r' * len(names))}"
 
 
 def _capacity(pools: Sequence[capacity.Pool], fits: Sequence[capacity.Fit]) -> str:
