@@ -110,9 +110,10 @@ class Accounting:
         runner: Any = self.model_runner  # type: ignore[attr-defined]
         capture = runner.capture_model
 
-        def counted() -> int:
-            self._wp1_graphs = capture()
-            return self._wp1_graphs
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            taken = capture(*args, **kwargs)
+            self._wp1_graphs = taken if isinstance(taken, int) else None
+            return taken
 
         runner.capture_model = counted
         try:
