@@ -58,6 +58,7 @@ class RequestRecord:
     phase: Phase | None = None  # where a request that failed had come to
     # When it was due, when we handed it to the engine, and what the engine's scheduler says.
     t_intended: float = 0.0
+    ramp: bool = False  # due while the rate still grew (workload.arrivals=ramp)
     t_sent: float | None = None
     t_queued: float | None = None
     t_scheduled: float | None = None
@@ -146,6 +147,17 @@ class MemoryNote:
     note: dict[str, Any]
 
 
+@dataclass(slots=True)
+class LoopLag:
+    """How late timers fired in the event loop that sends requests and takes tokens, 50 samples a second."""
+
+    t: float  # seconds, monotonic, of the last
+    arm: str
+    cell: str
+    repeat: int
+    lags: list[float]  # seconds
+
+
 def new_record(request: Request, t_intended: float) -> RequestRecord:
     """A record of a request that has not ended; its status is "aborted" until it has."""
     return RequestRecord(
@@ -161,7 +173,7 @@ def new_record(request: Request, t_intended: float) -> RequestRecord:
     )
 
 
-Row = RequestRecord | Handoff | QueueLengths | MemoryNote
+Row = RequestRecord | Handoff | QueueLengths | LoopLag | MemoryNote
 
 
 class RecordWriter:

@@ -15,7 +15,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from wp1 import hardware, identity
+from wp1 import hardware, identity, loop_lag
 from wp1.analysis.report import reports_of, write_report
 from wp1.analysis.summary import summarise, write_json
 from wp1.collectors import Collector
@@ -32,8 +32,7 @@ from wp1.serving.memory.notes import MemoryNotes
 from wp1.serving.models import ServedModel
 from wp1.serving.placement import Place, engine_sizes, places
 from wp1.serving.transfer import KVTransfer, Pools
-from wp1.serving.vllm_backend import chat_token_ids
-from wp1.workload import dataset, prompts
+from wp1.workload import material, prompts, warmup
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +126,8 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
         engines = places_of(arm)
         fit.check_memory(model, cfg, engines)
         colocated = colocated or any(place.sharing > 1 for _, place in engines)
-    questions = dataset.load(cfg.dataset) if cfg.workload.prompts == "dataset" else []
-    encode = _encoder(model)
-    fit.check_lengths(model, {q.id: len(encode(q.prompt)) for q in questions}, cfg.workload.output_len)
+    tell("making prompts")
+    made_of = material.prepare(cfg, model)
     transfer: dict[str, str] = {}
     for arm in arms:
         if arm.scheduler.mode == "disagg":
@@ -137,7 +135,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
             transfer = {"name": chosen.name, "why": chosen.why()}
         make_scheduler(cfg, arm, model, engine_log, kill=lambda: None, write=lambda _: None).check()
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
-    return Prepared(model, questions, encode, collectors, arms, labels, transfer)
+    return Prepared(model, made_of, collectors, arms, labels, transfer)
 
 
 def places_of(arm: Arm) -> list[tuple[int, Place]]:
@@ -161,39 +159,18 @@ class Prepared:
     """What is known before an engine starts."""
 
     model: ServedModel
-    questions: list[dataset.Question]
-    encode: prompts.Encode
+    material: prompts.Material
     collectors: list[Collector]
     arms: list[Arm]
     labels: list[str]
     transfer: dict[str, str]  # which connector and why, of a disaggregated run
 
 
-def _encoder(model: ServedModel) -> prompts.Encode:
-    """From a question to token ids, by the model's chat template; by its bytes where weights are random.
-
-    Raises ConfigError where the model's folder has no tokenizer.
-    """
-    if not model.has_tokenizer:
-        return prompts.as_token_ids
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.folder)
-        chat_token_ids(tokenizer, [{"role": "user", "content": "?"}])
-    except Exception as error:  # transformers raises what its many readers raise
-        raise ConfigError(
-            f"{model.folder} has no tokenizer with a chat template ({type(error).__name__}): add its tokenizer files"
-        ) from error
-    return lambda text: chat_token_ids(tokenizer, [{"role": "user", "content": text}])
-
-
 def _hash(cfg: DictConfig, model: ServedModel) -> str:
     contents = {}
     if cfg.model.path is not None:
         contents["model.path"] = model.digest
-    if cfg.workload.prompts == "dataset":
-        contents["dataset"] = identity.file_digest(dataset.path_of(cfg.dataset))
+    contents |= {name: identity.file_digest(path) for name, path in material.files(cfg).items()}
     return identity.config_hash(cfg, contents)
 
 
@@ -232,6 +209,7 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
     with ExitStack() as stack:
         guard = stack.enter_context(ProcessGuard())
         writer = stack.enter_context(RecordWriter(run_dir / "records.jsonl"))
+        lags = stack.enter_context(RecordWriter(run_dir / "loop.jsonl"))
         write = _handoff_writer(prepared.arms, run_dir, stack)
         notes = _memory_notes(cfg, run_dir, stack)
         gpus = sorted({gpu for arm in prepared.arms for _, place in places_of(arm) for gpu in place.gpus})
@@ -254,7 +232,7 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
                 write_json(run_dir / "run_metadata.json", metadata)
                 await notes.started(scheduler, arm.name)
                 for cell in arm.cells:
-                    await _cell(cfg, prepared, scheduler, cell, stint.repeats, writer, notes, screen)
+                    await _cell(cfg, prepared, scheduler, cell, stint.repeats, writer, lags, notes, screen)
                 held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
                 metadata["kv_held"] += [f"{arm.name}/{name}" for name in held]
             finally:
@@ -324,20 +302,19 @@ async def _cell(
     cell: Cell,
     repeats: list[int],
     writer: RecordWriter,
+    lags: RecordWriter,
     notes: MemoryNotes,
     screen: Screen,
 ) -> None:
-    vocabulary, encode = prepared.model.vocab_size, prepared.encode
     engines = sum(len(pool["engines"]) for pool in scheduler.pools())
-    for request in prompts.warmup(cfg, cell, repeats[0], vocabulary, encode, engines):
-        await drive(scheduler, cell, [request], writer.write, cfg.workload.arrivals, cfg.seed)
-    batches = [prompts.measured(cfg, cell, repeat, prepared.questions, vocabulary, encode) for repeat in repeats]
+    await warmup.warm_up(cfg, cell, repeats[0], prepared.material, scheduler, engines, writer.write)
+    batches = {repeat: prompts.measured(cfg, cell, repeat, prepared.material) for repeat in repeats}
     died: set[str] = set()
-    with screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches))) as tally:
-        for repeat, requests in zip(repeats, batches, strict=True):
-            seed = prompts.derive_seed(cfg.seed, cell.name, repeat, "arrivals")
-            async with notes.around(scheduler, cell, repeat):
-                await drive(scheduler, cell, requests, _sink(writer, tally, died), cfg.workload.arrivals, seed)
+    with screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches.values()))) as tally:
+        for repeat, requests in batches.items():
+            arrivals = prompts.arrivals(cfg, cell, repeat, prepared.material)
+            async with notes.around(scheduler, cell, repeat), loop_lag.watched(cell, repeat, lags.write):
+                await drive(scheduler, requests, _sink(writer, tally, died), arrivals, cell.concurrency)
     if died:
         raise WP1Error(sorted(died)[0])
 
