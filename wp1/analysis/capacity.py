@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.memory import Row
+from wp1.analysis.memory import Row, shards
 
 # Prompt lengths are doubled until one does not fit, to here at most.
 LONGEST = 1 << 24
@@ -59,7 +59,7 @@ def pools_of(rows: Sequence[Row], metadata: Mapping[str, Any]) -> list[Pool]:
     found = {}
     for row in rows:
         engine = engines[row.arm, row.engine]
-        settings, shards = engine["settings"], min(len(engine["devices"]), model["shape"]["kv_heads"])
+        settings, spread = engine["settings"], shards(model, len(engine["devices"]))
         allowed, available = row.vllm.get("requested_memory"), row.vllm.get("available_kv_cache_memory_bytes")
         left = None
         if allowed is not None and available is not None:
@@ -67,7 +67,7 @@ def pools_of(rows: Sequence[Row], metadata: Mapping[str, Any]) -> list[Pool]:
             left = allowed - sum(row.parts[name] for name in others)
         found[row.arm, row.engine] = Pool(
             row.arm, row.pool, row.engine, row.kv_pool, settings["kv_blocks"], settings["block_size"],
-            model["kv_bytes_per_token"] // shards, model["max_len"], left,
+            model["kv_bytes_per_token"] // spread, model["max_len"], left,
         )  # fmt: skip
     return list(found.values())
 

@@ -234,8 +234,7 @@ def _calculate(row: Row, requests: pl.DataFrame, model: Mapping[str, Any], engin
     """
     settings, shape = engine["settings"], model["shape"]
     ranks = len(engine["devices"])
-    shards = min(ranks, shape["kv_heads"])
-    a_token = model["kv_bytes_per_token"] // shards
+    a_token = model["kv_bytes_per_token"] // shards(model, ranks)
     of_cell = requests.filter(
         (pl.col("arm") == row.arm) & (pl.col("cell") == row.cell) & ~pl.col("warmup") & (pl.col("status") == "ok")
     )
@@ -245,15 +244,20 @@ def _calculate(row: Row, requests: pl.DataFrame, model: Mapping[str, Any], engin
     block = settings["block_size"]
     row.calculated_blocks = -(-kept // block)
     chunk = min(row.prompt_len, settings["max_num_batched_tokens"])
-    wide = 3 * shape["intermediate_size"] // ranks + 2 * shape["hidden_size"]
     row.calculated = {
         "weights": model["weight_bytes"] // ranks,
         "kv_in_use": kept * a_token,
         "kv_in_use_blocks": row.calculated_blocks * block * a_token,
         "kv_reserved": settings["kv_blocks"] * block * a_token,
     }
-    if row.prefill_peak is not None:
+    if row.prefill_peak is not None and shape is not None:
+        wide = 3 * shape["intermediate"] // ranks + 2 * shape["hidden"]
         row.calculated["activations"] = chunk * wide * shape["element_bytes"]
+
+
+def shards(model: Mapping[str, Any], ranks: int) -> int:
+    """Over how many of an engine's GPUs the KV of a token is spread: each has at least one KV head."""
+    return ranks if model["shape"] is None else min(ranks, model["shape"]["kv_heads"])
 
 
 def measured(row: Row, name: str) -> int:

@@ -68,8 +68,8 @@ class ServedModel:
         """Sizes of a layer, for calculations of memory; an MLP without a stated width is taken as four times wider."""
         text, hidden = self._text, int(self._text["hidden_size"])
         return {
-            "hidden_size": hidden,
-            "intermediate_size": int(text.get("intermediate_size") or 4 * hidden),
+            "hidden": hidden,
+            "intermediate": int(text.get("intermediate_size") or 4 * hidden),
             "kv_heads": int(text.get("num_key_value_heads") or text["num_attention_heads"]),
             "element_bytes": self._element_bytes,
         }

@@ -14,7 +14,7 @@ MODEL = {
     "kv_bytes_per_token": 1 << 10,
     "weight_bytes": 100 * MIB,
     "max_len": 4096,
-    "shape": {"hidden_size": 64, "intermediate_size": 256, "kv_heads": 8, "element_bytes": 2},
+    "shape": {"hidden": 64, "intermediate": 256, "kv_heads": 8, "element_bytes": 2},
 }
 SETTINGS = {"kv_blocks": 1024, "block_size": 16, "max_num_seqs": 8, "max_num_batched_tokens": 2048}
 POOL = 16 * MIB
