@@ -267,9 +267,20 @@ def measured(row: Row, name: str) -> int:
     return row.parts["kv_in_use" if name == "kv_in_use_blocks" else name]
 
 
-def long_table(rows: Sequence[Row]) -> pl.DataFrame:
-    """A line for each part of each worker and prompt length, for CSV: measured, calculated, difference; bytes."""
-    lines = []
+def not_measured(metadata: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """(prompt tokens, why) of lengths that were left out, as they do not fit or would take too long."""
+    left_out = [(cells.parse(one["cell"]).prompt_len or 0, one["reason"]) for one in metadata.get("skipped", ())]
+    return sorted(dict(left_out).items())
+
+
+def long_table(rows: Sequence[Row], left_out: Sequence[tuple[int, str]] = ()) -> pl.DataFrame:
+    """A line for each part of each worker and prompt length, for CSV: measured, calculated, difference; bytes.
+
+    left_out: `not_measured`, a line each.
+    """
+    lines: list[dict[str, Any]] = [
+        {"prompt_len": length, "part": "not measured", "source": why} for length, why in left_out
+    ]
     for row in rows:
         known = {
             "arm": row.arm, "pool": row.pool, "engine": row.engine, "rank": row.rank, "prompt_len": row.prompt_len,

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import capacity, memory, memory_plots, tables
-from wp1.analysis.markdown import number, percent, table
+from wp1.analysis.markdown import number, percent, table, text
 from wp1.analysis.memory import PARTS, UNEXPLAINED_SHARE, Row
 from wp1.analysis.plots import mark_of
 
@@ -57,6 +57,9 @@ def section(
     for caption, file in memory_plots.by_length(folder, rows, metadata, mark_of(metadata)):
         parts += [f"![{caption}]({folder.name}/{file.name})", f"*{caption}*"]
     parts += [_parts_table(rows, arm) for arm in arms]
+    if left_out := memory.not_measured(metadata):
+        lines = [[number(length), text(why)] for length, why in left_out]
+        parts.append(table(["prompt tokens", "why not measured"], lines, "rl"))
     parts.append(_beside_calculated(rows))
     parts.append(_capacity(pools, capacity.fits_of(pools, rows, metadata, config["workload"]["output_len"])))
     if price:
@@ -162,7 +165,7 @@ def _beside_calculated(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    how = "\n".join(f"- **{title}**: {text}" for _, title, text in CALCULATED)
+    how = "\n".join(f"- **{title}**: {words}" for _, title, words in CALCULATED)
     return "\n\n".join(
         [
             f"### Measured beside calculated, {unit[0]}",
