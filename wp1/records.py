@@ -134,6 +134,21 @@ class QueueLengths:
 
 
 @dataclass(slots=True)
+class EngineStats:
+    """What an engine counted over the stretch of time that ends at `t`."""
+
+    t: float  # seconds, monotonic
+    arm: str
+    engine: str
+    kv_use: float = 0.0  # share of the KV cache's blocks that are in use, mean over steps
+    kv_use_peak: float = 0.0
+    running: int = 0  # requests, at most
+    waiting: int = 0  # requests that have no place yet, at most
+    preemptions: int = 0  # requests that lost their place and will be computed again
+    steps: int = 0
+
+
+@dataclass(slots=True)
 class MemoryNote:
     """What one worker of an engine notes of its memory at one moment, raw (`wp1.serving.memory`); bytes."""
 
@@ -173,7 +188,9 @@ def new_record(request: Request, t_intended: float) -> RequestRecord:
     )
 
 
-Row = RequestRecord | Handoff | QueueLengths | LoopLag | MemoryNote
+# What goes into files of its own beside the records.
+Event = Handoff | QueueLengths | EngineStats
+Row = RequestRecord | Event | LoopLag | MemoryNote
 
 
 class RecordWriter:

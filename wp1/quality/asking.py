@@ -67,7 +67,9 @@ def examples(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], Non
     return Asked({cell.name: asked for cell in cells}, source)
 
 
-def _made(cfg: Any, cells: list[Cell], tasks: list[Task], tokens: Any, tell: Callable[[str], None]) -> Asked:
+def _made(
+    cfg: Any, cells: list[Cell], tasks: list[Task], tokens: Any, tell: Callable[[str], None]
+) -> Asked:
     """Built-in and generated prompts, of each cell's length."""
     tell("reading the built-in texts")
     passages = Passages(tokens)

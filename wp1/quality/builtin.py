@@ -288,3 +288,4 @@ def code() -> str:
 def expanded(tasks: list[str]) -> list[str]:
     """Task names with each subset's name replaced by its tasks; every task once."""
     return list(dict.fromkeys(name for task in tasks for name in SUBSETS.get(task, (task,))))
+

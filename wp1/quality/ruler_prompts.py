@@ -65,7 +65,9 @@ class RulerPrompts:
         else:
             asked = {"vt": self._variables, "cwe": self._common_words, "fwe": self._frequent_words}[task](rng)
         answer = asked.opening.strip()
-        filler = self._fillers.setdefault(task, Filler(lambda _: [], self._length, ruler.task(task).max_tokens))
+        filler = self._fillers.setdefault(
+            task, Filler(lambda _: [], self._length, ruler.task(task).max_tokens)
+        )
         written: list[str] = []
 
         def encode(text: str) -> list[int]:
