@@ -63,7 +63,7 @@ class Blocks:
 
 
 def _numbered(blocks: Any) -> set[tuple[int, int]]:
-    return {(group, block) for group, of_group in enumerate(blocks or ()) for block in of_group}
+    return set() if blocks is None else {(group, block) for group, ids in enumerate(blocks) for block in ids}
 
 
 class Accounting:
