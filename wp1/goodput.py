@@ -125,16 +125,18 @@ async def _at_length(
     path = planned_probes(before, arm, length, limits)
     for probe in path:
         keep(probe)
+
+    def end(why: str) -> None:
+        keep(Probe(arm, length, len(path), seconds=round(time.monotonic() - begin, 3), ended=why))
+
     while True:
         rate = next_rate(path, first, experiment.goodput_within)
-        if isinstance(rate, float):
-            cell = cell_of(cfg, arm, length, rate, cfg.workload.concurrency)
-            needed = experiment.repeats * (cell.num_requests or 0) / rate
-            if time.monotonic() - begin + needed > experiment.goodput_budget_s:
-                rate = f"the next probe, {rate:g} requests/s, would exceed {experiment.goodput_budget_s:g} s"
         if isinstance(rate, str):
-            keep(Probe(arm, length, len(path), seconds=round(time.monotonic() - begin, 3), ended=rate))
-            return
+            return end(rate)
+        cell = cell_of(cfg, arm, length, rate, cfg.workload.concurrency)
+        needed = experiment.repeats * (cell.num_requests or 0) / rate
+        if time.monotonic() - begin + needed > experiment.goodput_budget_s:
+            return end(f"the next probe, {rate:g} requests/s, would exceed {experiment.goodput_budget_s:g} s")
         path.append(await _probe(cell, len(path), run_dir, measure, limits))
         keep(path[-1])
 

@@ -157,9 +157,8 @@ def _phases(requests: pl.DataFrame, shape: Architecture | None, chunk: int | Non
     decodes = rows.drop_nulls(["t_decodable", "t_engine_last_token", "prompt_tokens"]).filter(
         pl.col("output_tokens") > 1
     )
-    found = dict.fromkeys(
-        ("prefill_flops", "prefill_bytes", "decode_flops", "decode_bytes", "decoding_s", "shared_s"), 0.0
-    )
+    sums = ("prefill_flops", "prefill_bytes", "decode_flops", "decode_bytes", "decoding_s", "shared_s")
+    found: dict[str, float] = dict.fromkeys(sums, 0.0)
     of_prefill = _by_engine(prefills, "prefill_engine", "t_scheduled", "t_engine_first_token")
     of_decode = _by_engine(decodes, "decode_engine", "t_decodable", "t_engine_last_token")
     found["prefill_s"] = spans.length(spans.merged(list(of_prefill.values())))
