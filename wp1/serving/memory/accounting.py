@@ -120,6 +120,9 @@ class Accounting:
             result = super().compile_or_warm_up_model(*args, **kwargs)  # type: ignore[misc]
         finally:
             del runner.capture_model
+        # vLLM may have warmed up with requests of its own.
+        self._wp1_end_step()
+        self._wp1_blocks = Blocks()
         self._wp1_note("ready")
         return result
 
