@@ -31,6 +31,13 @@ class Backend:
 
 
 @dataclass
+class Rope:
+    type: str = "auto"  # auto, none or yarn
+    factor: float | None = None
+    original_max_len: int | None = None  # tokens
+
+
+@dataclass
 class Scheduler:
     _target_: str = MISSING
     mode: str = MISSING
@@ -44,6 +51,7 @@ class Scheduler:
     decode_tensor_parallel: int | None = None
     first_token: str | None = None  # prefill or decode
     max_prefilled: int | None = None  # requests, a prefill engine
+    rope: Rope | None = None  # of an arm that has its own; None: the run's
 
 
 @dataclass
@@ -68,13 +76,6 @@ class Model:
     max_len: int = MISSING  # tokens
     dtype: str = "auto"
     architecture: dict[str, Any] | None = None  # config.json of random weights
-
-
-@dataclass
-class Rope:
-    type: str = "auto"  # auto, none or yarn
-    factor: float | None = None
-    original_max_len: int | None = None  # tokens
 
 
 @dataclass
@@ -154,6 +155,7 @@ class Experiment:
     repeats: int = 1
     same_tokens: bool = False
     prompt_lens: list[int] | None = None  # tokens; None: workload.prompt_len
+    doubling_from: int | None = None  # tokens; prompt lengths from here by doubling to what model.max_len has room for
     request_rates: list[float] | None = None  # requests/s; None: workload.request_rate
     concurrencies: list[int] | None = None  # of closed loops; None: workload.concurrency
     # Seconds of arrivals a repeat at a rate, at least; None: what workload.num_requests gives.
@@ -163,6 +165,7 @@ class Experiment:
     # The search for the highest rate that keeps the SLO, at every prompt length after the cells.
     goodput_budget_s: float | None = None  # seconds a prompt length; None: no search
     goodput_within: float = 0.1  # the search ends when the two nearest rates differ by this share
+    memory: bool = False  # engines take notes of their memory, into memory.jsonl
 
 
 @dataclass
@@ -194,6 +197,14 @@ FREE_FORM = re.compile(
 def with_plus(argument: str) -> str:
     """A command-line override as Hydra takes it."""
     return f"++{argument}" if FREE_FORM.match(argument) else argument
+
+
+def doubling(first: int, last: int) -> list[int]:
+    """Lengths that double from the first, up to the last: `${wp1_doubling:1024,${model.max_len}}` in conf/."""
+    lengths = [int(first)]
+    while 2 * lengths[-1] <= int(last):
+        lengths.append(2 * lengths[-1])
+    return lengths
 
 
 def register() -> None:
@@ -348,10 +359,16 @@ def _one_of(key: str, value: str, *allowed: str) -> None:
 
 def _check_schedulers(cfg: Any) -> None:
     _check_scheduler("scheduler", cfg.scheduler)
+    if cfg.scheduler.rope is not None:
+        raise ConfigError("scheduler.rope is of arms that differ in it: choose rope=... instead")
     for name, scheduler in cfg.arms.items():
         _check_scheduler(f"arms.{name}", scheduler)
+        if scheduler.rope is not None:
+            _one_of(f"arms.{name}.rope.type", scheduler.rope.type, "auto", "none", "yarn")
+            _check_rope(scheduler.rope, f"arms.{name}.rope")
     devices = {f"arms.{name}": sum(engine_sizes(scheduler)) for name, scheduler in cfg.arms.items()}
-    if len(set(devices.values())) > 1:
+    # Where memory goes on the same devices is a question also of one engine against two; how fast they are is not.
+    if len(set(devices.values())) > 1 and not cfg.experiment.memory:
         counts = ", ".join(f"{key} has {count}" for key, count in devices.items())
         raise ConfigError(
             f"arms are compared on equal devices, and {counts}: change replicas, prefill, decode or tensor_parallel"
@@ -403,6 +420,7 @@ def _check_scheduler(key: str, scheduler: Any) -> None:
 def _check_cells(cfg: Any) -> None:
     """The lists that an experiment makes its cells of."""
     lengths, rates = cfg.experiment.prompt_lens, cfg.experiment.request_rates
+    _check_doubling(cfg)
     if lengths is not None:
         if not has_length(cfg.workload.prompts):
             raise ConfigError("experiment.prompt_lens needs prompts of a length: choose workload=random or text")
@@ -437,6 +455,28 @@ def _check_cells(cfg: Any) -> None:
             )
         if not has_length(cfg.workload.prompts):
             raise ConfigError("experiment.goodput_budget_s needs prompts of a length: choose workload=random or text")
+
+
+def _check_doubling(cfg: Any) -> None:
+    first = cfg.experiment.doubling_from
+    if first is None or cfg.experiment.prompt_lens is not None:
+        return
+    workload = cfg.workload
+    if not has_length(workload.prompts) or workload.prompt_len is not None:
+        raise ConfigError(
+            "experiment.doubling_from makes prompts of a length: choose workload=random or text, and "
+            "workload.prompt_len=null"
+        )
+    if workload.output_distribution != "fixed":
+        raise ConfigError(
+            "experiment.doubling_from needs outputs of one length: set workload.output_distribution=fixed"
+        )
+    room = cfg.model.max_len - workload.output_len
+    if not 1 <= first <= room:
+        raise ConfigError(
+            f"experiment.doubling_from={first} does not do: set it between 1 and {room}, which is model.max_len less "
+            "workload.output_len"
+        )
 
 
 def check_overrides(cfg: Any, overrides: list[str]) -> None:
@@ -485,13 +525,13 @@ def _check_model(model: Any) -> None:
             raise ConfigError(f"model.path={model.path} holds no config.json: name the folder of a model")
 
 
-def _check_rope(rope: Any) -> None:
+def _check_rope(rope: Any, name: str = "rope") -> None:
     if rope.type == "yarn" and rope.factor is None:
-        raise ConfigError("rope.factor is empty: rope=yarn needs it, as in rope.factor=4")
+        raise ConfigError(f"{name}.factor is empty: rope=yarn needs it, as in {name}.factor=4")
     if rope.type != "yarn":
         for key in ("factor", "original_max_len"):
             if rope[key] is not None:
-                raise ConfigError(f"rope.{key} has no effect with rope={rope.type}: drop it or choose rope=yarn")
+                raise ConfigError(f"{name}.{key} has no effect with {name}.type={rope.type}: drop it or choose yarn")
 
 
 def _check_workload(cfg: Any) -> None:

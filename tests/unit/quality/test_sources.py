@@ -144,9 +144,9 @@ def test_the_hub_s_path_gives_the_same_rows_as_a_file(tmp_path: Path, dataset: C
 
 def test_infinitebench_has_its_types_stated(tmp_path: Path, dataset: Callable[..., Any]) -> None:
     """The first rows have no options and numbers for answers, from which other types would be guessed."""
-    rows = [
-        {"id": n, "context": "c", "input": "q", "answer": [n], "options": []} for n in range(3)
-    ] + [{"id": 9, "context": "c", "input": "q", "answer": [7], "options": []}]
+    rows = [{"id": n, "context": "c", "input": "q", "answer": [n], "options": []} for n in range(3)] + [
+        {"id": 9, "context": "c", "input": "q", "answer": [7], "options": []}
+    ]
     _write(tmp_path / "math_find.jsonl", rows)
     drawn = _draw(
         dataset(
