@@ -1,0 +1,164 @@
+"""Scores of a run's folder: by task, length and depth, of two arms, and their page and plots."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from wp1.analysis import quality, quality_plots, quality_report, tables
+from wp1.records import RecordWriter, RequestRecord
+
+LENGTHS = (1024, 2048, 4096, 8192)
+DEPTHS = (0.0, 50.0, 100.0)
+WINDOW = 128
+
+
+def _example(task: str, name: str, cell: str, **fields: Any) -> dict[str, Any]:
+    known = {
+        "cell": cell, "example": f"{task}/{name}", "task": task, "category": "c", "metric": "match_all",
+        "graded": True, "answers": ["12345"], "all_classes": [], "length": None, "language": "en", "depth": None,
+        "difficulty": None, "length_group": None, "label": f"{task} {name}", "prompt_tokens": 900,
+        "tokens_before": 900,
+    }  # fmt: skip
+    return known | fields
+
+
+def _record(arm: str, example: dict[str, Any], text: str, **fields: Any) -> RequestRecord:
+    known: dict[str, Any] = {
+        "status": "ok", "t_intended": 1.0, "t_sent": 1.0, "t_queued": 1.0, "t_scheduled": 1.1,
+        "t_engine_first_token": 1.4, "t_engine_last_token": 1.6, "t_tokens": [1.5, 1.6], "t_end": 1.7,
+        "prompt_tokens": example["prompt_tokens"], "output_tokens": 2, "text": text,
+    }  # fmt: skip
+    return RequestRecord(
+        request_id=f"{arm}/{example['cell']}/r0/{example['example']}", arm=arm, cell=example["cell"], repeat=0,
+        label=example["label"], warmup=False, seed=1, example=example["example"], **(known | fields),
+    )  # fmt: skip
+
+
+def judged_run(folder: Path) -> pl.DataFrame:
+    """Two arms: yarn finds needles at every length but the last, unscaled those of the first two; the rest is alike."""
+    examples, records = [], []
+    for length in LENGTHS:
+        cell = f"{length}-conc1"
+        tokens = length - 128
+        for depth in DEPTHS:
+            for number in range(2):
+                fields = {"length": length, "depth": depth, "prompt_tokens": tokens, "tokens_before": tokens}
+                example = _example("ruler/niah_single_1", f"{length}-{number}-{depth:g}", cell, **fields)
+                examples.append(example)
+                records.append(_record("yarn", example, "it is 12345" if length < 8192 else "no"))
+                records.append(_record("unscaled", example, "it is 12345" if length < 4096 else "no"))
+        text = _example(
+            "pg19/pg19_perplexity", f"{length}-0", cell, metric="perplexity", answers=[], length=length,
+            prompt_tokens=length, tokens_before=length,
+        )  # fmt: skip
+        examples.append(text)
+        windows = length // WINDOW
+        for arm, nats in (("yarn", 2.0), ("unscaled", 2.5)):
+            sums = [nats * (WINDOW - (n == 0)) for n in range(windows)]
+            records.append(_record(arm, text, "x", nll_window=WINDOW, nll=sums))
+    choice = _example("infinitebench/longbook_choice_eng", "1", "1024-conc1", metric="accuracy", graded=False)
+    choice["answers"] = ["Gath", "B"]
+    examples.append(choice)
+    records += [_record("yarn", choice, "B. Gath"), _record("unscaled", choice, "", status="error", error="died")]
+    (folder / "examples.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    with RecordWriter(folder / "records.jsonl") as writer:
+        for record in records:
+            writer.write(record)
+    return tables.requests(folder / "records.jsonl")
+
+
+SOURCE = {
+    "name": "x", "source": "builtin", "from": "made here", "revision": None, "digest": "0" * 64, "bad_rows": 0,
+    "examples": {"ruler/niah_single_1": 24},
+}  # fmt: skip
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> pl.DataFrame:
+    return quality.scored(tmp_path, judged_run(tmp_path))
+
+
+@pytest.fixture
+def found(rows: pl.DataFrame) -> dict[str, Any]:
+    summary = quality.summarise(rows, SOURCE)
+    assert summary is not None
+    return summary
+
+
+def test_tasks_have_their_score_speed_and_number(found: dict[str, Any]) -> None:
+    yarn = {task["task"]: task for task in found["arms"]["yarn"]["tasks"]}
+    needle = yarn["niah_single_1"]
+    assert (needle["n"], needle["mean"], needle["failed"]) == (24, 75.0, 0)
+    assert needle["low"] < 75 < needle["high"]
+    assert needle["ttft_ms"]["mean"] == pytest.approx(500)
+    assert yarn["longbook_choice_eng"]["mean"] == 100.0
+    assert found["arms"]["yarn"]["overall"]["mean"] == 87.5
+
+
+def test_a_request_that_failed_scores_zero_and_is_counted(found: dict[str, Any]) -> None:
+    tasks = {task["task"]: task for task in found["arms"]["unscaled"]["tasks"]}
+    assert tasks["longbook_choice_eng"]["mean"] == 0.0
+    assert tasks["longbook_choice_eng"]["failed"] == 1
+
+
+def test_lengths_depths_and_how_far_it_carries(found: dict[str, Any]) -> None:
+    yarn, unscaled = found["arms"]["yarn"], found["arms"]["unscaled"]
+    assert [row["bucket"] for row in yarn["by_length"]] == list(LENGTHS)
+    assert [row["mean"] for row in yarn["by_length"]] == [100.0, 100.0, 100.0, 0.0]
+    assert {(row["length"], row["depth"]) for row in yarn["needles"]} == {(n, d) for n in LENGTHS for d in DEPTHS}
+    assert (yarn["effective_length"]["absolute"], unscaled["effective_length"]["absolute"]) == (4096, 2048)
+    assert yarn["effective_length"]["relative"] == 4096
+
+
+def test_perplexity_is_of_the_tokens_at_their_positions(found: dict[str, Any]) -> None:
+    ppl = found["arms"]["yarn"]["perplexity"]
+    assert [row["to"] for row in ppl] == [512, *LENGTHS]
+    assert all(row["mean"] == pytest.approx(math.exp(2.0), abs=1e-3) for row in ppl)
+    # Four texts reach the first 512 tokens, whose first token has no likelihood; one reaches the last 4,096.
+    assert (ppl[0]["n"], ppl[0]["texts"]) == (4 * 511, 4)
+    assert (ppl[-1]["n"], ppl[-1]["texts"]) == (4096, 1)
+
+
+def test_two_arms_differ_over_the_same_examples(found: dict[str, Any]) -> None:
+    differences = found["differences"]
+    assert differences["n"] == 25
+    needle = next(row for row in differences["tasks"] if row["task"] == "niah_single_1")
+    assert (needle["n"], needle["delta"]) == (24, -25.0)
+    assert needle["low"] < -25 < needle["high"] < 0
+    assert differences["identical"] == pytest.approx(18 / 25)
+
+
+def test_the_page_says_what_was_found(rows: pl.DataFrame, found: dict[str, Any]) -> None:
+    page = quality_report.section(found, rows)
+    assert "**Built in**: made by wp1" in page
+    assert "| ruler/niah_single_1 | match_all | 24 | 75.0 [" in page
+    assert "100.0 [20.7, 100.0] few" in page  # one right answer
+    assert "Effective length on RULER's tasks: **4,096 tokens**" in page
+    assert "**unscaled − yarn**, over the same 25 examples" in page
+    assert "Best and worst answers" in page
+    assert quality_report.section(None, pl.DataFrame()) == ""
+
+
+def test_every_plot_is_drawn(tmp_path: Path, found: dict[str, Any]) -> None:
+    made = quality_plots.quality_plots(tmp_path, found, "")
+    assert [file.name for _, file in made] == ["scores.png", "score_by_length.png", "needles.png", "perplexity.png"]
+    assert all(file.stat().st_size > 5000 for _, file in made)
+    assert quality_plots.quality_plots(tmp_path, None, "") == []
+
+
+def test_depths_that_were_drawn_are_put_together(rows: pl.DataFrame) -> None:
+    spread = rows.filter(pl.col("depth").is_not_null()).with_row_index().with_columns(depth=pl.col("index") * 2.0)
+    depths = {row["depth"] for row in quality.needles(spread)}
+    assert depths <= {10.0, 30.0, 50.0, 70.0, 90.0}
+
+
+def test_a_run_that_judged_nothing_has_no_scores(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path / "records.jsonl"):
+        pass
+    rows = quality.scored(tmp_path, tables.requests(tmp_path / "records.jsonl"))
+    assert rows.is_empty()
+    assert quality.summarise(rows, {}) is None
