@@ -97,7 +97,7 @@ def _queue_share(sent: pl.DataFrame) -> float | None:
 def kv_use(stats: pl.DataFrame, sent: pl.DataFrame) -> dict[str, Any]:
     """Mean and peak share of the KV cache in use while the cell's requests were in flight, and preemptions.
 
-    From the engines' own counts: the mean over all engines, the peak of the fullest. Null where the engines said nothing.
+    From the engines' own counts: the mean over all engines, the peak of the fullest. Null where they said nothing.
     """
     windows = load_window(sent.filter(pl.col("t_sent").is_not_null()))
     rows = stats.filter(pl.Series(spans.inside(stats["t"].to_numpy(), windows), dtype=pl.Boolean))
