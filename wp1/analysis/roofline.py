@@ -82,7 +82,7 @@ def note(rows: Sequence[Mapping[str, Any]], why: str | None) -> str:
         return f" No MFU and MBU: {why}."
     if any(row[key] and row[key]["value"] > 1 for row in rows for key in ("mfu", "mbu")):
         return (
-            " **More than 100 % of a peak** cannot be: it was measured too low, beside other work, or the data were in a "
+            " **More than 100 % of a peak** cannot be: it was measured too low, beside other work, or with data in a "
             "cache; `python -m wp1.peaks` measures again, for later runs."
         )
     return ""
