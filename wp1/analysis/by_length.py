@@ -24,7 +24,7 @@ def lengths_alone(requests: pl.DataFrame) -> list[cells.CellName]:
 
 
 def by_length(requests: pl.DataFrame, metadata: Mapping[str, Any], profile: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Rows by arm and length, and the fit of each arm; None for a run of anything else than two lengths or more, one at a time.
+    """Rows by arm and length, and the fit of each arm; None where not two lengths or more were run, all one at a time.
 
     requests: `tables.requests`; profile: of the device collector, or {}. Figures are {n, value, low, high}, times in
     ms, with 95 % intervals over repeats and requests.
