@@ -156,6 +156,20 @@ class EngineStats:
 
 
 @dataclass(slots=True)
+class MemoryNote:
+    """What one worker of an engine notes of its memory at one moment, raw (`wp1.serving.memory`); bytes."""
+
+    t: float  # seconds, monotonic
+    arm: str
+    pool: str
+    engine: str
+    moment: Literal["start", "begin", "end"]  # the engine is up; before and after a repeat of a cell
+    cell: str | None
+    repeat: int | None
+    note: dict[str, Any]
+
+
+@dataclass(slots=True)
 class LoopLag:
     """How late timers fired in the event loop that sends requests and takes tokens, 50 samples a second."""
 
@@ -185,7 +199,7 @@ def new_record(request: Request, t_intended: float) -> RequestRecord:
 
 # What goes into files of its own beside the records.
 Event = Handoff | QueueLengths | EngineStats
-Row = RequestRecord | Event | LoopLag
+Row = RequestRecord | Event | LoopLag | MemoryNote
 
 
 class RecordWriter:

@@ -154,6 +154,7 @@ class Experiment:
     repeats: int = 1
     same_tokens: bool = False
     prompt_lens: list[int] | None = None  # tokens; None: workload.prompt_len
+    doubling_from: int | None = None  # tokens; prompt lengths from here by doubling to what model.max_len has room for
     request_rates: list[float] | None = None  # requests/s; None: workload.request_rate
     concurrencies: list[int] | None = None  # of closed loops; None: workload.concurrency
     # Seconds of arrivals a repeat at a rate, at least; None: what workload.num_requests gives.
@@ -163,6 +164,7 @@ class Experiment:
     # The search for the highest rate that keeps the SLO, at every prompt length after the cells.
     goodput_budget_s: float | None = None  # seconds a prompt length; None: no search
     goodput_within: float = 0.1  # the search ends when the two nearest rates differ by this share
+    memory: bool = False  # engines take notes of their memory, into memory.jsonl
 
 
 @dataclass
@@ -351,7 +353,8 @@ def _check_schedulers(cfg: Any) -> None:
     for name, scheduler in cfg.arms.items():
         _check_scheduler(f"arms.{name}", scheduler)
     devices = {f"arms.{name}": sum(engine_sizes(scheduler)) for name, scheduler in cfg.arms.items()}
-    if len(set(devices.values())) > 1:
+    # Where memory goes on the same devices is a question also of one engine against two; how fast they are is not.
+    if len(set(devices.values())) > 1 and not cfg.experiment.memory:
         counts = ", ".join(f"{key} has {count}" for key, count in devices.items())
         raise ConfigError(
             f"arms are compared on equal devices, and {counts}: change replicas, prefill, decode or tensor_parallel"
@@ -403,6 +406,7 @@ def _check_scheduler(key: str, scheduler: Any) -> None:
 def _check_cells(cfg: Any) -> None:
     """The lists that an experiment makes its cells of."""
     lengths, rates = cfg.experiment.prompt_lens, cfg.experiment.request_rates
+    _check_doubling(cfg)
     if lengths is not None:
         if not has_length(cfg.workload.prompts):
             raise ConfigError("experiment.prompt_lens needs prompts of a length: choose workload=random or text")
@@ -437,6 +441,28 @@ def _check_cells(cfg: Any) -> None:
             )
         if not has_length(cfg.workload.prompts):
             raise ConfigError("experiment.goodput_budget_s needs prompts of a length: choose workload=random or text")
+
+
+def _check_doubling(cfg: Any) -> None:
+    first = cfg.experiment.doubling_from
+    if first is None or cfg.experiment.prompt_lens is not None:
+        return
+    workload = cfg.workload
+    if not has_length(workload.prompts) or workload.prompt_len is not None:
+        raise ConfigError(
+            "experiment.doubling_from makes prompts of a length: choose workload=random or text, and "
+            "workload.prompt_len=null"
+        )
+    if workload.output_distribution != "fixed":
+        raise ConfigError(
+            "experiment.doubling_from needs outputs of one length: set workload.output_distribution=fixed"
+        )
+    room = cfg.model.max_len - workload.output_len
+    if not 1 <= first <= room:
+        raise ConfigError(
+            f"experiment.doubling_from={first} does not do: set it between 1 and {room}, which is model.max_len less "
+            "workload.output_len"
+        )
 
 
 def check_overrides(cfg: Any, overrides: list[str]) -> None:

@@ -17,6 +17,7 @@ from wp1.analysis import (
     comparison_plots,
     comparison_report,
     goodput,
+    memory_report,
     metrics,
     plots,
     tables,
@@ -78,6 +79,7 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
     page = reports / f"{metadata['run_id']}.md"
     parts = [
         _head(metadata),
+        memory_report.section(run_dir, folder, requests, config, metadata),
         comparison_report.words(compared),
         _pictures(folder, arm_pictures),
         comparison_report.side_by_side(compared),
@@ -361,6 +363,9 @@ def _files(run_dir: Path, page: Path, metadata: dict[str, Any]) -> str:
             f"artifacts/{metadata['experiment']}_mode_comparison.csv",
             f"artifacts/{metadata['experiment']}_by_length.csv",
             f"artifacts/{metadata['experiment']}_by_load.csv",
+            "memory.jsonl",
+            f"artifacts/{metadata['experiment']}_memory.csv",
+            f"artifacts/{metadata['experiment']}_capacity.csv",
         )
         if (run_dir / name).exists()
     ]

@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self
 
 from wp1.errors import WP1Error
 from wp1.records import Request, RequestRecord
+from wp1.serving.memory import Moment
 
 
 class EngineStartError(WP1Error):
@@ -100,6 +101,13 @@ class ServingBackend(Protocol):
         """Whether every KV block is free: no request holds one, nor does a handoff."""
         ...
 
+    async def memory(self, moment: Moment) -> list[dict[str, Any]]:
+        """What each of the engine's workers notes of its memory (`wp1.serving.memory`), by its rank; bytes.
+
+        Only of an engine that was made to take notes.
+        """
+        ...
+
     def info(self) -> EngineInfo: ...
 
 
@@ -123,6 +131,10 @@ class Scheduler(Protocol):
 
         A failed request raises nothing: its record says so.
         """
+        ...
+
+    def backends(self) -> dict[str, list[ServingBackend]]:
+        """The engines of each pool."""
         ...
 
     def pools(self) -> list[dict[str, Any]]:

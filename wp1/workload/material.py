@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from wp1.errors import ConfigError
-from wp1.plan import Cell
+from wp1.plan import Cell, prompt_lens
 from wp1.quality import asking
 from wp1.serving import fit
 from wp1.serving.models import ServedModel
@@ -42,7 +42,7 @@ def prepare(cfg: Any, model: ServedModel, cells: list[Cell], tell: Callable[[str
 
 def _check_text(cfg: Any, there: int) -> None:
     """Raises ConfigError where a text has fewer tokens than a prompt, or fewer places than there are prompts."""
-    length = max(cfg.experiment.prompt_lens or [cfg.workload.prompt_len])
+    length = max(length or 0 for length in prompt_lens(cfg))
     wanted = cfg.experiment.repeats * cfg.workload.num_requests
     if there - length < wanted:
         raise ConfigError(
