@@ -21,6 +21,9 @@ from wp1.analysis import (
     memory_report,
     metrics,
     plots,
+    quality,
+    quality_plots,
+    quality_report,
     tables,
 )
 from wp1.analysis.markdown import ms, number, percent, rate, table, text
@@ -84,6 +87,8 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
         comparison_report.words(compared),
         _pictures(folder, arm_pictures),
         comparison_report.side_by_side(compared),
+        quality_report.section(summary.get("quality"), quality.scored(run_dir, requests)),
+        _pictures(folder, quality_plots.quality_plots(folder, summary.get("quality"), mark)),
         by_length_report.section(summary.get("by_length")),
         _pictures(folder, by_length_plots.length_plots(folder, summary.get("by_length"), mark)),
         by_load_report.section(summary.get("by_load")) if not names else "",
@@ -254,6 +259,8 @@ def _how_to_read(metadata: dict[str, Any], summary: dict[str, Any], several_arms
         parts.append(HOW_TO_READ_HANDOFFS)
     if several_arms:
         parts.append(HOW_TO_READ_ARMS)
+    if summary.get("quality"):
+        parts.append(quality_report.HOW_TO_READ)
     parts += [f"- {labels.in_words(label, '**')}." for label in metadata["labels"] if label == "colocated"]
     return "## How to read the figures\n\n" + "\n".join(parts)
 
