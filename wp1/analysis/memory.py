@@ -267,6 +267,13 @@ def measured(row: Row, name: str) -> int:
     return row.parts["kv_in_use" if name == "kv_in_use_blocks" else name]
 
 
+def together(rows: Sequence[Row], name: str) -> int:
+    """A part of several workers. On a host, what one maps of another's memory is counted with the other."""
+    if name == "transfer" and len(rows) > 1 and rows[0].kind == "host":
+        return 0
+    return sum(row.parts[name] for row in rows)
+
+
 def not_measured(metadata: Mapping[str, Any]) -> list[tuple[int, str]]:
     """(prompt tokens, why) of lengths that were left out, as they do not fit or would take too long."""
     left_out = [(cells.parse(one["cell"]).prompt_len or 0, one["reason"]) for one in metadata.get("skipped", ())]
