@@ -127,11 +127,7 @@ def price_of(rows: Sequence[Row], handoffs: pl.DataFrame, metadata: Mapping[str,
     at = max(common)
     one = [row for row in rows if row.arm == agg and row.prompt_len == at]
     two = [row for row in rows if row.arm == disagg and row.prompt_len == at]
-    # On a host what is mapped of another engine's memory is that engine's.
-    apart = [
-        name for name in one[0].parts if not name.startswith("kv_") and (name != "transfer" or one[0].kind == "gpu")
-    ]
-    extra = {name: _sum(two, name) - _sum(one, name) for name in apart}
+    extra = {name: together(two, name) - together(one, name) for name in one[0].parts if not name.startswith("kv_")}
     decode = [row for row in two if row.pool == "decode"]
     return {
         "arms": [agg, disagg],
