@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PYTHON_VENV := .venv/bin/python
 
-.PHONY: help setup run test check bench bench-transfer packet ui lock clean
+.PHONY: help setup run test check stress bench bench-transfer packet ui lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: setup ## all tests, those that start real engines on the CPU included
 
 check: setup ## ruff and pyright
 	@$(PYTHON_VENV) -m ruff check . && $(PYTHON_VENV) -m ruff format --check . && $(PYTHON_VENV) -m pyright
+
+stress: setup ## 10,000 handoffs with random aborts over transfer=ipc, without engines (ARGS="--device cuda" on a GPU)
+	@$(PYTHON_VENV) -m tests.stress.ipc $(ARGS)
 
 bench: setup ## wp1 against vLLM alone, and what composing and sampling cost; ratios, side by side
 	@$(PYTHON_VENV) -m tests.bench $(ARGS)

@@ -79,7 +79,7 @@ def cell_of(cfg: Any, arm: str, length: int | None, rate: float, concurrency: in
     return Cell(
         arm=arm,
         name=f"{_prompts(cfg, length)}-{f'rate{rate:g}' if rate > 0 else f'conc{concurrency}'}",
-        prompt_len=length if has_length(workload.prompts) else None,
+        prompt_len=length,
         concurrency=concurrency,
         request_rate=rate,
         repeats=experiment.repeats,
@@ -98,7 +98,7 @@ def trace_name(path: str) -> str:
 
 
 def _prompts(cfg: Any, length: int | None) -> str:
-    return f"{length}" if has_length(cfg.workload.prompts) else cfg.dataset.name
+    return cfg.dataset.name if length is None else f"{length}"
 
 
 def prompt_lens(cfg: Any) -> list[int | None]:
@@ -108,7 +108,7 @@ def prompt_lens(cfg: Any) -> list[int | None]:
         return list(experiment.prompt_lens)
     if experiment.doubling_from is not None:
         return [*_doubling(experiment.doubling_from, cfg.model.max_len, cfg.workload.output_len)]
-    return [cfg.workload.prompt_len]
+    return list(cfg.dataset.prompt_lens or [cfg.workload.prompt_len])
 
 
 def _doubling(first: int, max_len: int, output_len: int) -> list[int]:

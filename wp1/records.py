@@ -39,6 +39,9 @@ class Request:
     ignore_eos: bool = False
     timeout_s: float = 600.0
     warmup: bool = False
+    example: str = ""  # whose answer this is judged by, in examples.jsonl
+    stop: list[str] = field(default_factory=list)  # texts that end the answer
+    nll_window: int | None = None  # tokens; the prompt's log-likelihood is wanted, summed over windows of so many
 
 
 @dataclass(slots=True)
@@ -84,6 +87,10 @@ class RequestRecord:
     prefill_engine: str | None = None
     decode_engine: str | None = None
     handoff_id: str | None = None
+    example: str = ""  # in examples.jsonl
+    nll_window: int | None = None  # tokens a window
+    # Negative log-likelihood in nats of the prompt's tokens, summed over each window; the very first token has none.
+    nll: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -185,6 +192,8 @@ def new_record(request: Request, t_intended: float) -> RequestRecord:
         seed=request.seed,
         status="aborted",
         t_intended=t_intended,
+        example=request.example,
+        nll_window=request.nll_window,
     )
 
 
@@ -226,6 +235,7 @@ def _rounded(record: Row) -> dict[str, Any]:
             row[key] = round(value, 6)
     if isinstance(record, RequestRecord):
         row["t_tokens"] = [round(t, 6) for t in record.t_tokens]
+        row["nll"] = [round(sum_, 4) for sum_ in record.nll]
     return row
 
 

@@ -23,6 +23,7 @@ from wp1.console import Screen, Tally, output_to
 from wp1.drive import drive
 from wp1.errors import ConfigError, WP1Error
 from wp1.plan import Arm, Cell, plan, stints
+from wp1.quality import asking
 from wp1.records import EngineStats, Event, Handoff, QueueLengths, RecordWriter, RequestRecord
 from wp1.report import collectors_of
 from wp1.serving import fit, models
@@ -69,12 +70,16 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen, sweep: dict
             prepared = prepare(cfg, run_dir / "engine.log", tell)
         model = prepared.model
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parents[1], sweep)
+        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, prepared), Path(__file__).parents[1], sweep)
         metadata["model"] = _model_metadata(model)
         metadata["labels"] = prepared.labels
         metadata["peaks"] = prepared.peaks
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer
+        asked = prepared.material.asked
+        if asked is not None:
+            metadata["dataset"] = asked.source
+            asking.write(run_dir / asking.FILE, asked.cells)
         write_json(run_dir / "run_metadata.json", metadata)
 
         collectors = prepared.collectors
@@ -131,7 +136,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
         fit.check_memory(model, cfg, engines)
         colocated = colocated or any(place.sharing > 1 for _, place in engines)
     tell("making prompts")
-    made_of = material.prepare(cfg, model)
+    made_of = material.prepare(cfg, model, arms[0].cells, tell)
     transfer: dict[str, str] = {}
     for arm in arms:
         if arm.scheduler.mode == "disagg":
@@ -172,10 +177,12 @@ class Prepared:
     peaks: dict[str, Any] | None  # what the device can do at most, if that is known
 
 
-def _hash(cfg: DictConfig, model: ServedModel) -> str:
+def _hash(cfg: DictConfig, prepared: Prepared) -> str:
     contents = {}
     if cfg.model.path is not None:
-        contents["model.path"] = model.digest
+        contents["model.path"] = prepared.model.digest
+    if prepared.material.asked is not None:
+        contents["dataset"] = prepared.material.asked.source["digest"]
     contents |= {name: identity.file_digest(path) for name, path in material.files(cfg).items()}
     return identity.config_hash(cfg, contents)
 

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wp1.errors import ConfigError
 from wp1.plan import has_length, open_loop
+from wp1.quality import settings
 from wp1.serving.placement import engine_sizes
 from wp1.workload.limits import check_workload
 
@@ -79,9 +80,28 @@ class Rope:
 @dataclass
 class Dataset:
     name: str = MISSING
-    source: str = MISSING  # builtin or file
+    source: str = MISSING  # builtin, file or hub
     path: str | None = None
     limit: int | None = None  # rows
+    # What answers are judged by (`wp1.quality`, workload.prompts=judged); None: questions that are not judged.
+    tasks: list[str] | None = None
+    samples_per_task: int | None = None  # None: every row
+    on_bad_row: str = "error"  # or skip
+    languages: list[str] | None = None
+    min_chars: int | None = None  # of the context
+    max_chars: int | None = None
+    # Of source=hub: the repository, and either its data files or the name of its configuration, with {task} in them.
+    repo: str | None = None
+    revision: str | None = None
+    config: str | None = None
+    files: str | None = None
+    split: str = "test"
+    prompt_lens: list[int] | None = None  # of a judged set that is made: tokens of prompt and answer; each is a cell
+    # Of needle tasks that are made: where the needle stands, in percent of the context; None: drawn.
+    depths: list[float] | None = None
+    # Development files for RULER's qa_1 and qa_2.
+    squad: str | None = None
+    hotpot: str | None = None
 
 
 @dataclass
@@ -266,8 +286,9 @@ def _check_values(cfg: Any) -> None:
         _one_of("transfer.overlap", cfg.transfer.overlap, "on", "off")
     _one_of("model.source", cfg.model.source, "bundled", "hub", "random_weights")
     _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")
-    _one_of("dataset.source", cfg.dataset.source, "builtin", "file")
-    _one_of("workload.prompts", cfg.workload.prompts, "dataset", "random", "text", "trace")
+    _one_of("dataset.source", cfg.dataset.source, "builtin", "file", "hub")
+    _one_of("dataset.on_bad_row", cfg.dataset.on_bad_row, "error", "skip")
+    _one_of("workload.prompts", cfg.workload.prompts, "dataset", "judged", "random", "text", "trace")
     _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant", "gamma", "ramp")
     _one_of("workload.output_distribution", cfg.workload.output_distribution, "fixed", "uniform", "normal", "lognormal")
     for key in ("model", "dataset", "experiment", "slo", "transfer"):
@@ -282,6 +303,9 @@ def _check_values(cfg: Any) -> None:
         ("rope.factor", cfg.rope.factor, 1),
         ("rope.original_max_len", cfg.rope.original_max_len, 1),
         ("dataset.limit", cfg.dataset.limit, 1),
+        ("dataset.samples_per_task", cfg.dataset.samples_per_task, 1),
+        ("dataset.min_chars", cfg.dataset.min_chars, 0),
+        ("dataset.max_chars", cfg.dataset.max_chars, 1),
         ("workload.prompt_len", cfg.workload.prompt_len, 1),
         ("workload.output_len", cfg.workload.output_len, 1),
         ("workload.num_requests", cfg.workload.num_requests, 1),
@@ -444,6 +468,11 @@ def _check_doubling(cfg: Any) -> None:
 def check_overrides(cfg: Any, overrides: list[str]) -> None:
     """Refuses what was said on the command line and would have no effect. Raises ConfigError."""
     for override in overrides:
+        if cfg.workload.prompts == "judged" and re.match(r"\+*workload\.(output_\w+|ignore_eos)=", override):
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect on a judged dataset, whose tasks say how long an answer may be: "
+                "drop it"
+            )
         if cfg.arms and re.match(r"\+*scheduler[.=]", override):
             arms = " and ".join(f"arms.{name}" for name in cfg.arms)
             key = override.lstrip("+").partition("=")[0].removeprefix("scheduler").lstrip(".") or "replicas"
@@ -492,17 +521,11 @@ def _check_rope(rope: Any) -> None:
 
 
 def _check_workload(cfg: Any) -> None:
-    workload, dataset = cfg.workload, cfg.dataset
-    if dataset.source == "file":
-        if dataset.path is None:
-            raise ConfigError("dataset.path is empty: set dataset.path=FILE.jsonl")
-        if not Path(dataset.path).expanduser().is_file():
-            raise ConfigError(f"dataset.path={dataset.path} is not a file: name a JSONL file")
-    elif dataset.path is not None:
-        raise ConfigError("dataset.path has no effect with a built-in dataset: choose dataset=file as well")
+    workload = cfg.workload
+    settings.check(cfg)
     _check_cells(cfg)
     check_workload(cfg)
-    if cfg.experiment.same_tokens and workload.prompts != "dataset":
+    if cfg.experiment.same_tokens and workload.prompts not in ("dataset", "judged"):
         raise ConfigError(
             f"experiment.same_tokens compares repeats of a question, and {workload.prompts} prompts differ in each: "
             "set experiment.same_tokens=false"

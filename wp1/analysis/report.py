@@ -309,6 +309,10 @@ def _setting(metadata: dict[str, Any]) -> str:
             ],
             ["KV", f"{number(model['kv_bytes_per_token'])} bytes a token"],
         ]
+    peaks = metadata.get("peaks")
+    if peaks:
+        figures = f"{peaks['flops'] / 1e12:,.3g} TFLOP/s, {peaks['bytes_per_s'] / 1e9:,.4g} GB/s"
+        rows.append(["peaks of a device", f"{figures} ({peaks['kind']}: {peaks['source']})"])
     several = len({pool.get("arm") for pool in metadata["pools"]}) > 1
     for pool in metadata["pools"]:
         for engine in pool["engines"]:

@@ -70,12 +70,12 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
     profile = summary["profiling"].get("device") or {}
     stats = tables.engine_stats(run_dir / "engine_stats.jsonl")
     summary["by_length"] = by_length.by_length(requests, metadata, profile)
-    probes = read_probes(run_dir)
+    probes = read_probes(run_dir) or goodput.tested(requests, arms.names_of(config), config["slo"])
     apart = goodput.probe_cells(probes)
     planned = requests.filter(
         pl.Series([key not in apart for key in requests.select("arm", "cell").iter_rows()], dtype=pl.Boolean)
     )
-    summary["by_load"] = by_load.by_load(planned, stats, metadata, config["slo"])
+    summary["by_load"] = by_load.by_load(planned, stats, metadata, config["slo"], profile)
     summary["goodput"] = goodput.found(probes, requests, metadata, config["slo"])
     (run_dir / "artifacts").mkdir(exist_ok=True)
     for name in ("by_length", "by_load"):

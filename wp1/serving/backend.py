@@ -41,6 +41,7 @@ class Chunk:
     cached_tokens: int = 0
     times: EngineTimes | None = None
     kv_transfer_params: dict[str, Any] | None = None  # of a prefill whose KV is to be fetched
+    nll: list[float] | None = None  # of the prompt, as in RequestRecord; on the first chunk, where it was asked for
 
 
 @dataclass(frozen=True)

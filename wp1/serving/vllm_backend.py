@@ -274,6 +274,8 @@ class VLLMBackend:
                 now = time.monotonic()
                 part = output.outputs[0]
                 chunk = Chunk(now, list(part.token_ids), part.text)
+                if request.nll_window is not None and output.prompt_logprobs:
+                    chunk.nll = window_sums(output.prompt_logprobs, output.prompt_token_ids, request.nll_window)
                 if output.finished:
                     chunk.finish_reason = part.finish_reason
                     chunk.prompt_tokens = len(output.prompt_token_ids or ())
@@ -307,6 +309,9 @@ class VLLMBackend:
             seed=request.seed,
             ignore_eos=request.ignore_eos,
             detokenize=self._model.has_tokenizer,
+            stop=request.stop or None,
+            # 0: of the prompt's own tokens, and of no others.
+            prompt_logprobs=None if request.nll_window is None else 0,
             output_kind=RequestOutputKind.DELTA,
             extra_args=None if kv_transfer_params is None else {"kv_transfer_params": kv_transfer_params},
         )
@@ -379,6 +384,18 @@ def _stats_logger(
             pass
 
     return StatsLogger
+
+
+def window_sums(logprobs: Any, token_ids: Any, window: int) -> list[float]:
+    """Negative log-likelihoods (nats) of a prompt's tokens, summed over windows of so many tokens.
+
+    logprobs: for each token vLLM's mapping of token ids to log-probabilities, None for the first.
+    """
+    sums = [0.0] * -(-len(token_ids) // window)
+    for place, (token, of_token) in enumerate(zip(token_ids, logprobs, strict=True)):
+        if of_token is not None:
+            sums[place // window] -= of_token[token].logprob
+    return sums
 
 
 def chat_token_ids(tokenizer: Any, chat: Any) -> list[int]:
