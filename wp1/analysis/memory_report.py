@@ -57,7 +57,7 @@ def section(
     for caption, file in memory_plots.by_length(folder, rows, metadata, mark_of(metadata)):
         parts += [f"![{caption}]({folder.name}/{file.name})", f"*{caption}*"]
     parts += [_parts_table(rows, arm) for arm in arms]
-    if left_out := memory.not_measured(metadata):
+    if left_out := memory.not_measured(metadata, requests):
         lines = [[number(length), text(why)] for length, why in left_out]
         parts.append(table(["prompt tokens", "why not measured"], lines, "rl"))
     parts.append(_beside_calculated(rows))
