@@ -99,7 +99,9 @@ def _memory(run_dir: Path, config: dict[str, Any], metadata: dict[str, Any], req
     if not rows:
         return
     name = metadata["experiment"]
-    memory.long_table(rows, memory.not_measured(metadata)).write_csv(run_dir / "artifacts" / f"{name}_memory.csv")
+    memory.long_table(rows, memory.not_measured(metadata, requests)).write_csv(
+        run_dir / "artifacts" / f"{name}_memory.csv"
+    )
     fits = capacity.fits_of(capacity.pools_of(rows, metadata), rows, metadata, config["workload"]["output_len"])
     pl.DataFrame(fits).write_csv(run_dir / "artifacts" / f"{name}_capacity.csv")
 
