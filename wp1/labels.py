@@ -2,6 +2,7 @@
 
 MEANING = {
     "random weights": "the output means nothing, speed and memory do",
+    "built-in tasks": "made by wp1 after the benchmarks' rules, and not the official sets",
     "colocated": "engines share a GPU: they compete for it, and the KV cache never leaves it",
 }
 

@@ -72,6 +72,7 @@ class Entry:
     texts: dict[str, str]  # by artifact name
     description: str  # markdown, with {run} for the address of its page
     parent: str | None = None  # the MLflow run that it belongs under, if that is there
+    dataset: dict[str, str] | None = None  # name, digest and source of what a judged run asked
 
 
 def entry_of(run_dir: Path, reports: Path) -> Entry:
@@ -97,6 +98,7 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
         texts=texts,
         description=_description(metadata, summary, compared, bool(texts)),
         parent=metadata.get("parent_run_id"),
+        dataset=_dataset(metadata.get("dataset")),
     )
 
 
@@ -129,6 +131,14 @@ def sweep_entry(folder: Path, manifest: dict[str, Any], pages: Mapping[str, str]
         texts=texts,
         description=_sweep_description(manifest, jobs, pages, bool(texts)),
     )
+
+
+def _dataset(source: dict[str, Any] | None) -> dict[str, str] | None:
+    """MLflow keeps 36 signs of a digest."""
+    if source is None:
+        return None
+    known = {key: source.get(key) for key in ("source", "from", "revision", "examples")}
+    return {"name": source["name"], "digest": source["digest"][:36], "source": json.dumps(known)}
 
 
 def experiment_of(known: dict[str, Any]) -> str:

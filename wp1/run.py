@@ -149,6 +149,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
             transfer = {"name": chosen.name, "why": chosen.why()}
         make_scheduler(cfg, arm, served[arm.name], engine_log, kill=lambda: None, write=lambda _: None).check()
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
+    labels += ["built-in tasks"] * (made_of.asked is not None and cfg.dataset.source == "builtin")
     known = peaks.for_run(hardware.describe(), cfg.experiment.measure_peaks, tell)
     return Prepared(served, made_of, collectors, arms, labels, transfer, known)
 

@@ -346,7 +346,7 @@ def _experiment(store: Store, entry: Entry) -> "tuple[MlflowClient, str]":
 
 
 def _fill(client: "MlflowClient", experiment: str, made: str, entry: Entry) -> None:
-    from mlflow.entities import Metric, Param
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
     params = [Param(key, value) for key, value in entry.params.items()]
     for start in range(0, len(params), MAX_BATCH):
@@ -354,6 +354,9 @@ def _fill(client: "MlflowClient", experiment: str, made: str, entry: Entry) -> N
     metrics = [Metric(key, value, entry.end_ms, 0) for key, value in entry.metrics.items()]
     for start in range(0, len(metrics), MAX_BATCH):
         client.log_batch(made, metrics=metrics[start : start + MAX_BATCH], synchronous=True)
+    if entry.dataset is not None:
+        asked = Dataset(entry.dataset["name"], entry.dataset["digest"], "wp1", entry.dataset["source"])
+        client.log_inputs(made, [DatasetInput(asked, [InputTag("mlflow.data.context", "evaluation")])])
     for name, text in entry.texts.items():
         client.log_text(made, text, name)
     for path, folder in entry.files:

@@ -6,6 +6,7 @@
   larger than that, also the CPU time that sampling takes, over the time it goes on, with nothing else to do.
 - broker: the way of a request through both pools without engines, with 10,000 in flight.
 - handoff: time to the decode pool's first token less prefill and transfer: what queues, steps and messages take.
+- generation, truncation, scoring: what judging answers costs without an engine (tests/bench/quality.py).
 - composing: `python -m wp1 --cfg job` against `python -c 'import hydra'`; to answer within 2 s.
 
 Each ratio is the median over pairs of neighbouring rounds, with the range of the middle half of the pairs: these
@@ -27,7 +28,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from tests.bench import disaggregation
+from tests.bench import disaggregation, quality
 from wp1 import hardware, schema
 from wp1.analysis.report import table
 from wp1.collectors.device import GPUStatsCollector
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16, help="pairs of rounds a ratio")
     parser.add_argument("--write", type=Path, help="also write the table to this markdown file")
     words = parser.parse_args()
-    rows = [disaggregation.broker_row(words.pairs), _composing(words.pairs)]
+    rows = [disaggregation.broker_row(words.pairs), _composing(words.pairs), *quality.rows()]
     with Screen() as screen, tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "engine.log"):
         rows = asyncio.run(_engines(Path(folder), words.pairs, screen)) + rows
     text = table(["what", "with", "without", "ratio", "middle half", "to reach"], rows, "lrrrrr")

@@ -90,7 +90,7 @@ def _lengths(arms: Mapping[str, Any], path: Path, mark: str) -> None:
             x, y, yerr=np.maximum(spread, 0), marker=MARKERS[k % 4], capsize=2.5, color=colours[k], label=label
         )
     _length_axis(axes, sorted({row["bucket"] for of in arms.values() for row in of["by_length"]}))
-    axes.set(ylim=(0, 100), ylabel="mean score of the tasks, %", xlabel="prompt length up to, tokens")
+    axes.set(ylim=(-3, 103), ylabel="mean score of the tasks, %", xlabel="prompt length up to, tokens")
     axes.set_title(style.title("Score by prompt length", mark))
     axes.legend(frameon=False, loc="best")
     sns.despine(ax=axes)

@@ -44,7 +44,7 @@ def score_cell(score: Mapping[str, Any] | None) -> str | None:
 
 def _source(source: Mapping[str, Any]) -> str:
     kind = {
-        "builtin": "**Built in**: made by wp1 after the benchmarks' rules, and not the official sets",
+        "builtin": "Built in",
         "hub": f"From the hub, {source['from']}" + (f" at {source['revision']}" if source["revision"] else ""),
         "file": f"From {source['from']}",
     }[source["source"]]

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from wp1 import labels
-from wp1.analysis import comparison_report, parity, sweep
+from wp1.analysis import comparison_report, parity, quality, quality_report, sweep, tables
 from wp1.analysis.markdown import ms, table, text
 from wp1.analysis.report import HOW_TO_READ_ARMS, reports_of
 from wp1.analysis.summary import read_config
@@ -116,7 +116,21 @@ def _contrast(content: dict[str, Any], of: list[Pair]) -> str:
         parts.append(f"What was sent, or the model it was sent to, is not the same in both: see {', '.join(differ)}.")
     else:
         parts.append(f"Same tokens: {parity.in_words(content['parity'])}.")
-    return "\n\n".join([*parts, comparison_report.tables_of(content)])
+    return "\n\n".join(part for part in (*parts, _scores(of, a, b), comparison_report.tables_of(content)) if part)
+
+
+def _scores(of: list[Pair], a: str, b: str) -> str:
+    """How the scores of two jobs differ over the same examples; "" where they judged nothing."""
+    sides: tuple[list[pl.DataFrame], list[pl.DataFrame]] = ([], [])
+    for pair in of:
+        for side, job, arm in zip(sides, (pair.a, pair.b), pair.arms, strict=True):
+            assert job.run_dir is not None
+            scored = quality.scored(job.run_dir, tables.requests(job.run_dir / "records.jsonl"))
+            if not scored.is_empty():
+                side.append(scored.filter((pl.col("arm") == arm) & pl.col("cell").is_in(pair.cells)))
+    if not all(sides):
+        return ""
+    return quality_report.difference_table(quality.differences(*map(pl.concat, sides)), a, b)
 
 
 def _files(folder: Path, manifest: dict[str, Any], jobs: list[Job], compared: bool) -> str:

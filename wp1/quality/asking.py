@@ -65,7 +65,7 @@ def examples(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], Non
     drawn = sources.draw(cfg.dataset, tasks, cfg.seed)
     of = {task.name: task for task in tasks}
     tell(f"tokenizing {len(drawn.rows)} prompts")
-    asked = [_cut(of[row.task], row, tokens, cfg.model.max_len) for row in drawn.rows]
+    asked = [cut(of[row.task], row, tokens, cfg.model.max_len) for row in drawn.rows]
     source = _source(cfg, {cells[0].name: asked}, drawn.digest())
     source |= {"bad_rows": len(drawn.bad), "first_bad": drawn.bad[:5], "rows": drawn.seen}
     return Asked({cell.name: asked for cell in cells}, source)
@@ -112,7 +112,7 @@ def _source(cfg: Any, cells: dict[str, list[Example]], digest: str) -> dict[str,
     }
 
 
-def _cut(task: Task, row: Row, tokens: Any, max_len: int) -> Example:
+def cut(task: Task, row: Row, tokens: Any, max_len: int) -> Example:
     """The prompt of a row; one that is too long loses its middle, as LongBench's and InfiniteBench's own code has it.
 
     The question stands at the end and the instruction at the beginning; both stay.

@@ -43,7 +43,7 @@ def of_task(values: Sequence[float], graded: bool) -> dict[str, Any]:
 
 
 def mean_of(groups: Mapping[str, Sequence[float]], categories: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The unweighted mean over tasks in percent, with a bootstrap interval that resamples within each task.
+    """The unweighted mean over tasks in percent, with an interval that draws each task's score anew.
 
     groups: scores in 0..1 by task. categories: the category of each task; the mean is then over categories, each the
     mean of its tasks, which is LongBench's overall score.
@@ -53,13 +53,20 @@ def mean_of(groups: Mapping[str, Sequence[float]], categories: Mapping[str, str]
         return {"n": 0, "tasks": 0, "mean": None, "low": None, "high": None}
     weights = _weights(list(filled), categories)
     rng = np.random.default_rng(0)
-    draws = sum(
-        weights[name] * rng.choice(values, (RESAMPLES, values.size)).mean(axis=1) for name, values in filled.items()
-    )
+    draws = sum(weights[name] * _draws(values, rng) for name, values in filled.items())
     low, high = np.quantile(draws, [0.025, 0.975])
     mean = sum(weights[name] * float(values.mean()) for name, values in filled.items())
+    low, high = min(float(low), mean), max(float(high), mean)
     n = int(sum(values.size for values in filled.values()))
-    return {"n": n, "tasks": len(filled), **_percent(mean, float(low), float(high))}
+    return {"n": n, "tasks": len(filled), **_percent(mean, low, high)}
+
+
+def _draws(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means that a score may have; of right and wrong answers by Jeffreys' prior, as ten zeros are not certain."""
+    if np.isin(values, (0.0, 1.0)).all():
+        right = values.sum()
+        return rng.beta(right + 0.5, values.size - right + 0.5, RESAMPLES)
+    return rng.choice(values, (RESAMPLES, values.size)).mean(axis=1)
 
 
 def _weights(tasks: list[str], categories: Mapping[str, str] | None) -> dict[str, float]:
