@@ -34,11 +34,12 @@ def score_file(task: Task, path: Path) -> dict[str, Any]:
             groups[group].append(value)
     if not groups:
         raise ConfigError(f"{path} has no predictions: one JSON object a line is needed")
-    found = {name: scoring.of_task(values, task.graded) for name, values in groups.items()}
+    found = {name: scoring.of_task(values) for name, values in groups.items()}
     return {"task": f"{task.benchmark}/{task.name}", "metric": task.metric, **found.pop("all"), "groups": found}
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
     try:
         with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):

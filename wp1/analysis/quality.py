@@ -46,7 +46,7 @@ def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
             {
                 **{key: record[key] for key in ("arm", "cell", "repeat", "status", "prompt_tokens", "output_tokens")},
                 **{key: record[key] for key in ("ttft_ms", "tpot_ms", "e2e_ms", "nll_window", "nll")},
-                **{key: example[key] for key in ("example", "category", "metric", "graded", "length", "label")},
+                **{key: example[key] for key in ("example", "category", "metric", "length", "label")},
                 "depth": None if example["depth"] is None else float(example["depth"]),
                 "difficulty": example["difficulty"],
                 "length_group": example["length_group"],
@@ -131,7 +131,7 @@ def _task(rows: pl.DataFrame) -> dict[str, Any]:
     return {
         **{key: first[key] for key in ("benchmark", "task", "category", "metric")},
         "failed": rows.filter(pl.col("status") != "ok").height,
-        **scoring.of_task(rows["score"].to_list(), first["graded"]),
+        **scoring.of_task(rows["score"].to_list()),
         "ttft_ms": distribution(rows["ttft_ms"].drop_nulls().to_numpy()),
         "tpot_ms": distribution(rows["tpot_ms"].drop_nulls().to_numpy()),
         "prompt_tokens": round(float(rows["prompt_tokens"].fill_null(0).mean() or 0)),  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ def _groups(rows: pl.DataFrame) -> dict[str, Any]:
         for name in names:
             values = part.filter(pl.col(column) == name)["score"].to_list() if part.height else []
             if values:
-                found[name] = scoring.of_task(values, graded=False)
+                found[name] = scoring.of_task(values)
     return found
 
 
@@ -178,7 +178,7 @@ def needles(rows: pl.DataFrame) -> list[dict[str, Any]]:
         part = part.with_columns(depth=binned)
     found = []
     for (length, depth), of in part.sort("length", "depth").group_by("length", "depth", maintain_order=True):
-        found.append({"length": length, "depth": depth, **scoring.of_task(of["score"].to_list(), graded=True)})
+        found.append({"length": length, "depth": depth, **scoring.of_task(of["score"].to_list())})
     return found
 
 

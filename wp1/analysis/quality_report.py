@@ -10,8 +10,9 @@ from wp1.quality.scoring import FEW
 
 EXAMPLES = 3  # best and worst
 HOW_TO_READ = f"""\
-- **score**: in percent with its 95 % interval, Wilson's where answers are right or wrong and a bootstrap of the mean
-  elsewhere. **few** marks fewer than {FEW} answers, which hardly measure anything. A request that failed scores zero.
+- **score**: in percent with its 95 % interval, Wilson's where answers are right or wrong or fewer than ten, else a
+  bootstrap of the mean. **few** marks fewer than {FEW} answers, which hardly measure anything. A request that failed
+  scores zero.
 - **mean of the tasks**: unweighted; LongBench's is the mean of its categories. A score of a built-in task is not to be
   compared with the official set's.
 - **effective length**: the longest length up to which every length's RULER score is at least 85.6 %, RULER's own

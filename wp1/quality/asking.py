@@ -150,7 +150,6 @@ def write(path: Path, cells: dict[str, list[Example]]) -> None:
                     "task": f"{task.benchmark}/{task.name}",
                     "category": task.category,
                     "metric": task.metric,
-                    "graded": task.graded,
                     "answers": row.answers,
                     "all_classes": row.all_classes,
                     "length": row.length,

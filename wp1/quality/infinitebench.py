@@ -44,7 +44,6 @@ def task(name: str) -> Task:
         max_tokens=wording.max_tokens(file) if file else MATH_CALC_TOKENS,
         prompt=lambda row: _prompt(name, file, row),
         score=lambda prediction, row: _score(name, prediction, row),
-        graded=name in GRADED,
         metric={"longbook_sum_eng": "rouge_lsum", "math_calc": "prefix"}.get(
             name, "f1" if name in GRADED else "accuracy"
         ),

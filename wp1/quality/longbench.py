@@ -54,7 +54,6 @@ def task(name: str) -> Task:
         max_tokens=wording.max_tokens(file),
         prompt=lambda row: wording.render(file["doc_to_text"], context=row.context, question=row.question),
         score=lambda prediction, row: _best(scorer, _post_processed(base, prediction), row),
-        graded=True,
         chat=base not in WITHOUT_CHAT,
         # Else a model goes on with dialogues of its own; pred.py has no other stop.
         stop=("\n",) if base == "samsum" else (),

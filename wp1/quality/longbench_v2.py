@@ -38,7 +38,6 @@ def task(name: str) -> Task:
             choices=[choice.strip() for choice in row.choices],
         ),
         score=lambda prediction, row: float(extract(prediction) == row.answers[0]),
-        graded=False,
     )
 
 

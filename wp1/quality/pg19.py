@@ -30,7 +30,6 @@ def task(name: str) -> Task:
         max_tokens=1 if perplexity else 4,
         prompt=(lambda row: row.context) if perplexity else _next_passage,
         score=_no_text if perplexity else letter,
-        graded=perplexity,
         chat=not perplexity,
         metric="perplexity" if perplexity else "accuracy",
     )

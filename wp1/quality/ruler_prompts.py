@@ -123,7 +123,7 @@ class RulerPrompts:
                 parts += straws[begin:end] + ([text] if text else [])
             return template.format(type_needle_v=noun, context=hay.joined.join(parts), query=query)
 
-        depths = [place for place, (_, n) in zip(places, needles, strict=True) if n in asked]
+        depths = [float(place) for place, (_, n) in zip(places, needles, strict=True) if n in asked]
         return _Asked(Draft(make, hay.size, 1), [v for n in asked for v in values[n]], opening, depths)
 
     def _hay(

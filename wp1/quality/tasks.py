@@ -33,7 +33,6 @@ class Task:
     max_tokens: int
     prompt: Callable[[Row], str]
     score: Callable[[str, Row], float]  # of a prediction, in 0..1
-    graded: bool  # False: an answer is right or wrong, nothing between
     chat: bool = True  # False: asked without the chat template
     stop: tuple[str, ...] = ()
     metric: str = "accuracy"

@@ -19,7 +19,7 @@ WINDOW = 128
 def _example(task: str, name: str, cell: str, **fields: Any) -> dict[str, Any]:
     known = {
         "cell": cell, "example": f"{task}/{name}", "task": task, "category": "c", "metric": "match_all",
-        "graded": True, "answers": ["12345"], "all_classes": [], "length": None, "language": "en", "depth": None,
+        "answers": ["12345"], "all_classes": [], "length": None, "language": "en", "depth": None,
         "difficulty": None, "length_group": None, "label": f"{task} {name}", "prompt_tokens": 900,
         "tokens_before": 900,
     }  # fmt: skip
@@ -60,7 +60,7 @@ def judged_run(folder: Path) -> pl.DataFrame:
         for arm, nats in (("yarn", 2.0), ("unscaled", 2.5)):
             sums = [nats * (WINDOW - (n == 0)) for n in range(windows)]
             records.append(_record(arm, text, "x", nll_window=WINDOW, nll=sums))
-    choice = _example("infinitebench/longbook_choice_eng", "1", "1024-conc1", metric="accuracy", graded=False)
+    choice = _example("infinitebench/longbook_choice_eng", "1", "1024-conc1", metric="accuracy")
     choice["answers"] = ["Gath", "B"]
     examples.append(choice)
     records += [_record("yarn", choice, "B. Gath"), _record("unscaled", choice, "", status="error", error="died")]

@@ -26,14 +26,14 @@ def test_wilson_holds_the_share_and_mirrors(right: int, n: int) -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 def test_a_task_s_interval_holds_its_mean(values: list[float]) -> None:
-    score = scoring.of_task(values, graded=True)
+    score = scoring.of_task(values)
     assert score["n"] == len(values)
     assert score["low"] - 1e-3 <= score["mean"] <= score["high"] + 1e-3
 
 
 def test_ten_right_of_ten_is_not_certainty() -> None:
-    assert scoring.of_task([1.0] * 10, graded=True)["low"] < 75
-    assert scoring.of_task([], graded=False)["mean"] is None
+    assert scoring.of_task([1.0] * 10)["low"] < 75
+    assert scoring.of_task([])["mean"] is None
 
 
 def test_wilson_covers_as_often_as_it_says() -> None:
@@ -41,6 +41,21 @@ def test_wilson_covers_as_often_as_it_says() -> None:
     right = rng.binomial(20, 0.3, 2000)
     bounds = [scoring.wilson(int(n), 20) for n in right]
     assert 0.92 < np.mean([low <= 0.3 <= high for low, high in bounds]) < 0.99
+
+
+def test_one_answer_with_part_marks_says_nothing() -> None:
+    score = scoring.of_task([0.5])
+    assert score["high"] - score["low"] > 80
+
+
+def test_an_overall_interval_is_no_wider_than_its_tasks_and_no_narrower_than_it_may() -> None:
+    one = scoring.of_task([1.0] * 6 + [0.0] * 6)
+    four = scoring.mean_of({name: [1.0] * 6 + [0.0] * 6 for name in "abcd"})
+    assert scoring.mean_of({"a": [1.0] * 6 + [0.0] * 6})["low"] == one["low"]
+    assert four["high"] - four["low"] == pytest.approx((one["high"] - one["low"]) / 2, rel=1e-3)
+    none = scoring.mean_of({name: [0.0] for name in "abcd"})
+    assert (none["mean"], none["low"]) == (0.0, 0.0)
+    assert none["high"] > 30
 
 
 def test_the_overall_score_is_of_categories_where_there_are_any() -> None:
