@@ -24,7 +24,7 @@ CATEGORIES = {
 }
 CATEGORY_OF = {task: category for category, tasks in CATEGORIES.items() for task in tasks}
 CHOICES = ("code_debug", "longbook_choice_eng")
-GRADED = ("math_calc", "longbook_sum_eng", "longbook_qa_eng", "longbook_qa_chn")
+METRICS = {"math_calc": "prefix", "longbook_sum_eng": "rouge_lsum", "longbook_qa_eng": "f1", "longbook_qa_chn": "f1"}
 # The one task that lm-eval has not; prompt.py and eval_utils.py.
 MATH_CALC = "Compute the intermediate values in the following long expression.\n\n{context}"
 MATH_CALC_TOKENS = 30_000
@@ -44,9 +44,7 @@ def task(name: str) -> Task:
         max_tokens=wording.max_tokens(file) if file else MATH_CALC_TOKENS,
         prompt=lambda row: _prompt(name, file, row),
         score=lambda prediction, row: _score(name, prediction, row),
-        metric={"longbook_sum_eng": "rouge_lsum", "math_calc": "prefix"}.get(
-            name, "f1" if name in GRADED else "accuracy"
-        ),
+        metric=METRICS.get(name, "accuracy"),
     )
 
 
