@@ -83,12 +83,12 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
     page = reports / f"{metadata['run_id']}.md"
     parts = [
         _head(metadata),
+        quality_report.section(summary.get("quality"), quality.scored(run_dir, requests)),
+        _pictures(folder, quality_plots.quality_plots(folder, summary.get("quality"), mark)),
         memory_report.section(run_dir, folder, requests, config, metadata),
         comparison_report.words(compared),
         _pictures(folder, arm_pictures),
         comparison_report.side_by_side(compared),
-        quality_report.section(summary.get("quality"), quality.scored(run_dir, requests)),
-        _pictures(folder, quality_plots.quality_plots(folder, summary.get("quality"), mark)),
         by_length_report.section(summary.get("by_length")),
         _pictures(folder, by_length_plots.length_plots(folder, summary.get("by_length"), mark)),
         by_load_report.section(summary.get("by_load")) if not names else "",
