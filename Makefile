@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PYTHON_VENV := .venv/bin/python
 
-.PHONY: help setup run test check stress bench bench-transfer ui lock clean
+.PHONY: help setup run test check stress bench bench-transfer packet ui lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ bench: setup ## wp1 against vLLM alone, and what composing and sampling cost; ra
 
 bench-transfer: setup ## the KV cache from engine to engine: each connector beside a plain copy; ratios in one run
 	@$(PYTHON_VENV) -m tests.bench.transfer $(ARGS)
+
+packet: setup ## one folder with a page of the runs of E0 to E6 in DIR=... (OUT=packet, ARGS=--partial)
+	@$(PYTHON_VENV) -m wp1.packet $(DIR) --out $(or $(OUT),packet) $(ARGS)
 
 ui: setup ## MLflow's page on this machine, port 5000 (PORT=...)
 	@echo "MLflow starts at http://127.0.0.1:$(or $(PORT),5000) (about 20 s); choose 'Model training' at its top left"

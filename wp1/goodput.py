@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import cells, metrics, tables
-from wp1.plan import Cell, cell_of
+from wp1.plan import Cell, cell_of, prompt_lens
 
 FILE = "goodput.jsonl"
 # Below the first guess by more than this factor nothing is worth looking for.
@@ -111,7 +111,7 @@ async def search(cfg: Any, arm: str, run_dir: Path, measure: Measure) -> None:
             out.write(json.dumps(asdict(probe)) + "\n")
             out.flush()
 
-        for length in cfg.experiment.prompt_lens or [cfg.workload.prompt_len]:
+        for length in filter(None, prompt_lens(cfg)):
             await _at_length(cfg, arm, length, run_dir, measure, keep)
 
 

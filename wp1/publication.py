@@ -28,6 +28,11 @@ PARTS = (
 )  # fmt: skip
 # Of a comparison, what one looks for first; the rest is in its table.
 COMPARED = ("ttft_ms/mean", "tpot_ms/mean", "e2e_ms/mean")
+# Of a cell at a load.
+LOAD_FIGURES = (
+    "output_tokens_per_s_per_device", "mfu", "mbu", "kv_use_peak", "preemptions", "attainment",
+    "joules_per_output_token",
+)  # fmt: skip
 # Not of the run as a whole, or said elsewhere on the page.
 NOT_METRICS = ("cells", "samples", "statuses", "window_s")
 # Settings that name this machine's folders, or our classes, and tell no two runs apart.
@@ -252,6 +257,7 @@ def metrics_of(summary: dict[str, Any], compared: dict[str, Any] | None = None) 
     if summary["slo"]["attainment"] is not None:
         found.append(("slo/attainment", float(summary["slo"]["attainment"])))
     found += _beside_latency(summary)
+    found += _scores(summary.get("quality"))
     if compared is not None:
         found += _compared(compared)
     return _named(found)
@@ -268,16 +274,38 @@ def _beside_latency(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield f"length/{arm}/{key}", fit[key]["value"]
     for group, part, keys in (
         ("length", lengths, ("prefill_tokens_per_s", "mfu", "mbu", "memory_gib_peak")),
-        ("load", loads, ("output_tokens_per_s_per_device", "mfu", "mbu", "kv_use_peak", "preemptions", "attainment")),
+        ("load", loads, LOAD_FIGURES),
     ):
         for row in (part or {"rows": []})["rows"]:
             for key in keys:
-                value = row[key]["value"] if isinstance(row[key], dict) else row[key]
+                value = row.get(key)
+                value = value["value"] if isinstance(value, dict) else value
                 if value is not None:
                     yield f"{group}/{row['arm']}/{row['cell']}/{key}", float(value)
     for search in summary.get("goodput") or ():
         if search["goodput_per_device"] is not None:
             yield f"goodput/{search['arm']}/{search['prompt_len']}", search["goodput_per_device"]
+
+
+def _scores(quality: dict[str, Any] | None) -> Iterator[tuple[str, float]]:
+    """Of a judged run, in percent: `score/agg/longbench/hotpotqa`, `score/agg/ruler` and `score/agg`, by length as
+    `score/agg/length/1024`; perplexity by position as `perplexity/agg/1024`; the difference of two arms."""
+    for arm, of in (quality or {"arms": {}})["arms"].items():
+        for task in of["tasks"]:
+            yield f"score/{arm}/{task['benchmark']}/{task['task']}", task["mean"]
+        for benchmark, score in of["benchmarks"].items():
+            yield f"score/{arm}/{benchmark}", score["mean"]
+        if of["overall"]["mean"] is not None:
+            yield f"score/{arm}", of["overall"]["mean"]
+        for row in of["by_length"]:
+            yield f"score/{arm}/length/{row['bucket']}", row["mean"]
+        for row in of["perplexity"]:
+            yield f"perplexity/{arm}/{row['to']}", row["mean"]
+        reached = (of["effective_length"] or {}).get("absolute")
+        if reached is not None:
+            yield f"score/{arm}/effective_length", float(reached)
+    if quality and quality["differences"] and quality["differences"]["n"]:
+        yield "comparison/score/delta", quality["differences"]["overall"]["delta"]
 
 
 def _compared(compared: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -322,8 +350,8 @@ def _named(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 def _files(run_dir: Path, experiment: str) -> list[tuple[Path, str | None]]:
     """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads."""
-    always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "goodput.jsonl")
-    limited = ("engine.log", "device.jsonl", "engine_stats.jsonl", "handoffs.jsonl", "queues.jsonl")
+    always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "goodput.jsonl", "examples.jsonl")
+    limited = ("engine.log", "device.jsonl", "engine_stats.jsonl", "handoffs.jsonl", "queues.jsonl", "memory.jsonl")
     found = [run_dir / name for name in always]
     found += [arms.file_of(run_dir, experiment), *sorted((run_dir / "artifacts").glob("*.csv"))]
     found = [path for path in found if path.is_file()]

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from wp1.console import Screen, Tally, output_to
 from wp1.drive import drive
 from wp1.errors import ConfigError, WP1Error
 from wp1.plan import Arm, Cell, plan, stints
+from wp1.quality import asking
 from wp1.records import EngineStats, Event, Handoff, QueueLengths, RecordWriter, RequestRecord
 from wp1.report import collectors_of
 from wp1.serving import fit, models
 from wp1.serving.backend import Scheduler
 from wp1.serving.guard import ProcessGuard
+from wp1.serving.memory.notes import MemoryNotes
 from wp1.serving.meter import Meter
 from wp1.serving.models import ServedModel
 from wp1.serving.placement import Place, engine_sizes, places
@@ -68,12 +70,20 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen, sweep: dict
             prepared = prepare(cfg, run_dir / "engine.log", tell)
         model = prepared.model
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parents[1], sweep)
+        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, prepared), Path(__file__).parents[1], sweep)
         metadata["model"] = _model_metadata(model)
+        if any(arm.scheduler.rope is not None for arm in prepared.arms):
+            metadata["ropes"] = {
+                arm: {"max_len": of_arm.max_len, **of_arm.rope.as_dict()} for arm, of_arm in prepared.models.items()
+            }
         metadata["labels"] = prepared.labels
         metadata["peaks"] = prepared.peaks
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer
+        asked = prepared.material.asked
+        if asked is not None:
+            metadata["dataset"] = asked.source
+            asking.write(run_dir / asking.FILE, asked.cells)
         write_json(run_dir / "run_metadata.json", metadata)
 
         collectors = prepared.collectors
@@ -116,30 +126,53 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
     """
     collectors = collectors_of(_plain(cfg))
     try:
-        model = models.prepare(cfg, tell)
+        served = _models(cfg, tell)
     except OSError as error:
         raise ConfigError(
             f"{error.filename or models.cache_folder()}: {error.strerror or error}; wp1 keeps prepared models in "
             f"{models.cache_folder()}, set WP1_CACHE to a folder that can be written"
         ) from error
     tell("checking that it fits")
-    arms = plan(cfg)
+    arms = [_within_reach(arm, served[arm.name]) for arm in plan(cfg)]
+    model = served[arms[0].name]
     colocated = False
     for arm in arms:
         engines = places_of(arm)
-        fit.check_memory(model, cfg, engines)
+        fit.check_memory(served[arm.name], cfg, engines)
         colocated = colocated or any(place.sharing > 1 for _, place in engines)
     tell("making prompts")
-    made_of = material.prepare(cfg, model)
+    made_of = material.prepare(cfg, model, arms[0].cells, tell)
     transfer: dict[str, str] = {}
     for arm in arms:
         if arm.scheduler.mode == "disagg":
-            chosen = make_transfer(cfg, arm, model)
+            chosen = make_transfer(cfg, arm, served[arm.name])
             transfer = {"name": chosen.name, "why": chosen.why()}
-        make_scheduler(cfg, arm, model, engine_log, kill=lambda: None, write=lambda _: None).check()
+        make_scheduler(cfg, arm, served[arm.name], engine_log, kill=lambda: None, write=lambda _: None).check()
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
     known = peaks.for_run(hardware.describe(), cfg.experiment.measure_peaks, tell)
-    return Prepared(model, made_of, collectors, arms, labels, transfer, known)
+    return Prepared(served, made_of, collectors, arms, labels, transfer, known)
+
+
+def _models(cfg: Any, tell: Callable[[str], None]) -> dict[str, ServedModel]:
+    """The model of each arm: one for all, but for arms with a rotary scaling of their own."""
+    shared: ServedModel | None = None
+    found = {}
+    for arm in plan(cfg):
+        if arm.scheduler.rope is not None:
+            found[arm.name] = models.prepare_arm(cfg, arm.scheduler.rope, tell)
+        else:
+            shared = found[arm.name] = shared or models.prepare(cfg, tell)
+    return found
+
+
+def _within_reach(arm: Arm, model: ServedModel) -> Arm:
+    """The arm without the cells whose prompts are beyond what its model is served with."""
+    cells = [cell for cell in arm.cells if cell.prompt_len is None or cell.prompt_len <= model.max_len]
+    if not cells:
+        raise ConfigError(
+            f"every prompt length is beyond the {model.max_len} tokens of arms.{arm.name}: add a shorter one"
+        )
+    return replace(arm, cells=cells)
 
 
 def places_of(arm: Arm) -> list[tuple[int, Place]]:
@@ -162,7 +195,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 class Prepared:
     """What is known before an engine starts."""
 
-    model: ServedModel
+    models: dict[str, ServedModel]  # by arm
     material: prompts.Material
     collectors: list[Collector]
     arms: list[Arm]
@@ -170,11 +203,18 @@ class Prepared:
     transfer: dict[str, str]  # which connector and why, of a disaggregated run
     peaks: dict[str, Any] | None  # what the device can do at most, if that is known
 
+    @property
+    def model(self) -> ServedModel:
+        """Of the first arm; the others' differ in their rotary scaling and length at most."""
+        return self.models[self.arms[0].name]
 
-def _hash(cfg: DictConfig, model: ServedModel) -> str:
+
+def _hash(cfg: DictConfig, prepared: Prepared) -> str:
     contents = {}
     if cfg.model.path is not None:
-        contents["model.path"] = model.digest
+        contents["model.path"] = prepared.model.digest
+    if prepared.material.asked is not None:
+        contents["dataset"] = prepared.material.asked.source["digest"]
     contents |= {name: identity.file_digest(path) for name, path in material.files(cfg).items()}
     return identity.config_hash(cfg, contents)
 
@@ -216,13 +256,14 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
         writer = stack.enter_context(RecordWriter(run_dir / "records.jsonl"))
         lags = stack.enter_context(RecordWriter(run_dir / "loop.jsonl"))
         write = _event_writer(prepared.arms, run_dir, stack)
+        notes = _memory_notes(cfg, run_dir, stack)
         gpus = sorted({gpu for arm in prepared.arms for _, place in places_of(arm) for gpu in place.gpus})
         for collector in prepared.collectors:
             collector.start(run_dir, gpus)
             stack.callback(collector.stop)
         for stint in stints(prepared.arms, cfg.experiment.repeats):
             arm = stint.arm
-            scheduler = make_scheduler(cfg, arm, prepared.model, run_dir / "engine.log", guard.kill, write)
+            scheduler = make_scheduler(cfg, arm, prepared.models[arm.name], run_dir / "engine.log", guard.kill, write)
             count = len(engine_sizes(arm.scheduler))
             with screen.step(f"starting {count} engine{'s' * (count > 1)} of {prepared.model.name}, {arm.name}"):
                 begin = time.monotonic()
@@ -239,12 +280,13 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
                     await asyncio.sleep(IDLE_S)
                     metadata["starts"][-1]["idle"] = [round(begin, 3), round(time.monotonic(), 3)]
                 write_json(run_dir / "run_metadata.json", metadata)
+                await notes.started(scheduler, arm.name)
                 for cell in arm.cells:
-                    await _cell(cfg, prepared, scheduler, cell, stint.repeats, writer, lags, screen)
+                    await _cell(cfg, prepared, scheduler, cell, stint.repeats, writer, lags, notes, screen)
                 if cfg.experiment.goodput_budget_s is not None and 0 in stint.repeats:
 
                     async def measure(cell: Cell, repeats: list[int], scheduler: Scheduler = scheduler) -> None:
-                        await _cell(cfg, prepared, scheduler, cell, repeats, writer, lags, screen)
+                        await _cell(cfg, prepared, scheduler, cell, repeats, writer, lags, notes, screen)
 
                     await goodput.search(cfg, arm.name, run_dir, measure)
                 held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
@@ -261,6 +303,13 @@ def _event_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Callable[
         names |= {Handoff: "handoffs.jsonl", QueueLengths: "queues.jsonl"}
     writers = {kind: stack.enter_context(RecordWriter(run_dir / name)) for kind, name in names.items()}
     return lambda row: writers[type(row)].write(row)
+
+
+def _memory_notes(cfg: Any, run_dir: Path, stack: ExitStack) -> MemoryNotes:
+    """Only a run that asks for them has the file."""
+    if not cfg.experiment.memory:
+        return MemoryNotes(None)
+    return MemoryNotes(stack.enter_context(RecordWriter(run_dir / "memory.jsonl")).write)
 
 
 def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
@@ -290,9 +339,12 @@ def make_scheduler(
         seed=cfg.seed,
         log=engine_log,
         kill=kill,
+        memory=cfg.experiment.memory,
         on_stats=Meter(arm.name, write),
     )
-    return instantiate(arm.scheduler, _partial_=True, _convert_="all")(
+    # An arm's own scaling has gone into its model.
+    scheduler = OmegaConf.masked_copy(arm.scheduler, [str(key) for key in arm.scheduler if key != "rope"])
+    return instantiate(scheduler, _partial_=True, _convert_="all")(
         make_backend=make_backend,
         transfer=make_transfer(cfg, arm, model) if arm.scheduler.mode == "disagg" else None,
         # No request waits longer than this for its KV to be fetched.
@@ -310,6 +362,7 @@ async def _cell(
     repeats: list[int],
     writer: RecordWriter,
     lags: RecordWriter,
+    notes: MemoryNotes,
     screen: Screen,
 ) -> None:
     engines = sum(len(pool["engines"]) for pool in scheduler.pools())
@@ -319,7 +372,7 @@ async def _cell(
     with screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches.values()))) as tally:
         for repeat, requests in batches.items():
             arrivals = prompts.arrivals(cfg, cell, repeat, prepared.material)
-            async with loop_lag.watched(cell, repeat, lags.write):
+            async with notes.around(scheduler, cell, repeat), loop_lag.watched(cell, repeat, lags.write):
                 await drive(scheduler, requests, _sink(writer, tally, died), arrivals, cell.concurrency)
     if died:
         raise WP1Error(sorted(died)[0])

@@ -259,6 +259,8 @@ def test_a_run_without_handoffs_has_no_file_of_them(config: Compose, double: Any
     assert not (outcome.run_dir / "handoffs.jsonl").exists()
 
 
+# Without what takes time on a machine that is not a test's.
+QUICK = ("experiment.measure_peaks=false", "experiment.goodput_budget_s=null", "experiment.arrivals_s=0.01")
 PEAKS = {"device": "a test", "flops": 1e9, "bytes_per_s": 1e8, "kind": "measured", "source": "a test"}
 
 
@@ -281,7 +283,7 @@ def test_e1_fits_a_curve_through_its_lengths(
 
 
 def test_e2_crosses_lengths_with_loads(config: Compose, double: Any, tmp_path: Path) -> None:
-    lists = ("experiment.prompt_lens=[16,64]", "experiment.concurrencies=[1,6]", "experiment.measure_peaks=false")
+    lists = ("experiment.prompt_lens=[16,64]", "experiment.concurrencies=[1,6]", *QUICK)
     outcome = _run(config, tmp_path, "experiment=e2", *lists)
     assert (outcome.status, outcome.reason) == ("completed", None)
     assert outcome.summary is not None
@@ -298,11 +300,15 @@ def test_e2_crosses_lengths_with_loads(config: Compose, double: Any, tmp_path: P
 
 
 def test_e2_at_rates(config: Compose, double: Any, tmp_path: Path) -> None:
-    lists = ("experiment.prompt_lens=[16]", "experiment.request_rates=[50,200]", "experiment.measure_peaks=false")
+    lists = ("experiment.prompt_lens=[16]", "experiment.request_rates=[50,200]", *QUICK)
     outcome = _run(config, tmp_path, "experiment=e2", *lists)
     assert (outcome.status, outcome.reason) == ("completed", None)
     assert outcome.summary is not None
     assert [row["cell"] for row in outcome.summary["by_load"]["rows"]] == ["16-rate50", "16-rate200"]
+    # Goodput over what was tested.
+    [found] = outcome.summary["goodput"]
+    assert [(step["rate"], step["planned"]) for step in found["path"]] == [(50, True), (200, True)]
+    assert "rates of the experiment, no search" in outcome.report.read_text()  # type: ignore[union-attr]
 
 
 def test_a_search_for_goodput_is_in_the_folder_and_the_report(config: Compose, double: Any, tmp_path: Path) -> None:

@@ -9,17 +9,21 @@ from wp1.analysis import bootstrap, cells, metrics, roofline, spans
 from wp1.analysis.markdown import share
 from wp1.collectors.device import load_window
 
-# KV this full, or a preemption, means that requests wait for room.
-FULL = 0.95
+# KV this full while requests wait, or a preemption, means that they wait for room.
+FULL = 0.9
 
 
 def by_load(
-    requests: pl.DataFrame, stats: pl.DataFrame, metadata: Mapping[str, Any], slo: Mapping[str, Any]
+    requests: pl.DataFrame,
+    stats: pl.DataFrame,
+    metadata: Mapping[str, Any],
+    slo: Mapping[str, Any],
+    profile: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """A row for every cell of every arm; None for a run of one request at a time.
 
-    requests: `tables.requests`; stats: `tables.engine_stats`; slo: the limits. Figures are {n, value, low, high} with
-    95 % intervals, times in ms, over repeats and requests, rates over repeats.
+    requests: `tables.requests`; stats: `tables.engine_stats`; slo: the limits; profile: of the device collector.
+    Figures are {n, value, low, high} with 95 % intervals, times in ms, over repeats and requests, rates over repeats.
     """
     measured = requests.filter(~pl.col("warmup"))
     names = [cells.parse(name) for name in cells.ordered(measured["cell"])]
@@ -39,7 +43,9 @@ def by_load(
                 words = [roofline.words(roof, _queue_share(sent)), _kv_words(kv, sent)]
                 shown = {key: roof[key] for key in ("mfu", "mbu", "batch", "shared")}
                 limited = "; ".join(word for word in words if word) or None
-                rows.append({"arm": str(arm), **row, **shown, **kv, "limited_by": limited})
+                energy = (profile or {}).get("cells", {}).get(f"{arm}/{cell.name}", {}).get("energy") or {}
+                joules = {"joules_per_output_token": energy.get("joules_per_output_token")}
+                rows.append({"arm": str(arm), **row, **shown, **kv, **joules, "limited_by": limited})
     return {"rows": rows, "why_no_mfu": roofline.why_not(metadata)}
 
 
@@ -91,7 +97,7 @@ def _queue_share(sent: pl.DataFrame) -> float | None:
 def kv_use(stats: pl.DataFrame, sent: pl.DataFrame) -> dict[str, Any]:
     """Mean and peak share of the KV cache in use while the cell's requests were in flight, and preemptions.
 
-    From the engines' own counts, of the fullest engine at any moment. Null where the engines said nothing.
+    From the engines' own counts: the mean over all engines, the peak of the fullest. Null where they said nothing.
     """
     windows = load_window(sent.filter(pl.col("t_sent").is_not_null()))
     rows = stats.filter(pl.Series(spans.inside(stats["t"].to_numpy(), windows), dtype=pl.Boolean))
@@ -109,6 +115,6 @@ def kv_use(stats: pl.DataFrame, sent: pl.DataFrame) -> dict[str, Any]:
 def _kv_words(kv: Mapping[str, Any], sent: pl.DataFrame) -> str:
     if kv["preemptions"]:
         return f"the KV cache is full: {kv['preemptions']} preemptions of {sent.height} requests"
-    if kv["kv_use_peak"] is not None and kv["kv_use_peak"] >= FULL:
+    if kv["waiting_peak"] and kv["kv_use_peak"] >= FULL:
         return f"the KV cache is full ({share(kv['kv_use_peak'])}): requests wait for room"
     return ""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from wp1.analysis import cells
+from wp1.analysis import cells, roofline
 from wp1.analysis.markdown import ms, number, percent, share, short, table, with_interval
 from wp1.analysis.roofline import LIMITED
 
@@ -28,9 +28,7 @@ def section(found: Found) -> str:
         "cache's blocks in use, mean / peak. **waiting**: requests that had no place in the engine, at most. "
         f"{LIMITED}"
     )
-    if found["why_no_mfu"]:
-        note += f" No MFU and MBU: {found['why_no_mfu']}."
-    parts.append(note)
+    parts.append(note + roofline.note(found["rows"], found["why_no_mfu"]))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -86,7 +84,9 @@ def _latency(rows: list[dict[str, Any]]) -> str:
 
 
 def _use(rows: list[dict[str, Any]]) -> str:
-    header = ["prompt tokens", "load", "batch", "MBU", "MFU", "KV", "waiting", "preemptions", "limited by"]
+    joules = any(row["joules_per_output_token"] is not None for row in rows)
+    header = ["prompt tokens", "load", "batch", "MBU", "MFU", "KV", "waiting", "preemptions"]
+    header += [*(["J a token"] if joules else []), "limited by"]
     lines = [
         [
             *_name(row),
@@ -96,8 +96,13 @@ def _use(rows: list[dict[str, Any]]) -> str:
             None if row["kv_use_mean"] is None else f"{share(row['kv_use_mean'])} / {share(row['kv_use_peak'])}",
             row["waiting_peak"],
             row["preemptions"],
+            *([_joules(row["joules_per_output_token"])] if joules else []),
             row["limited_by"],
         ]
         for row in rows
     ]
-    return table(header, lines, "rlrrrrrrl")
+    return table(header, lines, "rl" + "r" * (len(header) - 3) + "l")
+
+
+def _joules(value: float | None) -> str | None:
+    return None if value is None else short(value)

@@ -76,6 +76,18 @@ def why_not(metadata: Mapping[str, Any]) -> str | None:
     return None
 
 
+def note(rows: Sequence[Mapping[str, Any]], why: str | None) -> str:
+    """What a section's note says of MFU and MBU: why there are none, or that they cannot be; "" where all is well."""
+    if why:
+        return f" No MFU and MBU: {why}."
+    if any(row[key] and row[key]["value"] > 1 for row in rows for key in ("mfu", "mbu")):
+        return (
+            " **More than 100 % of a peak** cannot be: it was measured too low, beside other work, or with data in a "
+            "cache; `python -m wp1.peaks` measures again, for later runs."
+        )
+    return ""
+
+
 def roofline(
     requests: pl.DataFrame, shape: Architecture | None, device: Device | None, chunk: int | None = None
 ) -> dict[str, Any]:
@@ -168,9 +180,9 @@ def _phases(requests: pl.DataFrame, shape: Architecture | None, chunk: int | Non
             spans.merged([intervals]), spans.merged([of_prefill.get(engine, np.empty((0, 2)))])
         )
     if shape is not None:
-        for tokens in prefills["prompt_tokens"]:
-            found["prefill_flops"] += shape.prefill_flops(tokens)
-            found["prefill_bytes"] += shape.prefill_bytes(tokens, chunk)
+        for tokens, count in prefills["prompt_tokens"].value_counts().iter_rows():
+            found["prefill_flops"] += shape.prefill_flops(tokens) * count
+            found["prefill_bytes"] += shape.prefill_bytes(tokens, chunk) * count
     for (engine,), of_engine in decodes.group_by("decode_engine", maintain_order=True):
         intervals = of_decode[str(engine)]
         together = float((intervals[:, 1] - intervals[:, 0]).sum())
