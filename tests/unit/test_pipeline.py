@@ -87,7 +87,7 @@ def test_an_engine_that_dies_fails_the_run_and_keeps_its_records(config: Compose
     records = [record for record in read_records(outcome.run_dir / "records.jsonl") if not record.warmup]
     assert [record.status for record in records] == ["ok"] * 3 + ["error"] * 9
     page = outcome.report.read_text()  # type: ignore[union-attr]
-    assert "| error | 9 | engine agg-0 died" in page
+    assert "| engine died | prefill | 9 | engine agg-0 died" in page
     assert read_json(outcome.run_dir / "run_metadata.json")["status"] == "failed"
     assert double.stopped == ["agg-0"]
 

@@ -9,13 +9,14 @@ import polars as pl
 import yaml
 
 from wp1.analysis import arms, checks, metrics, tables
-from wp1.collectors import Collector
+from wp1.collectors import Collector, load
 from wp1.errors import WP1Error
+from wp1.labels import CLIENT_LATE
 
 SAMPLE_COLUMNS = (
-    "request_id", "arm", "cell", "repeat", "label", "status", "error", "phase", "prompt_tokens", "output_tokens",
-    "cached_tokens", "finish_reason", "pool", "prefill_engine", "decode_engine", "handoff_id", *metrics.LATENCIES,
-    "decode_ms",
+    "request_id", "arm", "cell", "repeat", "label", "status", "error", "cause", "phase", "steady", "prompt_tokens",
+    "output_tokens", "cached_tokens", "finish_reason", "pool", "prefill_engine", "decode_engine", "handoff_id",
+    *metrics.LATENCIES, "decode_ms",
 )  # fmt: skip
 
 
@@ -50,13 +51,20 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
     """
     config = read_config(run_dir)
     metadata = read_json(run_dir / "run_metadata.json")
-    requests = tables.requests(run_dir / "records.jsonl")
+    # Tokens are compared where there is something to compare them with.
+    tokens = config["experiment"]["same_tokens"] or bool(arms.names_of(config))
+    requests = tables.requests(
+        run_dir / "records.jsonl", [name for name in tables.BULK if name != "token_ids" or not tokens]
+    )
     measured = requests.filter(~pl.col("warmup"))
+    profiling = {collector.name: collector.profile(run_dir, requests) for collector in collectors}
+    late = bool(load.late_cells({"profiling": profiling}))
+    labels = [label for label in metadata["labels"] if label != CLIENT_LATE] + [CLIENT_LATE] * late
     summary = {
         "run_id": metadata["run_id"],
         "experiment": metadata["experiment"],
         "config_hash": metadata["config_hash"],
-        "labels": metadata["labels"],
+        "labels": labels,
         "checks": checks.all_checks(
             config, requests, tables.handoffs(run_dir / "handoffs.jsonl"), metadata.get("kv_held")
         ),
@@ -64,12 +72,12 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
             **config["slo"],
             "attainment": metrics.attainment(measured, config["slo"]["ttft_ms"], config["slo"]["tpot_ms"]),
         },
-        "profiling": {collector.name: collector.profile(run_dir, requests) for collector in collectors},
+        "profiling": profiling,
     }
     (run_dir / "artifacts").mkdir(exist_ok=True)
-    samples = measured.select(*SAMPLE_COLUMNS, pl.lit(", ".join(metadata["labels"])).alias("labels"))
+    samples = measured.select(*SAMPLE_COLUMNS, pl.lit(", ".join(labels)).alias("labels"))
     samples.write_csv(run_dir / "artifacts" / "requests.csv", float_precision=3)
-    _compare(run_dir, config, metadata, requests)
+    _compare(run_dir, config, metadata | {"labels": labels}, requests)
     write_json(run_dir / "summary.json", summary)
     return summary
 
