@@ -23,8 +23,8 @@ def _requests(
         rows.append(
             {
                 "request_id": f"{arm}/{cell}/r{repeat}/{n}", "arm": arm, "cell": cell, "repeat": repeat,
-                "warmup": False, "status": "ok", "t_intended": due, "t_sent": due, "t_tokens": times, "t_end": times[-1],
-                "prompt_tokens": 5, "output_tokens": 10, "ramp": False,
+                "warmup": False, "status": "ok", "t_intended": due, "t_sent": due, "t_tokens": times,
+                "t_end": times[-1], "prompt_tokens": 5, "output_tokens": 10, "ramp": False,
             } | changes
         )  # fmt: skip
     return rows
@@ -88,7 +88,7 @@ def test_rates_are_those_of_the_window() -> None:
     """Ten requests/s of ten tokens: without the window the last second's drain would lower both."""
     figures = metrics.latency(_table(_requests()))
     assert figures["requests_per_s"] == pytest.approx(10, rel=0.02)
-    assert figures["output_tokens_per_s"] == pytest.approx(100, rel=0.01)
+    assert figures["output_tokens_per_s"] == pytest.approx(100, rel=0.02)
     assert figures["requests"] == figures["ok"] == 100
     assert figures["ttft_ms"]["n"] == pytest.approx(80, abs=1)
     assert figures["output_tokens"] == 1000
