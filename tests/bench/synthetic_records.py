@@ -72,6 +72,9 @@ def _config(folder: Path) -> dict[str, object]:
         "workload": {"prompts": "random", "temperature": 0.0},
         "arms": {},
         "slo": {"name": "interactive", "ttft_ms": 2000, "tpot_ms": 200},
-        "collectors": {"latency": {"_target_": "wp1.collectors.latency.LatencyStatsCollector"}},
+        "collectors": {
+            "latency": {"_target_": "wp1.collectors.latency.LatencyStatsCollector"},
+            "load": {"_target_": "wp1.collectors.load.LoadStatsCollector"},
+        },
         "root": str(folder),
     }
