@@ -8,10 +8,10 @@ import numpy as np
 from wp1.errors import ConfigError
 from wp1.serving import fit
 from wp1.serving.models import ServedModel
-from wp1.serving.vllm_backend import chat_token_ids
 from wp1.workload import dataset, texts, trace
 from wp1.workload.limits import longest
 from wp1.workload.prompts import Encode, Material, as_token_ids
+from wp1.workload.tokens import ModelTokens
 
 
 def prepare(cfg: Any, model: ServedModel) -> Material:
@@ -63,16 +63,5 @@ def _encoders(model: ServedModel) -> tuple[Encode, Encode]:
     """
     if not model.has_tokenizer:
         return as_token_ids, as_token_ids
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.folder)
-        chat_token_ids(tokenizer, [{"role": "user", "content": "?"}])
-    except Exception as error:  # transformers raises what its many readers raise
-        raise ConfigError(
-            f"{model.folder} has no tokenizer with a chat template ({type(error).__name__}): add its tokenizer files"
-        ) from error
-    return (
-        lambda text: chat_token_ids(tokenizer, [{"role": "user", "content": text}]),
-        lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
-    )
+    tokens = ModelTokens(model.folder)
+    return tokens.chat, tokens.ids
