@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from wp1 import hardware, identity, loop_lag
+from wp1 import goodput, hardware, identity, loop_lag, peaks
 from wp1.analysis.report import reports_of, write_report
 from wp1.analysis.summary import summarise, write_json
 from wp1.collectors import Collector
@@ -23,11 +23,12 @@ from wp1.console import Screen, Tally, output_to
 from wp1.drive import drive
 from wp1.errors import ConfigError, WP1Error
 from wp1.plan import Arm, Cell, plan, stints
-from wp1.records import Handoff, QueueLengths, RecordWriter, RequestRecord
+from wp1.records import EngineStats, Event, Handoff, QueueLengths, RecordWriter, RequestRecord
 from wp1.report import collectors_of
 from wp1.serving import fit, models
 from wp1.serving.backend import Scheduler
 from wp1.serving.guard import ProcessGuard
+from wp1.serving.meter import Meter
 from wp1.serving.models import ServedModel
 from wp1.serving.placement import Place, engine_sizes, places
 from wp1.serving.transfer import KVTransfer, Pools
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # After the last request, for blocks that are still on their way to be freed.
 KV_FREE_WITHIN_S = 5.0
+# Seconds for which engines on a GPU are watched before they have anything to do.
+IDLE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen, sweep: dict
         metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parents[1], sweep)
         metadata["model"] = _model_metadata(model)
         metadata["labels"] = prepared.labels
+        metadata["peaks"] = prepared.peaks
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer
         write_json(run_dir / "run_metadata.json", metadata)
@@ -134,7 +138,8 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
             transfer = {"name": chosen.name, "why": chosen.why()}
         make_scheduler(cfg, arm, model, engine_log, kill=lambda: None, write=lambda _: None).check()
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
-    return Prepared(model, made_of, collectors, arms, labels, transfer)
+    known = peaks.for_run(hardware.describe(), cfg.experiment.measure_peaks, tell)
+    return Prepared(model, made_of, collectors, arms, labels, transfer, known)
 
 
 def places_of(arm: Arm) -> list[tuple[int, Place]]:
@@ -163,6 +168,7 @@ class Prepared:
     arms: list[Arm]
     labels: list[str]
     transfer: dict[str, str]  # which connector and why, of a disaggregated run
+    peaks: dict[str, Any] | None  # what the device can do at most, if that is known
 
 
 def _hash(cfg: DictConfig, model: ServedModel) -> str:
@@ -182,6 +188,7 @@ def _model_metadata(model: ServedModel) -> dict[str, Any]:
         "rope": model.rope.as_dict(),
         "kv_bytes_per_token": model.kv_bytes_per_token,
         "weight_bytes": model.weight_bytes,
+        "shape": None if model.shape is None else asdict(model.shape),
     }
 
 
@@ -208,7 +215,7 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
         guard = stack.enter_context(ProcessGuard())
         writer = stack.enter_context(RecordWriter(run_dir / "records.jsonl"))
         lags = stack.enter_context(RecordWriter(run_dir / "loop.jsonl"))
-        write = _handoff_writer(prepared.arms, run_dir, stack)
+        write = _event_writer(prepared.arms, run_dir, stack)
         gpus = sorted({gpu for arm in prepared.arms for _, place in places_of(arm) for gpu in place.gpus})
         for collector in prepared.collectors:
             collector.start(run_dir, gpus)
@@ -226,9 +233,20 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
                 metadata["starts"].append(
                     {"arm": arm.name, "repeats": stint.repeats, "seconds": round(time.monotonic() - begin, 1)}
                 )
+                if gpus:
+                    # What the engines draw when they have nothing to do, apart from what requests cost.
+                    begin = time.monotonic()
+                    await asyncio.sleep(IDLE_S)
+                    metadata["starts"][-1]["idle"] = [round(begin, 3), round(time.monotonic(), 3)]
                 write_json(run_dir / "run_metadata.json", metadata)
                 for cell in arm.cells:
                     await _cell(cfg, prepared, scheduler, cell, stint.repeats, writer, lags, screen)
+                if cfg.experiment.goodput_budget_s is not None and 0 in stint.repeats:
+
+                    async def measure(cell: Cell, repeats: list[int], scheduler: Scheduler = scheduler) -> None:
+                        await _cell(cfg, prepared, scheduler, cell, repeats, writer, lags, screen)
+
+                    await goodput.search(cfg, arm.name, run_dir, measure)
                 held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
                 metadata["kv_held"] += [f"{arm.name}/{name}" for name in held]
             finally:
@@ -236,13 +254,13 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
                 await asyncio.shield(scheduler.__aexit__(None, None, None))
 
 
-def _handoff_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Callable[[Handoff | QueueLengths], None]:
-    """Where handoffs and queue lengths go; only a run that has handoffs has the files."""
-    if all(arm.scheduler.mode == "agg" for arm in arms):
-        return lambda _: None
-    handoffs = stack.enter_context(RecordWriter(run_dir / "handoffs.jsonl"))
-    queues = stack.enter_context(RecordWriter(run_dir / "queues.jsonl"))
-    return lambda row: (handoffs if isinstance(row, Handoff) else queues).write(row)
+def _event_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Callable[[Event], None]:
+    """Where what is no request goes; only a run that has handoffs has the files of these and of queue lengths."""
+    names: dict[type, str] = {EngineStats: "engine_stats.jsonl"}
+    if any(arm.scheduler.mode == "disagg" for arm in arms):
+        names |= {Handoff: "handoffs.jsonl", QueueLengths: "queues.jsonl"}
+    writers = {kind: stack.enter_context(RecordWriter(run_dir / name)) for kind, name in names.items()}
+    return lambda row: writers[type(row)].write(row)
 
 
 def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
@@ -262,7 +280,7 @@ def make_scheduler(
     model: ServedModel,
     engine_log: Path,
     kill: Callable[[], None],
-    write: Callable[[Handoff | QueueLengths], None],
+    write: Callable[[Event], None],
 ) -> Scheduler:
     """The scheduler of an arm, with its engines not yet started."""
     # Hydra turns objects among its arguments into plain dicts, so it makes the constructor and we pass them.
@@ -272,6 +290,7 @@ def make_scheduler(
         seed=cfg.seed,
         log=engine_log,
         kill=kill,
+        on_stats=Meter(arm.name, write),
     )
     return instantiate(arm.scheduler, _partial_=True, _convert_="all")(
         make_backend=make_backend,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from wp1.errors import ConfigError
+from wp1.plan import plan
 from wp1.serving import fit
 from wp1.serving.models import ServedModel
 from wp1.workload import dataset, texts, trace
@@ -36,8 +37,9 @@ def prepare(cfg: Any, model: ServedModel) -> Material:
 
 def _check_text(cfg: Any, there: int) -> None:
     """Raises ConfigError where a text has fewer tokens than a prompt, or fewer places than there are prompts."""
-    length = max(cfg.experiment.prompt_lens or [cfg.workload.prompt_len])
-    wanted = cfg.experiment.repeats * cfg.workload.num_requests
+    cells = plan(cfg)[0].cells
+    length = max(cell.prompt_len or 0 for cell in cells)
+    wanted = max(cell.repeats * (cell.num_requests or 0) for cell in cells)
     if there - length < wanted:
         raise ConfigError(
             f"the text has {there:,} tokens, too few to cut {wanted:,} different prompts of {length:,} from: set "
