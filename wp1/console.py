@@ -17,7 +17,7 @@ from wp1 import labels
 from wp1.analysis import arms, metrics
 from wp1.analysis.cells import ordered
 from wp1.analysis.summary import read_config
-from wp1.analysis.tables import BULK, requests
+from wp1.analysis.tables import bulk_of, requests
 from wp1.collectors import load
 from wp1.records import RequestRecord
 
@@ -72,7 +72,7 @@ class Screen:
         """Questions and answers; where there are no questions, or several arms, the medians of each cell."""
         config = read_config(run_dir)
         answers = not arms.names_of(config) and config["workload"]["prompts"] == "dataset"
-        measured = requests(run_dir / "records.jsonl", () if answers else BULK).filter(~pl.col("warmup"))
+        measured = requests(run_dir / "records.jsonl", bulk_of(config, compared=False)).filter(~pl.col("warmup"))
         if measured.is_empty():
             return
         if answers:

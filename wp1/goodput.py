@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import cells, metrics, tables
-from wp1.plan import Cell, cell_of
+from wp1.plan import Cell, cell_of, prompt_lens
 
 FILE = "goodput.jsonl"
 # Below the first guess by more than this factor nothing is worth looking for.
@@ -111,7 +111,7 @@ async def search(cfg: Any, arm: str, run_dir: Path, measure: Measure) -> None:
             out.write(json.dumps(asdict(probe)) + "\n")
             out.flush()
 
-        for length in cfg.experiment.prompt_lens or [cfg.workload.prompt_len]:
+        for length in filter(None, prompt_lens(cfg)):
             await _at_length(cfg, arm, length, run_dir, measure, keep)
 
 
@@ -125,16 +125,18 @@ async def _at_length(
     path = planned_probes(before, arm, length, limits)
     for probe in path:
         keep(probe)
+
+    def end(why: str) -> None:
+        keep(Probe(arm, length, len(path), seconds=round(time.monotonic() - begin, 3), ended=why))
+
     while True:
         rate = next_rate(path, first, experiment.goodput_within)
-        if isinstance(rate, float):
-            cell = cell_of(cfg, arm, length, rate, cfg.workload.concurrency)
-            needed = experiment.repeats * (cell.num_requests or 0) / rate
-            if time.monotonic() - begin + needed > experiment.goodput_budget_s:
-                rate = f"the next probe, {rate:g} requests/s, would exceed {experiment.goodput_budget_s:g} s"
         if isinstance(rate, str):
-            keep(Probe(arm, length, len(path), seconds=round(time.monotonic() - begin, 3), ended=rate))
-            return
+            return end(rate)
+        cell = cell_of(cfg, arm, length, rate, cfg.workload.concurrency)
+        needed = experiment.repeats * (cell.num_requests or 0) / rate
+        if time.monotonic() - begin + needed > experiment.goodput_budget_s:
+            return end(f"the next probe, {rate:g} requests/s, would exceed {experiment.goodput_budget_s:g} s")
         path.append(await _probe(cell, len(path), run_dir, measure, limits))
         keep(path[-1])
 

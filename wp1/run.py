@@ -23,11 +23,13 @@ from wp1.console import Screen, Tally, output_to
 from wp1.drive import drive
 from wp1.errors import ConfigError, WP1Error
 from wp1.plan import Arm, Cell, plan, stints
+from wp1.quality import asking
 from wp1.records import EngineStats, Event, Handoff, QueueLengths, RecordWriter, RequestRecord
 from wp1.report import collectors_of
 from wp1.serving import fit, models
 from wp1.serving.backend import Scheduler
 from wp1.serving.guard import ProcessGuard
+from wp1.serving.memory.notes import MemoryNotes
 from wp1.serving.meter import Meter
 from wp1.serving.models import ServedModel
 from wp1.serving.placement import Place, engine_sizes, places
@@ -68,12 +70,16 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen, sweep: dict
             prepared = prepare(cfg, run_dir / "engine.log", tell)
         model = prepared.model
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parents[1], sweep)
+        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, prepared), Path(__file__).parents[1], sweep)
         metadata["model"] = _model_metadata(model)
         metadata["labels"] = prepared.labels
         metadata["peaks"] = prepared.peaks
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer
+        asked = prepared.material.asked
+        if asked is not None:
+            metadata["dataset"] = asked.source
+            asking.write(run_dir / asking.FILE, asked.cells)
         write_json(run_dir / "run_metadata.json", metadata)
 
         collectors = prepared.collectors
@@ -130,7 +136,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
         fit.check_memory(model, cfg, engines)
         colocated = colocated or any(place.sharing > 1 for _, place in engines)
     tell("making prompts")
-    made_of = material.prepare(cfg, model)
+    made_of = material.prepare(cfg, model, arms[0].cells, tell)
     transfer: dict[str, str] = {}
     for arm in arms:
         if arm.scheduler.mode == "disagg":
@@ -171,10 +177,12 @@ class Prepared:
     peaks: dict[str, Any] | None  # what the device can do at most, if that is known
 
 
-def _hash(cfg: DictConfig, model: ServedModel) -> str:
+def _hash(cfg: DictConfig, prepared: Prepared) -> str:
     contents = {}
     if cfg.model.path is not None:
-        contents["model.path"] = model.digest
+        contents["model.path"] = prepared.model.digest
+    if prepared.material.asked is not None:
+        contents["dataset"] = prepared.material.asked.source["digest"]
     contents |= {name: identity.file_digest(path) for name, path in material.files(cfg).items()}
     return identity.config_hash(cfg, contents)
 
@@ -216,6 +224,7 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
         writer = stack.enter_context(RecordWriter(run_dir / "records.jsonl"))
         lags = stack.enter_context(RecordWriter(run_dir / "loop.jsonl"))
         write = _event_writer(prepared.arms, run_dir, stack)
+        notes = _memory_notes(cfg, run_dir, stack)
         gpus = sorted({gpu for arm in prepared.arms for _, place in places_of(arm) for gpu in place.gpus})
         for collector in prepared.collectors:
             collector.start(run_dir, gpus)
@@ -239,12 +248,13 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
                     await asyncio.sleep(IDLE_S)
                     metadata["starts"][-1]["idle"] = [round(begin, 3), round(time.monotonic(), 3)]
                 write_json(run_dir / "run_metadata.json", metadata)
+                await notes.started(scheduler, arm.name)
                 for cell in arm.cells:
-                    await _cell(cfg, prepared, scheduler, cell, stint.repeats, writer, lags, screen)
+                    await _cell(cfg, prepared, scheduler, cell, stint.repeats, writer, lags, notes, screen)
                 if cfg.experiment.goodput_budget_s is not None and 0 in stint.repeats:
 
                     async def measure(cell: Cell, repeats: list[int], scheduler: Scheduler = scheduler) -> None:
-                        await _cell(cfg, prepared, scheduler, cell, repeats, writer, lags, screen)
+                        await _cell(cfg, prepared, scheduler, cell, repeats, writer, lags, notes, screen)
 
                     await goodput.search(cfg, arm.name, run_dir, measure)
                 held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
@@ -261,6 +271,13 @@ def _event_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Callable[
         names |= {Handoff: "handoffs.jsonl", QueueLengths: "queues.jsonl"}
     writers = {kind: stack.enter_context(RecordWriter(run_dir / name)) for kind, name in names.items()}
     return lambda row: writers[type(row)].write(row)
+
+
+def _memory_notes(cfg: Any, run_dir: Path, stack: ExitStack) -> MemoryNotes:
+    """Only a run that asks for them has the file."""
+    if not cfg.experiment.memory:
+        return MemoryNotes(None)
+    return MemoryNotes(stack.enter_context(RecordWriter(run_dir / "memory.jsonl")).write)
 
 
 def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
@@ -290,6 +307,7 @@ def make_scheduler(
         seed=cfg.seed,
         log=engine_log,
         kill=kill,
+        memory=cfg.experiment.memory,
         on_stats=Meter(arm.name, write),
     )
     return instantiate(arm.scheduler, _partial_=True, _convert_="all")(
@@ -310,6 +328,7 @@ async def _cell(
     repeats: list[int],
     writer: RecordWriter,
     lags: RecordWriter,
+    notes: MemoryNotes,
     screen: Screen,
 ) -> None:
     engines = sum(len(pool["engines"]) for pool in scheduler.pools())
@@ -319,7 +338,7 @@ async def _cell(
     with screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches.values()))) as tally:
         for repeat, requests in batches.items():
             arrivals = prompts.arrivals(cfg, cell, repeat, prepared.material)
-            async with loop_lag.watched(cell, repeat, lags.write):
+            async with notes.around(scheduler, cell, repeat), loop_lag.watched(cell, repeat, lags.write):
                 await drive(scheduler, requests, _sink(writer, tally, died), arrivals, cell.concurrency)
     if died:
         raise WP1Error(sorted(died)[0])

@@ -1,5 +1,7 @@
 """What a token costs, by hand and against what models state."""
 
+from typing import Any
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -54,6 +56,6 @@ def test_the_quadratic_share_grows_with_length() -> None:
     ],
 )
 def test_models_of_another_kind_are_told_apart(config: Compose, key: str, value: object, reason: str) -> None:
-    described = dict(OmegaConf.to_container(config("model=qwen25_7b_shape").model.architecture))  # type: ignore[arg-type]
+    described: Any = OmegaConf.to_container(config("model=qwen25_7b_shape").model.architecture)
     assert architecture.of(described, 2).unlike is None
     assert architecture.of(described | {key: value, "use_sliding_window": True}, 2).unlike == reason

@@ -14,7 +14,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 # A bootstrap of more gaps than this sees them in as many bins of equal count; the figures themselves see every gap.
 MAX_BINS = 1000
-MAX_SLOTS = 10_000
+MAX_REQUESTS = 10_000
 
 # Values, and for each the number of the slot (a request, or a pair of them) that it belongs to.
 Values = tuple[np.ndarray, np.ndarray]
@@ -91,25 +91,23 @@ def interval(statistics: np.ndarray) -> tuple[float, float] | None:
 
 
 class Sample:
-    """Requests of one cell, resampled once, so that all its figures come from the same draws.
-
-    Of more than MAX_SLOTS requests so many are drawn once, and intervals are theirs: somewhat too wide, in bounded
-    time and memory. The figures themselves are always of all.
-    """
+    """Requests of one cell, resampled once, so that all its figures come from the same draws."""
 
     def __init__(self, requests: pl.DataFrame) -> None:
-        """requests: rows with `request_id` and `repeat`, as of `tables.requests`; those that were answered."""
-        self.requests = self.drawn = requests
-        if requests.height > MAX_SLOTS:
-            chosen = np.random.default_rng(0).choice(requests.height, MAX_SLOTS, replace=False)
-            self.drawn = requests[np.sort(chosen)]
-        slots = self.drawn.select("repeat", "request_id").unique(maintain_order=True).sort("repeat", "request_id")
+        """requests: rows with `request_id` and `repeat`, as of `tables.requests`; those that were answered.
+
+        Of more than MAX_REQUESTS that many, evenly spread over them, are looked at: more would narrow no interval that
+        anybody reads, and their resamples would fill the memory.
+        """
+        self.requests = requests.gather_every(-(-requests.height // MAX_REQUESTS) or 1)
+        requests = self.requests
+        slots = requests.select("repeat", "request_id").unique(maintain_order=True).sort("repeat", "request_id")
         self.draws = resamples(slots["repeat"].to_numpy())[1] if slots.height else np.empty((0, 0))
         self._index = {name: n for n, name in enumerate(slots["request_id"])}
 
     def slots(self) -> np.ndarray:
-        """The number of each request's place among the draws, in the order of `drawn`."""
-        return np.array([self._index[name] for name in self.drawn["request_id"]], dtype=np.int64)
+        """The number of each request's place among the draws, in the order of `requests`."""
+        return np.array([self._index[name] for name in self.requests["request_id"]], dtype=np.int64)
 
     def figure(self, column: str, statistic: str = "mean") -> dict[str, float | int] | None:
         """n, value, low and high of a column's mean or percentile ("p95"), in its unit; None where it has no value.
@@ -118,18 +116,12 @@ class Sample:
         """
         if self.requests.is_empty():
             return None
-        every = self.requests[column]
-        if every.dtype == pl.List:
-            every = every.explode(empty_as_null=False)
-        numbers = every.drop_nulls().to_numpy()
+        slots, numbers = values(self.requests.rename({"request_id": "name"}), column, self._index)
         if not numbers.size:
             return None
-        slots, drawn = values(
-            self.drawn.select("request_id", column).rename({"request_id": "name"}), column, self._index
-        )
-        value = numbers.mean(dtype=float) if statistic == "mean" else np.percentile(numbers, float(statistic[1:]))
+        value = numbers.mean() if statistic == "mean" else np.percentile(numbers, float(statistic[1:]))
         found: dict[str, float | int] = {"n": int(numbers.size), "value": round(float(value), 4)}
-        bounds = interval(resampled((slots, drawn), statistic, self.draws)) if np.unique(slots).size > 1 else None
+        bounds = interval(resampled((slots, numbers), statistic, self.draws)) if np.unique(slots).size > 1 else None
         return found if bounds is None else found | {"low": round(bounds[0], 4), "high": round(bounds[1], 4)}
 
 

@@ -72,7 +72,8 @@ def _row(
         for found in profile.get("cells", {}).get(f"{arm}/{cell.name}", {}).get("devices", {}).values()
         if found["memory_gib_peak"] is not None
     ]
-    roof = roofline.roofline(answered, shape, device)
+    mfu = sample.figure("mfu") if "mfu" in rows.columns else None
+    roof = roofline.roofline(answered, shape, device) | {"mfu": mfu}
     return {
         "arm": arm,
         "cell": cell.name,
@@ -84,7 +85,7 @@ def _row(
         "prefill_ms": sample.figure("prefill_ms"),
         "host_ms": sample.figure("host_ms"),
         "prefill_tokens_per_s": sample.figure("prefill_tokens_per_s"),
-        "mfu": sample.figure("mfu") if "mfu" in rows.columns else None,
+        "mfu": mfu,
         "tpot_ms": sample.figure("tpot_ms"),
         "mbu": roof["mbu"],
         "memory_gib_peak": max(memory, default=None),
@@ -137,7 +138,7 @@ def _resampled_means(sample: bootstrap.Sample) -> np.ndarray:
     """RESAMPLES means of TTFT."""
     slots = sample.slots()
     return bootstrap.resampled(
-        (slots, sample.drawn["ttft_ms"].to_numpy().astype(float)), "mean", sample.draws[:RESAMPLES]
+        (slots, sample.requests["ttft_ms"].to_numpy().astype(float)), "mean", sample.draws[:RESAMPLES]
     )
 
 

@@ -157,9 +157,8 @@ def _phases(requests: pl.DataFrame, shape: Architecture | None, chunk: int | Non
     decodes = rows.drop_nulls(["t_decodable", "t_engine_last_token", "prompt_tokens"]).filter(
         pl.col("output_tokens") > 1
     )
-    found = dict.fromkeys(
-        ("prefill_flops", "prefill_bytes", "decode_flops", "decode_bytes", "decoding_s", "shared_s"), 0.0
-    )
+    sums = ("prefill_flops", "prefill_bytes", "decode_flops", "decode_bytes", "decoding_s", "shared_s")
+    found: dict[str, float] = dict.fromkeys(sums, 0.0)
     of_prefill = _by_engine(prefills, "prefill_engine", "t_scheduled", "t_engine_first_token")
     of_decode = _by_engine(decodes, "decode_engine", "t_decodable", "t_engine_last_token")
     found["prefill_s"] = spans.length(spans.merged(list(of_prefill.values())))
@@ -169,9 +168,9 @@ def _phases(requests: pl.DataFrame, shape: Architecture | None, chunk: int | Non
             spans.merged([intervals]), spans.merged([of_prefill.get(engine, np.empty((0, 2)))])
         )
     if shape is not None:
-        for tokens in prefills["prompt_tokens"]:
-            found["prefill_flops"] += shape.prefill_flops(tokens)
-            found["prefill_bytes"] += shape.prefill_bytes(tokens, chunk)
+        for tokens, count in prefills["prompt_tokens"].value_counts().iter_rows():
+            found["prefill_flops"] += shape.prefill_flops(tokens) * count
+            found["prefill_bytes"] += shape.prefill_bytes(tokens, chunk) * count
     for (engine,), of_engine in decodes.group_by("decode_engine", maintain_order=True):
         intervals = of_decode[str(engine)]
         together = float((intervals[:, 1] - intervals[:, 0]).sum())

@@ -112,6 +112,14 @@ STATS_SCHEMA: Schema = {
 BULK = ("text", "token_ids", "t_tokens")
 
 
+def bulk_of(config: Mapping[str, Any], compared: bool) -> tuple[str, ...]:
+    """What can be left out of the records of a run: answers are read where questions were asked, and tokens compared
+    where there are others to compare them with."""
+    if config["workload"]["prompts"] not in ("random", "text", "trace"):
+        return ()
+    return tuple(name for name in BULK if name != "token_ids" or not compared)
+
+
 def requests(path: Path, without: Sequence[str] = ()) -> pl.DataFrame:
     """One row a record, with its fields, the latencies of `with_latencies` and the windows of `steady.with_windows`.
 

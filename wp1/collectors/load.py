@@ -31,7 +31,7 @@ class LoadStatsCollector:
             f"{arm}/{cell}": _cell(cell, rows, lags.filter((pl.col("arm") == arm) & (pl.col("cell") == cell)))
             for (arm, cell), rows in measured.group_by("arm", "cell", maintain_order=True)
         }
-        return {"cells": found}
+        return {"overall": _worst(list(found.values())), "cells": found}
 
 
 def _cell(name: Any, requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str, Any]:
@@ -45,6 +45,16 @@ def _cell(name: Any, requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str, An
     if cells.parse(name).open_loop:
         found |= {"steady": steady.window(requests), **steady.saturation(requests)}
     return found
+
+
+def _worst(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The latest cell's figures, and how many cells are marked."""
+    return {
+        "client_delay_p99_ms": max((c["client_delay_p99_ms"] or 0.0 for c in found), default=None),
+        "loop_lag_p99_ms": max((c["loop_lag_ms"].get("p99", 0.0) for c in found), default=None),
+        "client_late_cells": sum(c["client_late"] for c in found),
+        "over_saturated_cells": sum(bool(c.get("over_saturated")) for c in found),
+    }
 
 
 def late_cells(summary: dict[str, Any]) -> list[str]:

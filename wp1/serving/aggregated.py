@@ -75,6 +75,9 @@ class AggregatedScheduler:
         count = len(self._engines)
         return min(((turn + n) % count for n in range(count)), key=lambda n: self._in_flight[n])
 
+    def backends(self) -> dict[str, list[ServingBackend]]:
+        return {self.mode: list(self._engines)}
+
     def pools(self) -> list[dict[str, Any]]:
         return [
             {

@@ -9,7 +9,7 @@ from tests.unit.analysis.synthetic import Shape, make_run
 from wp1.analysis import tables
 from wp1.analysis.summary import read_json, summarise
 from wp1.collectors.load import LoadStatsCollector, late_cells, notes
-from wp1.records import LoopLag, RecordWriter
+from wp1.records import LoopLag, RecordWriter, read_records
 
 
 def _profile(folder: Path) -> dict[str, Any]:
@@ -19,8 +19,6 @@ def _profile(folder: Path) -> dict[str, Any]:
 def _delayed(folder: Path, seconds: float) -> None:
     """Sends every request later, as a client that is too busy would."""
     path = folder / "records.jsonl"
-    from wp1.records import read_records
-
     records = read_records(path)
     path.unlink()
     with RecordWriter(path) as writer:
@@ -45,7 +43,7 @@ def test_a_late_client_is_marked_in_words_and_by_a_label(tmp_path: Path) -> None
     collectors = [LoadStatsCollector()]
     summary = summarise(folder, collectors)
     assert summary["labels"] == ["random weights", "client late"]
-    assert len(late_cells(summary)) == 8
+    assert len(late_cells(summary)) == summary["profiling"]["load"]["overall"]["client_late_cells"] == 8
     assert "client late: one request in a hundred was sent 20 ms or more" in notes(summary, "agg/256-conc1")[0]
     assert summary["profiling"]["load"]["cells"]["agg/256-conc1"]["loop_lag_ms"]["max"] == 15
     assert "client late" in (folder / "artifacts" / "requests.csv").read_text()
