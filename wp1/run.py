@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,10 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen, sweep: dict
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         metadata = identity.run_metadata(run_id, cfg, _hash(cfg, prepared), Path(__file__).parents[1], sweep)
         metadata["model"] = _model_metadata(model)
+        if any(arm.scheduler.rope is not None for arm in prepared.arms):
+            metadata["ropes"] = {
+                arm: {"max_len": of_arm.max_len, **of_arm.rope.as_dict()} for arm, of_arm in prepared.models.items()
+            }
         metadata["labels"] = prepared.labels
         metadata["peaks"] = prepared.peaks
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
@@ -122,30 +126,53 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepare
     """
     collectors = collectors_of(_plain(cfg))
     try:
-        model = models.prepare(cfg, tell)
+        served = _models(cfg, tell)
     except OSError as error:
         raise ConfigError(
             f"{error.filename or models.cache_folder()}: {error.strerror or error}; wp1 keeps prepared models in "
             f"{models.cache_folder()}, set WP1_CACHE to a folder that can be written"
         ) from error
     tell("checking that it fits")
-    arms = plan(cfg)
+    arms = [_within_reach(arm, served[arm.name]) for arm in plan(cfg)]
+    model = served[arms[0].name]
     colocated = False
     for arm in arms:
         engines = places_of(arm)
-        fit.check_memory(model, cfg, engines)
+        fit.check_memory(served[arm.name], cfg, engines)
         colocated = colocated or any(place.sharing > 1 for _, place in engines)
     tell("making prompts")
     made_of = material.prepare(cfg, model, arms[0].cells, tell)
     transfer: dict[str, str] = {}
     for arm in arms:
         if arm.scheduler.mode == "disagg":
-            chosen = make_transfer(cfg, arm, model)
+            chosen = make_transfer(cfg, arm, served[arm.name])
             transfer = {"name": chosen.name, "why": chosen.why()}
-        make_scheduler(cfg, arm, model, engine_log, kill=lambda: None, write=lambda _: None).check()
+        make_scheduler(cfg, arm, served[arm.name], engine_log, kill=lambda: None, write=lambda _: None).check()
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
     known = peaks.for_run(hardware.describe(), cfg.experiment.measure_peaks, tell)
-    return Prepared(model, made_of, collectors, arms, labels, transfer, known)
+    return Prepared(served, made_of, collectors, arms, labels, transfer, known)
+
+
+def _models(cfg: Any, tell: Callable[[str], None]) -> dict[str, ServedModel]:
+    """The model of each arm: one for all, but for arms with a rotary scaling of their own."""
+    shared: ServedModel | None = None
+    found = {}
+    for arm in plan(cfg):
+        if arm.scheduler.rope is not None:
+            found[arm.name] = models.prepare_arm(cfg, arm.scheduler.rope, tell)
+        else:
+            shared = found[arm.name] = shared or models.prepare(cfg, tell)
+    return found
+
+
+def _within_reach(arm: Arm, model: ServedModel) -> Arm:
+    """The arm without the cells whose prompts are beyond what its model is served with."""
+    cells = [cell for cell in arm.cells if cell.prompt_len is None or cell.prompt_len <= model.max_len]
+    if not cells:
+        raise ConfigError(
+            f"every prompt length is beyond the {model.max_len} tokens of arms.{arm.name}: add a shorter one"
+        )
+    return replace(arm, cells=cells)
 
 
 def places_of(arm: Arm) -> list[tuple[int, Place]]:
@@ -168,13 +195,18 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 class Prepared:
     """What is known before an engine starts."""
 
-    model: ServedModel
+    models: dict[str, ServedModel]  # by arm
     material: prompts.Material
     collectors: list[Collector]
     arms: list[Arm]
     labels: list[str]
     transfer: dict[str, str]  # which connector and why, of a disaggregated run
     peaks: dict[str, Any] | None  # what the device can do at most, if that is known
+
+    @property
+    def model(self) -> ServedModel:
+        """Of the first arm; the others' differ in their rotary scaling and length at most."""
+        return self.models[self.arms[0].name]
 
 
 def _hash(cfg: DictConfig, prepared: Prepared) -> str:
@@ -231,7 +263,7 @@ async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[s
             stack.callback(collector.stop)
         for stint in stints(prepared.arms, cfg.experiment.repeats):
             arm = stint.arm
-            scheduler = make_scheduler(cfg, arm, prepared.model, run_dir / "engine.log", guard.kill, write)
+            scheduler = make_scheduler(cfg, arm, prepared.models[arm.name], run_dir / "engine.log", guard.kill, write)
             count = len(engine_sizes(arm.scheduler))
             with screen.step(f"starting {count} engine{'s' * (count > 1)} of {prepared.model.name}, {arm.name}"):
                 begin = time.monotonic()
@@ -310,7 +342,9 @@ def make_scheduler(
         memory=cfg.experiment.memory,
         on_stats=Meter(arm.name, write),
     )
-    return instantiate(arm.scheduler, _partial_=True, _convert_="all")(
+    # An arm's own scaling has gone into its model.
+    scheduler = OmegaConf.masked_copy(arm.scheduler, [str(key) for key in arm.scheduler if key != "rope"])
+    return instantiate(scheduler, _partial_=True, _convert_="all")(
         make_backend=make_backend,
         transfer=make_transfer(cfg, arm, model) if arm.scheduler.mode == "disagg" else None,
         # No request waits longer than this for its KV to be fetched.

@@ -52,6 +52,9 @@ RECORD_SCHEMA: Schema = {
     "prefill_engine": pl.String,
     "decode_engine": pl.String,
     "handoff_id": pl.String,
+    "example": pl.String,
+    "nll_window": pl.Int64,
+    "nll": pl.List(pl.Float64),
 }
 HANDOFF_SCHEMA: Schema = {
     "handoff_id": pl.String,

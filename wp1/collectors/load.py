@@ -62,6 +62,11 @@ def late_cells(summary: dict[str, Any]) -> list[str]:
     return [name for name, cell in _cells(summary).items() if cell["client_late"]]
 
 
+def has_windows(summary: dict[str, Any]) -> bool:
+    """Whether figures of some cell are those of a part of its requests."""
+    return any(cell.get("steady") for cell in _cells(summary).values())
+
+
 def notes(summary: dict[str, Any], name: str) -> list[str]:
     """What is to be said beside the figures of a cell (arm/name), in sentences; the first words name the matter."""
     cell = _cells(summary).get(name)
