@@ -48,6 +48,7 @@ HOW_TO_READ = """\
 - **TPOT**: (last token − first token) / (output tokens − 1); **ITL**: the single gaps.
 - **E2E**: last token − intended arrival.
 - **client delay**: how late wp1 itself sent; it is part of TTFT. Above 10 ms (p99) the cell is marked.
+- **event-loop lag**: how late timers fired in wp1's own loop, which sends requests and takes tokens.
 - Warm-up requests and engine start are not in any figure; failed requests are counted, and have no latencies."""
 HOW_TO_READ_HANDOFFS = """\
 - **handoff**: the prefill engine's first token → the KV cache usable in the decode engine, with the wait for a place
@@ -225,8 +226,8 @@ def _latency(summary: dict[str, Any]) -> str:
     parts = ["## Latency"]
     for name, cell in profile["cells"].items():
         rows = []
-        for key, title in LATENCY_ROWS:
-            d = cell[key]
+        lags = {"n": 0} if (of_load := load.of_cell(summary, name)) is None else of_load["loop_lag_ms"]
+        for title, d in [*((title, cell[key]) for key, title in LATENCY_ROWS), ("event-loop lag", lags)]:
             if d["n"]:
                 interval = f"{ms(d['mean'])} [{ms(d['mean_low'])}, {ms(d['mean_high'])}]"
                 rows.append([title, d["n"], interval, *(ms(d[p]) for p in ("p50", "p90", "p95", "p99"))])

@@ -69,7 +69,7 @@ def has_windows(summary: dict[str, Any]) -> bool:
 
 def notes(summary: dict[str, Any], name: str) -> list[str]:
     """What is to be said beside the figures of a cell (arm/name), in sentences; the first words name the matter."""
-    cell = _cells(summary).get(name)
+    cell = of_cell(summary, name)
     if cell is None:
         return []
     said = []
@@ -93,6 +93,11 @@ def notes(summary: dict[str, Any], name: str) -> list[str]:
     elif "steady" in cell:
         said.append("no steady state to take: fewer than 20 requests a repeat lie between start and end, so all count")
     return said
+
+
+def of_cell(summary: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """The figures of a cell (arm/name), of a run that has them."""
+    return _cells(summary).get(name)
 
 
 def _cells(summary: dict[str, Any]) -> dict[str, Any]:
