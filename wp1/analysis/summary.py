@@ -57,8 +57,7 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
     measured = requests.filter(~pl.col("warmup"))
     profiling = {collector.name: collector.profile(run_dir, requests) for collector in collectors}
     late = bool(load.late_cells({"profiling": profiling}))
-    labels = [label for label in metadata["labels"] if label != CLIENT_LATE] + [CLIENT_LATE] * late
-    metadata = metadata | {"labels": labels}
+    metadata["labels"] = [label for label in metadata["labels"] if label != CLIENT_LATE] + [CLIENT_LATE] * late
     summary = {
         "run_id": metadata["run_id"],
         "experiment": metadata["experiment"],
