@@ -24,7 +24,7 @@ STATUS = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 DISTRIBUTION = ("mean", "p50", "p90", "p95", "p99")
 PARTS = (
     "queue_ms", "prefill_ms", "handoff_ms", "decode_step_ms", "delivery_ms", "client_delay_ms", "stall_ms",
-    "decode_queue_ms", "bytes_a_handoff",
+    "decode_queue_ms", "bytes_a_handoff", "loop_lag_ms",
 )  # fmt: skip
 # Of a comparison, what one looks for first; the rest is in its table.
 COMPARED = ("ttft_ms/mean", "tpot_ms/mean", "e2e_ms/mean")
@@ -352,6 +352,7 @@ def _files(run_dir: Path, experiment: str) -> list[tuple[Path, str | None]]:
     """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads."""
     always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "goodput.jsonl", "examples.jsonl")
     limited = ("engine.log", "device.jsonl", "engine_stats.jsonl", "handoffs.jsonl", "queues.jsonl", "memory.jsonl")
+    limited += ("loop.jsonl",)
     found = [run_dir / name for name in always]
     found += [arms.file_of(run_dir, experiment), *sorted((run_dir / "artifacts").glob("*.csv"))]
     found = [path for path in found if path.is_file()]

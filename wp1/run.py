@@ -399,6 +399,8 @@ def _finish(
 
     mark()
     summary = summarise(run_dir, collectors)
+    metadata["labels"] = summary["labels"]
+    mark()
     broken = [f"{check['name']}: {check['detail']}" for check in summary["checks"] if not check["passed"]]
     if status == "completed" and broken:
         status, reason = "failed", "; ".join(broken)
