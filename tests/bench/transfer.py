@@ -97,7 +97,10 @@ def main() -> None:
             with output_to(Path(folder) / "engine.log"):
                 try:
                     devices = asyncio.run(_measure(variant, words, found["kv_gib"], Path(folder), screen, rows))
-                except Exception as error:  # the others are worth having
+                except KeyboardInterrupt:  # what was measured is worth having
+                    missing[variant] = "interrupted"
+                    break
+                except Exception as error:  # and so are the others
                     missing[variant] = str(error)[:2000] or type(error).__name__
             for length, rate in _plain_copy(words.lengths, rows, devices).items():
                 plain[length].append(rate)
