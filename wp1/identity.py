@@ -121,5 +121,6 @@ def run_metadata(
         "transfer": None,
         "pools": [],
         "starts": [],
+        "taken_over": [],
         "kv_held": [],
     }

@@ -18,6 +18,7 @@ from wp1 import schema
 from wp1.callbacks import sweep_closed
 from wp1.errors import ConfigError, WP1Error
 from wp1.identity import RUN_ID, new_run_id
+from wp1.launcher import engines_of_sweep
 
 PACKAGE = Path(__file__).parent
 # conf/ lies beside the package in a checkout, and inside it in a wheel.
@@ -74,7 +75,7 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
         check_uri(cfg.tracking.uri, Path(cfg.root))
     run_id = run_dir.name if RUN_ID.fullmatch(run_dir.name) else new_run_id()
     with Screen() as screen:
-        outcome = run(cfg, run_dir, run_id, screen, _sweep())
+        outcome = run(cfg, run_dir, run_id, screen, _sweep(), engines_of_sweep())
         published = publish_or_say(run_dir, cfg.tracking, screen) if cfg.tracking.enabled else None
         screen.end(outcome, published)
     if outcome.status == "interrupted":

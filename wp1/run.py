@@ -1,44 +1,28 @@
 """One run, from a checked configuration to its folder: model, engines, cells, records, and how it ended."""
 
 import asyncio
-import functools
 import logging
-import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from wp1 import hardware, identity
+from wp1 import identity
 from wp1.analysis.report import reports_of, write_report
 from wp1.analysis.summary import summarise, write_json
 from wp1.collectors import Collector
-from wp1.console import Screen, Tally, output_to
-from wp1.drive import drive
-from wp1.errors import ConfigError, WP1Error
-from wp1.plan import Arm, Cell, plan, stints
-from wp1.records import Handoff, QueueLengths, RecordWriter, RequestRecord
-from wp1.report import collectors_of
-from wp1.serving import fit, models
-from wp1.serving.backend import Scheduler
-from wp1.serving.guard import ProcessGuard
+from wp1.console import Screen, output_to
+from wp1.errors import WP1Error
+from wp1.measure import measure
+from wp1.prepare import prepare
+from wp1.serving.engines import Engines
 from wp1.serving.models import ServedModel
-from wp1.serving.placement import Place, engine_sizes, places
-from wp1.serving.transfer import KVTransfer, Pools
-from wp1.serving.vllm_backend import chat_token_ids
-from wp1.workload import dataset, prompts
+from wp1.workload import dataset
 
 log = logging.getLogger(__name__)
-
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# After the last request, for blocks that are still on their way to be freed.
-KV_FREE_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -52,18 +36,27 @@ class Outcome:
     summary: dict[str, Any] | None
 
 
-def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen, sweep: dict[str, Any] | None = None) -> Outcome:
+def run(
+    cfg: DictConfig,
+    run_dir: Path,
+    run_id: str,
+    screen: Screen,
+    sweep: dict[str, Any] | None = None,
+    engines: Engines | None = None,
+) -> Outcome:
     """Runs an experiment that `wp1.schema.check` has passed, and leaves its folder and report.
 
-    sweep: see `identity.run_metadata`.
+    sweep: see `identity.run_metadata`. engines: a sweep's, which may be up from the job before; None: the run's own.
     Raises ConfigError, before any engine starts, where the model or the machine does not allow it. What fails later is
     an Outcome: everything measured until then is in the folder, and in the report.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     # Engines inherit it, and libraries that print find it too.
     with output_to(run_dir / "engine.log"):
+        if engines is not None:
+            engines.make_room(cfg)
         with screen.step(f"preparing {cfg.model.name}") as tell:
-            prepared = prepare(cfg, run_dir / "engine.log", tell)
+            prepared = prepare(cfg, run_dir / "engine.log", tell, engines.key if engines is not None else None)
         model = prepared.model
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parents[1], sweep)
@@ -76,8 +69,8 @@ def run(cfg: DictConfig, run_dir: Path, run_id: str, screen: Screen, sweep: dict
         collectors = prepared.collectors
         status, reason = "completed", None
         try:
-            with _handlers_put_back():
-                asyncio.run(_measure(cfg, prepared, run_dir, metadata, screen))
+            with nullcontext(engines) if engines is not None else Engines() as used:
+                used.run(measure(cfg, prepared, run_dir, metadata, screen, used))
         except (KeyboardInterrupt, asyncio.CancelledError):
             status, reason = "interrupted", "stopped by a signal"
         except Exception as error:
@@ -106,87 +99,6 @@ def _why(error: BaseException, run_dir: Path) -> str:
     return f"{type(error).__name__}: {error} (traceback in {run_dir / 'wp1.log'})"
 
 
-def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None]) -> "Prepared":
-    """The model, and the checks that need it.
-
-    Raises ConfigError where memory, lengths, collectors or engine arguments do not fit.
-    """
-    collectors = collectors_of(_plain(cfg))
-    try:
-        model = models.prepare(cfg, tell)
-    except OSError as error:
-        raise ConfigError(
-            f"{error.filename or models.cache_folder()}: {error.strerror or error}; wp1 keeps prepared models in "
-            f"{models.cache_folder()}, set WP1_CACHE to a folder that can be written"
-        ) from error
-    tell("checking that it fits")
-    arms = plan(cfg)
-    colocated = False
-    for arm in arms:
-        engines = places_of(arm)
-        fit.check_memory(model, cfg, engines)
-        colocated = colocated or any(place.sharing > 1 for _, place in engines)
-    questions = dataset.load(cfg.dataset) if cfg.workload.prompts == "dataset" else []
-    encode = _encoder(model)
-    fit.check_lengths(model, {q.id: len(encode(q.prompt)) for q in questions}, cfg.workload.output_len)
-    transfer: dict[str, str] = {}
-    for arm in arms:
-        if arm.scheduler.mode == "disagg":
-            chosen = make_transfer(cfg, arm, model)
-            transfer = {"name": chosen.name, "why": chosen.why()}
-        make_scheduler(cfg, arm, model, engine_log, kill=lambda: None, write=lambda _: None).check()
-    labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
-    return Prepared(model, questions, encode, collectors, arms, labels, transfer)
-
-
-def places_of(arm: Arm) -> list[tuple[int, Place]]:
-    """Tensor-parallel size and place of each engine of an arm. Raises ConfigError where there are too few GPUs."""
-    sizes = engine_sizes(arm.scheduler)
-    devices = arm.scheduler.devices
-    found = places(
-        sizes, devices if isinstance(devices, str) else list(devices), hardware.gpu_indices(), hardware.cores()
-    )
-    return list(zip(sizes, found, strict=True))
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What is known before an engine starts."""
-
-    model: ServedModel
-    questions: list[dataset.Question]
-    encode: prompts.Encode
-    collectors: list[Collector]
-    arms: list[Arm]
-    labels: list[str]
-    transfer: dict[str, str]  # which connector and why, of a disaggregated run
-
-
-def _encoder(model: ServedModel) -> prompts.Encode:
-    """From a question to token ids, by the model's chat template; by its bytes where weights are random.
-
-    Raises ConfigError where the model's folder has no tokenizer.
-    """
-    if not model.has_tokenizer:
-        return prompts.as_token_ids
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.folder)
-        chat_token_ids(tokenizer, [{"role": "user", "content": "?"}])
-    except Exception as error:  # transformers raises what its many readers raise
-        raise ConfigError(
-            f"{model.folder} has no tokenizer with a chat template ({type(error).__name__}): add its tokenizer files"
-        ) from error
-    return lambda text: chat_token_ids(tokenizer, [{"role": "user", "content": text}])
-
-
 def _hash(cfg: DictConfig, model: ServedModel) -> str:
     contents = {}
     if cfg.model.path is not None:
@@ -206,136 +118,6 @@ def _model_metadata(model: ServedModel) -> dict[str, Any]:
         "kv_bytes_per_token": model.kv_bytes_per_token,
         "weight_bytes": model.weight_bytes,
     }
-
-
-@contextmanager
-def _handlers_put_back() -> Iterator[None]:
-    """Closing, an event loop leaves the signals that it had at their default, which would end us without a word."""
-    before = {number: signal.getsignal(number) for number in STOPS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # not Python's own
-                signal.signal(number, handler)
-
-
-async def _measure(cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[str, Any], screen: Screen) -> None:
-    """Engines up, all cells, engines down. Raises WP1Error where an engine fails, CancelledError on a signal."""
-    task = asyncio.current_task()
-    assert task is not None
-    loop = asyncio.get_running_loop()
-    for number in STOPS:
-        loop.add_signal_handler(number, task.cancel)
-    with ExitStack() as stack:
-        guard = stack.enter_context(ProcessGuard())
-        writer = stack.enter_context(RecordWriter(run_dir / "records.jsonl"))
-        write = _handoff_writer(prepared.arms, run_dir, stack)
-        gpus = sorted({gpu for arm in prepared.arms for _, place in places_of(arm) for gpu in place.gpus})
-        for collector in prepared.collectors:
-            collector.start(run_dir, gpus)
-            stack.callback(collector.stop)
-        for stint in stints(prepared.arms, cfg.experiment.repeats):
-            arm = stint.arm
-            scheduler = make_scheduler(cfg, arm, prepared.model, run_dir / "engine.log", guard.kill, write)
-            count = len(engine_sizes(arm.scheduler))
-            with screen.step(f"starting {count} engine{'s' * (count > 1)} of {prepared.model.name}, {arm.name}"):
-                begin = time.monotonic()
-                await scheduler.__aenter__()
-            try:
-                if arm.name not in [pool["arm"] for pool in metadata["pools"]]:
-                    metadata["pools"] += [{"arm": arm.name, **pool} for pool in scheduler.pools()]
-                metadata["starts"].append(
-                    {"arm": arm.name, "repeats": stint.repeats, "seconds": round(time.monotonic() - begin, 1)}
-                )
-                write_json(run_dir / "run_metadata.json", metadata)
-                for cell in arm.cells:
-                    await _cell(cfg, prepared, scheduler, cell, stint.repeats, writer, screen)
-                held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
-                metadata["kv_held"] += [f"{arm.name}/{name}" for name in held]
-            finally:
-                # Not stopped by a second signal: the engines' end is what matters now.
-                await asyncio.shield(scheduler.__aexit__(None, None, None))
-
-
-def _handoff_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Callable[[Handoff | QueueLengths], None]:
-    """Where handoffs and queue lengths go; only a run that has handoffs has the files."""
-    if all(arm.scheduler.mode == "agg" for arm in arms):
-        return lambda _: None
-    handoffs = stack.enter_context(RecordWriter(run_dir / "handoffs.jsonl"))
-    queues = stack.enter_context(RecordWriter(run_dir / "queues.jsonl"))
-    return lambda row: (handoffs if isinstance(row, Handoff) else queues).write(row)
-
-
-def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
-    """The connector between the pools of a disaggregated arm. Raises ConfigError where it cannot be used."""
-    engines = places_of(arm)
-    prefill = engines[: arm.scheduler.prefill]
-    on_host = None
-    if hardware.device_type() == "cpu":
-        on_host = sum(fit.kv_pool_bytes(model, cfg.backend.kv_cache_gib, place, size) or 0 for size, place in prefill)
-    pools = Pools(engines[0][0], engines[-1][0], on_host)
-    return instantiate(cfg.transfer, _partial_=True, _convert_="all")(pools=pools)
-
-
-def make_scheduler(
-    cfg: Any,
-    arm: Arm,
-    model: ServedModel,
-    engine_log: Path,
-    kill: Callable[[], None],
-    write: Callable[[Handoff | QueueLengths], None],
-) -> Scheduler:
-    """The scheduler of an arm, with its engines not yet started."""
-    # Hydra turns objects among its arguments into plain dicts, so it makes the constructor and we pass them.
-    make_backend = functools.partial(
-        instantiate(cfg.backend, _partial_=True, _convert_="all"),
-        model=model,
-        seed=cfg.seed,
-        log=engine_log,
-        kill=kill,
-    )
-    return instantiate(arm.scheduler, _partial_=True, _convert_="all")(
-        make_backend=make_backend,
-        transfer=make_transfer(cfg, arm, model) if arm.scheduler.mode == "disagg" else None,
-        # No request waits longer than this for its KV to be fetched.
-        lease_s=cfg.workload.timeout_s,
-        kv_bytes_per_token=model.kv_bytes_per_token,
-        write=write,
-    )
-
-
-async def _cell(
-    cfg: Any,
-    prepared: Prepared,
-    scheduler: Scheduler,
-    cell: Cell,
-    repeats: list[int],
-    writer: RecordWriter,
-    screen: Screen,
-) -> None:
-    vocabulary, encode = prepared.model.vocab_size, prepared.encode
-    engines = sum(len(pool["engines"]) for pool in scheduler.pools())
-    for request in prompts.warmup(cfg, cell, repeats[0], vocabulary, encode, engines):
-        await drive(scheduler, cell, [request], writer.write, cfg.workload.arrivals, cfg.seed)
-    batches = [prompts.measured(cfg, cell, repeat, prepared.questions, vocabulary, encode) for repeat in repeats]
-    died: set[str] = set()
-    with screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches))) as tally:
-        for repeat, requests in zip(repeats, batches, strict=True):
-            seed = prompts.derive_seed(cfg.seed, cell.name, repeat, "arrivals")
-            await drive(scheduler, cell, requests, _sink(writer, tally, died), cfg.workload.arrivals, seed)
-    if died:
-        raise WP1Error(sorted(died)[0])
-
-
-def _sink(writer: RecordWriter, tally: Tally, died: set[str]) -> Callable[[RequestRecord], None]:
-    def write(record: RequestRecord) -> None:
-        writer.write(record)
-        tally.add(record)
-        if record.cause == "engine_died":
-            died.add(record.error or "an engine died")
-
-    return write
 
 
 def _finish(

@@ -297,6 +297,7 @@ def _setting(metadata: dict[str, Any]) -> str:
             for start in metadata["starts"]
         ]
         rows.append(["order", ", then ".join(starts)])
+    rows += [["engines of " + taken["arm"], f"up since `{taken['from']}`"] for taken in metadata.get("taken_over", ())]
     git = metadata["git"]
     if git:
         rows.append(["code", f"`{git['commit'][:12]}`{' with local changes' if git['dirty'] else ''}"])

@@ -124,6 +124,15 @@ class Scheduler(Protocol):
         """
         ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether all its engines are up, as far as is known without asking them."""
+        ...
+
+    async def settle(self) -> None:
+        """Everything that there is to write of requests that have ended is written, soon."""
+        ...
+
     def pools(self) -> list[dict[str, Any]]:
         """The pools as they run, for run_metadata.json."""
         ...

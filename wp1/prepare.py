@@ -1,0 +1,92 @@
+"""What is known before an engine starts: the model, the prompts' text, the arms, and that it all fits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from wp1.collectors import Collector
+from wp1.errors import ConfigError
+from wp1.plan import Arm, plan
+from wp1.report import collectors_of
+from wp1.serving import fit, models
+from wp1.serving.engines import key_of, make_scheduler, make_transfer, places_of
+from wp1.serving.models import ServedModel
+from wp1.serving.vllm_backend import chat_token_ids
+from wp1.workload import dataset, prompts
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before an engine starts."""
+
+    model: ServedModel
+    questions: list[dataset.Question]
+    encode: prompts.Encode
+    collectors: list[Collector]
+    arms: list[Arm]
+    labels: list[str]
+    transfer: dict[str, str]  # which connector and why, of a disaggregated run
+
+
+def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | None = None) -> Prepared:
+    """The model, and the checks that need it.
+
+    up: what was asked of engines that are up from the job before (`engines.key_of`): their arm fits.
+    Raises ConfigError where memory, lengths, collectors or engine arguments do not fit.
+    """
+    collectors = collectors_of(_plain(cfg))
+    try:
+        model = models.prepare(cfg, tell)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or models.cache_folder()}: {error.strerror or error}; wp1 keeps prepared models in "
+            f"{models.cache_folder()}, set WP1_CACHE to a folder that can be written"
+        ) from error
+    tell("checking that it fits")
+    arms = plan(cfg)
+    colocated = False
+    for arm in arms:
+        engines = places_of(arm)
+        if key_of(cfg, arm.scheduler) != up:
+            fit.check_memory(model, cfg, engines)
+        colocated = colocated or any(place.sharing > 1 for _, place in engines)
+    questions = dataset.load(cfg.dataset) if cfg.workload.prompts == "dataset" else []
+    encode = _encoder(model)
+    fit.check_lengths(model, {q.id: len(encode(q.prompt)) for q in questions}, cfg.workload.output_len)
+    transfer: dict[str, str] = {}
+    for arm in arms:
+        if arm.scheduler.mode == "disagg":
+            chosen = make_transfer(cfg, arm, model)
+            transfer = {"name": chosen.name, "why": chosen.why()}
+        if key_of(cfg, arm.scheduler) != up:
+            make_scheduler(cfg, arm, model, engine_log, kill=lambda: None, write=lambda _: None).check()
+    labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
+    return Prepared(model, questions, encode, collectors, arms, labels, transfer)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _encoder(model: ServedModel) -> prompts.Encode:
+    """From a question to token ids, by the model's chat template; by its bytes where weights are random.
+
+    Raises ConfigError where the model's folder has no tokenizer.
+    """
+    if not model.has_tokenizer:
+        return prompts.as_token_ids
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.folder)
+        chat_token_ids(tokenizer, [{"role": "user", "content": "?"}])
+    except Exception as error:  # transformers raises what its many readers raise
+        raise ConfigError(
+            f"{model.folder} has no tokenizer with a chat template ({type(error).__name__}): add its tokenizer files"
+        ) from error
+    return lambda text: chat_token_ids(tokenizer, [{"role": "user", "content": text}])
