@@ -3,10 +3,10 @@
 SHELL := /bin/bash
 PYTHON_VENV := .venv/bin/python
 
-.PHONY: help setup run test check bench ui lock clean
+.PHONY: help setup run test check bench bench-transfer ui lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv with what fits this machine (WP1_EXTRA=cpu|cuda overrides)
 	@requirements/install.sh
@@ -22,6 +22,9 @@ check: setup ## ruff and pyright
 
 bench: setup ## wp1 against vLLM alone, and what composing and sampling cost; ratios, side by side
 	@$(PYTHON_VENV) -m tests.bench $(ARGS)
+
+bench-transfer: setup ## the KV cache from engine to engine: each connector beside a plain copy; ratios in one run
+	@$(PYTHON_VENV) -m tests.bench.transfer $(ARGS)
 
 ui: setup ## MLflow's page on this machine, port 5000 (PORT=...)
 	@echo "MLflow starts at http://127.0.0.1:$(or $(PORT),5000) (about 20 s); choose 'Model training' at its top left"

@@ -114,9 +114,30 @@ def _request(name: str, length: int = 300, tokens: int = 8, **changes: Any) -> R
 
 
 @pytest.fixture(scope="module")
+def early(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
+    """Memory to memory while the prompt is computed, in pieces; both sides sum up the blocks."""
+    with ExitStack() as stack:
+        yield Pools(
+            loop,
+            tmp_path_factory.mktemp("early"),
+            stack,
+            "transfer=ipc",
+            "transfer.verify=true",
+            "++backend.engine.max_num_batched_tokens=256",
+        )
+
+
+@pytest.fixture(scope="module")
+def after(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
+    """Memory to memory once the prompt is computed."""
+    with ExitStack() as stack:
+        yield Pools(loop, tmp_path_factory.mktemp("after"), stack, "transfer=ipc", "transfer.overlap=off")
+
+
+@pytest.fixture(scope="module")
 def pushing(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
     with ExitStack() as stack:
-        yield Pools(loop, tmp_path_factory.mktemp("push"), stack, "transfer=nixl_push", "transfer.timeout_s=6")
+        yield Pools(loop, tmp_path_factory.mktemp("push"), stack, "transfer=nixl_push")
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +154,8 @@ def pulling(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Po
         )
 
 
-def _same_tokens_and_bytes(pools: Pools) -> None:
-    for length in (1, 127, 128, 129, 1000):
+def _same_tokens_and_bytes(pools: Pools, *lengths: int) -> list[Handoff]:
+    for length in lengths:
         request = _request(f"parity-{length}", length)
         [record] = pools.serve(request)
         assert record.status == "ok", record.error
@@ -143,58 +164,90 @@ def _same_tokens_and_bytes(pools: Pools) -> None:
         blocks = -(-length // 128)
         assert (handoff.status, handoff.tokens, handoff.blocks) == ("ok", length, blocks)
         assert handoff.bytes == handoff.bytes_expected == blocks * 128 * KV_BYTES_PER_TOKEN
-        times = [record.t_engine_first_token, record.t_decode_sent, handoff.t_transfer_begin, handoff.t_transfer_end,
-                 record.t_decode_scheduled, record.t_decode_first_token, record.t_engine_last_token]  # fmt: skip
+        times = [handoff.t_transfer_begin, handoff.t_transfer_end, record.t_decode_scheduled,
+                 record.t_decode_first_token, record.t_engine_last_token]  # fmt: skip
         assert None not in times
         assert times == sorted(times)  # type: ignore[type-var]
+        assert (record.t_decode_scheduled or 0) > (record.t_engine_first_token or 0)
     assert all(pools.free().values())
+    return [pools.handoffs[f"parity-{length}"] for length in lengths]
 
 
-def test_pushed_kv_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pushing: Pools) -> None:
-    _same_tokens_and_bytes(pushing)
+def test_kv_read_from_memory_gives_the_tokens_of_one_engine_and_every_byte_is_counted(early: Pools) -> None:
+    *_, long = _same_tokens_and_bytes(early, 1, 127, 128, 129, 1000)
+    # Of the four pieces of the longest, the first had moved before the last was computed.
+    assert (long.t_transfer_begin or 0) < (long.t_prefill_done or 0) < (long.t_transfer_end or 0)
+    assert long.copy_s is not None
+    assert 0 < long.copy_s < 1
+    assert (long.runs or 0) >= 1
 
 
-def test_many_at_once(pushing: Pools) -> None:
-    records = pushing.serve(*(_request(f"many-{n}", 50 + n) for n in range(30)))
-    assert {record.status for record in records} == {"ok"}
-    assert {pushing.handoffs[record.request_id].bytes for record in records} == {128 * KV_BYTES_PER_TOKEN}
-    assert all(pushing.free().values())
+def test_many_at_once(early: Pools) -> None:
+    records = early.serve(*(_request(f"many-{n}", 50 + n) for n in range(30)))
+    assert {(record.status, record.error) for record in records} == {("ok", None)}
+    assert {early.handoffs[record.request_id].bytes for record in records} == {128 * KV_BYTES_PER_TOKEN}
+    assert all(early.free().values())
 
 
-def test_a_client_that_goes_away_in_any_phase_leaves_no_block_behind(pushing: Pools) -> None:
+def test_a_client_that_goes_away_in_any_phase_leaves_no_block_behind(early: Pools) -> None:
     for phase in ("prefill", "handoff", "decode"):
-        record = pushing.cancelled_in(phase, _request(f"gone-{phase}", 600, tokens=100))
+        record = early.cancelled_in(phase, _request(f"gone-{phase}", 600, tokens=100))
         assert (record.status, record.phase) == ("aborted", phase)
-    assert all(pushing.free(15).values())
-    [record] = pushing.serve(_request("after-those"))
+    assert all(early.free(15).values())
+    [record] = early.serve(_request("after-those"))
     assert record.status == "ok"
 
 
-def test_a_prefill_engine_that_is_killed_harms_only_what_it_had(pushing: Pools) -> None:
-    decoding, decoded = pushing.start_serving(_request("safe", 300, tokens=150))
+def test_a_prefill_engine_that_is_killed_harms_only_what_it_had(early: Pools) -> None:
+    decoding, decoded = early.start_serving(_request("safe", 300, tokens=150))
     _until(lambda: decoding.phase == "decode")
-    moving, not_moved = pushing.start_serving(_request("moving", 2000, tokens=10))
-    _until(lambda: moving.phase == "handoff")
-    processes = pushing.processes_of(pushing.prefill)
-    for process in processes:
-        process.suspend()
-    prefilling, failed = pushing.start_serving(_request("prefilling", 3000, tokens=10))
+    prefilling, failed = early.start_serving(_request("prefilling", 3000, tokens=10))
     _until(lambda: prefilling.phase == "prefill")
-    for process in processes:
+    time.sleep(1)  # some of its blocks have moved
+    for process in early.processes_of(early.prefill):
         process.kill()
-    not_moved()
     failed()
     assert (prefilling.status, prefilling.cause, prefilling.phase) == ("error", "engine_died", "prefill")
-    if moving.status != "ok":  # where the KV had not arrived before the engine stood still
-        assert (moving.cause, moving.phase) == ("engine_died", "handoff")
-        assert pushing.handoffs["moving"].status == "failed"
     decoded()
     assert (decoding.status, decoding.output_tokens) == ("ok", 150)
-    assert pushing.free(LEASE_S + 5) == {"decode-0": True}
+    assert early.free(LEASE_S + 5) == {"decode-0": True}
+
+
+def test_kv_read_afterwards_gives_the_tokens_of_one_engine(after: Pools) -> None:
+    [long] = _same_tokens_and_bytes(after, 1000)
+    assert (long.t_prefill_done or 0) <= (long.t_decode_sent or 0) <= (long.t_transfer_begin or 0)
+
+
+def test_a_decode_engine_that_is_killed_fails_its_requests_and_frees_the_prefill_side(after: Pools) -> None:
+    record, wait = after.start_serving(_request("decode-killed", 300, tokens=3000))
+    _until(lambda: record.phase == "decode")
+    processes = after.processes_of(after.decode)
+    for process in processes:
+        process.suspend()
+    held, not_fetched = after.start_serving(_request("held", 300, tokens=10))
+    _until(lambda: held.phase == "handoff")
+    for process in processes:
+        process.kill()
+    not_fetched()
+    assert (held.status, held.cause, held.phase) == ("error", "engine_died", "handoff")
+    wait()
+    assert (record.status, record.cause, record.phase) == ("error", "engine_died", "decode")
+    assert record.output_tokens > 0
+    # Nobody is sent there any more.
+    [later] = after.serve(_request("too-late"))
+    assert later.cause == "engine_died"
+    assert "no decode engine is left" in (later.error or "")
+    # What was not fetched is kept until its lease ends.
+    assert after.free(0.5) == {"prefill-0": False}
+    assert after.free(LEASE_S + 5) == {"prefill-0": True}
+
+
+def test_pushed_kv_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pushing: Pools) -> None:
+    _same_tokens_and_bytes(pushing, 1, 129, 1000)
 
 
 def test_pulled_kv_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pulling: Pools) -> None:
-    _same_tokens_and_bytes(pulling)
+    _same_tokens_and_bytes(pulling, 1, 129, 1000)
 
 
 def test_a_transfer_that_stands_still_is_given_up_and_others_go_on(pulling: Pools) -> None:
@@ -216,22 +269,6 @@ def test_a_transfer_that_stands_still_is_given_up_and_others_go_on(pulling: Pool
     assert all(pulling.free(LEASE_S + 10).values())
     [other] = pulling.serve(_request("after-the-stop"))
     assert other.status == "ok"
-
-
-def test_a_decode_engine_that_is_killed_fails_its_requests_and_frees_the_prefill_side(pulling: Pools) -> None:
-    record, wait = pulling.start_serving(_request("decode-killed", 300, tokens=3000))
-    _until(lambda: record.phase == "decode")
-    for process in pulling.processes_of(pulling.decode):
-        process.kill()
-    wait()
-    assert (record.status, record.cause, record.phase) == ("error", "engine_died", "decode")
-    assert record.output_tokens > 0
-    # Nobody is sent there any more.
-    [later] = pulling.serve(_request("too-late"))
-    assert later.cause == "engine_died"
-    assert "no decode engine is left" in (later.error or "")
-    # What was not fetched is kept until its lease ends.
-    assert pulling.free(LEASE_S + 5) == {"prefill-0": True}
 
 
 def _until(condition: Callable[[], bool], within_s: float = 60) -> None:

@@ -232,7 +232,8 @@ def test_e3_compares_both_arms(config: Compose, double: Any, tmp_path: Path) -> 
     assert [(pool["arm"], pool["pool"]) for pool in metadata["pools"]] == [
         ("agg", "agg"), ("disagg", "prefill"), ("disagg", "decode")
     ]  # fmt: skip
-    assert metadata["transfer"]["name"] == "nixl_push"
+    assert metadata["transfer"]["name"] == "ipc"
+    assert "this node" in metadata["transfer"]["why"]
     assert metadata["kv_held"] == []
     assert (outcome.run_dir / "e3_summary.json").exists()
     assert (outcome.run_dir / "artifacts" / "e3_mode_comparison.csv").exists()

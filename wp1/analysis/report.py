@@ -139,31 +139,37 @@ def _kv_transfer(summary: dict[str, Any]) -> str:
     if not profile:
         return ""
     rows = []
+    own_clock = profile["overall"]["copy_gb_per_s"] is not None
     for name, cell in {**profile["cells"], "all": profile["overall"]}.items():
         if name == "all" and len(profile["cells"]) == 1:
             continue
         size = cell["bytes_a_handoff"].get("mean")
+        keys = ["transfer_ms", "handoff_ms", "stall_ms", "decode_queue_ms"]
         times = [
             " / ".join(ms(cell[key][p]) or "—" for p in ("p50", "p95")) if cell[key]["n"] else None
-            for key in ("transfer_ms", "handoff_ms", "stall_ms", "decode_queue_ms")
+            for key in (*keys, *(["copy_ms"] * own_clock))
         ]
+        rates = [cell["gb_per_s"], *([cell["copy_gb_per_s"]] * own_clock)]
         rows.append(
             [
                 name,
                 f"{cell['handoffs']}" + (f" ({cell['failed']} failed)" if cell["failed"] else ""),
                 None if size is None else f"{size / 1e6:,.1f}",
                 *times,
-                None if cell["gb_per_s"] is None else f"{cell['gb_per_s']:.3g}",
+                *(None if rate is None else f"{rate:.3g}" for rate in rates),
                 percent(cell["stall_ratio"]),
                 percent(cell["share_of_ttft"]),
             ]
         )
     header = [
-        "", "handoffs", "MB mean", "transfer ms", "handoff ms", "stall ms", "wait for a place ms", "GB/s",
-        "stall ratio", "share of TTFT",
+        "", "handoffs", "MB mean", "transfer ms", "handoff ms", "stall ms", "wait for a place ms",
+        *(["copy ms"] * own_clock), "GB/s", *(["copy GB/s"] * own_clock), "stall ratio", "share of TTFT",
     ]  # fmt: skip
     note = "Times are p50 / p95. The decode engine cannot go on with a request before its handoff has ended."
-    return f"## KV transfer\n\n{table(header, rows, 'lrrrrrrrrr')}\n\n{note}{_longest_queues(profile['overall'])}"
+    if own_clock:
+        note += " Copy: by the connector's own clock; a transfer may pause while the rest of its prompt is computed."
+    columns = "l" + "r" * (len(header) - 1)
+    return f"## KV transfer\n\n{table(header, rows, columns)}\n\n{note}{_longest_queues(profile['overall'])}"
 
 
 def _longest_queues(overall: dict[str, Any]) -> str:

@@ -169,6 +169,8 @@ def with_handoff_times(records: pl.DataFrame) -> pl.DataFrame:
     handoff_ms       scheduled in the decode engine, its KV there - prefill done
     stall_ms         the part of the handoff that delays the request. What moves while prefill still computes delays
                      nothing, so it counts from prefill's end, and is zero where the KV was usable by then.
+    copy_ms          bytes moving by the connector's own clock (a GPU's events), where it has one
+    wait_ms          that blocks which were ready waited for their copy, where the connector knows
     """
     handoff = (pl.col("t_decode_scheduled") - pl.col("t_prefill_done")) * 1e3
     return records.with_columns(
@@ -176,4 +178,6 @@ def with_handoff_times(records: pl.DataFrame) -> pl.DataFrame:
         decode_queue_ms=((pl.col("t_decode_sent") - pl.col("t_prefill_done")) * 1e3).clip(lower_bound=0),
         handoff_ms=handoff,
         stall_ms=handoff.clip(lower_bound=0),
+        copy_ms=pl.col("copy_s") * 1e3,
+        wait_ms=pl.col("wait_s") * 1e3,
     )

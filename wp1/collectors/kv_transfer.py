@@ -7,7 +7,7 @@ import polars as pl
 
 from wp1.analysis import metrics, tables
 
-TIMES = ("transfer_ms", "handoff_ms", "stall_ms", "decode_queue_ms")
+TIMES = ("transfer_ms", "handoff_ms", "stall_ms", "decode_queue_ms", "copy_ms", "wait_ms")
 
 
 class KVTransferStatsCollector:
@@ -42,14 +42,18 @@ def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame
     """Figures of some measured handoffs and the requests of the same cells (`tables.handoffs`, `.requests`, `.queues`).
 
     bytes: as measured, of those handoffs that say; gb_per_s (1e9 bytes/s): bytes over the union of the transfers'
-    intervals, so that two side by side count once; stall_ratio: sum of stalls / sum of E2E of the same requests;
-    share_of_ttft: sum of the handoff times within TTFT / sum of TTFT, 0 where the prefill engine streams the first
-    token; queues: requests in each place while these cells were measured, mean and max.
+    intervals, so that two side by side count once, and pauses of a transfer that overlaps its prefill count too;
+    copy_gb_per_s: bytes over the seconds in which they were copied, by the connector's own clock, where it has one;
+    runs: pieces of neighbouring blocks that a handoff was copied in, mean; stall_ratio: sum of stalls / sum of E2E of
+    the same requests; share_of_ttft: sum of the handoff times within TTFT / sum of TTFT, 0 where the prefill engine
+    streams the first token; queues: requests in each place while these cells were measured, mean and max.
     """
     ok = handoffs.filter(pl.col("status") == "ok")
     failed = handoffs.filter(pl.col("status") != "ok")
     moved = ok.drop_nulls(["bytes", "t_transfer_begin", "t_transfer_end"])
     seconds = _union(moved["t_transfer_begin"].to_list(), moved["t_transfer_end"].to_list())
+    copied = ok.drop_nulls(["bytes", "copy_ms"])
+    copy_s = float(copied["copy_ms"].sum()) / 1e3
     delayed = ok.drop_nulls("stall_ms").join(
         requests.filter(pl.col("status") == "ok").select("arm", "request_id", "e2e_ms", "ttft_ms", "first_by_decode"),
         on=["arm", "request_id"],
@@ -71,6 +75,9 @@ def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame
         **{name: metrics.distribution(ok[name].drop_nulls().to_numpy()) for name in TIMES},
         "transfer_s": round(seconds, 6),
         "gb_per_s": round(int(moved["bytes"].sum()) / seconds / 1e9, 4) if seconds > 0 else None,
+        "copy_gb_per_s": round(int(copied["bytes"].sum()) / copy_s / 1e9, 4) if copy_s > 0 else None,
+        "blocks": _total(ok["blocks"]),
+        "runs": metrics.distribution(ok["runs"].drop_nulls().to_numpy()).get("mean"),
         "stall_ratio": _ratio(delayed["stall_ms"], delayed["e2e_ms"]),
         "share_of_ttft": _ratio(delayed.select(within.alias("t"))["t"], delayed["ttft_ms"]),
         "queues": _queue_lengths(queues, requests),

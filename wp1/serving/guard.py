@@ -4,11 +4,13 @@ vLLM starts its engine processes by spawning, and they keep running when the pro
 killed engine also leaves its shared memory behind. So a run marks what it starts by an environment variable that every
 descendant inherits, and gives it a folder for temporary files. A small watcher process, in a session of its own, holds
 one end of a pipe: when the run's process ends, even by kill -9, the pipe closes, and the watcher kills whatever still
-carries the mark and removes what it left.
+carries the mark and removes what it left. Where that was killed too, the next run removes the folder: both hold a lock
+on it for as long as they live.
 
 This file is also the watcher (`python guard.py TOKEN FOLDER`), so it imports nothing but the standard library.
 """
 
+import fcntl
 import getpass
 import os
 import secrets
@@ -24,6 +26,8 @@ from pathlib import Path
 
 MARK = "WP1_RUN_TOKEN"
 WATCH_PERIOD_S = 2.0
+# A younger folder may be a run's that is just about to lock it.
+STALE_AFTER_S = 60.0
 
 # One for all runs of this process, as vLLM may remember it.
 _TEMPORARY = tempfile.gettempdir()
@@ -37,10 +41,14 @@ class ProcessGuard:
     def __init__(self) -> None:
         self.token = secrets.token_hex(16)
         self._watcher: subprocess.Popen[bytes] | None = None
+        self._lock = -1
         self._before: dict[str, str | None] = {}
 
     def __enter__(self) -> "ProcessGuard":
+        remove_stale(_SCRATCH.parent)
         _SCRATCH.mkdir(mode=0o700, exist_ok=True)
+        self._lock = os.open(_SCRATCH, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)  # shared with another guard of this process
         environment = {
             MARK: self.token,
             # setproctitle, which vLLM uses, writes over /proc/PID/environ unless told not to.
@@ -59,6 +67,7 @@ class ProcessGuard:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=[self._lock],
             env={},
         )
         return self
@@ -69,6 +78,7 @@ class ProcessGuard:
         # The same way out as when this process is killed: there is only one to get right.
         self._watcher.stdin.close()
         self._watcher.wait()
+        os.close(self._lock)
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -85,6 +95,26 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return str(os.getuid())
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes the folders of runs of this user that ended without anybody left to clear up after them."""
+    for scratch in folder.glob("wp1-*-*"):
+        try:
+            found = scratch.lstat()
+            if found.st_uid != os.getuid() or time.time() - found.st_mtime < STALE_AFTER_S:
+                continue
+            lock = os.open(scratch, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+        except OSError:  # removed by its own watcher, or no folder
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            shutil.rmtree(scratch, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def marked(token: str) -> list[int]:

@@ -36,6 +36,7 @@ class Shape:
     step_factor: float = 1.0
     gb_per_s: float = 0.5
     noise: float = 0.1
+    copy_gb_per_s: float | None = None  # by the connector's own clock, where it has one
     handoffs: bool = True  # whether the second arm is disaggregated
     fail: set[str] = field(default_factory=set)  # ids of requests that fail
     other_tokens: set[str] = field(default_factory=set)  # ids of requests of the second arm that part at token 5
@@ -132,6 +133,8 @@ def _record(
         )  # fmt: skip
         handoff.t_transfer_begin = prefilled + 0.002
         handoff.t_transfer_end = handoff.t_transfer_begin + expected / shape.gb_per_s / 1e9
+        if shape.copy_gb_per_s is not None:
+            handoff.copy_s, handoff.wait_s, handoff.runs = expected / shape.copy_gb_per_s / 1e9, 0.0005, 2
         decodable = handoff.t_transfer_end + 0.001
         record.handoff_id, record.t_decode_sent = handoff.handoff_id, handoff.t_decode_sent
         if request.request_id in shape.fail:

@@ -109,3 +109,14 @@ def test_queues_are_read_only_while_a_cell_is_measured() -> None:
         schema=tables.QUEUE_SCHEMA,
     )
     assert figures(handoffs, requests, queues)["queues"]["decoding"] == {"mean": 1.5, "max": 2}
+
+
+def test_the_connectors_own_clock_counts_where_it_has_one(tmp_path: Path) -> None:
+    without = _profile(make_run(tmp_path / "none", Shape(**SMALL)))["overall"]
+    assert (without["copy_gb_per_s"], without["copy_ms"]["n"], without["runs"]) == (None, 0, None)
+    own = _profile(make_run(tmp_path / "own", Shape(**SMALL, copy_gb_per_s=2.0)))["overall"]
+    assert own["copy_gb_per_s"] == pytest.approx(2.0, rel=1e-2)
+    assert own["copy_ms"]["p50"] == pytest.approx(own["transfer_ms"]["p50"] / 4, rel=1e-2)
+    assert own["wait_ms"]["mean"] == pytest.approx(0.5)
+    assert own["runs"] == 2
+    assert own["blocks"] == 8 * 16

@@ -10,6 +10,7 @@ import pytest
 from tests.double import DoubleBackend, fresh
 from wp1.records import Handoff, QueueLengths, Request, RequestRecord, new_record
 from wp1.serving.disaggregated import DisaggregatedScheduler
+from wp1.serving.transfer import Pools
 from wp1.serving.transfer.nixl import NixlTransfer
 
 KV_BYTES = 100
@@ -28,7 +29,12 @@ class World:
         self.backend = backend
         self.written: list[Handoff | QueueLengths] = []
         transfer = NixlTransfer(
-            name="nixl_pull", direction="pull", timeout_s=settings.pop("timeout_s", 5.0), environment={}, extra={}
+            name="nixl_pull",
+            pools=Pools(1, 1, None),
+            direction="pull",
+            timeout_s=settings.pop("timeout_s", 5.0),
+            environment={},
+            extra={},
         )
         defaults = {"prefill": 1, "decode": 1, "routing": "round_robin", "first_token": "prefill", "max_prefilled": 4}
         self.scheduler = DisaggregatedScheduler(

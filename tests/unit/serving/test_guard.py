@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from wp1.serving.guard import MARK, ProcessGuard, marked
+from wp1.serving import guard as guard_module
+from wp1.serving.guard import MARK, ProcessGuard, marked, remove_stale
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -82,3 +83,42 @@ def test_a_killed_run_takes_its_processes_along() -> None:
     run.wait()
     assert _gone(int(child), within_s=5)
     assert marked(token) == []
+
+
+def test_folders_of_dead_runs_are_removed_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
+    for name in ("wp1-1-dead", "wp1-2-new", "wp1-3-living", "other-1-dead"):
+        (tmp_path / name / "kv").mkdir(parents=True)
+    old = time.time() - 2 * guard_module.STALE_AFTER_S
+    holds = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, os, sys, time\n"
+            "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n"
+            "print(flush=True)\n"
+            "time.sleep(60)\n",
+            str(tmp_path / "wp1-3-living"),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert holds.stdout is not None
+    holds.stdout.readline()
+    for name in ("wp1-1-dead", "wp1-3-living", "other-1-dead"):
+        os.utime(tmp_path / name, (old, old))
+    remove_stale(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other-1-dead", "wp1-2-new", "wp1-3-living"]
+    holds.kill()
+    holds.wait()
+    remove_stale(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other-1-dead", "wp1-2-new"]
+
+
+def test_a_run_holds_its_folder_until_its_watcher_has_cleared_up() -> None:
+    with ProcessGuard():
+        scratch = Path(os.environ["TMPDIR"])
+        old = time.time() - 2 * guard_module.STALE_AFTER_S
+        os.utime(scratch, (old, old))
+        # As another run would see it: a lock is the descriptor's, so this process is as good as another.
+        remove_stale(scratch.parent)
+        assert scratch.is_dir()
+    assert not scratch.exists()
