@@ -122,5 +122,6 @@ def run_metadata(
         "pools": [],
         "starts": [],
         "taken_over": [],
+        "skipped": [],
         "kv_held": [],
     }

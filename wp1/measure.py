@@ -1,11 +1,15 @@
 """The measuring part of a run: engines up, every cell with its repeats, engines down."""
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wp1 import progress
 from wp1.analysis.summary import write_json
+from wp1.budget import left_of_begun, predict, repeat_of
 from wp1.console import Screen, Tally
 from wp1.drive import drive
 from wp1.errors import WP1Error
@@ -21,55 +25,135 @@ from wp1.workload import prompts
 KV_FREE_WITHIN_S = 5.0
 
 
+@dataclass(frozen=True)
+class _Session:
+    """What every step of the measuring part needs."""
+
+    cfg: Any
+    prepared: Prepared
+    run_dir: Path
+    metadata: dict[str, Any]
+    screen: Screen
+    engines: Engines
+    records: RecordWriter
+    write: Write  # of handoffs and queue lengths
+    done: list[progress.Done]
+    began: float  # monotonic; what an earlier session of the run took lies before it
+
+    def save(self) -> None:
+        write_json(self.run_dir / "run_metadata.json", self.metadata)
+
+
 async def measure(
     cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[str, Any], screen: Screen, engines: Engines
 ) -> None:
-    """All cells of a run, each record written as its request ends.
+    """All cells of a run that are not done yet, each record written as its request ends.
 
-    metadata: is given what there is to say of the engines. A cell in which an engine dies is measured to its end, which
-    is soon; the engines are then started again for the next.
+    metadata: is given what there is to say of the engines and of cells that are skipped. A cell in which an engine dies
+    is measured to its end, which is soon; the engines are then started again for the next.
     Raises WP1Error where engines do not start, and at the end where any died; CancelledError on a signal.
     """
     died: list[str] = []
     with ExitStack() as stack:
-        writer = stack.enter_context(RecordWriter(run_dir / "records.jsonl"))
-        write = _handoff_writer(prepared.arms, run_dir, stack)
+        done = [one for one in progress.read(run_dir) if one.died is None]
+        took = sum(one.seconds + one.warmup_s for one in done) + sum(start["seconds"] for start in metadata["starts"])
+        session = _Session(
+            cfg,
+            prepared,
+            run_dir,
+            metadata,
+            screen,
+            engines,
+            records=stack.enter_context(RecordWriter(run_dir / "records.jsonl")),
+            write=_handoff_writer(prepared.arms, run_dir, stack),
+            done=done,
+            began=time.monotonic() - took,
+        )
         gpus = sorted({gpu for arm in prepared.arms for _, place in places_of(arm) for gpu in place.gpus})
         for collector in prepared.collectors:
             collector.start(run_dir, gpus)
             stack.callback(collector.stop)
         for stint in stints(prepared.arms, cfg.experiment.repeats):
-            clean = False
-            try:
-                scheduler = await _start(cfg, prepared, stint, run_dir, metadata, screen, engines, write)
-                for cell in stint.arm.cells:
-                    if not scheduler.alive:
-                        scheduler = await _start(cfg, prepared, stint, run_dir, metadata, screen, engines, write)
-                    died += await _cell(cfg, prepared, scheduler, cell, stint.repeats, writer, screen)
-                held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
-                metadata["kv_held"] += [f"{stint.arm.name}/{name}" for name in held]
-                clean = not held
-            finally:
-                await engines.leave(clean)
+            died += await _stint(session, stint)
     if died:
         raise WP1Error(died[0])
 
 
-async def _start(
-    cfg: Any,
-    prepared: Prepared,
-    stint: Stint,
-    run_dir: Path,
-    metadata: dict[str, Any],
-    screen: Screen,
-    engines: Engines,
-    write: Write,
-) -> Scheduler:
+async def _stint(session: _Session, stint: Stint) -> list[str]:
+    """What is left of an arm's cells in some of its repeats, with engines started once, and again where one dies.
+
+    Returns what there is to say of those that died.
+    """
+    died: list[str] = []
+    scheduler: Scheduler | None = None
+    clean = False
+    try:
+        for cell in stint.arm.cells:
+            repeats = [n for n in stint.repeats if (cell.arm, cell.name, n) not in {one.unit for one in session.done}]
+            if not repeats or _skipped(session, stint.arm, cell):
+                continue
+            if scheduler is None or not scheduler.alive:
+                scheduler = await _start(session, stint)
+            died += await _cell(session, scheduler, cell, repeats)
+        if scheduler is not None:
+            held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
+            session.metadata["kv_held"] += [f"{stint.arm.name}/{name}" for name in held]
+            clean = not held
+    finally:
+        await session.engines.leave(clean)
+    return died
+
+
+def _skipped(session: _Session, arm: Arm, cell: Cell) -> bool:
+    """Whether the cell is not measured, in any arm; where that is decided now, run_metadata.json says why."""
+    skipped: list[dict[str, Any]] = session.metadata["skipped"]
+    if cell.name in [one["cell"] for one in skipped]:
+        return True
+    most = session.cfg.experiment.time_budget_s
+    if most is None or cell.name in [one.cell for one in session.done]:
+        return False
+    cells = {other.name: other for other in arm.cells}
+    before = [
+        repeat_of(cells[one.cell], one.requests, one.seconds + one.warmup_s)
+        for one in session.done
+        if one.arm == arm.name and one.cell in cells
+    ]
+    one_repeat = predict(repeat_of(cell, _requests_of(session, cell)), before)
+    if one_repeat is None:
+        return False
+    repeats = cell.repeats * len(session.prepared.arms)
+    begun = time.monotonic() - session.began + left_of_begun(session.done, repeats)
+    if begun + repeats * one_repeat <= most:
+        return False
+    skipped.append(
+        {
+            "cell": cell.name,
+            "kind": "time",
+            "reason": (
+                f"would take about {repeats * one_repeat:,.0f} s; {begun:,.0f} s of experiment.time_budget_s={most:g} "
+                "are spent or promised to cells begun before"
+            ),
+            "predicted_s": round(repeats * one_repeat, 1),
+        }
+    )
+    session.screen.say(f"skipped {cell.name}: {skipped[-1]['reason']}")
+    session.save()
+    return True
+
+
+def _requests_of(session: _Session, cell: Cell) -> int:
+    """Requests of one repeat of a cell."""
+    return session.cfg.workload.num_requests or len(session.prepared.questions)
+
+
+async def _start(session: _Session, stint: Stint) -> Scheduler:
     """The engines of an arm, started or taken over from the job before; run_metadata.json says which."""
-    arm, model = stint.arm, prepared.model
+    arm, model, metadata = stint.arm, session.prepared.model, session.metadata
     count = len(engine_sizes(arm.scheduler))
-    with screen.step(f"starting {count} engine{'s' * (count > 1)} of {model.name}, {arm.name}") as tell:
-        up, taken_over = await engines.bring_up(cfg, arm, model, run_dir / "engine.log", write, metadata["run_id"])
+    with session.screen.step(f"starting {count} engine{'s' * (count > 1)} of {model.name}, {arm.name}") as tell:
+        up, taken_over = await session.engines.bring_up(
+            session.cfg, arm, model, session.run_dir / "engine.log", session.write, metadata["run_id"]
+        )
         if taken_over:
             tell("up from the job before")
     if arm.name not in [pool["arm"] for pool in metadata["pools"]]:
@@ -79,7 +163,7 @@ async def _start(
         metadata["taken_over"].append(entry | {"from": up.run_id})
     else:
         metadata["starts"].append(entry | {"seconds": up.seconds})
-    write_json(run_dir / "run_metadata.json", metadata)
+    session.save()
     return up.scheduler
 
 
@@ -92,26 +176,29 @@ def _handoff_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Write:
     return lambda row: (handoffs if isinstance(row, Handoff) else queues).write(row)
 
 
-async def _cell(
-    cfg: Any,
-    prepared: Prepared,
-    scheduler: Scheduler,
-    cell: Cell,
-    repeats: list[int],
-    writer: RecordWriter,
-    screen: Screen,
-) -> list[str]:
+async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: list[int]) -> list[str]:
     """Some repeats of a cell, after its warm-up. Returns what there is to say of engines that died."""
+    cfg, prepared = session.cfg, session.prepared
     vocabulary, encode = prepared.model.vocab_size, prepared.encode
     engines = sum(len(pool["engines"]) for pool in scheduler.pools())
+    begin = time.monotonic()
     for request in prompts.warmup(cfg, cell, repeats[0], vocabulary, encode, engines):
-        await drive(scheduler, cell, [request], writer.write, cfg.workload.arrivals, cfg.seed)
+        await drive(scheduler, cell, [request], session.records.write, cfg.workload.arrivals, cfg.seed)
+    warmup_s = time.monotonic() - begin
     batches = [prompts.measured(cfg, cell, repeat, prepared.questions, vocabulary, encode) for repeat in repeats]
     died: set[str] = set()
-    with screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches))) as tally:
+    with session.screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches))) as tally:
         for repeat, requests in zip(repeats, batches, strict=True):
             seed = prompts.derive_seed(cfg.seed, cell.name, repeat, "arrivals")
-            await drive(scheduler, cell, requests, _sink(writer, tally, died), cfg.workload.arrivals, seed)
+            begin = time.monotonic()
+            await drive(scheduler, cell, requests, _sink(session.records, tally, died), cfg.workload.arrivals, seed)
+            seconds = round(time.monotonic() - begin, 3)
+            found = progress.Done(
+                cell.arm, cell.name, repeat, len(requests), seconds, round(warmup_s, 3), min(died, default=None)
+            )
+            progress.note(session.run_dir, found)
+            session.done.append(found)
+            warmup_s = 0.0
     return sorted(died)
 
 

@@ -1,7 +1,7 @@
 """What is known before an engine starts: the model, the prompts' text, the arms, and that it all fits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Prepared:
     arms: list[Arm]
     labels: list[str]
     transfer: dict[str, str]  # which connector and why, of a disaggregated run
+    skipped: list[dict[str, Any]]  # cells that do not fit, as run_metadata.json has them
 
 
 def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | None = None) -> Prepared:
@@ -47,6 +48,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
         ) from error
     tell("checking that it fits")
     arms = plan(cfg)
+    model, skipped = _cells_that_fit(cfg, model, [arm for arm in arms if key_of(cfg, arm.scheduler) != up])
     colocated = False
     for arm in arms:
         engines = places_of(arm)
@@ -64,7 +66,37 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
         if key_of(cfg, arm.scheduler) != up:
             make_scheduler(cfg, arm, model, engine_log, kill=lambda: None, write=lambda _: None).check()
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
-    return Prepared(model, questions, encode, collectors, arms, labels, transfer)
+    return Prepared(model, questions, encode, collectors, arms, labels, transfer, skipped)
+
+
+def _cells_that_fit(cfg: Any, model: ServedModel, arms: list[Arm]) -> tuple[ServedModel, list[dict[str, Any]]]:
+    """The model as it is served, and the cells whose prompts are too long for these arms' memory.
+
+    Of several prompt lengths those that have room are measured, with engines for the longest of these; where none has,
+    or only model.max_len itself has none, it is `fit.check_memory`'s to refuse.
+    """
+    lengths = cfg.experiment.prompt_lens
+    if not lengths or not arms:
+        return model, []
+    room = min(fit.longest_request(model, cfg, places_of(arm)) for arm in arms)
+    needed = {length: length + cfg.workload.output_len for length in lengths}
+    fitting = [tokens for tokens in needed.values() if tokens <= room]
+    if not fitting or len(fitting) == len(needed):
+        return model, []
+    skipped = [
+        {
+            "cell": cell.name,
+            "kind": "memory",
+            "reason": (
+                f"a request of {tokens:,} tokens needs {fit.gib(tokens * model.kv_bytes_per_token)} of KV, and there "
+                f"is room for {room:,} tokens ({fit.gib(room * model.kv_bytes_per_token)})"
+            ),
+            "needed_bytes": tokens * model.kv_bytes_per_token,
+        }
+        for cell in arms[0].cells
+        if (tokens := needed[cell.prompt_len or 0]) > room
+    ]
+    return replace(model, max_len=max(fitting)), skipped
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

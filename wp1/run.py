@@ -62,6 +62,7 @@ def run(
         metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parents[1], sweep)
         metadata["model"] = _model_metadata(model)
         metadata["labels"] = prepared.labels
+        metadata["skipped"] = prepared.skipped
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer
         write_json(run_dir / "run_metadata.json", metadata)

@@ -120,6 +120,7 @@ class Experiment:
     same_tokens: bool = False
     prompt_lens: list[int] | None = None  # tokens; None: workload.prompt_len
     request_rates: list[float] | None = None  # requests/s; None: workload.request_rate
+    time_budget_s: float | None = None  # for the cells of a run; one that would not end within is skipped
 
 
 @dataclass
@@ -268,6 +269,7 @@ def _check_values(cfg: Any) -> None:
         ("slo.tpot_ms", cfg.slo.tpot_ms, 0),
         ("tracking.timeout_s", cfg.tracking.timeout_s, 1),
         ("experiment.repeats", cfg.experiment.repeats, 1),
+        ("experiment.time_budget_s", cfg.experiment.time_budget_s, 1),
         ("seed", cfg.seed, 0),
     ]
     for key, value, least in at_least:

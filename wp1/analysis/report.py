@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from wp1 import labels
-from wp1.analysis import arms, comparison_plots, comparison_report, plots, tables
+from wp1.analysis import arms, cells, comparison_plots, comparison_report, plots, tables
 from wp1.analysis.markdown import fixed, ms, number, percent, rate, table, text
 from wp1.analysis.summary import read_config, read_json
 from wp1.collectors.device import read_samples
@@ -70,6 +70,7 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
         comparison_report.side_by_side(compared),
         _answers(requests, names) if config["workload"]["prompts"] != "random" else "",
         _kv_transfer(summary),
+        _skipped(summary),
         _latency(summary),
         _pictures(folder, pictures),
         _devices(summary),
@@ -181,6 +182,11 @@ def _longest_queues(overall: dict[str, Any]) -> str:
         for name, words in (("prefill_waiting", "for prefill"), ("decode_waiting", "for decode"))
     ]
     return f" Requests waiting at most: {', '.join(lengths)}."
+
+
+def _skipped(summary: dict[str, Any]) -> str:
+    rows = [[cells.parse(one["cell"]).words, one["kind"], one["reason"]] for one in summary["skipped"]]
+    return f"## Skipped\n\n{table(['cell', 'for', 'reason'], rows, 'lll')}" if rows else ""
 
 
 def _latency(summary: dict[str, Any]) -> str:

@@ -46,7 +46,7 @@ def write_comparison(folder: Path) -> Path:
         _head(manifest, jobs),
         f"![Mean TTFT and TPOT of each job, with 95 % bootstrap intervals]({PLOT})" if plotted else "",
         _jobs(jobs, found),
-        _reasons(jobs),
+        _reasons(jobs, found),
         *shared,
         f"## How to read the figures\n\n{HOW_TO_READ_ARMS}" if shared else "",
         _files(folder, manifest, jobs, bool(frames)),
@@ -97,11 +97,15 @@ def _jobs(jobs: list[Job], found: pl.DataFrame) -> str:
     )
 
 
-def _reasons(jobs: list[Job]) -> str:
+def _reasons(jobs: list[Job], found: pl.DataFrame) -> str:
     lines = [
         f"- job {job.number}, {job.status}: {text(job.reason)}"
         for job in jobs
         if job.status != "completed" and job.reason
+    ]
+    skipped = found.filter(pl.col("status") == "skipped").unique(["job", "cell"], maintain_order=True)
+    lines += [
+        f"- job {row['job']}, {row['cell']} skipped: {text(row['reason'])}" for row in skipped.iter_rows(named=True)
     ]
     return "\n".join(lines)
 
