@@ -18,6 +18,7 @@ TINY = (
     "model.architecture.hidden_size=64",
     "model.architecture.num_hidden_layers=1",
     "workload.output_len=4",
+    "workload.max_warmup=1",
 )
 
 

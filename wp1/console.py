@@ -69,7 +69,7 @@ class Screen:
         measured = requests(run_dir / "records.jsonl").filter(~pl.col("warmup"))
         if measured.is_empty():
             return
-        if arms.names_of(config) or config["workload"]["prompts"] == "random":
+        if arms.names_of(config) or config["workload"]["prompts"] != "dataset":
             self._medians(measured)
         else:
             self._answers(measured.filter(pl.col("repeat") == 0))

@@ -27,6 +27,8 @@ NOT_HASHED = (
     "tracking",
     "model.path",
     "dataset.path",
+    "workload.text_path",
+    "workload.trace_path",
     "backend.startup_timeout_s",
     "experiment.question",
 )

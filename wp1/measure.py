@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wp1 import progress
+from wp1 import loop_lag, progress
 from wp1.analysis.summary import write_json
 from wp1.budget import left_of_begun, predict, repeat_of
 from wp1.console import Screen, Tally
@@ -19,7 +19,7 @@ from wp1.records import Handoff, RecordWriter, RequestRecord
 from wp1.serving.backend import Scheduler
 from wp1.serving.engines import Engines, Write, places_of
 from wp1.serving.placement import engine_sizes
-from wp1.workload import prompts
+from wp1.workload import prompts, warmup
 
 # After the last request, for blocks that are still on their way to be freed.
 KV_FREE_WITHIN_S = 5.0
@@ -36,6 +36,7 @@ class _Session:
     screen: Screen
     engines: Engines
     records: RecordWriter
+    lags: RecordWriter  # of the event loop
     write: Write  # of handoffs and queue lengths
     done: list[progress.Done]
     began: float  # monotonic; what an earlier session of the run took lies before it
@@ -65,6 +66,7 @@ async def measure(
             screen,
             engines,
             records=stack.enter_context(RecordWriter(run_dir / "records.jsonl")),
+            lags=stack.enter_context(RecordWriter(run_dir / "loop.jsonl")),
             write=_handoff_writer(prepared.arms, run_dir, stack),
             done=done,
             began=time.monotonic() - took,
@@ -143,7 +145,7 @@ def _skipped(session: _Session, arm: Arm, cell: Cell) -> bool:
 
 def _requests_of(session: _Session, cell: Cell) -> int:
     """Requests of one repeat of a cell."""
-    return session.cfg.workload.num_requests or len(session.prepared.questions)
+    return len(prompts.measured(session.cfg, cell, 0, session.prepared.material))
 
 
 async def _start(session: _Session, stint: Stint) -> Scheduler:
@@ -178,20 +180,19 @@ def _handoff_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Write:
 
 async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: list[int]) -> list[str]:
     """Some repeats of a cell, after its warm-up. Returns what there is to say of engines that died."""
-    cfg, prepared = session.cfg, session.prepared
-    vocabulary, encode = prepared.model.vocab_size, prepared.encode
+    cfg, material, write = session.cfg, session.prepared.material, session.records.write
     engines = sum(len(pool["engines"]) for pool in scheduler.pools())
     begin = time.monotonic()
-    for request in prompts.warmup(cfg, cell, repeats[0], vocabulary, encode, engines):
-        await drive(scheduler, cell, [request], session.records.write, cfg.workload.arrivals, cfg.seed)
+    await warmup.warm_up(cfg, cell, repeats[0], material, scheduler, engines, write)
     warmup_s = time.monotonic() - begin
-    batches = [prompts.measured(cfg, cell, repeat, prepared.questions, vocabulary, encode) for repeat in repeats]
+    batches = {repeat: prompts.measured(cfg, cell, repeat, material) for repeat in repeats}
     died: set[str] = set()
-    with session.screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches))) as tally:
-        for repeat, requests in zip(repeats, batches, strict=True):
-            seed = prompts.derive_seed(cfg.seed, cell.name, repeat, "arrivals")
+    with session.screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches.values()))) as tally:
+        for repeat, requests in batches.items():
+            arrivals = prompts.arrivals(cfg, cell, repeat, material)
             begin = time.monotonic()
-            await drive(scheduler, cell, requests, _sink(session.records, tally, died), cfg.workload.arrivals, seed)
+            async with loop_lag.watched(cell, repeat, session.lags.write):
+                await drive(scheduler, requests, _sink(session.records, tally, died), arrivals, cell.concurrency)
             seconds = round(time.monotonic() - begin, 3)
             found = progress.Done(
                 cell.arm, cell.name, repeat, len(requests), seconds, round(warmup_s, 3), min(died, default=None)

@@ -1,7 +1,9 @@
 """From a configuration to what will be measured: arms, their cells, and the order of it all. Pure."""
 
+import re
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 
@@ -11,7 +13,7 @@ class Cell:
 
     arm: str
     name: str
-    prompt_len: int | None  # tokens; None for a dataset's prompts
+    prompt_len: int | None  # tokens; None for a dataset's or a trace's prompts
     concurrency: int  # closed loop; ignored where request_rate > 0
     request_rate: float  # requests/s
     repeats: int
@@ -43,13 +45,17 @@ def plan(cfg: Any) -> list[Arm]:
 def _cells(cfg: Any, arm: str) -> list[Cell]:
     """Every prompt length at every request rate, short prompts and low rates first."""
     workload = cfg.workload
+    if workload.prompts == "trace":
+        # Lengths and arrivals are the trace's.
+        name = f"{trace_name(workload.trace_path)}-speed{workload.trace_speed:g}"
+        return [Cell(arm, name, None, workload.concurrency, 0.0, cfg.experiment.repeats)]
     lengths = cfg.experiment.prompt_lens or [workload.prompt_len]
     rates = cfg.experiment.request_rates if cfg.experiment.request_rates is not None else [workload.request_rate]
     return [
         Cell(
             arm=arm,
             name=f"{_prompts(cfg, length)}-{f'rate{rate:g}' if rate > 0 else f'conc{workload.concurrency}'}",
-            prompt_len=length if workload.prompts == "random" else None,
+            prompt_len=length if has_length(workload.prompts) else None,
             concurrency=workload.concurrency,
             request_rate=rate,
             repeats=cfg.experiment.repeats,
@@ -59,8 +65,18 @@ def _cells(cfg: Any, arm: str) -> list[Cell]:
     ]
 
 
+def has_length(prompts: str) -> bool:
+    """Whether prompts of this kind are made to a length, rather than having their own."""
+    return prompts in ("random", "text")
+
+
+def trace_name(path: str) -> str:
+    """What a trace is called in the name of its cell."""
+    return re.sub(r"[^\w.]+", "_", Path(path).stem).strip(".") or "trace"
+
+
 def _prompts(cfg: Any, length: int | None) -> str:
-    return f"{length}" if cfg.workload.prompts == "random" else cfg.dataset.name
+    return f"{length}" if has_length(cfg.workload.prompts) else cfg.dataset.name
 
 
 def stints(arms: list[Arm], repeats: int) -> list[Stint]:

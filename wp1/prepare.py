@@ -14,8 +14,8 @@ from wp1.report import collectors_of
 from wp1.serving import fit, models
 from wp1.serving.engines import key_of, make_scheduler, make_transfer, places_of
 from wp1.serving.models import ServedModel
-from wp1.serving.vllm_backend import chat_token_ids
-from wp1.workload import dataset, prompts
+from wp1.workload import material, prompts
+from wp1.workload.limits import longest
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class Prepared:
     """What is known before an engine starts."""
 
     model: ServedModel
-    questions: list[dataset.Question]
-    encode: prompts.Encode
+    material: prompts.Material
     collectors: list[Collector]
     arms: list[Arm]
     labels: list[str]
@@ -55,9 +54,8 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
         if key_of(cfg, arm.scheduler) != up:
             fit.check_memory(model, cfg, engines)
         colocated = colocated or any(place.sharing > 1 for _, place in engines)
-    questions = dataset.load(cfg.dataset) if cfg.workload.prompts == "dataset" else []
-    encode = _encoder(model)
-    fit.check_lengths(model, {q.id: len(encode(q.prompt)) for q in questions}, cfg.workload.output_len)
+    tell("making prompts")
+    made_of = material.prepare(cfg, model)
     transfer: dict[str, str] = {}
     for arm in arms:
         if arm.scheduler.mode == "disagg":
@@ -66,7 +64,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
         if key_of(cfg, arm.scheduler) != up:
             make_scheduler(cfg, arm, model, engine_log, kill=lambda: None, write=lambda _: None).check()
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
-    return Prepared(model, questions, encode, collectors, arms, labels, transfer, skipped)
+    return Prepared(model, made_of, collectors, arms, labels, transfer, skipped)
 
 
 def _cells_that_fit(cfg: Any, model: ServedModel, arms: list[Arm]) -> tuple[ServedModel, list[dict[str, Any]]]:
@@ -79,7 +77,7 @@ def _cells_that_fit(cfg: Any, model: ServedModel, arms: list[Arm]) -> tuple[Serv
     if not lengths or not arms:
         return model, []
     room = min(fit.longest_request(model, cfg, places_of(arm)) for arm in arms)
-    needed = {length: length + cfg.workload.output_len for length in lengths}
+    needed = {length: length + longest(cfg.workload) for length in lengths}
     fitting = [tokens for tokens in needed.values() if tokens <= room]
     if not fitting or len(fitting) == len(needed):
         return model, []
@@ -103,22 +101,3 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-
-def _encoder(model: ServedModel) -> prompts.Encode:
-    """From a question to token ids, by the model's chat template; by its bytes where weights are random.
-
-    Raises ConfigError where the model's folder has no tokenizer.
-    """
-    if not model.has_tokenizer:
-        return prompts.as_token_ids
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.folder)
-        chat_token_ids(tokenizer, [{"role": "user", "content": "?"}])
-    except Exception as error:  # transformers raises what its many readers raise
-        raise ConfigError(
-            f"{model.folder} has no tokenizer with a chat template ({type(error).__name__}): add its tokenizer files"
-        ) from error
-    return lambda text: chat_token_ids(tokenizer, [{"role": "user", "content": text}])

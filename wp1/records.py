@@ -58,6 +58,7 @@ class RequestRecord:
     phase: Phase | None = None  # where a request that failed had come to
     # When it was due, when we handed it to the engine, and what the engine's scheduler says.
     t_intended: float = 0.0
+    ramp: bool = False  # due while the rate still grew (workload.arrivals=ramp)
     t_sent: float | None = None
     t_queued: float | None = None
     t_scheduled: float | None = None
@@ -132,6 +133,17 @@ class QueueLengths:
     decoding: int
 
 
+@dataclass(slots=True)
+class LoopLag:
+    """How late timers fired in the event loop that sends requests and takes tokens, 50 samples a second."""
+
+    t: float  # seconds, monotonic, of the last
+    arm: str
+    cell: str
+    repeat: int
+    lags: list[float]  # seconds
+
+
 def new_record(request: Request, t_intended: float) -> RequestRecord:
     """A record of a request that has not ended; its status is "aborted" until it has."""
     return RequestRecord(
@@ -145,6 +157,9 @@ def new_record(request: Request, t_intended: float) -> RequestRecord:
         status="aborted",
         t_intended=t_intended,
     )
+
+
+Row = RequestRecord | Handoff | QueueLengths | LoopLag
 
 
 class RecordWriter:
@@ -166,13 +181,13 @@ class RecordWriter:
             self._file.close()
             self._file = None
 
-    def write(self, record: RequestRecord | Handoff | QueueLengths) -> None:
+    def write(self, record: Row) -> None:
         assert self._file is not None
         self._file.write(json.dumps(_rounded(record), ensure_ascii=False) + "\n")
         self._file.flush()
 
 
-def _rounded(record: RequestRecord | Handoff | QueueLengths) -> dict[str, Any]:
+def _rounded(record: Row) -> dict[str, Any]:
     # dataclasses.asdict copies deeply, which costs more than the rest for long outputs.
     row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     for key, value in row.items():

@@ -20,7 +20,7 @@ from wp1.measure import measure
 from wp1.prepare import prepare
 from wp1.serving.engines import Engines
 from wp1.serving.models import ServedModel
-from wp1.workload import dataset
+from wp1.workload import material
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +104,7 @@ def _hash(cfg: DictConfig, model: ServedModel) -> str:
     contents = {}
     if cfg.model.path is not None:
         contents["model.path"] = model.digest
-    if cfg.workload.prompts == "dataset":
-        contents["dataset"] = identity.file_digest(dataset.path_of(cfg.dataset))
+    contents |= {name: identity.file_digest(path) for name, path in material.files(cfg).items()}
     return identity.config_hash(cfg, contents)
 
 

@@ -16,7 +16,9 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wp1.errors import ConfigError
+from wp1.plan import has_length
 from wp1.serving.placement import engine_sizes
+from wp1.workload.limits import check_workload
 
 
 @dataclass
@@ -84,15 +86,27 @@ class Dataset:
 
 @dataclass
 class Workload:
-    prompts: str = "dataset"  # dataset or random
-    prompt_len: int | None = None  # tokens, of random prompts
-    output_len: int = 64  # tokens at most
+    prompts: str = "dataset"  # dataset, random, text or trace
+    prompt_len: int | None = None  # tokens, of random and text prompts
+    text_path: str | None = None  # of text prompts; None: the bundled book
+    shared_prefix: float = 0.0  # share of a prompt that all prompts of a cell's repeat begin with
+    trace_path: str | None = None
+    trace_speed: float = 1.0  # 2: in half the recorded time
+    trace_length_scale: float = 1.0  # of prompts, outputs and hash blocks
+    output_len: int = 64  # tokens at most; of a distribution the mean
+    output_distribution: str = "fixed"  # fixed, uniform, normal or lognormal
+    output_spread: float = 0.0  # uniform: half the width / mean; else standard deviation / mean
+    output_max: int | None = None  # tokens; None: the upper end of uniform, else four times the mean
     ignore_eos: bool = False
-    num_requests: int | None = None  # None: the whole dataset
-    num_warmup: int = 1
+    num_requests: int | None = None  # None: the whole dataset or trace
+    num_warmup: int = 1  # rounds at least
+    max_warmup: int = 5  # rounds at most
     concurrency: int = 1
     request_rate: float = 0.0  # requests/s; 0: closed loop of `concurrency`
-    arrivals: str = "poisson"  # or constant; for request_rate > 0
+    arrivals: str = "poisson"  # constant, gamma or ramp; for request_rate > 0
+    burstiness: float = 1.0  # shape of gamma
+    ramp_from: float = 0.0  # requests/s
+    ramp_s: float | None = None  # seconds; None: until the last request
     temperature: float = 0.0
     top_p: float = 1.0
     timeout_s: float = 600.0  # a request
@@ -243,8 +257,9 @@ def _check_values(cfg: Any) -> None:
     _one_of("model.source", cfg.model.source, "bundled", "hub", "random_weights")
     _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")
     _one_of("dataset.source", cfg.dataset.source, "builtin", "file")
-    _one_of("workload.prompts", cfg.workload.prompts, "dataset", "random")
-    _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant")
+    _one_of("workload.prompts", cfg.workload.prompts, "dataset", "random", "text", "trace")
+    _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant", "gamma", "ramp")
+    _one_of("workload.output_distribution", cfg.workload.output_distribution, "fixed", "uniform", "normal", "lognormal")
     for key in ("model", "dataset", "experiment", "slo", "transfer"):
         # Names become names of files and folders.
         if not re.fullmatch(r"[\w][\w.-]*", cfg[key].name):
@@ -261,6 +276,15 @@ def _check_values(cfg: Any) -> None:
         ("workload.output_len", cfg.workload.output_len, 1),
         ("workload.num_requests", cfg.workload.num_requests, 1),
         ("workload.num_warmup", cfg.workload.num_warmup, 0),
+        ("workload.max_warmup", cfg.workload.max_warmup, 0),
+        ("workload.output_spread", cfg.workload.output_spread, 0),
+        ("workload.output_max", cfg.workload.output_max, 1),
+        ("workload.shared_prefix", cfg.workload.shared_prefix, 0),
+        ("workload.trace_speed", cfg.workload.trace_speed, 1e-6),
+        ("workload.trace_length_scale", cfg.workload.trace_length_scale, 1e-6),
+        ("workload.burstiness", cfg.workload.burstiness, 0.01),
+        ("workload.ramp_from", cfg.workload.ramp_from, 0),
+        ("workload.ramp_s", cfg.workload.ramp_s, 0.001),
         ("workload.concurrency", cfg.workload.concurrency, 1),
         ("workload.request_rate", cfg.workload.request_rate, 0),
         ("workload.temperature", cfg.workload.temperature, 0),
@@ -345,8 +369,8 @@ def _check_cells(cfg: Any) -> None:
     """The lists that an experiment makes its cells of."""
     lengths, rates = cfg.experiment.prompt_lens, cfg.experiment.request_rates
     if lengths is not None:
-        if cfg.workload.prompts != "random":
-            raise ConfigError("experiment.prompt_lens needs prompts of a length: choose workload=random")
+        if not has_length(cfg.workload.prompts):
+            raise ConfigError("experiment.prompt_lens needs prompts of a length: choose workload=random or text")
         if cfg.workload.prompt_len is not None:
             raise ConfigError(
                 f"workload.prompt_len={cfg.workload.prompt_len} has no effect beside experiment.prompt_lens: set "
@@ -417,28 +441,10 @@ def _check_workload(cfg: Any) -> None:
     elif dataset.path is not None:
         raise ConfigError("dataset.path has no effect with a built-in dataset: choose dataset=file as well")
     _check_cells(cfg)
-    if workload.prompts == "random":
-        lengths = cfg.experiment.prompt_lens or [workload.prompt_len]
-        if lengths == [None]:
-            raise ConfigError("workload.prompt_len is empty: workload.prompts=random needs it, in tokens")
-        if workload.num_requests is None:
-            raise ConfigError("workload.num_requests is empty: workload.prompts=random needs it")
-        if max(lengths) + workload.output_len > cfg.model.max_len:
-            key = "experiment.prompt_lens" if cfg.experiment.prompt_lens else "workload.prompt_len"
-            raise ConfigError(
-                f"{key}={max(lengths)} and workload.output_len={workload.output_len} exceed "
-                f"model.max_len={cfg.model.max_len}: lower one of them or raise model.max_len"
-            )
-    elif workload.prompt_len is not None:
-        raise ConfigError("workload.prompt_len has no effect on a dataset's prompts: drop it or choose workload=random")
-    if workload.output_len >= cfg.model.max_len:
+    check_workload(cfg)
+    if cfg.experiment.same_tokens and workload.prompts != "dataset":
         raise ConfigError(
-            f"workload.output_len={workload.output_len} leaves no room for a prompt in model.max_len="
-            f"{cfg.model.max_len}: lower workload.output_len or raise model.max_len"
-        )
-    if cfg.experiment.same_tokens and workload.prompts == "random":
-        raise ConfigError(
-            "experiment.same_tokens compares repeats of a question, and random prompts differ in each: "
+            f"experiment.same_tokens compares repeats of a question, and {workload.prompts} prompts differ in each: "
             "set experiment.same_tokens=false"
         )
     if cfg.experiment.same_tokens and cfg.experiment.repeats < 2:

@@ -84,7 +84,7 @@ async def _serving(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
         engine: Any = scheduler._engines[0]
 
         async def through_wp1() -> None:
-            await drive(scheduler, cell, next(rounds), writer.write, "constant", 0)
+            await drive(scheduler, next(rounds), writer.write, None, REQUESTS)
 
         async def sampled() -> None:
             with _sampling(folder):
@@ -113,7 +113,7 @@ def _rounds(cfg: Any, cell: Cell, vocabulary: int) -> Iterator[list[Request]]:
     """Batches of fresh prompts, so that no round can profit from the one before."""
     repeat = 0
     while True:
-        yield prompts.measured(cfg, cell, repeat, [], vocabulary, prompts.as_token_ids)
+        yield list(prompts.measured(cfg, cell, repeat, prompts.Material(vocabulary, prompts.as_token_ids)))
         repeat += 1
 
 

@@ -68,7 +68,7 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
         comparison_report.words(compared),
         _pictures(folder, arm_pictures),
         comparison_report.side_by_side(compared),
-        _answers(requests, names) if config["workload"]["prompts"] != "random" else "",
+        _answers(requests, names) if config["workload"]["prompts"] == "dataset" else "",
         _kv_transfer(summary),
         _skipped(summary),
         _latency(summary),

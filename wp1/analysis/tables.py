@@ -24,6 +24,7 @@ RECORD_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "cause": pl.String,
     "phase": pl.String,
     "t_intended": pl.Float64,
+    "ramp": pl.Boolean,
     "t_sent": pl.Float64,
     "t_queued": pl.Float64,
     "t_scheduled": pl.Float64,

@@ -1,17 +1,27 @@
-"""Requests from the configuration: the same seed gives the same prompts on any machine."""
+"""Requests from the configuration: the same seed gives the same prompts on any machine.
+
+They are made one by one, as they are taken: a thousand prompts of 100,000 tokens would be gigabytes as lists.
+"""
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
 
 import numpy as np
 
 from wp1.plan import Cell
 from wp1.records import Request
+from wp1.workload import lengths, texts, trace
+from wp1.workload.arrivals import Schedule, schedule
 from wp1.workload.dataset import Question
+from wp1.workload.limits import longest
 
 # Warm-up prompts are of their own kind, so that nothing they leave behind can serve a measured one.
 WARMUP_QUESTION = "Count from one to ten in words."
+WARMUP_TOKENS = 8
+
+Encode = Callable[[str], list[int]]
 
 
 def derive_seed(*parts: object) -> int:
@@ -35,64 +45,164 @@ def random_token_ids(length: int, vocab_size: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(low, vocab_size, length).tolist()
 
 
-Encode = Callable[[str], list[int]]
+@dataclass(frozen=True)
+class Material:
+    """What prompts are made of. Everything that takes a tokenizer is done when it is made, not while requests run.
+
+    vocab_size: ids that random prompts are drawn from.
+    encode: from a question to the model's token ids, its chat template included.
+    questions: the dataset's rows with their token ids (workload.prompts=dataset).
+    text: token ids of a long text (workload.prompts=text).
+    rows: the recorded requests (workload.prompts=trace).
+    """
+
+    vocab_size: int
+    encode: Encode
+    questions: list[tuple[Question, np.ndarray]] = field(default_factory=list)
+    text: np.ndarray | None = None
+    rows: list[trace.Row] = field(default_factory=list)
 
 
-def measured(
-    cfg: Any, cell: Cell, repeat: int, questions: list[Question], vocab_size: int, encode: Encode
-) -> list[Request]:
+class Requests(Sequence[Request]):
+    """A number of requests, each made anew whenever it is asked for."""
+
+    def __init__(self, count: int, make: Callable[[int], Request]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Request: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Request]: ...
+
+    def __getitem__(self, index: int | slice) -> Request | list[Request]:
+        if isinstance(index, slice):
+            return [self._make(n) for n in range(*index.indices(self._count))]
+        return self._make(range(self._count)[index])
+
+    def __iter__(self) -> Iterator[Request]:
+        return map(self._make, range(self._count))
+
+
+def measured(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
     """The requests of one repeat of a cell, in the order they are sent; every prompt is token ids.
 
-    encode: from a question to the model's token ids. It is done here and not by the engine's front end, where it would
-    hold up the other streams and count as waiting.
-
-    A dataset's question has the same seed in every repeat, so that repeats can be compared token by token; random
-    prompts differ in every repeat, so that no cache can answer them.
+    A dataset's question has the same seed in every repeat, so that repeats can be compared token by token; all other
+    prompts differ in every repeat, so that no cache can answer them, but for what `workload.shared_prefix` or a
+    trace's equal hash ids let them share within one repeat.
+    Raises ConfigError where a text is too short for its prompts.
     """
     workload = cfg.workload
-    if workload.prompts == "random":
-        count = workload.num_requests
-        return [
-            _request(
-                cfg, cell, repeat, f"{n}",
-                random_token_ids(cell.prompt_len or 0, vocab_size, derive_seed(cfg.seed, cell.name, repeat, n)),
-                label=f"{cell.prompt_len} random tokens",
-                seed=derive_seed(cfg.seed, cell.name, repeat, n, "sampling"),
-            )
-            for n in range(count)
-        ]  # fmt: skip
-    rows = questions if workload.num_requests is None else _cycled(questions, workload.num_requests)
-    return [
-        _request(
-            cfg, cell, repeat, f"{n}-{row.id}",
-            encode(row.prompt),
-            label=row.question,
-            seed=derive_seed(cfg.seed, cell.name, n, "sampling"),
-        )
-        for n, row in enumerate(rows)
-    ]  # fmt: skip
+    if workload.prompts == "dataset":
+        return _questions(cfg, cell, repeat, material)
+    if workload.prompts == "trace":
+        return _replayed(cfg, cell, repeat, material)
+    count = workload.num_requests
+    length = cell.prompt_len or 0
+    shared = min(round(workload.shared_prefix * length), length - 1)
+    prefix = _prefix(cfg, cell, repeat, material, shared)
+    sizes = lengths.outputs(workload, count, derive_seed(cfg.seed, cell.name, repeat, "output lengths"))
+    kind = "random tokens" if workload.prompts == "random" else "tokens of text"
+
+    def make(n: int) -> Request:
+        own = _own_tokens(cfg, cell, repeat, n, material, length - shared)
+        seed = derive_seed(cfg.seed, cell.name, repeat, n, "sampling")
+        return _request(cfg, cell, repeat, f"{n}", prefix + own, sizes[n], label=f"{length} {kind}", seed=seed)
+
+    return Requests(count, make)
 
 
-def warmup(cfg: Any, cell: Cell, repeat: int, vocab_size: int, encode: Encode, engines: int) -> list[Request]:
-    """What is sent before a cell is measured, `num_warmup` for each engine: other prompts, as long as the cell's.
+def _own_tokens(cfg: Any, cell: Cell, repeat: int, n: int, material: Material, length: int) -> list[int]:
+    """What no other prompt of the cell has: `n` counts the prompts of a repeat, those for warming up from -1 down."""
+    if cfg.workload.prompts == "random":
+        return random_token_ids(length, material.vocab_size, derive_seed(cfg.seed, cell.name, repeat, n))
+    assert material.text is not None
+    index = repeat * cfg.workload.num_requests + n if n >= 0 else n
+    start = texts.start_of(index, length, len(material.text), derive_seed(cfg.seed, cell.name))
+    return material.text[start : start + length].tolist()
 
-    repeat: the first that follows.
+
+def _prefix(cfg: Any, cell: Cell, repeat: int, material: Material, length: int) -> list[int]:
+    """What all prompts of a repeat begin with, of the kind of the rest."""
+    if length <= 0:
+        return []
+    seed = derive_seed(cfg.seed, cell.name, repeat, "prefix")
+    if cfg.workload.prompts == "random":
+        return random_token_ids(length, material.vocab_size, seed)
+    assert material.text is not None
+    start = texts.start_of(0, length, len(material.text), seed)
+    return material.text[start : start + length].tolist()
+
+
+def _questions(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
+    rows, count = material.questions, cfg.workload.num_requests or len(material.questions)
+    sizes = lengths.outputs(cfg.workload, count, derive_seed(cfg.seed, cell.name, "output lengths"))
+
+    def make(n: int) -> Request:
+        question, ids = rows[n % len(rows)]
+        seed = derive_seed(cfg.seed, cell.name, n, "sampling")
+        name = f"{n}-{question.id}"
+        return _request(cfg, cell, repeat, name, ids.tolist(), sizes[n], label=question.question, seed=seed)
+
+    return Requests(count, make)
+
+
+def _replayed(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
+    # Blocks differ between repeats, or the second would find all of the first's in a prefix cache.
+    of_repeat = derive_seed(cfg.seed, cell.name, repeat, "blocks")
+
+    def make(n: int) -> Request:
+        row = material.rows[n]
+        ids = trace.token_ids(row, n, material.vocab_size, of_repeat, cfg.workload.trace_length_scale)
+        seed = derive_seed(cfg.seed, cell.name, repeat, n, "sampling")
+        label = f"line {row.line} of the trace"
+        return _request(cfg, cell, repeat, f"{n}", ids.tolist(), row.output_len, label=label, seed=seed)
+
+    return Requests(len(material.rows), make)
+
+
+def arrivals(cfg: Any, cell: Cell, repeat: int, material: Material) -> Schedule | None:
+    """When the requests of one repeat of a cell are due; None in a closed loop, where that is up to the answers."""
+    if cfg.workload.prompts == "trace":
+        return Schedule(trace.offsets(material.rows, cfg.workload.trace_speed))
+    if cell.request_rate <= 0:
+        return None
+    count = cfg.workload.num_requests or len(material.questions)
+    return schedule(cfg.workload, count, cell.request_rate, derive_seed(cfg.seed, cell.name, repeat, "arrivals"))
+
+
+def warmup_round(cfg: Any, cell: Cell, repeat: int, material: Material, engines: int, number: int) -> list[Request]:
+    """One request for each engine that is not measured: prompts of their own, as long as the cell's.
+
+    repeat: the first that follows. number: of the round, from 0; no two rounds have a prompt in common.
     """
+    length = cell.prompt_len
+    if cfg.workload.prompts == "trace":
+        length = int(np.median([row.prompt_len for row in material.rows]))
     requests = []
-    for n in range(cfg.workload.num_warmup * engines):
-        seed = derive_seed(cfg.seed, cell.name, "warm-up", n)
-        if cell.prompt_len is not None:
-            prompt = random_token_ids(cell.prompt_len, vocab_size, seed)
+    for n in range(number * engines, (number + 1) * engines):
+        if length is None:
+            prompt = material.encode(f"{WARMUP_QUESTION} ({n})")
+        elif cfg.workload.prompts == "text":
+            prompt = _own_tokens(cfg, cell, repeat, -1 - n, material, length)
         else:
-            prompt = encode(f"{WARMUP_QUESTION} ({n})")
-        request = _request(cfg, cell, repeat, f"warm-up-{n}", prompt, label="warm-up", seed=seed)
+            prompt = random_token_ids(
+                length, material.vocab_size, derive_seed(cfg.seed, cell.name, "warm-up", repeat, n)
+            )
+        seed = derive_seed(cfg.seed, cell.name, "warm-up", n)
+        most = min(longest(cfg.workload), WARMUP_TOKENS)
+        request = _request(cfg, cell, repeat, f"warm-up-{n}", prompt, most, label="warm-up", seed=seed)
         request.warmup = True
-        request.max_tokens = min(request.max_tokens, 8)
         requests.append(request)
     return requests
 
 
-def _request(cfg: Any, cell: Cell, repeat: int, name: str, prompt: list[int], label: str, seed: int) -> Request:
+def _request(
+    cfg: Any, cell: Cell, repeat: int, name: str, prompt: list[int], max_tokens: int, label: str, seed: int
+) -> Request:
     workload = cfg.workload
     return Request(
         request_id=f"{cell.arm}/{cell.name}/r{repeat}/{name}",
@@ -100,7 +210,7 @@ def _request(cfg: Any, cell: Cell, repeat: int, name: str, prompt: list[int], la
         cell=cell.name,
         repeat=repeat,
         prompt=prompt,
-        max_tokens=workload.output_len,
+        max_tokens=max_tokens,
         seed=seed,
         label=label,
         temperature=workload.temperature,
@@ -108,7 +218,3 @@ def _request(cfg: Any, cell: Cell, repeat: int, name: str, prompt: list[int], la
         ignore_eos=workload.ignore_eos,
         timeout_s=workload.timeout_s,
     )
-
-
-def _cycled(questions: list[Question], count: int) -> list[Question]:
-    return [questions[n % len(questions)] for n in range(count)]

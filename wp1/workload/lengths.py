@@ -1,0 +1,31 @@
+"""How long answers are to be, in tokens: fixed, or by a distribution around `workload.output_len`."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from wp1.workload.limits import longest
+
+
+def outputs(workload: Any, count: int, seed: int) -> list[int]:
+    """`count` lengths of at least 1 token and at most `longest(workload)`. The same seed gives the same ones.
+
+    uniform     between output_len (1 - output_spread) and output_len (1 + output_spread)
+    normal      with a standard deviation of output_spread x output_len
+    lognormal   with mean output_len and a standard deviation of output_spread x output_len: most are short, few long,
+                as answers of chat services are
+    What falls outside is set to the nearest that is allowed, so that the mean moves a little where the spread is wide.
+    """
+    mean, spread = workload.output_len, workload.output_spread
+    rng = np.random.default_rng(seed)
+    if workload.output_distribution == "uniform":
+        drawn = rng.uniform(mean * (1 - spread), mean * (1 + spread), count)
+    elif workload.output_distribution == "normal":
+        drawn = rng.normal(mean, mean * spread, count)
+    elif workload.output_distribution == "lognormal":
+        sigma = math.sqrt(math.log1p(spread**2))
+        drawn = mean * np.exp(sigma * rng.standard_normal(count) - sigma**2 / 2)
+    else:
+        return [mean] * count
+    return np.clip(np.rint(drawn), 1, longest(workload)).astype(int).tolist()

