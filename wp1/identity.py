@@ -23,6 +23,7 @@ PARENT_VARIABLE = "WP1_PARENT_RUN_ID"
 # Not in the configuration hash: where things lie, what they are called, and what only concerns this machine or account.
 NOT_HASHED = (
     "root",
+    "resume",
     "tags",
     "tracking",
     "model.path",
@@ -94,6 +95,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _boot() -> str | None:
+    """What tells one boot of this machine from another: each has a monotonic clock of its own."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
 def run_metadata(
     run_id: str, cfg: DictConfig, hash_: str, code: Path, sweep: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -125,5 +134,7 @@ def run_metadata(
         "starts": [],
         "taken_over": [],
         "skipped": [],
+        "resumed": [],
+        "boot": _boot(),
         "kv_held": [],
     }

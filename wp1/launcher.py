@@ -6,7 +6,7 @@ Jobs that ask the same of their engines run next to each other; numbers, folders
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from wp1 import schema
+from wp1 import resume, schema
 from wp1.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,7 +52,11 @@ class SharedEnginesLauncher(Launcher):
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
         Path(str(self._config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         jobs = [list(overrides) for overrides in job_overrides]
-        asked = [asked_of_engines(self._context.config_loader, self._config, overrides) for overrides in jobs]
+        # Nothing is run where one of the jobs is not what it was.
+        asked = [
+            asked_of_engines(self._context.config_loader, self._config, overrides, initial_job_idx + n)
+            for n, overrides in enumerate(jobs)
+        ]
         order = together(asked)
         moved = "" if order == sorted(order) else f", in the order {', '.join(str(initial_job_idx + n) for n in order)}"
         log.info(f"Launching {len(jobs)} jobs locally{moved}")
@@ -92,16 +96,25 @@ def _shared_engines() -> "Iterator[Engines]":
             _engines.remove(engines)
 
 
-def asked_of_engines(loader: ConfigLoader, config: DictConfig, overrides: list[str]) -> tuple[str, ...]:
-    """`engines.keys_of` of a job to come; () of one that will be refused."""
+def asked_of_engines(loader: ConfigLoader, config: DictConfig, overrides: list[str], number: int) -> tuple[str, ...]:
+    """`engines.keys_of` of a job to come; () of one that will be refused, or of a resumed sweep has its run.
+
+    Raises ConfigError where the job's run was begun with another configuration.
+    """
     from wp1.serving.engines import keys_of
 
-    with suppress(ConfigError):
-        composed = loader.load_sweep_config(config, overrides)
+    composed = loader.load_sweep_config(config, overrides)
+    try:
         cfg = schema.resolve(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
         schema.check(cfg)
-        return tuple(keys_of(cfg))
-    return ()
+    except ConfigError:
+        return ()
+    run_dir = Path(str(config.hydra.sweep.dir)) / str(number)
+    if cfg.resume is not None and (run_dir / "run_metadata.json").is_file():
+        resume.check_same(cfg, run_dir)
+        if resume.is_complete(run_dir):
+            return ()
+    return tuple(keys_of(cfg))
 
 
 def _single(asked: tuple[str, ...]) -> str | None:

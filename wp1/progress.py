@@ -37,12 +37,12 @@ def note(run_dir: Path, done: Done) -> None:
 
 
 def read(run_dir: Path) -> list[Done]:
-    """All lines in order; of a unit that was measured again the last. A line torn by a crash is left out."""
+    """All lines in order; of a unit that was measured again the last. A last line torn by a crash is left out."""
     path = run_dir / FILE
     found: dict[Unit, Done] = {}
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else ():
-        if line.endswith("\n"):
-            done = Done(**json.loads(line))
-            found.pop(done.unit, None)
-            found[done.unit] = done
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    for line in lines:
+        done = Done(**json.loads(line))
+        found.pop(done.unit, None)
+        found[done.unit] = done
     return list(found.values())

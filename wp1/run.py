@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from wp1 import identity
+from wp1 import identity, resume
 from wp1.analysis.report import reports_of, write_report
 from wp1.analysis.summary import summarise, write_json
 from wp1.collectors import Collector
@@ -43,10 +43,12 @@ def run(
     screen: Screen,
     sweep: dict[str, Any] | None = None,
     engines: Engines | None = None,
+    resuming: bool = False,
 ) -> Outcome:
     """Runs an experiment that `wp1.schema.check` has passed, and leaves its folder and report.
 
     sweep: see `identity.run_metadata`. engines: a sweep's, which may be up from the job before; None: the run's own.
+    resuming: the folder has a run of this configuration, which goes on.
     Raises ConfigError, before any engine starts, where the model or the machine does not allow it. What fails later is
     an Outcome: everything measured until then is in the folder, and in the report.
     """
@@ -58,13 +60,16 @@ def run(
         with screen.step(f"preparing {cfg.model.name}") as tell:
             prepared = prepare(cfg, run_dir / "engine.log", tell, engines.key if engines is not None else None)
         model = prepared.model
-        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parents[1], sweep)
         metadata["model"] = _model_metadata(model)
         metadata["labels"] = prepared.labels
         metadata["skipped"] = prepared.skipped
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer
+        if resuming:
+            metadata = resume.take_up(run_dir, metadata)
+        else:
+            OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         write_json(run_dir / "run_metadata.json", metadata)
 
         collectors = prepared.collectors

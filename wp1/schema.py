@@ -154,6 +154,7 @@ class Config:
     seed: int = 42
     tags: dict[str, str] = field(default_factory=dict)
     root: str = MISSING
+    resume: str | None = None  # the folder of a run or sweep to go on with
 
 
 # Parts that take keys of somebody else's making. Hydra wants a plus before a key that it does not know yet; nobody who

@@ -41,6 +41,7 @@ NOT_INHERITED = (
     "MLFLOW_REGISTRY_URI",
     "MLFLOW_ENABLE_ASYNC_LOGGING",
 )
+PARENT_TAG = "mlflow.parentRunId"
 # Params or metrics a request.
 MAX_BATCH = 100
 
@@ -84,6 +85,7 @@ def publish(run_dir: Path, reports: Path, uri: str, timeout_s: float) -> str:
 def open_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> str | None:
     """Makes the store, the experiment and the run above a sweep's runs, and returns that one's MLflow id.
 
+    Of a sweep that goes on it is the run that there is, unless somebody has deleted that.
     On failure says why in one line and returns None: the sweep goes on without.
     """
     uri, timeout_s = manifest["tracking"]["uri"], manifest["tracking"]["timeout_s"]
@@ -92,6 +94,9 @@ def open_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> s
         with screen.step("opening the sweep in MLflow"), _talking_to(store, timeout_s, folder):
             entry = sweep_entry(folder, manifest, {})
             client, experiment = _experiment(store, entry)
+            if (there := _parent_tag(client, manifest["parent_run_id"])) != {}:
+                client.update_run(manifest["parent_run_id"], status="RUNNING")
+                return there[PARENT_TAG]
             return client.create_run(experiment, entry.start_ms, entry.tags, entry.run_id).info.run_id
     except Exception as error:
         screen.say(
@@ -295,7 +300,7 @@ def _parent_tag(client: "MlflowClient", parent: str | None) -> dict[str, str]:
 
     try:
         if parent is not None and client.get_run(parent).info.lifecycle_stage == "active":
-            return {"mlflow.parentRunId": parent}
+            return {PARENT_TAG: parent}
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise

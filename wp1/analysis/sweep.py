@@ -61,7 +61,7 @@ def new_manifest(name: str, cfg: Any, jobs: list[list[str]], overrides: list[str
         "overrides": overrides,
         "jobs": jobs,
         "root": cfg.root,
-        "tracking": {"uri": cfg.tracking.uri, "timeout_s": cfg.tracking.timeout_s},
+        "tracking": {key: cfg.tracking[key] for key in ("enabled", "uri", "timeout_s")},
         "parent_run_id": None,
     }
 
