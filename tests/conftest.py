@@ -11,6 +11,9 @@ from tests.double import DoubleBackend, fresh
 from wp1 import schema
 from wp1.main import CONF
 
+# Third-party data that tests read where it lies beside the checkout, and skip where it does not.
+SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Quick ones first: a mistake shows in seconds, not after the engines.

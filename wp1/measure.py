@@ -1,5 +1,6 @@
 """The measuring part of a run: engines up, every cell with its repeats, engines down."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wp1 import loop_lag, progress
+from wp1 import goodput, loop_lag, progress
 from wp1.analysis.summary import write_json
 from wp1.budget import left_of_begun, predict, repeat_of
 from wp1.console import Screen, Tally
@@ -15,12 +16,14 @@ from wp1.drive import drive
 from wp1.errors import WP1Error
 from wp1.plan import Arm, Cell, Stint, stints
 from wp1.prepare import Prepared
-from wp1.records import Handoff, RecordWriter, RequestRecord
+from wp1.records import EngineStats, Handoff, QueueLengths, RecordWriter, RequestRecord
 from wp1.serving.backend import Scheduler
 from wp1.serving.engines import Engines, Write, places_of
 from wp1.serving.placement import engine_sizes
 from wp1.workload import prompts, warmup
 
+# Seconds for which engines on a GPU are watched before they have anything to do.
+IDLE_S = 1.0
 # After the last request, for blocks that are still on their way to be freed.
 KV_FREE_WITHIN_S = 5.0
 
@@ -37,7 +40,7 @@ class _Session:
     engines: Engines
     records: RecordWriter
     lags: RecordWriter  # of the event loop
-    write: Write  # of handoffs and queue lengths
+    write: Write  # of what is no request
     done: list[progress.Done]
     began: float  # monotonic; what an earlier session of the run took lies before it
 
@@ -67,7 +70,7 @@ async def measure(
             engines,
             records=stack.enter_context(RecordWriter(run_dir / "records.jsonl")),
             lags=stack.enter_context(RecordWriter(run_dir / "loop.jsonl")),
-            write=_handoff_writer(prepared.arms, run_dir, stack),
+            write=_event_writer(prepared.arms, run_dir, stack),
             done=done,
             began=time.monotonic() - took,
         )
@@ -97,6 +100,10 @@ async def _stint(session: _Session, stint: Stint) -> list[str]:
             if scheduler is None or not scheduler.alive:
                 scheduler = await _start(session, stint)
             died += await _cell(session, scheduler, cell, repeats)
+        if 0 in stint.repeats and (lengths := _to_search(session, stint.arm)):
+            if scheduler is None or not scheduler.alive:
+                scheduler = await _start(session, stint)
+            await _search(session, scheduler, stint.arm, lengths)
         if scheduler is not None:
             held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
             session.metadata["kv_held"] += [f"{stint.arm.name}/{name}" for name in held]
@@ -104,6 +111,23 @@ async def _stint(session: _Session, stint: Stint) -> list[str]:
     finally:
         await session.engines.leave(clean)
     return died
+
+
+def _to_search(session: _Session, arm: Arm) -> list[int]:
+    """The prompt lengths (tokens) for a search for goodput; [] where none is asked for, or it has ended before."""
+    lengths = goodput.lengths_of(arm, [one["cell"] for one in session.metadata["skipped"]])
+    over = goodput.ended(goodput.read(session.run_dir), arm.name, lengths)
+    return [] if session.cfg.experiment.goodput_budget_s is None or over else lengths
+
+
+async def _search(session: _Session, scheduler: Scheduler, arm: Arm, lengths: list[int]) -> None:
+    """The search for goodput. Raises WP1Error where an engine dies in it."""
+
+    async def measure_one(cell: Cell, repeats: list[int]) -> None:
+        if died := await _cell(session, scheduler, cell, repeats):
+            raise WP1Error(died[0])
+
+    await goodput.search(session.cfg, arm.name, lengths, session.run_dir, measure_one)
 
 
 def _skipped(session: _Session, arm: Arm, cell: Cell) -> bool:
@@ -115,16 +139,15 @@ def _skipped(session: _Session, arm: Arm, cell: Cell) -> bool:
     if most is None or cell.name in [one.cell for one in session.done]:
         return False
     cells = {other.name: other for other in arm.cells}
+    planned = [one for one in session.done if one.cell in cells]
     before = [
-        repeat_of(cells[one.cell], one.requests, one.seconds + one.warmup_s)
-        for one in session.done
-        if one.arm == arm.name and one.cell in cells
+        repeat_of(cells[one.cell], one.requests, one.seconds + one.warmup_s) for one in planned if one.arm == arm.name
     ]
     one_repeat = predict(repeat_of(cell, _requests_of(session, cell)), before)
     if one_repeat is None:
         return False
     repeats = cell.repeats * len(session.prepared.arms)
-    begun = time.monotonic() - session.began + left_of_begun(session.done, repeats)
+    begun = time.monotonic() - session.began + left_of_begun(planned, repeats)
     if begun + repeats * one_repeat <= most:
         return False
     skipped.append(
@@ -160,7 +183,12 @@ async def _start(session: _Session, stint: Stint) -> Scheduler:
             tell("up from the job before")
     if arm.name not in [pool["arm"] for pool in metadata["pools"]]:
         metadata["pools"] += [{"arm": arm.name, **pool} for pool in up.scheduler.pools()]
-    entry = {"arm": arm.name, "repeats": stint.repeats}
+    entry: dict[str, Any] = {"arm": arm.name, "repeats": stint.repeats}
+    if any(place.gpus for _, place in places_of(arm)):
+        # What the engines draw when they have nothing to do, apart from what requests cost.
+        begin = time.monotonic()
+        await asyncio.sleep(IDLE_S)
+        entry["idle"] = [round(begin, 3), round(time.monotonic(), 3)]
     if taken_over:
         metadata["taken_over"].append(entry | {"from": up.run_id})
     else:
@@ -169,13 +197,13 @@ async def _start(session: _Session, stint: Stint) -> Scheduler:
     return up.scheduler
 
 
-def _handoff_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Write:
-    """Where handoffs and queue lengths go; only a run that has handoffs has the files."""
-    if all(arm.scheduler.mode == "agg" for arm in arms):
-        return lambda _: None
-    handoffs = stack.enter_context(RecordWriter(run_dir / "handoffs.jsonl"))
-    queues = stack.enter_context(RecordWriter(run_dir / "queues.jsonl"))
-    return lambda row: (handoffs if isinstance(row, Handoff) else queues).write(row)
+def _event_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Write:
+    """Where what is no request goes; only a run that has handoffs has the files of these and of queue lengths."""
+    names: dict[type, str] = {EngineStats: "engine_stats.jsonl"}
+    if any(arm.scheduler.mode == "disagg" for arm in arms):
+        names |= {Handoff: "handoffs.jsonl", QueueLengths: "queues.jsonl"}
+    writers = {kind: stack.enter_context(RecordWriter(run_dir / name)) for kind, name in names.items()}
+    return lambda row: writers[type(row)].write(row)
 
 
 async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: list[int]) -> list[str]:

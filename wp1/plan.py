@@ -1,5 +1,6 @@
 """From a configuration to what will be measured: arms, their cells, and the order of it all. Pure."""
 
+import math
 import re
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,6 +18,7 @@ class Cell:
     concurrency: int  # closed loop; ignored where request_rate > 0
     request_rate: float  # requests/s
     repeats: int
+    num_requests: int | None = None  # a repeat; None: the whole dataset
 
 
 @dataclass(frozen=True)
@@ -43,26 +45,46 @@ def plan(cfg: Any) -> list[Arm]:
 
 
 def _cells(cfg: Any, arm: str) -> list[Cell]:
-    """Every prompt length at every request rate, short prompts and low rates first."""
-    workload = cfg.workload
+    """Every prompt length at every load, short prompts and low loads first.
+
+    Loads are request rates where there are any, else numbers of requests at a time.
+    """
+    experiment, workload = cfg.experiment, cfg.workload
     if workload.prompts == "trace":
         # Lengths and arrivals are the trace's.
         name = f"{trace_name(workload.trace_path)}-speed{workload.trace_speed:g}"
-        return [Cell(arm, name, None, workload.concurrency, 0.0, cfg.experiment.repeats)]
-    lengths = cfg.experiment.prompt_lens or [workload.prompt_len]
-    rates = cfg.experiment.request_rates if cfg.experiment.request_rates is not None else [workload.request_rate]
-    return [
-        Cell(
-            arm=arm,
-            name=f"{_prompts(cfg, length)}-{f'rate{rate:g}' if rate > 0 else f'conc{workload.concurrency}'}",
-            prompt_len=length if has_length(workload.prompts) else None,
-            concurrency=workload.concurrency,
-            request_rate=rate,
-            repeats=cfg.experiment.repeats,
-        )
-        for length in lengths
-        for rate in rates
-    ]
+        return [Cell(arm, name, None, workload.concurrency, 0.0, experiment.repeats, workload.num_requests)]
+    lengths = experiment.prompt_lens or [workload.prompt_len]
+    if open_loop(cfg):
+        rates = experiment.request_rates if experiment.request_rates is not None else [workload.request_rate]
+        return [cell_of(cfg, arm, length, rate, workload.concurrency) for length in lengths for rate in rates]
+    together = experiment.concurrencies or [workload.concurrency]
+    return [cell_of(cfg, arm, length, 0.0, concurrency) for length in lengths for concurrency in together]
+
+
+def open_loop(cfg: Any) -> bool:
+    """Whether requests come at rates: then `experiment.concurrencies`, the load of closed loops, is not used."""
+    return cfg.experiment.request_rates is not None or cfg.workload.request_rate > 0
+
+
+def cell_of(cfg: Any, arm: str, length: int | None, rate: float, concurrency: int) -> Cell:
+    """The cell of one prompt length (tokens) at one load: a rate in requests/s, or `concurrency` where that is 0."""
+    experiment, workload = cfg.experiment, cfg.workload
+    count = workload.num_requests
+    if count is not None and rate > 0 and experiment.arrivals_s is not None:
+        count = max(count, math.ceil(rate * experiment.arrivals_s))
+    if count is not None and rate == 0 and experiment.concurrencies is not None:
+        # Fewer requests than are to run at a time would not be that load.
+        count = max(count, concurrency)
+    return Cell(
+        arm=arm,
+        name=f"{_prompts(cfg, length)}-{f'rate{rate:g}' if rate > 0 else f'conc{concurrency}'}",
+        prompt_len=length if has_length(workload.prompts) else None,
+        concurrency=concurrency,
+        request_rate=rate,
+        repeats=experiment.repeats,
+        num_requests=count,
+    )
 
 
 def has_length(prompts: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from wp1 import hardware, peaks
 from wp1.collectors import Collector
 from wp1.errors import ConfigError
 from wp1.plan import Arm, plan
@@ -29,6 +30,7 @@ class Prepared:
     labels: list[str]
     transfer: dict[str, str]  # which connector and why, of a disaggregated run
     skipped: list[dict[str, Any]]  # cells that do not fit, as run_metadata.json has them
+    peaks: dict[str, Any] | None  # what the device can do at most, if that is known
 
 
 def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | None = None) -> Prepared:
@@ -64,7 +66,8 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
         if key_of(cfg, arm.scheduler) != up:
             make_scheduler(cfg, arm, model, engine_log, kill=lambda: None, write=lambda _: None).check()
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
-    return Prepared(model, made_of, collectors, arms, labels, transfer, skipped)
+    known = peaks.for_run(hardware.describe(), cfg.experiment.measure_peaks, tell)
+    return Prepared(model, made_of, collectors, arms, labels, transfer, skipped, known)
 
 
 def _cells_that_fit(cfg: Any, model: ServedModel, arms: list[Arm]) -> tuple[ServedModel, list[dict[str, Any]]]:

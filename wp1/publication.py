@@ -251,9 +251,33 @@ def metrics_of(summary: dict[str, Any], compared: dict[str, Any] | None = None) 
     found = [number for name, profile in summary["profiling"].items() for number in _numbers(name, profile)]
     if summary["slo"]["attainment"] is not None:
         found.append(("slo/attainment", float(summary["slo"]["attainment"])))
+    found += _beside_latency(summary)
     if compared is not None:
         found += _compared(compared)
     return _named(found)
+
+
+def _beside_latency(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Of E1 the curve, as `length/agg/quadratic_share`; of searches what they found, as `goodput/agg/1024`.
+
+    By cell, MFU and MBU as `length/agg/1024-conc1/mfu` and `load/agg/1024-conc4/mbu`, with output and KV use.
+    """
+    lengths, loads = summary.get("by_length"), summary.get("by_load")
+    for arm, fit in (lengths or {"fits": {}})["fits"].items():
+        for key in ("a", "b", "c", "quadratic_share") if fit else ():
+            yield f"length/{arm}/{key}", fit[key]["value"]
+    for group, part, keys in (
+        ("length", lengths, ("prefill_tokens_per_s", "mfu", "mbu", "memory_gib_peak")),
+        ("load", loads, ("output_tokens_per_s_per_device", "mfu", "mbu", "kv_use_peak", "preemptions", "attainment")),
+    ):
+        for row in (part or {"rows": []})["rows"]:
+            for key in keys:
+                value = row[key]["value"] if isinstance(row[key], dict) else row[key]
+                if value is not None:
+                    yield f"{group}/{row['arm']}/{row['cell']}/{key}", float(value)
+    for search in summary.get("goodput") or ():
+        if search["goodput_per_device"] is not None:
+            yield f"goodput/{search['arm']}/{search['prompt_len']}", search["goodput_per_device"]
 
 
 def _compared(compared: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -298,10 +322,10 @@ def _named(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 def _files(run_dir: Path, experiment: str) -> list[tuple[Path, str | None]]:
     """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads."""
-    always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "artifacts/requests.csv")
-    limited = ("engine.log", "device.jsonl", "handoffs.jsonl", "queues.jsonl")
+    always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "goodput.jsonl")
+    limited = ("engine.log", "device.jsonl", "engine_stats.jsonl", "handoffs.jsonl", "queues.jsonl")
     found = [run_dir / name for name in always]
-    found += [arms.file_of(run_dir, experiment), arms.table_of(run_dir, experiment)]
+    found += [arms.file_of(run_dir, experiment), *sorted((run_dir / "artifacts").glob("*.csv"))]
     found = [path for path in found if path.is_file()]
     logs = [run_dir / name for name in limited if (run_dir / name).is_file()]
     found += [path for path in logs if path.stat().st_size <= MAX_LOG_BYTES]

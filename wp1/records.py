@@ -134,6 +134,21 @@ class QueueLengths:
 
 
 @dataclass(slots=True)
+class EngineStats:
+    """What an engine counted over the stretch of time that ends at `t`."""
+
+    t: float  # seconds, monotonic
+    arm: str
+    engine: str
+    kv_use: float = 0.0  # share of the KV cache's blocks that are in use, mean over steps
+    kv_use_peak: float = 0.0
+    running: int = 0  # requests, at most
+    waiting: int = 0  # requests that have no place yet, at most
+    preemptions: int = 0  # requests that lost their place and will be computed again
+    steps: int = 0
+
+
+@dataclass(slots=True)
 class LoopLag:
     """How late timers fired in the event loop that sends requests and takes tokens, 50 samples a second."""
 
@@ -159,7 +174,9 @@ def new_record(request: Request, t_intended: float) -> RequestRecord:
     )
 
 
-Row = RequestRecord | Handoff | QueueLengths | LoopLag
+# What goes into files of its own beside the records.
+Event = Handoff | QueueLengths | EngineStats
+Row = RequestRecord | Event | LoopLag
 
 
 class RecordWriter:

@@ -8,7 +8,7 @@ cut short leaves records that are put apart, into records.apart.jsonl and the li
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from wp1 import progress
 from wp1.errors import ConfigError, WP1Error
 from wp1.identity import NOT_HASHED
+from wp1.plan import Arm
+from wp1.progress import Unit
 
 # Files with a line for what belongs to one repeat of a cell, and those with one for a moment of the monotonic clock.
 OF_UNITS = ("records.jsonl", "handoffs.jsonl", "loop.jsonl")
@@ -147,25 +150,35 @@ def is_complete(run_dir: Path) -> bool:
     return path.is_file() and read_json(path)["status"] == "completed"
 
 
-def take_up(run_dir: Path, fresh: dict[str, Any]) -> dict[str, Any]:
+def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[str, Any]:
     """The metadata of a run that goes on; puts apart what was left of repeats that were not measured to their end.
 
-    fresh: the metadata that it would have as a new run.
+    fresh: the metadata that it would have as a new run. arms: what is planned; the cells of a search for goodput are
+    not, and those of one that was not brought to its end go too.
     Raises ConfigError where the machine, the versions or what the configuration stands for are not what they were.
     """
-    from wp1 import progress
+    from wp1 import goodput
     from wp1.analysis.summary import read_json
 
     metadata = read_json(run_dir / "run_metadata.json")
     _check_setting(run_dir, metadata, fresh)
-    done = {one.unit for one in progress.read(run_dir) if one.died is None}
-    apart = sum(_put_apart(run_dir / name, done) for name in OF_UNITS)
-    for name in (progress.FILE, *OF_MOMENTS):
+    skipped, probes = [one["cell"] for one in metadata["skipped"]], goodput.read(run_dir)
+    searched = {arm.name for arm in arms if goodput.ended(probes, arm.name, goodput.lengths_of(arm, skipped))}
+    planned = {(cell.arm, cell.name) for arm in arms for cell in arm.cells}
+    done = {
+        one.unit
+        for one in progress.read(run_dir)
+        if one.died is None and (one.arm in searched or one.unit[:2] in planned)
+    }
+    apart = sum(_put_apart(run_dir / name, lambda row: _unit(row) in done) for name in OF_UNITS)
+    _put_apart(run_dir / progress.FILE, lambda row: _unit(row) in done)
+    _put_apart(run_dir / goodput.FILE, lambda row: row.get("arm") in searched)
+    for name in OF_MOMENTS:
         _trim(run_dir / name)
     if metadata.get("boot") != fresh["boot"]:
         # The monotonic clock began anew, and moments of before would pass for moments of now.
         for name in OF_MOMENTS:
-            _put_apart(run_dir / name, set())
+            _put_apart(run_dir / name, lambda _: False)
     resumed = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "was": metadata["status"],
@@ -206,8 +219,8 @@ def _without_room(metadata: Mapping[str, Any]) -> str:
     return ", ".join(one["cell"] for one in metadata.get("skipped", ()) if one["kind"] == "memory")
 
 
-def _put_apart(path: Path, done: set[tuple[str, str, int]]) -> int:
-    """Moves lines of other units than these to a file beside it, and says how many. A torn line goes with them.
+def _put_apart(path: Path, stays: Callable[[dict[str, Any]], bool]) -> int:
+    """Moves other lines than these to a file beside it, and says how many. A torn line goes with them.
 
     At no moment is a line in neither file.
     """
@@ -215,17 +228,29 @@ def _put_apart(path: Path, done: set[tuple[str, str, int]]) -> int:
         return 0
     # Bytes: a line may be torn within a sign, and a text may hold what other splitting takes for a line's end.
     lines = [line + b"\n" for line in path.read_bytes().split(b"\n") if line]
-    keep = [line for line in lines if _unit(line) in done]
-    apart = [line for line in lines if _unit(line) not in done]
-    if apart:
+    keep = [line for line in lines if stays(_row(line))]
+    if len(keep) < len(lines):
         with path.with_suffix(f".apart{path.suffix}").open("ab") as out:
-            out.writelines(apart)
+            out.writelines(line for line in lines if not stays(_row(line)))
             out.flush()
             os.fsync(out.fileno())
         work = path.with_suffix(path.suffix + ".tmp")
         work.write_bytes(b"".join(keep))
         work.replace(path)
-    return len(apart)
+    return len(lines) - len(keep)
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """A line's content; {} of one that was torn."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _unit(row: Mapping[str, Any]) -> Unit:
+    return row.get("arm", ""), row.get("cell", ""), row.get("repeat", -1)
 
 
 def _trim(path: Path) -> None:
@@ -233,11 +258,3 @@ def _trim(path: Path) -> None:
     if path.is_file():
         with path.open("rb+") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def _unit(line: bytes) -> tuple[str, str, int] | None:
-    try:
-        row = json.loads(line)
-        return row["arm"], row["cell"], row["repeat"]
-    except (ValueError, KeyError, TypeError):
-        return None

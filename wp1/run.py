@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,11 @@ def run(
         metadata["model"] = _model_metadata(model)
         metadata["labels"] = prepared.labels
         metadata["skipped"] = prepared.skipped
+        metadata["peaks"] = prepared.peaks
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer
         if resuming:
-            metadata = resume.take_up(run_dir, metadata)
+            metadata = resume.take_up(run_dir, metadata, prepared.arms)
         else:
             OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         write_json(run_dir / "run_metadata.json", metadata)
@@ -122,6 +123,7 @@ def _model_metadata(model: ServedModel) -> dict[str, Any]:
         "rope": model.rope.as_dict(),
         "kv_bytes_per_token": model.kv_bytes_per_token,
         "weight_bytes": model.weight_bytes,
+        "shape": None if model.shape is None else asdict(model.shape),
     }
 
 

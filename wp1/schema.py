@@ -16,7 +16,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wp1.errors import ConfigError
-from wp1.plan import has_length
+from wp1.plan import has_length, open_loop
 from wp1.serving.placement import engine_sizes
 from wp1.workload.limits import check_workload
 
@@ -117,6 +117,7 @@ class Slo:
     name: str = "none"
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    e2e_ms: float | None = None
 
 
 @dataclass
@@ -135,6 +136,14 @@ class Experiment:
     prompt_lens: list[int] | None = None  # tokens; None: workload.prompt_len
     request_rates: list[float] | None = None  # requests/s; None: workload.request_rate
     time_budget_s: float | None = None  # for the cells of a run; one that would not end within is skipped
+    concurrencies: list[int] | None = None  # of closed loops; None: workload.concurrency
+    # Seconds of arrivals a repeat at a rate, at least; None: what workload.num_requests gives.
+    arrivals_s: float | None = None
+    # What the device can do at most, for MFU and MBU: measured once before the engines start if no table states it.
+    measure_peaks: bool = False
+    # The search for the highest rate that keeps the SLO, at every prompt length after the cells.
+    goodput_budget_s: float | None = None  # seconds a prompt length; None: no search
+    goodput_within: float = 0.1  # the search ends when the two nearest rates differ by this share
 
 
 @dataclass
@@ -292,9 +301,13 @@ def _check_values(cfg: Any) -> None:
         ("workload.timeout_s", cfg.workload.timeout_s, 0.001),
         ("slo.ttft_ms", cfg.slo.ttft_ms, 0),
         ("slo.tpot_ms", cfg.slo.tpot_ms, 0),
+        ("slo.e2e_ms", cfg.slo.e2e_ms, 0),
         ("tracking.timeout_s", cfg.tracking.timeout_s, 1),
         ("experiment.repeats", cfg.experiment.repeats, 1),
         ("experiment.time_budget_s", cfg.experiment.time_budget_s, 1),
+        ("experiment.goodput_budget_s", cfg.experiment.goodput_budget_s, 1),
+        ("experiment.arrivals_s", cfg.experiment.arrivals_s, 0.001),
+        ("experiment.goodput_within", cfg.experiment.goodput_within, 0.001),
         ("seed", cfg.seed, 0),
     ]
     for key, value, least in at_least:
@@ -379,17 +392,30 @@ def _check_cells(cfg: Any) -> None:
             )
         if not lengths or len(set(lengths)) < len(lengths) or not all(1 <= n <= MOST for n in lengths):
             raise ConfigError(f"experiment.prompt_lens={list(lengths)} does not do: name different lengths, in tokens")
-    if rates is not None:
-        if cfg.workload.request_rate:
+    if rates is not None and (
+        not rates or len(set(rates)) < len(rates) or not all(0 <= rate <= MOST for rate in rates)
+    ):
+        raise ConfigError(
+            f"experiment.request_rates={list(rates)} does not do: name different rates, in requests/s; 0 is one "
+            "at a time"
+        )
+    concurrencies = cfg.experiment.concurrencies
+    if concurrencies is not None and (
+        not concurrencies
+        or len(set(concurrencies)) < len(concurrencies)
+        or not all(1 <= n <= MOST for n in concurrencies)
+    ):
+        raise ConfigError(
+            f"experiment.concurrencies={list(concurrencies)} does not do: name different numbers of requests at a time"
+        )
+    limits = (cfg.slo.ttft_ms, cfg.slo.tpot_ms, cfg.slo.e2e_ms)
+    if cfg.experiment.goodput_budget_s is not None:
+        if not any(limit is not None for limit in limits):
             raise ConfigError(
-                f"workload.request_rate={cfg.workload.request_rate:g} has no effect beside experiment.request_rates: "
-                f"set experiment.request_rates=[{cfg.workload.request_rate:g}]"
+                "experiment.goodput_budget_s has no effect without limits: choose slo=interactive or set slo.ttft_ms"
             )
-        if not rates or len(set(rates)) < len(rates) or not all(0 <= rate <= MOST for rate in rates):
-            raise ConfigError(
-                f"experiment.request_rates={list(rates)} does not do: name different rates, in requests/s; 0 is one "
-                "at a time"
-            )
+        if not has_length(cfg.workload.prompts):
+            raise ConfigError("experiment.goodput_budget_s needs prompts of a length: choose workload=random or text")
 
 
 def check_overrides(cfg: Any, overrides: list[str]) -> None:
@@ -401,6 +427,16 @@ def check_overrides(cfg: Any, overrides: list[str]) -> None:
             raise ConfigError(
                 f"{override.lstrip('+')} has no effect with experiment={cfg.experiment.name}, which compares {arms}: "
                 f"set arms.{next(iter(cfg.arms))}.{key}=... and the like"
+            )
+        if cfg.experiment.request_rates is not None and override.lstrip("+").startswith("workload.request_rate="):
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect beside experiment.request_rates: "
+                f"set experiment.request_rates=[{cfg.workload.request_rate:g}]"
+            )
+        if open_loop(cfg) and override.lstrip("+").startswith("experiment.concurrencies="):
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect where requests come at a rate: drop it, or drop "
+                "experiment.request_rates and choose workload=random"
             )
 
 

@@ -12,7 +12,7 @@ from wp1 import schema
 from wp1.console import Screen
 from wp1.main import CONF
 from wp1.plan import plan
-from wp1.records import Handoff, QueueLengths, Request, RequestRecord, new_record
+from wp1.records import Event, Handoff, Request, RequestRecord, new_record
 from wp1.serving import models
 from wp1.serving.broker import EngineRoom, KVBroker
 from wp1.serving.engines import make_scheduler
@@ -78,7 +78,7 @@ async def handoff_rows(folder: Path, screen: Screen) -> list[list[str]]:
     model = models.prepare(cfg)
     handoffs: dict[str, Handoff] = {}
 
-    def write(row: Handoff | QueueLengths) -> None:
+    def write(row: Event) -> None:
         if isinstance(row, Handoff):
             handoffs[row.request_id] = row
 

@@ -30,7 +30,7 @@ from wp1.console import Screen, output_to
 from wp1.identity import versions
 from wp1.main import CONF
 from wp1.plan import plan
-from wp1.records import Handoff, QueueLengths, Request, RequestRecord, new_record
+from wp1.records import Event, Handoff, Request, RequestRecord, new_record
 from wp1.serving import models
 from wp1.serving.engines import make_scheduler
 from wp1.serving.guard import ProcessGuard
@@ -124,7 +124,7 @@ async def _measure(variant: str, words: Any, kv_gib: float, folder: Path, screen
     model = models.prepare(cfg)
     handoffs: dict[str, Handoff] = {}
 
-    def write(row: Handoff | QueueLengths) -> None:
+    def write(row: Event) -> None:
         if isinstance(row, Handoff):
             handoffs[row.request_id] = row
 

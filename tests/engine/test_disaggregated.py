@@ -19,7 +19,7 @@ from wp1 import schema
 from wp1.console import output_to
 from wp1.main import CONF
 from wp1.plan import plan
-from wp1.records import Handoff, QueueLengths, Request, RequestRecord, new_record
+from wp1.records import Event, Handoff, Request, RequestRecord, new_record
 from wp1.serving import models
 from wp1.serving.disaggregated import DisaggregatedScheduler
 from wp1.serving.engines import make_scheduler
@@ -38,7 +38,7 @@ class Pools:
 
     def __init__(self, loop: Loop, folder: Path, stack: ExitStack, *overrides: str) -> None:
         self._loop = loop
-        self.written: list[Handoff | QueueLengths] = []
+        self.written: list[Event] = []
         log = folder / "engine.log"
         with initialize_config_dir(str(CONF), version_base="1.3"):
             words = [f"root={folder}", "scheduler=disagg", f"workload.timeout_s={LEASE_S}", "model.max_len=4096"]

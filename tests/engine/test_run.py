@@ -68,6 +68,24 @@ def test_random_weights_serve_token_ids_and_are_labelled(start: Start) -> None:
     assert "random weights" in _is_in_mlflow(run, "FINISHED").data.tags["labels"]
 
 
+def test_e2_with_a_search_from_the_command_line(start: Start) -> None:
+    lists = ("experiment.prompt_lens=[64,256]", "experiment.concurrencies=[1,3]", "experiment.repeats=2")
+    search = ("experiment.goodput_budget_s=8", "experiment.arrivals_s=1")
+    run = start("experiment=e2", *TINY_SHAPE, *lists, *search, "tracking=none")
+    code, output = run.finish()
+    assert code == 0, output
+    summary = read_json(run.run_dir / "summary.json")
+    rows = summary["by_load"]["rows"]
+    assert [row["cell"] for row in rows] == ["64-conc1", "64-conc3", "256-conc1", "256-conc3"]
+    # The engine's own account of its KV cache, and shares of a peak that was measured here.
+    assert all(0 < row["kv_use_peak"] < 1 and row["preemptions"] == 0 for row in rows)
+    assert all(0 < row["mfu"]["value"] < 1.5 and 0 < row["mbu"]["value"] < 1.5 for row in rows)
+    assert rows[1]["batch"]["value"] > 1
+    assert [search["prompt_len"] for search in summary["goodput"]] == [64, 256]
+    assert all(search["path"] for search in summary["goodput"])
+    assert "## Goodput" in (run.root / "outputs" / "reports" / f"{run.run_dir.name}.md").read_text()
+
+
 def test_an_engine_that_hangs_at_its_start_is_ended_with_its_last_lines(start: Start) -> None:
     run = start("backend.startup_timeout_s=6", "tracking=none")
     code, output = run.finish()

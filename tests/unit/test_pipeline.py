@@ -257,3 +257,67 @@ def test_kv_that_is_not_given_back_fails_the_run(config: Compose, double: Any, t
 def test_a_run_without_handoffs_has_no_file_of_them(config: Compose, double: Any, tmp_path: Path) -> None:
     outcome = _run(config, tmp_path)
     assert not (outcome.run_dir / "handoffs.jsonl").exists()
+
+
+PEAKS = {"device": "a test", "flops": 1e9, "bytes_per_s": 1e8, "kind": "measured", "source": "a test"}
+
+
+def test_e1_fits_a_curve_through_its_lengths(
+    config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wp1.peaks.for_run", lambda *_: PEAKS)
+    outcome = _run(config, tmp_path, "experiment=e1", "experiment.prompt_lens=[16,64,256]")
+    assert (outcome.status, outcome.reason) == ("completed", None)
+    assert outcome.summary is not None
+    found = outcome.summary["by_length"]
+    assert [row["prompt_len"] for row in found["rows"]] == [16, 64, 256]
+    assert all(row["mfu"]["value"] > 0 and row["mbu"]["value"] > 0 for row in found["rows"])
+    assert found["fits"]["agg"]["at"] == 256
+    page = outcome.report.read_text()  # type: ignore[union-attr]
+    assert "## What prompt length costs" in page
+    assert "TTFT ≈" in page
+    assert (outcome.report.parent / RUN_ID / "ttft_by_length.png").is_file()  # type: ignore[union-attr]
+    assert (outcome.run_dir / "artifacts" / "e1_by_length.csv").read_text().count("random weights") == 3
+
+
+def test_e2_crosses_lengths_with_loads(config: Compose, double: Any, tmp_path: Path) -> None:
+    lists = ("experiment.prompt_lens=[16,64]", "experiment.concurrencies=[1,6]", "experiment.measure_peaks=false")
+    outcome = _run(config, tmp_path, "experiment=e2", *lists)
+    assert (outcome.status, outcome.reason) == ("completed", None)
+    assert outcome.summary is not None
+    rows = outcome.summary["by_load"]["rows"]
+    assert [row["cell"] for row in rows] == ["16-conc1", "16-conc6", "64-conc1", "64-conc6"]
+    # As many requests as are to run at a time, though num_requests is less.
+    assert [row["sent"] for row in rows] == [12, 18, 12, 18]
+    assert rows[1]["batch"]["value"] > 2
+    assert rows[0]["attainment"] == 1.0
+    page = outcome.report.read_text()  # type: ignore[union-attr]
+    assert "## What context and load cost" in page
+    assert "No MFU and MBU: no peak is known" in page
+    assert (outcome.report.parent / RUN_ID / "load.png").is_file()  # type: ignore[union-attr]
+
+
+def test_e2_at_rates(config: Compose, double: Any, tmp_path: Path) -> None:
+    lists = ("experiment.prompt_lens=[16]", "experiment.request_rates=[50,200]", "experiment.measure_peaks=false")
+    outcome = _run(config, tmp_path, "experiment=e2", *lists)
+    assert (outcome.status, outcome.reason) == ("completed", None)
+    assert outcome.summary is not None
+    assert [row["cell"] for row in outcome.summary["by_load"]["rows"]] == ["16-rate50", "16-rate200"]
+
+
+def test_a_search_for_goodput_is_in_the_folder_and_the_report(config: Compose, double: Any, tmp_path: Path) -> None:
+    lists = ("experiment.prompt_lens=[16]", "experiment.concurrencies=[1,2]", "experiment.measure_peaks=false")
+    search = ("experiment.goodput_budget_s=3", "experiment.arrivals_s=0.1", "slo.ttft_ms=30")
+    outcome = _run(config, tmp_path, "experiment=e2", *lists, *search, "workload.num_requests=12")
+    assert (outcome.status, outcome.reason) == ("completed", None)
+    assert outcome.summary is not None
+    [found] = outcome.summary["goodput"]
+    assert len(found["path"]) >= 2
+    assert found["ended"]
+    assert found["goodput"] == found["goodput_per_device"]
+    # Its probes are no cells of the experiment.
+    assert [row["cell"] for row in outcome.summary["by_load"]["rows"]] == ["16-conc1", "16-conc2"]
+    page = outcome.report.read_text()  # type: ignore[union-attr]
+    assert "## Goodput" in page
+    assert (outcome.report.parent / RUN_ID / "goodput.png").is_file()  # type: ignore[union-attr]
+    assert (outcome.run_dir / "goodput.jsonl").read_text().count("\n") == len(found["path"]) + 1

@@ -21,6 +21,24 @@ def test_e3_compares_every_length_at_every_rate_under_both_arms(config: Compose)
     assert [cell.prompt_len for cell in agg.cells] == [64, 64, 128, 128]
 
 
+def test_e2_crosses_lengths_with_loads(config: Compose) -> None:
+    [arm] = plan(config("experiment=e2", "experiment.prompt_lens=[64,128]", "experiment.concurrencies=[1,8]"))
+    assert [cell.name for cell in arm.cells] == ["64-conc1", "64-conc8", "128-conc1", "128-conc8"]
+    # At least as many requests as are to run at a time.
+    assert [cell.num_requests for cell in arm.cells] == [4, 8, 4, 8]
+
+
+def test_e2_at_rates_has_requests_for_its_seconds(config: Compose) -> None:
+    lengths = "experiment.prompt_lens=[64]"
+    [arm] = plan(config("experiment=e2", lengths, "experiment.request_rates=[0.1,3]"))
+    assert [(cell.name, cell.num_requests) for cell in arm.cells] == [("64-rate0.1", 4), ("64-rate3", 30)]
+    [arm] = plan(config("experiment=e2", lengths, "workload=poisson"))
+    assert [(cell.name, cell.num_requests) for cell in arm.cells] == [("64-rate1", 10)]
+    both = ("workload=poisson", "experiment.request_rates=[2]")
+    [arm] = plan(config("experiment=e2", lengths, *both))
+    assert [cell.name for cell in arm.cells] == ["64-rate2"]
+
+
 def test_arms_take_turns_and_neighbouring_repeats_share_a_start(config: Compose) -> None:
     arms = plan(config("experiment=e3"))
     order = [(stint.arm.name, stint.repeats) for stint in stints(arms, 3)]

@@ -50,7 +50,15 @@ def test_every_model_composes_and_passes(config: Compose, model: str) -> None:
         (["experiment=e3", "workload.prompt_len=100"], "set experiment.prompt_lens=[100]"),
         (["experiment.prompt_lens=[100]"], "experiment.prompt_lens"),
         (["experiment=e3", "experiment.request_rates=[-1]"], "experiment.request_rates"),
-        (["experiment=e3", "workload.request_rate=2"], "set experiment.request_rates=[2]"),
+        (["experiment=e2", "experiment.concurrencies=[]"], "experiment.concurrencies"),
+        (["experiment=e2", "experiment.concurrencies=[2,2]"], "experiment.concurrencies"),
+        (["experiment=e2", "experiment.concurrencies=[0]"], "experiment.concurrencies"),
+        (["experiment=e2", "slo=none", "experiment.goodput_budget_s=10"], "slo=interactive"),
+        (["slo=interactive", "experiment.goodput_budget_s=10"], "workload=random or text"),
+        (["experiment=e2", "experiment.goodput_budget_s=0"], "experiment.goodput_budget_s"),
+        (["experiment=e2", "experiment.goodput_within=0"], "experiment.goodput_within"),
+        (["experiment=e2", "experiment.arrivals_s=0"], "experiment.arrivals_s"),
+        (["slo.e2e_ms=-1"], "slo.e2e_ms"),
         (["scheduler.devices=gpu"], "scheduler.devices"),
         (["backend._target_=tests.double.DoubleBackend"], "backend._target_"),
         (["workload.request_rate=-0.1"], "workload.request_rate"),
@@ -150,3 +158,20 @@ def test_a_scheduler_beside_arms_is_refused_as_it_would_have_no_effect(config: C
             schema.check_overrides(cfg, [said])
     schema.check_overrides(cfg, ["arms.agg.replicas=2", "seed=1"])
     schema.check_overrides(config(), ["scheduler.replicas=4"])
+
+
+def test_a_load_that_would_not_be_used_is_refused(config: Compose) -> None:
+    with pytest.raises(ConfigError, match=r"set experiment\.request_rates=\[2\]"):
+        schema.check_overrides(config("experiment=e3", "workload.request_rate=2"), ["workload.request_rate=2"])
+    said = "experiment.concurrencies=[1,2]"
+    for rates in ("workload=poisson", "experiment.request_rates=[1]"):
+        with pytest.raises(ConfigError, match=r"experiment\.concurrencies=\[1,2\] has no effect"):
+            schema.check_overrides(config("experiment=e2", said, rates), [said])
+    schema.check_overrides(config("experiment=e2", said), [said])
+
+
+@pytest.mark.parametrize("slo", ["none", "interactive", "mlperf_8b", "mlperf_8b_fast", "long_context", "summarisation"])
+def test_every_slo_composes_and_passes(config: Compose, slo: str) -> None:
+    cfg = config(f"slo={slo}")
+    schema.check(cfg)
+    assert cfg.slo.name == slo

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import comparison, metrics, parity, words
+from wp1.analysis import comparison, metrics, parity, roofline, words
 
 
 def names_of(config: Mapping[str, Any]) -> list[str]:
@@ -52,8 +52,7 @@ def contents(
         },
         "parity": parity.parity(a, b),
         "overall": {
-            arm: metrics.latency(part)
-            | {"slo_attainment": metrics.attainment(part, slo.get("ttft_ms"), slo.get("tpot_ms"))}
+            arm: metrics.latency(part) | {"slo_attainment": metrics.attainment(part, *metrics.limits(slo))}
             for arm, part in zip(arms[:2], (a, b), strict=True)
         },
     }
@@ -72,9 +71,4 @@ def _by_arm(column: str, arms: Sequence[str]) -> str:
 
 def devices_of(pools: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> dict[str, int]:
     """How many devices each arm uses: its GPUs, each once however many engines share it; a host without GPU is one."""
-    found = {}
-    for arm in arms:
-        engines = [engine for pool in pools if pool.get("arm") == arm for engine in pool["engines"]]
-        gpus = {device for engine in engines for device in engine["devices"] if device.startswith("cuda")}
-        found[arm] = len(gpus) or 1
-    return found
+    return {arm: roofline.devices_of(pools, arm) for arm in arms}

@@ -51,8 +51,10 @@ def arm_plots(folder: Path, measured: pl.DataFrame, arms: Sequence[str], slo: di
     ]
     _latency(answered, arms, made[0][1], mark)
     _phases(answered, arms, made[1][1], mark)
-    limits = (slo["ttft_ms"], slo["tpot_ms"])
-    if limits != (None, None) and any(cells.parse(name).rate > 0 for name in measured["cell"].unique()):
+    limits = metrics.limits(slo)
+    if any(limit is not None for limit in limits) and any(
+        cells.parse(name).rate > 0 for name in measured["cell"].unique()
+    ):
         caption = "Share of all requests sent that met the SLO, with 95 % Wilson intervals; goodput needs 90 %."
         made.append((caption, folder / "attainment.png"))
         _attainment(measured, arms, limits, made[-1][1], mark)
@@ -137,11 +139,7 @@ def _length_axis(axes: Any, prompts: Sequence[str]) -> None:
 
 
 def _short(prompt: str) -> str:
-    """4096 as 4k; what is no round number of k in full."""
-    if not prompt.isdecimal():
-        return prompt
-    length = int(prompt)
-    return f"{length // 1024}k" if length >= 1024 and length % 1024 == 0 else f"{length:,}"
+    return style.tokens(int(prompt)) if prompt.isdecimal() else prompt
 
 
 def _scale(column: Any) -> None:
@@ -174,9 +172,7 @@ def _legend_below(figure: Any, axes: Any, columns: int = 6) -> None:
     figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), frameon=False)
 
 
-def _attainment(
-    measured: pl.DataFrame, arms: Sequence[str], limits: tuple[float | None, float | None], path: Path, mark: str
-) -> None:
+def _attainment(measured: pl.DataFrame, arms: Sequence[str], limits: metrics.Limits, path: Path, mark: str) -> None:
     """A panel for each length, attainment by request rate; where only one rate was tested, one panel by length."""
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -221,7 +217,9 @@ def _attainment(
             axes.tick_params(labelbottom=True)
         if n % across == 0:
             axes.set_ylabel("% of requests")
-    words = " and ".join(f"{k} ≤ {v:g} ms" for k, v in zip(("TTFT", "TPOT"), limits, strict=True) if v is not None)
+    words = " and ".join(
+        f"{k} ≤ {v:g} ms" for k, v in zip(("TTFT", "TPOT", "E2E"), limits, strict=True) if v is not None
+    )
     _title(figure, f"SLO attainment: {words}", mark)
     _legend_below(figure, flat[0])
     style.save(figure, path)
@@ -229,7 +227,7 @@ def _attainment(
 
 def _shares(
     axes: Any, rows: pl.DataFrame, ticks: Sequence[str], of_tick: dict[str, str],
-    limits: tuple[float | None, float | None], arm: str, n: int, arms: Sequence[str],
+    limits: metrics.Limits, arm: str, n: int, arms: Sequence[str],
 ) -> None:  # fmt: skip
     xs, shares, bounds = [], [], []
     for place, tick in enumerate(ticks):
@@ -238,7 +236,7 @@ def _shares(
             met = int(of_cell.select(metrics.met(*limits).sum()).item())
             xs.append(place + 0.12 * (n - (len(arms) - 1) / 2))
             shares.append(100 * met / of_cell.height)
-            bounds.append([100 * bound for bound in _wilson(met, of_cell.height)])
+            bounds.append([100 * bound for bound in metrics.wilson(met, of_cell.height)])
     if not xs:
         return
     low, high = np.array(bounds).T
@@ -248,14 +246,6 @@ def _shares(
         xs, shares, yerr=spread, label=arm, color=_colours(arms)[arm], marker=MARKERS[n % len(MARKERS)],
         markersize=4, linewidth=1.4, elinewidth=1.2, capsize=2.5, clip_on=False,
     )  # fmt: skip
-
-
-def _wilson(met: int, sent: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927): unlike a bootstrap it has a width also at 0 and 100 %."""
-    share = met / sent
-    centre = (share + z * z / 2 / sent) / (1 + z * z / sent)
-    half = z / (1 + z * z / sent) * float(np.sqrt(share * (1 - share) / sent + z * z / 4 / sent / sent))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) -> None:

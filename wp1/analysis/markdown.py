@@ -1,5 +1,6 @@
 """Tables and numbers as a report writes them; what is not known is a dash."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -21,6 +22,24 @@ def ms(value: float | None) -> str | None:
     if value is None:
         return None
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2f}"
+
+
+def with_interval(figure: Mapping[str, Any] | None, form: Callable[[float], str | None]) -> str | None:
+    """A figure of `wp1.analysis.bootstrap` as value [low, high]; `form` writes each number."""
+    if figure is None:
+        return None
+    bounds = [form(figure[key]) for key in ("low", "high") if key in figure]
+    return f"{form(figure['value'])}" + (f" [{', '.join(map(str, bounds))}]" if bounds else "")
+
+
+def share(value: float) -> str:
+    """A share as a whole percent; below ten with a decimal."""
+    return f"{value * 100:.{0 if abs(value) >= 0.0995 else 1}f} %"
+
+
+def short(value: float) -> str:
+    """Any number, to about three digits."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def fixed(value: float | None) -> str | None:

@@ -1,5 +1,6 @@
 """Figures from tables: percentiles, means with intervals, throughput, attainment. Pure."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -66,20 +67,46 @@ def latency(requests: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def attainment(requests: pl.DataFrame, ttft_ms: float | None, tpot_ms: float | None) -> float | None:
-    """SLO attainment: the share of all requests sent that met both limits; None without a limit or a request."""
-    if (ttft_ms is None and tpot_ms is None) or requests.is_empty():
+Limits = tuple[float | None, float | None, float | None]
+
+
+def limits(slo: Mapping[str, Any]) -> Limits:
+    """The limits of TTFT, TPOT and E2E in ms, from the configuration's slo; None where there is none."""
+    return slo.get("ttft_ms"), slo.get("tpot_ms"), slo.get("e2e_ms")
+
+
+def limits_in_words(slo: Mapping[str, Any]) -> str:
+    """As in TTFT ≤ 2000 ms, TPOT ≤ 200 ms."""
+    pairs = zip(("TTFT", "TPOT", "E2E"), limits(slo), strict=True)
+    return ", ".join(f"{name} ≤ {value:g} ms" for name, value in pairs if value is not None)
+
+
+def attainment(
+    requests: pl.DataFrame, ttft_ms: float | None, tpot_ms: float | None, e2e_ms: float | None = None
+) -> float | None:
+    """SLO attainment: the share of all requests sent that met every limit; None without a limit or a request."""
+    if (ttft_ms is None and tpot_ms is None and e2e_ms is None) or requests.is_empty():
         return None
-    return round(float(requests.select(met(ttft_ms, tpot_ms).mean()).item()), 4)
+    return round(float(requests.select(met(ttft_ms, tpot_ms, e2e_ms).mean()).item()), 4)
 
 
-def met(ttft_ms: float | None, tpot_ms: float | None) -> pl.Expr:
-    """Whether a request met both limits (ms). One that failed did not; one of a single token has no TPOT to miss."""
+def wilson(met: int, sent: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, 1927): unlike a bootstrap it has a width also at 0 and 100 %."""
+    share = met / sent
+    centre = (share + z * z / 2 / sent) / (1 + z * z / sent)
+    half = z / (1 + z * z / sent) * float(np.sqrt(share * (1 - share) / sent + z * z / 4 / sent / sent))
+    return round(max(0.0, centre - half), 6), round(min(1.0, centre + half), 6)
+
+
+def met(ttft_ms: float | None, tpot_ms: float | None, e2e_ms: float | None = None) -> pl.Expr:
+    """Whether a request met every limit (ms). One that failed did not; one of a single token has no TPOT to miss."""
     found = pl.col("status") == "ok"
     if ttft_ms is not None:
         found &= pl.col("ttft_ms") <= ttft_ms
     if tpot_ms is not None:
         found &= pl.col("tpot_ms").is_null() | (pl.col("tpot_ms") <= tpot_ms)
+    if e2e_ms is not None:
+        found &= pl.col("e2e_ms") <= e2e_ms
     return found.fill_null(False)
 
 

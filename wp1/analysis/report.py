@@ -8,7 +8,20 @@ from typing import Any
 import polars as pl
 
 from wp1 import labels
-from wp1.analysis import arms, cells, comparison_plots, comparison_report, plots, tables
+from wp1.analysis import (
+    arms,
+    by_length_plots,
+    by_length_report,
+    by_load_plots,
+    by_load_report,
+    cells,
+    comparison_plots,
+    comparison_report,
+    goodput,
+    metrics,
+    plots,
+    tables,
+)
 from wp1.analysis.markdown import fixed, ms, number, percent, rate, table, text
 from wp1.analysis.summary import read_config, read_json
 from wp1.collectors.device import read_samples
@@ -62,12 +75,19 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
         arm_pictures = comparison_plots.arm_plots(folder, measured, names, config["slo"], plots.mark_of(metadata))
     pictures = plots.run_plots(folder, requests, read_samples(run_dir), metadata)
     pictures += comparison_plots.handoff_plots(folder, queues, measured, plots.mark_of(metadata))
+    mark = plots.mark_of(metadata)
     page = reports / f"{metadata['run_id']}.md"
     parts = [
         _head(metadata),
         comparison_report.words(compared),
         _pictures(folder, arm_pictures),
         comparison_report.side_by_side(compared),
+        by_length_report.section(summary.get("by_length")),
+        _pictures(folder, by_length_plots.length_plots(folder, summary.get("by_length"), mark)),
+        by_load_report.section(summary.get("by_load")) if not names else "",
+        _pictures(folder, by_load_plots.load_plots(folder, summary.get("by_load"), mark)) if not names else "",
+        goodput.section(summary.get("goodput"), config["slo"]),
+        _pictures(folder, by_load_plots.goodput_plots(folder, summary.get("goodput"), config["slo"], mark)),
         _answers(requests, names) if config["workload"]["prompts"] == "dataset" else "",
         _kv_transfer(summary),
         _skipped(summary),
@@ -210,41 +230,46 @@ def _latency(summary: dict[str, Any]) -> str:
             parts.append(table(["", "n", "mean [95 %]", "p50", "p90", "p95", "p99"], rows, "lrrrrrr"))
     attained = summary["slo"]["attainment"]
     if attained is not None:
-        limits = [
-            f"{k[:4].upper()} ≤ {summary['slo'][k]:g} ms"
-            for k in ("ttft_ms", "tpot_ms")
-            if summary["slo"][k] is not None
-        ]
+        limits = metrics.limits_in_words(summary["slo"])
         parts.append(
-            f"SLO `{summary['slo']['name']}` ({', '.join(limits)}): attained by {attained:.1%} of all requests sent."
+            f"SLO `{summary['slo']['name']}` ({limits}): attained by {percent(attained)} of all requests sent."
         )
     return "\n\n".join(parts)
 
 
 def _devices(summary: dict[str, Any]) -> str:
     profile = summary["profiling"].get("device")
-    if not profile or not profile["devices"]:
+    if not profile:
         return ""
-    rows = []
-    for name, d in profile["devices"].items():
-        rows.append(
-            [
-                name,
-                *(
-                    fixed(d[f"{key}_{end}"])
-                    for key in ("memory_gib", "utilisation_percent", "power_w")
-                    for end in ("mean", "peak")
-                ),
-            ]
+    notes = [f"- {text(note)}." for note in profile.get("notes", [])]
+    parts = ["## Devices, while requests were measured"]
+    if profile["devices"]:
+        rows = []
+        for name, found in profile["devices"].items():
+            idle = found.get("idle")
+            rows += [_device_row(name, found)] + ([_device_row(f"{name}, idle", idle)] if idle else [])
+        host = any(d["kind"] == "host" for d in profile["devices"].values())
+        note = (
+            "No GPU was used: **host** is the engines' resident memory and their CPU load (100 % is one core)."
+            if host
+            else "Memory in use on the GPU includes the KV pool that vLLM reserves at its start; **idle**: engines up, "
+            "and nothing to do."
         )
-    host = any(d["kind"] == "host" for d in profile["devices"].values())
-    note = (
-        "No GPU was used: **host** is the engines' resident memory and their CPU load (100 % is one core)."
-        if host
-        else "Memory in use on the GPU includes the KV pool that vLLM reserves at its start."
-    )
-    header = ["device", "GiB mean", "GiB peak", "load % mean", "load % peak", "W mean", "W peak"]
-    return f"## Devices, while requests were measured\n\n{table(header, rows, 'lrrrrrr')}\n\n{note}"
+        energy = profile.get("energy")
+        if energy and energy["joules_per_output_token"] is not None:
+            note += (
+                f" Energy while requests were in flight: {energy['joules']:,.0f} J, "
+                f"{energy['joules_per_output_token']:.3g} J an output token (from NVML's {energy['from']})."
+            )
+        header = ["device", "GiB mean", "GiB peak", "load % mean", "load % peak", "W mean", "W peak"]
+        parts += [table(header, rows, "lrrrrrr"), note]
+    parts += ["\n".join(notes)] if notes else []
+    return "\n\n".join(parts) if len(parts) > 1 else ""
+
+
+def _device_row(name: str, found: dict[str, Any]) -> list[str | None]:
+    keys = (f"{key}_{end}" for key in ("memory_gib", "utilisation_percent", "power_w") for end in ("mean", "peak"))
+    return [name, *(fixed(found[key]) for key in keys)]
 
 
 def _checks(summary: dict[str, Any]) -> str:
@@ -335,7 +360,11 @@ def _files(run_dir: Path, page: Path, metadata: dict[str, Any]) -> str:
             f"{metadata['experiment']}_summary.json",
             "handoffs.jsonl",
             "queues.jsonl",
+            "engine_stats.jsonl",
+            "goodput.jsonl",
             f"artifacts/{metadata['experiment']}_mode_comparison.csv",
+            f"artifacts/{metadata['experiment']}_by_length.csv",
+            f"artifacts/{metadata['experiment']}_by_load.csv",
         )
         if (run_dir / name).exists()
     ]

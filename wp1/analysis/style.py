@@ -35,6 +35,13 @@ def title(text: str, mark: str, most: int = 62) -> str:
     return text + mark if len(text + mark) <= most else f"{text}\n{mark.strip()}".rstrip()
 
 
+def tokens(length: int) -> str:
+    """4096 as 4k, for ticks; what is no round number of k in full up to 10,000, and beyond to three digits."""
+    if length >= 10_000:
+        return f"{length / 1024:.3g}k"
+    return f"{length // 1024}k" if length >= 1024 and length % 1024 == 0 else f"{length:,}"
+
+
 def save(figure: "Figure", path: Path) -> None:
     """Writes a PNG without date or version in it: the same figure has the same bytes."""
     import matplotlib.pyplot as plt

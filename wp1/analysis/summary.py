@@ -8,9 +8,10 @@ from typing import Any
 import polars as pl
 import yaml
 
-from wp1.analysis import arms, checks, metrics, tables
+from wp1.analysis import arms, by_length, by_load, checks, goodput, metrics, tables
 from wp1.collectors import Collector
 from wp1.errors import WP1Error
+from wp1.goodput import read as read_probes
 
 SAMPLE_COLUMNS = (
     "request_id", "arm", "cell", "repeat", "label", "status", "error", "phase", "prompt_tokens", "output_tokens",
@@ -63,11 +64,25 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
         ),
         "slo": {
             **config["slo"],
-            "attainment": metrics.attainment(measured, config["slo"]["ttft_ms"], config["slo"]["tpot_ms"]),
+            "attainment": metrics.attainment(measured, *metrics.limits(config["slo"])),
         },
         "profiling": {collector.name: collector.profile(run_dir, requests) for collector in collectors},
     }
+    profile = summary["profiling"].get("device") or {}
+    stats = tables.engine_stats(run_dir / "engine_stats.jsonl")
+    summary["by_length"] = by_length.by_length(requests, metadata, profile)
+    probes = read_probes(run_dir)
+    apart = goodput.probe_cells(probes)
+    planned = requests.filter(
+        pl.Series([key not in apart for key in requests.select("arm", "cell").iter_rows()], dtype=pl.Boolean)
+    )
+    summary["by_load"] = by_load.by_load(planned, stats, metadata, config["slo"])
+    summary["goodput"] = goodput.found(probes, requests, metadata, config["slo"])
     (run_dir / "artifacts").mkdir(exist_ok=True)
+    for name in ("by_length", "by_load"):
+        if summary[name] is not None:
+            path = run_dir / "artifacts" / f"{metadata['experiment']}_{name}.csv"
+            tables.flat(summary[name]["rows"], metadata["labels"]).write_csv(path)
     samples = measured.select(*SAMPLE_COLUMNS, pl.lit(", ".join(metadata["labels"])).alias("labels"))
     samples.write_csv(run_dir / "artifacts" / "requests.csv", float_precision=3)
     _compare(run_dir, config, metadata, requests)

@@ -5,7 +5,9 @@ from the intended arrival, so a late client is not hidden.
 """
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -83,6 +85,19 @@ QUEUE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 
 
+STATS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "t": pl.Float64,
+    "arm": pl.String,
+    "engine": pl.String,
+    "kv_use": pl.Float64,
+    "kv_use_peak": pl.Float64,
+    "running": pl.Int64,
+    "waiting": pl.Int64,
+    "preemptions": pl.Int64,
+    "steps": pl.Int64,
+}
+
+
 def requests(path: Path) -> pl.DataFrame:
     """One row a record, with its fields and the latencies of `with_latencies`.
 
@@ -105,6 +120,14 @@ def queues(path: Path) -> pl.DataFrame:
     A last line torn by a crash is left out. Raises WP1Error where the file is none of queue lengths.
     """
     return _read(path, QUEUE_SCHEMA, "queue lengths")
+
+
+def engine_stats(path: Path) -> pl.DataFrame:
+    """One row a tenth of a second and engine (`records.EngineStats`); empty where there is no file.
+
+    A last line torn by a crash is left out. Raises WP1Error where the file is none of engines' counts.
+    """
+    return _read(path, STATS_SCHEMA, "engines' counts")
 
 
 def _read(path: Path, schema: dict[str, pl.DataType | type[pl.DataType]], content: str) -> pl.DataFrame:
@@ -182,3 +205,20 @@ def with_handoff_times(records: pl.DataFrame) -> pl.DataFrame:
         copy_ms=pl.col("copy_s") * 1e3,
         wait_ms=pl.col("wait_s") * 1e3,
     )
+
+
+def flat(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> pl.DataFrame:
+    """Rows with figures ({n, value, low, high}) as a table for CSV: x, x_low, x_high and x_n; labels in every row."""
+    lines = []
+    for row in rows:
+        line: dict[str, Any] = {}
+        for key, value in row.items():
+            if isinstance(value, Mapping):
+                line |= {key if part == "value" else f"{key}_{part}": value[part] for part in value}
+            elif isinstance(value, (tuple, list)):
+                line |= dict(zip((f"{key}_low", f"{key}_high"), value, strict=True))
+            else:
+                line[key] = value
+        lines.append(line | {"labels": ", ".join(labels)})
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    return pl.DataFrame([{key: line.get(key) for key in columns} for line in lines], infer_schema_length=None)

@@ -1,4 +1,4 @@
-"""Memory, load and power of the devices while engines live, sampled beside the run into device.jsonl.
+"""Memory, load, power and energy of the devices while engines live, sampled beside the run into device.jsonl.
 
 On GPUs through NVML. Without one, the same samples are of the host: resident memory of the engines' processes and
 their CPU load, labelled "host" wherever they appear.
@@ -11,21 +11,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from wp1 import hardware
+from wp1.analysis import spans
+from wp1.collectors.sampling import Sample, gpu_reader, host_reader, note
 
-Sample = dict[str, Any]
 SCHEMA = {
     "t": pl.Float64,  # seconds, monotonic: the records' clock
     "device": pl.String,  # "cuda:0", or "host"
     "memory_bytes": pl.Int64,  # in use on the GPU by all processes; resident, of the engines' processes
     "utilisation": pl.Float64,  # percent: of time with a kernel running; of one core, summed over processes
     "power_w": pl.Float64,  # null on a host
+    "energy_j": pl.Float64,  # a counter that only grows; null on a host and on older cards
+    "note": pl.String,  # why there are no figures; null in all samples that have some
 }
-
-# Listing all processes of a host costs milliseconds, reading one of them microseconds.
-LIST_PERIOD_S = 5.0
 
 
 class GPUStatsCollector:
@@ -42,7 +43,7 @@ class GPUStatsCollector:
         self._close: Callable[[], None] = lambda: None
 
     def start(self, run_dir: Path, gpus: list[int]) -> None:
-        read, self._close = _gpu_reader(gpus) if gpus else _host_reader()
+        read, self._close = gpu_reader(gpus) if gpus else host_reader()
         self._thread = threading.Thread(target=self._loop, args=(read, run_dir / "device.jsonl"), daemon=True)
         self._thread.start()
 
@@ -50,7 +51,12 @@ class GPUStatsCollector:
         with path.open("a") as out:
             due = time.monotonic()
             while not self._stop.is_set():
-                for sample in read():
+                try:
+                    samples = read()
+                except Exception as error:  # whatever it is, the run goes on without device figures, and says so
+                    samples = [note("device", f"sampling ended early ({type(error).__name__}: {error})")]
+                    self._stop.set()
+                for sample in samples:
                     out.write(json.dumps(sample) + "\n")
                 out.flush()
                 # An absolute schedule: a late sample does not push back the next.
@@ -65,19 +71,36 @@ class GPUStatsCollector:
             self._close()
 
     def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
+        """`devices` while measured requests were in flight, with `idle` apart; the same by cell; energy; notes."""
         samples = read_samples(run_dir)
-        window = measured_window(requests)
-        inside = samples if window is None else samples.filter(pl.col("t").is_between(*window))
+        measured = requests.filter(~pl.col("warmup") & pl.col("t_sent").is_not_null())
+        window = load_window(measured)
+        idle = idle_windows(run_dir)
+        figures = samples.filter(pl.col("note").is_null())
         devices = {}
-        for (device,), rows in inside.group_by("device", maintain_order=True):
+        for (device,), rows in figures.group_by("device", maintain_order=True):
             devices[str(device)] = {
                 "kind": "host" if device == "host" else "gpu",
-                "samples": rows.height,
-                **_average_and_peak(rows, "memory_bytes", "memory_gib", 1 / hardware.GIB),
-                **_average_and_peak(rows, "utilisation", "utilisation_percent", 1),
-                **_average_and_peak(rows, "power_w", "power_w", 1),
+                **_figures(_inside(rows, window)),
+                "idle": _figures(_inside(rows, idle)) if len(idle) else None,
             }
-        return {"window_s": None if window is None else round(window[1] - window[0], 3), "devices": devices}
+        cells = {}
+        for (arm, cell), rows in measured.group_by("arm", "cell", maintain_order=True):
+            inside = load_window(rows)
+            cells[f"{arm}/{cell}"] = {
+                "devices": {
+                    str(device): _figures(_inside(of_device, inside))
+                    for (device,), of_device in figures.group_by("device", maintain_order=True)
+                },
+                "energy": energy(figures, inside, rows),
+            }
+        return {
+            "window_s": round(spans.length(window), 3) if len(window) else None,
+            "devices": devices,
+            "energy": energy(figures, window, measured),
+            "cells": cells,
+            "notes": samples["note"].drop_nulls().unique(maintain_order=True).to_list(),
+        }
 
 
 def read_samples(run_dir: Path) -> pl.DataFrame:
@@ -88,13 +111,32 @@ def read_samples(run_dir: Path) -> pl.DataFrame:
     return pl.read_ndjson(whole, schema=SCHEMA) if whole else pl.DataFrame(schema=SCHEMA)
 
 
-def measured_window(requests: pl.DataFrame) -> tuple[float, float] | None:
-    """From the first measured request's send to the last one's end, seconds; None where none was sent."""
-    measured = requests.filter(~pl.col("warmup") & pl.col("t_sent").is_not_null())
-    if measured.is_empty():
-        return None
-    start, end = measured.select(pl.min("t_sent"), pl.max("t_end").alias("end")).row(0)
-    return float(start), float(end if end is not None else start)
+def load_window(measured: pl.DataFrame) -> np.ndarray:
+    """When requests were in flight: the union of their times from sent to end, in seconds (n x 2)."""
+    return spans.merged([measured.select("t_sent", pl.col("t_end").fill_null(pl.col("t_sent"))).to_numpy()])
+
+
+def idle_windows(run_dir: Path) -> np.ndarray:
+    """When engines were up and had nothing to do, as the run noted it (n x 2, seconds)."""
+    try:
+        starts = json.loads((run_dir / "run_metadata.json").read_text(encoding="utf-8"))["starts"]
+    except (OSError, ValueError, KeyError):
+        return np.empty((0, 2))
+    return np.array([start["idle"] for start in starts if start.get("idle")]).reshape(-1, 2)
+
+
+def _inside(rows: pl.DataFrame, windows: np.ndarray) -> pl.DataFrame:
+    """The samples within any of the windows, which do not meet and ascend."""
+    return rows.filter(pl.Series(spans.inside(rows["t"].to_numpy(), windows), dtype=pl.Boolean))
+
+
+def _figures(rows: pl.DataFrame) -> dict[str, Any]:
+    return {
+        "samples": rows.height,
+        **_average_and_peak(rows, "memory_bytes", "memory_gib", 1 / hardware.GIB),
+        **_average_and_peak(rows, "utilisation", "utilisation_percent", 1),
+        **_average_and_peak(rows, "power_w", "power_w", 1),
+    }
 
 
 def _average_and_peak(rows: pl.DataFrame, column: str, name: str, scale: float) -> dict[str, float | None]:
@@ -105,67 +147,29 @@ def _average_and_peak(rows: pl.DataFrame, column: str, name: str, scale: float) 
     return {f"{name}_mean": round(mean * scale, 3), f"{name}_peak": round(peak * scale, 3)}
 
 
-def _gpu_reader(gpus: list[int]) -> tuple[Callable[[], list[Sample]], Callable[[], None]]:
-    import pynvml
+def energy(samples: pl.DataFrame, windows: np.ndarray, requests: pl.DataFrame) -> dict[str, Any] | None:
+    """Joules of all GPUs within the windows, and by output token of the answered requests; None without figures.
 
-    pynvml.nvmlInit()
-    handles = {f"cuda:{index}": pynvml.nvmlDeviceGetHandleByIndex(index) for index in gpus}
-
-    def optional(call: Callable[[], float]) -> float | None:
-        try:
-            return call()
-        except pynvml.NVMLError:  # MIG slices and some cards do not say
-            return None
-
-    def read() -> list[Sample]:
-        return [
-            {
-                "t": round(time.monotonic(), 4),
-                "device": device,
-                "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).used),
-                "utilisation": optional(lambda h=handle: float(pynvml.nvmlDeviceGetUtilizationRates(h).gpu)),
-                "power_w": optional(lambda h=handle: pynvml.nvmlDeviceGetPowerUsage(h) / 1000),
-            }
-            for device, handle in handles.items()
-        ]
-
-    return read, pynvml.nvmlShutdown
-
-
-def _host_reader() -> tuple[Callable[[], list[Sample]], Callable[[], None]]:
-    """Resident memory and CPU load of this process's descendants: the engines."""
-    import psutil
-
-    parent = psutil.Process()
-    tree: dict[int, psutil.Process] = {}
-    renewed = [-LIST_PERIOD_S]
-
-    def read() -> list[Sample]:
-        now = time.monotonic()
-        if now - renewed[0] > LIST_PERIOD_S:
-            renewed[0] = now
-            alive = {process.pid: process for process in parent.children(recursive=True)}
-            for pid in set(tree) - set(alive):
-                del tree[pid]
-            # Known processes are kept: psutil measures CPU load from one call to the next of the same object.
-            for pid, process in alive.items():
-                tree.setdefault(pid, process)
-        memory, load = 0, 0.0
-        for pid, process in list(tree.items()):
-            try:
-                with process.oneshot():
-                    memory += process.memory_info().rss
-                    load += process.cpu_percent()
-            except psutil.Error:
-                del tree[pid]
-        return [
-            {
-                "t": round(now, 4),
-                "device": "host",
-                "memory_bytes": memory,
-                "utilisation": round(load, 1),
-                "power_w": None,
-            }
-        ]
-
-    return read, lambda: None
+    From the cards' energy counters where they have them, else from power, linear between samples.
+    """
+    joules, sources = 0.0, set()
+    for _, rows in samples.group_by("device", maintain_order=True):
+        counted = rows.drop_nulls("energy_j")
+        powered = rows.drop_nulls("power_w")
+        if counted.height > 1:
+            times, total = counted["t"].to_numpy(), counted["energy_j"].to_numpy()
+        elif powered.height > 1:
+            times, watts = powered["t"].to_numpy(), powered["power_w"].to_numpy()
+            total = np.concatenate([[0.0], np.cumsum(np.diff(times) * (watts[1:] + watts[:-1]) / 2)])
+        else:
+            continue
+        sources.add("counter" if counted.height > 1 else "power")
+        joules += float(sum(np.interp(end, times, total) - np.interp(begin, times, total) for begin, end in windows))
+    if not sources or not len(windows):
+        return None
+    tokens = int(requests.filter(pl.col("status") == "ok")["output_tokens"].sum())
+    return {
+        "joules": round(joules, 2),
+        "joules_per_output_token": round(joules / tokens, 4) if tokens else None,
+        "from": " and ".join(sorted(sources)),
+    }

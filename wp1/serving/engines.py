@@ -22,16 +22,17 @@ from omegaconf import OmegaConf
 
 from wp1 import hardware
 from wp1.plan import Arm
-from wp1.records import Handoff, QueueLengths
+from wp1.records import Event
 from wp1.serving import fit
 from wp1.serving.backend import Scheduler
 from wp1.serving.guard import ProcessGuard
+from wp1.serving.meter import Meter
 from wp1.serving.models import ServedModel
 from wp1.serving.placement import Place, engine_sizes, places
 from wp1.serving.transfer import KVTransfer, Pools
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-Write = Callable[[Handoff | QueueLengths], None]
+Write = Callable[[Event], None]
 T = TypeVar("T")
 
 
@@ -143,7 +144,7 @@ class Engines:
         self._up = Up(key, model, scheduler, run_id, round(time.monotonic() - begin, 1))
         return self._up, False
 
-    def _hand_on(self, row: Handoff | QueueLengths) -> None:
+    def _hand_on(self, row: Event) -> None:
         """What engines keep for their life as their writer, while the run changes under them."""
         self._write(row)
 
@@ -168,7 +169,7 @@ class Engines:
         self._write = _nowhere
 
 
-def _nowhere(_: Handoff | QueueLengths) -> None:
+def _nowhere(_: Event) -> None:
     pass
 
 
@@ -221,6 +222,7 @@ def make_scheduler(
         seed=cfg.seed,
         log=engine_log,
         kill=kill,
+        on_stats=Meter(arm.name, write),
     )
     return instantiate(arm.scheduler, _partial_=True, _convert_="all")(
         make_backend=make_backend,

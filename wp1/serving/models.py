@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from wp1 import architecture
 from wp1.errors import ConfigError
 from wp1.serving import rope
 
@@ -61,7 +62,18 @@ class ServedModel:
     def weight_bytes(self) -> int:
         """Of the weight files; for random weights, of a dense Llama-like model of this shape."""
         files = [path.stat().st_size for path in self.folder.glob("*.safetensors")]
-        return sum(files) if files else _dense_parameters(self._text) * self._element_bytes
+        if files:
+            return sum(files)
+        shape = architecture.of(self.config, self._element_bytes)
+        return shape.parameters * shape.element_bytes
+
+    @property
+    def shape(self) -> architecture.Architecture | None:
+        """What a token costs, for MFU and MBU; None of a model of another build."""
+        try:
+            return architecture.of(self.config, self._element_bytes)
+        except (KeyError, TypeError, ValueError):
+            return None
 
     @property
     def _text(self) -> dict[str, Any]:
@@ -293,15 +305,3 @@ def weights_digest(folder: Path) -> str:
 
 def _digest_of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _dense_parameters(text: dict[str, Any]) -> int:
-    """Parameters of a dense Llama-like model: embeddings, attention (GQA) and a gated MLP a layer; norms left out."""
-    hidden, layers = int(text["hidden_size"]), int(text["num_hidden_layers"])
-    heads = int(text["num_attention_heads"])
-    head_size = int(text.get("head_dim") or hidden // heads)
-    kv_heads = int(text.get("num_key_value_heads") or heads)
-    attention = 2 * hidden * heads * head_size + 2 * hidden * kv_heads * head_size
-    mlp = 3 * hidden * int(text["intermediate_size"])
-    embeddings = int(text["vocab_size"]) * hidden * (1 if text.get("tie_word_embeddings") else 2)
-    return layers * (attention + mlp) + embeddings

@@ -68,6 +68,8 @@ class VLLMBackend:
     kv_transfer: fields of vLLM's KVTransferConfig, of an engine that hands KV on or takes it; worker_extension: the
     class that its workers need for that; connector_arguments: engine arguments that the connector needs.
     on_kv_stats: called with what the engine's KV connector counted, whenever it has counted something.
+    on_stats: called after every step with the engine's name, the share of KV blocks in use, requests running, requests
+    waiting, and preemptions.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class VLLMBackend:
         worker_extension: str = "",
         connector_arguments: dict[str, Any] | None = None,
         on_kv_stats: Callable[[dict[str, Any]], None] | None = None,
+        on_stats: Callable[[str, float, int, int, int], None] | None = None,
     ) -> None:
         self.name = name
         self._model = model
@@ -102,6 +105,7 @@ class VLLMBackend:
         self._worker_extension = worker_extension
         self._connector_arguments = connector_arguments or {}
         self._on_kv_stats = on_kv_stats
+        self._on_stats = on_stats
         self._engine: Any = None
         self._startup_s = 0.0
         self._given_up = False
@@ -202,7 +206,7 @@ class VLLMBackend:
         with spawning(devices):
             if self._given_up:
                 raise EngineStartError("given up before it began")
-            loggers = [_kv_stats_logger(self._on_kv_stats)] if self._on_kv_stats is not None else None
+            loggers = [_stats_logger(self.name, self._on_kv_stats, self._on_stats)]
             return AsyncLLM.from_vllm_config(self._engine_config(), stat_loggers=loggers)
 
     async def _give_up(self, starting: "asyncio.Future[Any]") -> None:
@@ -324,6 +328,7 @@ class VLLMBackend:
                 "block_size": cache.block_size,
                 "kv_blocks": cache.num_gpu_blocks,
                 "max_num_seqs": config.scheduler_config.max_num_seqs,
+                "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
                 "enforce_eager": config.model_config.enforce_eager,
                 "dtype": str(config.model_config.dtype).removeprefix("torch."),
                 "rope": self.rope_in_effect(),
@@ -331,22 +336,33 @@ class VLLMBackend:
         )
 
 
-def _kv_stats_logger(on_kv_stats: Callable[[dict[str, Any]], None]) -> Any:
-    """A stat logger class for AsyncLLM that hands on what the KV connector counted."""
+def _stats_logger(
+    name: str,
+    on_kv_stats: Callable[[dict[str, Any]], None] | None,
+    on_stats: Callable[[str, float, int, int, int], None] | None,
+) -> Any:
+    """A stat logger class for AsyncLLM that hands on what the KV connector and the engine's scheduler counted."""
     from vllm.v1.metrics.loggers import StatLoggerBase
 
-    class KVStatsLogger(StatLoggerBase):
+    class StatsLogger(StatLoggerBase):
         def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
             pass
 
-        def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
-            if scheduler_stats is not None and scheduler_stats.kv_connector_stats:
+        def record(self, scheduler_stats: Any, iteration_stats: Any = None, *_: Any, **__: Any) -> None:
+            if scheduler_stats is None:
+                return
+            if on_kv_stats is not None and scheduler_stats.kv_connector_stats:
                 on_kv_stats(scheduler_stats.kv_connector_stats)
+            if on_stats is not None:
+                # Requests that wait for something else than a place are counted apart from vLLM 0.30 or so.
+                waiting = scheduler_stats.num_waiting_reqs + getattr(scheduler_stats, "num_skipped_waiting_reqs", 0)
+                preempted = iteration_stats.num_preempted_reqs if iteration_stats is not None else 0
+                on_stats(name, scheduler_stats.kv_cache_usage, scheduler_stats.num_running_reqs, waiting, preempted)
 
         def log_engine_initialized(self) -> None:
             pass
 
-    return KVStatsLogger
+    return StatsLogger
 
 
 def chat_token_ids(tokenizer: Any, chat: Any) -> list[int]:

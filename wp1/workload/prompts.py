@@ -100,7 +100,7 @@ def measured(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
         return _questions(cfg, cell, repeat, material)
     if workload.prompts == "trace":
         return _replayed(cfg, cell, repeat, material)
-    count = workload.num_requests
+    count = cell.num_requests or 0
     length = cell.prompt_len or 0
     shared = min(round(workload.shared_prefix * length), length - 1)
     prefix = _prefix(cfg, cell, repeat, material, shared)
@@ -120,7 +120,7 @@ def _own_tokens(cfg: Any, cell: Cell, repeat: int, n: int, material: Material, l
     if cfg.workload.prompts == "random":
         return random_token_ids(length, material.vocab_size, derive_seed(cfg.seed, cell.name, repeat, n))
     assert material.text is not None
-    index = repeat * cfg.workload.num_requests + n if n >= 0 else n
+    index = repeat * (cell.num_requests or 0) + n if n >= 0 else n
     start = texts.start_of(index, length, len(material.text), derive_seed(cfg.seed, cell.name))
     return material.text[start : start + length].tolist()
 
@@ -138,7 +138,7 @@ def _prefix(cfg: Any, cell: Cell, repeat: int, material: Material, length: int) 
 
 
 def _questions(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
-    rows, count = material.questions, cfg.workload.num_requests or len(material.questions)
+    rows, count = material.questions, cell.num_requests or len(material.questions)
     sizes = lengths.outputs(cfg.workload, count, derive_seed(cfg.seed, cell.name, "output lengths"))
 
     def make(n: int) -> Request:
@@ -170,7 +170,7 @@ def arrivals(cfg: Any, cell: Cell, repeat: int, material: Material) -> Schedule 
         return Schedule(trace.offsets(material.rows, cfg.workload.trace_speed))
     if cell.request_rate <= 0:
         return None
-    count = cfg.workload.num_requests or len(material.questions)
+    count = cell.num_requests or len(material.questions)
     return schedule(cfg.workload, count, cell.request_rate, derive_seed(cfg.seed, cell.name, repeat, "arrivals"))
 
 

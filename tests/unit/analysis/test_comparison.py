@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from wp1.analysis import comparison, tables
-from wp1.analysis.comparison import compare, goodput
+from wp1.analysis import tables
+from wp1.analysis.comparison import METRICS, compare, goodput
 
 SLO = {"ttft_ms": 1000, "tpot_ms": None}
 
@@ -50,7 +50,7 @@ def test_figures_by_hand() -> None:
     # Spans of 0.4 and 0.6 s against 0.3 and 0.4 s, twelve tokens in each arm.
     rate = _row(rows, "output_tokens_per_s")
     assert (rate["a"], rate["b"]) == (pytest.approx(12, abs=1e-3), pytest.approx(12 / 0.7, abs=1e-3))
-    assert rows["metric"].to_list() == [name for name, _, _ in comparison.METRICS]
+    assert rows["metric"].to_list() == [name for name, _, _ in METRICS]
 
 
 def test_what_an_arm_does_not_have_stays_empty() -> None:
@@ -133,23 +133,6 @@ def test_an_arm_that_answered_nothing_gives_no_difference() -> None:
     assert (row["a"], row["b"], row["delta"], row["excludes_zero"]) == (100, None, None, None)
     assert compare(_arm("a", [[100]]), _arm("b", []))["b"].null_count() > 0
     assert compare(_arm("a", []), _arm("b", [])).is_empty()
-
-
-def test_the_percentile_of_a_resample_is_that_of_the_sample_written_out() -> None:
-    rng = np.random.default_rng(0)
-    values, draws = rng.normal(0, 1, 9), rng.multinomial(9, np.full(9, 1 / 9), 50).astype(np.float32)
-    found = comparison._resampled_percentile(np.arange(9), values, 0.95, draws)
-    expected = [np.percentile(np.repeat(values, row.astype(int)), 95) for row in draws]
-    assert found == pytest.approx(expected)
-
-
-def test_many_gaps_in_bins_give_nearly_the_same_percentile() -> None:
-    rng = np.random.default_rng(0)
-    values, pairs = rng.lognormal(3, 0.5, 20_000), np.repeat(np.arange(40), 500)
-    draws = rng.multinomial(40, np.full(40, 1 / 40), 5).astype(np.float32)
-    found = comparison._resampled_percentile(pairs, values, 0.95, draws)
-    expected = [np.percentile(np.repeat(values, row[pairs].astype(int)), 95) for row in draws]
-    assert found == pytest.approx(expected, rel=5e-3)
 
 
 def test_the_same_records_give_the_same_intervals() -> None:

@@ -45,6 +45,7 @@ def test_average_and_peak_are_of_the_measured_window(tmp_path: Path) -> None:
             "utilisation_percent_peak": 60.0,
             "power_w_mean": 100.0,
             "power_w_peak": 100.0,
+            "idle": None,
         }
     }
 
@@ -106,6 +107,12 @@ class FakeNvml:
     def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
         raise self.NVMLError("not supported")
 
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:  # noqa: N802
+        raise self.NVMLError("not supported")
+
+    def nvmlDeviceGetMigMode(self, handle: int) -> list[int]:  # noqa: N802
+        return [1, 1]
+
 
 def test_gpus_are_sampled_through_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = FakeNvml()
@@ -122,3 +129,79 @@ def test_gpus_are_sampled_through_nvml(tmp_path: Path, monkeypatch: pytest.Monke
     assert found["power_w_peak"] is None
     assert 5 <= found["samples"] <= 12
     assert nvml.up == 0
+    # Each thing it does not say is told once, and that it is split.
+    assert len(read_samples(tmp_path)["note"].drop_nulls()) == 3
+
+
+def test_what_nvml_refuses_is_a_line_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refuses(FakeNvml):
+        def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+            if index == 2:
+                raise self.NVMLError("Insufficient Permissions")
+            return index
+
+    monkeypatch.setitem(sys.modules, "pynvml", Refuses())  # type: ignore[arg-type]
+    collector = GPUStatsCollector(hz=50)
+    collector.start(tmp_path, [0, 2])
+    start = time.monotonic()
+    time.sleep(0.1)
+    collector.stop()
+    found = collector.profile(tmp_path, _requests(start, time.monotonic()))
+    assert list(found["devices"]) == ["cuda:0"]
+    assert "cuda:2 is not shown by NVML (Insufficient Permissions): ask for permission to it" in found["notes"]
+    assert "cuda:0 gives no power (not supported)" in found["notes"]
+    assert found["energy"] is None
+
+
+def test_no_driver_is_a_line_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Absent(FakeNvml):
+        def nvmlInit(self) -> None:  # noqa: N802
+            raise self.NVMLError("Driver Not Loaded")
+
+    monkeypatch.setitem(sys.modules, "pynvml", Absent())  # type: ignore[arg-type]
+    collector = GPUStatsCollector(hz=50)
+    collector.start(tmp_path, [0])
+    time.sleep(0.05)
+    collector.stop()
+    assert collector.profile(tmp_path, _requests(0, 1))["notes"] == [
+        "NVML does not answer (Driver Not Loaded): no GPU was sampled"
+    ]
+
+
+def _gpu(t: float, watts: float | None, joules: float | None, device: str = "cuda:0") -> str:
+    sample = {"t": t, "device": device, "memory_bytes": GIB, "utilisation": 1.0, "power_w": watts, "energy_j": joules}
+    return json.dumps(sample | {"note": None}) + "\n"
+
+
+def _two(*spans: tuple[float, float]) -> pl.DataFrame:
+    rows = [
+        {"warmup": False, "status": "ok", "arm": "agg", "cell": f"c{n}", "t_sent": a, "t_end": b, "output_tokens": 10}
+        for n, (a, b) in enumerate(spans)
+    ]
+    return pl.DataFrame(rows, schema=tables.RECORD_SCHEMA)
+
+
+@pytest.mark.parametrize("counter", [True, False])
+def test_energy_is_of_the_time_with_requests_and_all_cards(tmp_path: Path, counter: bool) -> None:
+    lines = [
+        _gpu(t, None if counter else 100.0, 100.0 * t if counter else None, device)
+        for t in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
+        for device in ("cuda:0", "cuda:1")
+    ]
+    (tmp_path / "device.jsonl").write_text("".join(lines))
+    found = GPUStatsCollector().profile(tmp_path, _two((0.5, 1.5), (3.0, 4.5)))
+    # 100 W on each of two cards, for 1 s and for 1.5 s; the pause between is nobody's.
+    assert found["energy"]["joules"] == pytest.approx(500)
+    assert found["energy"]["joules_per_output_token"] == pytest.approx(25)
+    assert found["energy"]["from"] == ("counter" if counter else "power")
+    assert found["cells"]["agg/c0"]["energy"]["joules"] == pytest.approx(200)
+    assert found["window_s"] == 2.5
+
+
+def test_idle_is_apart_from_load(tmp_path: Path) -> None:
+    lines = [_gpu(t, 100.0 if t < 2 else 300.0, None) for t in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)]
+    (tmp_path / "device.jsonl").write_text("".join(lines))
+    (tmp_path / "run_metadata.json").write_text(json.dumps({"starts": [{"arm": "agg", "idle": [0.4, 1.6]}]}))
+    found = GPUStatsCollector().profile(tmp_path, _two((2.0, 4.0)))["devices"]["cuda:0"]
+    assert (found["power_w_mean"], found["samples"]) == (300, 3)
+    assert (found["idle"]["power_w_mean"], found["idle"]["samples"]) == (100, 3)

@@ -21,11 +21,11 @@ from vllm.v1.request import RequestStatus
 from wp1.serving.transfer import ipc
 from wp1.serving.transfer.ipc import exports
 from wp1.serving.transfer.ipc.copying import copier_of
-from wp1.serving.transfer.ipc.decode import DecodeOrders, DecodeScheduler
+from wp1.serving.transfer.ipc.decode import DecodeScheduler
 from wp1.serving.transfer.ipc.layout import LayoutError, layout_of
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender
 from wp1.serving.transfer.ipc.prefill import PrefillOrders, PrefillScheduler, PrefillWorker
-from wp1.serving.transfer.ipc.receiver import Receiver
+from wp1.serving.transfer.ipc.receiver import DecodeOrders, Receiver
 
 ROWS = "wp1_transfers"
 
@@ -95,6 +95,11 @@ class IpcConnector(KVConnectorBase_V1):
                 f"transfer=ipc moves the KV of full attention in one group; this model has {', '.join(kinds)} in "
                 f"{len(groups)}: use transfer=nixl_push"
             )
+        if (stages := self._config.parallel_config.pipeline_parallel_size) > 1:
+            raise LayoutError(
+                f"transfer=ipc knows no pipeline stages and the engine has {stages}: "
+                "backend.engine.pipeline_parallel_size=1, or transfer=nixl_push"
+            )
 
     # In a worker.
 
@@ -110,6 +115,7 @@ class IpcConnector(KVConnectorBase_V1):
         facts = {
             "vllm": vllm.__version__,
             "model": self._config.model_config.model,
+            "kv_dtype": str(self._config.cache_config.cache_dtype),
             "block_tokens": self._config.cache_config.block_size,
             "device": layout.storages[0].device.type,
         }
@@ -138,10 +144,7 @@ class IpcConnector(KVConnectorBase_V1):
             return
         orders = self._get_connector_metadata()
         assert isinstance(orders, Orders)
-        for load in orders.decode.loads:
-            self._receiver.order({"kind": "load", "load": load})
-        for handoff, engine in orders.decode.given_up:
-            self._receiver.order({"kind": "give_up", "handoff": handoff, "engine": engine})
+        self._receiver.obey(orders.decode)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         pass
@@ -194,13 +197,13 @@ class IpcConnector(KVConnectorBase_V1):
 
     def peer_lost(self, engine: str) -> None:
         if self._receiver is not None:
-            self._receiver.order({"kind": "lose", "engine": engine})
+            self._receiver.lose(engine)
 
     # Beside the scheduler.
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         tokens = 0 if self._decode is None else self._decode.to_come(request, num_computed_tokens)
-        return tokens, tokens > 0
+        return tokens, bool(tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         [ids] = blocks.get_block_ids()

@@ -1,23 +1,14 @@
 """The decode engine's half of the connector beside its scheduler: which blocks are to be taken over, and for whom."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from wp1.serving.transfer.ipc.mailbox import Mailbox
-from wp1.serving.transfer.ipc.receiver import Load
+from wp1.serving.transfer.ipc.receiver import REMEMBERED, DecodeOrders, Load
 
 # Steps without work after which an engine that waits for KV does so in peace, and for how long at a time. As many may
 # be on their way in the GPU, whose outcome must not wait.
 IDLE_STEPS = 3
 IDLE_WAIT_S = 0.005
-
-
-@dataclass(slots=True)
-class DecodeOrders:
-    """From the scheduler's half to the workers, with each step. given_up: handoff and prefill engine."""
-
-    loads: list[Load] = field(default_factory=list)
-    given_up: list[tuple[str, str]] = field(default_factory=list)
 
 
 class DecodeScheduler:
@@ -31,15 +22,27 @@ class DecodeScheduler:
         self._orders = DecodeOrders()
         self._idle = 0
 
-    def to_come(self, request: Any, computed: int) -> int:
-        """Tokens beyond the first `computed` whose KV comes from elsewhere."""
+    def to_come(self, request: Any, computed: int) -> int | None:
+        """Tokens beyond the first `computed` whose KV comes from elsewhere; None: not known yet, ask again."""
         params = _ours(request)
-        return 0 if params is None else max(0, params["wp1_tokens"] - computed)
+        if params is None:
+            return 0
+        tokens = max(0, params["wp1_tokens"] - computed)
+        if tokens == 0 and params["wp1"].get("wants_token"):
+            # All of it is cached here, and the token after it comes from the prefill engine all the same.
+            self._hear()
+            if params["wp1"]["handoff"] not in self._tokens:
+                return None
+        return tokens
 
     def allocated(self, request: Any, blocks: list[int], tokens: int) -> None:
         """vLLM gave the request these blocks, in which the KV of the last `tokens` tokens to come goes."""
         params = _ours(request)
-        if params is None or tokens == 0 or request.request_id in self._waiting:
+        if params is None or request.request_id in self._waiting:
+            return
+        if tokens == 0:
+            self._take(request)
+            self._orders.given_up.append((params["wp1"]["handoff"], params["remote_engine_id"]))
             return
         first = (params["wp1_tokens"] - tokens) // self._block_tokens
         end = -(-params["wp1_tokens"] // self._block_tokens)
@@ -70,6 +73,9 @@ class DecodeScheduler:
         for message in self._mailbox.waiting():
             if message["kind"] == "done":
                 self._tokens[message["handoff"]] = message["token"]
+        # Requests that were given up before their prompt was done leave theirs behind.
+        while len(self._tokens) > REMEMBERED:
+            del self._tokens[next(iter(self._tokens))]
         return any(request.kv_transfer_params["wp1"]["handoff"] in self._tokens for request in self._waiting.values())
 
     def arrived(self, requests: set[str]) -> None:
@@ -78,23 +84,36 @@ class DecodeScheduler:
         for name in requests:
             if name not in self._waiting:
                 continue
-            request = self._waiting.pop(name)
-            params = _ours(request)
-            token = self._tokens.pop(params["wp1"]["handoff"], None)
-            if params["wp1"].get("wants_token") and token is not None:
-                # The request was sent with a place for it, before it was known.
-                request.prompt_token_ids[-1] = token
-                request._all_token_ids[-1] = token
+            self._take(self._waiting.pop(name))
+
+    def _take(self, request: Any) -> None:
+        """The request has its KV. Where it is preempted later, it computes that again: the source's blocks are free.
+
+        Raises RuntimeError where its first token is not known: without it, it would go on from a wrong one.
+        """
+        params = request.kv_transfer_params
+        params["do_remote_prefill"] = False
+        token = self._tokens.pop(params["wp1"]["handoff"], None)
+        if not params["wp1"].get("wants_token"):
+            return
+        if token is None:
+            raise RuntimeError(f"the KV of handoff {params['wp1']['handoff']} is here and its first token is not known")
+        # The request was sent with a place for it, before it was known.
+        request.prompt_token_ids[-1] = token
+        request._all_token_ids[-1] = token
+        if request.block_hashes:
+            # With prefix caching: the block with that place must not be found by others as what it is not.
+            del request.block_hashes[(len(request._all_token_ids) - 1) // self._block_tokens :]
+            request.update_block_hashes()
 
     def finished(self, request: Any) -> None:
         """A request has ended, and if its KV has not come yet, nobody waits for it any more."""
         params = _ours(request)
         if params is None:
             return
-        if request.request_id in self._waiting or request.num_computed_tokens == 0:
-            self._waiting.pop(request.request_id, None)
-            self._tokens.pop(params["wp1"]["handoff"], None)
-            self._orders.given_up.append((params["wp1"]["handoff"], params["remote_engine_id"]))
+        self._waiting.pop(request.request_id, None)
+        self._tokens.pop(params["wp1"]["handoff"], None)
+        self._orders.given_up.append((params["wp1"]["handoff"], params["remote_engine_id"]))
 
 
 def _ours(request: Any) -> Any:

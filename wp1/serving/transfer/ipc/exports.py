@@ -21,7 +21,14 @@ from wp1.errors import WP1Error
 from wp1.serving.transfer.ipc.layout import Layout, Region
 
 # What must be equal on both sides, and how it is called in the message where it is not.
-COMPARED = {"vllm": "vLLM", "model": "model", "form": "KV layout", "block_tokens": "block size", "device": "device"}
+COMPARED = {
+    "vllm": "vLLM",
+    "model": "model",
+    "kv_dtype": "KV data type",  # two of 8 bits look alike in memory
+    "form": "KV layout",
+    "block_tokens": "block size",
+    "device": "device",
+}
 
 
 class PeerError(WP1Error):

@@ -74,10 +74,9 @@ def _of_tensor(name: str, tensor: torch.Tensor, page_bytes: int, num_blocks: int
     """Offsets, stride and size in bytes of one layer's regions, and its form in words."""
     item = tensor.element_size()
     dims = [(size, stride * item) for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
-    # A block of vLLM's may be several of the attention kernel's.
-    counting = [d for d, (size, _) in enumerate(dims) if size == num_blocks] or [
-        d for d, (size, _) in enumerate(dims) if size % num_blocks == 0
-    ]
+    # A block of vLLM's may be several of the attention kernel's. A dimension that counts something else may happen to
+    # be as long, and then nothing tells which is which.
+    counting = [d for d, (size, _) in enumerate(dims) if size % num_blocks == 0]
     shape = f"{name} is {tuple(tensor.shape)} with strides {tuple(tensor.stride())}"
     if len(counting) != 1:
         raise LayoutError(
@@ -104,9 +103,11 @@ def _of_tensor(name: str, tensor: torch.Tensor, page_bytes: int, num_blocks: int
     block = dense * parts
     if block * len(offsets) != page_bytes:
         raise LayoutError(f"{shape}: a block has {block * len(offsets)} bytes, and {page_bytes} by its specification")
-    order = "x".join(str(count) for count, _ in reversed(inner)) or "1"
-    form = f"{str(tensor.dtype).removeprefix('torch.')} {math.prod(n for n, _ in outer)} x ({parts}x{order})"
-    return offsets, step * parts, block, form
+    counts = "x".join(str(count) for count, _ in reversed(inner)) or "1"
+    form = f"{str(tensor.dtype).removeprefix('torch.')} {math.prod(n for n, _ in outer)} x ({parts}x{counts})"
+    # Sixteen heads of sixteen tokens and sixteen tokens of sixteen heads differ in nothing else.
+    order = sorted((d for d, (count, _) in enumerate(dims) if count > 1), key=lambda d: -dims[d][1])
+    return offsets, step * parts, block, f"{form} in order {' '.join(map(str, order))}"
 
 
 def _natural(name: str) -> list[Any]:

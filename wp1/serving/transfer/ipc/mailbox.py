@@ -1,14 +1,20 @@
 """Small messages between the processes of engines on one node: Unix datagrams, JSON, in a folder only its owner enters.
 
-A datagram arrives whole, in the order of its sender, or the sender is told; and a mailbox whose process has died
+A datagram arrives whole, and those to one engine in the order of their sender. A process that lives gets each, however
+long it does not read (an engine reads between its steps), and no sender waits for it. A mailbox whose process has died
 refuses what is sent to it. Nothing is unpickled.
 """
 
+import errno
 import json
 import os
 import select
 import socket
 import stat
+import struct
+import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +22,16 @@ from typing import Any
 
 Message = dict[str, Any]
 
-# The kernel's own bound on a datagram is a little above 200 kB. 131,072 tokens in blocks of 16 with no two blocks side
-# by side are 65 kB.
-MOST_BYTES = 200_000
+# The kernel bounds a datagram by the sender's buffer, which is 200 kB where nobody enlarged it. What is longer goes in
+# memory without a name whose descriptor is sent. 131,072 tokens in blocks of 16, no two side by side, are 80 kB.
+MOST_BYTES = 100_000
+IN_MEMORY = b"\0"
+# What the kernel says where the mailbox, or something else that empties again, is full.
+FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+# Messages to an engine that wait until it reads; beyond, it is as good as dead.
+MOST_WAITING = 10_000
+# The kernel says of no mailbox when it has room again, and keeps as few as ten messages in one.
+RETRY_S = 0.002
 
 
 class Mailbox:
@@ -35,8 +48,8 @@ class Mailbox:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
 
     def receive(self) -> Message:
-        """Waits for a message."""
-        return json.loads(self._socket.recv(MOST_BYTES))
+        """Waits for a message. Raises OSError once the mailbox is closed."""
+        return self._take(0)
 
     def wait(self, seconds: float) -> None:
         """Until there is a message, or for so long."""
@@ -46,9 +59,19 @@ class Mailbox:
         """The messages that are there."""
         while True:
             try:
-                yield json.loads(self._socket.recv(MOST_BYTES, socket.MSG_DONTWAIT))
+                yield self._take(socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
+
+    def _take(self, flags: int) -> Message:
+        # Python's recv_fds would forget the flags.
+        data, extra, _, _ = self._socket.recvmsg(MOST_BYTES, socket.CMSG_LEN(4), flags)
+        if data == IN_MEMORY:
+            [fd] = struct.unpack("i", extra[0][2])
+            with open(fd, "rb") as memory:  # noqa: PTH123  (a descriptor has no path)
+                memory.seek(0)
+                data = memory.read()
+        return json.loads(data)
 
     def close(self) -> None:
         self._socket.close()
@@ -57,27 +80,77 @@ class Mailbox:
 
 
 class Sender:
-    """Sends to mailboxes of a folder; for any number of threads."""
+    """Sends to mailboxes of a folder; for any number of threads.
+
+    A mailbox's name is its engine's, a dot, and whose it is there. What one does not take yet is kept, with all that
+    goes to the same engine after it, and sent by a thread that lives as long as there is something.
+    """
 
     def __init__(self, folder: Path) -> None:
         check_private(folder)
         self._folder = folder
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
-        # A reader that does not read for that long is as good as dead.
-        self._socket.settimeout(1.0)
+        self._socket.setblocking(False)
+        self._lock = threading.Lock()
+        self._kept: dict[str, deque[tuple[str, bytes]]] = {}  # by engine
+        self._closed = False
 
     def send(self, name: str, message: Message) -> bool:
-        """Whether `name` has got the message; not where its process is gone, or does not read any more."""
+        """Whether `name` has or will get the message: not where its process is gone, or long has not read. At once."""
         data = json.dumps(message, separators=(",", ":")).encode()
+        engine = name.rpartition(".")[0]
+        with self._lock:
+            if self._closed:
+                return False
+            kept = self._kept.get(engine)
+            if kept is None:
+                sent = self._try(name, data)
+                if sent is not None:
+                    return sent
+                if not self._kept:
+                    threading.Thread(target=self._send_kept, name="wp1-mail", daemon=True).start()
+                kept = self._kept[engine] = deque()
+            if len(kept) >= MOST_WAITING:
+                return False
+            kept.append((name, data))
+            return True
+
+    def _try(self, name: str, data: bytes) -> bool | None:
+        """None where the mailbox is full."""
+        address = str(self._folder / f"{name}.sock")
         try:
-            self._socket.sendto(data, str(self._folder / f"{name}.sock"))
-        except (FileNotFoundError, ConnectionRefusedError, TimeoutError):
+            if len(data) <= MOST_BYTES:
+                self._socket.sendto(data, address)
+            else:
+                with open(os.memfd_create("wp1-message"), "wb") as memory:  # noqa: PTH123
+                    memory.write(data)
+                    memory.flush()
+                    socket.send_fds(self._socket, [IN_MEMORY], [memory.fileno()], 0, address)
+        except (FileNotFoundError, ConnectionRefusedError):
             return False
+        except OSError as error:
+            if error.errno in FULL:
+                return None
+            raise
         return True
 
+    def _send_kept(self) -> None:
+        while True:
+            with self._lock:
+                for engine, kept in list(self._kept.items() if not self._closed else ()):
+                    while kept and self._try(*kept[0]) is not None:
+                        kept.popleft()
+                    if not kept:
+                        del self._kept[engine]
+                if not self._kept or self._closed:
+                    return
+            time.sleep(RETRY_S)
+
     def close(self) -> None:
-        self._socket.close()
+        with self._lock:
+            self._closed = True
+            self._socket.close()
 
 
 def check_private(folder: Path) -> None:

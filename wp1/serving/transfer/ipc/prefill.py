@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender, to_runs
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, to_runs
 
 # Beyond a lease, for a decode engine that began to read in time.
 GRACE_S = 2.0
@@ -112,26 +112,30 @@ class PrefillScheduler:
         if ours is None:
             return None
         handoff, reader = ours["handoff"], ours["to"]
-        if not well:
-            self._tell(reader, {"kind": "failed", "handoff": handoff, "why": f"{self._engine} gave the prompt up"})
+        # A prompt that is preempted while its token is on its way may end by that token, its blocks being free.
+        whole = len(blocks) * self._block_tokens >= request.num_prompt_tokens
+        if not (well and whole and prompt is not None and prompt.epoch == request.num_preemptions):
+            why = f"{self._engine} gave the prompt up"
+            self._tell(reader, {"kind": "failed", "handoff": handoff, "why": why}, self._workers(reader))
             return None
         until = time.monotonic() + self._lease_s
         done = {
             "handoff": handoff,
-            "epoch": prompt.epoch if prompt is not None else 0,
+            "epoch": prompt.epoch,
             "blocks": to_runs(blocks),
             "until": until,
             "token": request.output_token_ids[0],
         }
-        self._tell(reader, {"kind": "done", **done})
+        # Its scheduler first: by the time that a worker there has the blocks, the first token is known.
+        self._tell(reader, {"kind": "done", **done}, [f"{reader}.scheduler", *self._workers(reader)])
         self._orders.holds.append(Hold(request.request_id, handoff, until, blocks))
         return {"do_remote_prefill": True, "do_remote_decode": False, "remote_engine_id": self._engine, "wp1": done}
 
-    def _tell(self, reader: str | None, message: dict[str, Any]) -> None:
-        if reader is None:
-            return
-        # Its scheduler first: by the time that a worker there has the blocks, the first token is known.
-        for box in [f"{reader}.scheduler", *(f"{reader}.{rank}" for rank in range(self._ranks))]:
+    def _workers(self, reader: str | None) -> list[str]:
+        return [f"{reader}.{rank}" for rank in range(self._ranks)]
+
+    def _tell(self, reader: str | None, message: Message, boxes: list[str]) -> None:
+        for box in boxes if reader is not None else ():
             self._sender.send(box, message)
 
 
@@ -163,7 +167,7 @@ class PrefillWorker:
         self._computing: deque[tuple[Callable[[], bool], list[Ready]]] = deque()
         self._held: dict[str, Hold] = {}
         self._released: dict[str, float] = {}  # before there was anything to release
-        self._asked: list[tuple[str, str]] = []  # handoffs whose sum somebody wants
+        self._asked: dict[str, Message] = {}  # handoffs whose sum somebody wants
 
     def obey(self, orders: PrefillOrders) -> set[str]:
         """After a step was launched: takes its orders, and returns the requests whose blocks are free to go."""
@@ -180,23 +184,23 @@ class PrefillWorker:
             if message["kind"] == "release":
                 self._released[message["handoff"]] = now
             else:
-                self._asked.append((message["handoff"], message["reader"]))
+                self._asked[message["handoff"]] = message
         self._sum_up()
         free = [hold for hold in self._held.values() if hold.handoff in self._released or now > hold.until + GRACE_S]
         for hold in free:
             del self._held[hold.handoff]
             self._released.pop(hold.handoff, None)
         # Of prompts that were given up there is never a hold.
-        if len(self._released) > 1000:
-            self._released = {name: at for name, at in self._released.items() if now - at < 600}
+        while len(self._released) > 1000 and now - next(iter(self._released.values())) > 600:
+            del self._released[next(iter(self._released))]
         return {hold.request for hold in free}
 
     def _sum_up(self) -> None:
-        asked, self._asked = self._asked, []
-        for handoff, reader in asked:
+        for handoff, ask in list(self._asked.items()):
             hold = self._held.get(handoff)
-            if hold is None:
-                self._asked.append((handoff, reader))
-                continue
-            self._sender.send(reader, {"kind": "sum", "handoff": handoff, "sum": self._checksum(hold.blocks)})
-        self._asked = self._asked[-1000:]
+            if handoff in self._released:
+                del self._asked[handoff]
+            elif hold is not None:
+                del self._asked[handoff]
+                blocks = hold.blocks[ask["first"] : ask["first"] + ask["blocks"]]
+                self._sender.send(ask["reader"], {"kind": "sum", "handoff": handoff, "sum": self._checksum(blocks)})

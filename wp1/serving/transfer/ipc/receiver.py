@@ -39,6 +39,14 @@ class Load:
 
 
 @dataclass(slots=True)
+class DecodeOrders:
+    """From the scheduler's half to the workers, with each step. given_up: handoff and prefill engine."""
+
+    loads: list[Load] = field(default_factory=list)
+    given_up: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Source:
     """What is known of a prompt's blocks in the prefill engine."""
 
@@ -95,9 +103,17 @@ class Receiver:
     def start(self) -> None:
         self._thread.start()
 
-    def order(self, order: Message) -> None:
-        """From the engine's own thread: {"kind": "load" | "give_up" | "lose" | "meet", ...}; see `handle`."""
-        self._orders.append(order)
+    def obey(self, orders: DecodeOrders) -> None:
+        """From the engine's own thread, with each step."""
+        # In this order: a handoff that was given up may be asked for again, to be dropped.
+        self._orders.extend({"kind": "give_up", "handoff": name, "engine": engine} for name, engine in orders.given_up)
+        self._orders.extend({"kind": "load", "load": load} for load in orders.loads)
+        if orders.given_up or orders.loads:
+            self._sender.send(self._name, {"kind": "wake"})
+
+    def lose(self, engine: str) -> None:
+        """From the engine's own thread: a prefill engine has died."""
+        self._orders.append({"kind": "lose", "engine": engine})
         self._sender.send(self._name, {"kind": "wake"})
 
     def meet(self, engine: str) -> None:
@@ -128,11 +144,7 @@ class Receiver:
         """One order of the engine, or one message of a prefill engine."""
         match message["kind"]:
             case "load":
-                load: Load = message["load"]
-                self._loads[load.handoff] = load
-                if load.done is not None:
-                    self._say(load.done | {"kind": "done"})
-                self._advance(load.handoff)
+                self._load(message["load"])
             case "give_up":
                 self._give_up(message["handoff"], message["engine"])
             case "lose":
@@ -144,6 +156,16 @@ class Receiver:
                     self._say(message)
                     self._advance(message["handoff"])
 
+    def _load(self, load: Load) -> None:
+        if load.handoff in self._over or load.handoff in self._loads:
+            # Its blocks there are free, or about to be: they were given up, or are another load's.
+            self.ended.append(Ended(load.request, f"handoff {load.handoff} was given up or taken", load.blocks, None))
+            return
+        self._loads[load.handoff] = load
+        if load.done is not None:
+            self._say(load.done | {"kind": "done"})
+        self._advance(load.handoff)
+
     def _say(self, message: Message) -> None:
         """What a prefill engine says of a prompt."""
         source = self._sources.setdefault(message["handoff"], Source())
@@ -154,8 +176,10 @@ class Receiver:
         if kind == "sum":
             source.sum = message["sum"]
             return
+        if message["epoch"] < source.epoch:
+            return  # of blocks that the prompt had before; the engine's processes do not wait for one another
         source.heard = time.monotonic()
-        if message["epoch"] != source.epoch:
+        if message["epoch"] > source.epoch:
             source.epoch, source.blocks = message["epoch"], []
         blocks = from_runs(message["blocks"])
         if kind == "done":
@@ -176,13 +200,12 @@ class Receiver:
             if peer is None:
                 peer = self._peers[load.engine] = self._open_peer(load.engine)
             self._copy(load, source, peer)
+            if source.until is not None:
+                self._finish(load, source, peer)
         except PeerError as error:
             self._end(load, str(error))
         except Exception as error:  # whatever a copy raises: the request must hear of it
             self._end(load, f"the copy failed: {type(error).__name__}: {error}")
-        else:
-            if source.until is not None:
-                self._finish(load, source, peer)
 
     def _copy(self, load: Load, source: Source, peer: Peer) -> None:
         if load.epoch != source.epoch:
@@ -211,10 +234,9 @@ class Receiver:
         elif not self._verify:
             self._end(load)
         elif source.sum is None:
-            ask = {"kind": "sum", "handoff": load.handoff, "reader": self._name}
-            self._sender.send(peer.mailbox, ask)
+            which = {"first": load.first, "blocks": len(load.blocks)}
+            self._sender.send(peer.mailbox, {"kind": "sum", "handoff": load.handoff, "reader": self._name} | which)
         else:
-            # Of the whole prompt on both sides, which is what a load is where no prefix is cached here.
             ours = self._copier.checksum(load.blocks)
             self._end(load, None if ours == source.sum else f"sums of the blocks differ: {source.sum}, here {ours}")
 

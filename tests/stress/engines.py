@@ -1,0 +1,468 @@
+"""Two engines without a model around the connector's real halves: they schedule, allocate and free blocks as vLLM does.
+
+A prompt's KV is a pattern that follows from its number, so that whoever reads a block knows what should be there, and
+a block that is freed is overwritten at once, so that a read of freed memory is seen. A block that is freed twice, or a
+request that is released twice, is an AssertionError.
+"""
+
+import random
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wp1.serving.transfer.ipc import exports
+from wp1.serving.transfer.ipc.copying import copier_of
+from wp1.serving.transfer.ipc.decode import DecodeScheduler
+from wp1.serving.transfer.ipc.layout import layout_of
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender
+from wp1.serving.transfer.ipc.prefill import PrefillScheduler, PrefillWorker
+from wp1.serving.transfer.ipc.receiver import Receiver
+
+torch.set_num_threads(1)  # two processes share the cores; the tensors are small
+
+BLOCK_TOKENS = 16
+CHUNK_TOKENS = 128  # that a prefill step computes
+MOST_RUNNING = 16
+FREED = 0xEE
+FACTS = {"vllm": "none", "model": "pattern", "kv_dtype": "auto", "block_tokens": BLOCK_TOKENS}
+PREFILL, DECODE = "prefill-0", "decode-0"
+
+
+@dataclass(eq=False)
+class Request:
+    """What the connector reads of vllm.v1.request.Request, and what the engines here know of it."""
+
+    request_id: str
+    kv_transfer_params: dict[str, Any] | None
+    prompt_token_ids: list[int]
+    number: int = 0  # of the prompt, from which its KV follows
+    output_len: int = 1
+    num_preemptions: int = 0
+    num_computed_tokens: int = 0
+    output_token_ids: list[int] = field(default_factory=list)
+    block_hashes: list[Any] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._all_token_ids = list(self.prompt_token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    def update_block_hashes(self) -> None:
+        pass
+
+
+def blocks_for(tokens: int) -> int:
+    return -(-tokens // BLOCK_TOKENS)
+
+
+def first_token(number: int) -> int:
+    return 1 + number % 30_000
+
+
+class Cache:
+    """One rank's KV: layers of K and V, and one with a single tensor, so that regions have two sizes."""
+
+    def __init__(self, num_blocks: int, device: str, rank: int) -> None:
+        self.rank = rank
+        kinds: dict[str, tuple[int, ...]] = {
+            "layers.0": (2, num_blocks, 4, BLOCK_TOKENS, 8),
+            "layers.1": (2, num_blocks, 4, BLOCK_TOKENS, 8),
+            "layers.2": (num_blocks, BLOCK_TOKENS, 24),
+        }
+        tensors = {name: torch.zeros(shape, dtype=torch.bfloat16, device=device) for name, shape in kinds.items()}
+        pages = {name: tensor.nbytes // num_blocks for name, tensor in tensors.items()}
+        self.layout = layout_of(tensors, pages, num_blocks)
+        self._tensors = tensors
+        # The same memory, found without the code that is under test.
+        self._parts = [
+            part.view(torch.uint8).reshape(num_blocks, -1)
+            for tensor in tensors.values()
+            for part in (tensor if tensor.dim() == 5 else tensor[None])
+        ]
+        self._sizes = [part.shape[1] for part in self._parts]
+        self._index = torch.arange(sum(self._sizes), device=device)
+
+    def pattern(self, number: int, first: int, count: int) -> torch.Tensor:
+        """Bytes of blocks first, first + 1, ... of a prompt: (count, bytes)."""
+        place = torch.arange(first, first + count, device=self._index.device)[:, None]
+        factor = 2 * ((number * 31 + place * 17 + self.rank) % 128) + 1
+        return ((self._index * factor + number * 101 + place * 7) & 0xFF).to(torch.uint8)
+
+    def write(self, blocks: list[int], number: int, first: int) -> None:
+        if blocks:
+            data = self.pattern(number, first, len(blocks)).split(self._sizes, dim=1)
+            for part, rows in zip(self._parts, data, strict=True):
+                part[blocks] = rows
+
+    def holds(self, blocks: list[int], number: int) -> bool:
+        """Whether the blocks are those of the prompt, from its first."""
+        found = torch.cat([part[blocks] for part in self._parts], dim=1)
+        return torch.equal(found, self.pattern(number, 0, len(blocks)))
+
+    def overwrite(self, blocks: list[int]) -> None:
+        for part in self._parts:
+            part[blocks] = FREED
+        self.settle()
+
+    def settle(self) -> None:
+        """Until what was written is there; vLLM knows it of a step whose tokens it has."""
+        if self._index.is_cuda:
+            torch.cuda.synchronize()
+
+
+class Pool:
+    """Blocks to give and take back, in no order. Block 0 is nobody's, as in vLLM."""
+
+    def __init__(self, caches: list[Cache], num_blocks: int, chance: random.Random) -> None:
+        self._caches = caches
+        self._free = list(range(1, num_blocks))
+        self._given: set[int] = set()
+        self._chance = chance
+
+    def give(self, count: int) -> list[int] | None:
+        if count > len(self._free):
+            return None
+        # Mostly neighbours, as vLLM's pool is after a while.
+        at = self._chance.randrange(len(self._free) - count + 1)
+        blocks = self._free[at : at + count]
+        del self._free[at : at + count]
+        self._given.update(blocks)
+        return blocks
+
+    def take_back(self, blocks: list[int]) -> None:
+        assert self._given.issuperset(blocks), "blocks were freed that nobody has"
+        assert len(set(blocks)) == len(blocks), "a block was freed twice"
+        if blocks:
+            for cache in self._caches:
+                cache.overwrite(blocks)
+        self._given.difference_update(blocks)
+        self._free.extend(blocks)
+
+    @property
+    def given(self) -> int:
+        return len(self._given)
+
+
+class _Ranks:
+    """Says when all ranks have said the same of a request, as vLLM's KVOutputAggregator does."""
+
+    def __init__(self, ranks: int) -> None:
+        self._ranks = ranks
+        self._heard: Counter[str] = Counter()
+
+    def all_said(self, requests: set[str]) -> set[str]:
+        self._heard.update(requests)
+        complete = {name for name in requests if self._heard[name] == self._ranks}
+        for name in complete:
+            del self._heard[name]
+        return complete
+
+
+class PrefillEngine:
+    """Computes prompts in chunks, preempts when blocks run out, and keeps blocks until the connector lets them go."""
+
+    def __init__(self, folder: Path, *, ranks: int, device: str, num_blocks: int, seed: int, lease_s: float) -> None:
+        sender = Sender(folder)
+        caches = [Cache(num_blocks, device, rank) for rank in range(ranks)]
+        self._workers = []
+        for cache in caches:
+            box = f"{PREFILL}.{cache.rank}"
+            exports.offer(folder / f"{box}.json", cache.layout, PREFILL, box, FACTS | {"device": device})
+            mark = _event if device == "cuda" else _at_once
+            checksum = copier_of(cache.layout).checksum
+            self._workers.append(PrefillWorker(cache.rank, Mailbox(folder, box), sender, mark, checksum))
+        self._caches = caches
+        self._pool = Pool(caches, num_blocks, random.Random(seed))
+        self._scheduler = PrefillScheduler(PREFILL, ranks, BLOCK_TOKENS, lease_s, sender)
+        self._released = _Ranks(ranks)
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        self._held: dict[str, Request] = {}
+        self.preemptions = 0
+
+    def add(self, request: Request) -> None:
+        self._waiting.append(request)
+
+    def abort(self, name: str) -> bool:
+        """Whether there was still something to abort."""
+        for queue in (self._waiting, self._running):
+            for request in queue:
+                if request.request_id == name:
+                    queue.remove(request)
+                    assert self._scheduler.finished(request, request.blocks, False) is None
+                    self._pool.take_back(request.blocks)
+                    return True
+        return False
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._running or self._held)
+
+    @property
+    def given(self) -> int:
+        return self._pool.given
+
+    def step(self) -> list[tuple[Request, dict[str, Any]]]:
+        """One step; returns the prompts that are done, with the parameters that fetch their KV."""
+        scheduled, grown = self._schedule()
+        orders = self._scheduler.orders(scheduled, grown)
+        done = []
+        for request in list(self._running):
+            self._compute(request, scheduled.get(request.request_id, 0))
+            if request.num_computed_tokens == request.num_prompt_tokens:
+                done.append(request)
+        free = set.union(*(self._released.all_said(worker.obey(orders)) for worker in self._workers))
+        answers = []
+        for cache in self._caches if done else ():
+            cache.settle()
+        for request in done:
+            self._running.remove(request)
+            request.output_token_ids.append(first_token(request.number))
+            params = self._scheduler.finished(request, request.blocks, True)
+            assert params is not None
+            self._held[request.request_id] = request
+            answers.append((request, params))
+        for name in free:
+            self._pool.take_back(self._held.pop(name).blocks)  # a KeyError is a request released twice
+        return answers
+
+    def _schedule(self) -> tuple[dict[str, int], list[tuple[str, list[int]]]]:
+        budget, scheduled, grown, preempted = CHUNK_TOKENS, {}, [], False
+        for request in list(self._running):
+            tokens = min(budget, request.num_prompt_tokens - request.num_computed_tokens)
+            if request not in self._running or not tokens:
+                continue
+            needed = blocks_for(request.num_computed_tokens + tokens) - len(request.blocks)
+            while (blocks := self._pool.give(needed)) is None and self._running[-1] is not request:
+                self._preempt(self._running[-1], scheduled)
+                preempted = True
+            if blocks is None:
+                break
+            if blocks:
+                request.blocks = request.blocks + blocks
+                grown.append((request.request_id, blocks))
+            scheduled[request.request_id] = tokens
+            budget -= tokens
+        while self._waiting and budget and len(self._running) < MOST_RUNNING and not preempted:
+            request = self._waiting[0]
+            tokens = min(budget, request.num_prompt_tokens)
+            blocks = self._pool.give(blocks_for(tokens))
+            if blocks is None:
+                break
+            self._running.append(self._waiting.popleft())
+            request.blocks = blocks
+            self._scheduler.allocated(request, blocks)
+            scheduled[request.request_id] = tokens
+            budget -= tokens
+        return scheduled, grown
+
+    def _preempt(self, request: Request, scheduled: dict[str, int]) -> None:
+        self._running.remove(request)
+        scheduled.pop(request.request_id, None)
+        self._pool.take_back(request.blocks)
+        request.blocks, request.num_computed_tokens = [], 0
+        request.num_preemptions += 1
+        self._waiting.appendleft(request)
+        self.preemptions += 1
+
+    def _compute(self, request: Request, tokens: int) -> None:
+        first = request.num_computed_tokens // BLOCK_TOKENS
+        request.num_computed_tokens += tokens
+        end = request.num_computed_tokens // BLOCK_TOKENS
+        if request.num_computed_tokens == request.num_prompt_tokens:
+            end = blocks_for(request.num_prompt_tokens)
+        for cache in self._caches:
+            cache.write(request.blocks[first:end], request.number, first)
+
+
+def _event() -> Any:
+    event = torch.cuda.Event()
+    event.record()
+    return event.query
+
+
+def _at_once() -> Any:
+    return lambda: True
+
+
+class DecodeEngine:
+    """Takes prompts over, looks at what came, and preempts now and then.
+
+    cached: the share of requests that find the beginning of their prompt in the prefix cache.
+    """
+
+    def __init__(
+        self, folder: Path, *, ranks: int, device: str, num_blocks: int, seed: int, verify: bool, cached: float
+    ) -> None:
+        sender = Sender(folder)
+        self._chance = random.Random(seed)
+        self._cached = cached
+        self._caches = [Cache(num_blocks, device, rank) for rank in range(ranks)]
+        self._receivers = [_receiver(folder, sender, cache, device, verify) for cache in self._caches]
+        self._scheduler = DecodeScheduler(Mailbox(folder, f"{DECODE}.scheduler"), BLOCK_TOKENS)
+        self._pool = Pool(self._caches, num_blocks, self._chance)
+        self._here = _Ranks(ranks)
+        self._waiting: deque[Request] = deque()
+        self._loading: dict[str, Request] = {}
+        self._running: list[Request] = []
+        self.preemptions = 0
+        self.moved: Counter[str] = Counter()  # bytes and blocks by the connector's account
+
+    def add(self, request: Request) -> None:
+        self._waiting.append(request)
+
+    def abort(self, name: str) -> bool:
+        """Whether there was still something to abort. What is being loaded keeps its blocks until that is over."""
+        for queue in (self._waiting, self._running):
+            for request in queue:
+                if request.request_id == name:
+                    queue.remove(request)
+                    self._scheduler.finished(request)
+                    self._pool.take_back(request.blocks)
+                    return True
+        request = self._loading.get(name)
+        if request is None or not request.output_len:
+            return False
+        request.output_len = 0
+        self._scheduler.finished(request)
+        return True
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._loading or self._running)
+
+    @property
+    def given(self) -> int:
+        return self._pool.given
+
+    def leftovers(self) -> int:
+        """What the connector's halves still remember of handoffs that are over."""
+        return sum(len(receiver._loads) + len(receiver._sources) for receiver in self._receivers)
+
+    def stop(self) -> None:
+        for receiver in self._receivers:
+            receiver.stop()
+
+    def step(self) -> list[tuple[Request, str | None]]:
+        """One step; returns the requests that ended by themselves, with why where that was not well."""
+        ended: list[tuple[Request, str | None]] = []
+        while self._waiting and self._admit(self._waiting[0]):
+            pass
+        orders = self._scheduler.orders(len(self._running))
+        for receiver in self._receivers:
+            receiver.obey(orders)
+        self._decode(ended)
+        here, failed = self._results()
+        for name, why in failed.items():
+            request = self._loading[name]
+            if request.output_len:
+                request.output_len = 0
+                self._scheduler.finished(request)
+                ended.append((request, why))
+        self._scheduler.arrived(here)
+        for name in here:
+            request = self._loading.pop(name)
+            if request.output_len:
+                self._start(request)
+            else:
+                self._pool.take_back(request.blocks)
+        return ended
+
+    def _results(self) -> tuple[set[str], dict[str, str]]:
+        """Requests whose loads are over on all ranks, and those that failed on one."""
+        here: set[str] = set()
+        failed = {}
+        for receiver in self._receivers:
+            of_rank = []
+            while receiver.ended:
+                end = receiver.ended.popleft()
+                of_rank.append(end.request)
+                if end.error is not None:
+                    failed[end.request] = end.error
+                elif end.report is not None:
+                    self.moved.update(bytes=end.report[3], blocks=end.report[7], runs=end.report[8])
+            assert len(of_rank) == len(set(of_rank)), "a load ended twice"
+            here |= self._here.all_said(set(of_rank))
+        return here, failed
+
+    def _admit(self, request: Request) -> bool:
+        """Gives the first of those that wait its blocks, if there are enough."""
+        params = request.kv_transfer_params
+        cached = 0
+        if params is not None and params["do_remote_prefill"] and self._chance.random() < self._cached:
+            cached = self._chance.randrange(request.num_prompt_tokens // BLOCK_TOKENS + 1)
+            cached = min(cached, (request.num_prompt_tokens - 1) // BLOCK_TOKENS)
+        tokens = self._scheduler.to_come(request, cached * BLOCK_TOKENS)
+        if tokens is None:
+            self._waiting.rotate(-1)
+            return False
+        blocks = self._pool.give(blocks_for(request.num_prompt_tokens))
+        if blocks is None:
+            return False
+        self._waiting.popleft()
+        request.blocks = blocks
+        for cache in self._caches:
+            cache.write(blocks[:cached], request.number, 0)
+            cache.settle()
+        self._scheduler.allocated(request, blocks, tokens)
+        request.num_computed_tokens = cached * BLOCK_TOKENS + tokens
+        if tokens:
+            self._loading[request.request_id] = request
+            return True
+        # All was cached, or it was preempted and computes its prompt itself.
+        for cache in self._caches:
+            cache.write(blocks[: blocks_for(request.num_prompt_tokens)], request.number, 0)
+            cache.settle()
+        self._start(request)
+        return True
+
+    def _start(self, request: Request) -> None:
+        """Looks whether all is there that decoding needs."""
+        params = request.kv_transfer_params
+        assert params is not None
+        whole = request.blocks[: blocks_for(params["wp1_tokens"])]
+        for cache in self._caches:
+            assert cache.holds(whole, request.number), f"{request.request_id} has other bytes than its prompt's"
+        if params["wp1"].get("wants_token"):
+            expected = first_token(request.number)
+            assert (request.prompt_token_ids[-1], request._all_token_ids[-1]) == (expected, expected), "a wrong token"
+        self._running.append(request)
+
+    def _decode(self, ended: list[tuple[Request, str | None]]) -> None:
+        for request in list(self._running):
+            request.output_len -= 1
+            if request.output_len <= 0:
+                self._running.remove(request)
+                self._scheduler.finished(request)
+                self._pool.take_back(request.blocks)
+                ended.append((request, None))
+        if len(self._running) > 1 and self._chance.random() < 0.02:
+            request = self._running.pop()
+            self._pool.take_back(request.blocks)
+            request.blocks, request.num_computed_tokens = [], 0
+            request.num_preemptions += 1
+            self._waiting.appendleft(request)
+            self.preemptions += 1
+
+
+def _receiver(folder: Path, sender: Sender, cache: Cache, device: str, verify: bool) -> Receiver:
+    box = f"{DECODE}.{cache.rank}"
+    facts = FACTS | {"form": cache.layout.form, "device": device}
+    receiver = Receiver(
+        Mailbox(folder, box),
+        sender,
+        box,
+        copier_of(cache.layout),
+        cache.layout.block_bytes,
+        lambda engine: exports.open_peer(folder / f"{engine}.{cache.rank}.json", facts),
+        verify,
+    )
+    receiver.meet(PREFILL)
+    receiver.start()
+    return receiver

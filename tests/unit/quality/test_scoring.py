@@ -1,0 +1,53 @@
+"""Intervals: what is known of them, and that they are not too narrow."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wp1.quality import scoring
+
+
+def test_wilson_by_hand() -> None:
+    assert scoring.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    low, high = scoring.wilson(0, 10)
+    assert low == 0.0
+    assert high == pytest.approx(0.2775, abs=1e-4)
+    assert scoring.wilson(0, 0) == (0.0, 1.0)
+
+
+@given(st.integers(0, 50), st.integers(1, 50))
+def test_wilson_holds_the_share_and_mirrors(right: int, n: int) -> None:
+    right = min(right, n)
+    low, high = scoring.wilson(right, n)
+    assert 0 <= low <= right / n <= high <= 1
+    assert scoring.wilson(n - right, n) == pytest.approx((1 - high, 1 - low))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_a_task_s_interval_holds_its_mean(values: list[float]) -> None:
+    score = scoring.of_task(values, graded=True)
+    assert score["n"] == len(values)
+    assert score["low"] - 1e-3 <= score["mean"] <= score["high"] + 1e-3
+
+
+def test_ten_right_of_ten_is_not_certainty() -> None:
+    assert scoring.of_task([1.0] * 10, graded=True)["low"] < 75
+    assert scoring.of_task([], graded=False)["mean"] is None
+
+
+def test_wilson_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    right = rng.binomial(20, 0.3, 2000)
+    bounds = [scoring.wilson(int(n), 20) for n in right]
+    assert 0.92 < np.mean([low <= 0.3 <= high for low, high in bounds]) < 0.99
+
+
+def test_the_overall_score_is_of_categories_where_there_are_any() -> None:
+    groups = {"a": [1.0, 1.0], "b": [0.0, 0.0], "c": [0.5, 0.5], "empty": []}
+    assert scoring.mean_of(groups)["mean"] == 50.0
+    found = scoring.mean_of(groups, {"a": "x", "b": "x", "c": "y"})
+    assert found["mean"] == 50.0
+    assert scoring.mean_of(groups, {"a": "x", "b": "y", "c": "y"})["mean"] == 62.5
+    assert (found["n"], found["tasks"]) == (6, 3)
+    assert scoring.mean_of({})["mean"] is None

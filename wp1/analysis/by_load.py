@@ -1,0 +1,114 @@
+"""What context and load cost: latency, throughput, MBU, KV use and preemptions of every cell, and goodput. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis import bootstrap, cells, metrics, roofline, spans
+from wp1.analysis.markdown import share
+from wp1.collectors.device import load_window
+
+# KV this full, or a preemption, means that requests wait for room.
+FULL = 0.95
+
+
+def by_load(
+    requests: pl.DataFrame, stats: pl.DataFrame, metadata: Mapping[str, Any], slo: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """A row for every cell of every arm; None for a run of one request at a time.
+
+    requests: `tables.requests`; stats: `tables.engine_stats`; slo: the limits. Figures are {n, value, low, high} with
+    95 % intervals, times in ms, over repeats and requests, rates over repeats.
+    """
+    measured = requests.filter(~pl.col("warmup"))
+    names = [cells.parse(name) for name in cells.ordered(measured["cell"])]
+    if not any(cell.rate > 0 or (cell.concurrency or 0) > 1 for cell in names):
+        return None
+    shape, _ = roofline.shape_of(metadata)
+    rows = []
+    for (arm,), of_arm in measured.group_by("arm", maintain_order=True):
+        device = roofline.device_of(metadata, str(arm))
+        chunk = chunk_of(metadata, str(arm))
+        for cell in names:
+            sent = of_arm.filter(pl.col("cell") == cell.name)
+            if sent.height:
+                row = _row(cell, sent, slo, roofline.devices_of(metadata["pools"], str(arm)))
+                roof = roofline.roofline(sent.filter(pl.col("status") == "ok"), shape, device, chunk)
+                kv = kv_use(stats.filter(pl.col("arm") == arm), sent)
+                words = [roofline.words(roof, _queue_share(sent)), _kv_words(kv, sent)]
+                shown = {key: roof[key] for key in ("mfu", "mbu", "batch", "shared")}
+                limited = "; ".join(word for word in words if word) or None
+                rows.append({"arm": str(arm), **row, **shown, **kv, "limited_by": limited})
+    return {"rows": rows, "why_no_mfu": roofline.why_not(metadata)}
+
+
+def chunk_of(metadata: Mapping[str, Any], arm: str) -> int | None:
+    """Tokens that an engine of the arm puts into one step at most."""
+    engines = [engine for pool in metadata["pools"] if pool.get("arm") == arm for engine in pool["engines"]]
+    return next((e["settings"].get("max_num_batched_tokens") for e in engines), None)
+
+
+def _row(cell: cells.CellName, sent: pl.DataFrame, slo: Mapping[str, Any], devices: int) -> dict[str, Any]:
+    answered = sent.filter(pl.col("status") == "ok")
+    sample = bootstrap.Sample(answered)
+    by_repeat = [rows for _, rows in sent.group_by("repeat", maintain_order=True)]
+    seconds = [metrics.span(rows) * devices for rows in by_repeat]
+    tokens = [int(rows.filter(pl.col("status") == "ok")["output_tokens"].sum()) for rows in by_repeat]
+    limits = metrics.limits(slo)
+    attained = metrics.attainment(sent, *limits)
+    return {
+        "cell": cell.name,
+        "prompt": cell.prompt,
+        "prompt_len": cell.prompt_len,
+        "concurrency": cell.concurrency,
+        "request_rate": cell.rate or None,
+        "sent": sent.height,
+        "ok": answered.height,
+        "repeats": len(by_repeat),
+        "devices": devices,
+        "ttft_ms": sample.figure("ttft_ms"),
+        "ttft_ms_p95": sample.figure("ttft_ms", "p95"),
+        "tpot_ms": sample.figure("tpot_ms"),
+        "itl_ms_p50": sample.figure("itl_ms", "p50"),
+        "itl_ms_p95": sample.figure("itl_ms", "p95"),
+        "itl_ms_p99": sample.figure("itl_ms", "p99"),
+        "e2e_ms": sample.figure("e2e_ms"),
+        "output_tokens_per_s_per_device": bootstrap.ratio(tokens, seconds),
+        "attainment": attained,
+        "attainment_interval": None
+        if attained is None
+        else metrics.wilson(int(sent.select(metrics.met(*limits).sum()).item()), sent.height),
+    }
+
+
+def _queue_share(sent: pl.DataFrame) -> float | None:
+    answered = sent.filter(pl.col("status") == "ok")
+    queue, ttft = answered["queue_ms"].mean(), answered["ttft_ms"].mean()
+    return float(queue) / float(ttft) if queue is not None and ttft else None  # pyright: ignore[reportArgumentType]
+
+
+def kv_use(stats: pl.DataFrame, sent: pl.DataFrame) -> dict[str, Any]:
+    """Mean and peak share of the KV cache in use while the cell's requests were in flight, and preemptions.
+
+    From the engines' own counts, of the fullest engine at any moment. Null where the engines said nothing.
+    """
+    windows = load_window(sent.filter(pl.col("t_sent").is_not_null()))
+    rows = stats.filter(pl.Series(spans.inside(stats["t"].to_numpy(), windows), dtype=pl.Boolean))
+    if rows.is_empty():
+        return {"kv_use_mean": None, "kv_use_peak": None, "preemptions": None, "waiting_peak": None}
+    mean, peak = rows["kv_use"].mean(), rows["kv_use_peak"].max()
+    return {
+        "kv_use_mean": round(float(mean), 4),  # pyright: ignore[reportArgumentType]
+        "kv_use_peak": round(float(peak), 4),  # pyright: ignore[reportArgumentType]
+        "preemptions": int(rows["preemptions"].sum()),
+        "waiting_peak": int(rows["waiting"].max()),  # pyright: ignore[reportArgumentType]
+    }
+
+
+def _kv_words(kv: Mapping[str, Any], sent: pl.DataFrame) -> str:
+    if kv["preemptions"]:
+        return f"the KV cache is full: {kv['preemptions']} preemptions of {sent.height} requests"
+    if kv["kv_use_peak"] is not None and kv["kv_use_peak"] >= FULL:
+        return f"the KV cache is full ({share(kv['kv_use_peak'])}): requests wait for room"
+    return ""

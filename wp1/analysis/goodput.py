@@ -1,0 +1,100 @@
+"""What the searches for goodput found, from goodput.jsonl and the records of their probes. Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis import metrics, roofline
+from wp1.analysis.markdown import number, percent, share, table
+from wp1.goodput import Probe, bracket
+
+
+def found(
+    probes: Sequence[Probe], requests: pl.DataFrame, metadata: Mapping[str, Any], slo: Mapping[str, Any]
+) -> list[dict[str, Any]] | None:
+    """One search an arm and prompt length, with its path; None where there was none.
+
+    goodput: requests/s at which at least 90 % of requests kept the SLO, also per device; below: the lowest rate that
+    did not, so that the true one lies between. Attainment has its 95 % Wilson interval.
+    """
+    if not probes:
+        return None
+    limits = metrics.limits(slo)
+    searches: dict[tuple[str, int], list[Probe]] = {}
+    for probe in probes:
+        searches.setdefault((probe.arm, probe.prompt_len), []).append(probe)
+    rows = []
+    for (arm, prompt_len), of_search in searches.items():
+        path = [probe for probe in of_search if probe.rate is not None]
+        devices = roofline.devices_of(metadata["pools"], arm)
+        low, high = bracket(path)
+        rows.append(
+            {
+                "arm": arm,
+                "prompt_len": prompt_len,
+                "devices": devices,
+                "goodput": low,
+                "goodput_per_device": None if low is None else round(low / devices, 4),
+                "fails_at": high,
+                "seconds": round(sum(probe.seconds for probe in path), 1),
+                "ended": next((probe.ended for probe in of_search if probe.ended), "not ended"),
+                "path": [_step(probe, requests, limits) for probe in path],
+            }
+        )
+    return rows
+
+
+def _step(probe: Probe, requests: pl.DataFrame, limits: metrics.Limits) -> dict[str, Any]:
+    rows = requests.filter(~pl.col("warmup") & (pl.col("arm") == probe.arm) & (pl.col("cell") == probe.cell))
+    met = int(rows.select(metrics.met(*limits).sum()).item()) if rows.height else 0
+    low, high = metrics.wilson(met, rows.height) if rows.height else (None, None)
+    return {
+        "number": probe.number + 1,
+        "rate": probe.rate,
+        "planned": probe.planned,
+        "repeats": probe.repeats,
+        "sent": rows.height,
+        "met": met,
+        "attainment": metrics.attainment(rows, *limits),
+        "low": low,
+        "high": high,
+    }
+
+
+def probe_cells(probes: Sequence[Probe]) -> set[tuple[str, str]]:
+    """(arm, cell) of those that were measured for a search only."""
+    return {(probe.arm, probe.cell) for probe in probes if probe.cell is not None and not probe.planned}
+
+
+def section(searches: Sequence[Mapping[str, Any]] | None, slo: Mapping[str, Any]) -> str:
+    """The report's section; "" for a run without a search."""
+    if searches is None:
+        return ""
+    several = len({row["arm"] for row in searches}) > 1
+    lines = [
+        [
+            *([row["arm"]] if several else []),
+            number(row["prompt_len"]),
+            None if row["goodput"] is None else f"**{row['goodput_per_device']:g}**",
+            None if row["goodput"] is None else f"{row['goodput']:g}",
+            None if row["fails_at"] is None else f"{row['fails_at']:g}",
+            ", ".join(_in_words(step) for step in row["path"]),
+            f"{row['ended']}, {row['seconds']:.0f} s",
+        ]
+        for row in searches
+    ]
+    header = ["arm"] if several else []
+    header += ["prompt tokens", "goodput a device", "goodput", "fails at", "path", "ended"]
+    least = share(metrics.GOODPUT_ATTAINMENT)
+    note = (
+        f"Goodput: the highest request rate (requests/s) at which at least {least} of requests keep "
+        f"{metrics.limits_in_words(slo)}; it lies below the rate that fails. The path is every rate tried, in order, "
+        "with its SLO attainment and the 95 % Wilson interval of that."
+    )
+    return f"## Goodput\n\n{table(header, lines, ('l' if several else '') + 'rrrrll')}\n\n{note}"
+
+
+def _in_words(step: Mapping[str, Any]) -> str:
+    bounds = "" if step["low"] is None else f" [{share(step['low'])}, {share(step['high'])}]"
+    return f"{step['rate']:g}: {percent(step['attainment'])}{bounds} of {step['sent']}"

