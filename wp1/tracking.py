@@ -273,19 +273,24 @@ def _send(store: Store, entry: Entry) -> str:
     """
     client, experiment = _experiment(store, entry)
     tags = entry.tags | _parent_tag(client, entry.parent)
-    made = client.create_run(experiment, entry.start_ms, tags, entry.run_id).info.run_id
+    made = [client.create_run(experiment, entry.start_ms, tags, entry.run_id).info.run_id]
     try:
-        _fill(client, experiment, made, entry)
+        _fill(client, experiment, made[0], entry)
+        for cell in entry.cells:
+            below = cell.tags | {PARENT_TAG: made[0]}
+            made.append(client.create_run(experiment, cell.start_ms, below, cell.name).info.run_id)
+            _fill(client, experiment, made[-1], cell)
     except BaseException:
         # Best effort, and brief: what failed may be the server.
         os.environ.update(MLFLOW_HTTP_REQUEST_TIMEOUT="1", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
         with contextlib.suppress(Exception):
-            client.delete_run(made)
+            for run in made:
+                client.delete_run(run)
         raise
-    for run in client.search_runs([experiment], f"tags.run_id = '{entry.run_id}'"):
-        if run.info.run_id != made:
+    for run in client.search_runs([experiment], f"tags.run_id = '{entry.run_id}'", max_results=5000):
+        if run.info.run_id not in made:
             client.delete_run(run.info.run_id)
-    return _place(store, experiment, made, entry)
+    return _place(store, experiment, made[0], entry)
 
 
 def _client(store: Store) -> "MlflowClient":
@@ -357,6 +362,7 @@ def _fill(client: "MlflowClient", experiment: str, made: str, entry: Entry) -> N
     for start in range(0, len(params), MAX_BATCH):
         client.log_batch(made, params=params[start : start + MAX_BATCH], synchronous=True)
     metrics = [Metric(key, value, entry.end_ms, 0) for key, value in entry.metrics.items()]
+    metrics += [Metric(key, value, entry.end_ms, step) for key, value, step in entry.curves]
     for start in range(0, len(metrics), MAX_BATCH):
         client.log_batch(made, metrics=metrics[start : start + MAX_BATCH], synchronous=True)
     for name, text in entry.texts.items():

@@ -238,11 +238,16 @@ def contrasts(found: list[Pair]) -> dict[tuple[str, str], list[Pair]]:
     """
     by_names: dict[tuple[str, str], list[Pair]] = {}
     for pair in found:
-        keys = differing([pair.a, pair.b])
-        arm = f", {pair.arm}" if pair.arm else ""
-        a, b = (f"{name_of(job, keys) if keys else f'job {job.number}'}{arm}" for job in (pair.a, pair.b))
-        by_names.setdefault((a, b), []).append(pair)
+        by_names.setdefault(names_of(pair), []).append(pair)
     return by_names
+
+
+def names_of(pair: Pair) -> tuple[str, str]:
+    """What the two sides of a pair are called, by the overrides in which they differ."""
+    keys = differing([pair.a, pair.b])
+    arm = f", {pair.arm}" if pair.arm else ""
+    a, b = (f"{name_of(job, keys) if keys else f'job {job.number}'}{arm}" for job in (pair.a, pair.b))
+    return a, b
 
 
 def side_by_side(names: tuple[str, str], of: list[Pair]) -> tuple[dict[str, Any], pl.DataFrame]:
