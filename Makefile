@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PYTHON_VENV := .venv/bin/python
 
-.PHONY: help setup run test check bench bench-transfer ui lock clean
+.PHONY: help setup run test check stress bench bench-transfer packet ui lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,11 +20,17 @@ test: setup ## all tests, those that start real engines on the CPU included
 check: setup ## ruff and pyright
 	@$(PYTHON_VENV) -m ruff check . && $(PYTHON_VENV) -m ruff format --check . && $(PYTHON_VENV) -m pyright
 
+stress: setup ## 10,000 handoffs with random aborts over transfer=ipc, without engines (ARGS="--device cuda" on a GPU)
+	@$(PYTHON_VENV) -m tests.stress.ipc $(ARGS)
+
 bench: setup ## wp1 against vLLM alone, and what composing and sampling cost; ratios, side by side
 	@$(PYTHON_VENV) -m tests.bench $(ARGS)
 
 bench-transfer: setup ## the KV cache from engine to engine: each connector beside a plain copy; ratios in one run
 	@$(PYTHON_VENV) -m tests.bench.transfer $(ARGS)
+
+packet: setup ## one folder with a page of the runs of E0 to E6 in DIR=... (OUT=packet, ARGS=--partial)
+	@$(PYTHON_VENV) -m wp1.packet $(DIR) --out $(or $(OUT),packet) $(ARGS)
 
 ui: setup ## MLflow's page on this machine, port 5000 (PORT=...)
 	@echo "MLflow starts at http://127.0.0.1:$(or $(PORT),5000) (about 20 s); choose 'Model training' at its top left"

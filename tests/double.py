@@ -31,6 +31,7 @@ class DoubleBackend:
     drift = False  # other tokens each time, in spite of the seed
     started: list[str]
     stopped: list[str]
+    noted: list[tuple[str, str]]  # engine and moment of every note of its memory
     engines: dict[str, "DoubleBackend"]
     kv_lost = False  # it never arrives
     kv_blocks = 1000
@@ -123,12 +124,34 @@ class DoubleBackend:
     async def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
 
+    async def memory(self, moment: str) -> list[dict[str, Any]]:
+        """Notes of a worker on a host with round figures: no memory is measured here."""
+        type(self).noted.append((self.name, moment))
+        mib = 1 << 20
+        pool = self.kv_blocks * self.block_tokens * self.settings["model"].kv_bytes_per_token
+        if moment == "start":
+            taken = {"imported": 500, "device": 505, "weights": 805, "profiled": 806, "kv_cache": 808, "ready": 810}
+            stages = [
+                {"stage": name, "anonymous": size * mib + (pool if name in ("kv_cache", "ready") else 0), "kv": pool}
+                for name, size in taken.items()
+            ]
+            return [{"rank": 0, "stages": stages, "kv_pool": pool, "vllm": {}}]
+        return [
+            {
+                "rank": 0, "used": 1010 * mib + pool, "peak": 1042 * mib + pool, "kept": 0, "files": 200 * mib,
+                "shared": 0, "kv": pool, "kv_shared": False, "core_process": 400 * mib, "limit": 16 << 30,
+                "steps": {"prefill": 1, "decode": 3}, "step_peaks": {"prefill": 30 * mib, "decode": mib},
+                "blocks_a_request": 3, "blocks_at_once": 3,
+            }
+        ]  # fmt: skip
+
     def info(self) -> EngineInfo:
         settings = {
             "dtype": "none",
             "kv_blocks": self.kv_blocks,
             "block_size": self.block_tokens,
             "max_num_seqs": self.max_num_seqs,
+            "max_num_batched_tokens": 2048,
             "enforce_eager": True,
             "rope": {},
         }
@@ -137,4 +160,4 @@ class DoubleBackend:
 
 def fresh() -> type[DoubleBackend]:
     """A class of its own for each test, as what the engines do is kept with the class."""
-    return type("Fresh", (DoubleBackend,), {"started": [], "stopped": [], "engines": {}})
+    return type("Fresh", (DoubleBackend,), {"started": [], "stopped": [], "noted": [], "engines": {}})

@@ -78,7 +78,8 @@ class Architecture:
         chunk: tokens a forward pass at most (vLLM's max_num_batched_tokens); None: all in one.
         """
         passes = -(-tokens // chunk) if chunk else 1
-        read = sum(min(n * (chunk or 0), tokens) for n in range(1, passes))
+        # The second pass reads one chunk, the third two, and so on.
+        read = (chunk or 0) * passes * (passes - 1) / 2
         return passes * self.step_bytes + self.kv_bytes * (tokens + read)
 
     def decode_flops(self, contexts: float, tokens: int = 1) -> float:

@@ -110,6 +110,18 @@ def _cgroup_free_bytes() -> int:
         return 1 << 62
 
 
+def memory_limit_bytes() -> int:
+    """Host memory that there is, within the cgroup's limit."""
+    import psutil
+
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        limit = "max"
+    total = psutil.virtual_memory().total
+    return min(total, int(limit)) if limit.isdecimal() else total
+
+
 def describe() -> dict[str, Any]:
     """The hardware, as it goes into run_metadata.json."""
     import psutil

@@ -19,6 +19,7 @@ from wp1.prepare import Prepared
 from wp1.records import EngineStats, Handoff, QueueLengths, RecordWriter, RequestRecord
 from wp1.serving.backend import Scheduler
 from wp1.serving.engines import Engines, Write, places_of
+from wp1.serving.memory.notes import MemoryNotes
 from wp1.serving.placement import engine_sizes
 from wp1.workload import prompts, warmup
 
@@ -40,6 +41,7 @@ class _Session:
     engines: Engines
     records: RecordWriter
     lags: RecordWriter  # of the event loop
+    notes: MemoryNotes
     write: Write  # of what is no request
     done: list[progress.Done]
     began: float  # monotonic; what an earlier session of the run took lies before it
@@ -70,6 +72,7 @@ async def measure(
             engines,
             records=stack.enter_context(RecordWriter(run_dir / "records.jsonl")),
             lags=stack.enter_context(RecordWriter(run_dir / "loop.jsonl")),
+            notes=_memory_notes(cfg, run_dir, stack),
             write=_event_writer(prepared.arms, run_dir, stack),
             done=done,
             began=time.monotonic() - took,
@@ -107,7 +110,8 @@ async def _stint(session: _Session, stint: Stint) -> list[str]:
         if scheduler is not None:
             held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
             session.metadata["kv_held"] += [f"{stint.arm.name}/{name}" for name in held]
-            clean = not held
+            # Engines for shorter prompts than model.max_len are not what the next job asks for.
+            clean = not held and all(one["kind"] != "memory" for one in session.metadata["skipped"])
     finally:
         await session.engines.leave(clean)
     return died
@@ -194,6 +198,7 @@ async def _start(session: _Session, stint: Stint) -> Scheduler:
     else:
         metadata["starts"].append(entry | {"seconds": up.seconds})
     session.save()
+    await session.notes.started(up.scheduler, arm.name)
     return up.scheduler
 
 
@@ -204,6 +209,13 @@ def _event_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Write:
         names |= {Handoff: "handoffs.jsonl", QueueLengths: "queues.jsonl"}
     writers = {kind: stack.enter_context(RecordWriter(run_dir / name)) for kind, name in names.items()}
     return lambda row: writers[type(row)].write(row)
+
+
+def _memory_notes(cfg: Any, run_dir: Path, stack: ExitStack) -> MemoryNotes:
+    """Only a run that asks for them has the file."""
+    if not cfg.experiment.memory:
+        return MemoryNotes(None)
+    return MemoryNotes(stack.enter_context(RecordWriter(run_dir / "memory.jsonl")).write)
 
 
 async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: list[int]) -> list[str]:
@@ -219,7 +231,10 @@ async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: li
         for repeat, requests in batches.items():
             arrivals = prompts.arrivals(cfg, cell, repeat, material)
             begin = time.monotonic()
-            async with loop_lag.watched(cell, repeat, session.lags.write):
+            async with (
+                session.notes.around(scheduler, cell, repeat),
+                loop_lag.watched(cell, repeat, session.lags.write),
+            ):
                 await drive(scheduler, requests, _sink(session.records, tally, died), arrivals, cell.concurrency)
             seconds = round(time.monotonic() - begin, 3)
             found = progress.Done(

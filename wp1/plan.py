@@ -54,7 +54,7 @@ def _cells(cfg: Any, arm: str) -> list[Cell]:
         # Lengths and arrivals are the trace's.
         name = f"{trace_name(workload.trace_path)}-speed{workload.trace_speed:g}"
         return [Cell(arm, name, None, workload.concurrency, 0.0, experiment.repeats, workload.num_requests)]
-    lengths = experiment.prompt_lens or [workload.prompt_len]
+    lengths = prompt_lens(cfg)
     if open_loop(cfg):
         rates = experiment.request_rates if experiment.request_rates is not None else [workload.request_rate]
         return [cell_of(cfg, arm, length, rate, workload.concurrency) for length in lengths for rate in rates]
@@ -79,7 +79,7 @@ def cell_of(cfg: Any, arm: str, length: int | None, rate: float, concurrency: in
     return Cell(
         arm=arm,
         name=f"{_prompts(cfg, length)}-{f'rate{rate:g}' if rate > 0 else f'conc{concurrency}'}",
-        prompt_len=length if has_length(workload.prompts) else None,
+        prompt_len=length,
         concurrency=concurrency,
         request_rate=rate,
         repeats=experiment.repeats,
@@ -98,7 +98,26 @@ def trace_name(path: str) -> str:
 
 
 def _prompts(cfg: Any, length: int | None) -> str:
-    return f"{length}" if has_length(cfg.workload.prompts) else cfg.dataset.name
+    return cfg.dataset.name if length is None else f"{length}"
+
+
+def prompt_lens(cfg: Any) -> list[int | None]:
+    """The prompt lengths of a run in tokens; [None] where they are the dataset's."""
+    experiment = cfg.experiment
+    if experiment.prompt_lens:
+        return list(experiment.prompt_lens)
+    if experiment.doubling_from is not None:
+        return [*_doubling(experiment.doubling_from, cfg.model.max_len, cfg.workload.output_len)]
+    return list(cfg.dataset.prompt_lens or [cfg.workload.prompt_len])
+
+
+def _doubling(first: int, max_len: int, output_len: int) -> list[int]:
+    """Lengths first, 2 x first, ..., the last one what `max_len` has room for beside `output_len`; tokens."""
+    longest = max_len - output_len
+    lengths = [first]
+    while lengths[-1] * 2 < longest:
+        lengths.append(lengths[-1] * 2)
+    return [*lengths, longest] if lengths[-1] < longest else lengths
 
 
 def stints(arms: list[Arm], repeats: int) -> list[Stint]:

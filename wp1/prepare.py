@@ -57,7 +57,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
             fit.check_memory(model, cfg, engines)
         colocated = colocated or any(place.sharing > 1 for _, place in engines)
     tell("making prompts")
-    made_of = material.prepare(cfg, model)
+    made_of = material.prepare(cfg, model, arms[0].cells, tell)
     transfer: dict[str, str] = {}
     for arm in arms:
         if arm.scheduler.mode == "disagg":
@@ -76,11 +76,11 @@ def _cells_that_fit(cfg: Any, model: ServedModel, arms: list[Arm]) -> tuple[Serv
     Of several prompt lengths those that have room are measured, with engines for the longest of these; where none has,
     or only model.max_len itself has none, it is `fit.check_memory`'s to refuse.
     """
-    lengths = cfg.experiment.prompt_lens
-    if not lengths or not arms:
+    lengths = {cell.prompt_len for arm in arms for cell in arm.cells}
+    if len(lengths) < 2 or None in lengths:
         return model, []
     room = min(fit.longest_request(model, cfg, places_of(arm)) for arm in arms)
-    needed = {length: length + longest(cfg.workload) for length in lengths}
+    needed = {length: (length or 0) + longest(cfg.workload) for length in lengths}
     fitting = [tokens for tokens in needed.values() if tokens <= room]
     if not fitting or len(fitting) == len(needed):
         return model, []
@@ -95,7 +95,7 @@ def _cells_that_fit(cfg: Any, model: ServedModel, arms: list[Arm]) -> tuple[Serv
             "needed_bytes": tokens * model.kv_bytes_per_token,
         }
         for cell in arms[0].cells
-        if (tokens := needed[cell.prompt_len or 0]) > room
+        if (tokens := needed[cell.prompt_len]) > room
     ]
     return replace(model, max_len=max(fitting)), skipped
 

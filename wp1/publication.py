@@ -29,6 +29,11 @@ PARTS = (
 )  # fmt: skip
 # Of a comparison, what one looks for first; the rest is in its table.
 COMPARED = ("ttft_ms/mean", "tpot_ms/mean", "e2e_ms/mean")
+# Of a cell at a load.
+LOAD_FIGURES = (
+    "output_tokens_per_s_per_device", "mfu", "mbu", "kv_use_peak", "preemptions", "attainment",
+    "joules_per_output_token",
+)  # fmt: skip
 # Not of the run as a whole, or said elsewhere on the page.
 NOT_METRICS = ("cells", "samples", "statuses", "window_s")
 # Settings that name this machine's folders, or our classes, and tell no two runs apart.
@@ -306,11 +311,12 @@ def _beside_latency(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield f"length/{arm}/{key}", fit[key]["value"]
     for group, part, keys in (
         ("length", lengths, ("prefill_tokens_per_s", "mfu", "mbu", "memory_gib_peak")),
-        ("load", loads, ("output_tokens_per_s_per_device", "mfu", "mbu", "kv_use_peak", "preemptions", "attainment")),
+        ("load", loads, LOAD_FIGURES),
     ):
         for row in (part or {"rows": []})["rows"]:
             for key in keys:
-                value = row[key]["value"] if isinstance(row[key], dict) else row[key]
+                value = row.get(key)
+                value = value["value"] if isinstance(value, dict) else value
                 if value is not None:
                     yield f"{group}/{row['arm']}/{row['cell']}/{key}", float(value)
     for search in summary.get("goodput") or ():
@@ -361,7 +367,7 @@ def _named(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def _files(run_dir: Path, experiment: str) -> list[tuple[Path, str | None]]:
     """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads."""
     always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "goodput.jsonl")
-    limited = ("engine.log", "device.jsonl", "engine_stats.jsonl", "handoffs.jsonl", "queues.jsonl")
+    limited = ("engine.log", "device.jsonl", "engine_stats.jsonl", "handoffs.jsonl", "queues.jsonl", "memory.jsonl")
     found = [run_dir / name for name in always]
     found += [arms.file_of(run_dir, experiment), *sorted((run_dir / "artifacts").glob("*.csv"))]
     found = [path for path in found if path.is_file()]

@@ -39,6 +39,9 @@ class Request:
     ignore_eos: bool = False
     timeout_s: float = 600.0
     warmup: bool = False
+    example: str = ""  # whose answer this is judged by, in examples.jsonl
+    stop: list[str] = field(default_factory=list)  # texts that end the answer
+    nll_window: int | None = None  # tokens; the prompt's log-likelihood is wanted, summed over windows of so many
 
 
 @dataclass(slots=True)
@@ -84,6 +87,10 @@ class RequestRecord:
     prefill_engine: str | None = None
     decode_engine: str | None = None
     handoff_id: str | None = None
+    example: str = ""  # in examples.jsonl
+    nll_window: int | None = None  # tokens a window
+    # Negative log-likelihood in nats of the prompt's tokens, summed over each window; the very first token has none.
+    nll: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -149,6 +156,20 @@ class EngineStats:
 
 
 @dataclass(slots=True)
+class MemoryNote:
+    """What one worker of an engine notes of its memory at one moment, raw (`wp1.serving.memory`); bytes."""
+
+    t: float  # seconds, monotonic
+    arm: str
+    pool: str
+    engine: str
+    moment: Literal["start", "begin", "end"]  # the engine is up; before and after a repeat of a cell
+    cell: str | None
+    repeat: int | None
+    note: dict[str, Any]
+
+
+@dataclass(slots=True)
 class LoopLag:
     """How late timers fired in the event loop that sends requests and takes tokens, 50 samples a second."""
 
@@ -171,12 +192,14 @@ def new_record(request: Request, t_intended: float) -> RequestRecord:
         seed=request.seed,
         status="aborted",
         t_intended=t_intended,
+        example=request.example,
+        nll_window=request.nll_window,
     )
 
 
 # What goes into files of its own beside the records.
 Event = Handoff | QueueLengths | EngineStats
-Row = RequestRecord | Event | LoopLag
+Row = RequestRecord | Event | LoopLag | MemoryNote
 
 
 class RecordWriter:
@@ -212,6 +235,7 @@ def _rounded(record: Row) -> dict[str, Any]:
             row[key] = round(value, 6)
     if isinstance(record, RequestRecord):
         row["t_tokens"] = [round(t, 6) for t in record.t_tokens]
+        row["nll"] = [round(sum_, 4) for sum_ in record.nll]
     return row
 
 

@@ -23,7 +23,7 @@ from wp1.plan import Arm
 from wp1.progress import Unit
 
 # Files with a line for what belongs to one repeat of a cell, and those with one for a moment of the monotonic clock.
-OF_UNITS = ("records.jsonl", "handoffs.jsonl", "loop.jsonl")
+OF_UNITS = ("records.jsonl", "handoffs.jsonl", "loop.jsonl", "memory.jsonl")
 OF_MOMENTS = ("device.jsonl", "queues.jsonl", "engine_stats.jsonl")
 # For what a killed process has started to be gone.
 GONE_WITHIN_S = 10.0
@@ -154,7 +154,7 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
         for one in progress.read(run_dir)
         if one.died is None and (one.arm in searched or one.unit[:2] in planned)
     }
-    apart = sum(_put_apart(run_dir / name, lambda row: _unit(row) in done) for name in OF_UNITS)
+    apart = sum(_put_apart(run_dir / name, lambda row: _of_start(row) or _unit(row) in done) for name in OF_UNITS)
     _put_apart(run_dir / progress.FILE, lambda row: _unit(row) in done)
     _put_apart(run_dir / goodput.FILE, lambda row: row.get("arm") in searched)
     for name in OF_MOMENTS:
@@ -235,6 +235,11 @@ def _row(line: bytes) -> dict[str, Any]:
 
 def _unit(row: Mapping[str, Any]) -> Unit:
     return row.get("arm", ""), row.get("cell", ""), row.get("repeat", -1)
+
+
+def _of_start(row: Mapping[str, Any]) -> bool:
+    """Whether a line is of the engines' start, and of no cell."""
+    return bool(row) and row.get("cell", "") is None
 
 
 def _trim(path: Path) -> None:

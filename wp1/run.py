@@ -17,7 +17,8 @@ from wp1.collectors import Collector
 from wp1.console import Screen, output_to
 from wp1.errors import WP1Error
 from wp1.measure import measure
-from wp1.prepare import prepare
+from wp1.prepare import Prepared, prepare
+from wp1.quality import asking
 from wp1.serving.engines import Engines
 from wp1.serving.models import ServedModel
 from wp1.workload import material
@@ -60,16 +61,21 @@ def run(
         with screen.step(f"preparing {cfg.model.name}") as tell:
             prepared = prepare(cfg, run_dir / "engine.log", tell, engines.key if engines is not None else None)
         model = prepared.model
-        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, model), Path(__file__).parents[1], sweep)
+        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, prepared), Path(__file__).parents[1], sweep)
         metadata["model"] = _model_metadata(model)
         metadata["labels"] = prepared.labels
         metadata["skipped"] = prepared.skipped
         metadata["peaks"] = prepared.peaks
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer
+        asked = prepared.material.asked
+        if asked is not None:
+            metadata["dataset"] = asked.source
         if resuming:
             metadata = resume.take_up(run_dir, metadata, prepared.arms)
         else:
+            if asked is not None:
+                asking.write(run_dir / asking.FILE, asked.cells)
             OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         write_json(run_dir / "run_metadata.json", metadata)
 
@@ -106,10 +112,12 @@ def _why(error: BaseException, run_dir: Path) -> str:
     return f"{type(error).__name__}: {error} (traceback in {run_dir / 'wp1.log'})"
 
 
-def _hash(cfg: DictConfig, model: ServedModel) -> str:
+def _hash(cfg: DictConfig, prepared: Prepared) -> str:
     contents = {}
     if cfg.model.path is not None:
-        contents["model.path"] = model.digest
+        contents["model.path"] = prepared.model.digest
+    if prepared.material.asked is not None:
+        contents["dataset"] = prepared.material.asked.source["digest"]
     contents |= {name: identity.file_digest(path) for name, path in material.files(cfg).items()}
     return identity.config_hash(cfg, contents)
 

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wp1.errors import ConfigError
 from wp1.plan import has_length, open_loop
+from wp1.quality import settings
 from wp1.serving.placement import engine_sizes
 from wp1.workload.limits import check_workload
 
@@ -79,9 +80,28 @@ class Rope:
 @dataclass
 class Dataset:
     name: str = MISSING
-    source: str = MISSING  # builtin or file
+    source: str = MISSING  # builtin, file or hub
     path: str | None = None
     limit: int | None = None  # rows
+    # What answers are judged by (`wp1.quality`, workload.prompts=judged); None: questions that are not judged.
+    tasks: list[str] | None = None
+    samples_per_task: int | None = None  # None: every row
+    on_bad_row: str = "error"  # or skip
+    languages: list[str] | None = None
+    min_chars: int | None = None  # of the context
+    max_chars: int | None = None
+    # Of source=hub: the repository, and either its data files or the name of its configuration, with {task} in them.
+    repo: str | None = None
+    revision: str | None = None
+    config: str | None = None
+    files: str | None = None
+    split: str = "test"
+    prompt_lens: list[int] | None = None  # of a judged set that is made: tokens of prompt and answer; each is a cell
+    # Of needle tasks that are made: where the needle stands, in percent of the context; None: drawn.
+    depths: list[float] | None = None
+    # Development files for RULER's qa_1 and qa_2.
+    squad: str | None = None
+    hotpot: str | None = None
 
 
 @dataclass
@@ -134,6 +154,7 @@ class Experiment:
     repeats: int = 1
     same_tokens: bool = False
     prompt_lens: list[int] | None = None  # tokens; None: workload.prompt_len
+    doubling_from: int | None = None  # tokens; prompt lengths from here by doubling to what model.max_len has room for
     request_rates: list[float] | None = None  # requests/s; None: workload.request_rate
     time_budget_s: float | None = None  # for the cells of a run; one that would not end within is skipped
     concurrencies: list[int] | None = None  # of closed loops; None: workload.concurrency
@@ -144,6 +165,7 @@ class Experiment:
     # The search for the highest rate that keeps the SLO, at every prompt length after the cells.
     goodput_budget_s: float | None = None  # seconds a prompt length; None: no search
     goodput_within: float = 0.1  # the search ends when the two nearest rates differ by this share
+    memory: bool = False  # engines take notes of their memory, into memory.jsonl
 
 
 @dataclass
@@ -266,8 +288,9 @@ def _check_values(cfg: Any) -> None:
         _one_of("transfer.overlap", cfg.transfer.overlap, "on", "off")
     _one_of("model.source", cfg.model.source, "bundled", "hub", "random_weights")
     _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")
-    _one_of("dataset.source", cfg.dataset.source, "builtin", "file")
-    _one_of("workload.prompts", cfg.workload.prompts, "dataset", "random", "text", "trace")
+    _one_of("dataset.source", cfg.dataset.source, "builtin", "file", "hub")
+    _one_of("dataset.on_bad_row", cfg.dataset.on_bad_row, "error", "skip")
+    _one_of("workload.prompts", cfg.workload.prompts, "dataset", "judged", "random", "text", "trace")
     _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant", "gamma", "ramp")
     _one_of("workload.output_distribution", cfg.workload.output_distribution, "fixed", "uniform", "normal", "lognormal")
     for key in ("model", "dataset", "experiment", "slo", "transfer"):
@@ -282,6 +305,9 @@ def _check_values(cfg: Any) -> None:
         ("rope.factor", cfg.rope.factor, 1),
         ("rope.original_max_len", cfg.rope.original_max_len, 1),
         ("dataset.limit", cfg.dataset.limit, 1),
+        ("dataset.samples_per_task", cfg.dataset.samples_per_task, 1),
+        ("dataset.min_chars", cfg.dataset.min_chars, 0),
+        ("dataset.max_chars", cfg.dataset.max_chars, 1),
         ("workload.prompt_len", cfg.workload.prompt_len, 1),
         ("workload.output_len", cfg.workload.output_len, 1),
         ("workload.num_requests", cfg.workload.num_requests, 1),
@@ -330,7 +356,8 @@ def _check_schedulers(cfg: Any) -> None:
     for name, scheduler in cfg.arms.items():
         _check_scheduler(f"arms.{name}", scheduler)
     devices = {f"arms.{name}": sum(engine_sizes(scheduler)) for name, scheduler in cfg.arms.items()}
-    if len(set(devices.values())) > 1:
+    # Where memory goes on the same devices is a question also of one engine against two; how fast they are is not.
+    if len(set(devices.values())) > 1 and not cfg.experiment.memory:
         counts = ", ".join(f"{key} has {count}" for key, count in devices.items())
         raise ConfigError(
             f"arms are compared on equal devices, and {counts}: change replicas, prefill, decode or tensor_parallel"
@@ -382,6 +409,7 @@ def _check_scheduler(key: str, scheduler: Any) -> None:
 def _check_cells(cfg: Any) -> None:
     """The lists that an experiment makes its cells of."""
     lengths, rates = cfg.experiment.prompt_lens, cfg.experiment.request_rates
+    _check_doubling(cfg)
     if lengths is not None:
         if not has_length(cfg.workload.prompts):
             raise ConfigError("experiment.prompt_lens needs prompts of a length: choose workload=random or text")
@@ -418,9 +446,36 @@ def _check_cells(cfg: Any) -> None:
             raise ConfigError("experiment.goodput_budget_s needs prompts of a length: choose workload=random or text")
 
 
+def _check_doubling(cfg: Any) -> None:
+    first = cfg.experiment.doubling_from
+    if first is None or cfg.experiment.prompt_lens is not None:
+        return
+    workload = cfg.workload
+    if not has_length(workload.prompts) or workload.prompt_len is not None:
+        raise ConfigError(
+            "experiment.doubling_from makes prompts of a length: choose workload=random or text, and "
+            "workload.prompt_len=null"
+        )
+    if workload.output_distribution != "fixed":
+        raise ConfigError(
+            "experiment.doubling_from needs outputs of one length: set workload.output_distribution=fixed"
+        )
+    room = cfg.model.max_len - workload.output_len
+    if not 1 <= first <= room:
+        raise ConfigError(
+            f"experiment.doubling_from={first} does not do: set it between 1 and {room}, which is model.max_len less "
+            "workload.output_len"
+        )
+
+
 def check_overrides(cfg: Any, overrides: list[str]) -> None:
     """Refuses what was said on the command line and would have no effect. Raises ConfigError."""
     for override in overrides:
+        if cfg.workload.prompts == "judged" and re.match(r"\+*workload\.(output_\w+|ignore_eos)=", override):
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect on a judged dataset, whose tasks say how long an answer may be: "
+                "drop it"
+            )
         if cfg.arms and re.match(r"\+*scheduler[.=]", override):
             arms = " and ".join(f"arms.{name}" for name in cfg.arms)
             key = override.lstrip("+").partition("=")[0].removeprefix("scheduler").lstrip(".") or "replicas"
@@ -469,17 +524,11 @@ def _check_rope(rope: Any) -> None:
 
 
 def _check_workload(cfg: Any) -> None:
-    workload, dataset = cfg.workload, cfg.dataset
-    if dataset.source == "file":
-        if dataset.path is None:
-            raise ConfigError("dataset.path is empty: set dataset.path=FILE.jsonl")
-        if not Path(dataset.path).expanduser().is_file():
-            raise ConfigError(f"dataset.path={dataset.path} is not a file: name a JSONL file")
-    elif dataset.path is not None:
-        raise ConfigError("dataset.path has no effect with a built-in dataset: choose dataset=file as well")
+    workload = cfg.workload
+    settings.check(cfg)
     _check_cells(cfg)
     check_workload(cfg)
-    if cfg.experiment.same_tokens and workload.prompts != "dataset":
+    if cfg.experiment.same_tokens and workload.prompts not in ("dataset", "judged"):
         raise ConfigError(
             f"experiment.same_tokens compares repeats of a question, and {workload.prompts} prompts differ in each: "
             "set experiment.same_tokens=false"

@@ -5,6 +5,7 @@ a block that is freed is overwritten at once, so that a read of freed memory is 
 request that is released twice, is an AssertionError.
 """
 
+import pickle
 import random
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -24,8 +25,9 @@ from wp1.serving.transfer.ipc.receiver import Receiver
 torch.set_num_threads(1)  # two processes share the cores; the tensors are small
 
 BLOCK_TOKENS = 16
-CHUNK_TOKENS = 128  # that a prefill step computes
+STEP_TOKENS, CHUNK_TOKENS = 160, 56  # that a prefill step computes, and of one prompt
 MOST_RUNNING = 16
+PREEMPTED = 0.02  # of steps
 FREED = 0xEE
 FACTS = {"vllm": "none", "model": "pattern", "kv_dtype": "auto", "block_tokens": BLOCK_TOKENS}
 PREFILL, DECODE = "prefill-0", "decode-0"
@@ -117,7 +119,7 @@ class Cache:
 
 
 class Pool:
-    """Blocks to give and take back, in no order. Block 0 is nobody's, as in vLLM."""
+    """Blocks to give and take back, scattered after a while. Block 0 is nobody's, as in vLLM."""
 
     def __init__(self, caches: list[Cache], num_blocks: int, chance: random.Random) -> None:
         self._caches = caches
@@ -128,7 +130,6 @@ class Pool:
     def give(self, count: int) -> list[int] | None:
         if count > len(self._free):
             return None
-        # Mostly neighbours, as vLLM's pool is after a while.
         at = self._chance.randrange(len(self._free) - count + 1)
         blocks = self._free[at : at + count]
         del self._free[at : at + count]
@@ -178,7 +179,8 @@ class PrefillEngine:
             checksum = copier_of(cache.layout).checksum
             self._workers.append(PrefillWorker(cache.rank, Mailbox(folder, box), sender, mark, checksum))
         self._caches = caches
-        self._pool = Pool(caches, num_blocks, random.Random(seed))
+        self._chance = random.Random(seed)
+        self._pool = Pool(caches, num_blocks, self._chance)
         self._scheduler = PrefillScheduler(PREFILL, ranks, BLOCK_TOKENS, lease_s, sender)
         self._released = _Ranks(ranks)
         self._waiting: deque[Request] = deque()
@@ -233,9 +235,13 @@ class PrefillEngine:
         return answers
 
     def _schedule(self) -> tuple[dict[str, int], list[tuple[str, list[int]]]]:
-        budget, scheduled, grown, preempted = CHUNK_TOKENS, {}, [], False
+        budget, scheduled, grown = STEP_TOKENS, {}, []
+        # Now and then also where there is room.
+        preempted = len(self._running) > 1 and self._chance.random() < PREEMPTED
+        if preempted:
+            self._preempt(self._running[-1], scheduled)
         for request in list(self._running):
-            tokens = min(budget, request.num_prompt_tokens - request.num_computed_tokens)
+            tokens = min(budget, CHUNK_TOKENS, request.num_prompt_tokens - request.num_computed_tokens)
             if request not in self._running or not tokens:
                 continue
             needed = blocks_for(request.num_computed_tokens + tokens) - len(request.blocks)
@@ -251,7 +257,7 @@ class PrefillEngine:
             budget -= tokens
         while self._waiting and budget and len(self._running) < MOST_RUNNING and not preempted:
             request = self._waiting[0]
-            tokens = min(budget, request.num_prompt_tokens)
+            tokens = min(budget, CHUNK_TOKENS, request.num_prompt_tokens)
             blocks = self._pool.give(blocks_for(tokens))
             if blocks is None:
                 break
@@ -356,7 +362,7 @@ class DecodeEngine:
             pass
         orders = self._scheduler.orders(len(self._running))
         for receiver in self._receivers:
-            receiver.obey(orders)
+            receiver.obey(pickle.loads(pickle.dumps(orders)))  # as each worker gets its own
         self._decode(ended)
         here, failed = self._results()
         for name, why in failed.items():
@@ -442,7 +448,7 @@ class DecodeEngine:
                 self._scheduler.finished(request)
                 self._pool.take_back(request.blocks)
                 ended.append((request, None))
-        if len(self._running) > 1 and self._chance.random() < 0.02:
+        if len(self._running) > 1 and self._chance.random() < PREEMPTED:
             request = self._running.pop()
             self._pool.take_back(request.blocks)
             request.blocks, request.num_computed_tokens = [], 0

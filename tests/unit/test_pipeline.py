@@ -303,6 +303,10 @@ def test_e2_at_rates(config: Compose, double: Any, tmp_path: Path) -> None:
     assert (outcome.status, outcome.reason) == ("completed", None)
     assert outcome.summary is not None
     assert [row["cell"] for row in outcome.summary["by_load"]["rows"]] == ["16-rate50", "16-rate200"]
+    # Goodput over what was tested.
+    [found] = outcome.summary["goodput"]
+    assert [(step["rate"], step["planned"]) for step in found["path"]] == [(50, True), (200, True)]
+    assert "rates of the experiment, no search" in outcome.report.read_text()  # type: ignore[union-attr]
 
 
 def test_a_search_for_goodput_is_in_the_folder_and_the_report(config: Compose, double: Any, tmp_path: Path) -> None:

@@ -1,7 +1,13 @@
 """What is measured, and in which order."""
 
+import itertools
+from types import SimpleNamespace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from tests.conftest import Compose
-from wp1.plan import plan, stints
+from wp1.plan import plan, prompt_lens, stints
 
 
 def test_one_arm_and_one_cell_by_default(config: Compose) -> None:
@@ -47,3 +53,19 @@ def test_arms_take_turns_and_neighbouring_repeats_share_a_start(config: Compose)
 
 def test_a_single_arm_starts_once(config: Compose) -> None:
     assert [stint.repeats for stint in stints(plan(config()), 3)] == [[0, 1, 2]]
+
+
+@given(st.integers(1, 5000), st.integers(0, 1 << 17), st.integers(1, 64))
+def test_lengths_double_to_the_room_there_is(first: int, more: int, output_len: int) -> None:
+    max_len = first + more + output_len
+    cfg = SimpleNamespace(
+        experiment=SimpleNamespace(prompt_lens=None, doubling_from=first),
+        model=SimpleNamespace(max_len=max_len),
+        workload=SimpleNamespace(output_len=output_len),
+    )
+    lengths = prompt_lens(cfg)
+    assert lengths[0] == first
+    assert lengths[-1] == max_len - output_len
+    doubled = lengths[:-1]
+    assert all(b == 2 * a for a, b in itertools.pairwise(doubled))  # type: ignore[operator]
+    assert lengths == sorted(set(lengths))  # type: ignore[type-var]

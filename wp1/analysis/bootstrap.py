@@ -14,6 +14,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 # A bootstrap of more gaps than this sees them in as many bins of equal count; the figures themselves see every gap.
 MAX_BINS = 1000
+MAX_REQUESTS = 10_000
 
 # Values, and for each the number of the slot (a request, or a pair of them) that it belongs to.
 Values = tuple[np.ndarray, np.ndarray]
@@ -93,8 +94,13 @@ class Sample:
     """Requests of one cell, resampled once, so that all its figures come from the same draws."""
 
     def __init__(self, requests: pl.DataFrame) -> None:
-        """requests: rows with `request_id` and `repeat`, as of `tables.requests`; those that were answered."""
-        self.requests = requests
+        """requests: rows with `request_id` and `repeat`, as of `tables.requests`; those that were answered.
+
+        Of more than MAX_REQUESTS that many, evenly spread over them, are looked at: more would narrow no interval that
+        anybody reads, and their resamples would fill the memory.
+        """
+        self.requests = requests.gather_every(-(-requests.height // MAX_REQUESTS) or 1)
+        requests = self.requests
         slots = requests.select("repeat", "request_id").unique(maintain_order=True).sort("repeat", "request_id")
         self.draws = resamples(slots["repeat"].to_numpy())[1] if slots.height else np.empty((0, 0))
         self._index = {name: n for n, name in enumerate(slots["request_id"])}

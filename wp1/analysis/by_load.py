@@ -14,12 +14,16 @@ FULL = 0.95
 
 
 def by_load(
-    requests: pl.DataFrame, stats: pl.DataFrame, metadata: Mapping[str, Any], slo: Mapping[str, Any]
+    requests: pl.DataFrame,
+    stats: pl.DataFrame,
+    metadata: Mapping[str, Any],
+    slo: Mapping[str, Any],
+    profile: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """A row for every cell of every arm; None for a run of one request at a time.
 
-    requests: `tables.requests`; stats: `tables.engine_stats`; slo: the limits. Figures are {n, value, low, high} with
-    95 % intervals, times in ms, over repeats and requests, rates over repeats.
+    requests: `tables.requests`; stats: `tables.engine_stats`; slo: the limits; profile: of the device collector.
+    Figures are {n, value, low, high} with 95 % intervals, times in ms, over repeats and requests, rates over repeats.
     """
     measured = requests.filter(~pl.col("warmup"))
     names = [cells.parse(name) for name in cells.ordered(measured["cell"])]
@@ -39,7 +43,9 @@ def by_load(
                 words = [roofline.words(roof, _queue_share(sent)), _kv_words(kv, sent)]
                 shown = {key: roof[key] for key in ("mfu", "mbu", "batch", "shared")}
                 limited = "; ".join(word for word in words if word) or None
-                rows.append({"arm": str(arm), **row, **shown, **kv, "limited_by": limited})
+                energy = (profile or {}).get("cells", {}).get(f"{arm}/{cell.name}", {}).get("energy") or {}
+                joules = {"joules_per_output_token": energy.get("joules_per_output_token")}
+                rows.append({"arm": str(arm), **row, **shown, **kv, **joules, "limited_by": limited})
     return {"rows": rows, "why_no_mfu": roofline.why_not(metadata)}
 
 

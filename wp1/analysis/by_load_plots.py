@@ -167,8 +167,8 @@ def goodput_plots(
         if rows:
             of_arm = f"-{arm}" if len(arms) > 1 else ""
             caption = (
-                "The search for goodput: SLO attainment at every rate tried, with 95 % Wilson intervals, numbered in "
-                "the order of the search; shaded, where goodput lies."
+                "SLO attainment at every rate tried, with 95 % Wilson intervals, numbered in the order in which they "
+                "were tried; shaded, where goodput lies."
             )
             made.append((caption, folder / f"goodput{of_arm}.png"))
             _paths(rows, made[-1][1], slo, f" of {arm}" if len(arms) > 1 else "", mark)
@@ -209,6 +209,6 @@ def _paths(rows: list[Mapping[str, Any]], path: Path, slo: Mapping[str, Any], of
         if n % across == 0:
             axes.set_ylabel("% of requests")
         sns.despine(ax=axes)
-    text = style.title(f"Search for goodput{of_arm}: {metrics.limits_in_words(slo)}", mark)
+    text = style.title(f"Goodput{of_arm}: {metrics.limits_in_words(slo)}", mark)
     figure.suptitle(text, x=0.01, ha="left", fontsize="large", fontweight="bold")
     style.save(figure, path)

@@ -86,7 +86,9 @@ def _latency(rows: list[dict[str, Any]]) -> str:
 
 
 def _use(rows: list[dict[str, Any]]) -> str:
-    header = ["prompt tokens", "load", "batch", "MBU", "MFU", "KV", "waiting", "preemptions", "limited by"]
+    joules = any(row["joules_per_output_token"] is not None for row in rows)
+    header = ["prompt tokens", "load", "batch", "MBU", "MFU", "KV", "waiting", "preemptions"]
+    header += [*(["J a token"] if joules else []), "limited by"]
     lines = [
         [
             *_name(row),
@@ -96,8 +98,13 @@ def _use(rows: list[dict[str, Any]]) -> str:
             None if row["kv_use_mean"] is None else f"{share(row['kv_use_mean'])} / {share(row['kv_use_peak'])}",
             row["waiting_peak"],
             row["preemptions"],
+            *([_joules(row["joules_per_output_token"])] if joules else []),
             row["limited_by"],
         ]
         for row in rows
     ]
-    return table(header, lines, "rlrrrrrrl")
+    return table(header, lines, "rl" + "r" * (len(header) - 3) + "l")
+
+
+def _joules(value: float | None) -> str | None:
+    return None if value is None else short(value)

@@ -5,9 +5,9 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import metrics, roofline
+from wp1.analysis import cells, metrics, roofline
 from wp1.analysis.markdown import number, percent, share, table
-from wp1.goodput import Probe, bracket
+from wp1.goodput import Probe, bracket, planned_probes
 
 
 def found(
@@ -45,6 +45,26 @@ def found(
     return rows
 
 
+def tested(requests: pl.DataFrame, arms: Sequence[str], slo: Mapping[str, Any]) -> list[Probe]:
+    """The rates of a run without a search as a path that nobody searched: goodput over what was tested.
+
+    None with fewer than two rates at a length, without limits, or for several arms, whose comparison has its own.
+    """
+    limits = metrics.limits(slo)
+    measured = requests.filter(~pl.col("warmup"))
+    names = [cell for cell in map(cells.parse, cells.ordered(measured["cell"])) if cell.rate > 0 and cell.prompt_len]
+    if arms or all(limit is None for limit in limits):
+        return []
+    probes: list[Probe] = []
+    for (arm,), rows in measured.group_by("arm", maintain_order=True):
+        for length in dict.fromkeys(cell.prompt_len for cell in names):
+            of_length = [cell.name for cell in names if cell.prompt_len == length]
+            path = planned_probes(rows.filter(pl.col("cell").is_in(of_length)), str(arm), length or 0, limits)
+            if len(path) > 1:
+                probes += [*path, Probe(str(arm), length or 0, len(path), ended="rates of the experiment, no search")]
+    return probes
+
+
 def _step(probe: Probe, requests: pl.DataFrame, limits: metrics.Limits) -> dict[str, Any]:
     rows = requests.filter(~pl.col("warmup") & (pl.col("arm") == probe.arm) & (pl.col("cell") == probe.cell))
     met = int(rows.select(metrics.met(*limits).sum()).item()) if rows.height else 0
@@ -80,7 +100,7 @@ def section(searches: Sequence[Mapping[str, Any]] | None, slo: Mapping[str, Any]
             None if row["goodput"] is None else f"{row['goodput']:g}",
             None if row["fails_at"] is None else f"{row['fails_at']:g}",
             ", ".join(_in_words(step) for step in row["path"]),
-            f"{row['ended']}, {row['seconds']:.0f} s",
+            row["ended"] + (f", {row['seconds']:.0f} s" if row["seconds"] else ""),
         ]
         for row in searches
     ]

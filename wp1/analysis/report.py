@@ -18,6 +18,7 @@ from wp1.analysis import (
     comparison_plots,
     comparison_report,
     goodput,
+    memory_report,
     metrics,
     plots,
     tables,
@@ -79,6 +80,7 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
     page = reports / f"{metadata['run_id']}.md"
     parts = [
         _head(metadata),
+        memory_report.section(run_dir, folder, requests, config, metadata),
         comparison_report.words(compared),
         _pictures(folder, arm_pictures),
         comparison_report.side_by_side(compared),
@@ -314,6 +316,10 @@ def _setting(metadata: dict[str, Any]) -> str:
             ],
             ["KV", f"{number(model['kv_bytes_per_token'])} bytes a token"],
         ]
+    peaks = metadata.get("peaks")
+    if peaks:
+        figures = f"{peaks['flops'] / 1e12:,.3g} TFLOP/s, {peaks['bytes_per_s'] / 1e9:,.4g} GB/s"
+        rows.append(["peaks of a device", f"{figures} ({peaks['kind']}: {peaks['source']})"])
     several = len({pool.get("arm") for pool in metadata["pools"]}) > 1
     for pool in metadata["pools"]:
         for engine in pool["engines"]:
@@ -365,6 +371,9 @@ def _files(run_dir: Path, page: Path, metadata: dict[str, Any]) -> str:
             f"artifacts/{metadata['experiment']}_mode_comparison.csv",
             f"artifacts/{metadata['experiment']}_by_length.csv",
             f"artifacts/{metadata['experiment']}_by_load.csv",
+            "memory.jsonl",
+            f"artifacts/{metadata['experiment']}_memory.csv",
+            f"artifacts/{metadata['experiment']}_capacity.csv",
         )
         if (run_dir / name).exists()
     ]

@@ -168,9 +168,9 @@ def _phases(requests: pl.DataFrame, shape: Architecture | None, chunk: int | Non
             spans.merged([intervals]), spans.merged([of_prefill.get(engine, np.empty((0, 2)))])
         )
     if shape is not None:
-        for tokens in prefills["prompt_tokens"]:
-            found["prefill_flops"] += shape.prefill_flops(tokens)
-            found["prefill_bytes"] += shape.prefill_bytes(tokens, chunk)
+        for tokens, count in prefills["prompt_tokens"].value_counts().iter_rows():
+            found["prefill_flops"] += shape.prefill_flops(tokens) * count
+            found["prefill_bytes"] += shape.prefill_bytes(tokens, chunk) * count
     for (engine,), of_engine in decodes.group_by("decode_engine", maintain_order=True):
         intervals = of_decode[str(engine)]
         together = float((intervals[:, 1] - intervals[:, 0]).sum())

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from wp1.analysis import arms, by_length, by_load, checks, goodput, metrics, tables
+from wp1.analysis import arms, by_length, by_load, capacity, checks, goodput, memory, metrics, tables
 from wp1.collectors import Collector
 from wp1.errors import WP1Error
 from wp1.goodput import read as read_probes
@@ -71,12 +71,12 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
     profile = summary["profiling"].get("device") or {}
     stats = tables.engine_stats(run_dir / "engine_stats.jsonl")
     summary["by_length"] = by_length.by_length(requests, metadata, profile)
-    probes = read_probes(run_dir)
+    probes = read_probes(run_dir) or goodput.tested(requests, arms.names_of(config), config["slo"])
     apart = goodput.probe_cells(probes)
     planned = requests.filter(
         pl.Series([key not in apart for key in requests.select("arm", "cell").iter_rows()], dtype=pl.Boolean)
     )
-    summary["by_load"] = by_load.by_load(planned, stats, metadata, config["slo"])
+    summary["by_load"] = by_load.by_load(planned, stats, metadata, config["slo"], profile)
     summary["goodput"] = goodput.found(probes, requests, metadata, config["slo"])
     (run_dir / "artifacts").mkdir(exist_ok=True)
     for name in ("by_length", "by_load"):
@@ -86,8 +86,19 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
     samples = measured.select(*SAMPLE_COLUMNS, pl.lit(", ".join(metadata["labels"])).alias("labels"))
     samples.write_csv(run_dir / "artifacts" / "requests.csv", float_precision=3)
     _compare(run_dir, config, metadata, requests)
+    _memory(run_dir, config, metadata, requests)
     write_json(run_dir / "summary.json", summary)
     return summary
+
+
+def _memory(run_dir: Path, config: dict[str, Any], metadata: dict[str, Any], requests: pl.DataFrame) -> None:
+    rows = memory.rows_of(memory.read_notes(run_dir), requests, metadata)
+    if not rows:
+        return
+    name = metadata["experiment"]
+    memory.long_table(rows, memory.not_measured(metadata)).write_csv(run_dir / "artifacts" / f"{name}_memory.csv")
+    fits = capacity.fits_of(capacity.pools_of(rows, metadata), rows, metadata, config["workload"]["output_len"])
+    pl.DataFrame(fits).write_csv(run_dir / "artifacts" / f"{name}_capacity.csv")
 
 
 def _compare(run_dir: Path, config: dict[str, Any], metadata: dict[str, Any], requests: pl.DataFrame) -> None:

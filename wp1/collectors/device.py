@@ -119,7 +119,9 @@ def load_window(measured: pl.DataFrame) -> np.ndarray:
 def idle_windows(run_dir: Path) -> np.ndarray:
     """When engines were up and had nothing to do, as the run noted it (n x 2, seconds)."""
     try:
-        starts = json.loads((run_dir / "run_metadata.json").read_text(encoding="utf-8"))["starts"]
+        metadata = json.loads((run_dir / "run_metadata.json").read_text(encoding="utf-8"))
+        # Engines of a sweep may be up from the job before.
+        starts = [*metadata["starts"], *metadata.get("taken_over", [])]
     except (OSError, ValueError, KeyError):
         return np.empty((0, 2))
     return np.array([start["idle"] for start in starts if start.get("idle")]).reshape(-1, 2)

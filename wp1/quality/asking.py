@@ -13,9 +13,8 @@ from wp1.quality import builtin, pg19, ruler, sources
 from wp1.quality.book import Passages
 from wp1.quality.ruler_prompts import RulerPrompts
 from wp1.quality.tasks import Row, Task, find
-from wp1.records import Request
-from wp1.workload.prompts import derive_seed, request_of
 
+FILE = "examples.jsonl"
 # Tokens over which a prompt's log-likelihood is summed up.
 NLL_WINDOW = 128
 
@@ -32,6 +31,11 @@ class Example:
     @property
     def name(self) -> str:
         return f"{self.task.benchmark}/{self.task.name}/{self.row.id}"
+
+    @property
+    def nll_window(self) -> int | None:
+        """Tokens a window of the prompt's log-likelihood, where that is wanted."""
+        return NLL_WINDOW if self.task.name == pg19.TASKS[0] else None
 
     @property
     def label(self) -> str:
@@ -67,9 +71,7 @@ def examples(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], Non
     return Asked({cell.name: asked for cell in cells}, source)
 
 
-def _made(
-    cfg: Any, cells: list[Cell], tasks: list[Task], tokens: Any, tell: Callable[[str], None]
-) -> Asked:
+def _made(cfg: Any, cells: list[Cell], tasks: list[Task], tokens: Any, tell: Callable[[str], None]) -> Asked:
     """Built-in and generated prompts, of each cell's length."""
     tell("reading the built-in texts")
     passages = Passages(tokens)
@@ -134,26 +136,6 @@ def _cut(task: Task, row: Row, tokens: Any, max_len: int) -> Example:
             # What is cut apart may take a few tokens more when put together.
             keep -= max(1, len(ids) - room)
     return Example(task, row, array("i", ids), before)
-
-
-def requests(cfg: Any, cell: Cell, repeat: int, asked: list[Example]) -> list[Request]:
-    """The requests of one repeat of a cell. Tasks are mixed, by a shuffle that is the same in every arm and repeat."""
-    order = sorted(range(len(asked)), key=lambda n: derive_seed(cfg.seed, "order", asked[n].name, n))
-    found = []
-    for n in order:
-        example = asked[n]
-        request = request_of(
-            cfg, cell, repeat, example.name, example.prompt.tolist(),
-            label=example.label, seed=derive_seed(cfg.seed, cell.name, n, "sampling"),
-        )  # fmt: skip
-        request.example = example.name
-        request.max_tokens = example.task.max_tokens
-        request.stop = list(example.task.stop)
-        request.ignore_eos = False
-        if example.task.name == pg19.TASKS[0]:
-            request.nll_window = NLL_WINDOW
-        found.append(request)
-    return found
 
 
 def write(path: Path, cells: dict[str, list[Example]]) -> None:

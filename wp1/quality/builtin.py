@@ -1,8 +1,8 @@
 """Built-in tasks: work of the kind that LongBench, InfiniteBench and PG-19 ask for, on texts that need no network.
 
-Not the official sets, and labelled so: the questions are wp1's own, the texts are the King James Bible and the source of
-the lm-eval package. Wording, limits and scores are those of the official tasks. RULER's, which are generated anyway, come
-from `ruler_prompts`.
+Not the official sets, and labelled so: the questions are wp1's own, the texts are the King James Bible and the source
+of the lm-eval package. Wording, limits and scores are those of the official tasks. RULER's, which are generated anyway,
+come from `ruler_prompts`.
 """
 
 import json
@@ -19,7 +19,7 @@ from wp1.quality import infinitebench, longbench, pg19, ruler, wording
 from wp1.quality.book import Passages
 from wp1.quality.fill import Draft, Filler, padding
 from wp1.quality.ruler_prompts import Made
-from wp1.quality.tasks import Row, Task, find
+from wp1.quality.tasks import Row, find
 from wp1.workload.prompts import derive_seed
 
 SUBSETS = {
@@ -288,4 +288,3 @@ def code() -> str:
 def expanded(tasks: list[str]) -> list[str]:
     """Task names with each subset's name replaced by its tasks; every task once."""
     return list(dict.fromkeys(name for task in tasks for name in SUBSETS.get(task, (task,))))
-

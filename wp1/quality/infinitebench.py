@@ -12,7 +12,7 @@ from typing import Any
 
 from wp1.quality import wording
 from wp1.quality.tasks import Row, Task
-from wp1.quality.text_scores import f1, words_of
+from wp1.quality.text_scores import f1, rouge_lsum, words_of
 
 NAME = "infinitebench"
 CATEGORIES = {
@@ -181,14 +181,7 @@ def _math_calc(prediction: str, label: list[Any]) -> float:
 
 def _summary(prediction: str, answers: list[str]) -> float:
     """ROUGE-Lsum without stemming, best of the references, as Hugging Face's `evaluate` computes it."""
-    return max(_rouge().score(answer, prediction)["rougeLsum"].fmeasure for answer in answers)
-
-
-@cache
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeLsum"])
+    return max(rouge_lsum(prediction, str(answer)) for answer in answers)
 
 
 OURS: dict[str, Callable[[str, list[Any]], float]] = {

@@ -4,6 +4,7 @@ A prompt and its answer have at most the length asked for and at least 98 % of i
 Bible unless a text is given. Wording is lm-eval's.
 """
 
+import itertools
 import random
 import string
 import uuid
@@ -65,9 +66,7 @@ class RulerPrompts:
         else:
             asked = {"vt": self._variables, "cwe": self._common_words, "fwe": self._frequent_words}[task](rng)
         answer = asked.opening.strip()
-        filler = self._fillers.setdefault(
-            task, Filler(lambda _: [], self._length, ruler.task(task).max_tokens)
-        )
+        filler = self._fillers.setdefault(task, Filler(lambda _: [], self._length, ruler.task(task).max_tokens))
         written: list[str] = []
 
         def encode(text: str) -> list[int]:
@@ -314,7 +313,7 @@ def _chain(rng: random.Random, hops: int, letters: int) -> tuple[list[str], list
         if name not in names:
             names.append(name)
     first = f"VAR {names[0]} = {rng.randint(10000, 99998)}"
-    return names, [first, *(f"VAR {b} = VAR {a} " for a, b in zip(names, names[1:], strict=False))]
+    return names, [first, *(f"VAR {b} = VAR {a} " for a, b in itertools.pairwise(names))]
 
 
 def _woven(lines: list[str], chain: list[str], rng: random.Random) -> str:

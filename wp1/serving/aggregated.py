@@ -82,6 +82,9 @@ class AggregatedScheduler:
     async def settle(self) -> None:
         pass  # it writes nothing
 
+    def backends(self) -> dict[str, list[ServingBackend]]:
+        return {self.mode: list(self._engines)}
+
     def pools(self) -> list[dict[str, Any]]:
         return [
             {

@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self
 
 from wp1.errors import WP1Error
 from wp1.records import Request, RequestRecord
+from wp1.serving.memory import Moment
 
 
 class EngineStartError(WP1Error):
@@ -40,6 +41,7 @@ class Chunk:
     cached_tokens: int = 0
     times: EngineTimes | None = None
     kv_transfer_params: dict[str, Any] | None = None  # of a prefill whose KV is to be fetched
+    nll: list[float] | None = None  # of the prompt, as in RequestRecord; on the first chunk, where it was asked for
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,13 @@ class ServingBackend(Protocol):
         """Whether every KV block is free: no request holds one, nor does a handoff."""
         ...
 
+    async def memory(self, moment: Moment) -> list[dict[str, Any]]:
+        """What each of the engine's workers notes of its memory (`wp1.serving.memory`), by its rank; bytes.
+
+        Only of an engine that was made to take notes.
+        """
+        ...
+
     def info(self) -> EngineInfo: ...
 
 
@@ -131,6 +140,10 @@ class Scheduler(Protocol):
 
     async def settle(self) -> None:
         """Everything that there is to write of requests that have ended is written, soon."""
+        ...
+
+    def backends(self) -> dict[str, list[ServingBackend]]:
+        """The engines of each pool."""
         ...
 
     def pools(self) -> list[dict[str, Any]]:

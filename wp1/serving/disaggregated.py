@@ -431,6 +431,9 @@ class DisaggregatedScheduler:
                     self._lose(name)
             await asyncio.sleep(WATCH_PERIOD_S)
 
+    def backends(self) -> dict[str, list[ServingBackend]]:
+        return {"prefill": list(self._prefill.values()), "decode": list(self._decode.values())}
+
     def pools(self) -> list[dict[str, Any]]:
         colocated = any(place.sharing > 1 for place in self._places)
         return [

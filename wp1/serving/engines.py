@@ -42,7 +42,7 @@ def key_of(cfg: Any, scheduler: Any) -> str:
     cfg: a configuration that `wp1.schema.resolve` has passed. scheduler: a scheduler's node of it.
     """
     asked = {name: OmegaConf.to_container(cfg[name]) for name in ("backend", "model", "rope", "transfer")}
-    asked |= {"scheduler": OmegaConf.to_container(scheduler), "seed": cfg.seed}
+    asked |= {"scheduler": OmegaConf.to_container(scheduler), "seed": cfg.seed, "memory": cfg.experiment.memory}
     asked["backend"].pop("startup_timeout_s")
     if scheduler.mode == "agg":
         del asked["transfer"]
@@ -222,6 +222,7 @@ def make_scheduler(
         seed=cfg.seed,
         log=engine_log,
         kill=kill,
+        memory=cfg.experiment.memory,
         on_stats=Meter(arm.name, write),
     )
     return instantiate(arm.scheduler, _partial_=True, _convert_="all")(

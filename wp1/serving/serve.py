@@ -82,6 +82,8 @@ def add_tokens(record: RequestRecord, chunk: Chunk) -> None:
     record.token_ids.extend(chunk.token_ids)
     record.output_tokens = len(record.token_ids)
     record.text += chunk.text
+    if chunk.nll is not None:
+        record.nll = chunk.nll
 
 
 def add_end(record: RequestRecord, chunk: Chunk) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Self
 from wp1 import hardware
 from wp1.errors import ConfigError, WP1Error
 from wp1.records import Request
+from wp1.serving import memory as memory_of
 from wp1.serving.backend import Chunk, EngineDiedError, EngineInfo, EngineStartError, EngineTimes
 from wp1.serving.fit import GPU_SHARE, kv_pool_bytes
 from wp1.serving.models import ServedModel
@@ -41,8 +42,12 @@ OWN_ARGUMENTS = {
     "kv_cache_memory_bytes": "backend.kv_cache_gib",
     "kv_transfer_config": "transfer",
     "worker_extension_cls": "transfer",
+    "worker_cls": "experiment.memory",
 }
 
+
+# Notes of memory are ready at once, when the step under way has ended.
+MEMORY_TIMEOUT_S = 120.0
 
 # Errors of engines that did not start. Their frames hold what vLLM had opened; when Python collects that, ZeroMQ waits
 # for ever for messages that nobody will take. So it is never collected, and the process leaves without (`main._leave`).
@@ -70,6 +75,7 @@ class VLLMBackend:
     on_kv_stats: called with what the engine's KV connector counted, whenever it has counted something.
     on_stats: called after every step with the engine's name, the share of KV blocks in use, requests running, requests
     waiting, and preemptions.
+    memory: workers take notes of the memory they use, for `memory`.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class VLLMBackend:
         connector_arguments: dict[str, Any] | None = None,
         on_kv_stats: Callable[[dict[str, Any]], None] | None = None,
         on_stats: Callable[[str, float, int, int, int], None] | None = None,
+        memory: bool = False,
     ) -> None:
         self.name = name
         self._model = model
@@ -106,6 +113,7 @@ class VLLMBackend:
         self._connector_arguments = connector_arguments or {}
         self._on_kv_stats = on_kv_stats
         self._on_stats = on_stats
+        self._memory = memory
         self._engine: Any = None
         self._startup_s = 0.0
         self._given_up = False
@@ -129,6 +137,8 @@ class VLLMBackend:
         if hardware.device_type() == "cpu":
             # Compiling for two cores takes longer than it saves in a run.
             arguments["enforce_eager"] = True
+        if self._memory:
+            arguments["worker_cls"] = memory_of.worker_class()
         if self._place.sharing > 1 and self._place.gpus:
             # vLLM looks whether that much is free, and takes what the pool is given above.
             arguments["gpu_memory_utilization"] = GPU_SHARE / self._place.sharing
@@ -264,6 +274,8 @@ class VLLMBackend:
                 now = time.monotonic()
                 part = output.outputs[0]
                 chunk = Chunk(now, list(part.token_ids), part.text)
+                if request.nll_window is not None and output.prompt_logprobs:
+                    chunk.nll = window_sums(output.prompt_logprobs, output.prompt_token_ids, request.nll_window)
                 if output.finished:
                     chunk.finish_reason = part.finish_reason
                     chunk.prompt_tokens = len(output.prompt_token_ids or ())
@@ -297,6 +309,9 @@ class VLLMBackend:
             seed=request.seed,
             ignore_eos=request.ignore_eos,
             detokenize=self._model.has_tokenizer,
+            stop=request.stop or None,
+            # 0: of the prompt's own tokens, and of no others.
+            prompt_logprobs=None if request.nll_window is None else 0,
             output_kind=RequestOutputKind.DELTA,
             extra_args=None if kv_transfer_params is None else {"kv_transfer_params": kv_transfer_params},
         )
@@ -316,6 +331,12 @@ class VLLMBackend:
     async def kv_free(self) -> bool:
         # vLLM resets its prefix cache only while no block is in use.
         return await self._engine.reset_prefix_cache()
+
+    async def memory(self, moment: memory_of.Moment) -> list[dict[str, Any]]:
+        try:
+            return await self._engine.collective_rpc(f"wp1_memory_{moment}", timeout=MEMORY_TIMEOUT_S)
+        except Exception as error:  # vLLM gives what its worker raised as one of its own
+            raise EngineDiedError(f"engine {self.name} did not say what its memory is taken by: {error}") from error
 
     def info(self) -> EngineInfo:
         config = self._engine.vllm_config
@@ -363,6 +384,18 @@ def _stats_logger(
             pass
 
     return StatsLogger
+
+
+def window_sums(logprobs: Any, token_ids: Any, window: int) -> list[float]:
+    """Negative log-likelihoods (nats) of a prompt's tokens, summed over windows of so many tokens.
+
+    logprobs: for each token vLLM's mapping of token ids to log-probabilities, None for the first.
+    """
+    sums = [0.0] * -(-len(token_ids) // window)
+    for place, (token, of_token) in enumerate(zip(token_ids, logprobs, strict=True)):
+        if of_token is not None:
+            sums[place // window] -= of_token[token].logprob
+    return sums
 
 
 def chat_token_ids(tokenizer: Any, chat: Any) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wp1.errors import ConfigError
-from wp1.plan import has_length
+from wp1.plan import has_length, prompt_lens
 
 # Where the long end of a distribution is cut, unless workload.output_max says: four times the mean.
 CUT = 4
@@ -50,8 +50,8 @@ def check_workload(cfg: Any) -> None:
 
 def _check_lengths(cfg: Any) -> None:
     workload = cfg.workload
-    lengths = cfg.experiment.prompt_lens or [workload.prompt_len]
-    if lengths == [None]:
+    lengths = [length for length in prompt_lens(cfg) if length is not None]
+    if not lengths:
         raise ConfigError(f"workload.prompt_len is empty: workload.prompts={workload.prompts} needs it, in tokens")
     if workload.num_requests is None:
         raise ConfigError(f"workload.num_requests is empty: workload.prompts={workload.prompts} needs it")

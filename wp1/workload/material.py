@@ -1,26 +1,32 @@
 """What a run's prompts are made of, read and tokenised before an engine starts."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wp1.errors import ConfigError
+from wp1.plan import Cell, prompt_lens
+from wp1.quality import asking
 from wp1.serving import fit
 from wp1.serving.models import ServedModel
-from wp1.serving.vllm_backend import chat_token_ids
 from wp1.workload import dataset, texts, trace
 from wp1.workload.limits import longest
 from wp1.workload.prompts import Encode, Material, as_token_ids
+from wp1.workload.tokens import ModelTokens
 
 
-def prepare(cfg: Any, model: ServedModel) -> Material:
-    """The material of `workload.prompts`.
+def prepare(cfg: Any, model: ServedModel, cells: list[Cell], tell: Callable[[str], None]) -> Material:
+    """The material of `workload.prompts`, for the cells of one arm. `tell` is told what takes long.
 
     Raises ConfigError where a file cannot be read, a prompt does not fit into model.max_len, or a text is too short.
     """
-    encode, plain = _encoders(model)
+    tokens = ModelTokens(model.folder) if model.has_tokenizer else None
+    encode: Encode = tokens.chat if tokens else as_token_ids
     kind = cfg.workload.prompts
+    if kind == "judged":
+        return Material(model.vocab_size, encode, asked=asking.examples(cfg, cells, tokens, tell))
     if kind == "dataset":
         questions = [(row, np.asarray(encode(row.prompt), dtype=np.int32)) for row in dataset.load(cfg.dataset)]
         fit.check_lengths(model, {row.id: len(ids) for row, ids in questions}, longest(cfg.workload))
@@ -28,7 +34,7 @@ def prepare(cfg: Any, model: ServedModel) -> Material:
     if kind == "trace":
         return Material(model.vocab_size, encode, rows=trace.load(cfg.workload, cfg.model.max_len, encode))
     if kind == "text":
-        text = texts.tokens(texts.read(cfg.workload.text_path), plain)
+        text = texts.tokens(texts.read(cfg.workload.text_path), tokens.ids if tokens else as_token_ids)
         _check_text(cfg, len(text))
         return Material(model.vocab_size, encode, text=text)
     return Material(model.vocab_size, encode)
@@ -36,7 +42,7 @@ def prepare(cfg: Any, model: ServedModel) -> Material:
 
 def _check_text(cfg: Any, there: int) -> None:
     """Raises ConfigError where a text has fewer tokens than a prompt, or fewer places than there are prompts."""
-    length = max(cfg.experiment.prompt_lens or [cfg.workload.prompt_len])
+    length = max(length or 0 for length in prompt_lens(cfg))
     wanted = cfg.experiment.repeats * cfg.workload.num_requests
     if there - length < wanted:
         raise ConfigError(
@@ -54,25 +60,3 @@ def files(cfg: Any) -> dict[str, Path]:
     if cfg.workload.prompts == "text":
         return {"text": texts.path_of(cfg.workload.text_path)}
     return {}
-
-
-def _encoders(model: ServedModel) -> tuple[Encode, Encode]:
-    """To token ids: from a question by the model's chat template, from plain text; by bytes where weights are random.
-
-    Raises ConfigError where the model's folder has no tokenizer.
-    """
-    if not model.has_tokenizer:
-        return as_token_ids, as_token_ids
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.folder)
-        chat_token_ids(tokenizer, [{"role": "user", "content": "?"}])
-    except Exception as error:  # transformers raises what its many readers raise
-        raise ConfigError(
-            f"{model.folder} has no tokenizer with a chat template ({type(error).__name__}): add its tokenizer files"
-        ) from error
-    return (
-        lambda text: chat_token_ids(tokenizer, [{"role": "user", "content": text}]),
-        lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
-    )

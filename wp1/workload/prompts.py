@@ -54,6 +54,7 @@ class Material:
     questions: the dataset's rows with their token ids (workload.prompts=dataset).
     text: token ids of a long text (workload.prompts=text).
     rows: the recorded requests (workload.prompts=trace).
+    asked: the examples of each cell, a `wp1.quality.asking.Asked` (workload.prompts=judged).
     """
 
     vocab_size: int
@@ -61,6 +62,7 @@ class Material:
     questions: list[tuple[Question, np.ndarray]] = field(default_factory=list)
     text: np.ndarray | None = None
     rows: list[trace.Row] = field(default_factory=list)
+    asked: Any = None
 
 
 class Requests(Sequence[Request]):
@@ -98,6 +100,8 @@ def measured(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
     workload = cfg.workload
     if workload.prompts == "dataset":
         return _questions(cfg, cell, repeat, material)
+    if workload.prompts == "judged":
+        return _judged(cfg, cell, repeat, material)
     if workload.prompts == "trace":
         return _replayed(cfg, cell, repeat, material)
     count = cell.num_requests or 0
@@ -150,6 +154,24 @@ def _questions(cfg: Any, cell: Cell, repeat: int, material: Material) -> Request
     return Requests(count, make)
 
 
+def _judged(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
+    """The tasks mixed, by a shuffle that is the same in every arm and repeat."""
+    asked = material.asked.cells[cell.name]
+    order = sorted(range(len(asked)), key=lambda n: derive_seed(cfg.seed, "order", asked[n].name, n))
+
+    def make(n: int) -> Request:
+        example = asked[order[n]]
+        seed = derive_seed(cfg.seed, cell.name, example.name, "sampling")
+        request = _request(
+            cfg, cell, repeat, example.name, example.prompt.tolist(), example.task.max_tokens, example.label, seed
+        )
+        request.example, request.stop = example.name, list(example.task.stop)
+        request.nll_window = example.nll_window
+        return request
+
+    return Requests(len(asked), make)
+
+
 def _replayed(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
     # Blocks differ between repeats, or the second would find all of the first's in a prefix cache.
     of_repeat = derive_seed(cfg.seed, cell.name, repeat, "blocks")
@@ -170,7 +192,7 @@ def arrivals(cfg: Any, cell: Cell, repeat: int, material: Material) -> Schedule 
         return Schedule(trace.offsets(material.rows, cfg.workload.trace_speed))
     if cell.request_rate <= 0:
         return None
-    count = cell.num_requests or len(material.questions)
+    count = cell.num_requests or len(material.questions or material.asked.cells[cell.name])
     return schedule(cfg.workload, count, cell.request_rate, derive_seed(cfg.seed, cell.name, repeat, "arrivals"))
 
 

@@ -53,3 +53,21 @@ def test_a_list_counts_every_value() -> None:
     figure = bootstrap.Sample(rows).figure("x", "p50")
     assert figure is not None
     assert (figure["n"], figure["value"]) == (3, 2)
+
+
+def test_a_large_sample_is_thinned_evenly_and_says_so() -> None:
+    many = _requests([[float(n) for n in range(15_000)] for _ in range(2)])
+    figure = bootstrap.Sample(many).figure("x")
+    assert figure is not None
+    assert figure["n"] == 10_000
+    assert figure["value"] == pytest.approx(7500, rel=1e-3)
+    assert figure["low"] < 7500 < figure["high"]
+
+
+def test_a_rate_is_all_that_was_done_over_all_the_time() -> None:
+    found = bootstrap.ratio([10, 30], [1, 1])
+    assert found is not None
+    assert (found["n"], found["value"], found["low"], found["high"]) == (2, 20, 10, 30)
+    assert bootstrap.ratio([10], [2]) == {"n": 1, "value": 5}
+    assert bootstrap.ratio([], []) is None
+    assert bootstrap.ratio([1], [0]) is None

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from wp1.serving.transfer.ipc.exports import Peer
+from wp1.serving.transfer.ipc.exports import Peer, PeerError
 from wp1.serving.transfer.ipc.layout import Layout, Region
 
 
@@ -39,6 +39,12 @@ def runs_of(source: list[int], target: list[int]) -> list[tuple[int, int, int]]:
     return runs
 
 
+def _check(peer: Peer, source: list[int]) -> None:
+    """Raises PeerError where the peer has no such block; numpy would repeat one, and a GPU read whatever is there."""
+    if source and not 0 <= min(source) <= max(source) < peer.num_blocks:
+        raise PeerError(f"{peer.engine} named block {max(source)} and has {peer.num_blocks}")
+
+
 class HostCopier:
     """One copy, from the peer's shared memory to where our engine has its blocks."""
 
@@ -48,6 +54,7 @@ class HostCopier:
         self._peers: dict[int, list[np.ndarray]] = {}
 
     def copy(self, peer: Peer, source: list[int], target: list[int]) -> tuple[float, int]:
+        _check(peer, source)
         begin = time.perf_counter()
         theirs = self._peers.get(peer.pidfd)
         if theirs is None:
@@ -96,6 +103,7 @@ class DeviceCopier:
     def copy(self, peer: Peer, source: list[int], target: list[int]) -> tuple[float, int]:
         from wp1.serving.transfer.ipc.kernel import launch
 
+        _check(peer, source)
         # Which GPU is the current one is a thread's own.
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             tables = self._tables.get(peer.pidfd)

@@ -64,7 +64,7 @@ class Mailbox:
                 return
 
     def _take(self, flags: int) -> Message:
-        # Python's recv_fds would forget the flags.
+        # Python's recv_fds forgets the flags, and its send_fds the address.
         data, extra, _, _ = self._socket.recvmsg(MOST_BYTES, socket.CMSG_LEN(4), flags)
         if data == IN_MEMORY:
             [fd] = struct.unpack("i", extra[0][2])
@@ -126,7 +126,8 @@ class Sender:
                 with open(os.memfd_create("wp1-message"), "wb") as memory:  # noqa: PTH123
                     memory.write(data)
                     memory.flush()
-                    socket.send_fds(self._socket, [IN_MEMORY], [memory.fileno()], 0, address)
+                    fd = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", memory.fileno()))
+                    self._socket.sendmsg([IN_MEMORY], [fd], 0, address)
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except OSError as error:

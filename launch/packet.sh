@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# E0 to E6 one after the other on this machine, and the packet of them: one folder with one page.
+#
+#   launch/packet.sh FOLDER [scale=smoke|gpu] [--partial] [--print] [key=value ...]
+#
+# scale=smoke, the default without a GPU: the bundled model, every experiment small; under 45 minutes on two cores.
+# scale=gpu: the shape of an 8B model (random weights) for E1, E2, E3 and E5, the bundled model for E0, E4 and E6.
+# key=value goes to every experiment; --print says what would be run, and runs nothing.
+# Started again with the same FOLDER it goes on: what has completed is not run again.
+# A run that fails does not stop the others; without --partial there is then no packet, and the exit code is 1.
+set -uo pipefail
+[ $# -ge 1 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
+here=$(cd "$(dirname "$0")/.." && pwd)
+folder=$(mkdir -p "$1" && cd "$1" && pwd) || exit 2
+shift
+python=$here/.venv/bin/python
+scale=smoke partial=() overrides=() print=
+command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1 && scale=gpu
+for argument in "$@"; do
+  case $argument in
+    scale=smoke | scale=gpu) scale=${argument#scale=} ;;
+    scale=*) echo "error: $argument is not known: set scale to smoke or gpu" >&2; exit 2 ;;
+    --partial) partial=(--partial) ;;
+    --print) print=yes ;;
+    *=*) overrides+=("$argument") ;;
+    *) echo "error: $argument is not known: key=value, --partial or --print" >&2; exit 2 ;;
+  esac
+done
+
+# What each experiment is at each scale.
+smoke() {
+  case $1 in
+    e1) echo experiment=e1 experiment.repeats=2 ;;
+    e2) echo experiment=e2 experiment.repeats=2 ;;
+    e3) echo experiment=e3 experiment.repeats=2 ;;
+    *) echo "experiment=$1" ;;
+  esac
+}
+gpu() {
+  case $1 in
+    e1) echo experiment=e1_gpu model=llama31_8b_shape ;;
+    e2) echo experiment=e2_gpu model=llama31_8b_shape ;;
+    e3) echo experiment=e3 model=llama31_8b_shape model.max_len=36864 \
+          'experiment.prompt_lens=[1024,8192,32768]' 'experiment.request_rates=[0,2]' ;;
+    e5) echo experiment=e5 model=llama31_8b_shape ;;
+    *) echo "experiment=$1" ;;
+  esac
+}
+
+cd "$here" || exit 2
+begin=$SECONDS
+for experiment in $("$python" -m wp1.packet --missing "$folder/outputs"); do
+  read -ra words < <("$scale" "$experiment")
+  if [ ! -f "conf/experiment/${words[0]#experiment=}.yaml" ]; then
+    echo "$experiment: conf/experiment has none"
+    continue
+  fi
+  echo "== $experiment: python -m wp1 ${words[*]} ${overrides[*]-}"
+  [ -n "$print" ] && continue
+  "$python" -m wp1 "${words[@]}" root="$folder" "${overrides[@]}"
+  code=$?
+  # Ctrl-C stops all; what was measured is kept.
+  [ $code -eq 130 ] && exit 130
+  echo "== $experiment ended with $code, $((SECONDS - begin)) s in all"
+done
+[ -n "$print" ] && exit 0
+exec "$python" -m wp1.packet "$folder/outputs" --out "$folder/packet" "${partial[@]}"

@@ -1,0 +1,141 @@
+"""From the folders of runs to a packet: what is taken, what is said to be missing, and that it stands on its own."""
+
+import gzip
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.analysis.synthetic import Shape, make_run
+from wp1 import packet as command
+from wp1.analysis import packet
+from wp1.analysis.summary import read_json
+from wp1.errors import WP1Error
+from wp1.report import make_report
+
+
+@pytest.fixture(scope="module")
+def e3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of E3 with its report, in outputs/."""
+    root = tmp_path_factory.mktemp("home")
+    folder = make_run(root, Shape(lengths=(256,), rates=(0,), repeats=2, count=4))
+    make_report(folder, root / "outputs" / "reports")
+    return folder
+
+
+def _again(e3: Path, root: Path, experiment: str, name: str, **changes: Any) -> Path:
+    """The same run under another name, as one of another experiment."""
+    folder = root / "outputs" / name
+    shutil.copytree(e3, folder)
+    metadata = read_json(folder / "run_metadata.json")
+    metadata.update(experiment=experiment, run_id=name, **changes)
+    (folder / "run_metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+def _all(e3: Path, root: Path, **changes: dict[str, Any]) -> None:
+    for n, name in enumerate(packet.EXPERIMENTS):
+        known = {"status": "completed", "reason": None, "started": f"2026-01-0{n + 1}T00:00:00+00:00"}
+        _again(e3, root, name, f"run-20260101T00000{n}Z-00000000", **(known | changes.get(name, {})))
+
+
+def test_a_whole_packet_has_every_experiment(e3: Path, tmp_path: Path) -> None:
+    _all(e3, tmp_path)
+    code, said = command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=False)
+    assert code == 0
+    page = Path(said).read_text()
+    assert [line for line in page.splitlines() if re.match(r"## E\d:", line)] != []
+    assert sorted(path.name for path in (tmp_path / "packet").iterdir()) == ["README.md", *packet.EXPERIMENTS]
+    assert "Not whole" not in page
+    assert page.count("python -m wp1 ") >= 2 * len(packet.EXPERIMENTS)
+
+
+def test_it_fails_where_one_is_missing_or_failed_unless_partial(e3: Path, tmp_path: Path) -> None:
+    _all(e3, tmp_path, e4={"status": "failed", "reason": "the disk was full\nmore"})
+    shutil.rmtree(tmp_path / "outputs" / "run-20260101T000006Z-00000000")
+    code, said = command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=False)
+    assert code == 1
+    assert "e6 is missing" in said
+    assert "e4 failed (the disk was full)" in said
+    assert not (tmp_path / "packet").exists()
+    code, said = command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=True)
+    assert code == 0
+    assert "**Not whole**: e6 is missing; e4 failed (the disk was full)" in Path(said).read_text()
+
+
+def test_runs_of_two_machines_are_no_packet(e3: Path, tmp_path: Path) -> None:
+    other = read_json(e3 / "run_metadata.json")["hardware"] | {"cpu": "another"}
+    _all(e3, tmp_path, e2={"hardware": other})
+    code, said = command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=False)
+    assert code == 1
+    assert "several machines" in said
+    assert "another" in said
+
+
+def test_the_newest_completed_run_is_taken(e3: Path, tmp_path: Path) -> None:
+    for name, started, status in (("a", "01", "completed"), ("b", "02", "completed"), ("c", "03", "failed")):
+        _again(e3, tmp_path, "e1_gpu", f"run-{name}", started=f"2026-01-{started}", status=status)
+    chosen = packet.choose(packet.find([tmp_path / "outputs"]))
+    assert {name: run.folder.name for name, run in chosen.items()} == {"e1": "run-b"}
+    code, said = command.make([tmp_path / "outputs"], tmp_path / "p", "", partial=False, missing_only=True)
+    assert (code, said.split()) == (0, [name for name in packet.EXPERIMENTS if name != "e1"])
+
+
+def test_it_stands_on_its_own(e3: Path, tmp_path: Path) -> None:
+    chosen = packet.choose(packet.find([e3]))
+    page = packet.write(chosen, tmp_path / "packet", "A packet", [])
+    root = str(e3.parents[1])
+    for file in (tmp_path / "packet").rglob("*"):
+        if file.suffix in (".md", ".json", ".yaml", ".csv"):
+            assert root not in file.read_text(), file
+    for text, folder in ((page, page.parent), (page.parent / "e3" / "report.md", page.parent / "e3")):
+        for target in re.findall(r"\]\(([^)#]+)\)", text.read_text()):
+            assert (folder / target).is_file(), target
+    # Unpacked, it is the folder of a run.
+    unpacked = page.parent / "e3"
+    for file in unpacked.glob("*.gz"):
+        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
+    again = make_report(unpacked, tmp_path / "reports")
+    assert "256" in again.read_text()
+    assert (unpacked / "records.jsonl").read_text() == (e3 / "records.jsonl").read_text()
+
+
+def test_the_same_runs_give_the_same_bytes(e3: Path, tmp_path: Path) -> None:
+    chosen = packet.choose(packet.find([e3]))
+    made = [packet.write(chosen, tmp_path / name, "A packet", []).parent for name in ("one", "two")]
+    files = [sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()) for folder in made]
+    assert files[0] == files[1]
+    assert all((made[0] / file).read_bytes() == (made[1] / file).read_bytes() for file in files[0])
+
+
+def test_the_largest_records_are_left_out_beyond_the_limit(
+    e3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packet, "MAX_BYTES", 1)
+    page = packet.write(packet.choose(packet.find([e3])), tmp_path / "packet", "A packet", [])
+    assert not list((tmp_path / "packet").rglob("*.gz"))
+    assert "e3/records.jsonl.gz" in page.read_text()
+
+
+def test_nothing_of_others_is_overwritten(e3: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(WP1Error, match="not empty and no packet"):
+        packet.write(packet.choose(packet.find([e3])), tmp_path, "A packet", [])
+    with pytest.raises(WP1Error, match="has no run in it"):
+        packet.find([tmp_path])
+
+
+def test_the_key_parts_of_a_report() -> None:
+    rows = "\n".join(f"| {n} |" for n in range(30))
+    page = (
+        "# E1: what?\n\n**completed** · `run`\n\n> **colocated**: shared.\n\n## Found\n\nIt costs.\n\n"
+        f"![How](run/a.png)\n\n*How*\n\n| x |\n| --- |\n{rows}\n\nLater words.\n\n![No](run/b.png)\n"
+    )
+    words, table, picture = packet.key_parts(page.replace("run/", ""), "e1")
+    assert words == "It costs."
+    assert table.count("\n| ") == packet.MAX_ROWS + 1
+    assert "16 more rows are in [the report](e1/report.md)" in table
+    assert picture == "![How](e1/a.png)"

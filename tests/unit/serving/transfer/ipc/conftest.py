@@ -1,0 +1,13 @@
+"""A folder for mailboxes: private, and with a path short enough for a socket's."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="wp1-kv-") as path:
+        yield Path(path)

@@ -1,0 +1,138 @@
+"""Memory of one process read by another."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.stress.engines import FACTS, Cache
+from wp1 import hardware
+from wp1.serving.transfer.ipc import exports
+from wp1.serving.transfer.ipc.exports import COMPARED, PeerError, offer, open_peer
+
+BLOCKS = 50
+NUMBER = 4711
+
+# The other process: offers a cache that holds prompt NUMBER in blocks 1, 2, ..., and changes it when told.
+OFFERS = f"""
+import sys
+from pathlib import Path
+from tests.stress.engines import FACTS, Cache
+from wp1.serving.transfer.ipc.exports import offer
+cache = Cache({BLOCKS}, "cpu", 0)
+cache.write([1, 2], {NUMBER}, 0)
+offer(Path(sys.argv[1]) / "prefill-0.0.json", cache.layout, "prefill-0", "prefill-0.0", FACTS | {{"device": "cpu"}})
+cache.write([3], {NUMBER}, 2)
+print("offered", flush=True)
+for line in sys.stdin:
+    cache.write([4], {NUMBER}, 3)
+    print("written", flush=True)
+"""
+
+
+@pytest.fixture
+def other(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", OFFERS, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "offered\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def facts() -> dict[str, object]:
+    return FACTS | {"device": "cpu", "form": Cache(BLOCKS, "cpu", 0).layout.form}
+
+
+def _block(peer: exports.Peer, block: int) -> bytes:
+    parts = [(r.storage, r.offset + block * r.stride, r.size) for r in peer.regions]
+    return b"".join(bytes(peer.memory[storage][at : at + size]) for storage, at, size in parts)
+
+
+def _prompt(place: int) -> bytes:
+    return bytes(Cache(BLOCKS, "cpu", 0).pattern(NUMBER, place, 1).flatten().tolist())
+
+
+def test_another_process_reads_what_is_there_and_what_comes(
+    folder: Path, other: subprocess.Popen[str], facts: dict[str, object]
+) -> None:
+    peer = open_peer(folder / "prefill-0.0.json", facts)
+    assert [_block(peer, n) for n in (1, 2, 3)] == [_prompt(n) for n in (0, 1, 2)]
+    assert (peer.engine, peer.mailbox, peer.num_blocks, peer.alive()) == ("prefill-0", "prefill-0.0", BLOCKS, True)
+    assert other.stdin is not None
+    assert other.stdout is not None
+    other.stdin.write("go\n")
+    other.stdin.flush()
+    assert other.stdout.readline() == "written\n"
+    assert _block(peer, 4) == _prompt(3)
+
+
+def test_the_mapping_is_read_only(folder: Path, other: subprocess.Popen[str], facts: dict[str, object]) -> None:
+    peer = open_peer(folder / "prefill-0.0.json", facts)
+    assert not any(array.flags.writeable for array in peer.memory)
+
+
+def test_memory_of_a_killed_process_stays_readable(
+    folder: Path, other: subprocess.Popen[str], facts: dict[str, object]
+) -> None:
+    peer = open_peer(folder / "prefill-0.0.json", facts)
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert not peer.alive()
+    assert _block(peer, 1) == _prompt(0)
+    with pytest.raises(PeerError, match="prefill-0 is gone"):
+        open_peer(folder / "prefill-0.0.json", facts)
+
+
+def test_the_offer_is_the_owners_alone(folder: Path, other: subprocess.Popen[str]) -> None:
+    assert (folder / "prefill-0.0.json").stat().st_mode & 0o777 == 0o600
+    assert not list(folder.glob("*.new"))
+
+
+@pytest.mark.parametrize("key", COMPARED)
+def test_what_differs_is_named_with_both_values(folder: Path, facts: dict[str, object], key: str) -> None:
+    cache = Cache(BLOCKS, "cpu", 0)
+    offer(folder / "prefill-0.0.json", cache.layout, "prefill-0", "prefill-0.0", FACTS | {"device": "cpu"})
+    with pytest.raises(PeerError) as refused:
+        open_peer(folder / "prefill-0.0.json", facts | {key: "another"})
+    assert f"{COMPARED[key]} of prefill-0 is {facts[key]}, here it is another" in str(refused.value)
+
+
+def test_nothing_offered(folder: Path, facts: dict[str, object]) -> None:
+    with pytest.raises(PeerError, match=r"prefill-7\.0 offers no KV"):
+        open_peer(folder / "prefill-7.0.json", facts)
+
+
+def test_sharing_leaves_content_and_views_in_place() -> None:
+    cache = Cache(BLOCKS, "cpu", 0)
+    cache.write([5], NUMBER, 0)
+    for storage in cache.layout.storages:
+        exports._handle(storage)
+    assert cache.holds([5], NUMBER)
+    cache.write([6], NUMBER, 1)
+    assert cache.holds([5, 6], NUMBER)
+
+
+def test_too_little_shared_memory_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "free_shared_memory", lambda: 1)
+    with pytest.raises(OSError, match=r"/dev/shm has .* lower backend\.kv_cache_gib, or use transfer=nixl_push"):
+        offer(folder / "a.json", Cache(BLOCKS, "cpu", 0).layout, "a", "a.0", {})
+    assert not (folder / "a.json").exists()
+
+
+def test_an_offer_of_a_process_that_is_gone(folder: Path, facts: dict[str, object]) -> None:
+    cache = Cache(BLOCKS, "cpu", 0)
+    path = folder / "prefill-0.0.json"
+    offer(path, cache.layout, "prefill-0", "prefill-0.0", FACTS | {"device": "cpu"})
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": gone.pid}))
+    with pytest.raises(PeerError, match="gone"):
+        open_peer(path, facts)

@@ -1,0 +1,320 @@
+"""What a receiver makes of loads and words that come in any order: the right bytes, one end, one release."""
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wp1.serving.transfer.ipc.exports import Peer, PeerError
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, to_runs
+from wp1.serving.transfer.ipc.receiver import DecodeOrders, Load, Receiver
+
+SOURCE = "prefill-0"
+
+
+class Copies:
+    """A copier that notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.there: dict[int, int] = {}  # their block by ours
+        self.raises: Exception | None = None
+
+    def copy(self, peer: Peer, source: list[int], target: list[int]) -> tuple[float, int]:
+        if self.raises is not None:
+            raise self.raises
+        self.there.update(zip(target, source, strict=True))
+        return 0.5, 1
+
+    def checksum(self, blocks: list[int]) -> int:
+        return sum(self.there[block] for block in blocks)
+
+
+class Posted:
+    """A sender that notes what it was given."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Message]] = []
+
+    def send(self, name: str, message: Message) -> bool:
+        self.sent.append((name, message))
+        return True
+
+    def released(self) -> list[str]:
+        return [message["handoff"] for _, message in self.sent if message["kind"] == "release"]
+
+
+class LivingPeer(Peer):
+    living = True
+
+    def alive(self) -> bool:
+        return self.living
+
+
+class World:
+    def __init__(self, verify: bool = False) -> None:
+        self.copies, self.posted = Copies(), Posted()
+        self.peer = LivingPeer(SOURCE, f"{SOURCE}.0", [], 100, [], 0)
+        self.opened: PeerError | None = None
+        any_: Any = self.posted
+        self.receiver = Receiver(None, any_, "decode-0.0", self.copies, 10, self._open, verify)  # type: ignore[arg-type]
+
+    def _open(self, engine: str) -> Peer:
+        if self.opened is not None:
+            raise self.opened
+        return self.peer
+
+    def load(self, blocks: list[int], done: Message | None = None, first: int = 0, handoff: str = "h") -> None:
+        load = Load(f"request-{handoff}", handoff, SOURCE, first, blocks, done)
+        self.receiver.handle({"kind": "load", "load": load})
+
+    def handle(self, kind: str, handoff: str = "h", **words: Any) -> None:
+        self.receiver.handle({"kind": kind, "handoff": handoff, **words})
+
+    def end(self) -> tuple[str | None, list[int]]:
+        """Of the only load that has ended."""
+        [ended] = self.receiver.ended
+        return ended.error, ended.blocks
+
+
+def ready(first: int, blocks: list[int], epoch: int = 0) -> Message:
+    return {"kind": "ready", "handoff": "h", "epoch": epoch, "first": first, "blocks": to_runs(blocks)}
+
+
+def done(blocks: list[int], epoch: int = 0, lease_s: float = 60) -> Message:
+    until = time.monotonic() + lease_s
+    return {"kind": "done", "handoff": "h", "epoch": epoch, "blocks": to_runs(blocks), "until": until, "token": 1}
+
+
+def test_done_before_load() -> None:
+    world = World()
+    world.load([1, 2], done([11, 12]))
+    assert world.end() == (None, [1, 2])
+    assert world.copies.there == {1: 11, 2: 12}
+    assert world.posted.sent == [(f"{SOURCE}.0", {"kind": "release", "handoff": "h"})]
+    [ended] = world.receiver.ended
+    name, begin, end, moved, error, copy_s, wait_s, blocks, runs = ended.report or ()
+    assert (name, moved, error, copy_s, blocks, runs) == ("h", 20, None, 0.5, 2, 1)
+    assert begin <= end
+    assert wait_s >= 0
+
+
+def test_chunks_move_as_they_get_ready() -> None:
+    world = World()
+    world.load([1, 2, 3])
+    world.receiver.handle(ready(0, [11]))
+    assert world.copies.there == {1: 11}
+    world.receiver.handle(ready(1, [12]))
+    assert not world.receiver.ended
+    world.receiver.handle(done([11, 12, 13]))
+    assert world.copies.there == {1: 11, 2: 12, 3: 13}
+    assert world.end()[0] is None
+
+
+def test_chunks_before_the_load() -> None:
+    world = World()
+    world.receiver.handle(ready(0, [11]))
+    world.receiver.handle(done([11, 12]))
+    assert world.copies.there == {}
+    world.load([1, 2])
+    assert world.copies.there == {1: 11, 2: 12}
+
+
+def test_a_chunk_whose_word_was_lost_comes_with_the_last() -> None:
+    world = World()
+    world.load([1, 2, 3])
+    world.receiver.handle(ready(1, [12]))
+    assert world.copies.there == {}
+    world.receiver.handle(done([11, 12, 13]))
+    assert world.copies.there == {1: 11, 2: 12, 3: 13}
+
+
+def test_the_beginning_is_cached_here() -> None:
+    world = World()
+    world.load([2, 3], first=1)
+    world.receiver.handle(ready(0, [11, 12]))
+    assert world.copies.there == {2: 12}
+    world.receiver.handle(done([11, 12, 13]))
+    assert world.copies.there == {2: 12, 3: 13}
+
+
+def test_a_preempted_prompt_is_copied_anew() -> None:
+    world = World()
+    world.load([1, 2])
+    world.receiver.handle(ready(0, [11]))
+    world.receiver.handle(ready(0, [21], epoch=1))
+    assert world.copies.there == {1: 21}
+    world.receiver.handle(ready(1, [12], epoch=0))  # late, of blocks that are somebody else's by now
+    world.receiver.handle(done([21, 22], epoch=1))
+    assert world.copies.there == {1: 21, 2: 22}
+    assert world.end()[0] is None
+
+
+def test_an_old_word_after_the_last_one_changes_nothing() -> None:
+    world = World()
+    world.receiver.handle(done([21, 22], epoch=1))
+    world.receiver.handle(ready(0, [11], epoch=0))
+    world.load([1, 2])
+    assert world.end()[0] is None
+    assert world.copies.there == {1: 21, 2: 22}
+
+
+@pytest.mark.parametrize("load_first", [True, False])
+def test_a_prompt_that_was_given_up(load_first: bool) -> None:
+    world = World()
+    if load_first:
+        world.load([1])
+    world.handle("failed", why="prefill-0 gave the prompt up")
+    if not load_first:
+        world.load([1])
+    assert world.end() == ("prefill-0 gave the prompt up", [1])
+
+
+def test_fewer_blocks_than_were_to_come() -> None:
+    world = World()
+    world.load([1, 2, 3], done([11, 12]))
+    assert world.end()[0] == "prefill-0 has 2 blocks of 3"
+
+
+def test_a_lease_that_ended_meanwhile() -> None:
+    world = World()
+    world.load([1], done([11], lease_s=-0.001))
+    assert "lease" in (world.end()[0] or "")
+
+
+def test_an_engine_that_died_meanwhile() -> None:
+    world = World()
+    world.peer.living = False
+    world.load([1], done([11]))
+    assert world.end()[0] == "engine prefill-0 died before its KV was here"
+
+
+def test_lose_ends_what_is_under_way() -> None:
+    world = World()
+    world.load([1])
+    world.load([2], handoff="i")
+    world.receiver.handle({"kind": "lose", "engine": "prefill-1"})
+    assert not world.receiver.ended
+    world.receiver.handle({"kind": "lose", "engine": SOURCE})
+    assert {ended.request for ended in world.receiver.ended} == {"request-h", "request-i"}
+    assert all("died" in (ended.error or "") for ended in world.receiver.ended)
+
+
+def test_a_peer_that_cannot_be_mapped() -> None:
+    world = World()
+    world.opened = PeerError("KV layout of prefill-0 is a, here it is b")
+    world.load([1], done([11]))
+    assert world.end() == ("KV layout of prefill-0 is a, here it is b", [1])
+
+
+def test_a_copy_that_fails() -> None:
+    world = World()
+    world.copies.raises = RuntimeError("no such device")
+    world.load([1], done([11]))
+    assert world.end()[0] == "the copy failed: RuntimeError: no such device"
+    assert world.posted.released() == ["h"]
+
+
+def test_given_up_before_and_after_its_load() -> None:
+    world = World()
+    world.receiver.handle(ready(0, [11]))
+    world.handle("give_up", engine=SOURCE)
+    assert world.posted.released() == ["h"]
+    world.receiver.handle(done([11]))
+    world.load([1])
+    assert "given up or taken" in (world.end()[0] or "")
+    assert world.copies.there == {}
+    assert world.posted.released() == ["h"]
+
+
+def test_a_second_load_of_a_handoff_ends_and_the_first_goes_on() -> None:
+    world = World()
+    world.load([1])
+    world.receiver.handle({"kind": "load", "load": Load("other", "h", SOURCE, 0, [5], None)})
+    [refused] = world.receiver.ended
+    assert (refused.request, refused.blocks) == ("other", [5])
+    world.receiver.handle(done([11]))
+    assert [ended.error for ended in list(world.receiver.ended)[1:]] == [None]
+    assert world.posted.released() == ["h"]
+
+
+@pytest.mark.parametrize(("theirs", "error"), [(23, None), (24, "sums of the blocks differ: 24, here 23")])
+def test_sums_are_compared(theirs: int, error: str | None) -> None:
+    world = World(verify=True)
+    world.load([2, 3], done([10, 11, 12]), first=1)
+    assert not world.receiver.ended
+    ask = {"kind": "sum", "handoff": "h", "reader": "decode-0.0", "first": 1, "blocks": 2}
+    assert world.posted.sent == [(f"{SOURCE}.0", ask)]
+    world.handle("sum", sum=theirs)
+    assert world.end()[0] == error
+
+
+def test_nothing_is_remembered_of_what_is_over() -> None:
+    world = World()
+    for n in range(300):
+        world.load([1], done([11]) | {"handoff": str(n)}, handoff=str(n))
+        world.handle("ready", str(n), epoch=0, first=0, blocks=[])
+        world.handle("give_up", str(n), engine=SOURCE)
+    assert not world.receiver._loads
+    assert not world.receiver._sources
+    assert len(world.posted.released()) == 300
+
+
+THEIRS, OURS = [11, 12, 13], [1, 2, 3]
+EVENTS = {
+    "load": lambda w: w.load(list(OURS)),
+    "ready 0": lambda w: w.receiver.handle(ready(0, [31], epoch=0)),
+    "ready 1": lambda w: w.receiver.handle(ready(0, THEIRS[:1], epoch=1)),
+    "more 1": lambda w: w.receiver.handle(ready(1, THEIRS[1:2], epoch=1)),
+    "done": lambda w: w.receiver.handle(done(THEIRS, epoch=1)),
+    "late": lambda w: w.receiver.handle(done(THEIRS, epoch=1, lease_s=-1)),
+    "failed": lambda w: w.handle("failed", why="failed"),
+    "give_up": lambda w: w.handle("give_up", engine=SOURCE),
+    "lose": lambda w: w.receiver.handle({"kind": "lose", "engine": SOURCE}),
+    "sum": lambda w: w.handle("sum", sum=sum(THEIRS)),
+    "other sum": lambda w: w.handle("sum", sum=0),
+    "death": lambda w: setattr(w.peer, "living", False),
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(sorted(EVENTS)), max_size=14), st.booleans())
+def test_whatever_comes_each_load_ends_once_and_each_handoff_is_released_once(events: list[str], verify: bool) -> None:
+    world = World(verify)
+    for event in [*events, "give_up"]:
+        EVENTS[event](world)
+    assert len(world.receiver.ended) == events.count("load")
+    assert world.posted.released() == ["h"]
+    well = [ended for ended in world.receiver.ended if ended.error is None]
+    assert len(well) <= 1
+    if well:
+        assert [world.copies.there[block] for block in OURS] == THEIRS
+    assert not world.receiver._loads
+    assert not world.receiver._sources
+
+
+def test_the_thread_takes_orders_and_messages(folder: Path) -> None:
+    """Give-ups before loads: a handoff that was given up may be asked for once more, to be dropped."""
+    copies, sender = Copies(), Sender(folder)
+    theirs = Mailbox(folder, f"{SOURCE}.0")
+    peer = LivingPeer(SOURCE, f"{SOURCE}.0", [], 100, [], 0)
+    box = Mailbox(folder, "decode-0.0")
+    receiver = Receiver(box, sender, "decode-0.0", copies, 10, lambda _: peer, False)
+    receiver.meet(SOURCE)
+    receiver.start()
+    receiver.obey(DecodeOrders(loads=[Load("first", "h", SOURCE, 0, [1], None)]))
+    again = Load("again", "h", SOURCE, 0, [2], done([12]))
+    receiver.obey(DecodeOrders(loads=[again], given_up=[("h", SOURCE)]))
+    receiver.obey(DecodeOrders(loads=[Load("other", "i", SOURCE, 0, [3], None)]))
+    sender.send("decode-0.0", done([13]) | {"handoff": "i"})
+    deadline = time.monotonic() + 5
+    while len(receiver.ended) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    receiver.stop()
+    assert Counter(ended.request for ended in receiver.ended) == {"first": 1, "again": 1, "other": 1}
+    assert {ended.request: ended.error is None for ended in receiver.ended}["other"]
+    assert sorted(message["handoff"] for message in theirs.waiting()) == ["h", "i"]

@@ -1,0 +1,85 @@
+"""E5 from a configuration to its report, with an engine double whose notes of memory have round figures."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tests.conftest import Compose
+from tests.double import TINY
+from wp1 import run as run_module
+from wp1 import schema
+from wp1.analysis.summary import read_json
+from wp1.console import Screen
+from wp1.errors import ConfigError
+
+RUN_ID = "run-20260101T000000Z-00000000"
+MIB = 1 << 20
+
+
+def _run(config: Compose, tmp_path: Path, *overrides: str) -> run_module.Outcome:
+    cfg = config(*TINY, "experiment=e5", *overrides)
+    schema.check(cfg)
+    with Screen() as screen:
+        return run_module.run(cfg, tmp_path / "outputs" / RUN_ID, RUN_ID, screen)
+
+
+def test_e5_leaves_table_plots_and_words(config: Compose, double: Any, tmp_path: Path) -> None:
+    outcome = _run(config, tmp_path)
+    assert (outcome.status, outcome.reason) == ("completed", None)
+    moments = [moment for name, moment in double.noted if name == "decode-0"]
+    # Lengths of 512, 1,024, 2,048 and what 4,096 leaves beside the output.
+    assert moments == ["start", *["begin", "end"] * 4]
+    table = pl.read_csv(outcome.run_dir / "artifacts" / "e5_memory.csv")
+    assert table["prompt_len"].unique().sort().to_list() == [512, 1024, 2048, 4092]
+    assert sorted(table["engine"].unique()) == ["agg-0", "decode-0", "prefill-0"]
+    one = table.filter((pl.col("engine") == "agg-0") & (pl.col("prompt_len") == 512))
+    parts = dict(one.select("part", "measured_bytes").iter_rows())
+    assert parts["weights"] == 300 * MIB
+    assert parts["runtime"] == 700 * MIB
+    assert parts["buffers"] == 10 * MIB
+    assert parts["activations"] == 30 * MIB
+    # 1,042 MiB at the peak, the pool apart.
+    assert parts["unexplained"] == 2 * MIB
+    assert outcome.report is not None
+    page = outcome.report.read_text()
+    assert "## Where memory goes" in page
+    assert "What disaggregation costs in memory" in page
+    assert "does not fit:" in page
+    pictures = re.findall(r"\]\((\S+/memory-\w+\.png)\)", page)
+    assert len(pictures) == 2
+    assert all((outcome.report.parent / picture).is_file() for picture in pictures)
+    summary = read_json(outcome.run_dir / "summary.json")
+    assert summary["profiling"]["memory"]["overall"]["agg/agg-0"]["weights_gib"] == pytest.approx(0.293, abs=1e-3)
+
+
+def test_without_memory_no_engine_is_asked(config: Compose, double: Any, tmp_path: Path) -> None:
+    outcome = _run(config, tmp_path, "experiment.memory=false", "arms.agg.replicas=2", "experiment.prompt_lens=[64]")
+    assert outcome.status == "completed"
+    assert double.noted == []
+    assert not (outcome.run_dir / "memory.jsonl").exists()
+    assert "Where memory goes\n" not in outcome.report.read_text()  # type: ignore[union-attr]
+
+
+def test_notes_are_kept_of_an_engine_that_dies(config: Compose, double: Any, tmp_path: Path) -> None:
+    double.dies_at = 2
+    outcome = _run(config, tmp_path)
+    assert outcome.status == "failed"
+    table = pl.read_csv(outcome.run_dir / "artifacts" / "e5_memory.csv")
+    assert table["prompt_len"].unique().to_list() == [512]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment.doubling_from=5000"], r"experiment\.doubling_from=5000 .*between 1 and 4092"),
+        (["experiment.doubling_from=0"], r"experiment\.doubling_from=0 .*between 1"),
+        (["workload.prompt_len=5"], r"workload\.prompt_len=null"),
+        (["experiment.memory=false"], "equal devices"),
+    ],
+)
+def test_what_e5_cannot_do_is_refused(config: Compose, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        schema.check(config(*TINY, "experiment=e5", *overrides))

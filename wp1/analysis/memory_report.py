@@ -1,0 +1,264 @@
+"""Where memory goes, as part of a run's page: words, tables by part, what fits, what disaggregation costs. Pure."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis import capacity, memory, memory_plots, tables
+from wp1.analysis.markdown import number, percent, table, text
+from wp1.analysis.memory import PARTS, UNEXPLAINED_SHARE, Row
+from wp1.analysis.plots import mark_of
+
+MIB, GIB = 1 << 20, 1 << 30
+NAMES = dict(PARTS)
+CALCULATED = (
+    ("weights", "weights", "the weight files, or the architecture's parameters, a GPU"),
+    ("kv_in_use", "KV in use, tokens", "tokens × 2 × layers × KV heads × head size × bytes an element"),
+    ("kv_in_use_blocks", "KV in use, blocks", "whole blocks × bytes of a block"),
+    ("kv_reserved", "KV reserved", "the engine's blocks × bytes of a block"),
+    ("activations", "activations, prefill", "largest chunk × (3 × intermediate + 2 × hidden size) × bytes an element"),
+)
+HOW_TO_READ = {
+    "host": """\
+- **weights**: what resident memory grew by while the model was loaded, with copies that kernels made for themselves.
+- **context and code**: the process with its imports before the engine was made, and libraries' pages.
+- **buffers**: what the rest of the start added, for batches, block tables and the like.
+- **transfer**: memory of another engine that is mapped here; it is counted there too.
+- **KV in use**: the request's blocks, by the engine's scheduler; **KV reserved, free**: the rest of the pool, as far as
+  it is resident.
+- **activations, peak**: the most that one step of the model took beyond what there was, by a peak (VmHWM) that is reset
+  before each step. Free memory that the C library keeps is given back before and after each cell (malloc_trim).
+- **unexplained**: the process's resident memory at its peak, less all parts; more than 5 % either way is marked.""",
+    "gpu": """\
+- **weights**, **KV in use**, **KV reserved, free**: the bytes behind the tensors; in use by the engine's scheduler.
+- **buffers**: what else torch had allocated when the request had ended: batches, block tables, rotary tables.
+- **CUDA graphs**: the memory pools of the captured graphs.
+- **activations, peak**: the most that one step of the model allocated beyond what there was, reset before each step.
+- **kept by the allocator**: what torch has reserved and no part above is in: fragments, and what start-up needed.
+- **context and code**: what the process has on the GPU beside torch's, when it was up: CUDA's context, kernels,
+  communicators; **transfer**: what it grew by when the KV cache was registered with the connector.
+- **unexplained**: what the device reports for the process, less all parts; more than 2 % either way is marked.""",
+}
+
+
+def section(
+    run_dir: Path, folder: Path, requests: pl.DataFrame, config: Mapping[str, Any], metadata: dict[str, Any]
+) -> str:
+    """The part of the page, "" where no notes were taken; its plots go to `folder`."""
+    rows = memory.rows_of(memory.read_notes(run_dir), requests, metadata)
+    if not rows:
+        return ""
+    arms = list(dict.fromkeys(row.arm for row in rows))
+    pools = capacity.pools_of(rows, metadata)
+    price = capacity.price_of(rows, tables.handoffs(run_dir / "handoffs.jsonl"), metadata)
+    parts = ["## Where memory goes", "\n\n".join(words(rows, arm) for arm in arms)]
+    for caption, file in memory_plots.by_length(folder, rows, metadata, mark_of(metadata)):
+        parts += [f"![{caption}]({folder.name}/{file.name})", f"*{caption}*"]
+    parts += [_parts_table(rows, arm) for arm in arms]
+    if left_out := memory.not_measured(metadata):
+        lines = [[number(length), text(why)] for length, why in left_out]
+        parts.append(table(["prompt tokens", "why not measured"], lines, "rl"))
+    parts.append(_beside_calculated(rows))
+    parts.append(_capacity(pools, capacity.fits_of(pools, rows, metadata, config["workload"]["output_len"])))
+    if price:
+        parts.append(_price(price))
+    parts.append("### How to read this\n\n" + HOW_TO_READ[rows[0].kind])
+    return "\n\n".join(part for part in parts if part)
+
+
+def words(rows: Sequence[Row], arm: str) -> str:
+    """The largest part of an arm at its longest prompt, in a sentence."""
+    of_arm = [row for row in rows if row.arm == arm]
+    longest = max(row.prompt_len for row in of_arm)
+    at = [row for row in of_arm if row.prompt_len == longest]
+    total, limit = sum(row.total for row in at), at[0].limit
+    sums = {name: sum(row.parts[name] for row in at) for name, _ in PARTS}
+    kv_pool = sums.pop("kv_in_use") + sums.pop("kv_free")
+    largest, size = max([*sums.items(), ("kv", kv_pool)], key=lambda pair: pair[1])
+    unit = _unit(at)
+    engines = len({row.engine for row in at})
+    of = f"{engines} engines hold" if engines > 1 else "the engine holds"
+    name = "the KV pool" if largest == "kv" else NAMES[largest]
+    in_use = sum(row.parts["kv_in_use"] for row in at)
+    kv = f"; of the KV pool the request fills {_size(in_use, unit)} ({percent(in_use / kv_pool)})" if kv_pool else ""
+    activations = max(row.parts["activations"] for row in at)
+    return (
+        f"**{arm}**, {longest:,} tokens: {of} {_size(total, unit)} of the device's {_size(limit, unit)}. The largest "
+        f"part is **{name}** with {_size(size, unit)} ({percent(size / total)}){kv}. The prefill's activations take "
+        f"{_size(activations, unit)} at most."
+    )
+
+
+def _unit(rows: Sequence[Row]) -> tuple[str, int]:
+    """GiB, or MiB where a hundredth of a GiB would hide a part."""
+    return ("GiB", GIB) if max(row.total for row in rows) >= 10 * GIB else ("MiB", MIB)
+
+
+def _size(value: int, unit: tuple[str, int]) -> str:
+    return f"{_in(value, unit)} {unit[0]}"
+
+
+def _in(value: int | None, unit: tuple[str, int]) -> str | None:
+    if value is None:
+        return None
+    return f"{value / unit[1]:,.2f}" if unit[0] == "GiB" else f"{value / unit[1]:,.1f}"
+
+
+def _parts_table(rows: Sequence[Row], arm: str) -> str:
+    of_arm = [row for row in rows if row.arm == arm]
+    unit = _unit(of_arm)
+    shown = [name for name, _ in PARTS if name == "unexplained" or any(row.parts[name] for row in of_arm)]
+    header = [
+        "engine", "prompt tokens", *(NAMES[name] for name in shown), "reported", "unexplained %", "device's limit",
+    ]  # fmt: skip
+    lines = []
+    for row in of_arm:
+        share = row.unexplained_share
+        said = None if share is None else percent(share) if row.adds_up else f"**{percent(share)}**"
+        lines.append(
+            [
+                _worker(row),
+                number(row.prompt_len),
+                *(_in(row.parts[name], unit) for name in shown),
+                _in(row.reported, unit),
+                said,
+                _in(row.limit, unit),
+            ]
+        )
+    sources = sorted({row.source for row in of_arm})
+    beyond = [row for row in of_arm if not row.adds_up]
+    tolerance = percent(UNEXPLAINED_SHARE[of_arm[0].kind])
+    judged = (
+        f"All parts add up to what is reported within {tolerance}."
+        if not beyond
+        else f"{len(beyond)} of {len(of_arm)} rows have more than {tolerance} unexplained."
+    )
+    core = max((row.core_process or 0 for row in of_arm), default=0)
+    also = f" Beside each worker its engine's scheduler takes {_size(core, unit)} of its own." if core else ""
+    return f"**{arm}**, {unit[0]}; reported: {', '.join(sources)}. {judged}{also}\n\n" + table(
+        header, lines, "l" + "r" * (len(header) - 1)
+    )
+
+
+def _worker(row: Row) -> str:
+    return row.engine if not row.rank else f"{row.engine}, rank {row.rank}"
+
+
+def _beside_calculated(rows: Sequence[Row]) -> str:
+    """Measured, calculated and their difference: once an engine what does not depend on the prompt, then by length."""
+    unit = _unit(rows)
+    engines = {(row.arm, row.engine, row.rank): row for row in rows}
+    constant = [
+        [_named(row), *_compared(row, "weights", unit), *_compared(row, "kv_reserved", unit)]
+        for row in engines.values()
+    ]
+    by_length = [
+        [
+            _named(row),
+            number(row.prompt_len),
+            *_compared(row, "kv_in_use", unit),
+            *_compared(row, "kv_in_use_blocks", unit)[1:],
+            f"{row.blocks:,} / {row.calculated_blocks:,}",
+            *_compared(row, "activations", unit),
+        ]
+        for row in rows
+    ]
+    how = "\n".join(f"- **{title}**: {words}" for _, title, words in CALCULATED)
+    return "\n\n".join(
+        [
+            f"### Measured beside calculated, {unit[0]}",
+            table(
+                ["engine", "weights", "calculated", "difference", "KV reserved", "calculated", "difference"],
+                constant,
+                "lrrrrrr",
+            ),
+            table(
+                [
+                    "engine", "prompt tokens", "KV in use", "by tokens", "difference", "by blocks", "difference",
+                    "blocks: engine / calculated", "activations", "calculated", "difference",
+                ],
+                by_length,
+                "lrrrrrrrrrr",
+            ),
+            f"Calculated:\n\n{how}",
+            _vllm_says(list(engines.values()), unit),
+        ]
+    ).rstrip()  # fmt: skip
+
+
+def _named(row: Row) -> str:
+    return f"{row.arm} {_worker(row)}"
+
+
+def _compared(row: Row, name: str, unit: tuple[str, int]) -> list[str | None]:
+    """Measured, calculated, difference in percent; dashes where nothing was calculated."""
+    calculated = row.calculated.get(name)
+    if calculated is None:
+        return [None, None, None]
+    value = memory.measured(row, name)
+    ratio = f"{(value - calculated) / calculated:+.1%}".replace("%", " %") if calculated else None
+    return [_in(value, unit), _in(calculated, unit), ratio]
+
+
+def _vllm_says(rows: Sequence[Row], unit: tuple[str, int]) -> str:
+    """vLLM's own profile at its start, where it makes one."""
+    names = list(dict.fromkeys(name for row in rows for name in row.vllm))
+    if not names:
+        return ""
+    lines = [[_named(row), *(_in(row.vllm.get(name), unit) for name in names)] for row in rows]
+    header = ["engine", *(f"`{name}`" for name in names)]
+    return f"vLLM's own profile at its start, by its names:\n\n{table(header, lines, 'l' + 'r' * len(names))}"
+
+
+def _capacity(pools: Sequence[capacity.Pool], fits: Sequence[capacity.Fit]) -> str:
+    unit = ("GiB", GIB)
+    header = [
+        "engine", "KV pool, GiB", "left by the parts, GiB", "longest request by bytes", "by the engine's blocks",
+        "model.max_len",
+    ]  # fmt: skip
+    lines = [
+        [
+            f"{pool.arm} {pool.engine}", _in(pool.kv_bytes, unit), _in(pool.left, unit),
+            number(pool.longest_predicted), number(pool.longest_by_blocks), number(pool.max_len),
+        ]
+        for pool in pools
+    ]  # fmt: skip
+    at_once = [
+        [
+            f"{fit.arm} {fit.engine}", number(fit.tokens), number(fit.predicted), number(fit.by_blocks),
+            number(min(fit.by_blocks, fit.most)), fit.why,
+        ]
+        for fit in fits
+    ]  # fmt: skip
+    note = (
+        "Tokens are of prompt and output. By bytes: the pool as measured / calculated bytes of a token; by blocks: the "
+        "engine's own count, whole blocks a request, one block kept by vLLM."
+    )
+    return (
+        f"### What fits\n\n{table(header, lines, 'lrrrrr')}\n\nRequests of one length at once:\n\n"
+        + table(["engine", "tokens", "by bytes", "by blocks", "with max_num_seqs", ""], at_once, "lrrrrl")
+        + f"\n\n{note}"
+    )
+
+
+def _price(price: Mapping[str, Any]) -> str:
+    agg, disagg = price["arms"]
+    unit = ("MiB", MIB) if max(price["kv_pool"].values()) < 10 * GIB else ("GiB", GIB)
+    lines = [[f"{NAMES[name]} again", _in(size, unit)] for name, size in price["extra"].items() if size > 0]
+    lines += [[f"KV pool of {arm}, all engines", _in(price["kv_pool"][arm], unit)] for arm in (agg, disagg)] + [
+        ["of which requests can decode in", _in(price["kv_pool_decode"], unit)]
+    ]
+    twice = [
+        [number(row["prompt_len"]), _in(row["bytes"], unit), None if row["ms"] is None else f"{row['ms']:,.1f}"]
+        for row in price["kv_twice"]
+    ]
+    counts = " against ".join(f"{price['engines'][arm]} ({arm})" for arm in (disagg, agg))
+    return (
+        "### What disaggregation costs in memory\n\n"
+        f"Engines: {counts}; at {price['prompt_len']:,} tokens, {unit[0]}:\n\n"
+        + table([f"{disagg} beyond {agg}", unit[0]], lines, "lr")
+        + "\n\nKV that both pools hold at once, from the end of a prefill until it has moved:\n\n"
+        + table(["prompt tokens", unit[0], "for ms"], twice, "rrr")
+    )

@@ -1,0 +1,315 @@
+"""A baseline packet: E0 to E6 of one machine as a folder with a page, from the folders of their runs. Pure.
+
+The packet has each run's report, plots, tables and metadata, and its records compressed. The page takes the words, the
+first table and the first picture of each report: a report begins with what matters most.
+"""
+
+import gzip
+import re
+import shlex
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wp1 import labels
+from wp1.analysis.markdown import table, text
+from wp1.analysis.report import reports_of
+from wp1.analysis.summary import read_config, read_json
+from wp1.errors import WP1Error
+
+EXPERIMENTS = ("e0", "e1", "e2", "e3", "e4", "e5", "e6")
+PAGE = "README.md"
+# Copied as they are; what is written a line a request or sample is compressed.
+FILES = ("summary.json", "run_metadata.json", "config.yaml")
+LINES = ("records.jsonl", "handoffs.jsonl", "queues.jsonl", "memory.jsonl")
+# Of all compressed files of a packet; the largest are left out first.
+MAX_BYTES = 5 << 20
+# Of a table on the page; the whole one is in the report.
+MAX_ROWS = 14
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that can be part of a packet."""
+
+    folder: Path
+    metadata: dict[str, Any]
+
+    @property
+    def experiment(self) -> str:
+        """e0 to e6, also where the experiment is a variant such as e1_gpu."""
+        return str(self.metadata["experiment"]).partition("_")[0]
+
+    @property
+    def completed(self) -> bool:
+        return self.metadata["status"] == "completed"
+
+    @property
+    def command(self) -> str:
+        """How to repeat it."""
+        job = self.metadata.get("sweep")
+        return shlex.join(["python", "-m", "wp1", *(job["overrides"] if job else self.metadata["command"][1:])])
+
+
+def find(paths: Iterable[Path]) -> list[Run]:
+    """The runs that are, or are within, these folders, oldest first. Raises WP1Error for a folder that has none."""
+    found: dict[Path, Run] = {}
+    for path in paths:
+        files = [path / "run_metadata.json"] if (path / "run_metadata.json").is_file() else _below(path)
+        if not files:
+            raise WP1Error(f"{path} has no run in it: name folders of runs, as in outputs/run-..., or one above them")
+        for file in files:
+            found[file.parent.resolve()] = Run(file.parent, read_json(file))
+    return sorted(found.values(), key=lambda run: (run.metadata["started"], run.metadata["run_id"]))
+
+
+def has_runs(path: Path) -> bool:
+    """Whether the folder is one of a run, or has some in it."""
+    return (path / "run_metadata.json").is_file() or bool(_below(path))
+
+
+def _below(path: Path) -> list[Path]:
+    return [file for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}/run_metadata.json")]
+
+
+def choose(runs: Sequence[Run]) -> dict[str, Run]:
+    """Of each experiment the newest run that completed, else the newest; in the experiments' order."""
+    chosen: dict[str, Run] = {}
+    for run in runs:
+        before = chosen.get(run.experiment)
+        if before is None or run.completed or not before.completed:
+            chosen[run.experiment] = run
+    return {name: chosen[name] for name in EXPERIMENTS if name in chosen}
+
+
+def shortcomings(chosen: dict[str, Run]) -> list[str]:
+    """Why these runs are no whole packet: missing or failed experiments, runs of several machines; a line each."""
+    found = [f"{name} is missing" for name in EXPERIMENTS if name not in chosen]
+    found += [
+        f"{name} {run.metadata['status']} ({_first_line(run.metadata['reason']) or run.folder.name})"
+        for name, run in chosen.items()
+        if not run.completed
+    ]
+    machines = {machine_of(run) for run in chosen.values()}
+    if len(machines) > 1:
+        found.append(f"runs are of several machines: {'; '.join(sorted(machines))}")
+    return found
+
+
+def machine_of(run: Run) -> str:
+    """The hardware in words."""
+    hardware = run.metadata["hardware"]
+    gpus = hardware["gpus"]
+    on = f"{len(gpus)} x {gpus[0]['name']} ({gpus[0]['memory_gib']} GiB), " if gpus else ""
+    return f"{on}{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB"
+
+
+def write(chosen: dict[str, Run], out: Path, title: str, missing: Sequence[str]) -> Path:
+    """Makes the folder `out` anew and returns its page, which says what is `missing` (`shortcomings`).
+
+    Raises WP1Error where something else is in it.
+    """
+    if out.exists():
+        if any(out.iterdir()) and not (out / PAGE).is_file():
+            raise WP1Error(f"{out} is not empty and no packet: name another folder")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    left_out = {name: _copy(run, out / name) for name, run in chosen.items()}
+    too_large = _shrink(out)
+    parts = [
+        f"# {title}",
+        _overview(chosen, missing),
+        _setting(chosen),
+        *(_chapter(name, run, out / name) for name, run in chosen.items()),
+        _again(chosen),
+        _contents(too_large, sorted({file for files in left_out.values() for file in files})),
+    ]
+    page = out / PAGE
+    page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    return page
+
+
+def _copy(run: Run, target: Path) -> list[str]:
+    """The run's report, plots, tables and records; returns the files of the run that stay behind."""
+    target.mkdir()
+    config = read_config(run.folder)
+    root, run_id = str(config["root"]), run.metadata["run_id"]
+    reports = _reports(run, config)
+    sources = [run.folder / name for name in FILES]
+    sources += sorted(run.folder.glob("*_summary.json")) + sorted((run.folder / "artifacts").glob("*.csv"))
+    for source in sources:
+        if source.is_file():
+            (target / source.name).write_text(_portable(source.read_text(encoding="utf-8"), root), encoding="utf-8")
+    for name in LINES:
+        source = run.folder / name
+        if source.is_file() and source.stat().st_size:
+            # No name and no time within: the same records have the same bytes.
+            body = _portable(source.read_text(encoding="utf-8"), root).encode()
+            (target / f"{name}.gz").write_bytes(gzip.compress(body, 9, mtime=0))
+    for plot in sorted((reports / run_id).glob("*.png")):
+        shutil.copyfile(plot, target / plot.name)
+    page = reports / f"{run_id}.md"
+    if page.is_file():
+        (target / "report.md").write_text(_relinked(page.read_text(encoding="utf-8"), target, root), encoding="utf-8")
+    there = {file.name.removesuffix(".gz") for file in target.iterdir()}
+    return sorted({file.name for file in run.folder.iterdir() if file.is_file()} - there)
+
+
+def _reports(run: Run, config: dict[str, Any]) -> Path:
+    """Where the run's report lies; beside it where the folder was brought from another machine."""
+    at_home = reports_of(config)
+    return at_home if at_home.is_dir() else run.folder.resolve().parent / "reports"
+
+
+def _portable(content: str, root: str) -> str:
+    """Without the folders of the machine that it was made on."""
+    return content.replace(root, ".").replace(f"{Path.home()}/", "~/")
+
+
+def _relinked(page: str, target: Path, root: str) -> str:
+    """A report whose links point at what lies beside it; a link to what does not is its words alone."""
+
+    def link(found: re.Match[str]) -> str:
+        words, name = found[2], Path(found[3]).name
+        for there in (name, f"{name}.gz"):
+            if (target / there).is_file():
+                return f"{found[1]}[{words}]({there})"
+        return found[0] if "//" in found[3] else words
+
+    return re.sub(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", link, _portable(page, root))
+
+
+def _shrink(out: Path) -> list[str]:
+    """Removes the largest compressed files until the others are within MAX_BYTES; returns what went."""
+    packed = sorted(out.glob("*/*.gz"), key=lambda file: file.stat().st_size)
+    gone = []
+    while packed and sum(file.stat().st_size for file in packed) > MAX_BYTES:
+        file = packed.pop()
+        file.unlink()
+        gone.append(f"{file.parent.name}/{file.name}")
+    return gone
+
+
+def _overview(chosen: dict[str, Run], missing: Sequence[str]) -> str:
+    rows = []
+    for name, run in chosen.items():
+        metadata = run.metadata
+        rows.append(
+            [
+                f"[{name.upper()}](#{name})", metadata["question"], metadata["status"],
+                metadata["model"].get("name"), ", ".join(metadata["labels"]) or None,
+                f"`{metadata['config_hash'][:12]}`", metadata["started"][:16].replace("T", " "),
+            ]
+        )  # fmt: skip
+    header = ["", "question", "status", "model", "labels", "configuration", "started, UTC"]
+    partial = [f"> **Not whole**: {'; '.join(text(line, 300) for line in missing)}."] if missing else []
+    return "\n\n".join([*partial, table(header, rows, "lllllll")])
+
+
+def _setting(chosen: dict[str, Run]) -> str:
+    machines = sorted({machine_of(run) for run in chosen.values()})
+    rows = [["hardware", "; ".join(machines)]]
+    for key in ("driver", "os"):
+        values = sorted(
+            {str(run.metadata["hardware"][key]) for run in chosen.values() if run.metadata["hardware"].get(key)}
+        )
+        rows += [[key, ", ".join(values)]] if values else []
+    rows.append(["versions", ", ".join(_versions(chosen))])
+    commits = {
+        f"`{git['commit'][:12]}`{' with local changes' if git['dirty'] else ''}"
+        for run in chosen.values()
+        if (git := run.metadata["git"])
+    }
+    rows += [["code", ", ".join(sorted(commits))]] if commits else []
+    meanings = [
+        f"- {labels.in_words(label, '**')}."
+        for label in sorted({label for run in chosen.values() for label in run.metadata["labels"]})
+    ]
+    return "\n\n".join(["## What it ran on", table(["", ""], rows, "ll"), "\n".join(meanings)]).rstrip()
+
+
+def _versions(chosen: dict[str, Run]) -> list[str]:
+    """`package version`, with every version where runs differ."""
+    found: dict[str, list[str]] = {}
+    for run in chosen.values():
+        for package, version in run.metadata["versions"].items():
+            if version not in found.setdefault(package, []):
+                found[package].append(version)
+    return [f"{package} {' and '.join(versions)}" for package, versions in found.items()]
+
+
+def _chapter(name: str, run: Run, folder: Path) -> str:
+    """One experiment: its words, key table and key picture, what was skipped, its command."""
+    metadata = run.metadata
+    parts = [f'<a id="{name}"></a>', f"## {name.upper()}: {metadata['question'] or metadata['experiment']}"]
+    if not run.completed:
+        parts.append(f"> **{metadata['status']}**: {text(metadata['reason'] or 'no reason was written', 300)}")
+    report = folder / "report.md"
+    if report.is_file():
+        parts += key_parts(report.read_text(encoding="utf-8"), name)
+    parts += [_skipped(metadata), _failed(folder)]
+    parts.append(f"```\n{_portable(run.command, str(read_config(run.folder)['root']))}\n```")
+    parts.append(f"[The whole report]({name}/report.md)" if report.is_file() else "It left no report.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def key_parts(page: str, name: str, most_words: int = 4) -> list[str]:
+    """Of a report its first words, first table and first picture, in this order, with links that fit from above."""
+    blocks = [block.strip() for block in re.split(r"\n{2,}", page) if block.strip()]
+    # The head is title, status and labels.
+    body = [block for block in blocks[2:] if not block.startswith((">", "#", "```"))]
+    pictures = [block for block in body if block.startswith("![")]
+    tables = [block for block in body if block.startswith("|")]
+    before_table = body[: body.index(tables[0])] if tables else body
+    words = [block for block in before_table if not block.startswith(("![", "|", "*!", "- "))]
+    captions = {block.removeprefix("![").partition("]")[0] for block in pictures}
+    words = [block for block in words if block.strip("*") not in captions][:most_words]
+    key_table = [_shortened(tables[0], name)] if tables else []
+    picture = [re.sub(r"\]\(", f"]({name}/", pictures[0])] if pictures else []
+    return [*words, *key_table, *picture]
+
+
+def _shortened(rows: str, name: str) -> str:
+    lines = rows.splitlines()
+    if len(lines) <= MAX_ROWS + 2:
+        return rows
+    more = len(lines) - 2 - MAX_ROWS
+    return "\n".join(lines[: MAX_ROWS + 2]) + f"\n\n{more} more rows are in [the report]({name}/report.md)."
+
+
+def _skipped(metadata: dict[str, Any]) -> str:
+    rows = [[one["cell"], text(one["reason"], 300)] for one in metadata.get("skipped", ())]
+    return f"Skipped:\n\n{table(['cell', 'why'], rows, 'll')}" if rows else ""
+
+
+def _failed(folder: Path) -> str:
+    """Checks that did not hold."""
+    summary = folder / "summary.json"
+    if not summary.is_file():
+        return ""
+    broken = [check for check in read_json(summary)["checks"] if not check["passed"]]
+    return "\n".join(f"- **FAILED** {check['name']}: {text(check['detail'], 300)}" for check in broken)
+
+
+def _again(chosen: dict[str, Run]) -> str:
+    commands = [_portable(run.command, str(read_config(run.folder)["root"])) for run in chosen.values()]
+    return "## Again\n\n```\n" + "\n".join(commands) + "\n```"
+
+
+def _contents(too_large: Sequence[str], left_out: Sequence[str]) -> str:
+    lines = [
+        "Each experiment's folder has its report with plots, `summary.json`, `run_metadata.json`, `config.yaml`, "
+        "tables as CSV, and its records as `*.jsonl.gz`: unpacked by `gunzip`, the folder is one that `python -m "
+        "wp1.report` makes the report of again, but for the devices' samples."
+    ]
+    if too_large:
+        lines.append(f"Left out, as all compressed files would be more than 5 MB: {', '.join(too_large)}.")
+    if left_out:
+        lines.append(f"Not part of a packet: {', '.join(f'`{name}`' for name in left_out)}.")
+    return "## What is here\n\n" + "\n\n".join(lines)
+
+
+def _first_line(reason: str | None) -> str:
+    return text((reason or "").splitlines()[0], 200) if reason else ""

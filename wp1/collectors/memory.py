@@ -1,0 +1,47 @@
+"""Where memory goes, from what the engines' workers noted (memory.jsonl): nothing runs beside the engines."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis import memory
+from wp1.analysis.summary import read_json
+from wp1.hardware import GIB
+
+
+class MemoryStatsCollector:
+    """`profiling.memory`: of each arm and pool at its longest prompt, the parts in GiB, and of each cell in bytes.
+
+    {} where no notes were taken (experiment.memory=false).
+    """
+
+    name = "memory"
+
+    def start(self, run_dir: Path, gpus: list[int]) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
+        rows = memory.rows_of(memory.read_notes(run_dir), requests, read_json(run_dir / "run_metadata.json"))
+        if not rows:
+            return {}
+        longest: dict[str, dict[str, float]] = {}
+        by_cell: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            worker = row.engine + (f"/rank{row.rank}" if row.rank else "")
+            # Shorter ones come first.
+            longest[f"{row.arm}/{worker}"] = {
+                **{f"{part}_gib": round(size / GIB, 4) for part, size in row.parts.items()},
+                "total_gib": round(row.total / GIB, 4),
+            }
+            by_cell.setdefault(f"{row.arm}/{row.cell}", {})[worker] = {
+                "parts": row.parts,
+                "calculated": row.calculated,
+                "reported": row.reported,
+                "source": row.source,
+                "adds_up": row.adds_up,
+            }
+        return {"overall": longest, "cells": by_cell}

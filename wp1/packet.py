@@ -1,0 +1,53 @@
+"""python -m wp1.packet RUN...: E0 to E6 of one machine as one folder with a page, from the folders of their runs.
+
+Each RUN is the folder of a run, or one above several; of each experiment the newest that completed is taken. It fails
+where an experiment is missing or failed, or runs are of several machines, unless --partial.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from wp1.analysis import packet
+from wp1.errors import WP1Error
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 the packet is not whole, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="python -m wp1.packet", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or one with runs in it")
+    parser.add_argument("--out", type=Path, default=Path("packet"), help="the folder to make (default: packet)")
+    parser.add_argument("--title", default="A baseline packet of wp1", help="the page's title")
+    parser.add_argument("--partial", action="store_true", help="also where experiments are missing or failed")
+    parser.add_argument(
+        "--missing", action="store_true", help="only say which experiments have no completed run, one a line"
+    )
+    words = parser.parse_args()
+    try:
+        code, said = make(words.runs, words.out, words.title, words.partial, words.missing)
+    except (WP1Error, OSError) as error:
+        print("error:", error, file=sys.stderr)
+        sys.exit(2)
+    print(said, file=sys.stderr if code else sys.stdout)
+    sys.exit(code)
+
+
+def make(runs: list[Path], out: Path, title: str, partial: bool, missing_only: bool = False) -> tuple[int, str]:
+    """Makes the packet; returns the exit code and what to say. Raises WP1Error for folders without runs."""
+    if missing_only:
+        completed = {run.experiment for run in _found(runs) if run.completed}
+        return 0, "\n".join(name for name in packet.EXPERIMENTS if name not in completed)
+    chosen = packet.choose(packet.find(runs))
+    missing = packet.shortcomings(chosen)
+    if missing and not partial:
+        return 1, f"failed: {'; '.join(missing)} (--partial makes the packet all the same)"
+    return 0, str(packet.write(chosen, out, title, missing))
+
+
+def _found(runs: list[Path]) -> list[packet.Run]:
+    """None is no error: nothing has run yet."""
+    return packet.find([path for path in runs if path.is_dir() and packet.has_runs(path)])
+
+
+if __name__ == "__main__":
+    main()

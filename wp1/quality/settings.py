@@ -1,0 +1,120 @@
+"""Checks of the settings of datasets that need no model. `wp1.schema.check` calls them."""
+
+from pathlib import Path
+from typing import Any
+
+from wp1.errors import ConfigError
+
+# Of datasets that are not judged, and of those that are.
+JUDGED_ONLY = (
+    "samples_per_task", "languages", "min_chars", "max_chars", "repo", "revision", "config", "files", "depths", "squad",
+    "hotpot", "prompt_lens",
+)  # fmt: skip
+# What has no effect on prompts that are made here.
+DRAWN_ONLY = ("languages", "min_chars", "max_chars", "path")
+MADE_ONLY = ("depths", "squad", "hotpot", "prompt_lens")
+
+
+def check(cfg: Any) -> None:
+    """Refuses settings of `dataset` that contradict each other. Raises ConfigError, naming the key to change."""
+    dataset = cfg.dataset
+    if cfg.workload.prompts != "judged":
+        if dataset.tasks:
+            raise ConfigError(f"dataset={dataset.name} is judged: choose workload=judged, or experiment=e4")
+        for key in JUDGED_ONLY:
+            if dataset[key] is not None:
+                raise ConfigError(f"dataset.{key} is for tasks that are judged: choose dataset=longbench and the like")
+        _check_questions(dataset)
+        return
+    if not dataset.tasks:
+        raise ConfigError(
+            f"workload=judged needs tasks, and dataset={dataset.name} has none: choose dataset=subsets and the like"
+        )
+    _check_tasks(dataset)
+    if cfg.model.source == "random_weights":
+        raise ConfigError(
+            f"dataset={dataset.name} judges answers, and those of random weights mean nothing: choose "
+            "model=smollm2_135m or another with weights"
+        )
+    if dataset.limit is not None:
+        raise ConfigError("dataset.limit is for questions that are not judged: set dataset.samples_per_task")
+    if cfg.workload.num_requests is not None:
+        raise ConfigError("workload.num_requests has no effect on a judged dataset: set dataset.samples_per_task")
+    if dataset.source == "builtin":
+        _check_made(cfg)
+    else:
+        _check_drawn(cfg)
+
+
+def _check_questions(dataset: Any) -> None:
+    if dataset.source == "file":
+        if dataset.path is None:
+            raise ConfigError("dataset.path is empty: set dataset.path=FILE.jsonl")
+        if not Path(dataset.path).expanduser().is_file():
+            raise ConfigError(f"dataset.path={dataset.path} is not a file: name a JSONL file")
+    elif dataset.path is not None:
+        raise ConfigError("dataset.path has no effect with a built-in dataset: choose dataset=file as well")
+
+
+def _check_tasks(dataset: Any) -> None:
+    from wp1.quality.builtin import expanded
+    from wp1.quality.tasks import find
+
+    tasks = expanded(list(dataset.tasks))
+    for name in tasks:
+        try:
+            task = find(name)
+        except ConfigError as error:
+            raise ConfigError(f"dataset.tasks: {error}") from error
+        if dataset.source == "builtin" and f"{task.benchmark}/{task.name}" not in _makeable():
+            raise ConfigError(
+                f"dataset.tasks: {name} is not built in, there are {', '.join(_makeable())}; for the official set "
+                f"choose dataset={task.benchmark}"
+            )
+    if len({find(name) for name in tasks}) < len(tasks):
+        raise ConfigError(f"dataset.tasks={list(dataset.tasks)} names a task twice: name each once")
+
+
+def _makeable() -> list[str]:
+    from wp1.quality import ruler
+    from wp1.quality.builtin import SUBSETS
+
+    return [name for subset in SUBSETS.values() for name in subset] + [f"{ruler.NAME}/{name}" for name in ruler.FILES]
+
+
+def _check_made(cfg: Any) -> None:
+    dataset, lengths = cfg.dataset, cfg.dataset.prompt_lens
+    if not lengths:
+        raise ConfigError(
+            f"dataset.prompt_lens is empty: {dataset.name} is made to lengths, name some as in [1024,2048]"
+        )
+    if len(set(lengths)) < len(lengths) or not all(1 <= length <= cfg.model.max_len for length in lengths):
+        raise ConfigError(
+            f"dataset.prompt_lens={list(lengths)} does not do: name different lengths up to model.max_len="
+            f"{cfg.model.max_len}, or raise that"
+        )
+    if dataset.samples_per_task is None:
+        raise ConfigError("dataset.samples_per_task is empty: a set that is made has as many as you ask for")
+    for key in DRAWN_ONLY:
+        if dataset[key] is not None:
+            raise ConfigError(f"dataset.{key} has no effect on prompts that are made: drop it")
+    for key in ("squad", "hotpot"):
+        if dataset[key] is not None and not Path(dataset[key]).expanduser().is_file():
+            raise ConfigError(f"dataset.{key}={dataset[key]} is not a file: name the set's development file (JSON)")
+    for depth in dataset.depths or []:
+        if not 0 <= depth <= 100:
+            raise ConfigError(f"dataset.depths={list(dataset.depths)} does not do: percent of the context, 0 to 100")
+
+
+def _check_drawn(cfg: Any) -> None:
+    dataset = cfg.dataset
+    for key in MADE_ONLY:
+        if dataset[key] is not None:
+            raise ConfigError(f"dataset.{key} is for prompts that are made: drop it, or choose dataset=ruler_subset")
+    if dataset.path is None:
+        if dataset.source == "file":
+            raise ConfigError("dataset.path is empty: name a file, or a folder with a file a task")
+        if dataset.repo is None and dataset.files is None:
+            raise ConfigError("dataset.repo is empty: set it to owner/name, or set dataset.path")
+    elif not Path(dataset.path).expanduser().exists():
+        raise ConfigError(f"dataset.path={dataset.path} is not there: name a file, or a folder with a file a task")

@@ -1,0 +1,41 @@
+"""Asks the engines of a scheduler for their notes, around every repeat of a cell, and writes them down raw."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from wp1.plan import Cell
+from wp1.records import MemoryNote
+from wp1.serving.backend import Scheduler, ServingBackend
+from wp1.serving.memory import Moment
+
+
+class MemoryNotes:
+    """The notes of a run; without `write`, none are asked for."""
+
+    def __init__(self, write: Callable[[MemoryNote], None] | None) -> None:
+        self._write = write
+
+    async def started(self, scheduler: Scheduler, arm: str) -> None:
+        """The engines are up: what the stages of their start took."""
+        await self._ask(scheduler, arm, "start", None, None)
+
+    @asynccontextmanager
+    async def around(self, scheduler: Scheduler, cell: Cell, repeat: int) -> AsyncIterator[None]:
+        """Around one repeat of a cell: what is taken before and after, and the peaks in between."""
+        await self._ask(scheduler, cell.arm, "begin", cell.name, repeat)
+        yield
+        await self._ask(scheduler, cell.arm, "end", cell.name, repeat)
+
+    async def _ask(self, scheduler: Scheduler, arm: str, moment: Moment, cell: str | None, repeat: int | None) -> None:
+        if self._write is None:
+            return
+        engines = [(pool, engine) for pool, of_pool in scheduler.backends().items() for engine in of_pool]
+        for pool, engine, notes in await asyncio.gather(*(_of(pool, engine, moment) for pool, engine in engines)):
+            for note in notes:
+                self._write(MemoryNote(time.monotonic(), arm, pool, engine, moment, cell, repeat, note))
+
+
+async def _of(pool: str, engine: ServingBackend, moment: Moment) -> tuple[str, str, list[dict[str, object]]]:
+    return pool, engine.name, await engine.memory(moment) if engine.alive else []
