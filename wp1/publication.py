@@ -111,9 +111,10 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
 def _cell_entry(run: Entry, cell: publication_cells.Cell, config: dict[str, Any]) -> Entry:
     """The MLflow run of one cell of a run: what tells it from others as params, its figures as metrics, no files."""
     scheduler = (config.get("arms") or {}).get(cell.arm) or config.get("scheduler", {})
-    words = {"mode": scheduler.get("mode", cell.arm), "arm": cell.arm, "cell": cell.name, "load": cell.load}
-    lengths = {} if cell.prompt_len is None else {"prompt_len": str(cell.prompt_len)}
-    settings = {key: value for key, value in run.params.items() if not key.startswith(("experiment.", "collectors."))}
+    # Few, as MLflow's plots begin with what they find; the settings are the params of the run above.
+    words = {"mode": scheduler.get("mode", cell.arm), "arm": cell.arm, "load": cell.load}
+    words |= {"model": run.params["model.name"]} if "model.name" in run.params else {}
+    words |= {} if cell.prompt_len is None else {"prompt_len": str(cell.prompt_len)}
     reason = f": {cell.reason}" if cell.reason else ""
     # Not `sweep`, by which the runs of its jobs are found.
     kept = ("run_id", "config_hash", "labels", "gpus", "cpu", "vllm", "mlflow.user")
@@ -125,9 +126,10 @@ def _cell_entry(run: Entry, cell: publication_cells.Cell, config: dict[str, Any]
         start_ms=run.start_ms,
         end_ms=run.end_ms,
         tags={key: run.tags[key] for key in kept if key in run.tags}
-        | {"level": "cell", "status": "skipped" if cell.reason else run.tags["status"]},
-        params=settings | words | lengths,
-        metrics=_named((f"{name}", number) for name, number in _numbers("", cell.figures)),
+        | {"level": "cell", "cell": cell.name, "status": "skipped" if cell.reason else run.tags["status"]},
+        params=words,
+        # TTFT first: MLflow's plots begin with the first metric, too.
+        metrics=dict(sorted(_named(_numbers("", cell.figures)).items(), key=lambda kv: not kv[0].startswith("ttft"))),
         files=[],
         texts={},
         description=f"{cell.arm}, {cell.words} of {run.run_id}{reason}",

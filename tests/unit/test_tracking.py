@@ -243,11 +243,11 @@ def test_each_cell_is_a_run_below_its_own_and_a_point_of_its_curves(tmp_path: Pa
     assert set(cells) == {"agg 1024-conc1", "agg 2048-conc1", "agg 4096-conc1"}
     assert {cell.data.tags["mlflow.parentRunId"] for cell in cells.values()} == {run.info.run_id}
     measured = cells["agg 2048-conc1"].data
-    assert {key: measured.params[key] for key in ("mode", "arm", "cell", "prompt_len", "load")} == {
-        "mode": "agg", "arm": "agg", "cell": "2048-conc1", "prompt_len": "2048", "load": "conc1",
+    assert {key: measured.params[key] for key in ("mode", "arm", "prompt_len", "load")} == {
+        "mode": "agg", "arm": "agg", "prompt_len": "2048", "load": "conc1",
     }  # fmt: skip
     assert measured.metrics["ttft_ms/mean"] == 204.8
-    assert "sweep" not in measured.tags
+    assert measured.tags["cell"] == "2048-conc1" and "sweep" not in measured.tags
     left_out = cells["agg 4096-conc1"]
     assert (left_out.info.status, left_out.data.tags["status"], left_out.data.metrics) == ("KILLED", "skipped", {})
     assert reason in left_out.data.tags["mlflow.note.content"]
