@@ -49,19 +49,21 @@ gpu() {
 
 cd "$here" || exit 2
 begin=$SECONDS
-for experiment in $("$python" -m wp1.packet --missing "$folder/outputs"); do
+while read -r experiment unfinished <&3; do
   read -ra words < <("$scale" "$experiment")
   if [ ! -f "conf/experiment/${words[0]#experiment=}.yaml" ]; then
     echo "$experiment: conf/experiment has none"
     continue
   fi
+  # A run that was cut short, or in which something failed, goes on where it was.
+  if [ -n "$unfinished" ] && grep -q '^resume:' conf/config.yaml; then words=("resume=$unfinished"); fi
   echo "== $experiment: python -m wp1 ${words[*]} ${overrides[*]-}"
   [ -n "$print" ] && continue
-  "$python" -m wp1 "${words[@]}" root="$folder" "${overrides[@]}"
+  "$python" -m wp1 "${words[@]}" root="$folder" "${overrides[@]}" < /dev/null
   code=$?
   # Ctrl-C stops all; what was measured is kept.
   [ $code -eq 130 ] && exit 130
   echo "== $experiment ended with $code, $((SECONDS - begin)) s in all"
-done
+done 3< <("$python" -m wp1.packet --missing "$folder/outputs")
 [ -n "$print" ] && exit 0
 exec "$python" -m wp1.packet "$folder/outputs" --out "$folder/packet" "${partial[@]}"

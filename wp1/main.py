@@ -26,6 +26,7 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 
 schema.register()
 OmegaConf.register_new_resolver("wp1_run_id", new_run_id, use_cache=True)
+OmegaConf.register_new_resolver("wp1_doubling", schema.doubling)
 OmegaConf.register_new_resolver("wp1_root", lambda: str(project_root()))
 
 

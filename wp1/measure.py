@@ -177,7 +177,8 @@ def _requests_of(session: _Session, cell: Cell) -> int:
 
 async def _start(session: _Session, stint: Stint) -> Scheduler:
     """The engines of an arm, started or taken over from the job before; run_metadata.json says which."""
-    arm, model, metadata = stint.arm, session.prepared.model, session.metadata
+    arm, metadata = stint.arm, session.metadata
+    model = session.prepared.models[arm.name]
     count = len(engine_sizes(arm.scheduler))
     with session.screen.step(f"starting {count} engine{'s' * (count > 1)} of {model.name}, {arm.name}") as tell:
         up, taken_over = await session.engines.bring_up(

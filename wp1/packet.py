@@ -20,7 +20,9 @@ def main() -> None:
     parser.add_argument("--title", default="A baseline packet of wp1", help="the page's title")
     parser.add_argument("--partial", action="store_true", help="also where experiments are missing or failed")
     parser.add_argument(
-        "--missing", action="store_true", help="only say which experiments have no completed run, one a line"
+        "--missing",
+        action="store_true",
+        help="only say which experiments have no completed run, one a line, with the folder of one to go on with",
     )
     words = parser.parse_args()
     try:
@@ -35,13 +37,19 @@ def main() -> None:
 def make(runs: list[Path], out: Path, title: str, partial: bool, missing_only: bool = False) -> tuple[int, str]:
     """Makes the packet; returns the exit code and what to say. Raises WP1Error for folders without runs."""
     if missing_only:
-        completed = {run.experiment for run in _found(runs) if run.completed}
-        return 0, "\n".join(name for name in packet.EXPERIMENTS if name not in completed)
+        newest = packet.choose(_found(runs))
+        lines = [f"{name} {newest[name].folder.resolve()}" if name in newest else name for name in packet.EXPERIMENTS]
+        todo = [line for line, name in zip(lines, packet.EXPERIMENTS, strict=True) if not _completed(newest, name)]
+        return 0, "\n".join(todo)
     chosen = packet.choose(packet.find(runs))
     missing = packet.shortcomings(chosen)
     if missing and not partial:
         return 1, f"failed: {'; '.join(missing)} (--partial makes the packet all the same)"
     return 0, str(packet.write(chosen, out, title, missing))
+
+
+def _completed(newest: dict[str, packet.Run], name: str) -> bool:
+    return name in newest and newest[name].completed
 
 
 def _found(runs: list[Path]) -> list[packet.Run]:

@@ -3,6 +3,7 @@
 FLOP/s are those of the fastest of a few square matrix products in BF16; bytes/s those of the faster of a copy (bytes
 read and written) and a dot product (bytes read), over arrays that no cache holds. MFU and MBU are shares of these where
 no table states them (`wp1.stated_peaks`). It takes a few seconds, wants the machine to itself, and starts no engine.
+Measured again, the higher figures are kept.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from wp1 import hardware
@@ -112,8 +113,12 @@ def _best_seconds(work: Callable[[], Any], wait: Callable[[], None]) -> float:
     return best
 
 
-def keep(peaks: Peaks) -> None:
-    """Writes them beside what is kept already. Raises ConfigError where the cache cannot be written."""
+def keep(peaks: Peaks) -> Peaks:
+    """Writes them beside what is kept already, and returns what is kept of this device now.
+
+    Of an earlier measurement the higher figures stay: other work on the machine can only have lowered one.
+    Raises ConfigError where the cache cannot be written.
+    """
     from filelock import FileLock
 
     path = cache_folder() / "peaks.json"
@@ -124,11 +129,21 @@ def keep(peaks: Peaks) -> None:
                 kept = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 kept = {}
+            peaks = _highest(peaks, kept.get(peaks.device))
             work = path.with_suffix(".tmp")
             work.write_text(json.dumps(kept | {peaks.device: asdict(peaks)}, indent=2) + "\n", encoding="utf-8")
             work.replace(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}): set WP1_CACHE to another folder") from error
+    return peaks
+
+
+def _highest(peaks: Peaks, before: Any) -> Peaks:
+    try:
+        old = Peaks(**before)
+    except TypeError:  # nothing, or nothing of ours
+        return peaks
+    return replace(peaks, flops=max(peaks.flops, old.flops), bytes_per_s=max(peaks.bytes_per_s, old.bytes_per_s))
 
 
 def main() -> None:
@@ -137,8 +152,7 @@ def main() -> None:
     as_json = parser.parse_args().json
     name = device_name(hardware.describe())
     try:
-        found = measure(name)
-        keep(found)
+        found = keep(measure(name))
     except ConfigError as error:
         sys.exit(f"error: {error}")
     except (ImportError, RuntimeError) as error:  # no torch, or no memory left on the device

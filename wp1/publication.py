@@ -297,6 +297,7 @@ def metrics_of(summary: dict[str, Any], compared: dict[str, Any] | None = None) 
     if summary["slo"]["attainment"] is not None:
         found.append(("slo/attainment", float(summary["slo"]["attainment"])))
     found += _beside_latency(summary)
+    found += _scores(summary.get("quality"))
     if compared is not None:
         found += _compared(compared)
     return _named(found)
@@ -324,6 +325,27 @@ def _beside_latency(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for search in summary.get("goodput") or ():
         if search["goodput_per_device"] is not None:
             yield f"goodput/{search['arm']}/{search['prompt_len']}", search["goodput_per_device"]
+
+
+def _scores(quality: dict[str, Any] | None) -> Iterator[tuple[str, float]]:
+    """Of a judged run, in percent: `score/agg/longbench/hotpotqa`, `score/agg/ruler` and `score/agg`, by length as
+    `score/agg/length/1024`; perplexity by position as `perplexity/agg/1024`; the difference of two arms."""
+    for arm, of in (quality or {"arms": {}})["arms"].items():
+        for task in of["tasks"]:
+            yield f"score/{arm}/{task['benchmark']}/{task['task']}", task["mean"]
+        for benchmark, score in of["benchmarks"].items():
+            yield f"score/{arm}/{benchmark}", score["mean"]
+        if of["overall"]["mean"] is not None:
+            yield f"score/{arm}", of["overall"]["mean"]
+        for row in of["by_length"]:
+            yield f"score/{arm}/length/{row['bucket']}", row["mean"]
+        for row in of["perplexity"]:
+            yield f"perplexity/{arm}/{row['to']}", row["mean"]
+        reached = (of["effective_length"] or {}).get("absolute")
+        if reached is not None:
+            yield f"score/{arm}/effective_length", float(reached)
+    if quality and quality["differences"] and quality["differences"]["n"]:
+        yield "comparison/score/delta", quality["differences"]["overall"]["delta"]
 
 
 def _compared(compared: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -368,7 +390,7 @@ def _named(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 def _files(run_dir: Path, experiment: str) -> list[tuple[Path, str | None]]:
     """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads."""
-    always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "goodput.jsonl")
+    always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "goodput.jsonl", "examples.jsonl")
     limited = ("engine.log", "device.jsonl", "engine_stats.jsonl", "handoffs.jsonl", "queues.jsonl", "memory.jsonl")
     found = [run_dir / name for name in always]
     found += [arms.file_of(run_dir, experiment), *sorted((run_dir / "artifacts").glob("*.csv"))]

@@ -63,6 +63,10 @@ def run(
         model = prepared.model
         metadata = identity.run_metadata(run_id, cfg, _hash(cfg, prepared), Path(__file__).parents[1], sweep)
         metadata["model"] = _model_metadata(model)
+        if any(arm.scheduler.rope is not None for arm in prepared.arms):
+            metadata["ropes"] = {
+                arm: {"max_len": of_arm.max_len, **of_arm.rope.as_dict()} for arm, of_arm in prepared.models.items()
+            }
         metadata["labels"] = prepared.labels
         metadata["skipped"] = prepared.skipped
         metadata["peaks"] = prepared.peaks

@@ -31,6 +31,13 @@ class Backend:
 
 
 @dataclass
+class Rope:
+    type: str = "auto"  # auto, none or yarn
+    factor: float | None = None
+    original_max_len: int | None = None  # tokens
+
+
+@dataclass
 class Scheduler:
     _target_: str = MISSING
     mode: str = MISSING
@@ -44,6 +51,7 @@ class Scheduler:
     decode_tensor_parallel: int | None = None
     first_token: str | None = None  # prefill or decode
     max_prefilled: int | None = None  # requests, a prefill engine
+    rope: Rope | None = None  # of an arm that has its own; None: the run's
 
 
 @dataclass
@@ -68,13 +76,6 @@ class Model:
     max_len: int = MISSING  # tokens
     dtype: str = "auto"
     architecture: dict[str, Any] | None = None  # config.json of random weights
-
-
-@dataclass
-class Rope:
-    type: str = "auto"  # auto, none or yarn
-    factor: float | None = None
-    original_max_len: int | None = None  # tokens
 
 
 @dataclass
@@ -198,6 +199,14 @@ FREE_FORM = re.compile(
 def with_plus(argument: str) -> str:
     """A command-line override as Hydra takes it."""
     return f"++{argument}" if FREE_FORM.match(argument) else argument
+
+
+def doubling(first: int, last: int) -> list[int]:
+    """Lengths that double from the first, up to the last: `${wp1_doubling:1024,${model.max_len}}` in conf/."""
+    lengths = [int(first)]
+    while 2 * lengths[-1] <= int(last):
+        lengths.append(2 * lengths[-1])
+    return lengths
 
 
 def register() -> None:
@@ -353,8 +362,13 @@ def _one_of(key: str, value: str, *allowed: str) -> None:
 
 def _check_schedulers(cfg: Any) -> None:
     _check_scheduler("scheduler", cfg.scheduler)
+    if cfg.scheduler.rope is not None:
+        raise ConfigError("scheduler.rope is of arms that differ in it: choose rope=... instead")
     for name, scheduler in cfg.arms.items():
         _check_scheduler(f"arms.{name}", scheduler)
+        if scheduler.rope is not None:
+            _one_of(f"arms.{name}.rope.type", scheduler.rope.type, "auto", "none", "yarn")
+            _check_rope(scheduler.rope, f"arms.{name}.rope")
     devices = {f"arms.{name}": sum(engine_sizes(scheduler)) for name, scheduler in cfg.arms.items()}
     # Where memory goes on the same devices is a question also of one engine against two; how fast they are is not.
     if len(set(devices.values())) > 1 and not cfg.experiment.memory:
@@ -514,13 +528,13 @@ def _check_model(model: Any) -> None:
             raise ConfigError(f"model.path={model.path} holds no config.json: name the folder of a model")
 
 
-def _check_rope(rope: Any) -> None:
+def _check_rope(rope: Any, name: str = "rope") -> None:
     if rope.type == "yarn" and rope.factor is None:
-        raise ConfigError("rope.factor is empty: rope=yarn needs it, as in rope.factor=4")
+        raise ConfigError(f"{name}.factor is empty: rope=yarn needs it, as in {name}.factor=4")
     if rope.type != "yarn":
         for key in ("factor", "original_max_len"):
             if rope[key] is not None:
-                raise ConfigError(f"rope.{key} has no effect with rope={rope.type}: drop it or choose rope=yarn")
+                raise ConfigError(f"{name}.{key} has no effect with {name}.type={rope.type}: drop it or choose yarn")
 
 
 def _check_workload(cfg: Any) -> None:

@@ -3,7 +3,8 @@
 Two real engines for each connector, one after the other in one run, and the same prompts through them one at a time,
 with random weights: tokens mean nothing here, bytes and times are real. A transfer's rate is its bytes by the time that
 the connector says it took: for ipc the device's clock around the copy, for NIXL from posting to its end. The plain copy
-gathers as many bytes by rows of one block's size on the same device, in a process of its own.
+is of as many bytes, by torch, in a process of its own: gathered by rows of 64 KiB where both engines are on one device,
+in one piece from GPU to GPU where they are not (scheduler.devices says; `[0,0]` has them share one of several).
 
 What a user waits for is the second table: the decode engine's first token less the end of prefill, and its parts.
 """
@@ -81,23 +82,26 @@ def main() -> None:
     parser.add_argument("--variants", default=";".join(found["variants"]), help="names with ; between")
     parser.add_argument("--lengths", type=int, nargs="+", default=found["lengths"], help="prompt lengths in tokens")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--slow-s", type=float, default=5.0, help="a length whose first handoff takes longer is measured by it alone"
+    )
     parser.add_argument("--write", type=Path, help="folder for the page, the plot and the rows")
     parser.add_argument("overrides", nargs="*", help="of the configuration, for every variant")
     words = parser.parse_args()
     rows: list[Measured] = []
     missing: dict[str, str] = {}
     plain: dict[int, list[float]] = {length: [] for length in words.lengths}
-    block = 0
+    devices: list[str] = []
     with tempfile.TemporaryDirectory() as folder, Screen() as screen:
         for variant in words.variants.split(";"):
             with output_to(Path(folder) / "engine.log"):
                 try:
-                    block = asyncio.run(_measure(variant, words, found["kv_gib"], Path(folder), screen, rows))
+                    devices = asyncio.run(_measure(variant, words, found["kv_gib"], Path(folder), screen, rows))
                 except Exception as error:  # the others are worth having
                     missing[variant] = str(error)[:2000] or type(error).__name__
-            for length, rate in _plain_copy(words.lengths, rows).items():
+            for length, rate in _plain_copy(words.lengths, rows, devices).items():
                 plain[length].append(rate)
-    page = _page(rows, plain, words.repeats, block)
+    page = _page(rows, plain, words.repeats, devices)
     print(page)
     for variant, reason in missing.items():
         print(f"{variant} was not measured: {reason}")
@@ -111,8 +115,10 @@ def main() -> None:
         raise SystemExit(1)
 
 
-async def _measure(variant: str, words: Any, kv_gib: float, folder: Path, screen: Screen, rows: list[Measured]) -> int:
-    """Adds this variant's rows, and returns a block's bytes in one layer."""
+async def _measure(
+    variant: str, words: Any, kv_gib: float, folder: Path, screen: Screen, rows: list[Measured]
+) -> list[str]:
+    """Adds this variant's rows, and returns the devices of the prefill and of the decode engine."""
     most = max(words.lengths) + 64
     overrides = [
         f"root={folder}", "scheduler=disagg", "scheduler.first_token=decode", "model=llama31_8b_shape",
@@ -120,7 +126,7 @@ async def _measure(variant: str, words: Any, kv_gib: float, folder: Path, screen
         *(THIN if hardware.device_type() == "cpu" else []), *VARIANTS[variant], *words.overrides,
     ]  # fmt: skip
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg: Any = schema.resolve(compose("config", overrides))
+        cfg: Any = schema.resolve(compose("config", list(map(schema.with_plus, overrides))))
     model = models.prepare(cfg)
     handoffs: dict[str, Handoff] = {}
 
@@ -135,23 +141,30 @@ async def _measure(variant: str, words: Any, kv_gib: float, folder: Path, screen
             await scheduler.__aenter__()
         try:
             with screen.step(f"{variant}: {len(words.lengths)} x {words.repeats} handoffs"):
-                for n in range(len(words.lengths) * (1 + words.repeats)):
-                    length = words.lengths[n % len(words.lengths)]
-                    prompt = random_token_ids(length, model.vocab_size, derive_seed("bench", n))
-                    request = Request(f"{n}", "disagg", f"{length}", 0, prompt, 4, seed=n, ignore_eos=True)
-                    record = new_record(request, time.monotonic())
-                    await scheduler.serve(request, record)
-                    if record.status != "ok":
-                        raise RuntimeError(f"{length} tokens: {record.error}")
-                    # The first of each length are for warming up.
-                    if n >= len(words.lengths):
-                        records.append((length, record))
-            block = scheduler.pools()[0]["engines"][0]["settings"]["block_size"]
+                for length in words.lengths:
+                    records += [(length, record) for record in await _handoffs(scheduler, model, length, words)]
+            devices = [pool["engines"][0]["devices"][0] for pool in scheduler.pools()]
         finally:
             await scheduler.__aexit__(None, None, None)
     for length, record in records:
         rows.append(_measured(variant, length, record, handoffs[record.request_id]))
-    return block
+    return devices
+
+
+async def _handoffs(scheduler: Any, model: Any, length: int, words: Any) -> list[RequestRecord]:
+    """One after the other; the first is for warming up, or is all there is where it is slow."""
+    records = []
+    for n in range(1 + words.repeats):
+        prompt = random_token_ids(length, model.vocab_size, derive_seed("bench", length, n))
+        request = Request(f"{length}-{n}", "disagg", f"{length}", 0, prompt, 4, seed=n, ignore_eos=True)
+        record = new_record(request, time.monotonic())
+        await scheduler.serve(request, record)
+        if record.status != "ok":
+            raise RuntimeError(f"{length} tokens: {record.error}")
+        records.append(record)
+        if n == 0 and _span(record.t_engine_first_token, record.t_tokens[0]) > words.slow_s:
+            return records
+    return records[1:]
 
 
 def _measured(variant: str, tokens: int, record: RequestRecord, handoff: Handoff) -> Measured:
@@ -177,35 +190,46 @@ def _span(begin: float | None, end: float | None) -> float:
     return end - begin
 
 
-def _plain_copy(lengths: list[int], rows: list[Measured]) -> dict[int, float]:
-    """GB/s of gathering as many bytes as a prompt has, in rows of 64 KiB, by torch's own kernel."""
+def _plain_copy(lengths: list[int], rows: list[Measured], devices: list[str]) -> dict[int, float]:
+    """GB/s of copying as many bytes as a prompt has, by torch's own means, between the engines' devices."""
     size = {row.tokens: row.bytes for row in rows}
     wanted = [size[length] for length in lengths if length in size]
     if not wanted:
         return {}
-    made = subprocess.run([sys.executable, "-c", PLAIN, json.dumps(wanted)], capture_output=True, text=True, check=True)
+    gpus = hardware.gpu_indices()
+    ordinals = [gpus.index(int(name.removeprefix("cuda:"))) if gpus else 0 for name in devices]
+    words = [sys.executable, "-c", PLAIN, json.dumps([wanted, *ordinals])]
+    made = subprocess.run(words, capture_output=True, text=True, check=True)
     return dict(zip([length for length in lengths if length in size], json.loads(made.stdout), strict=True))
 
 
 PLAIN = """
 import json, sys, time, torch
-device = "cuda" if torch.cuda.is_available() else "cpu"
+sizes, here, there = json.loads(sys.argv[1])
+cuda = torch.cuda.is_available()
 torch.set_num_threads(1)
 found = []
-for size in json.loads(sys.argv[1]):
+for size in sizes:
     rows = max(1, size // 65536)
-    source = torch.zeros(rows, 65536 // 8, dtype=torch.int64, device=device)
-    target = torch.zeros_like(source)
-    order = torch.randperm(rows, device=device)
+    source = torch.zeros(rows, 65536 // 8, dtype=torch.int64, device=f"cuda:{here}" if cuda else "cpu")
+    target = torch.zeros_like(source, device=f"cuda:{there}" if cuda else "cpu")
+    order = torch.randperm(rows, device=source.device)
+    def copy():
+        if here == there:
+            torch.index_select(source, 0, order, out=target)
+        else:
+            target.copy_(source, non_blocking=True)
     times = []
     for _ in range(8):
-        if device == "cuda":
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record(); torch.index_select(source, 0, order, out=target); end.record(); end.synchronize()
+        if cuda:
+            torch.cuda.synchronize(here)
+            with torch.cuda.device(here):
+                begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                begin.record(); copy(); end.record(); end.synchronize()
             times.append(begin.elapsed_time(end) / 1e3)
         else:
             begin = time.perf_counter()
-            torch.index_select(source, 0, order, out=target)
+            copy()
             times.append(time.perf_counter() - begin)
     found.append(rows * 65536 / sorted(times)[len(times) // 2] / 1e9)
 print(json.dumps(found))
@@ -221,9 +245,12 @@ def _median(values: Iterator[float] | list[float]) -> float:
     return statistics.median(found) if found else float("nan")
 
 
-def _page(rows: list[Measured], plain: dict[int, list[float]], repeats: int, block: int) -> str:
+def _page(rows: list[Measured], plain: dict[int, list[float]], repeats: int, devices: list[str]) -> str:
     variants = list(dict.fromkeys(row.variant for row in rows))
     lengths = [length for length in plain if plain[length]]
+    name = hardware.gpus()[0].name if hardware.gpus() else "CPU"
+    apart = len(set(devices)) > 1 and bool(hardware.gpus())
+    copy = "copy from GPU to GPU" if apart else "plain gather"
     rates = [
         [
             variant,
@@ -235,7 +262,7 @@ def _page(rows: list[Measured], plain: dict[int, list[float]], repeats: int, blo
         ]
         for variant in variants
     ]
-    rates.append(["plain gather", *(f"{_median(plain[length]):.2f} (1)" for length in lengths)])
+    rates.append([copy, *(f"{_median(plain[length]):.2f} (1)" for length in lengths)])
     waits = [
         [
             variant,
@@ -248,13 +275,14 @@ def _page(rows: list[Measured], plain: dict[int, list[float]], repeats: int, blo
         for variant in variants
         for length in lengths
     ]
-    name = hardware.gpus()[0].name if hardware.gpus() else "CPU"
     return "\n".join(
         [
-            f"Random weights; {name}; " + ", ".join(f"{k} {v}" for k, v in versions().items()) + ".",
+            f"Random weights; {name}, engines on {' and '.join(devices)}; "
+            + ", ".join(f"{k} {v}" for k, v in versions().items())
+            + ".",
             f"Medians of {repeats} handoffs, one at a time.",
             "",
-            "GB/s by tokens in the prompt, and beside it the part of a plain gather of as many bytes on that device:",
+            f"GB/s by tokens in the prompt, and beside it the part of a {copy} of as many bytes:",
             "",
             table(["connector", *(f"{length:,}" for length in lengths)], rates, "l" + "r" * len(lengths)),
             "",
@@ -274,7 +302,7 @@ def _plot(rows: list[Measured], plain: dict[int, list[float]], path: Path) -> No
 
     figure, axes = plt.subplots(figsize=(style.WIDTH, 4.2))
     series = [(row.variant, row.tokens, row.gb_per_s) for row in rows]
-    series += [("plain gather", tokens, rate) for tokens, rates in plain.items() for rate in rates]
+    series += [("plain copy", tokens, rate) for tokens, rates in plain.items() for rate in rates]
     names = list(dict.fromkeys(name for name, *_ in series))
     sns.lineplot(
         x=[tokens for _, tokens, _ in series],

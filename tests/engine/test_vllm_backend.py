@@ -3,19 +3,23 @@
 import asyncio
 import gc
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
+import polars as pl
 import pytest
 from hydra import compose, initialize_config_dir
 
 from tests.engine.conftest import Loop
 from wp1 import schema
+from wp1.analysis import memory, tables
 from wp1.console import output_to
 from wp1.errors import ConfigError
 from wp1.main import CONF
 from wp1.records import Request, RequestRecord, new_record
 from wp1.serving import models
 from wp1.serving.guard import ProcessGuard
+from wp1.serving.memory import Moment
 from wp1.serving.placement import Place
 from wp1.serving.serve import collect
 from wp1.serving.vllm_backend import VLLMBackend
@@ -41,6 +45,7 @@ def engine(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLL
             seed=0,
             log=folder / "engine.log",
             kill=guard.kill,
+            memory=True,
         )
         loop(backend.__aenter__(), timeout_s=700)
         yield backend
@@ -155,6 +160,31 @@ def test_yarn_is_in_effect_in_the_engine(engine: VLLMBackend) -> None:
     assert scaling["original_max_position_embeddings"] == 8192
     assert scaling["rope_theta"] == 100000.0
     assert engine._engine.vllm_config.model_config.max_model_len == 16384
+
+
+def test_its_memory_is_accounted_for(loop: Loop, engine: VLLMBackend) -> None:
+    notes: list[dict[str, Any]] = []
+
+    def note(moment: Moment) -> None:
+        of_cell = {} if moment == "start" else {"cell": "700-conc1", "repeat": 0}
+        known = {"arm": "agg", "pool": "agg", "engine": "agg-0", "moment": moment, **of_cell}
+        notes.extend(known | {"note": note} for note in loop(engine.memory(moment)))
+
+    note("start")
+    note("begin")
+    assert _ask(loop, engine, _request([1000] * 700, "memory", tokens=4, ignore_eos=True)).status == "ok"
+    note("end")
+    model = {"weight_bytes": 269_000_000, "kv_bytes_per_token": 23_040, "max_len": 16384, "shape": None}
+    pools = [{"arm": "agg", "engines": [asdict(engine.info())]}]
+    requests = tables.with_latencies(pl.DataFrame(schema=tables.RECORD_SCHEMA))
+    [row] = memory.rows_of(notes, requests, {"pools": pools, "model": model})
+    assert row.adds_up, row
+    # Kernels pack weights their own way, some twice.
+    assert 0.9 < row.parts["weights"] / model["weight_bytes"] < 2
+    assert row.blocks == -(-703 // 128)
+    assert row.parts["kv_in_use"] == row.blocks * 128 * 23_040
+    assert row.kv_pool == row.calculated["kv_reserved"]
+    assert row.parts["activations"] > 1 << 20
 
 
 def test_the_engine_describes_itself(engine: VLLMBackend) -> None:

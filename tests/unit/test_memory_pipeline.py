@@ -68,7 +68,10 @@ def test_notes_are_kept_of_an_engine_that_dies(config: Compose, double: Any, tmp
     outcome = _run(config, tmp_path)
     assert outcome.status == "failed"
     table = pl.read_csv(outcome.run_dir / "artifacts" / "e5_memory.csv")
-    assert table["prompt_len"].unique().to_list() == [512]
+    measured = table.filter(pl.col("part") == "weights")
+    assert measured["prompt_len"].unique().to_list() == [512]
+    [why] = table.filter(pl.col("part") == "not measured")["source"]
+    assert "died" in why
 
 
 @pytest.mark.parametrize(

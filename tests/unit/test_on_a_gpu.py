@@ -59,8 +59,8 @@ def test_e2_on_a_gpu(config: Compose, double: Any, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(hardware, "vllm_version", lambda: ("vllm", "0.26.0"))
     monkeypatch.setattr(hardware, "driver_version", lambda: "570.1")
     monkeypatch.setitem(sys.modules, "pynvml", Nvml())  # type: ignore[arg-type]
-    lists = ("experiment.prompt_lens=[16]", "experiment.concurrencies=[1,4]", "collectors.device.hz=200")
-    cfg = config(*TINY, "experiment=e2", *lists, "workload.output_len=20")
+    lists = ("experiment.prompt_lens=[16]", "experiment.concurrencies=[1,4]", "experiment.goodput_budget_s=null")
+    cfg = config(*TINY, "experiment=e2", *lists, "workload.output_len=20", "collectors.device.hz=200")
     with Screen() as screen:
         outcome = run_module.run(cfg, tmp_path / "outputs" / RUN_ID, RUN_ID, screen)
     assert (outcome.status, outcome.reason) == ("completed", None)

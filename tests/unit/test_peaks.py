@@ -52,6 +52,10 @@ def test_what_was_measured_is_found_again(tmp_path: Path, monkeypatch: pytest.Mo
     peaks.keep(peaks.Peaks("another", 1e12, 3e10, "measured", "a test"))
     assert peaks.known(CPU) == found
     assert len(json.loads((tmp_path / "cache" / "peaks.json").read_text())) == 2
+    # Other work can only have lowered a figure.
+    both = peaks.keep(peaks.Peaks("EPYC, 2 cores", 2e12, 1e10, "measured", "a test"))
+    assert (both.flops, both.bytes_per_s) == (2e12, 3e10)
+    assert peaks.known(CPU) == both
     (tmp_path / "cache" / "peaks.json").write_text("{")
     assert peaks.known(CPU) is None
 

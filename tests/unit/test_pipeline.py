@@ -259,6 +259,8 @@ def test_a_run_without_handoffs_has_no_file_of_them(config: Compose, double: Any
     assert not (outcome.run_dir / "handoffs.jsonl").exists()
 
 
+# Without what takes time on a machine that is not a test's.
+QUICK = ("experiment.measure_peaks=false", "experiment.goodput_budget_s=null", "experiment.arrivals_s=0.01")
 PEAKS = {"device": "a test", "flops": 1e9, "bytes_per_s": 1e8, "kind": "measured", "source": "a test"}
 
 
@@ -281,7 +283,7 @@ def test_e1_fits_a_curve_through_its_lengths(
 
 
 def test_e2_crosses_lengths_with_loads(config: Compose, double: Any, tmp_path: Path) -> None:
-    lists = ("experiment.prompt_lens=[16,64]", "experiment.concurrencies=[1,6]", "experiment.measure_peaks=false")
+    lists = ("experiment.prompt_lens=[16,64]", "experiment.concurrencies=[1,6]", *QUICK)
     outcome = _run(config, tmp_path, "experiment=e2", *lists)
     assert (outcome.status, outcome.reason) == ("completed", None)
     assert outcome.summary is not None
@@ -298,7 +300,7 @@ def test_e2_crosses_lengths_with_loads(config: Compose, double: Any, tmp_path: P
 
 
 def test_e2_at_rates(config: Compose, double: Any, tmp_path: Path) -> None:
-    lists = ("experiment.prompt_lens=[16]", "experiment.request_rates=[50,200]", "experiment.measure_peaks=false")
+    lists = ("experiment.prompt_lens=[16]", "experiment.request_rates=[50,200]", *QUICK)
     outcome = _run(config, tmp_path, "experiment=e2", *lists)
     assert (outcome.status, outcome.reason) == ("completed", None)
     assert outcome.summary is not None

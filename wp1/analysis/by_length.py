@@ -24,14 +24,14 @@ def lengths_alone(requests: pl.DataFrame) -> list[cells.CellName]:
 
 
 def by_length(requests: pl.DataFrame, metadata: Mapping[str, Any], profile: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Rows by arm and length, and the fit of each arm; None for a run with fewer than two lengths one at a time.
+    """Rows by arm and length, and the fit of each arm; None where not two lengths or more were run, all one at a time.
 
     requests: `tables.requests`; profile: of the device collector, or {}. Figures are {n, value, low, high}, times in
     ms, with 95 % intervals over repeats and requests.
     """
     measured = requests.filter(~pl.col("warmup"))
     names = lengths_alone(measured)
-    if len(names) < 2:
+    if len(names) < 2 or len(names) < measured["cell"].n_unique():
         return None
     shape, _ = roofline.shape_of(metadata)
     rows, fits = [], {}

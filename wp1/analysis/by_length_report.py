@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from wp1.analysis import roofline
 from wp1.analysis.markdown import ms, number, share, short, table, with_interval
 from wp1.analysis.roofline import LIMITED
 
@@ -26,9 +27,7 @@ def section(found: Found) -> str:
         "**MFU**: the prompt's FLOPs / prefill / the device's peak; **MBU**: bytes that decoding moves / its time "
         f"/ peak. {LIMITED}"
     )
-    if found["why_no_mfu"]:
-        note += f" No MFU and MBU: {found['why_no_mfu']}."
-    parts.append(note)
+    parts.append(note + roofline.note(found["rows"], found["why_no_mfu"]))
     return "\n\n".join(part for part in parts if part)
 
 

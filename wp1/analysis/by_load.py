@@ -9,8 +9,8 @@ from wp1.analysis import bootstrap, cells, metrics, roofline, spans
 from wp1.analysis.markdown import share
 from wp1.collectors.device import load_window
 
-# KV this full, or a preemption, means that requests wait for room.
-FULL = 0.95
+# KV this full while requests wait, or a preemption, means that they wait for room.
+FULL = 0.9
 
 
 def by_load(
@@ -97,7 +97,7 @@ def _queue_share(sent: pl.DataFrame) -> float | None:
 def kv_use(stats: pl.DataFrame, sent: pl.DataFrame) -> dict[str, Any]:
     """Mean and peak share of the KV cache in use while the cell's requests were in flight, and preemptions.
 
-    From the engines' own counts, of the fullest engine at any moment. Null where the engines said nothing.
+    From the engines' own counts: the mean over all engines, the peak of the fullest. Null where they said nothing.
     """
     windows = load_window(sent.filter(pl.col("t_sent").is_not_null()))
     rows = stats.filter(pl.Series(spans.inside(stats["t"].to_numpy(), windows), dtype=pl.Boolean))
@@ -115,6 +115,6 @@ def kv_use(stats: pl.DataFrame, sent: pl.DataFrame) -> dict[str, Any]:
 def _kv_words(kv: Mapping[str, Any], sent: pl.DataFrame) -> str:
     if kv["preemptions"]:
         return f"the KV cache is full: {kv['preemptions']} preemptions of {sent.height} requests"
-    if kv["kv_use_peak"] is not None and kv["kv_use_peak"] >= FULL:
+    if kv["waiting_peak"] and kv["kv_use_peak"] >= FULL:
         return f"the KV cache is full ({share(kv['kv_use_peak'])}): requests wait for room"
     return ""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from wp1.analysis import cells
+from wp1.analysis import cells, roofline
 from wp1.analysis.markdown import ms, number, percent, share, short, table, with_interval
 from wp1.analysis.roofline import LIMITED
 
@@ -28,9 +28,7 @@ def section(found: Found) -> str:
         "cache's blocks in use, mean / peak. **waiting**: requests that had no place in the engine, at most. "
         f"{LIMITED}"
     )
-    if found["why_no_mfu"]:
-        note += f" No MFU and MBU: {found['why_no_mfu']}."
-    parts.append(note)
+    parts.append(note + roofline.note(found["rows"], found["why_no_mfu"]))
     return "\n\n".join(part for part in parts if part)
 
 

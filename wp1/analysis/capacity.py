@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.memory import Row, shards
+from wp1.analysis.memory import Row, shards, together
 
 # Prompt lengths are doubled until one does not fit, to here at most.
 LONGEST = 1 << 24
@@ -127,7 +127,7 @@ def price_of(rows: Sequence[Row], handoffs: pl.DataFrame, metadata: Mapping[str,
     at = max(common)
     one = [row for row in rows if row.arm == agg and row.prompt_len == at]
     two = [row for row in rows if row.arm == disagg and row.prompt_len == at]
-    extra = {name: _sum(two, name) - _sum(one, name) for name in one[0].parts if not name.startswith("kv_")}
+    extra = {name: together(two, name) - together(one, name) for name in one[0].parts if not name.startswith("kv_")}
     decode = [row for row in two if row.pool == "decode"]
     return {
         "arms": [agg, disagg],
@@ -138,10 +138,6 @@ def price_of(rows: Sequence[Row], handoffs: pl.DataFrame, metadata: Mapping[str,
         "kv_pool_decode": sum(row.kv_pool for row in decode),
         "kv_twice": _kv_twice([row for row in rows if row.arm == disagg], handoffs),
     }
-
-
-def _sum(rows: Sequence[Row], name: str) -> int:
-    return sum(row.parts[name] for row in rows)
 
 
 def _engines(rows: Sequence[Row]) -> int:

@@ -89,10 +89,13 @@ def read_notes(run_dir: Path) -> list[dict[str, Any]]:
 def rows_of(notes: Sequence[Mapping[str, Any]], requests: pl.DataFrame, metadata: Mapping[str, Any]) -> list[Row]:
     """A row for every worker and cell that has notes of before and after; of several repeats the one with most taken.
 
+    A cell whose requests all failed has none (`not_measured` says so).
+
     Worker by worker in the order of their starts, then by prompt length.
 
     requests: `tables.requests`; metadata: run_metadata.json, whose `pools` say how each engine runs.
     """
+    failed = set(_failed(requests))
     settings = {(pool["arm"], engine["name"]): engine for pool in metadata["pools"] for engine in pool["engines"]}
     starts: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     best: dict[tuple[Any, ...], Row] = {}
@@ -106,7 +109,7 @@ def rows_of(notes: Sequence[Mapping[str, Any]], requests: pl.DataFrame, metadata
                 del firsts[key]
         elif note["moment"] == "begin":
             firsts.setdefault(worker, note["note"])
-        elif worker in starts and worker in firsts:
+        elif worker in starts and worker in firsts and (note["arm"], note["cell"]) not in failed:
             others = [
                 (starts[other], firsts[other])
                 for other in starts
@@ -267,10 +270,27 @@ def measured(row: Row, name: str) -> int:
     return row.parts["kv_in_use" if name == "kv_in_use_blocks" else name]
 
 
-def not_measured(metadata: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """(prompt tokens, why) of lengths that were left out, as they do not fit or would take too long."""
-    left_out = [(cells.parse(one["cell"]).prompt_len or 0, one["reason"]) for one in metadata.get("skipped", ())]
-    return sorted(dict(left_out).items())
+def together(rows: Sequence[Row], name: str) -> int:
+    """A part of several workers. On a host, what one maps of another's memory is counted with the other."""
+    if name == "transfer" and len(rows) > 1 and rows[0].kind == "host":
+        return 0
+    return sum(row.parts[name] for row in rows)
+
+
+def _failed(requests: pl.DataFrame) -> dict[tuple[str, str], str]:
+    """Arm and cell of which no measured request was answered, with the first one's reason."""
+    of_cells = requests.filter(~pl.col("warmup")).group_by("arm", "cell", maintain_order=True)
+    found = of_cells.agg(ok=(pl.col("status") == "ok").sum(), status=pl.first("status"), error=pl.first("error"))
+    return {
+        (row["arm"], row["cell"]): row["error"] or row["status"] for row in found.iter_rows(named=True) if not row["ok"]
+    }
+
+
+def not_measured(metadata: Mapping[str, Any], requests: pl.DataFrame) -> list[tuple[int, str]]:
+    """(prompt tokens, why) of lengths that were left out, as they do not fit or would take too long, or that failed."""
+    left_out = [(one["cell"], one["reason"]) for one in metadata.get("skipped", ())]
+    left_out += [(cell, f"{arm}: {why}") for (arm, cell), why in _failed(requests).items()]
+    return sorted({(cells.parse(cell).prompt_len or 0, why) for cell, why in left_out})
 
 
 def long_table(rows: Sequence[Row], left_out: Sequence[tuple[int, str]] = ()) -> pl.DataFrame:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wp1.analysis import style
-from wp1.analysis.memory import PARTS, Row
+from wp1.analysis.memory import PARTS, Row, together
 from wp1.analysis.plots import Plot
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _bars(rows: Sequence[Row]) -> list[Bar]:
     bars = []
     for length in sorted({row.prompt_len for row in rows}):
         of_length = [row for row in rows if row.prompt_len == length]
-        bars.append((f"{length:,}", {name: sum(max(0, row.parts[name]) for row in of_length) for name, _ in PARTS}))
+        bars.append((f"{length:,}", {name: max(0, together(of_length, name)) for name, _ in PARTS}))
     return bars
 
 

@@ -57,7 +57,7 @@ def section(
     for caption, file in memory_plots.by_length(folder, rows, metadata, mark_of(metadata)):
         parts += [f"![{caption}]({folder.name}/{file.name})", f"*{caption}*"]
     parts += [_parts_table(rows, arm) for arm in arms]
-    if left_out := memory.not_measured(metadata):
+    if left_out := memory.not_measured(metadata, requests):
         lines = [[number(length), text(why)] for length, why in left_out]
         parts.append(table(["prompt tokens", "why not measured"], lines, "rl"))
     parts.append(_beside_calculated(rows))
@@ -73,8 +73,8 @@ def words(rows: Sequence[Row], arm: str) -> str:
     of_arm = [row for row in rows if row.arm == arm]
     longest = max(row.prompt_len for row in of_arm)
     at = [row for row in of_arm if row.prompt_len == longest]
-    total, limit = sum(row.total for row in at), at[0].limit
-    sums = {name: sum(row.parts[name] for row in at) for name, _ in PARTS}
+    sums = {name: memory.together(at, name) for name, _ in PARTS}
+    total, limit = sum(sums.values()), at[0].limit
     kv_pool = sums.pop("kv_in_use") + sums.pop("kv_free")
     largest, size = max([*sums.items(), ("kv", kv_pool)], key=lambda pair: pair[1])
     unit = _unit(at)
@@ -111,7 +111,7 @@ def _parts_table(rows: Sequence[Row], arm: str) -> str:
     unit = _unit(of_arm)
     shown = [name for name, _ in PARTS if name == "unexplained" or any(row.parts[name] for row in of_arm)]
     header = [
-        "engine", "prompt tokens", *(NAMES[name] for name in shown), "reported", "unexplained %", "device's limit",
+        "engine", "prompt tokens", *(NAMES[name] for name in shown), "reported", "unexplained %",
     ]  # fmt: skip
     lines = []
     for row in of_arm:
@@ -124,7 +124,6 @@ def _parts_table(rows: Sequence[Row], arm: str) -> str:
                 *(_in(row.parts[name], unit) for name in shown),
                 _in(row.reported, unit),
                 said,
-                _in(row.limit, unit),
             ]
         )
     sources = sorted({row.source for row in of_arm})
@@ -234,22 +233,34 @@ def _capacity(pools: Sequence[capacity.Pool], fits: Sequence[capacity.Fit]) -> s
     ]  # fmt: skip
     note = (
         "Tokens are of prompt and output. By bytes: the pool as measured / calculated bytes of a token; by blocks: the "
-        "engine's own count, whole blocks a request, one block kept by vLLM."
+        "engine's own count, whole blocks a request, one block kept by vLLM. Left by the parts: what vLLM allows "
+        "itself on the GPU less all measured parts but KV, where it chose the pool's size."
     )
     return (
-        f"### What fits\n\n{table(header, lines, 'lrrrrr')}\n\nRequests of one length at once:\n\n"
-        + table(["engine", "tokens", "by bytes", "by blocks", "with max_num_seqs", ""], at_once, "lrrrrl")
+        f"### What fits\n\n{table(header, _alike(lines), 'lrrrrr')}\n\nRequests of one length at once:\n\n"
+        + table(["engine", "tokens", "by bytes", "by blocks", "with max_num_seqs", ""], _alike(at_once), "lrrrrl")
         + f"\n\n{note}"
     )
+
+
+def _alike(lines: list[list[Any]]) -> list[list[Any]]:
+    """Rows that differ in their engine alone as one."""
+    engines: dict[tuple[Any, ...], list[str]] = {}
+    for engine, *rest in lines:
+        engines.setdefault(tuple(rest), []).append(engine)
+    return [[", ".join(names), *rest] for rest, names in engines.items()]
 
 
 def _price(price: Mapping[str, Any]) -> str:
     agg, disagg = price["arms"]
     unit = ("MiB", MIB) if max(price["kv_pool"].values()) < 10 * GIB else ("GiB", GIB)
-    lines = [[f"{NAMES[name]} again", _in(size, unit)] for name, size in price["extra"].items() if size > 0]
-    lines += [[f"KV pool of {arm}, all engines", _in(price["kv_pool"][arm], unit)] for arm in (agg, disagg)] + [
-        ["of which requests can decode in", _in(price["kv_pool_decode"], unit)]
+    lines = [
+        [f"{NAMES[name]}{', a second copy' if name == 'weights' else ''}", _in(size, unit)]
+        for name, size in price["extra"].items()
+        if size > 0
     ]
+    lines += [[f"KV pool of {arm}, all engines", _in(price["kv_pool"][arm], unit)] for arm in (agg, disagg)]
+    lines.append(["of which requests can decode in", _in(price["kv_pool_decode"], unit)])
     twice = [
         [number(row["prompt_len"]), _in(row["bytes"], unit), None if row["ms"] is None else f"{row['ms']:,.1f}"]
         for row in price["kv_twice"]

@@ -17,13 +17,17 @@ from wp1.analysis import (
     cells,
     comparison_plots,
     comparison_report,
+    device_report,
     goodput,
     memory_report,
     metrics,
     plots,
+    quality,
+    quality_plots,
+    quality_report,
     tables,
 )
-from wp1.analysis.markdown import fixed, ms, number, percent, rate, table, text
+from wp1.analysis.markdown import ms, number, percent, rate, table, text
 from wp1.analysis.summary import read_config, read_json
 from wp1.collectors.device import read_samples
 
@@ -84,6 +88,8 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
         comparison_report.words(compared),
         _pictures(folder, arm_pictures),
         comparison_report.side_by_side(compared),
+        quality_report.section(summary.get("quality"), quality.scored(run_dir, requests)),
+        _pictures(folder, quality_plots.quality_plots(folder, summary.get("quality"), mark)),
         by_length_report.section(summary.get("by_length")),
         _pictures(folder, by_length_plots.length_plots(folder, summary.get("by_length"), mark)),
         by_load_report.section(summary.get("by_load")) if not names else "",
@@ -95,7 +101,7 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
         _skipped(summary),
         _latency(summary),
         _pictures(folder, pictures),
-        _devices(summary),
+        device_report.section(summary["profiling"].get("device")),
         _checks(summary),
         _failures(requests),
         _how_to_read(metadata, summary, bool(names)),
@@ -239,41 +245,6 @@ def _latency(summary: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _devices(summary: dict[str, Any]) -> str:
-    profile = summary["profiling"].get("device")
-    if not profile:
-        return ""
-    notes = [f"- {text(note)}." for note in profile.get("notes", [])]
-    parts = ["## Devices, while requests were measured"]
-    if profile["devices"]:
-        rows = []
-        for name, found in profile["devices"].items():
-            idle = found.get("idle")
-            rows += [_device_row(name, found)] + ([_device_row(f"{name}, idle", idle)] if idle else [])
-        host = any(d["kind"] == "host" for d in profile["devices"].values())
-        note = (
-            "No GPU was used: **host** is the engines' resident memory and their CPU load (100 % is one core)."
-            if host
-            else "Memory in use on the GPU includes the KV pool that vLLM reserves at its start; **idle**: engines up, "
-            "and nothing to do."
-        )
-        energy = profile.get("energy")
-        if energy and energy["joules_per_output_token"] is not None:
-            note += (
-                f" Energy while requests were in flight: {energy['joules']:,.0f} J, "
-                f"{energy['joules_per_output_token']:.3g} J an output token (from NVML's {energy['from']})."
-            )
-        header = ["device", "GiB mean", "GiB peak", "load % mean", "load % peak", "W mean", "W peak"]
-        parts += [table(header, rows, "lrrrrrr"), note]
-    parts += ["\n".join(notes)] if notes else []
-    return "\n\n".join(parts) if len(parts) > 1 else ""
-
-
-def _device_row(name: str, found: dict[str, Any]) -> list[str | None]:
-    keys = (f"{key}_{end}" for key in ("memory_gib", "utilisation_percent", "power_w") for end in ("mean", "peak"))
-    return [name, *(fixed(found[key]) for key in keys)]
-
-
 def _checks(summary: dict[str, Any]) -> str:
     rows = [["passed" if c["passed"] else "**FAILED**", c["name"], c["detail"]] for c in summary["checks"]]
     return "## Checks\n\n" + table(["", "check", "what was found"], rows, "lll")
@@ -295,6 +266,8 @@ def _how_to_read(metadata: dict[str, Any], summary: dict[str, Any], several_arms
         parts.append(HOW_TO_READ_HANDOFFS)
     if several_arms:
         parts.append(HOW_TO_READ_ARMS)
+    if summary.get("quality"):
+        parts.append(quality_report.HOW_TO_READ)
     parts += [f"- {labels.in_words(label, '**')}." for label in metadata["labels"] if label == "colocated"]
     return "## How to read the figures\n\n" + "\n".join(parts)
 

@@ -76,6 +76,18 @@ def why_not(metadata: Mapping[str, Any]) -> str | None:
     return None
 
 
+def note(rows: Sequence[Mapping[str, Any]], why: str | None) -> str:
+    """What a section's note says of MFU and MBU: why there are none, or that they cannot be; "" where all is well."""
+    if why:
+        return f" No MFU and MBU: {why}."
+    if any(row[key] and row[key]["value"] > 1 for row in rows for key in ("mfu", "mbu")):
+        return (
+            " **More than 100 % of a peak** cannot be: it was measured too low, beside other work, or with data in a "
+            "cache; `python -m wp1.peaks` measures again, for later runs."
+        )
+    return ""
+
+
 def roofline(
     requests: pl.DataFrame, shape: Architecture | None, device: Device | None, chunk: int | None = None
 ) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from wp1.analysis import arms, by_length, by_load, capacity, checks, goodput, memory, metrics, tables
+from wp1.analysis import arms, by_length, by_load, capacity, checks, goodput, memory, metrics, quality, tables
 from wp1.collectors import Collector
 from wp1.errors import WP1Error
 from wp1.goodput import read as read_probes
@@ -77,12 +77,16 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
         pl.Series([key not in apart for key in requests.select("arm", "cell").iter_rows()], dtype=pl.Boolean)
     )
     summary["by_load"] = by_load.by_load(planned, stats, metadata, config["slo"], profile)
+    answers = quality.scored(run_dir, requests)
+    summary["quality"] = quality.summarise(answers, metadata.get("dataset") or {})
     summary["goodput"] = goodput.found(probes, requests, metadata, config["slo"])
     (run_dir / "artifacts").mkdir(exist_ok=True)
     for name in ("by_length", "by_load"):
         if summary[name] is not None:
             path = run_dir / "artifacts" / f"{metadata['experiment']}_{name}.csv"
             tables.flat(summary[name]["rows"], metadata["labels"]).write_csv(path)
+    if not answers.is_empty():
+        quality.table(answers, metadata["labels"]).write_csv(run_dir / "artifacts" / "scores.csv", float_precision=4)
     samples = measured.select(*SAMPLE_COLUMNS, pl.lit(", ".join(metadata["labels"])).alias("labels"))
     samples.write_csv(run_dir / "artifacts" / "requests.csv", float_precision=3)
     _compare(run_dir, config, metadata, requests)
@@ -96,7 +100,9 @@ def _memory(run_dir: Path, config: dict[str, Any], metadata: dict[str, Any], req
     if not rows:
         return
     name = metadata["experiment"]
-    memory.long_table(rows, memory.not_measured(metadata)).write_csv(run_dir / "artifacts" / f"{name}_memory.csv")
+    memory.long_table(rows, memory.not_measured(metadata, requests)).write_csv(
+        run_dir / "artifacts" / f"{name}_memory.csv"
+    )
     fits = capacity.fits_of(capacity.pools_of(rows, metadata), rows, metadata, config["workload"]["output_len"])
     pl.DataFrame(fits).write_csv(run_dir / "artifacts" / f"{name}_capacity.csv")
 

@@ -48,6 +48,9 @@ RECORD_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "prefill_engine": pl.String,
     "decode_engine": pl.String,
     "handoff_id": pl.String,
+    "example": pl.String,
+    "nll_window": pl.Int64,
+    "nll": pl.List(pl.Float64),
 }
 HANDOFF_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "handoff_id": pl.String,

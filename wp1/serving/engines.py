@@ -41,7 +41,9 @@ def key_of(cfg: Any, scheduler: Any) -> str:
 
     cfg: a configuration that `wp1.schema.resolve` has passed. scheduler: a scheduler's node of it.
     """
-    asked = {name: OmegaConf.to_container(cfg[name]) for name in ("backend", "model", "rope", "transfer")}
+    asked: dict[str, Any] = {
+        name: OmegaConf.to_container(cfg[name]) for name in ("backend", "model", "rope", "transfer")
+    }
     asked |= {"scheduler": OmegaConf.to_container(scheduler), "seed": cfg.seed, "memory": cfg.experiment.memory}
     asked["backend"].pop("startup_timeout_s")
     if scheduler.mode == "agg":
@@ -225,7 +227,9 @@ def make_scheduler(
         memory=cfg.experiment.memory,
         on_stats=Meter(arm.name, write),
     )
-    return instantiate(arm.scheduler, _partial_=True, _convert_="all")(
+    # An arm's own scaling has gone into its model.
+    scheduler = OmegaConf.masked_copy(arm.scheduler, [str(key) for key in arm.scheduler if key != "rope"])
+    return instantiate(scheduler, _partial_=True, _convert_="all")(
         make_backend=make_backend,
         transfer=make_transfer(cfg, arm, model) if arm.scheduler.mode == "disagg" else None,
         # No request waits longer than this for its KV to be fetched.

@@ -127,6 +127,18 @@ def prepare(cfg: Any, progress: Callable[[str], None] = lambda _: None) -> Serve
     return served
 
 
+def prepare_arm(cfg: Any, own: Any, progress: Callable[[str], None] = lambda _: None) -> ServedModel:
+    """`prepare` for an arm whose scaling is its own (`own`, a Rope node); unscaled, it reaches its native length only.
+
+    Raises ConfigError as `prepare` does.
+    """
+    cfg = OmegaConf.merge(cfg, {"rope": own})
+    if own.type == "none" and cfg.model.source != "random_weights":
+        config = _read_config(_source_folder(cfg.model, progress))
+        cfg.model.max_len = min(cfg.model.max_len, rope.reach(config.get("text_config", config)))
+    return prepare(cfg, progress)
+
+
 def _no_model(model: Any, error: Exception) -> ConfigError:
     where = "model.architecture" if model.source == "random_weights" else "the model's config.json"
     return ConfigError(

@@ -204,6 +204,9 @@ def warmup_round(cfg: Any, cell: Cell, repeat: int, material: Material, engines:
     length = cell.prompt_len
     if cfg.workload.prompts == "trace":
         length = int(np.median([row.prompt_len for row in material.rows]))
+    if cfg.workload.prompts == "judged":
+        # With the warm-up's own answer no longer than what is measured.
+        length = max(1, max(len(example.prompt) for example in material.asked.cells[cell.name]) - WARMUP_TOKENS)
     requests = []
     for n in range(number * engines, (number + 1) * engines):
         if length is None:

@@ -1,5 +1,6 @@
 """The curve through lengths, and figures by length, from times that follow a formula."""
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,6 +45,12 @@ def test_two_lengths_have_rows_and_no_curve() -> None:
     assert found["fits"] == {"agg": None}
     assert "three lengths or more" in section(found)
     assert by_length(alone(lambda n: n * 1e-4, LENGTHS[:1]), metadata(), {}) is None
+
+
+def test_a_run_at_loads_is_not_one_of_lengths() -> None:
+    rows = alone(lambda n: n * 1e-4, LENGTHS)
+    loaded = rows.with_columns(cell=pl.col("cell").str.replace("65536-conc1", "65536-conc4"))
+    assert by_length(loaded, metadata(), {}) is None
 
 
 def test_rows_by_hand() -> None:

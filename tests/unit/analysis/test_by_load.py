@@ -59,6 +59,14 @@ def test_kv_use_is_of_the_cells_own_time() -> None:
     assert "the KV cache is full: 2 preemptions of 24 requests" in eight["limited_by"]
 
 
+def test_a_full_cache_is_one_for_which_requests_wait() -> None:
+    for waiting, words in ((3, True), (0, False)):
+        stats = _stats({"t": 10_000.3, "kv_use_peak": 0.93, "waiting": waiting})
+        found = by_load(_rows(), stats, metadata(), SLO)
+        assert found is not None
+        assert ("the KV cache is full (93 %): requests wait for room" in found["rows"][1]["limited_by"]) == words
+
+
 def test_a_single_load_is_no_comparison() -> None:
     assert by_load(table(together(1024, 1, 0.1, 0.01)), NONE, metadata(), SLO) is None
 

@@ -116,6 +116,23 @@ def test_a_cell_without_its_second_note_is_no_row() -> None:
     assert memory.rows_of(_gpu("agg", "agg", "agg-0", True)[:2], REQUESTS, _metadata(("agg", "agg", "agg-0"))) == []
 
 
+def test_a_length_that_was_left_out_or_failed_is_said() -> None:
+    known = {name: [None] for name in tables.RECORD_SCHEMA}
+    failed = known | {
+        "arm": ["agg"], "cell": ["1024-conc1"], "warmup": [False], "status": ["timeout"], "error": ["too late"],
+    }  # fmt: skip
+    requests = tables.with_latencies(pl.DataFrame(failed, schema=tables.RECORD_SCHEMA))
+    metadata = _metadata(("agg", "agg", "agg-0")) | {"skipped": [{"cell": "4096-conc1", "reason": "no room"}]}
+    assert memory.rows_of(_gpu("agg", "agg", "agg-0", True), requests, metadata) == []
+    left_out = memory.not_measured(metadata, requests)
+    assert left_out == [(1024, "agg: too late"), (4096, "no room")]
+    table = memory.long_table([], left_out)
+    assert table.select("prompt_len", "part", "source").rows() == [
+        (1024, "not measured", "agg: too late"),
+        (4096, "not measured", "no room"),
+    ]
+
+
 def _pool(blocks: int, block_tokens: int, token_bytes: int) -> capacity.Pool:
     size = blocks * block_tokens * token_bytes
     return capacity.Pool("agg", "agg", "agg-0", size, blocks, block_tokens, token_bytes, 4096, None)

@@ -80,8 +80,9 @@ def test_the_newest_completed_run_is_taken(e3: Path, tmp_path: Path) -> None:
         _again(e3, tmp_path, "e1_gpu", f"run-{name}", started=f"2026-01-{started}", status=status)
     chosen = packet.choose(packet.find([tmp_path / "outputs"]))
     assert {name: run.folder.name for name, run in chosen.items()} == {"e1": "run-b"}
+    unfinished = _again(e3, tmp_path, "e2", "run-d", started="2026-01-04", status="interrupted")
     code, said = command.make([tmp_path / "outputs"], tmp_path / "p", "", partial=False, missing_only=True)
-    assert (code, said.split()) == (0, [name for name in packet.EXPERIMENTS if name != "e1"])
+    assert (code, said.splitlines()) == (0, ["e0", f"e2 {unfinished.resolve()}", "e3", "e4", "e5", "e6"])
 
 
 def test_it_stands_on_its_own(e3: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def other(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture
-def facts() -> dict[str, object]:
+def facts() -> dict[str, Any]:
     return FACTS | {"device": "cpu", "form": Cache(BLOCKS, "cpu", 0).layout.form}
 
 
@@ -61,7 +62,7 @@ def _prompt(place: int) -> bytes:
 
 
 def test_another_process_reads_what_is_there_and_what_comes(
-    folder: Path, other: subprocess.Popen[str], facts: dict[str, object]
+    folder: Path, other: subprocess.Popen[str], facts: dict[str, Any]
 ) -> None:
     peer = open_peer(folder / "prefill-0.0.json", facts)
     assert [_block(peer, n) for n in (1, 2, 3)] == [_prompt(n) for n in (0, 1, 2)]
@@ -74,13 +75,13 @@ def test_another_process_reads_what_is_there_and_what_comes(
     assert _block(peer, 4) == _prompt(3)
 
 
-def test_the_mapping_is_read_only(folder: Path, other: subprocess.Popen[str], facts: dict[str, object]) -> None:
+def test_the_mapping_is_read_only(folder: Path, other: subprocess.Popen[str], facts: dict[str, Any]) -> None:
     peer = open_peer(folder / "prefill-0.0.json", facts)
     assert not any(array.flags.writeable for array in peer.memory)
 
 
 def test_memory_of_a_killed_process_stays_readable(
-    folder: Path, other: subprocess.Popen[str], facts: dict[str, object]
+    folder: Path, other: subprocess.Popen[str], facts: dict[str, Any]
 ) -> None:
     peer = open_peer(folder / "prefill-0.0.json", facts)
     other.send_signal(signal.SIGKILL)
@@ -97,7 +98,7 @@ def test_the_offer_is_the_owners_alone(folder: Path, other: subprocess.Popen[str
 
 
 @pytest.mark.parametrize("key", COMPARED)
-def test_what_differs_is_named_with_both_values(folder: Path, facts: dict[str, object], key: str) -> None:
+def test_what_differs_is_named_with_both_values(folder: Path, facts: dict[str, Any], key: str) -> None:
     cache = Cache(BLOCKS, "cpu", 0)
     offer(folder / "prefill-0.0.json", cache.layout, "prefill-0", "prefill-0.0", FACTS | {"device": "cpu"})
     with pytest.raises(PeerError) as refused:
@@ -105,7 +106,7 @@ def test_what_differs_is_named_with_both_values(folder: Path, facts: dict[str, o
     assert f"{COMPARED[key]} of prefill-0 is {facts[key]}, here it is another" in str(refused.value)
 
 
-def test_nothing_offered(folder: Path, facts: dict[str, object]) -> None:
+def test_nothing_offered(folder: Path, facts: dict[str, Any]) -> None:
     with pytest.raises(PeerError, match=r"prefill-7\.0 offers no KV"):
         open_peer(folder / "prefill-7.0.json", facts)
 
@@ -127,7 +128,7 @@ def test_too_little_shared_memory_is_said(folder: Path, monkeypatch: pytest.Monk
     assert not (folder / "a.json").exists()
 
 
-def test_an_offer_of_a_process_that_is_gone(folder: Path, facts: dict[str, object]) -> None:
+def test_an_offer_of_a_process_that_is_gone(folder: Path, facts: dict[str, Any]) -> None:
     cache = Cache(BLOCKS, "cpu", 0)
     path = folder / "prefill-0.0.json"
     offer(path, cache.layout, "prefill-0", "prefill-0.0", FACTS | {"device": "cpu"})

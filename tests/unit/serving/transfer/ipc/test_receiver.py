@@ -96,7 +96,8 @@ def test_done_before_load() -> None:
     assert world.copies.there == {1: 11, 2: 12}
     assert world.posted.sent == [(f"{SOURCE}.0", {"kind": "release", "handoff": "h"})]
     [ended] = world.receiver.ended
-    name, begin, end, moved, error, copy_s, wait_s, blocks, runs = ended.report or ()
+    assert ended.report is not None
+    name, begin, end, moved, error, copy_s, wait_s, blocks, runs = ended.report
     assert (name, moved, error, copy_s, blocks, runs) == ("h", 20, None, 0.5, 2, 1)
     assert begin <= end
     assert wait_s >= 0

@@ -1,0 +1,286 @@
+"""Scores from a run's folder: examples.jsonl and records.jsonl, nothing else. Pure.
+
+A request that failed scores zero, as a question that was not answered; how many is said beside every score.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from wp1.analysis.metrics import distribution, mean_interval
+from wp1.errors import WP1Error
+from wp1.quality import longbench, longbench_v2, ruler, scoring
+from wp1.quality.asking import FILE
+from wp1.quality.tasks import Row, find
+
+PERPLEXITY = "perplexity"
+# Depths are put together into so many bins for the heatmap.
+DEPTH_BINS = 5
+
+
+def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
+    """One row a measured request of a judged run: its example, score in 0..1, and how fast it was.
+
+    requests: `tables.requests`. Of perplexity tasks `score` is null. Empty for a run that judged nothing.
+    Raises WP1Error where examples.jsonl is broken.
+    """
+    path = run_dir / FILE
+    if not path.is_file():
+        return pl.DataFrame()
+    examples = {(line["cell"], line["example"]): line for line in _lines(path)}
+    rows = []
+    for record in requests.filter(~pl.col("warmup")).iter_rows(named=True):
+        example = examples.get((record["cell"], record["example"]))
+        if example is None:
+            continue
+        score = None
+        if example["metric"] != PERPLEXITY:
+            score = _score(example, record["text"]) if record["status"] == "ok" else 0.0
+        benchmark, _, task = example["task"].partition("/")
+        rows.append(
+            {
+                **{key: record[key] for key in ("arm", "cell", "repeat", "status", "prompt_tokens", "output_tokens")},
+                **{key: record[key] for key in ("ttft_ms", "tpot_ms", "e2e_ms", "nll_window", "nll")},
+                **{key: example[key] for key in ("example", "category", "metric", "graded", "length", "label")},
+                "depth": None if example["depth"] is None else float(example["depth"]),
+                "difficulty": example["difficulty"],
+                "length_group": example["length_group"],
+                "benchmark": benchmark,
+                "task": task,
+                "bucket": bucket(record["prompt_tokens"] or example["prompt_tokens"]),
+                "cut": example["tokens_before"] > example["prompt_tokens"],
+                "score": score,
+                "expected": " / ".join(map(str, example["answers"])),
+                "said": record["text"] or "",
+            }
+        )
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise WP1Error(f"{path} cannot be read: {error}") from error
+
+
+def _score(example: Mapping[str, Any], text: str) -> float:
+    row = Row("", "", answers=example["answers"], all_classes=example["all_classes"])
+    return float(find(example["task"]).score(text or "", row))
+
+
+def bucket(tokens: int) -> int:
+    """The power of two at or above a prompt's length in tokens, from 512 on."""
+    return max(512, 1 << (tokens - 1).bit_length())
+
+
+def summarise(rows: pl.DataFrame, source: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What there is to say of a judged run, for summary.json; None for one that judged nothing.
+
+    rows: from `scored`. source: run_metadata.json's `dataset`.
+    """
+    if rows.is_empty():
+        return None
+    arms = rows["arm"].unique(maintain_order=True).to_list()
+    found = {arm: _of_arm(rows.filter(pl.col("arm") == arm)) for arm in arms}
+    compared = differences(*(rows.filter(pl.col("arm") == arm) for arm in arms[:2])) if len(arms) > 1 else None
+    return {"dataset": dict(source), "arms": found, "differences": compared}
+
+
+def _of_arm(rows: pl.DataFrame) -> dict[str, Any]:
+    judged = rows.filter(pl.col("score").is_not_null())
+    benchmarks = {
+        str(name): _overall(str(name), part) for (name,), part in judged.group_by("benchmark", maintain_order=True)
+    }
+    return {
+        "tasks": [_task(part) for _, part in judged.group_by("benchmark", "task", maintain_order=True)],
+        "benchmarks": benchmarks,
+        "overall": scoring.mean_of(_by_task(judged)),
+        "groups": _groups(judged),
+        "by_length": by_length(judged),
+        "needles": needles(judged),
+        "effective_length": effective_length(judged),
+        "perplexity": perplexity(rows),
+        "cut": int(rows["cut"].sum()),
+    }
+
+
+def _by_task(rows: pl.DataFrame) -> dict[str, list[float]]:
+    return {
+        f"{benchmark}/{task}": part["score"].to_list()
+        for (benchmark, task), part in rows.group_by("benchmark", "task", maintain_order=True)
+    }
+
+
+def _overall(benchmark: str, rows: pl.DataFrame) -> dict[str, Any]:
+    """By the benchmark's own rule: LongBench's is the mean of categories, LongBench v2's of all rows."""
+    groups = _by_task(rows)
+    if benchmark == longbench.NAME:
+        categories = {f"{b}/{t}": c for b, t, c in rows.select("benchmark", "task", "category").iter_rows()}
+        return scoring.mean_of(groups, categories)
+    return scoring.mean_of(groups)
+
+
+def _task(rows: pl.DataFrame) -> dict[str, Any]:
+    first = rows.row(0, named=True)
+    return {
+        **{key: first[key] for key in ("benchmark", "task", "category", "metric")},
+        "failed": rows.filter(pl.col("status") != "ok").height,
+        **scoring.of_task(rows["score"].to_list(), first["graded"]),
+        "ttft_ms": distribution(rows["ttft_ms"].drop_nulls().to_numpy()),
+        "tpot_ms": distribution(rows["tpot_ms"].drop_nulls().to_numpy()),
+        "prompt_tokens": round(float(rows["prompt_tokens"].fill_null(0).mean() or 0)),  # type: ignore[arg-type]
+    }
+
+
+def _groups(rows: pl.DataFrame) -> dict[str, Any]:
+    """LongBench v2 by difficulty and length."""
+    part = rows.filter(pl.col("benchmark") == longbench_v2.NAME)
+    found = {}
+    for column, names in (("difficulty", longbench_v2.DIFFICULTIES), ("length_group", longbench_v2.LENGTHS)):
+        for name in names:
+            values = part.filter(pl.col(column) == name)["score"].to_list() if part.height else []
+            if values:
+                found[name] = scoring.of_task(values, graded=False)
+    return found
+
+
+def by_length(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """By bucket of prompt length: the mean of the tasks' scores there, and the speed of the same requests."""
+    found = []
+    for (size,), part in rows.sort("bucket").group_by("bucket", maintain_order=True):
+        found.append(
+            {
+                "bucket": size,
+                **scoring.mean_of(_by_task(part)),
+                "failed": part.filter(pl.col("status") != "ok").height,
+                "ttft_ms": distribution(part["ttft_ms"].drop_nulls().to_numpy()),
+                "tpot_ms": distribution(part["tpot_ms"].drop_nulls().to_numpy()),
+            }
+        )
+    return found
+
+
+def needles(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """RULER's needle tasks by length and depth of the needle that was asked for; depths in percent."""
+    part = rows.filter((pl.col("benchmark") == ruler.NAME) & pl.col("depth").is_not_null())
+    if part.is_empty():
+        return []
+    depths = sorted(set(part["depth"].to_list()))
+    if len(depths) > 2 * DEPTH_BINS:
+        width = 100 / DEPTH_BINS
+        binned = ((pl.col("depth") / width).floor().clip(upper_bound=DEPTH_BINS - 1) + 0.5) * width
+        part = part.with_columns(depth=binned)
+    found = []
+    for (length, depth), of in part.sort("length", "depth").group_by("length", "depth", maintain_order=True):
+        found.append({"length": length, "depth": depth, **scoring.of_task(of["score"].to_list(), graded=True)})
+    return found
+
+
+def effective_length(rows: pl.DataFrame) -> dict[str, Any] | None:
+    """How far RULER's tasks carry: the longest length up to which every length scores enough.
+
+    absolute: at least 85.6 %, RULER's threshold; relative: at least that share of the score at the shortest length,
+    for models that are below the first everywhere. Null where not even the shortest does.
+    """
+    part = rows.filter((pl.col("benchmark") == ruler.NAME) & pl.col("length").is_not_null())
+    if part.is_empty():
+        return None
+    means = [
+        (int(length), scoring.mean_of(_by_task(of))["mean"])  # type: ignore[call-overload]
+        for (length,), of in part.sort("length").group_by("length", maintain_order=True)
+    ]
+    first = means[0][1]
+    return {
+        "threshold": ruler.THRESHOLD,
+        "absolute": _reached(means, ruler.THRESHOLD),
+        "relative": _reached(means, ruler.THRESHOLD / 100 * first) if first > 0 else None,
+        "scores": {str(length): mean for length, mean in means},
+    }
+
+
+def _reached(means: Sequence[tuple[int, float]], enough: float) -> int | None:
+    reached = None
+    for length, mean in means:
+        if mean < enough:
+            break
+        reached = length
+    return reached
+
+
+def perplexity(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """Perplexity by position in the text: exp of the mean negative log-likelihood of a token, with its interval.
+
+    Positions are put together from one power of two to the next. The interval is a bootstrap over windows of tokens.
+    """
+    bins: dict[int, list[tuple[float, int]]] = {}
+    texts: dict[int, set[str]] = {}
+    for record in rows.filter(pl.col("metric") == PERPLEXITY).iter_rows(named=True):
+        window, total = record["nll_window"], record["prompt_tokens"]
+        for number, nll in enumerate(record["nll"] or []):
+            begin = number * window
+            tokens = min(begin + window, total) - max(begin, 1)
+            if tokens > 0:
+                size = bucket(begin + 1)
+                bins.setdefault(size, []).append((nll, tokens))
+                texts.setdefault(size, set()).add(record["example"])
+    found = []
+    for size in sorted(bins):
+        sums = np.array(bins[size])
+        # Windows have nearly all the same number of tokens, so their means may be resampled.
+        low, high = mean_interval(sums[:, 0] / sums[:, 1])
+        mean = float(sums[:, 0].sum() / sums[:, 1].sum())
+        found.append(
+            {
+                "from": 0 if size == 512 else size // 2,
+                "to": size,
+                "texts": len(texts[size]),
+                "n": int(sums[:, 1].sum()),
+                "mean": round(math.exp(mean), 3),
+                "low": round(math.exp(low), 3),
+                "high": round(math.exp(high), 3),
+            }
+        )
+    return found
+
+
+def differences(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
+    """Second minus first in percentage points, over the same examples, by task and overall, with 95 % intervals.
+
+    a, b: rows of `scored`. Bootstrapped over examples; identical: the share whose answers are the same text.
+    """
+    keys = ["cell", "repeat", "example"]
+    pairs = a.filter(pl.col("score").is_not_null()).join(b.select(*keys, "score", "said"), on=keys, suffix="_b")
+    if pairs.is_empty():
+        return {"n": 0, "identical": None, "tasks": [], "overall": None}
+    pairs = pairs.with_columns(delta=100 * (pl.col("score_b") - pl.col("score")))
+    tasks = [
+        {"benchmark": benchmark, "task": task, **_delta(part["delta"].to_numpy())}
+        for (benchmark, task), part in pairs.group_by("benchmark", "task", maintain_order=True)
+    ]
+    return {
+        "n": pairs.height,
+        "identical": round(float((pairs["said"] == pairs["said_b"]).mean()), 4),  # type: ignore[arg-type]
+        "tasks": tasks,
+        "overall": _delta(pairs["delta"].to_numpy()),
+    }
+
+
+def _delta(values: np.ndarray) -> dict[str, Any]:
+    low, high = mean_interval(values)
+    return {
+        "n": int(values.size),
+        "delta": round(float(values.mean()), 3),
+        "low": round(float(low), 3),
+        "high": round(float(high), 3),
+    }
+
+
+def table(rows: pl.DataFrame, labels: Sequence[str]) -> pl.DataFrame:
+    """artifacts/scores.csv: a row a request, without its text's windows."""
+    return rows.drop("nll").with_columns(labels=pl.lit(", ".join(labels)))

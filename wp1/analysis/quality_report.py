@@ -1,0 +1,184 @@
+"""What a report says of answers: scores by task and length with their speed, examples, perplexity. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis.markdown import ms, number, table, text
+from wp1.quality.scoring import FEW
+
+EXAMPLES = 3  # best and worst
+HOW_TO_READ = f"""\
+- **score**: in percent with its 95 % interval, Wilson's where answers are right or wrong and a bootstrap of the mean
+  elsewhere. **few** marks fewer than {FEW} answers, which hardly measure anything. A request that failed scores zero.
+- **mean of the tasks**: unweighted; LongBench's is the mean of its categories. A score of a built-in task is not to be
+  compared with the official set's.
+- **effective length**: the longest length up to which every length's RULER score is at least 85.6 %, RULER's own
+  threshold; **relative**: at least 85.6 % of the score at the shortest length.
+- **perplexity**: exp of the mean negative log-likelihood of a token at these positions, in the model's own tokens."""
+
+
+def section(found: Mapping[str, Any] | None, rows: pl.DataFrame) -> str:
+    """The whole section; "" for a run that judged nothing. rows: `quality.scored`."""
+    if found is None:
+        return ""
+    parts = ["## Answers", _source(found["dataset"])]
+    several = len(found["arms"]) > 1
+    for arm, of in found["arms"].items():
+        if several:
+            parts.append(f"### {arm}")
+        parts += [_words(of), _tasks(of), _lengths(of), _effective(of), _perplexity(of)]
+    if found["differences"]:
+        parts.append(difference_table(found["differences"], *list(found["arms"])[:2]))
+    parts.append(_examples(rows, next(iter(found["arms"]))))
+    return "\n\n".join(part for part in parts if part)
+
+
+def score_cell(score: Mapping[str, Any] | None) -> str | None:
+    """A score as a cell of a table."""
+    if not score or score["mean"] is None:
+        return None
+    return f"{score['mean']:.1f} [{score['low']:.1f}, {score['high']:.1f}]" + (" few" if score["n"] < FEW else "")
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    kind = {
+        "builtin": "**Built in**: made by wp1 after the benchmarks' rules, and not the official sets",
+        "hub": f"From the hub, {source['from']}" + (f" at {source['revision']}" if source["revision"] else ""),
+        "file": f"From {source['from']}",
+    }[source["source"]]
+    bad = f" {source['bad_rows']} bad rows were left out." if source["bad_rows"] else ""
+    return f"{kind}; {sum(source['examples'].values())} examples, digest `{source['digest'][:12]}`.{bad}"
+
+
+def _words(of: Mapping[str, Any]) -> str:
+    judged = [task for task in of["tasks"] if task["n"]]
+    if not judged:
+        return ""
+    best = max(judged, key=lambda task: task["mean"])
+    worst = min(judged, key=lambda task: task["mean"])
+    overall = of["overall"]
+    said = [
+        f"Over {overall['tasks']} tasks and {overall['n']} answers the mean score is {overall['mean']:.1f} % "
+        f"[{overall['low']:.1f}, {overall['high']:.1f}]; best at {best['task']} ({best['mean']:.0f} %), worst at "
+        f"{worst['task']} ({worst['mean']:.0f} %)."
+    ]
+    lengths = of["by_length"]
+    if len(lengths) > 1:
+        a, b = lengths[0], lengths[-1]
+        said.append(
+            f"Prompts of up to {number(a['bucket'])} tokens score {a['mean']:.1f} %, of up to {number(b['bucket'])} "
+            f"{b['mean']:.1f} %."
+        )
+    if of["cut"]:
+        said.append(f"{of['cut']} prompts were too long and lost their middle.")
+    return " ".join(said)
+
+
+def _tasks(of: Mapping[str, Any]) -> str:
+    rows = []
+    for benchmark, overall in of["benchmarks"].items():
+        for task in (task for task in of["tasks"] if task["benchmark"] == benchmark):
+            failed = f" ({task['failed']} failed)" if task["failed"] else ""
+            rows.append(
+                [
+                    f"{benchmark}/{task['task']}", task["metric"], f"{task['n']}{failed}", score_cell(task),
+                    number(task["prompt_tokens"]), ms(task["ttft_ms"].get("mean")), ms(task["tpot_ms"].get("mean")),
+                ]
+            )  # fmt: skip
+        if overall["tasks"] > 1:
+            rows.append([f"**{benchmark}**", "mean of the tasks", overall["n"], score_cell(overall), None, None, None])
+    rows += [
+        [f"longbench_v2, {name}", "accuracy", s["n"], score_cell(s), None, None, None]
+        for name, s in of["groups"].items()
+    ]
+    if not rows:
+        return ""
+    rows.append(["**all tasks**", "mean of the tasks", of["overall"]["n"], score_cell(of["overall"]), None, None, None])
+    header = ["task", "metric", "n", "score % [95 %]", "prompt tokens", "TTFT ms", "TPOT ms"]
+    return table(header, rows, "llrrrrr")
+
+
+def _lengths(of: Mapping[str, Any]) -> str:
+    if len(of["by_length"]) < 2:
+        return ""
+    rows = [
+        [
+            f"≤ {number(row['bucket'])}", row["n"], row["tasks"], score_cell(row), ms(row["ttft_ms"].get("mean")),
+            ms(row["ttft_ms"].get("p95")), ms(row["tpot_ms"].get("mean")),
+        ]
+        for row in of["by_length"]
+    ]  # fmt: skip
+    header = ["prompt tokens", "n", "tasks", "score % [95 %]", "TTFT ms", "TTFT p95", "TPOT ms"]
+    return table(header, rows, "rrrrrrr")
+
+
+def _effective(of: Mapping[str, Any]) -> str:
+    found = of["effective_length"]
+    if not found or len(found["scores"]) < 2:
+        return ""
+
+    def tokens(length: int | None) -> str:
+        return "none of the lengths" if length is None else f"{number(length)} tokens"
+
+    return (
+        f"Effective length on RULER's tasks: **{tokens(found['absolute'])}** at a score of {found['threshold']:g} %, "
+        f"{tokens(found['relative'])} at {found['threshold']:g} % of the score at the shortest length."
+    )
+
+
+def _perplexity(of: Mapping[str, Any]) -> str:
+    if not of["perplexity"]:
+        return ""
+    rows = [
+        [
+            f"{number(row['from'])}–{number(row['to'])}", row["texts"], number(row["n"]),
+            f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
+        ]
+        for row in of["perplexity"]
+    ]  # fmt: skip
+    return table(["position in the text", "texts", "tokens", "perplexity [95 %]"], rows, "rrrr")
+
+
+def difference_table(found: Mapping[str, Any], a: str, b: str) -> str:
+    """Two sides' scores over the same examples."""
+    if not found["n"]:
+        return ""
+    rows = [[f"{row['benchmark']}/{row['task']}", row["n"], _signed(row), _apart(row)] for row in found["tasks"]] + [
+        ["**all answers**", found["n"], _signed(found["overall"]), _apart(found["overall"])]
+    ]
+    lead = (
+        f"**{b} − {a}**, over the same {found['n']} examples: {found['overall']['delta']:+.1f} percentage points; "
+        f"{100 * found['identical']:.0f} % of the answers are the same text."
+    )
+    return f"{lead}\n\n" + table(["task", "n", "Δ score [95 %]", "≠ 0"], rows, "lrrl")
+
+
+def _signed(row: Mapping[str, Any]) -> str:
+    return f"{row['delta']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
+
+
+def _apart(row: Mapping[str, Any]) -> str:
+    if row["n"] < 6:
+        return "—"
+    return "yes" if row["low"] > 0 or row["high"] < 0 else "no"
+
+
+def _examples(rows: pl.DataFrame, arm: str) -> str:
+    """A few of the best and of the worst answers, of as many tasks as there are."""
+    first = rows.filter((pl.col("arm") == arm) & (pl.col("repeat") == 0) & pl.col("score").is_not_null())
+    if first.is_empty():
+        return ""
+    ordered = first.sort("score", "example", descending=[True, False])
+    best = ordered.unique("task", keep="first", maintain_order=True).head(EXAMPLES)
+    worst = ordered.reverse().unique("task", keep="first", maintain_order=True).head(EXAMPLES)
+    lines = [
+        [
+            text(row["label"], 160), text(row["expected"], 120), text(row["said"], 200) or "*nothing*",
+            f"{100 * row['score']:.0f}", number(row["prompt_tokens"] or 0), ms(row["ttft_ms"]),
+        ]
+        for row in [*best.iter_rows(named=True), *worst.iter_rows(named=True)]
+    ]  # fmt: skip
+    header = ["asked", "expected", "answered", "score %", "prompt tokens", "TTFT ms"]
+    return "### Best and worst answers\n\n" + table(header, lines, "lllrrr")
