@@ -40,9 +40,9 @@ from wp1.identity import versions
 from wp1.main import CONF
 from wp1.plan import Cell, plan
 from wp1.records import RecordWriter, Request
-from wp1.run import make_scheduler
 from wp1.serving import models
 from wp1.serving.aggregated import AggregatedScheduler
+from wp1.serving.engines import make_scheduler
 from wp1.serving.guard import ProcessGuard
 from wp1.workload import prompts
 

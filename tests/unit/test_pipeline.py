@@ -247,7 +247,7 @@ def test_kv_that_is_not_given_back_fails_the_run(config: Compose, double: Any, t
     Leaks.engines = double.engines
     monkey = pytest.MonkeyPatch()
     monkey.setattr("wp1.serving.vllm_backend.VLLMBackend", Leaks)
-    monkey.setattr(run_module, "KV_FREE_WITHIN_S", 0.1)
+    monkey.setattr("wp1.measure.KV_FREE_WITHIN_S", 0.1)
     outcome = _run(config, tmp_path, *E3, "experiment.repeats=1")
     monkey.undo()
     assert outcome.status == "failed"

@@ -14,6 +14,7 @@ from wp1.analysis import (
     by_length_report,
     by_load_plots,
     by_load_report,
+    cells,
     comparison_plots,
     comparison_report,
     device_report,
@@ -106,6 +107,7 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
         _pictures(folder, by_load_plots.goodput_plots(folder, summary.get("goodput"), config["slo"], mark)),
         _answers(requests, names) if answers else "",
         _kv_transfer(summary),
+        _skipped(summary),
         _latency(summary),
         _pictures(folder, pictures),
         device_report.section(summary["profiling"].get("device")),
@@ -217,6 +219,11 @@ def _longest_queues(overall: dict[str, Any]) -> str:
         for name, words in (("prefill_waiting", "for prefill"), ("decode_waiting", "for decode"))
     ]
     return f" Requests waiting at most: {', '.join(lengths)}."
+
+
+def _skipped(summary: dict[str, Any]) -> str:
+    rows = [[cells.parse(one["cell"]).words, one["kind"], one["reason"]] for one in summary["skipped"]]
+    return f"## Skipped\n\n{table(['cell', 'for', 'reason'], rows, 'lll')}" if rows else ""
 
 
 def _latency(summary: dict[str, Any]) -> str:
@@ -341,6 +348,7 @@ def _setting(metadata: dict[str, Any]) -> str:
             for start in metadata["starts"]
         ]
         rows.append(["order", ", then ".join(starts)])
+    rows += [["engines of " + taken["arm"], f"up since `{taken['from']}`"] for taken in metadata.get("taken_over", ())]
     git = metadata["git"]
     if git:
         rows.append(["code", f"`{git['commit'][:12]}`{' with local changes' if git['dirty'] else ''}"])

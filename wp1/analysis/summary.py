@@ -63,6 +63,7 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
         "experiment": metadata["experiment"],
         "config_hash": metadata["config_hash"],
         "labels": metadata["labels"],
+        "skipped": metadata.get("skipped", []),
         "checks": checks.all_checks(
             config, requests, tables.handoffs(run_dir / "handoffs.jsonl"), metadata.get("kv_held")
         ),
