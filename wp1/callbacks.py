@@ -32,6 +32,9 @@ class SweepCallback(Callback):
     """Opens a sweep before its first job, notes jobs that left no run, and closes it after the last."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if config.get("resume") is not None:
+            _take_up(Path(config.hydra.sweep.dir).absolute())
+            return
         try:
             folder = Path(config.hydra.sweep.dir).absolute()
             jobs = planned_jobs(config)
@@ -110,6 +113,22 @@ def _begin(folder: Path, cfg: DictConfig, jobs: list[list[str]], overrides: list
     if parent is not None:
         os.environ[PARENT_VARIABLE] = manifest["parent_run_id"] = parent
         sweep.write_manifest(folder, manifest)
+
+
+def _take_up(folder: Path) -> None:
+    """Goes on with a sweep that was cut short, under the MLflow run that it has, or a new one where that is gone."""
+    from wp1.analysis import sweep
+    from wp1.console import Screen
+    from wp1.tracking import open_sweep_or_say
+
+    manifest = sweep.read_manifest(folder) | {"status": "running", "ended": None}
+    _open.append((folder, manifest))
+    if manifest["tracking"]["enabled"]:
+        with Screen() as screen:
+            manifest["parent_run_id"] = open_sweep_or_say(folder, manifest, screen)
+    if manifest["parent_run_id"] is not None:
+        os.environ[PARENT_VARIABLE] = manifest["parent_run_id"]
+    sweep.write_manifest(folder, manifest)
 
 
 @contextmanager

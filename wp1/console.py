@@ -17,7 +17,8 @@ from wp1 import labels
 from wp1.analysis import arms, metrics
 from wp1.analysis.cells import ordered
 from wp1.analysis.summary import read_config
-from wp1.analysis.tables import requests
+from wp1.analysis.tables import bulk_of, requests
+from wp1.collectors import load
 from wp1.records import RequestRecord
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ class Screen:
             for label in outcome.summary["labels"]:
                 self.say(labels.in_words(label))
             self._results(outcome.run_dir)
+            for name in outcome.summary["profiling"].get("load", {}).get("cells", {}):
+                for note in load.notes(outcome.summary, name):
+                    if not note.startswith("no steady"):
+                        self.say(f"{name}: {note}")
             # Of a run that was stopped, or never got to its requests, there is not enough to judge.
             measured = outcome.summary["profiling"].get("latency", {}).get("overall", {}).get("requests", 1)
             for check in outcome.summary["checks"] if measured and outcome.status != "interrupted" else ():
@@ -66,13 +71,14 @@ class Screen:
     def _results(self, run_dir: Path) -> None:
         """Questions and answers; where there are no questions, or several arms, the medians of each cell."""
         config = read_config(run_dir)
-        measured = requests(run_dir / "records.jsonl").filter(~pl.col("warmup"))
+        answers = not arms.names_of(config) and config["workload"]["prompts"] == "dataset"
+        measured = requests(run_dir / "records.jsonl", bulk_of(config, compared=False)).filter(~pl.col("warmup"))
         if measured.is_empty():
             return
-        if arms.names_of(config) or config["workload"]["prompts"] != "dataset":
-            self._medians(measured)
-        else:
+        if answers:
             self._answers(measured.filter(pl.col("repeat") == 0))
+        else:
+            self._medians(measured)
 
     def _medians(self, measured: pl.DataFrame) -> None:
         grid = Table(box=None, padding=(0, 2, 0, 0))

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import cells, metrics, tables
-from wp1.plan import Cell, cell_of, prompt_lens
+from wp1.plan import Arm, Cell, cell_of
 
 FILE = "goodput.jsonl"
 # Below the first guess by more than this factor nothing is worth looking for.
@@ -99,8 +99,18 @@ def planned_probes(requests: pl.DataFrame, arm: str, prompt_len: int, limits: me
 Measure = Callable[[Cell, list[int]], Awaitable[None]]
 
 
-async def search(cfg: Any, arm: str, run_dir: Path, measure: Measure) -> None:
-    """Searches at every prompt length of an arm. measure: runs the given repeats of a cell, into records.jsonl.
+def lengths_of(arm: Arm, skipped: Sequence[str]) -> list[int]:
+    """The prompt lengths (tokens) of an arm's cells, less those of which every cell is skipped."""
+    return list(dict.fromkeys(cell.prompt_len or 0 for cell in arm.cells if cell.name not in skipped))
+
+
+def ended(probes: Sequence[Probe], arm: str, lengths: Sequence[int]) -> bool:
+    """Whether an arm's search came to its end at each of these lengths; one that was cut short is begun anew."""
+    return set(lengths) <= {probe.prompt_len for probe in probes if probe.arm == arm and probe.ended is not None}
+
+
+async def search(cfg: Any, arm: str, lengths: Sequence[int], run_dir: Path, measure: Measure) -> None:
+    """Searches at these prompt lengths (tokens) of an arm. measure: runs repeats of a cell, into records.jsonl.
 
     A length's search ends at the bracket's width, when nothing is left to look for, or when the next probe would not
     end within `experiment.goodput_budget_s`.
@@ -111,7 +121,7 @@ async def search(cfg: Any, arm: str, run_dir: Path, measure: Measure) -> None:
             out.write(json.dumps(asdict(probe)) + "\n")
             out.flush()
 
-        for length in filter(None, prompt_lens(cfg)):
+        for length in lengths:
             await _at_length(cfg, arm, length, run_dir, measure, keep)
 
 

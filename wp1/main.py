@@ -14,10 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from wp1 import schema
+from wp1 import resume, schema
 from wp1.callbacks import sweep_closed
 from wp1.errors import ConfigError, WP1Error
 from wp1.identity import RUN_ID, new_run_id
+from wp1.launcher import engines_of_sweep
 
 PACKAGE = Path(__file__).parent
 # conf/ lies beside the package in a checkout, and inside it in a wheel.
@@ -73,9 +74,16 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
 
     if cfg.tracking.enabled:
         check_uri(cfg.tracking.uri, Path(cfg.root))
+    resuming = cfg.resume is not None and (run_dir / "run_metadata.json").is_file()
+    if resuming:
+        resume.check_same(cfg, run_dir)
+    cfg.resume = None
     run_id = run_dir.name if RUN_ID.fullmatch(run_dir.name) else new_run_id()
     with Screen() as screen:
-        outcome = run(cfg, run_dir, run_id, screen, _sweep())
+        if resuming and resume.is_complete(run_dir):
+            screen.say(f"{run_dir} is complete: nothing is left to measure")
+            return
+        outcome = run(cfg, run_dir, run_id, screen, _sweep(), engines_of_sweep(), resuming)
         published = publish_or_say(run_dir, cfg.tracking, screen) if cfg.tracking.enabled else None
         screen.end(outcome, published)
     if outcome.status == "interrupted":
@@ -94,7 +102,11 @@ def main() -> None:
     """`python -m wp1` and `wp1`. Exit codes: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
     # Hydra then hands us its errors, which we say in one line, instead of printing them over several.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    sys.argv[1:] = [schema.with_plus(argument) for argument in sys.argv[1:]]
+    try:
+        words = resume.arguments(sys.argv[1:])
+    except ConfigError as error:
+        _leave(2, f"error: {error}")
+    sys.argv[1:] = [schema.with_plus(word) for word in words]
     _stop_on_signals()
     try:
         with sweep_closed():
@@ -117,7 +129,8 @@ def _sweep() -> dict[str, Any] | None:
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN:
         return None
-    return {"name": Path(hydra.sweep.dir).name, "job": hydra.job.num, "overrides": list(hydra.overrides.task)}
+    overrides = [word for word in hydra.overrides.task if not word.startswith("resume=")]
+    return {"name": Path(hydra.sweep.dir).name, "job": hydra.job.num, "overrides": overrides}
 
 
 def _stop_on_signals() -> None:

@@ -9,12 +9,13 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from wp1 import labels as label_words
+from wp1 import publication_cells
 from wp1.analysis import arms, sweep, sweep_report
 from wp1.analysis.summary import read_config, read_json
 from wp1.errors import WP1Error
@@ -24,7 +25,7 @@ STATUS = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 DISTRIBUTION = ("mean", "p50", "p90", "p95", "p99")
 PARTS = (
     "queue_ms", "prefill_ms", "handoff_ms", "decode_step_ms", "delivery_ms", "client_delay_ms", "stall_ms",
-    "decode_queue_ms", "bytes_a_handoff",
+    "decode_queue_ms", "bytes_a_handoff", "loop_lag_ms",
 )  # fmt: skip
 # Of a comparison, what one looks for first; the rest is in its table.
 COMPARED = ("ttft_ms/mean", "tpot_ms/mean", "e2e_ms/mean")
@@ -73,6 +74,9 @@ class Entry:
     description: str  # markdown, with {run} for the address of its page
     parent: str | None = None  # the MLflow run that it belongs under, if that is there
     dataset: dict[str, str] | None = None  # name, digest and source of what a judged run asked
+    name: str | None = None  # what MLflow shows it as, if not run_id
+    curves: list[tuple[str, float, int]] = field(default_factory=list)  # metric, value, prompt length (tokens) as step
+    cells: list["Entry"] = field(default_factory=list)  # runs below this one
 
 
 def entry_of(run_dir: Path, reports: Path) -> Entry:
@@ -83,8 +87,9 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
     if metadata["ended"] is None:
         raise WP1Error(f"{run_dir} is of a run that has not ended")
     texts = _report(run_dir, reports, metadata["run_id"])
+    of_cells = publication_cells.measured(summary)
     plots = sorted((reports / metadata["run_id"]).glob("*.png"))
-    return Entry(
+    entry = Entry(
         experiment=experiment_of(metadata),
         question=metadata["question"],
         run_id=metadata["run_id"],
@@ -99,6 +104,38 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
         description=_description(metadata, summary, compared, bool(texts)),
         parent=metadata.get("parent_run_id"),
         dataset=_dataset(metadata.get("dataset")),
+        curves=list(publication_cells.curves(of_cells)),
+    )
+    entry.cells.extend(_cell_entry(entry, cell, config) for cell in [*of_cells, *publication_cells.skipped(metadata)])
+    return entry
+
+
+def _cell_entry(run: Entry, cell: publication_cells.Cell, config: dict[str, Any]) -> Entry:
+    """The MLflow run of one cell of a run: what tells it from others as params, its figures as metrics, no files."""
+    scheduler = (config.get("arms") or {}).get(cell.arm) or config.get("scheduler", {})
+    # Few, as MLflow's plots begin with what they find; the settings are the params of the run above.
+    words = {"mode": scheduler.get("mode", cell.arm), "arm": cell.arm, "load": cell.load}
+    words |= {"model": run.params["model.name"]} if "model.name" in run.params else {}
+    words |= {} if cell.prompt_len is None else {"prompt_len": str(cell.prompt_len)}
+    reason = f": {cell.reason}" if cell.reason else ""
+    # Not `sweep`, by which the runs of its jobs are found.
+    kept = ("run_id", "config_hash", "labels", "gpus", "cpu", "vllm", "mlflow.user")
+    return Entry(
+        experiment=run.experiment,
+        question=run.question,
+        run_id=run.run_id,
+        status=run.status if cell.reason is None else "KILLED",
+        start_ms=run.start_ms,
+        end_ms=run.end_ms,
+        tags={key: run.tags[key] for key in kept if key in run.tags}
+        | {"level": "cell", "cell": cell.name, "status": "skipped" if cell.reason else run.tags["status"]},
+        params=words,
+        # TTFT first: MLflow's plots begin with the first metric, too.
+        metrics=dict(sorted(_named(_numbers("", cell.figures)).items(), key=lambda kv: not kv[0].startswith("ttft"))),
+        files=[],
+        texts={},
+        description=f"{cell.arm}, {cell.words} of {run.run_id}{reason}",
+        name=f"{cell.arm} {cell.name}",
     )
 
 
@@ -152,6 +189,7 @@ def _sweep_tags(manifest: dict[str, Any], jobs: list[sweep.Job]) -> dict[str, st
         "sweep": manifest["sweep"],
         "overrides": shlex.join(manifest["overrides"]),
         "command": command,
+        "level": "sweep",
         "status": manifest["status"],
         "jobs": str(len(jobs)),
         "labels": ", ".join(sweep.all_labels(jobs)),
@@ -195,8 +233,10 @@ def tags_of(metadata: dict[str, Any]) -> dict[str, str]:
         "sweep": job.get("name"),
         "job": job.get("job"),
         "overrides": shlex.join(job.get("overrides", [])),
+        "level": "run",
         "status": metadata["status"],
         "reason": metadata["reason"],
+        "skipped": ", ".join(one["cell"] for one in metadata.get("skipped", ())),
         "labels": ", ".join(metadata["labels"]),
         "gpus": _gpus(hardware) or "none",
         "driver": hardware["driver"],
@@ -362,6 +402,7 @@ def _files(run_dir: Path, experiment: str) -> list[tuple[Path, str | None]]:
     """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads."""
     always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "goodput.jsonl", "examples.jsonl")
     limited = ("engine.log", "device.jsonl", "engine_stats.jsonl", "handoffs.jsonl", "queues.jsonl", "memory.jsonl")
+    limited += ("loop.jsonl",)
     found = [run_dir / name for name in always]
     found += [arms.file_of(run_dir, experiment), *sorted((run_dir / "artifacts").glob("*.csv"))]
     found = [path for path in found if path.is_file()]

@@ -157,6 +157,7 @@ class Experiment:
     prompt_lens: list[int] | None = None  # tokens; None: workload.prompt_len
     doubling_from: int | None = None  # tokens; prompt lengths from here by doubling to what model.max_len has room for
     request_rates: list[float] | None = None  # requests/s; None: workload.request_rate
+    time_budget_s: float | None = None  # for the cells of a run; one that would not end within is skipped
     concurrencies: list[int] | None = None  # of closed loops; None: workload.concurrency
     # Seconds of arrivals a repeat at a rate, at least; None: what workload.num_requests gives.
     arrivals_s: float | None = None
@@ -185,6 +186,7 @@ class Config:
     seed: int = 42
     tags: dict[str, str] = field(default_factory=dict)
     root: str = MISSING
+    resume: str | None = None  # the folder of a run or sweep to go on with
 
 
 # Parts that take keys of somebody else's making. Hydra wants a plus before a key that it does not know yet; nobody who
@@ -337,6 +339,7 @@ def _check_values(cfg: Any) -> None:
         ("slo.e2e_ms", cfg.slo.e2e_ms, 0),
         ("tracking.timeout_s", cfg.tracking.timeout_s, 1),
         ("experiment.repeats", cfg.experiment.repeats, 1),
+        ("experiment.time_budget_s", cfg.experiment.time_budget_s, 1),
         ("experiment.goodput_budget_s", cfg.experiment.goodput_budget_s, 1),
         ("experiment.arrivals_s", cfg.experiment.arrivals_s, 0.001),
         ("experiment.goodput_within", cfg.experiment.goodput_within, 0.001),

@@ -9,6 +9,7 @@ from wp1.analysis.report import reports_of
 from wp1.analysis.summary import read_config, read_json, write_json
 from wp1.errors import WP1Error
 from wp1.report import make_report
+from wp1.resume import writer_in
 from wp1.tracking import publish, shown
 
 
@@ -37,7 +38,7 @@ def track(run_dir: Path, uri: str | None) -> str:
 
 def close(run_dir: Path) -> None:
     """Marks a run whose process was killed as failed. Raises WP1Error where that process still lives."""
-    writer = _writer_of(run_dir / "records.jsonl")
+    writer = writer_in(run_dir.resolve())
     if writer is not None:
         raise WP1Error(f"{run_dir} is of a run that goes on in process {writer}: it is published when it ends")
     metadata = read_json(run_dir / "run_metadata.json")
@@ -49,19 +50,6 @@ def close(run_dir: Path) -> None:
         ended=datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds"),
     )
     write_json(run_dir / "run_metadata.json", metadata)
-
-
-def _writer_of(path: Path) -> int | None:
-    """The process on this machine that has the file open for writing."""
-    import psutil
-
-    for process in psutil.process_iter():
-        try:
-            if any(Path(file.path) == path.resolve() and file.mode != "r" for file in process.open_files()):
-                return process.pid
-        except (psutil.Error, OSError):
-            continue
-    return None
 
 
 def main() -> None:

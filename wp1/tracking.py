@@ -41,6 +41,7 @@ NOT_INHERITED = (
     "MLFLOW_REGISTRY_URI",
     "MLFLOW_ENABLE_ASYNC_LOGGING",
 )
+PARENT_TAG = "mlflow.parentRunId"
 # Params or metrics a request.
 MAX_BATCH = 100
 
@@ -84,6 +85,7 @@ def publish(run_dir: Path, reports: Path, uri: str, timeout_s: float) -> str:
 def open_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> str | None:
     """Makes the store, the experiment and the run above a sweep's runs, and returns that one's MLflow id.
 
+    Of a sweep that goes on it is the run that there is, unless somebody has deleted that.
     On failure says why in one line and returns None: the sweep goes on without.
     """
     uri, timeout_s = manifest["tracking"]["uri"], manifest["tracking"]["timeout_s"]
@@ -92,6 +94,9 @@ def open_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> s
         with screen.step("opening the sweep in MLflow"), _talking_to(store, timeout_s, folder):
             entry = sweep_entry(folder, manifest, {})
             client, experiment = _experiment(store, entry)
+            if (there := _parent_tag(client, manifest["parent_run_id"])) != {}:
+                client.update_run(manifest["parent_run_id"], status="RUNNING")
+                return there[PARENT_TAG]
             return client.create_run(experiment, entry.start_ms, entry.tags, entry.run_id).info.run_id
     except Exception as error:
         screen.say(
@@ -268,19 +273,24 @@ def _send(store: Store, entry: Entry) -> str:
     """
     client, experiment = _experiment(store, entry)
     tags = entry.tags | _parent_tag(client, entry.parent)
-    made = client.create_run(experiment, entry.start_ms, tags, entry.run_id).info.run_id
+    made = [client.create_run(experiment, entry.start_ms, tags, entry.run_id).info.run_id]
     try:
-        _fill(client, experiment, made, entry)
+        _fill(client, experiment, made[0], entry)
+        for cell in entry.cells:
+            below = cell.tags | {PARENT_TAG: made[0]}
+            made.append(client.create_run(experiment, cell.start_ms, below, cell.name).info.run_id)
+            _fill(client, experiment, made[-1], cell)
     except BaseException:
         # Best effort, and brief: what failed may be the server.
         os.environ.update(MLFLOW_HTTP_REQUEST_TIMEOUT="1", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
         with contextlib.suppress(Exception):
-            client.delete_run(made)
+            for run in made:
+                client.delete_run(run)
         raise
-    for run in client.search_runs([experiment], f"tags.run_id = '{entry.run_id}'"):
-        if run.info.run_id != made:
+    for run in client.search_runs([experiment], f"tags.run_id = '{entry.run_id}'", max_results=5000):
+        if run.info.run_id not in made:
             client.delete_run(run.info.run_id)
-    return _place(store, experiment, made, entry)
+    return _place(store, experiment, made[0], entry)
 
 
 def _client(store: Store) -> "MlflowClient":
@@ -295,7 +305,7 @@ def _parent_tag(client: "MlflowClient", parent: str | None) -> dict[str, str]:
 
     try:
         if parent is not None and client.get_run(parent).info.lifecycle_stage == "active":
-            return {"mlflow.parentRunId": parent}
+            return {PARENT_TAG: parent}
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
@@ -352,6 +362,7 @@ def _fill(client: "MlflowClient", experiment: str, made: str, entry: Entry) -> N
     for start in range(0, len(params), MAX_BATCH):
         client.log_batch(made, params=params[start : start + MAX_BATCH], synchronous=True)
     metrics = [Metric(key, value, entry.end_ms, 0) for key, value in entry.metrics.items()]
+    metrics += [Metric(key, value, entry.end_ms, step) for key, value, step in entry.curves]
     for start in range(0, len(metrics), MAX_BATCH):
         client.log_batch(made, metrics=metrics[start : start + MAX_BATCH], synchronous=True)
     if entry.dataset is not None:

@@ -7,10 +7,13 @@
 - broker: the way of a request through both pools without engines, with 10,000 in flight.
 - handoff: time to the decode pool's first token less prefill and transfer: what queues, steps and messages take.
 - generation, truncation, scoring: what judging answers costs without an engine (tests/bench/quality.py).
+- load: requests started on schedule, how late, and tokens/s, of wp1 alone on one core (`tests.bench.load`).
+- analysis: a million requests from JSONL to summary: time and memory (`tests.bench.analysis`).
 - composing: `python -m wp1 --cfg job` against `python -c 'import hydra'`; to answer within 2 s.
 
 Each ratio is the median over pairs of neighbouring rounds, with the range of the middle half of the pairs: these
-machines are shared, and a single pair says little. `--write FILE` keeps the table as markdown.
+machines are shared, and a single pair says little. `--write FILE` keeps the table as markdown; `--only load,analysis`
+measures these alone.
 """
 
 import argparse
@@ -28,7 +31,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from tests.bench import disaggregation, quality
+from tests.bench import analysis, disaggregation, load, quality
 from wp1 import hardware, schema
 from wp1.analysis.report import table
 from wp1.collectors.device import GPUStatsCollector
@@ -38,23 +41,34 @@ from wp1.identity import versions
 from wp1.main import CONF
 from wp1.plan import Cell, plan
 from wp1.records import RecordWriter, Request
-from wp1.run import make_scheduler
 from wp1.serving import models
 from wp1.serving.aggregated import AggregatedScheduler
+from wp1.serving.engines import make_scheduler
 from wp1.serving.guard import ProcessGuard
 from wp1.workload import prompts
 
 REQUESTS, PROMPT_LEN, OUTPUT_LEN = 32, 64, 32
+PARTS = ("engines", "broker", "load", "analysis", "quality", "composing")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--pairs", type=int, default=16, help="pairs of rounds a ratio")
     parser.add_argument("--write", type=Path, help="also write the table to this markdown file")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     words = parser.parse_args()
-    rows = [disaggregation.broker_row(words.pairs), _composing(words.pairs), *quality.rows()]
-    with Screen() as screen, tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "engine.log"):
-        rows = asyncio.run(_engines(Path(folder), words.pairs, screen)) + rows
+    only = words.only.split(",")
+    if unknown := set(only) - set(PARTS):
+        parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(PARTS)}")
+    rows: list[list[str]] = []
+    if "engines" in only:
+        with Screen() as screen, tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "engine.log"):
+            rows += asyncio.run(_engines(Path(folder), words.pairs, screen))
+    rows += [disaggregation.broker_row(words.pairs)] if "broker" in only else []
+    rows += load.rows() if "load" in only else []
+    rows += analysis.rows() if "analysis" in only else []
+    rows += quality.rows() if "quality" in only else []
+    rows += [_composing(words.pairs)] if "composing" in only else []
     text = table(["what", "with", "without", "ratio", "middle half", "to reach"], rows, "lrrrrr")
     print(text)
     if words.write:

@@ -13,9 +13,9 @@ from wp1.console import Screen
 from wp1.main import CONF
 from wp1.plan import plan
 from wp1.records import Event, Handoff, Request, RequestRecord, new_record
-from wp1.run import make_scheduler
 from wp1.serving import models
 from wp1.serving.broker import EngineRoom, KVBroker
+from wp1.serving.engines import make_scheduler
 from wp1.serving.guard import ProcessGuard
 from wp1.workload.prompts import derive_seed, random_token_ids
 

@@ -32,8 +32,8 @@ from wp1.identity import versions
 from wp1.main import CONF
 from wp1.plan import plan
 from wp1.records import Event, Handoff, Request, RequestRecord, new_record
-from wp1.run import make_scheduler
 from wp1.serving import models
+from wp1.serving.engines import make_scheduler
 from wp1.serving.guard import ProcessGuard
 from wp1.workload.prompts import derive_seed, random_token_ids
 
@@ -97,7 +97,10 @@ def main() -> None:
             with output_to(Path(folder) / "engine.log"):
                 try:
                     devices = asyncio.run(_measure(variant, words, found["kv_gib"], Path(folder), screen, rows))
-                except Exception as error:  # the others are worth having
+                except KeyboardInterrupt:  # what was measured is worth having
+                    missing[variant] = "interrupted"
+                    break
+                except Exception as error:  # and so are the others
                     missing[variant] = str(error)[:2000] or type(error).__name__
             for length, rate in _plain_copy(words.lengths, rows, devices).items():
                 plain[length].append(rate)

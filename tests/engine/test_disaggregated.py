@@ -20,9 +20,9 @@ from wp1.console import output_to
 from wp1.main import CONF
 from wp1.plan import plan
 from wp1.records import Event, Handoff, Request, RequestRecord, new_record
-from wp1.run import make_scheduler
 from wp1.serving import models
 from wp1.serving.disaggregated import DisaggregatedScheduler
+from wp1.serving.engines import make_scheduler
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.serve import collect
 from wp1.workload.prompts import random_token_ids

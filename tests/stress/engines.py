@@ -210,6 +210,11 @@ class PrefillEngine:
     def given(self) -> int:
         return self._pool.given
 
+    def __str__(self) -> str:
+        running = [(r.request_id, r.num_computed_tokens, len(r.blocks)) for r in self._running]
+        waiting = [(r.request_id, blocks_for(r.num_prompt_tokens)) for r in self._waiting]
+        return f"prefill: waiting {waiting}, running {running}, held {list(self._held)}, {self.given} blocks given"
+
     def step(self) -> list[tuple[Request, dict[str, Any]]]:
         """One step; returns the prompts that are done, with the parameters that fetch their KV."""
         scheduled, grown = self._schedule()
@@ -354,6 +359,17 @@ class DecodeEngine:
     def stop(self) -> None:
         for receiver in self._receivers:
             receiver.stop()
+
+    def __str__(self) -> str:
+        loads = [load for receiver in self._receivers for load in list(receiver._loads.values())]
+        sources = [dict(receiver._sources) for receiver in self._receivers]
+        waiting = [(request.request_id, blocks_for(request.num_prompt_tokens)) for request in self._waiting]
+        kept = [dict(receiver._sender._kept) for receiver in self._receivers]
+        orders = [list(receiver._orders) for receiver in self._receivers]
+        return (
+            f"decode: waiting {waiting}, loads {loads}, sources {sources}, orders {orders}, kept {kept}, "
+            f"{self.given} blocks given"
+        )
 
     def step(self) -> list[tuple[Request, str | None]]:
         """One step; returns the requests that ended by themselves, with why where that was not well."""

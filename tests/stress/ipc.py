@@ -37,6 +37,7 @@ from wp1.serving.transfer.ipc import IpcTransfer
 MOST_TOKENS = 640
 AT_ONCE = 24  # handoffs in flight
 LEASE_S = 600.0
+STUCK_S = 15.0
 # What may happen to a handoff, and how often. `gone`: the client goes away; `dropped`: the prompt is done and nobody
 # wants it, so that a decode engine is asked to fetch and drop it; `both`: first the one and then the other.
 FATES = {"none": 60, "gone": 20, "dropped": 10, "both": 10}
@@ -174,7 +175,9 @@ def prefill_process(pipe: Connection, folder: str, settings: dict[str, Any]) -> 
                     engine.step()
                 pipe.send((engine.given, engine.preemptions))
                 return
-            if kind == "add":
+            if kind == "say":
+                print(engine, file=sys.stderr, flush=True)
+            elif kind == "add":
                 number, tokens, params = rest
                 engine.add(Request(f"{number}-stress", params, [5] * tokens, number))
             elif engine.abort(f"{rest[0]}-stress"):
@@ -199,11 +202,12 @@ def stress(
 
     ranks: workers of each engine, all in its process; num_blocks: of each engine; cached: see `DecodeEngine`.
     """
-    begin = said = time.monotonic()
+    begin = said = moved = time.monotonic()
+    before = 0
     settings = {"ranks": ranks, "device": device, "num_blocks": num_blocks, "seed": seed}
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    with tempfile.TemporaryDirectory(prefix="wp1-kv-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kv-") as folder:
         child = context.Process(target=prefill_process, args=(theirs, folder, settings), daemon=True)
         child.start()
         theirs.close()
@@ -212,10 +216,16 @@ def stress(
             decode = DecodeEngine(Path(folder), verify=verify, cached=cached, **settings)
             client = Client(ours, decode, handoffs, seed, num_blocks - 1)
             while client.busy or decode.busy:
+                if time.monotonic() - moved > STUCK_S:
+                    ours.send(("say",))
+                    time.sleep(1)
+                    raise AssertionError(f"nothing ended for {STUCK_S:g} s: {client}; {decode}")
                 assert time.monotonic() - begin < limit_s, f"not over after {limit_s:g} s: {client}"
                 client.step()
                 for request, why in decode.step():
                     client.decoded(request, why)
+                if (ended := client.outcomes.total()) != before:
+                    moved, before = time.monotonic(), ended
                 if time.monotonic() - said > 5:
                     said = time.monotonic()
                     say(f"{sum(client.outcomes[word] for word in ('well', 'given up'))} of {handoffs}")

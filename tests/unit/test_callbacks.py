@@ -1,116 +1,20 @@
 """Whole sweeps by the command line's own way, with the engine double in the backend's place."""
 
-import logging
 import os
 import re
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 
-from tests.double import TINY, DoubleBackend
-from wp1 import callbacks, main, tracking
+from tests.double import DoubleBackend
+from tests.unit.conftest import Sweep
+from wp1 import tracking
 from wp1.analysis import sweep as sweep_tables
 from wp1.analysis.summary import read_json
 from wp1.identity import PARENT_VARIABLE
 from wp1.track import track
-
-
-@dataclass
-class Swept:
-    """What a sweep left."""
-
-    code: int
-    said: str
-    folder: Path
-    store: str
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        return read_json(self.folder / "sweep.json")
-
-    @property
-    def table(self) -> pl.DataFrame:
-        return pl.read_csv(self.folder / "comparison.csv")
-
-    def runs(self, state: str = "active") -> dict[str, Any]:
-        """Everything in MLflow by name."""
-        from mlflow import MlflowClient
-        from mlflow.entities import ViewType
-
-        client = MlflowClient(self.store)
-        view = ViewType.ACTIVE_ONLY if state == "active" else ViewType.ALL
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        return {str(run.info.run_name): run for run in client.search_runs(experiments, run_view_type=view)}
-
-    @property
-    def parent(self) -> Any:
-        return self.runs()[self.folder.name]
-
-    def children(self) -> list[Any]:
-        mine = self.parent.info.run_id
-        return [run for run in self.runs().values() if run.data.tags.get("mlflow.parentRunId") == mine]
-
-
-Sweep = Callable[..., Swept]
-
-
-class Left(BaseException):
-    """The command's end."""
-
-    def __init__(self, code: int, message: str) -> None:
-        self.code, self.message = code, message
-
-
-def leave(code: int, message: str = "") -> None:
-    raise Left(code, message)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One store for all: making its tables takes MLflow seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-
-
-@pytest.fixture
-def undisturbed() -> Iterator[None]:
-    """Puts back what a command line may do to its own process."""
-    handlers, level = logging.root.handlers[:], logging.root.level
-    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
-    yield
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
-    for number, handler in signals.items():
-        signal.signal(number, handler)
-    main._failures.clear()
-    callbacks._open.clear()
-
-
-@pytest.fixture
-def sweep(
-    double: type[DoubleBackend], tmp_path: Path, store: str, undisturbed: None, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> Sweep:  # fmt: skip
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    # The real one ends the process, that of the tests too.
-    monkeypatch.setattr(main, "_leave", leave)
-
-    def run(*overrides: str) -> Swept:
-        arguments = ["-m", f"root={tmp_path}", f"tracking.uri={store}", *TINY, *overrides]
-        monkeypatch.setattr(sys, "argv", ["wp1", *arguments])
-        before = os.environ.get(PARENT_VARIABLE)
-        with pytest.raises(Left) as left:
-            main.main()
-        (folder,) = (tmp_path / "multirun").iterdir()
-        assert os.environ.get(PARENT_VARIABLE) == before
-        return Swept(left.value.code, capfd.readouterr().err + left.value.message, folder, store)
-
-    return run
 
 
 def artifacts_of(run: Any) -> Path:

@@ -77,7 +77,7 @@ class Engine:
 
 
 def _search(cfg: Any, engine: Engine) -> list[Probe]:
-    asyncio.run(goodput.search(cfg, "agg", engine.run_dir, engine.measure))
+    asyncio.run(goodput.search(cfg, "agg", cfg.experiment.prompt_lens, engine.run_dir, engine.measure))
     return goodput.read(engine.run_dir)
 
 

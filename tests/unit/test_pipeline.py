@@ -87,7 +87,7 @@ def test_an_engine_that_dies_fails_the_run_and_keeps_its_records(config: Compose
     records = [record for record in read_records(outcome.run_dir / "records.jsonl") if not record.warmup]
     assert [record.status for record in records] == ["ok"] * 3 + ["error"] * 9
     page = outcome.report.read_text()  # type: ignore[union-attr]
-    assert "| error | 9 | engine agg-0 died" in page
+    assert "| engine died | prefill | 9 | engine agg-0 died" in page
     assert read_json(outcome.run_dir / "run_metadata.json")["status"] == "failed"
     assert double.stopped == ["agg-0"]
 
@@ -247,7 +247,7 @@ def test_kv_that_is_not_given_back_fails_the_run(config: Compose, double: Any, t
     Leaks.engines = double.engines
     monkey = pytest.MonkeyPatch()
     monkey.setattr("wp1.serving.vllm_backend.VLLMBackend", Leaks)
-    monkey.setattr(run_module, "KV_FREE_WITHIN_S", 0.1)
+    monkey.setattr("wp1.measure.KV_FREE_WITHIN_S", 0.1)
     outcome = _run(config, tmp_path, *E3, "experiment.repeats=1")
     monkey.undo()
     assert outcome.status == "failed"
@@ -327,3 +327,22 @@ def test_a_search_for_goodput_is_in_the_folder_and_the_report(config: Compose, d
     assert "## Goodput" in page
     assert (outcome.report.parent / RUN_ID / "goodput.png").is_file()  # type: ignore[union-attr]
     assert (outcome.run_dir / "goodput.jsonl").read_text().count("\n") == len(found["path"]) + 1
+
+
+def test_a_trace_is_replayed_and_its_load_described(config: Compose, double: Any, tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": 10 * n, "input_length": 600, "output_length": 3, "hash_ids": [0, n + 1]} for n in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = ("workload=trace", f"workload.trace_path={path}", "experiment.same_tokens=false", "experiment.repeats=1")
+    outcome = _run(config, tmp_path, *said)
+    assert (outcome.status, outcome.reason) == ("completed", None)
+    records = [r for r in read_records(outcome.run_dir / "records.jsonl") if not r.warmup]
+    assert [r.prompt_tokens for r in records] == [600] * 60
+    due = sorted(r.t_intended for r in records)
+    assert due[-1] - due[0] == pytest.approx(0.59, abs=1e-4)
+    assert (outcome.run_dir / "loop.jsonl").stat().st_size
+    assert outcome.summary is not None
+    cell = outcome.summary["profiling"]["load"]["cells"]["agg/trace-speed1"]
+    assert cell["offered_per_s"] == pytest.approx(100, rel=0.01)
+    assert cell["loop_lag_ms"]["n"] > 20
+    assert "steady state" in outcome.report.read_text()  # type: ignore[union-attr]

@@ -137,12 +137,13 @@ def publish(folder: Path, uri: str) -> str:
     return tracking.publish(folder, folder.parent / "reports", uri, 5.0)
 
 
-def runs_in(uri: str, run_id: str) -> list[Any]:
+def runs_in(uri: str, run_id: str, level: str = "run") -> list[Any]:
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("wp1-e0")
-    return client.search_runs([experiment.experiment_id], f"tags.run_id = '{run_id}'") if experiment else []
+    asked = f"tags.run_id = '{run_id}' and tags.level = '{level}'"
+    return client.search_runs([experiment.experiment_id], asked) if experiment else []
 
 
 def artifacts_of(run: Any) -> Path:
@@ -221,6 +222,38 @@ def test_how_a_run_ended_is_its_status(tmp_path: Path, store: str, run_id: str, 
     publish(make_run(tmp_path, run_id, status), store)
     (run,) = runs_in(store, run_id)
     assert (run.info.status, run.data.tags["reason"]) == (shown, "an engine died")
+
+
+def test_each_cell_is_a_run_below_its_own_and_a_point_of_its_curves(tmp_path: Path, store: str, run_id: str) -> None:
+    from mlflow import MlflowClient
+
+    reason = "would take about 900 s"
+    skipped = [{"cell": "4096-conc1", "kind": "time", "reason": reason}]
+    folder = make_run(tmp_path, run_id, skipped=skipped, pools=[{"arm": "agg", "pool": "agg", "engines": []}])
+    summary = json.loads((folder / "summary.json").read_text())
+    of_cell = summary["profiling"]["latency"]["cells"].pop("agg/c")
+    for length in (1024, 2048):
+        figures = of_cell | {"ttft_ms": of_cell["ttft_ms"] | {"mean": length / 10}}
+        summary["profiling"]["latency"]["cells"][f"agg/{length}-conc1"] = figures
+    (folder / "summary.json").write_text(json.dumps(summary))
+    for _ in range(2):
+        publish(folder, store)
+    (run,) = runs_in(store, run_id)
+    cells = {cell.info.run_name: cell for cell in runs_in(store, run_id, "cell")}
+    assert set(cells) == {"agg 1024-conc1", "agg 2048-conc1", "agg 4096-conc1"}
+    assert {cell.data.tags["mlflow.parentRunId"] for cell in cells.values()} == {run.info.run_id}
+    measured = cells["agg 2048-conc1"].data
+    assert {key: measured.params[key] for key in ("mode", "arm", "prompt_len", "load")} == {
+        "mode": "agg", "arm": "agg", "prompt_len": "2048", "load": "conc1",
+    }  # fmt: skip
+    assert measured.metrics["ttft_ms/mean"] == 204.8
+    assert measured.tags["cell"] == "2048-conc1" and "sweep" not in measured.tags
+    left_out = cells["agg 4096-conc1"]
+    assert (left_out.info.status, left_out.data.tags["status"], left_out.data.metrics) == ("KILLED", "skipped", {})
+    assert reason in left_out.data.tags["mlflow.note.content"]
+    assert run.data.tags["skipped"] == "4096-conc1"
+    history = MlflowClient(store).get_metric_history(run.info.run_id, "by_prompt_len/agg/conc1/ttft_ms/mean")
+    assert {point.step: point.value for point in history} == {1024: 102.4, 2048: 204.8}
 
 
 def test_publishing_again_replaces_figures_that_went_down(tmp_path: Path, store: str, run_id: str) -> None:

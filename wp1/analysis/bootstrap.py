@@ -40,12 +40,12 @@ def resamples(repeat_of_slot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def values(rows: pl.DataFrame, column: str, index: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """The values of a column, and the pair that each belongs to. A list column has several values a request."""
-    found = rows.select("name", column)
+    pairs = np.fromiter((index[name] for name in rows["name"]), dtype=np.int64, count=rows.height)
+    found = rows.select(pl.Series("pair", pairs), column)
     if found.schema[column] == pl.List:
         found = found.explode(column)
     found = found.drop_nulls(column)
-    pairs = np.fromiter((index[name] for name in found["name"]), dtype=np.int64, count=found.height)
-    return pairs, found[column].to_numpy().astype(float)
+    return found["pair"].to_numpy(), found[column].to_numpy().astype(float)
 
 
 def resampled(found: Values, statistic: str, draws: np.ndarray) -> np.ndarray:

@@ -50,7 +50,13 @@ def words(rows: list[dict[str, Any]], fitted: Mapping[str, Any] | None) -> str:
             f"{with_interval(fitted['b'], lambda v: short(v * 1e3))} µs × n",
             f"{with_interval(fitted['c'], lambda v: short(v * 1e6))} ns × n²",
         ]
-        said.append(f"TTFT ≈ {' + '.join(parts)}, within {share(fitted['worst'])} of every mean.")
+        # Three lengths determine three coefficients, and then nothing is left to be off.
+        near = (
+            "through all three means"
+            if len(fitted["lengths"]) == 3
+            else f"within {share(fitted['worst'])} of every mean"
+        )
+        said.append(f"TTFT ≈ {' + '.join(parts)}, {near}.")
         of_flops = fitted.get("flops_quadratic_share")
         attention = "" if of_flops is None else f" (of the FLOPs, attention is {share(of_flops)})"
         quadratic = with_interval(fitted["quadratic_share"], share)

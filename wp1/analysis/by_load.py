@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import bootstrap, cells, metrics, roofline, spans
+from wp1.analysis import bootstrap, cells, metrics, roofline, spans, steady
 from wp1.analysis.markdown import share
 from wp1.collectors.device import load_window
 
@@ -57,10 +57,10 @@ def chunk_of(metadata: Mapping[str, Any], arm: str) -> int | None:
 
 def _row(cell: cells.CellName, sent: pl.DataFrame, slo: Mapping[str, Any], devices: int) -> dict[str, Any]:
     answered = sent.filter(pl.col("status") == "ok")
-    sample = bootstrap.Sample(answered)
-    by_repeat = [rows for _, rows in sent.group_by("repeat", maintain_order=True)]
-    seconds = [metrics.span(rows) * devices for rows in by_repeat]
-    tokens = [int(rows.filter(pl.col("status") == "ok")["output_tokens"].sum()) for rows in by_repeat]
+    sample = bootstrap.Sample(steady.of_figures(answered))
+    delivered = [metrics.delivered(rows) for _, rows in sent.group_by("repeat", maintain_order=True)]
+    tokens, seconds = [d[1] for d in delivered], [d[2] * devices for d in delivered]
+    judged = steady.of_figures(sent)
     limits = metrics.limits(slo)
     attained = metrics.attainment(sent, *limits)
     return {
@@ -71,7 +71,7 @@ def _row(cell: cells.CellName, sent: pl.DataFrame, slo: Mapping[str, Any], devic
         "request_rate": cell.rate or None,
         "sent": sent.height,
         "ok": answered.height,
-        "repeats": len(by_repeat),
+        "repeats": len(delivered),
         "devices": devices,
         "ttft_ms": sample.figure("ttft_ms"),
         "ttft_ms_p95": sample.figure("ttft_ms", "p95"),
@@ -84,7 +84,7 @@ def _row(cell: cells.CellName, sent: pl.DataFrame, slo: Mapping[str, Any], devic
         "attainment": attained,
         "attainment_interval": None
         if attained is None
-        else metrics.wilson(int(sent.select(metrics.met(*limits).sum()).item()), sent.height),
+        else metrics.wilson(int(judged.select(metrics.met(*limits).sum()).item()), judged.height),
     }
 
 

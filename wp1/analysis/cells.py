@@ -1,4 +1,5 @@
-"""What the name of a cell says: `1024-rate0.5` is 1,024 tokens a prompt at 0.5 requests/s, `1024-conc4` four at a time.
+"""What the name of a cell says: `1024-rate0.5` is 1,024 tokens a prompt at 0.5 requests/s, `1024-conc4` four at a time,
+`toolagent-speed2` a trace in half its time.
 
 `wp1.plan` gives the names; a name of another shape is a cell all the same, without length and load.
 """
@@ -7,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_NAME = re.compile(r"(?P<prompt>.+)-(?P<kind>rate|conc)(?P<load>\d+(\.\d+)?(e[+-]?\d+)?)")
+_NAME = re.compile(r"(?P<prompt>.+)-(?P<kind>rate|conc|speed)(?P<load>\d+(\.\d+)?(e[+-]?\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class CellName:
     prompt: str  # the length in tokens, or the dataset
     rate: float  # requests/s; 0 for a closed loop
     concurrency: int | None  # of a closed loop
+    speed: float | None = None  # of a trace: 2 is in half the recorded time
 
     @property
     def prompt_len(self) -> int | None:
@@ -25,8 +27,15 @@ class CellName:
         return int(self.prompt) if self.prompt.isdecimal() else None
 
     @property
+    def open_loop(self) -> bool:
+        """Whether requests were sent on a schedule, rather than when others were answered."""
+        return self.rate > 0 or self.speed is not None
+
+    @property
     def load(self) -> str:
         """The load in words."""
+        if self.speed is not None:
+            return "as recorded" if self.speed == 1 else f"at {self.speed:g} times the recorded speed"
         if self.rate > 0:
             return f"{self.rate:g} requests/s"
         if self.concurrency is None:
@@ -48,6 +57,8 @@ def parse(name: str) -> CellName:
     load = float(found["load"])
     if found["kind"] == "rate" and load > 0:
         return CellName(name, found["prompt"], load, None)
+    if found["kind"] == "speed":
+        return CellName(name, found["prompt"], 0.0, None, load)
     # A rate of zero means one at a time.
     return CellName(name, found["prompt"], 0.0, int(load) or 1)
 
@@ -62,6 +73,7 @@ def ordered(names: Iterable[str]) -> list[str]:
             "" if c.prompt_len else c.prompt,
             c.rate,
             c.concurrency or 0,
+            c.speed or 0,
         )
     )
     return [cell.name for cell in parsed]

@@ -45,12 +45,25 @@ def _some_answers(requests: pl.DataFrame) -> dict[str, Any]:
 
 
 def _no_unexpected_cache_hits(config: Any, requests: pl.DataFrame) -> dict[str, Any]:
-    """With the prefix cache off every prompt must have been computed whole."""
+    """With the prefix cache off every prompt must have been computed whole; with it on, what no other prompt shares.
+
+    Of random prompts that is known: all but `workload.shared_prefix` of each. Equal questions, texts that overlap, and
+    a trace's equal blocks may be found there.
+    """
     on = bool(config["backend"]["engine"].get("enable_prefix_caching", True))
     hits = int(requests["cached_tokens"].sum())
-    if on:
-        return _result("prefix cache", True, f"on by configuration; {hits} prompt tokens came from it")
-    return _result("prefix cache", hits == 0, f"off; {hits} prompt tokens came from it")
+    if not on:
+        return _result("prefix cache", hits == 0, f"off; {hits} prompt tokens came from it")
+    detail = f"on by configuration; {hits:,} prompt tokens came from it"
+    if config["workload"]["prompts"] != "random":
+        return _result("prefix cache", True, detail)
+    share = config["workload"].get("shared_prefix", 0.0)
+    # One that was preempted finds what it had computed itself.
+    whole = requests.filter(~pl.col("warmup") & (pl.col("preemptions").fill_null(0) == 0))
+    unexpected = whole.filter(pl.col("cached_tokens") > (share * pl.col("prompt_tokens")).ceil()).height
+    if unexpected:
+        detail += f", in {unexpected:,} requests more than the {share:.0%} that they share"
+    return _result("prefix cache", unexpected == 0, detail)
 
 
 def _same_tokens(requests: pl.DataFrame) -> dict[str, Any]:

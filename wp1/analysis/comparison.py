@@ -83,13 +83,15 @@ def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = No
 
 
 def _prepared(requests: pl.DataFrame, limits: Mapping[str, Any]) -> pl.DataFrame:
-    """Measured requests with their name in every arm, and latencies of answered ones alone."""
+    """Measured requests with their name in every arm; latencies of answered ones alone, figures of the steady state."""
     ok = pl.col("status") == "ok"
+    counts = pl.col("steady") if "steady" in requests.columns else pl.lit(True)
+    met = metrics.met(*metrics.limits(limits)).cast(pl.Float64)
     return requests.filter(~pl.col("warmup")).with_columns(
         name=pl.col("request_id").str.replace(r"^[^/]*/", ""),
-        slo_attainment=metrics.met(*metrics.limits(limits)).cast(pl.Float64),
-        failed_share=(~ok).cast(pl.Float64),
-        **{name: pl.when(ok).then(pl.col(name)) for name in LATENCIES},
+        slo_attainment=pl.when(counts).then(met),
+        failed_share=pl.when(counts).then((~ok).cast(pl.Float64)),
+        **{name: pl.when(ok & counts).then(pl.col(name)) for name in LATENCIES},
     )
 
 
@@ -137,8 +139,8 @@ def _rate_row(a: pl.DataFrame, b: pl.DataFrame, name: str, repeats: list[int], d
 
 def _done(rows: pl.DataFrame, name: str) -> tuple[float, float]:
     """Tokens or requests of the answered ones of a repeat, and its seconds."""
-    ok = rows.filter(pl.col("status") == "ok")
-    return float(ok.height if name == "requests_per_s" else ok["output_tokens"].sum()), metrics.span(rows)
+    answered, tokens, seconds = metrics.delivered(rows)
+    return float(answered if name == "requests_per_s" else tokens), seconds
 
 
 def _figures(n_a: int, n_b: int, a: float | None, b: float | None, deltas: np.ndarray, units: int) -> dict[str, Any]:

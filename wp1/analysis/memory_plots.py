@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wp1.analysis import style
+from wp1.analysis.arms import devices_of
 from wp1.analysis.memory import PARTS, Row, together
 from wp1.analysis.plots import Plot
 
@@ -36,7 +37,7 @@ def by_length(folder: Path, rows: Sequence[Row], metadata: Mapping[str, Any], ma
         path = folder / f"memory-{arm}.png"
         of_arm = [row for row in rows if row.arm == arm]
         panels = {pool: _bars(_first_engine(of_arm, pool)) for pool in dict.fromkeys(row.pool for row in of_arm)}
-        if len({row.engine for row in of_arm}) > 1 and _on_one_device(arm, metadata):
+        if len({row.engine for row in of_arm}) > 1 and devices_of(metadata["pools"], [arm])[arm] == 1:
             panels["all engines together"] = _bars(of_arm)
         _stacked(panels, of_arm[0].limit / GIB, arm, path, mark)
         made.append((f"Where the memory of each engine of {arm} goes; one request a prompt length (n = 1).", path))
@@ -46,11 +47,6 @@ def by_length(folder: Path, rows: Sequence[Row], metadata: Mapping[str, Any], ma
 def _first_engine(rows: Sequence[Row], pool: str) -> list[Row]:
     of_pool = [row for row in rows if row.pool == pool and row.rank == 0]
     return [row for row in of_pool if row.engine == of_pool[0].engine]
-
-
-def _on_one_device(arm: str, metadata: Mapping[str, Any]) -> bool:
-    devices = [engine["devices"] for pool in metadata["pools"] if pool["arm"] == arm for engine in pool["engines"]]
-    return all(not device[0].startswith("cuda") for device in devices) or len({*map(tuple, devices)}) == 1
 
 
 def _bars(rows: Sequence[Row]) -> list[Bar]:

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import capacity, memory, memory_plots, tables
+from wp1.analysis.arms import devices_of
 from wp1.analysis.markdown import number, percent, table, text
 from wp1.analysis.memory import PARTS, UNEXPLAINED_SHARE, Row
 from wp1.analysis.plots import mark_of
@@ -51,9 +52,10 @@ def section(
     if not rows:
         return ""
     arms = list(dict.fromkeys(row.arm for row in rows))
+    devices = devices_of(metadata["pools"], arms)
     pools = capacity.pools_of(rows, metadata)
     price = capacity.price_of(rows, tables.handoffs(run_dir / "handoffs.jsonl"), metadata)
-    parts = ["## Where memory goes", "\n\n".join(words(rows, arm) for arm in arms)]
+    parts = ["## Where memory goes", "\n\n".join(words(rows, arm, devices[arm]) for arm in arms)]
     for caption, file in memory_plots.by_length(folder, rows, metadata, mark_of(metadata)):
         parts += [f"![{caption}]({folder.name}/{file.name})", f"*{caption}*"]
     parts += [_parts_table(rows, arm) for arm in arms]
@@ -68,8 +70,8 @@ def section(
     return "\n\n".join(part for part in parts if part)
 
 
-def words(rows: Sequence[Row], arm: str) -> str:
-    """The largest part of an arm at its longest prompt, in a sentence."""
+def words(rows: Sequence[Row], arm: str, devices: int) -> str:
+    """The largest part of an arm, which is on so many devices, at its longest prompt: in a sentence."""
     of_arm = [row for row in rows if row.arm == arm]
     longest = max(row.prompt_len for row in of_arm)
     at = [row for row in of_arm if row.prompt_len == longest]
@@ -78,6 +80,9 @@ def words(rows: Sequence[Row], arm: str) -> str:
     kv_pool = sums.pop("kv_in_use") + sums.pop("kv_free")
     largest, size = max([*sums.items(), ("kv", kv_pool)], key=lambda pair: pair[1])
     unit = _unit(at)
+    where = (
+        f"the device's {_size(limit, unit)}" if devices == 1 else f"{devices} devices with {_size(limit, unit)} each"
+    )
     engines = len({row.engine for row in at})
     of = f"{engines} engines hold" if engines > 1 else "the engine holds"
     name = "the KV pool" if largest == "kv" else NAMES[largest]
@@ -85,7 +90,7 @@ def words(rows: Sequence[Row], arm: str) -> str:
     kv = f"; of the KV pool the request fills {_size(in_use, unit)} ({percent(in_use / kv_pool)})" if kv_pool else ""
     activations = max(row.parts["activations"] for row in at)
     return (
-        f"**{arm}**, {longest:,} tokens: {of} {_size(total, unit)} of the device's {_size(limit, unit)}. The largest "
+        f"**{arm}**, {longest:,} tokens: {of} {_size(total, unit)} of {where}. The largest "
         f"part is **{name}** with {_size(size, unit)} ({percent(size / total)}){kv}. The prefill's activations take "
         f"{_size(activations, unit)} at most."
     )

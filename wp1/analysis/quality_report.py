@@ -60,10 +60,10 @@ def _words(of: Mapping[str, Any]) -> str:
     best = max(judged, key=lambda task: task["mean"])
     worst = min(judged, key=lambda task: task["mean"])
     overall = of["overall"]
+    several = f"; best at {best['task']} ({best['mean']:.0f} %), worst at {worst['task']} ({worst['mean']:.0f} %)"
     said = [
-        f"Over {overall['tasks']} tasks and {overall['n']} answers the mean score is {overall['mean']:.1f} % "
-        f"[{overall['low']:.1f}, {overall['high']:.1f}]; best at {best['task']} ({best['mean']:.0f} %), worst at "
-        f"{worst['task']} ({worst['mean']:.0f} %)."
+        f"Over {overall['n']} answers to {overall['tasks']} task{'s' * (overall['tasks'] > 1)} the mean score is "
+        f"{overall['mean']:.1f} % [{overall['low']:.1f}, {overall['high']:.1f}]{several * (len(judged) > 1)}."
     ]
     lengths = of["by_length"]
     if len(lengths) > 1:

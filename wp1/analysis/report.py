@@ -14,6 +14,7 @@ from wp1.analysis import (
     by_length_report,
     by_load_plots,
     by_load_report,
+    cells,
     comparison_plots,
     comparison_report,
     device_report,
@@ -28,6 +29,7 @@ from wp1.analysis import (
 )
 from wp1.analysis.markdown import ms, number, percent, rate, table, text
 from wp1.analysis.summary import read_config, read_json
+from wp1.collectors import load
 from wp1.collectors.device import read_samples
 
 LATENCY_ROWS = (
@@ -46,13 +48,20 @@ HOW_TO_READ = """\
 - **first decode step**: from prefill, or the handoff, to the first token that decoding made.
 - **TPOT**: (last token − first token) / (output tokens − 1); **ITL**: the single gaps.
 - **E2E**: last token − intended arrival.
-- **client delay**: how late wp1 itself sent; it is part of TTFT.
+- **client delay**: how late wp1 itself sent; it is part of TTFT. Above 10 ms (p99) the cell is marked.
+- **event-loop lag**: how late timers fired in wp1's own loop, which sends requests and takes tokens.
 - Warm-up requests and engine start are not in any figure; failed requests are counted, and have no latencies."""
 HOW_TO_READ_HANDOFFS = """\
 - **handoff**: the prefill engine's first token → the KV cache usable in the decode engine, with the wait for a place
   there; part of TTFT only where the decode engine streams the first token.
 - **transfer**: the KV cache's bytes moving; **GB/s** (1e9 bytes): bytes / time in which any of them moved.
 - **stall**: the part of the handoff that delays the request; **stall ratio**: sum of stalls / sum of E2E."""
+HOW_TO_READ_LOAD = """\
+- **steady state**: at the start of an open loop engines are empty, at its end they run empty. What was due between one
+  median E2E after the first arrival (after the ramp) and one before the last counts, in all arms alike, if that is 20
+  requests a repeat.
+- **over-saturated**: less than 90 % of the offered rate was answered, and requests in flight grew by 30 % from the
+  middle third of the arrivals to the last."""
 HOW_TO_READ_ARMS = """\
 - **Δ**, **ratio**: second arm − first, second / first; **95 % of Δ**: two-level bootstrap of repeats and, within them,
   of pairs of the same request (of a rate: of repeats); **≠ 0**: whether it excludes zero, with a dash where fewer than
@@ -68,7 +77,8 @@ def reports_of(config: Any) -> Path:
 def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary: dict[str, Any]) -> Path:
     """Writes `reports/<run_id>.md` and its plots in `reports/<run_id>/`, and returns the page's path."""
     config = read_config(run_dir)
-    requests = tables.requests(run_dir / "records.jsonl")
+    answers = config["workload"]["prompts"] == "dataset"
+    requests = tables.requests(run_dir / "records.jsonl", tables.bulk_of(config, compared=False))
     queues = tables.queues(run_dir / "queues.jsonl")
     measured = requests.filter(~pl.col("warmup"))
     folder = reports / metadata["run_id"]
@@ -95,8 +105,9 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
         _pictures(folder, by_load_plots.load_plots(folder, summary.get("by_load"), mark)) if not names else "",
         goodput.section(summary.get("goodput"), config["slo"]),
         _pictures(folder, by_load_plots.goodput_plots(folder, summary.get("goodput"), config["slo"], mark)),
-        _answers(requests, names) if config["workload"]["prompts"] == "dataset" else "",
+        _answers(requests, names) if answers else "",
         _kv_transfer(summary),
+        _skipped(summary),
         _latency(summary),
         _pictures(folder, pictures),
         device_report.section(summary["profiling"].get("device")),
@@ -210,6 +221,11 @@ def _longest_queues(overall: dict[str, Any]) -> str:
     return f" Requests waiting at most: {', '.join(lengths)}."
 
 
+def _skipped(summary: dict[str, Any]) -> str:
+    rows = [[cells.parse(one["cell"]).words, one["kind"], one["reason"]] for one in summary["skipped"]]
+    return f"## Skipped\n\n{table(['cell', 'for', 'reason'], rows, 'lll')}" if rows else ""
+
+
 def _latency(summary: dict[str, Any]) -> str:
     profile = summary["profiling"].get("latency")
     if profile is None:
@@ -217,8 +233,8 @@ def _latency(summary: dict[str, Any]) -> str:
     parts = ["## Latency"]
     for name, cell in profile["cells"].items():
         rows = []
-        for key, title in LATENCY_ROWS:
-            d = cell[key]
+        lags = {"n": 0} if (of_load := load.of_cell(summary, name)) is None else of_load["loop_lag_ms"]
+        for title, d in [*((title, cell[key]) for key, title in LATENCY_ROWS), ("event-loop lag", lags)]:
             if d["n"]:
                 interval = f"{ms(d['mean'])} [{ms(d['mean_low'])}, {ms(d['mean_high'])}]"
                 rows.append([title, d["n"], interval, *(ms(d[p]) for p in ("p50", "p90", "p95", "p99"))])
@@ -227,15 +243,29 @@ def _latency(summary: dict[str, Any]) -> str:
             f"{number(cell['prompt_tokens'])} prompt and {number(cell['output_tokens'])} output tokens "
             f"in {cell['duration_s']:.1f} s ({rate(cell['output_tokens_per_s'])} output tokens/s). Times in ms."
         )
+        if cell["failed"]:
+            causes = ", ".join(f"{words_of(cause)} {n}" for cause, n in cell["causes"].items())
+            parts.append(f"Not answered, and misses in every share: {causes}.")
+        parts += [f"> {_emphasised(note)}." for note in load.notes(summary, name)]
         if rows:
             parts.append(table(["", "n", "mean [95 %]", "p50", "p90", "p95", "p99"], rows, "lrrrrrr"))
     attained = summary["slo"]["attainment"]
     if attained is not None:
         limits = metrics.limits_in_words(summary["slo"])
         parts.append(
-            f"SLO `{summary['slo']['name']}` ({limits}): attained by {percent(attained)} of all requests sent."
+            f"SLO `{summary['slo']['name']}` ({limits}): attained by {percent(attained)} of all requests sent"
+            f"{' in the steady state, where there is one' if load.has_windows(summary) else ''}."
         )
     return "\n\n".join(parts)
+
+
+def words_of(cause: str) -> str:
+    return cause.replace("_", " ")
+
+
+def _emphasised(note: str) -> str:
+    matter, _, rest = note.partition(":")
+    return f"**{matter}**:{rest}"
 
 
 def _checks(summary: dict[str, Any]) -> str:
@@ -247,9 +277,19 @@ def _failures(requests: pl.DataFrame) -> str:
     failed = requests.filter(pl.col("status") != "ok")
     if failed.is_empty():
         return ""
-    counts = failed.group_by("status", "error", maintain_order=True).len()
-    rows = [[status, n, text(error or "", 300)] for status, error, n in counts.iter_rows()]
-    return "## Requests that failed\n\n" + table(["status", "requests", "reason"], rows, "lrl")
+    keys = ("arm", "cell", "cause", "phase", "error")
+    counts = failed.filter(~pl.col("warmup")).group_by(keys, maintain_order=True).len()
+    warmups = failed.filter(pl.col("warmup")).group_by("cause", "phase", "error", maintain_order=True).len()
+    rows = [
+        [f"{arm}/{cell}", words_of(cause or "unknown"), phase, n, text(error or "", 300)]
+        for arm, cell, cause, phase, error, n in counts.iter_rows()
+    ]
+    rows += [
+        ["warm-up", words_of(cause or "unknown"), phase, n, text(error or "", 300)]
+        for cause, phase, error, n in warmups.iter_rows()
+    ]
+    header = ["cell", "cause", "phase", "requests", "what was said"]
+    return "## Requests that failed\n\n" + table(header, rows, "lllrl")
 
 
 def _how_to_read(metadata: dict[str, Any], summary: dict[str, Any], several_arms: bool) -> str:
@@ -257,6 +297,8 @@ def _how_to_read(metadata: dict[str, Any], summary: dict[str, Any], several_arms
     parts = [HOW_TO_READ]
     if summary["profiling"].get("kv_transfer"):
         parts.append(HOW_TO_READ_HANDOFFS)
+    if any("steady" in cell for cell in summary["profiling"].get("load", {}).get("cells", {}).values()):
+        parts.append(HOW_TO_READ_LOAD)
     if several_arms:
         parts.append(HOW_TO_READ_ARMS)
     if summary.get("quality"):
@@ -306,6 +348,7 @@ def _setting(metadata: dict[str, Any]) -> str:
             for start in metadata["starts"]
         ]
         rows.append(["order", ", then ".join(starts)])
+    rows += [["engines of " + taken["arm"], f"up since `{taken['from']}`"] for taken in metadata.get("taken_over", ())]
     git = metadata["git"]
     if git:
         rows.append(["code", f"`{git['commit'][:12]}`{' with local changes' if git['dirty'] else ''}"])

@@ -9,14 +9,15 @@ import polars as pl
 import yaml
 
 from wp1.analysis import arms, by_length, by_load, capacity, checks, goodput, memory, metrics, quality, tables
-from wp1.collectors import Collector
+from wp1.collectors import Collector, load
 from wp1.errors import WP1Error
 from wp1.goodput import read as read_probes
+from wp1.labels import CLIENT_LATE
 
 SAMPLE_COLUMNS = (
-    "request_id", "arm", "cell", "repeat", "label", "status", "error", "phase", "prompt_tokens", "output_tokens",
-    "cached_tokens", "finish_reason", "pool", "prefill_engine", "decode_engine", "handoff_id", *metrics.LATENCIES,
-    "decode_ms",
+    "request_id", "arm", "cell", "repeat", "label", "status", "error", "cause", "phase", "steady", "prompt_tokens",
+    "output_tokens", "cached_tokens", "finish_reason", "pool", "prefill_engine", "decode_engine", "handoff_id",
+    *metrics.LATENCIES, "decode_ms",
 )  # fmt: skip
 
 
@@ -51,13 +52,18 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
     """
     config = read_config(run_dir)
     metadata = read_json(run_dir / "run_metadata.json")
-    requests = tables.requests(run_dir / "records.jsonl")
+    compared = config["experiment"]["same_tokens"] or bool(arms.names_of(config))
+    requests = tables.requests(run_dir / "records.jsonl", tables.bulk_of(config, compared))
     measured = requests.filter(~pl.col("warmup"))
+    profiling = {collector.name: collector.profile(run_dir, requests) for collector in collectors}
+    late = bool(load.late_cells({"profiling": profiling}))
+    metadata["labels"] = [label for label in metadata["labels"] if label != CLIENT_LATE] + [CLIENT_LATE] * late
     summary = {
         "run_id": metadata["run_id"],
         "experiment": metadata["experiment"],
         "config_hash": metadata["config_hash"],
         "labels": metadata["labels"],
+        "skipped": metadata.get("skipped", []),
         "checks": checks.all_checks(
             config, requests, tables.handoffs(run_dir / "handoffs.jsonl"), metadata.get("kv_held")
         ),
@@ -65,17 +71,17 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
             **config["slo"],
             "attainment": metrics.attainment(measured, *metrics.limits(config["slo"])),
         },
-        "profiling": {collector.name: collector.profile(run_dir, requests) for collector in collectors},
+        "profiling": profiling,
     }
     profile = summary["profiling"].get("device") or {}
     stats = tables.engine_stats(run_dir / "engine_stats.jsonl")
     summary["by_length"] = by_length.by_length(requests, metadata, profile)
     probes = read_probes(run_dir) or goodput.tested(requests, arms.names_of(config), config["slo"])
     apart = goodput.probe_cells(probes)
-    planned = requests.filter(
-        pl.Series([key not in apart for key in requests.select("arm", "cell").iter_rows()], dtype=pl.Boolean)
+    planned = pl.Series([key not in apart for key in requests.select("arm", "cell").iter_rows()], dtype=pl.Boolean)
+    summary["by_load"] = by_load.by_load(
+        requests.filter(planned) if apart else requests, stats, metadata, config["slo"], profile
     )
-    summary["by_load"] = by_load.by_load(planned, stats, metadata, config["slo"], profile)
     answers = quality.scored(run_dir, requests)
     summary["quality"] = quality.summarise(answers, metadata.get("dataset") or {})
     summary["goodput"] = goodput.found(probes, requests, metadata, config["slo"])

@@ -61,7 +61,7 @@ def new_manifest(name: str, cfg: Any, jobs: list[list[str]], overrides: list[str
         "overrides": overrides,
         "jobs": jobs,
         "root": cfg.root,
-        "tracking": {"uri": cfg.tracking.uri, "timeout_s": cfg.tracking.timeout_s},
+        "tracking": {key: cfg.tracking[key] for key in ("enabled", "uri", "timeout_s")},
         "parent_run_id": None,
     }
 
@@ -146,7 +146,8 @@ def name_of(job: Job, keys: list[str]) -> str:
 def rows(jobs: list[Job]) -> pl.DataFrame:
     """One row a job, arm and cell: the overrides that differ, counts, latencies (ms), output tokens/s, status.
 
-    A job without a cell, because it failed before or never ran, is one row that has its status.
+    A job without a cell, because it failed before or never ran, is one row that has its status; a cell that was skipped
+    has that for its status, and no figures.
     """
     keys = differing(jobs)
     found = []
@@ -159,11 +160,23 @@ def rows(jobs: list[Job]) -> pl.DataFrame:
             "run_id": job.metadata.get("run_id"),
         }
         found += [head | cell | tail for cell in _cells(job)]
+        found += [head | tail | cell for cell in _skipped(job)]
     texts = [*keys, "arm", "cell", "labels", "status", "reason", "run_id"]
     counts = ["job", "requests_ok", "requests_failed"]
     schema: dict[str, Any] = dict.fromkeys(texts, pl.String) | dict.fromkeys(counts, pl.Int64)
     columns = ["job", *keys, *NO_CELL, *NO_FIGURES, "labels", "status", "reason", "run_id"]
     return pl.DataFrame(found, schema={name: schema.get(name, pl.Float64) for name in columns})
+
+
+def _skipped(job: Job) -> list[dict[str, Any]]:
+    """Cells that were not measured, by arm, as their time or memory did not suffice."""
+    skipped = job.metadata.get("skipped", [])
+    names = list(dict.fromkeys(pool["arm"] for pool in job.metadata["pools"])) if skipped else []
+    return [
+        NO_CELL | NO_FIGURES | {"arm": arm, "cell": one["cell"], "status": "skipped", "reason": one["reason"]}
+        for arm in names
+        for one in skipped
+    ]
 
 
 def _cells(job: Job) -> list[dict[str, Any]]:
@@ -225,11 +238,16 @@ def contrasts(found: list[Pair]) -> dict[tuple[str, str], list[Pair]]:
     """
     by_names: dict[tuple[str, str], list[Pair]] = {}
     for pair in found:
-        keys = differing([pair.a, pair.b])
-        arm = f", {pair.arm}" if pair.arm else ""
-        a, b = (f"{name_of(job, keys) if keys else f'job {job.number}'}{arm}" for job in (pair.a, pair.b))
-        by_names.setdefault((a, b), []).append(pair)
+        by_names.setdefault(names_of(pair), []).append(pair)
     return by_names
+
+
+def names_of(pair: Pair) -> tuple[str, str]:
+    """What the two sides of a pair are called, by the overrides in which they differ."""
+    keys = differing([pair.a, pair.b])
+    arm = f", {pair.arm}" if pair.arm else ""
+    a, b = (f"{name_of(job, keys) if keys else f'job {job.number}'}{arm}" for job in (pair.a, pair.b))
+    return a, b
 
 
 def side_by_side(names: tuple[str, str], of: list[Pair]) -> tuple[dict[str, Any], pl.DataFrame]:

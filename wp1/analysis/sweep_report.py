@@ -35,7 +35,7 @@ def write_comparison(folder: Path) -> Path:
     shared, frames = [], []
     for names, of in sweep.contrasts(sweep.pairs(jobs, found)).items():
         content, frame = sweep.side_by_side(names, of)
-        shared.append(_contrast(content, of))
+        shared.append(contrast(content, of))
         marks = ", ".join(sweep.all_labels([job for pair in of for job in (pair.a, pair.b)]))
         frames.append(frame.with_columns(labels=pl.lit(marks or None, pl.String)))
     (folder / PAIRS).unlink(missing_ok=True)
@@ -45,8 +45,8 @@ def write_comparison(folder: Path) -> Path:
     parts = [
         _head(manifest, jobs),
         f"![Mean TTFT and TPOT of each job, with 95 % bootstrap intervals]({PLOT})" if plotted else "",
-        _jobs(jobs, found),
-        _reasons(jobs),
+        jobs_table(jobs, found),
+        reasons(jobs, found),
         *shared,
         f"## How to read the figures\n\n{HOW_TO_READ_ARMS}" if shared else "",
         _files(folder, manifest, jobs, bool(frames)),
@@ -74,7 +74,8 @@ def _head(manifest: dict[str, Any], jobs: list[Job]) -> str:
     return "\n".join(lines)
 
 
-def _jobs(jobs: list[Job], found: pl.DataFrame) -> str:
+def jobs_table(jobs: list[Job], found: pl.DataFrame) -> str:
+    """A line for each job, arm and cell. found: from `sweep.rows`."""
     keys = differing(jobs)
     # The arm of a job that has one alone is its scheduler, and no news.
     several = found.group_by("job").agg(arms=pl.col("arm").n_unique())["arms"].max() != 1
@@ -97,16 +98,22 @@ def _jobs(jobs: list[Job], found: pl.DataFrame) -> str:
     )
 
 
-def _reasons(jobs: list[Job]) -> str:
+def reasons(jobs: list[Job], found: pl.DataFrame) -> str:
+    """Why jobs did not complete, and cells were skipped."""
     lines = [
         f"- job {job.number}, {job.status}: {text(job.reason)}"
         for job in jobs
         if job.status != "completed" and job.reason
     ]
+    skipped = found.filter(pl.col("status") == "skipped").unique(["job", "cell"], maintain_order=True)
+    lines += [
+        f"- job {row['job']}, {row['cell']} skipped: {text(row['reason'])}" for row in skipped.iter_rows(named=True)
+    ]
     return "\n".join(lines)
 
 
-def _contrast(content: dict[str, Any], of: list[Pair]) -> str:
+def contrast(content: dict[str, Any], of: list[Pair]) -> str:
+    """Two sides, from `sweep.side_by_side`."""
     a, b = content["arms"]
     parts = [f"## {b} against {a}", content["words"]]
     counts = [content["devices"][name] for name in (a, b)]

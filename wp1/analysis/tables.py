@@ -5,15 +5,19 @@ from the intended arrival, so a late client is not hidden.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from wp1.analysis import steady
 from wp1.errors import WP1Error
 
-RECORD_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+Schema = dict[str, pl.DataType | type[pl.DataType]]
+PART_BYTES = 64 << 20
+
+RECORD_SCHEMA: Schema = {
     "request_id": pl.String,
     "arm": pl.String,
     "cell": pl.String,
@@ -43,7 +47,7 @@ RECORD_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "preemptions": pl.Int64,
     "finish_reason": pl.String,
     "text": pl.String,
-    "token_ids": pl.List(pl.Int64),
+    "token_ids": pl.List(pl.Int32),
     "pool": pl.String,
     "prefill_engine": pl.String,
     "decode_engine": pl.String,
@@ -52,7 +56,7 @@ RECORD_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "nll_window": pl.Int64,
     "nll": pl.List(pl.Float64),
 }
-HANDOFF_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+HANDOFF_SCHEMA: Schema = {
     "handoff_id": pl.String,
     "request_id": pl.String,
     "arm": pl.String,
@@ -81,14 +85,21 @@ HANDOFF_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "t_decode_first_token": pl.Float64,
 }
 QUEUES = ("prefill_waiting", "prefilling", "decode_waiting", "transferring", "decoding")
-QUEUE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+QUEUE_SCHEMA: Schema = {
     "t": pl.Float64,
     "arm": pl.String,
     **dict.fromkeys(QUEUES, pl.Int64),
 }
+LAG_SCHEMA: Schema = {
+    "t": pl.Float64,
+    "arm": pl.String,
+    "cell": pl.String,
+    "repeat": pl.Int64,
+    "lags": pl.List(pl.Float64),
+}
 
 
-STATS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+STATS_SCHEMA: Schema = {
     "t": pl.Float64,
     "arm": pl.String,
     "engine": pl.String,
@@ -100,13 +111,28 @@ STATS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "steps": pl.Int64,
 }
 
+# Columns that are large and that most readers do without; what follows from t_tokens is kept in itl_ms.
+BULK = ("text", "token_ids", "t_tokens")
 
-def requests(path: Path) -> pl.DataFrame:
-    """One row a record, with its fields and the latencies of `with_latencies`.
 
+def bulk_of(config: Mapping[str, Any], compared: bool) -> tuple[str, ...]:
+    """What can be left out of the records of a run: answers are read where questions were asked, and tokens compared
+    where there are others to compare them with."""
+    if config["workload"]["prompts"] not in ("random", "text", "trace"):
+        return ()
+    return tuple(name for name in BULK if name != "token_ids" or not compared)
+
+
+def requests(path: Path, without: Sequence[str] = ()) -> pl.DataFrame:
+    """One row a record, with its fields, the latencies of `with_latencies` and the windows of `steady.with_windows`.
+
+    without: columns to leave out, of `BULK`; a million requests of 100 tokens then take 1 GB instead of 3.
     A last line torn by a crash is left out. Raises WP1Error where the file is none of records.
     """
-    return with_latencies(_read(path, RECORD_SCHEMA, "request records"))
+    # What latencies are made of is needed until they are.
+    schema = {name: kind for name, kind in RECORD_SCHEMA.items() if name not in without or name == "t_tokens"}
+    parts = [with_latencies(part).drop(without, strict=False) for part in _parts(path, schema, "request records")]
+    return steady.with_windows(pl.concat(parts))
 
 
 def handoffs(path: Path) -> pl.DataFrame:
@@ -125,6 +151,14 @@ def queues(path: Path) -> pl.DataFrame:
     return _read(path, QUEUE_SCHEMA, "queue lengths")
 
 
+def lags(path: Path) -> pl.DataFrame:
+    """One row a second of the event loop's lags (lists, in seconds); empty where there is no file.
+
+    A last line torn by a crash is left out. Raises WP1Error where the file is none of lags.
+    """
+    return _read(path, LAG_SCHEMA, "event-loop lags")
+
+
 def engine_stats(path: Path) -> pl.DataFrame:
     """One row a tenth of a second and engine (`records.EngineStats`); empty where there is no file.
 
@@ -133,15 +167,27 @@ def engine_stats(path: Path) -> pl.DataFrame:
     return _read(path, STATS_SCHEMA, "engines' counts")
 
 
-def _read(path: Path, schema: dict[str, pl.DataType | type[pl.DataType]], content: str) -> pl.DataFrame:
-    text = path.read_bytes() if path.is_file() else b""
-    whole = text[: text.rfind(b"\n") + 1]
-    if not whole.strip():
-        return pl.DataFrame(schema=schema)
-    try:
-        return pl.read_ndjson(io.BytesIO(whole), schema=schema)
-    except pl.exceptions.PolarsError as error:
-        raise WP1Error(f"{path} is no file of {content}: {error}") from error
+def _read(path: Path, schema: Schema, content: str) -> pl.DataFrame:
+    return pl.concat(_parts(path, schema, content))
+
+
+def _parts(path: Path, schema: Schema, content: str) -> Iterator[pl.DataFrame]:
+    """A JSONL file as tables of about 64 MiB of it each, so that the file itself is never in memory; at least one."""
+    yield pl.DataFrame(schema=schema)
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        rest = b""
+        while block := file.read(PART_BYTES):
+            text = rest + block
+            end = text.rfind(b"\n") + 1
+            whole, rest = text[:end], text[end:]
+            if not whole.strip():
+                continue
+            try:
+                yield pl.read_ndjson(io.BytesIO(whole), schema=schema)
+            except pl.exceptions.PolarsError as error:
+                raise WP1Error(f"{path} is no file of {content}: {error}") from error
 
 
 def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
@@ -183,7 +229,8 @@ def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
         decode_ms=pl.when(ok).then((last - decodable) * 1e3),
         delivery_ms=(first - delivered) * 1e3,
         client_delay_ms=(pl.col("t_sent") - pl.col("t_intended")) * 1e3,
-        itl_ms=pl.col("t_tokens").list.eval((pl.element().diff() * 1e3).drop_nulls()),
+        # Single precision has seven digits, which is more than clocks have; there may be a hundred million gaps.
+        itl_ms=(pl.col("t_tokens").list.diff(null_behavior="drop") * 1e3).cast(pl.List(pl.Float32)),
         first_by_decode=by_decode,
     )
 

@@ -48,7 +48,7 @@ class GPUStatsCollector:
         self._thread.start()
 
     def _loop(self, read: Callable[[], list[Sample]], path: Path) -> None:
-        with path.open("w") as out:
+        with path.open("a") as out:
             due = time.monotonic()
             while not self._stop.is_set():
                 try:

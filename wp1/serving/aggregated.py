@@ -75,6 +75,13 @@ class AggregatedScheduler:
         count = len(self._engines)
         return min(((turn + n) % count for n in range(count)), key=lambda n: self._in_flight[n])
 
+    @property
+    def alive(self) -> bool:
+        return all(engine.alive for engine in self._engines)
+
+    async def settle(self) -> None:
+        pass  # it writes nothing
+
     def backends(self) -> dict[str, list[ServingBackend]]:
         return {self.mode: list(self._engines)}
 

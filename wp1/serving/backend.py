@@ -133,6 +133,15 @@ class Scheduler(Protocol):
         """
         ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether all its engines are up, as far as is known without asking them."""
+        ...
+
+    async def settle(self) -> None:
+        """Everything that there is to write of requests that have ended is written, soon."""
+        ...
+
     def backends(self) -> dict[str, list[ServingBackend]]:
         """The engines of each pool."""
         ...

@@ -141,9 +141,16 @@ class DisaggregatedScheduler:
                 task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watch
+        await self.settle()
+        await self._stack.aclose()
+
+    @property
+    def alive(self) -> bool:
+        return all(engine.alive for engine in (self._prefill | self._decode).values())
+
+    async def settle(self) -> None:
         if self._ledger is not None:
             await self._ledger.settle()
-        await self._stack.aclose()
 
     async def serve(self, request: Request, record: RequestRecord) -> None:
         assert self._broker is not None

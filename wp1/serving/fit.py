@@ -46,7 +46,7 @@ def check_memory(model: ServedModel, cfg: Any, engines: Sequence[tuple[int, Plac
     if cfg.backend.kv_cache_gib is not None and int(cfg.backend.kv_cache_gib * GIB) < one_request:
         raise ConfigError(
             f"backend.kv_cache_gib={cfg.backend.kv_cache_gib:g} is too little: one request of "
-            f"model.max_len={model.max_len} needs {_gib(one_request)} of KV; "
+            f"model.max_len={model.max_len} needs {gib(one_request)} of KV; "
             "raise backend.kv_cache_gib or lower model.max_len"
         )
     if hardware.device_type() == "cuda":
@@ -60,9 +60,34 @@ def check_memory(model: ServedModel, cfg: Any, engines: Sequence[tuple[int, Plac
     if needed > there:
         hint = " or run fewer engines (scheduler.replicas, prefill, decode)" if len(engines) > 1 else ""
         raise ConfigError(
-            f"model.max_len={model.max_len} does not fit: weights of {_gib(model.weight_bytes)} and KV of {_gib(pool)} "
-            f"an engine need {_gib(needed)}, this machine has free {_gib(there)}; lower model.max_len{hint}"
+            f"model.max_len={model.max_len} does not fit: weights of {gib(model.weight_bytes)} and KV of {gib(pool)} "
+            f"an engine need {gib(needed)}, this machine has free {gib(there)}; lower model.max_len{hint}"
         )
+
+
+def longest_request(model: ServedModel, cfg: Any, engines: Sequence[tuple[int, Place]]) -> int:
+    """Tokens of the longest request whose KV has room in every one of these engines, at most model.max_len.
+
+    engines: as in `check_memory`, which passes where this is model.max_len.
+    """
+    a_token = model.kv_bytes_per_token
+    if cfg.backend.kv_cache_gib is not None:
+        return min(model.max_len, int(cfg.backend.kv_cache_gib * GIB) // a_token)
+    if hardware.device_type() == "cuda":
+        share = float(cfg.backend.engine.get("gpu_memory_utilization", 0)) or None
+        pools = [_left_on_gpu(model, tensor_parallel, place, share) for tensor_parallel, place in engines]
+        return max(0, min(model.max_len, min(pools) // a_token))
+    pool = hardware.available_memory_bytes() // len(engines) - model.weight_bytes
+    # As `kv_pool_bytes` has it: no pool is smaller than a GiB, and what is more has 256 tokens to spare.
+    return max(0, min(model.max_len, pool // a_token - 256)) if pool >= GIB else 0
+
+
+def _left_on_gpu(model: ServedModel, tensor_parallel: int, place: Place, share: float | None) -> int:
+    """Bytes for KV over all GPUs of an engine."""
+    if place.sharing > 1:
+        return kv_pool_bytes(model, None, place, tensor_parallel) or 0
+    left = _memory_of(place.gpus) * (share or GPU_SHARE) - model.weight_bytes / tensor_parallel
+    return int(left) * model.kv_shards(tensor_parallel)
 
 
 def _check_gpu(model: ServedModel, cfg: Any, tensor_parallel: int, place: Place) -> None:
@@ -79,8 +104,8 @@ def _check_gpu(model: ServedModel, cfg: Any, tensor_parallel: int, place: Place)
     if needed > there or (left is not None and left < one_request):
         shared = f"; {place.sharing} engines share it" if place.sharing > 1 else ""
         raise ConfigError(
-            f"model.max_len={model.max_len} does not fit: weights of {_gib(model.weight_bytes)} and KV of {_gib(pool)} "
-            f"an engine need {_gib(needed)}, vLLM may use on a GPU {_gib(there)}{shared}; lower model.max_len"
+            f"model.max_len={model.max_len} does not fit: weights of {gib(model.weight_bytes)} and KV of {gib(pool)} "
+            f"an engine need {gib(needed)}, vLLM may use on a GPU {gib(there)}{shared}; lower model.max_len"
             + (" or run fewer engines" if shared else "")
         )
 
@@ -95,5 +120,6 @@ def check_lengths(model: ServedModel, lengths: dict[str, int], output_len: int) 
             )
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """A size in bytes for people."""
     return f"{size / GIB:.2f} GiB"

@@ -13,6 +13,7 @@ This file is also the watcher (`python guard.py TOKEN FOLDER`), so it imports no
 import fcntl
 import getpass
 import os
+import re
 import secrets
 import select
 import shutil
@@ -100,6 +101,11 @@ def _user() -> str:
 def remove_stale(folder: Path) -> None:
     """Removes the folders of runs of this user that ended without anybody left to clear up after them."""
     for scratch in folder.glob("wp1-*-*"):
+        named = re.fullmatch(r"wp1-(\d+)-[0-9a-f]{8}", scratch.name)
+        # A process of that number may be another container's, so a dead one is not enough to go by, nor is a free lock:
+        # a folder may have been made by a version of wp1 that took none.
+        if named is None or Path("/proc", named[1]).exists():
+            continue
         try:
             found = scratch.lstat()
             if found.st_uid != os.getuid() or time.time() - found.st_mtime < STALE_AFTER_S:

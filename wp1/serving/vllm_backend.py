@@ -377,7 +377,7 @@ def _stats_logger(
             if on_stats is not None:
                 # Requests that wait for something else than a place are counted apart from vLLM 0.30 or so.
                 waiting = scheduler_stats.num_waiting_reqs + getattr(scheduler_stats, "num_skipped_waiting_reqs", 0)
-                preempted = iteration_stats.num_preempted_reqs if iteration_stats is not None else 0
+                preempted = getattr(iteration_stats, "num_preempted_reqs", 0)  # None where nothing came out
                 on_stats(name, scheduler_stats.kv_cache_usage, scheduler_stats.num_running_reqs, waiting, preempted)
 
         def log_engine_initialized(self) -> None:

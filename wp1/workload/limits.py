@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wp1.errors import ConfigError
-from wp1.plan import has_length, prompt_lens
+from wp1.plan import has_length, open_loop, prompt_lens
 
 # Where the long end of a distribution is cut, unless workload.output_max says: four times the mean.
 CUT = 4
@@ -134,14 +134,14 @@ def _check_outputs(workload: Any) -> None:
 
 def _check_arrivals(cfg: Any) -> None:
     workload = cfg.workload
-    open_loop = workload.request_rate > 0 or any(cfg.experiment.request_rates or [])
+    rates = open_loop(cfg) or cfg.experiment.goodput_budget_s is not None
     for key, process, nothing in (("burstiness", "gamma", 1.0), ("ramp_from", "ramp", 0.0), ("ramp_s", "ramp", None)):
         if workload[key] != nothing and workload.arrivals != process:
             raise ConfigError(
                 f"workload.{key}={workload[key]:g} has no effect on {workload.arrivals} arrivals: "
                 f"set workload.arrivals={process}"
             )
-    if workload.arrivals in ("gamma", "ramp") and not open_loop and workload.prompts != "trace":
+    if workload.arrivals in ("gamma", "ramp") and not rates and workload.prompts != "trace":
         raise ConfigError(
             f"workload.arrivals={workload.arrivals} has no effect in a closed loop: set workload.request_rate, in "
             "requests/s"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from wp1.errors import ConfigError
-from wp1.plan import Cell, prompt_lens
+from wp1.plan import Cell
 from wp1.quality import asking
 from wp1.serving import fit
 from wp1.serving.models import ServedModel
@@ -35,15 +35,15 @@ def prepare(cfg: Any, model: ServedModel, cells: list[Cell], tell: Callable[[str
         return Material(model.vocab_size, encode, rows=trace.load(cfg.workload, cfg.model.max_len, encode))
     if kind == "text":
         text = texts.tokens(texts.read(cfg.workload.text_path), tokens.ids if tokens else as_token_ids)
-        _check_text(cfg, len(text))
+        _check_text(cells, len(text))
         return Material(model.vocab_size, encode, text=text)
     return Material(model.vocab_size, encode)
 
 
-def _check_text(cfg: Any, there: int) -> None:
+def _check_text(cells: list[Cell], there: int) -> None:
     """Raises ConfigError where a text has fewer tokens than a prompt, or fewer places than there are prompts."""
-    length = max(length or 0 for length in prompt_lens(cfg))
-    wanted = cfg.experiment.repeats * cfg.workload.num_requests
+    length = max(cell.prompt_len or 0 for cell in cells)
+    wanted = max(cell.repeats * (cell.num_requests or 0) for cell in cells)
     if there - length < wanted:
         raise ConfigError(
             f"the text has {there:,} tokens, too few to cut {wanted:,} different prompts of {length:,} from: set "

@@ -114,7 +114,8 @@ def measured(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
     def make(n: int) -> Request:
         own = _own_tokens(cfg, cell, repeat, n, material, length - shared)
         seed = derive_seed(cfg.seed, cell.name, repeat, n, "sampling")
-        return _request(cfg, cell, repeat, f"{n}", prefix + own, sizes[n], label=f"{length} {kind}", seed=seed)
+        label = f"{length} {kind}"
+        return request_of(cfg, cell, repeat, f"{n}", prefix + own, label, seed, sizes[n])
 
     return Requests(count, make)
 
@@ -149,7 +150,7 @@ def _questions(cfg: Any, cell: Cell, repeat: int, material: Material) -> Request
         question, ids = rows[n % len(rows)]
         seed = derive_seed(cfg.seed, cell.name, n, "sampling")
         name = f"{n}-{question.id}"
-        return _request(cfg, cell, repeat, name, ids.tolist(), sizes[n], label=question.question, seed=seed)
+        return request_of(cfg, cell, repeat, name, ids.tolist(), question.question, seed, sizes[n])
 
     return Requests(count, make)
 
@@ -162,8 +163,8 @@ def _judged(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
     def make(n: int) -> Request:
         example = asked[order[n]]
         seed = derive_seed(cfg.seed, cell.name, example.name, "sampling")
-        request = _request(
-            cfg, cell, repeat, example.name, example.prompt.tolist(), example.task.max_tokens, example.label, seed
+        request = request_of(
+            cfg, cell, repeat, example.name, example.prompt.tolist(), example.label, seed, example.task.max_tokens
         )
         request.example, request.stop = example.name, list(example.task.stop)
         request.nll_window = example.nll_window
@@ -181,7 +182,7 @@ def _replayed(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests
         ids = trace.token_ids(row, n, material.vocab_size, of_repeat, cfg.workload.trace_length_scale)
         seed = derive_seed(cfg.seed, cell.name, repeat, n, "sampling")
         label = f"line {row.line} of the trace"
-        return _request(cfg, cell, repeat, f"{n}", ids.tolist(), row.output_len, label=label, seed=seed)
+        return request_of(cfg, cell, repeat, f"{n}", ids.tolist(), label, seed, row.output_len)
 
     return Requests(len(material.rows), make)
 
@@ -219,15 +220,23 @@ def warmup_round(cfg: Any, cell: Cell, repeat: int, material: Material, engines:
             )
         seed = derive_seed(cfg.seed, cell.name, "warm-up", n)
         most = min(longest(cfg.workload), WARMUP_TOKENS)
-        request = _request(cfg, cell, repeat, f"warm-up-{n}", prompt, most, label="warm-up", seed=seed)
+        request = request_of(cfg, cell, repeat, f"warm-up-{n}", prompt, "warm-up", seed, most)
         request.warmup = True
         requests.append(request)
     return requests
 
 
-def _request(
-    cfg: Any, cell: Cell, repeat: int, name: str, prompt: list[int], max_tokens: int, label: str, seed: int
+def request_of(
+    cfg: Any,
+    cell: Cell,
+    repeat: int,
+    name: str,
+    prompt: list[int],
+    label: str,
+    seed: int,
+    max_tokens: int | None = None,
 ) -> Request:
+    """A request with the workload's sampling. max_tokens: None is `workload.output_len`."""
     workload = cfg.workload
     return Request(
         request_id=f"{cell.arm}/{cell.name}/r{repeat}/{name}",
@@ -235,7 +244,7 @@ def _request(
         cell=cell.name,
         repeat=repeat,
         prompt=prompt,
-        max_tokens=max_tokens,
+        max_tokens=workload.output_len if max_tokens is None else max_tokens,
         seed=seed,
         label=label,
         temperature=workload.temperature,

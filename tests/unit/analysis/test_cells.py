@@ -12,6 +12,8 @@ from wp1.analysis.cells import ordered, parse
         ("32768-conc4", 32768, 0, "32,768 tokens 4 at a time"),
         ("256-rate1e-05", 256, 1e-5, "256 tokens at 1e-05 requests/s"),
         ("my-questions-rate2", None, 2, "my-questions at 2 requests/s"),
+        ("conv_trace-speed2", None, 0, "conv_trace at 2 times the recorded speed"),
+        ("conv_trace-speed1", None, 0, "conv_trace as recorded"),
         ("something", None, 0, "something"),
     ],
 )

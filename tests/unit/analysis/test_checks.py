@@ -13,7 +13,11 @@ from wp1.analysis.summary import read_config
 
 
 def _config(same_tokens: bool = True, cache: bool = False) -> dict[str, Any]:
-    return {"experiment": {"same_tokens": same_tokens}, "backend": {"engine": {"enable_prefix_caching": cache}}}
+    return {
+        "experiment": {"same_tokens": same_tokens},
+        "backend": {"engine": {"enable_prefix_caching": cache}},
+        "workload": {"prompts": "dataset"},
+    }
 
 
 def _requests(*rows: tuple[str, list[int], str, int]) -> pl.DataFrame:
@@ -53,6 +57,27 @@ def test_a_question_asked_only_once_proves_nothing() -> None:
 
 def test_one_repeat_proves_nothing() -> None:
     assert not _verdicts(_config(), _requests((A0, [1], "ok", 0)))["same seed, same tokens"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "share", "cached", "passes"),
+    [
+        ("random", 0.0, 0, True),
+        ("random", 0.0, 16, False),
+        ("random", 0.5, 48, True),
+        ("random", 0.5, 64, False),
+        ("trace", 0.0, 64, True),
+        ("text", 0.0, 64, True),
+    ],
+)
+def test_with_the_cache_on_only_what_is_shared_may_come_from_it(
+    prompts: str, share: float, cached: int, passes: bool
+) -> None:
+    config = _config(same_tokens=False, cache=True) | {"workload": {"prompts": prompts, "shared_prefix": share}}
+    rows = _requests((A0, [1], "ok", cached)).with_columns(prompt_tokens=pl.lit(100, dtype=pl.Int64))
+    assert _verdicts(config, rows)["prefix cache"] is passes
+    preempted = rows.with_columns(preemptions=pl.lit(1, dtype=pl.Int64))
+    assert _verdicts(config, preempted)["prefix cache"]
 
 
 def test_a_cache_hit_with_the_cache_off() -> None:

@@ -109,6 +109,43 @@ def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
     assert 0.88 <= hits / 200 <= 0.99
 
 
-def test_large_samples_are_resampled_in_slices() -> None:
-    low, high = metrics.mean_interval(np.random.default_rng(0).normal(0, 1, 300_000), resamples=60)
-    assert -0.01 < low < high < 0.01
+def test_large_samples_have_the_interval_of_the_normal_law() -> None:
+    """From a skewed law, where the mean of many is normal: mean ± 1.96 standard errors."""
+    values = np.random.default_rng(0).lognormal(0, 1, 300_000)
+    low, high = metrics.mean_interval(values)
+    error = 1.96 * values.std() / np.sqrt(values.size)
+    assert low == pytest.approx(values.mean() - error, abs=error / 5)
+    assert high == pytest.approx(values.mean() + error, abs=error / 5)
+
+
+def test_groups_do_not_hide_that_values_drift() -> None:
+    """Neighbours that are alike must not end in one group each time, or all groups' means would be equal."""
+    drifting = np.repeat(np.linspace(0, 1, 100), 400)
+    low, high = metrics.mean_interval(drifting)
+    assert high - low == pytest.approx(2 * 1.96 * drifting.std() / np.sqrt(drifting.size), rel=0.15)
+
+
+def test_gaps_are_resampled_by_request() -> None:
+    """Requests that differ, each of a hundred like gaps: there are thirty things to draw from, not three thousand."""
+    rng = np.random.default_rng(0)
+    lists = [rng.normal(mean, 0.1, 100).tolist() for mean in rng.normal(20, 5, 30)]
+    found = metrics.gap_distribution(pl.Series(lists, dtype=pl.List(pl.Float32)))
+    every = np.concatenate(lists)
+    assert found["n"] == 3000
+    assert found["mean"] == pytest.approx(every.mean(), abs=1e-3)
+    assert found["p95"] == pytest.approx(np.percentile(every, 95), abs=1e-3)
+    assert found["mean_high"] - found["mean_low"] > 2
+    naive_low, naive_high = metrics.mean_interval(every)
+    assert naive_high - naive_low < 0.5
+
+
+def test_gaps_of_nobody() -> None:
+    assert metrics.gap_distribution(pl.Series([[], []], dtype=pl.List(pl.Float32))) == {"n": 0}
+    assert metrics.gap_distribution(pl.Series([], dtype=pl.List(pl.Float32))) == {"n": 0}
+    assert metrics.gap_distribution(pl.Series([[], [1.0]], dtype=pl.List(pl.Float32)))["mean_low"] == 1.0
+
+
+def test_failures_are_counted_by_cause() -> None:
+    died = {"status": "error", "cause": "engine_died", "t_tokens": []}
+    found = metrics.latency(_requests({}, died, died, {"status": "timeout", "cause": "timeout"}, {"status": "error"}))
+    assert found["causes"] == {"engine_died": 2, "timeout": 1, "unknown": 1}

@@ -119,3 +119,25 @@ def test_records_of_before_there_were_handoffs_are_still_read(tmp_path: Path) ->
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(AGGREGATED) + "\n")
     assert tables.requests(path)["handoff_id"].to_list() == [None]
+
+
+def test_a_file_is_read_in_parts_and_bulk_is_left_out_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "records.jsonl"
+    rows = [AGGREGATED | {"request_id": f"agg/c/r0/{n}", "text": "é\n" * n, "token_ids": [n, 2, 3]} for n in range(50)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + '{"torn')
+    whole = tables.requests(path)
+    monkeypatch.setattr(tables, "PART_BYTES", 1000)
+    in_parts = tables.requests(path)
+    assert in_parts.height == 50
+    assert in_parts.equals(whole)
+    lean = tables.requests(path, tables.BULK)
+    assert set(whole.columns) - set(lean.columns) == set(tables.BULK)
+    assert lean.equals(whole.select(lean.columns))
+
+
+def test_a_bad_line_far_into_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text((json.dumps(AGGREGATED) + "\n") * 20 + "no record\n" + json.dumps(AGGREGATED) + "\n")
+    monkeypatch.setattr(tables, "PART_BYTES", 500)
+    with pytest.raises(WP1Error, match="is no file of request records"):
+        tables.requests(path)

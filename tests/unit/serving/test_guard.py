@@ -86,31 +86,35 @@ def test_a_killed_run_takes_its_processes_along() -> None:
 
 
 def test_folders_of_dead_runs_are_removed_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
-    for name in ("wp1-1-dead", "wp1-2-new", "wp1-3-living", "other-1-dead"):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    gone, locked, new = (f"wp1-{dead.pid}-0000000{n}" for n in range(3))
+    lives, other = f"wp1-{os.getpid()}-00000000", "wp1-kv-00000000"
+    for name in (gone, locked, new, lives, other):
         (tmp_path / name / "kv").mkdir(parents=True)
-    old = time.time() - 2 * guard_module.STALE_AFTER_S
     holds = subprocess.Popen(
         [
             sys.executable,
             "-c",
             "import fcntl, os, sys, time\n"
-            "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n"
+            "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_SH)\n"
             "print(flush=True)\n"
             "time.sleep(60)\n",
-            str(tmp_path / "wp1-3-living"),
+            str(tmp_path / locked),
         ],
         stdout=subprocess.PIPE,
     )
     assert holds.stdout is not None
     holds.stdout.readline()
-    for name in ("wp1-1-dead", "wp1-3-living", "other-1-dead"):
+    old = time.time() - 2 * guard_module.STALE_AFTER_S
+    for name in (gone, locked, lives, other):
         os.utime(tmp_path / name, (old, old))
     remove_stale(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other-1-dead", "wp1-2-new", "wp1-3-living"]
+    assert {path.name for path in tmp_path.iterdir()} == {locked, new, lives, other}
     holds.kill()
     holds.wait()
     remove_stale(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other-1-dead", "wp1-2-new"]
+    assert {path.name for path in tmp_path.iterdir()} == {new, lives, other}
 
 
 def test_a_run_holds_its_folder_until_its_watcher_has_cleared_up() -> None:

@@ -9,5 +9,5 @@ import pytest
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="wp1-kv-") as path:
+    with tempfile.TemporaryDirectory(prefix="kv-") as path:
         yield Path(path)

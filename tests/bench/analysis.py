@@ -1,0 +1,57 @@
+"""From the records of a large run to its summary: a million requests of 100 tokens, made up, in a process of its own.
+
+Beside it the time that Python's json takes to read the same lines, from a twentieth of them.
+
+Run by `make bench`, or alone: `python -m tests.bench.analysis [REQUESTS]`; it writes 3 GB to the temporary folder.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+from tests.bench.synthetic_records import write_run
+
+REQUESTS, TOKENS = 1_000_000, 100
+SUMMARISE = """\
+import sys
+from pathlib import Path
+from wp1.analysis.summary import read_config, summarise
+from wp1.report import collectors_of
+summarise(Path(sys.argv[1]), collectors_of(read_config(Path(sys.argv[1]))))
+"""
+
+
+def rows(requests: int = REQUESTS) -> list[list[str]]:
+    """One row of the table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_run(Path(name) / "run", requests, TOKENS)
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-c", SUMMARISE, str(folder)], check=True)
+        took = time.perf_counter() - begin
+        # Of the largest child that was waited for; in KiB on Linux.
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2
+        part = max(1, requests // 20)
+        begin = time.perf_counter()
+        with (folder / "records.jsonl").open(encoding="utf-8") as lines:
+            read = sum(1 for line in islice(lines, part) if json.loads(line))
+        plain = (time.perf_counter() - begin) * requests / read
+        size = (folder / "records.jsonl").stat().st_size
+    return [
+        [
+            f"analysis of {requests:,} requests, {size / 1e9:.1f} GB: summary / json.loads of the lines",
+            f"{took:.1f} s, at most {peak:.2f} GiB",
+            f"{plain:.1f} s",
+            f"{took / plain:.3f}",
+            "",
+            "< 60 s, < 4 GiB",
+        ]
+    ]
+
+
+if __name__ == "__main__":
+    print("\t".join(rows(int(sys.argv[1]) if len(sys.argv) > 1 else REQUESTS)[0]))

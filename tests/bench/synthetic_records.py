@@ -1,0 +1,79 @@
+"""Records of a large run, made up: what the analysis is measured on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import yaml
+
+from wp1.analysis import tables
+
+RATES, REPEATS = (1000, 2000), 5
+TEXT = "In the beginning God created the heaven and the earth. " * 6
+
+
+def write_run(folder: Path, requests: int, tokens: int, chunk: int = 50_000) -> Path:
+    """A run's folder with `requests` records of `tokens` output tokens each, in two open-loop cells of five repeats."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    each = requests // (len(RATES) * REPEATS)
+    with (folder / "records.jsonl").open("wb") as file:
+        start = 100_000.0  # as a monotonic clock has it after a day
+        for rate in RATES:
+            for repeat in range(REPEATS):
+                due = start + np.cumsum(rng.exponential(1 / rate, each))
+                for begin in range(0, each, chunk):
+                    _write(file, rng, due[begin : begin + chunk], f"512-rate{rate}", repeat, begin, tokens)
+                start = due[-1] + 10
+    (folder / "config.yaml").write_text(yaml.safe_dump(_config(folder)))
+    engine = {"name": "agg-0", "devices": ["cuda:0"], "startup_s": 30.0, "settings": {"max_num_batched_tokens": 8192}}
+    metadata = {
+        "run_id": folder.name, "experiment": "e2", "config_hash": "0" * 64, "labels": ["synthetic"],
+        "model": {"name": "none"}, "hardware": {"gpus": []},
+        "pools": [{"arm": "agg", "pool": "agg", "phases": ["prefill", "decode"], "engines": [engine]}],
+    }  # fmt: skip
+    (folder / "run_metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+def _write(
+    file: object, rng: np.random.Generator, due: np.ndarray, cell: str, repeat: int, begin: int, tokens: int
+) -> None:
+    n = len(due)
+    ttft = rng.lognormal(-2.5, 0.4, n)
+    times = (due + ttft)[:, None] + np.cumsum(rng.lognormal(-4, 0.3, (n, tokens)), axis=1).round(6)
+    sent, scheduled = due + 0.0002, due + ttft * 0.2
+    same = pl.lit
+    frame = pl.DataFrame({"n": np.arange(begin, begin + n), "t_intended": due.round(6)})
+    frame = frame.with_columns(
+        request_id=pl.format("agg/{}/r{}/{}", same(cell), same(repeat), "n"),
+        arm=same("agg"), cell=same(cell), repeat=same(repeat), label=same("512 random tokens"), warmup=same(False),
+        seed=same(12345), status=same("ok"), ramp=same(False),
+        t_sent=pl.Series(sent.round(6)), t_queued=pl.Series((sent + 1e-4).round(6)),
+        t_scheduled=pl.Series(scheduled.round(6)), t_engine_first_token=pl.Series((times[:, 0] - 2e-4).round(6)),
+        t_engine_last_token=pl.Series((times[:, -1] - 2e-4).round(6)),
+        t_tokens=pl.Series(times.round(6), dtype=pl.Array(pl.Float64, tokens)).arr.to_list(),
+        t_end=pl.Series((times[:, -1] + 1e-5).round(6)),
+        prompt_tokens=same(512), output_tokens=same(tokens), cached_tokens=same(0), preemptions=same(0),
+        finish_reason=same("length"), text=same(TEXT),
+        token_ids=pl.Series(rng.integers(1000, 49152, (n, tokens)), dtype=pl.Array(pl.Int64, tokens)).arr.to_list(),
+        pool=same("agg"), prefill_engine=same("agg-0"), decode_engine=same("agg-0"),
+    )  # fmt: skip
+    absent = [name for name in tables.RECORD_SCHEMA if name not in frame.columns]
+    frame.with_columns(pl.lit(None).alias(name) for name in absent).drop("n").write_ndjson(file)  # type: ignore[arg-type]
+
+
+def _config(folder: Path) -> dict[str, object]:
+    return {
+        "experiment": {"name": "e2", "question": "", "same_tokens": False, "repeats": REPEATS},
+        "backend": {"engine": {"enable_prefix_caching": False}},
+        "workload": {"prompts": "random", "temperature": 0.0},
+        "arms": {},
+        "slo": {"name": "interactive", "ttft_ms": 2000, "tpot_ms": 200},
+        "collectors": {
+            "latency": {"_target_": "wp1.collectors.latency.LatencyStatsCollector"},
+            "load": {"_target_": "wp1.collectors.load.LoadStatsCollector"},
+        },
+        "root": str(folder),
+    }

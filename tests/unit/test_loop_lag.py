@@ -1,0 +1,34 @@
+"""A loop that is held up is seen, and for as long as it was."""
+
+import asyncio
+import time
+
+from wp1 import loop_lag
+from wp1.plan import Cell
+from wp1.records import LoopLag
+
+
+def _lags(held_s: float) -> list[LoopLag]:
+    rows: list[LoopLag] = []
+
+    async def go() -> None:
+        async with loop_lag.watched(Cell("agg", "c", None, 1, 0.0, 1), 0, rows.append):
+            await asyncio.sleep(0.05)
+            time.sleep(held_s)
+            await asyncio.sleep(0.05)
+
+    asyncio.run(go())
+    return rows
+
+
+def test_every_timer_that_a_stall_hid_counts() -> None:
+    lags = [lag for row in _lags(0.3) for lag in row.lags]
+    assert max(lags) > 0.25
+    # Of the timers due within 0.3 s, one every 20 ms: half were more than 0.15 s late.
+    assert sum(lag > 0.15 for lag in lags) >= 6
+
+
+def test_rows_say_whose_they_are() -> None:
+    [row] = _lags(0.0)
+    assert (row.arm, row.cell, row.repeat) == ("agg", "c", 0)
+    assert 3 <= len(row.lags) < loop_lag.SAMPLES

@@ -1,0 +1,275 @@
+"""Runs and sweeps that were cut short anywhere and go on: what is there in the end is what an unbroken one leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from tests.conftest import Compose
+from tests.double import TINY
+from wp1 import progress, resume
+from wp1.analysis.summary import read_json
+from wp1.console import Screen
+from wp1.errors import ConfigError
+from wp1.records import read_records
+from wp1.run import Outcome, run
+
+RUN_ID = "run-20260101T000000Z-00000000"
+E3 = (
+    "experiment=e3",
+    "experiment.prompt_lens=[32,64]",
+    "experiment.request_rates=[0,200]",
+    "experiment.repeats=2",
+    "workload.num_requests=3",
+    "workload.num_warmup=1",
+    "workload.output_len=4",
+)
+Answers = dict[str, tuple[Any, ...]]
+
+
+def answers(run_dir: Path) -> Answers:
+    """What an unbroken run would leave too: all but times and places."""
+    found = [record for record in read_records(run_dir / "records.jsonl") if not record.warmup]
+    rows = {r.request_id: (r.status, r.seed, r.prompt_tokens, r.output_tokens, *r.token_ids) for r in found}
+    assert len(rows) == len(found), "a request is there twice"
+    return rows
+
+
+def go(cfg: DictConfig, run_dir: Path, resuming: bool = False) -> Outcome:
+    with Screen() as screen:
+        return run(cfg, run_dir, RUN_ID, screen, resuming=resuming)
+
+
+# The command line of another process, whose engines are doubles. Of the line WP1_TEST_KILL_AT it writes a half.
+CHILD = """
+import os, signal, sys
+from tests.double import fresh
+from wp1.records import RecordWriter
+from wp1.serving import vllm_backend
+backend = fresh()
+backend.gap_s = 0.01
+vllm_backend.VLLMBackend = backend
+write, lines = RecordWriter.write, []
+def write_or_die(self, record):
+    lines.append(record)
+    if len(lines) == int(os.environ.get("WP1_TEST_KILL_AT", 0)):
+        self._file.write('{"request_id": "half')
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, record)
+RecordWriter.write = write_or_die
+from wp1.main import main
+sys.argv = ["wp1", *sys.argv[1:]]
+main()
+"""
+REPO = Path(__file__).parents[2]
+
+
+def child(*words: str, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, *words],
+        cwd=REPO,
+        env=os.environ | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("count", [2, 40, 90])
+def test_a_run_killed_anywhere_ends_as_an_unbroken_one(
+    config: Compose, double: Any, tmp_path: Path, count: int
+) -> None:
+    words = (*TINY, *E3, "tracking=none", "tracking.uri=")
+    process = child(f"root={tmp_path}", *words, WP1_TEST_KILL_AT=str(count))
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == -signal.SIGKILL, said
+    (run_dir,) = (tmp_path / "outputs").glob("run-*")
+    assert read_json(run_dir / "run_metadata.json")["status"] == "running"
+    before = len(progress.read(run_dir))
+
+    outcome = go(config(*words), run_dir, resuming=True)
+    assert (outcome.status, outcome.reason) == ("completed", None)
+    whole = go(config(*words), tmp_path / "outputs" / "whole")
+    assert answers(run_dir) == answers(whole.run_dir)
+    assert (run_dir / "artifacts" / "e3_mode_comparison.csv").is_file()
+    metadata = read_json(run_dir / "run_metadata.json")
+    (resumed,) = metadata["resumed"]
+    # What was measured to its end was not measured again.
+    assert (resumed["was"], resumed["kept"]) == ("running", before)
+    assert len((run_dir / "cells.jsonl").read_text().splitlines()) == 2 * 4 * 2
+
+
+def test_a_repeat_that_was_cut_short_is_put_apart_and_measured_again(
+    config: Compose, double: Any, tmp_path: Path
+) -> None:
+    cfg = config(*TINY, "experiment.same_tokens=false")
+    run_dir = tmp_path / "outputs" / RUN_ID
+    go(cfg, run_dir)
+    lines = (run_dir / "records.jsonl").read_text().splitlines(keepends=True)
+    cells = (run_dir / "cells.jsonl").read_text().splitlines(keepends=True)
+    # As killed after three requests of the second repeat, with half of a fourth on disk.
+    (run_dir / "records.jsonl").write_text("".join(lines[:-3]) + lines[-3][:50])
+    (run_dir / "cells.jsonl").write_text("".join(cells[:-1]))
+    mark(run_dir, "running")
+    assert go(cfg, run_dir, resuming=True).status == "completed"
+    apart = (run_dir / "records.apart.jsonl").read_text().splitlines()
+    assert len(apart) == 4
+    assert {json.loads(line)["repeat"] for line in apart[:-1]} == {1}
+    assert len(answers(run_dir)) == 12
+
+
+def mark(run_dir: Path, status: str) -> None:
+    path = run_dir / "run_metadata.json"
+    path.write_text(json.dumps(read_json(path) | {"status": status, "ended": None}))
+
+
+def test_a_cell_in_which_an_engine_died_is_measured_again(config: Compose, double: Any, tmp_path: Path) -> None:
+    cfg = config(*TINY, "experiment.same_tokens=false", "experiment.repeats=1")
+    double.dies_at = 5
+    run_dir = tmp_path / "outputs" / RUN_ID
+    assert go(cfg, run_dir).status == "failed"
+    double.dies_at = None
+    outcome = go(cfg, run_dir, resuming=True)
+    assert (outcome.status, outcome.reason) == ("completed", None)
+    assert {row[0] for row in answers(run_dir).values()} == {"ok"}
+    assert "engine agg-0 died" in (run_dir / "records.apart.jsonl").read_text()
+
+
+def test_a_run_with_nothing_left_starts_no_engine(config: Compose, double: Any, tmp_path: Path) -> None:
+    cfg = config(*TINY)
+    run_dir = tmp_path / "outputs" / RUN_ID
+    go(cfg, run_dir)
+    mark(run_dir, "running")
+    (run_dir / "summary.json").unlink()
+    assert go(cfg, run_dir, resuming=True).status == "completed"
+    assert double.started == ["agg-0"]
+    assert (run_dir / "summary.json").is_file()
+
+
+def test_moments_of_another_boot_are_put_apart(config: Compose, double: Any, tmp_path: Path) -> None:
+    cfg = config(*TINY, "experiment.same_tokens=false")
+    run_dir = tmp_path / "outputs" / RUN_ID
+    go(cfg, run_dir)
+    path = run_dir / "run_metadata.json"
+    path.write_text(json.dumps(read_json(path) | {"status": "failed", "boot": "another"}))
+    (run_dir / "device.jsonl").write_text('{"t": 1.0}\n{"t": 2')
+    assert go(cfg, run_dir, resuming=True).status == "completed"
+    assert (run_dir / "device.apart.jsonl").read_text() == '{"t": 1.0}\n'
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m | {"config_hash": "0" * 64}, "another model or other data"),
+        (lambda m: m | {"versions": m["versions"] | {"torch": "1.0"}}, "torch was 1.0"),
+        (lambda m: m | {"hardware": m["hardware"] | {"cpu": "abacus"}}, "hardware was abacus"),
+    ],
+)
+def test_another_machine_or_other_data_is_refused(
+    config: Compose, double: Any, tmp_path: Path, change: Any, message: str
+) -> None:
+    cfg = config(*TINY)
+    run_dir = tmp_path / "outputs" / RUN_ID
+    go(cfg, run_dir)
+    path = run_dir / "run_metadata.json"
+    path.write_text(json.dumps(change(read_json(path)) | {"status": "failed"}))
+    records = (run_dir / "records.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match=message):
+        go(cfg, run_dir, resuming=True)
+    assert (run_dir / "records.jsonl").read_bytes() == records
+
+
+def test_another_configuration_is_refused_and_says_how(config: Compose, double: Any, tmp_path: Path) -> None:
+    run_dir = tmp_path / "outputs" / RUN_ID
+    go(config(*TINY), run_dir)
+    resume.check_same(config(*TINY, "++tags.a=b", "tracking.timeout_s=3", "backend.startup_timeout_s=5"), run_dir)
+    with pytest.raises(ConfigError, match=r"seed was 42 and is 7; workload\.output_len was 4 and is 9\. Put that back"):
+        resume.check_same(config(*TINY, "seed=7", "workload.output_len=9"), run_dir)
+    with pytest.raises(ConfigError, match=r"slo\.ttft_ms was not set and is "):
+        resume.check_same(config(*TINY, "slo=interactive"), run_dir)
+
+
+def test_a_sweep_killed_in_the_middle_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WP1_CACHE", str(tmp_path / "cache"))
+    words = [
+        f"root={tmp_path}", *TINY, "experiment.same_tokens=false", "workload.output_len=3,4,5", "workload.num_warmup=1",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+    ]  # fmt: skip
+    process = child("-m", *words)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("multirun/*/1/cells.jsonl"))) < 1:
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    (folder,) = (tmp_path / "multirun").iterdir()
+    assert read_json(folder / "sweep.json")["status"] == "running"
+    records = (folder / "0" / "records.jsonl").read_bytes()
+    parent = read_json(folder / "sweep.json")["parent_run_id"]
+
+    refused = child(f"resume={folder}", "seed=3")
+    said, _ = refused.communicate(timeout=120)
+    assert refused.returncode == 2, said
+    assert "seed was 42 and is 3" in said
+
+    resumed = child(f"resume={folder}")
+    said, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, said
+    assert f"{folder}/0 is complete" in said
+    assert (folder / "0" / "records.jsonl").read_bytes() == records
+    assert read_json(folder / "sweep.json")["status"] == "completed"
+    done = [read_json(folder / str(n) / "run_metadata.json") for n in range(3)]
+    assert {job["status"] for job in done} == {"completed"}
+    assert [len(job["resumed"]) for job in done] == [0, 1, 0]
+    assert set(done[2]["sweep"]["overrides"]) == {
+        word.replace("output_len=3", "output_len=5") for word in done[0]["sweep"]["overrides"]
+    }
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert read_json(folder / "sweep.json")["parent_run_id"] == parent
+    assert client.get_run(parent).info.status == "FINISHED"
+    again = child(f"resume={folder}")
+    assert again.communicate(timeout=120)[0].count("is complete") == 3
+
+
+def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no folder to go on with"):
+        resume.arguments([f"resume={tmp_path}"])
+
+
+def test_the_folder_speaks_for_itself(config: Compose, double: Any, tmp_path: Path) -> None:
+    run_dir = tmp_path / "outputs" / RUN_ID
+    go(config(*TINY), run_dir)
+    path = run_dir / "run_metadata.json"
+    command = ["wp1", f"root={tmp_path}", "workload.output_len=4", "hydra.run.dir=x", "model=llama31_8b_shape"]
+    path.write_text(json.dumps(read_json(path) | {"command": command}))
+    assert resume.arguments([f"resume={run_dir}", "model=qwen25_7b_shape"]) == [
+        f"root={tmp_path}",
+        "workload.output_len=4",
+        "model=qwen25_7b_shape",
+        f"resume='{run_dir}'",
+        f"hydra.run.dir='{run_dir}'",
+    ]
+
+
+def test_a_folder_that_is_being_written_is_refused(
+    config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "outputs" / RUN_ID
+    go(config(*TINY), run_dir)
+    monkeypatch.setattr(resume, "GONE_WITHIN_S", 0.1)
+    with subprocess.Popen(["sleep", "30"], stdout=(run_dir / "records.jsonl").open("a")) as process:
+        with pytest.raises(ConfigError, match=f"goes on in process {process.pid} already"):
+            resume.arguments([f"resume={run_dir}"])
+        process.kill()

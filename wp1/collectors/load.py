@@ -1,0 +1,104 @@
+"""Whether the load was as meant: how punctual wp1 itself was, the steady state, and whether engines fell behind."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis import cells, metrics, steady, tables
+
+# A client that sends later than this, for one request in a hundred, measures itself.
+LATE_MS = 10.0
+
+
+class LoadStatsCollector:
+    """`profiling.load`: by cell, how late wp1 sent, how its event loop lagged (ms), and `steady`'s figures."""
+
+    name = "load"
+
+    def start(self, run_dir: Path, gpus: list[int]) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
+        lags = tables.lags(run_dir / "loop.jsonl")
+        columns = ("arm", "cell", "repeat", "status", "ramp", "steady", "window_begin", "window_end")
+        columns += ("t_intended", "t_end", "client_delay_ms")
+        measured = requests.filter(~pl.col("warmup")).select(columns)
+        found = {
+            f"{arm}/{cell}": _cell(cell, rows, lags.filter((pl.col("arm") == arm) & (pl.col("cell") == cell)))
+            for (arm, cell), rows in measured.group_by("arm", "cell", maintain_order=True)
+        }
+        return {"overall": _worst(list(found.values())), "cells": found}
+
+
+def _cell(name: Any, requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str, Any]:
+    delays = requests["client_delay_ms"].drop_nulls()
+    late = delays.quantile(0.99, "linear")
+    found: dict[str, Any] = {
+        "client_delay_p99_ms": None if late is None else round(late, 3),
+        "client_late": late is not None and late > LATE_MS,
+        "loop_lag_ms": metrics.distribution(lags["lags"].explode(empty_as_null=False).drop_nulls().to_numpy() * 1e3),
+    }
+    if cells.parse(name).open_loop:
+        found |= {"steady": steady.window(requests), **steady.saturation(requests)}
+    return found
+
+
+def _worst(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The latest cell's figures, and how many cells are marked."""
+    return {
+        "client_delay_p99_ms": max((c["client_delay_p99_ms"] or 0.0 for c in found), default=None),
+        "loop_lag_p99_ms": max((c["loop_lag_ms"].get("p99", 0.0) for c in found), default=None),
+        "client_late_cells": sum(c["client_late"] for c in found),
+        "over_saturated_cells": sum(bool(c.get("over_saturated")) for c in found),
+    }
+
+
+def late_cells(summary: dict[str, Any]) -> list[str]:
+    """The cells (arm/name) in which wp1 itself was late."""
+    return [name for name, cell in _cells(summary).items() if cell["client_late"]]
+
+
+def has_windows(summary: dict[str, Any]) -> bool:
+    """Whether figures of some cell are those of a part of its requests."""
+    return any(cell.get("steady") for cell in _cells(summary).values())
+
+
+def notes(summary: dict[str, Any], name: str) -> list[str]:
+    """What is to be said beside the figures of a cell (arm/name), in sentences; the first words name the matter."""
+    cell = of_cell(summary, name)
+    if cell is None:
+        return []
+    said = []
+    if cell["client_late"]:
+        said.append(
+            f"client late: one request in a hundred was sent {cell['client_delay_p99_ms']:.0f} ms or more after it was "
+            f"due (event loop p99 {cell['loop_lag_ms'].get('p99', 0):.0f} ms late); TTFT includes that"
+        )
+    if cell.get("over_saturated"):
+        said.append(
+            f"over-saturated: {cell['offered_per_s']:.3g} requests/s were offered and {cell['answered_per_s']:.3g} "
+            f"answered, and requests in flight grew from {cell['in_flight_middle']:.3g} to "
+            f"{cell['in_flight_last']:.3g}; how long requests took depends on how long this went on"
+        )
+    window = cell.get("steady")
+    if window is not None:
+        said.append(
+            f"steady state: {window['requests']:,} of {window['of']:,} requests, due {window['begin_s']:.1f} to "
+            f"{window['end_s']:.1f} s after the first; latencies, rates and attainment are of these"
+        )
+    elif "steady" in cell:
+        said.append("no steady state to take: fewer than 20 requests a repeat lie between start and end, so all count")
+    return said
+
+
+def of_cell(summary: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """The figures of a cell (arm/name), of a run that has them."""
+    return _cells(summary).get(name)
+
+
+def _cells(summary: dict[str, Any]) -> dict[str, Any]:
+    return summary["profiling"].get("load", {}).get("cells", {})

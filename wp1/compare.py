@@ -1,0 +1,121 @@
+"""python -m wp1.compare RUN RUN...: any runs side by side, from their folders: every metric, its difference, intervals.
+
+The first is what the others are held against; a sweep's folder stands for its runs. Makes a page, tables and a plot.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis import runs, sweep
+from wp1.analysis.markdown import table, text
+from wp1.analysis.report import HOW_TO_READ_ARMS, reports_of
+from wp1.analysis.summary import read_config
+from wp1.analysis.sweep import Job
+from wp1.analysis.sweep_plot import sweep_plot
+from wp1.analysis.sweep_report import PAGE, PAIRS, PLOT, ROWS, contrast, jobs_table, reasons
+from wp1.errors import ConfigError, WP1Error
+from wp1.identity import settings_of
+
+
+def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
+    """Writes comparison.md, its CSV files and its plot; returns the page and, in words, what was found and is doubtful.
+
+    out: the folder for it; None: outputs/comparisons/ of the first run's project.
+    Raises ConfigError where runs cannot be compared.
+    """
+    folders = runs.folders_of(given)
+    jobs = runs.read_runs(folders)
+    runs.check_alike(jobs)
+    found = sweep.rows(jobs)
+    pairs = runs.pairs(jobs, found)
+    doubts = runs.warnings(jobs)
+    folder = out or default_folder(jobs)
+    folder.mkdir(parents=True, exist_ok=True)
+    found.write_csv(folder / ROWS, float_precision=3)
+    sections, frames, words = [], [], []
+    for pair in pairs:
+        names = sweep.names_of(pair)
+        content, frame = sweep.side_by_side(names, [pair])
+        sections.append(contrast(content, [pair]))
+        words.append(f"{names[1]} against {names[0]}: {content['words']}")
+        marks = ", ".join(sweep.all_labels([pair.a, pair.b]))
+        frames.append(frame.with_columns(labels=pl.lit(marks or None, pl.String)))
+    pl.concat(frames).write_csv(folder / PAIRS, float_precision=4)
+    plotted = sweep_plot(folder / PLOT, jobs, found)
+    parts = [
+        f"# {len(jobs)} runs side by side",
+        "\n".join(f"> **{doubt.partition(':')[0]}**{doubt[len(doubt.partition(':')[0]) :]}\n" for doubt in doubts),
+        _settings(folders, jobs, folder),
+        f"![Mean TTFT and TPOT of each run, with 95 % bootstrap intervals]({PLOT})" if plotted else "",
+        jobs_table(jobs, found),
+        reasons(jobs, found),
+        *sections,
+        f"## How to read the figures\n\n{HOW_TO_READ_ARMS}",
+        _again(given),
+    ]
+    page = folder / PAGE
+    page.write_text("\n\n".join(part.rstrip("\n") for part in parts if part) + "\n", encoding="utf-8")
+    return page, [*doubts, *words]
+
+
+def default_folder(jobs: list[Job]) -> Path:
+    """outputs/comparisons/<the runs' last letters>: the same runs go to the same place."""
+    names = [str(job.metadata["run_id"])[-8:] for job in jobs]
+    more = [f"and-{len(names) - 4}-more"] if len(names) > 4 else []
+    assert jobs[0].run_dir is not None
+    return reports_of(read_config(jobs[0].run_dir)).parent / "comparisons" / "-".join([*names[:4], *more])
+
+
+def _settings(folders: list[Path], jobs: list[Job], beside: Path) -> str:
+    """The runs, and every setting in which they differ."""
+    configs = [settings_of(read_config(folder)) for folder in folders]
+    keys = runs.differing_settings(configs)
+    header = ["", *(f"run {job.number}" for job in jobs)]
+    body: list[list[Any]] = [
+        ["run", *(f"`{job.metadata['run_id']}`" for job in jobs)],
+        ["experiment", *(job.metadata["experiment"] for job in jobs)],
+        ["started", *(job.metadata["started"] for job in jobs)],
+        ["report", *(f"[report]({_report(job, beside)})" for job in jobs)],
+        *([key, *(text(runs.said(config, key), 80) for config in configs)] for key in keys),
+    ]
+    same = "" if keys else "\n\nThe configurations are the same."
+    return f"## What differs in configuration\n\n{table(header, body, 'l' * len(header))}{same}"
+
+
+def _report(job: Job, beside: Path) -> str:
+    assert job.run_dir is not None
+    page = reports_of(read_config(job.run_dir)) / f"{job.metadata['run_id']}.md"
+    return os.path.relpath(page, beside.resolve())
+
+
+def _again(given: list[Path]) -> str:
+    command = shlex.join(["python", "-m", "wp1.compare", *map(str, given)])
+    return f"## Again\n\n```\n{command}\n```\n\nThis comparison as tables: [{ROWS}]({ROWS}), [{PAIRS}]({PAIRS})."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m wp1.compare", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", help="runs' folders, as in outputs/run-..., or a sweep's")
+    parser.add_argument(
+        "--out", type=Path, help="where to put it (default: outputs/comparisons of the first's project)"
+    )
+    words = parser.parse_args()
+    try:
+        page, said = compare(words.runs, words.out)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except WP1Error as error:
+        sys.exit(f"error: {error}")
+    print("\n".join(said))
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""The measuring part of a run: engines up, every cell with its repeats, engines down."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wp1 import goodput, loop_lag, progress
+from wp1.analysis.summary import write_json
+from wp1.budget import left_of_begun, predict, repeat_of
+from wp1.console import Screen, Tally
+from wp1.drive import drive
+from wp1.errors import WP1Error
+from wp1.plan import Arm, Cell, Stint, stints
+from wp1.prepare import Prepared
+from wp1.records import EngineStats, Handoff, QueueLengths, RecordWriter, RequestRecord
+from wp1.serving.backend import Scheduler
+from wp1.serving.engines import Engines, Write, places_of
+from wp1.serving.memory.notes import MemoryNotes
+from wp1.serving.placement import engine_sizes
+from wp1.workload import prompts, warmup
+
+# Seconds for which engines on a GPU are watched before they have anything to do.
+IDLE_S = 1.0
+# After the last request, for blocks that are still on their way to be freed.
+KV_FREE_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What every step of the measuring part needs."""
+
+    cfg: Any
+    prepared: Prepared
+    run_dir: Path
+    metadata: dict[str, Any]
+    screen: Screen
+    engines: Engines
+    records: RecordWriter
+    lags: RecordWriter  # of the event loop
+    notes: MemoryNotes
+    write: Write  # of what is no request
+    done: list[progress.Done]
+    began: float  # monotonic; what an earlier session of the run took lies before it
+
+    def save(self) -> None:
+        write_json(self.run_dir / "run_metadata.json", self.metadata)
+
+
+async def measure(
+    cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[str, Any], screen: Screen, engines: Engines
+) -> None:
+    """All cells of a run that are not done yet, each record written as its request ends.
+
+    metadata: is given what there is to say of the engines and of cells that are skipped. A cell in which an engine dies
+    is measured to its end, which is soon; the engines are then started again for the next.
+    Raises WP1Error where engines do not start, and at the end where any died; CancelledError on a signal.
+    """
+    died: list[str] = []
+    with ExitStack() as stack:
+        done = [one for one in progress.read(run_dir) if one.died is None]
+        took = sum(one.seconds + one.warmup_s for one in done) + sum(start["seconds"] for start in metadata["starts"])
+        session = _Session(
+            cfg,
+            prepared,
+            run_dir,
+            metadata,
+            screen,
+            engines,
+            records=stack.enter_context(RecordWriter(run_dir / "records.jsonl")),
+            lags=stack.enter_context(RecordWriter(run_dir / "loop.jsonl")),
+            notes=_memory_notes(cfg, run_dir, stack),
+            write=_event_writer(prepared.arms, run_dir, stack),
+            done=done,
+            began=time.monotonic() - took,
+        )
+        gpus = sorted({gpu for arm in prepared.arms for _, place in places_of(arm) for gpu in place.gpus})
+        for collector in prepared.collectors:
+            collector.start(run_dir, gpus)
+            stack.callback(collector.stop)
+        for stint in stints(prepared.arms, cfg.experiment.repeats):
+            died += await _stint(session, stint)
+    if died:
+        raise WP1Error(died[0])
+
+
+async def _stint(session: _Session, stint: Stint) -> list[str]:
+    """What is left of an arm's cells in some of its repeats, with engines started once, and again where one dies.
+
+    Returns what there is to say of those that died.
+    """
+    died: list[str] = []
+    scheduler: Scheduler | None = None
+    clean = False
+    try:
+        for cell in stint.arm.cells:
+            repeats = [n for n in stint.repeats if (cell.arm, cell.name, n) not in {one.unit for one in session.done}]
+            if not repeats or _skipped(session, stint.arm, cell):
+                continue
+            if scheduler is None or not scheduler.alive:
+                scheduler = await _start(session, stint)
+            died += await _cell(session, scheduler, cell, repeats)
+        if 0 in stint.repeats and (lengths := _to_search(session, stint.arm)):
+            if scheduler is None or not scheduler.alive:
+                scheduler = await _start(session, stint)
+            await _search(session, scheduler, stint.arm, lengths)
+        if scheduler is not None:
+            held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
+            session.metadata["kv_held"] += [f"{stint.arm.name}/{name}" for name in held]
+            # Engines for shorter prompts than model.max_len are not what the next job asks for.
+            clean = not held and all(one["kind"] != "memory" for one in session.metadata["skipped"])
+    finally:
+        await session.engines.leave(clean)
+    return died
+
+
+def _to_search(session: _Session, arm: Arm) -> list[int]:
+    """The prompt lengths (tokens) for a search for goodput; [] where none is asked for, or it has ended before."""
+    lengths = goodput.lengths_of(arm, [one["cell"] for one in session.metadata["skipped"]])
+    over = goodput.ended(goodput.read(session.run_dir), arm.name, lengths)
+    return [] if session.cfg.experiment.goodput_budget_s is None or over else lengths
+
+
+async def _search(session: _Session, scheduler: Scheduler, arm: Arm, lengths: list[int]) -> None:
+    """The search for goodput. Raises WP1Error where an engine dies in it."""
+
+    async def measure_one(cell: Cell, repeats: list[int]) -> None:
+        if died := await _cell(session, scheduler, cell, repeats):
+            raise WP1Error(died[0])
+
+    await goodput.search(session.cfg, arm.name, lengths, session.run_dir, measure_one)
+
+
+def _skipped(session: _Session, arm: Arm, cell: Cell) -> bool:
+    """Whether the cell is not measured, in any arm; where that is decided now, run_metadata.json says why."""
+    skipped: list[dict[str, Any]] = session.metadata["skipped"]
+    if cell.name in [one["cell"] for one in skipped]:
+        return True
+    most = session.cfg.experiment.time_budget_s
+    if most is None or cell.name in [one.cell for one in session.done]:
+        return False
+    cells = {other.name: other for other in arm.cells}
+    planned = [one for one in session.done if one.cell in cells]
+    before = [
+        repeat_of(cells[one.cell], one.requests, one.seconds + one.warmup_s) for one in planned if one.arm == arm.name
+    ]
+    one_repeat = predict(repeat_of(cell, _requests_of(session, cell)), before)
+    if one_repeat is None:
+        return False
+    repeats = cell.repeats * len(session.prepared.arms)
+    begun = time.monotonic() - session.began + left_of_begun(planned, repeats)
+    if begun + repeats * one_repeat <= most:
+        return False
+    skipped.append(
+        {
+            "cell": cell.name,
+            "kind": "time",
+            "reason": (
+                f"would take about {repeats * one_repeat:,.0f} s; {begun:,.0f} s of experiment.time_budget_s={most:g} "
+                "are spent or promised to cells begun before"
+            ),
+            "predicted_s": round(repeats * one_repeat, 1),
+        }
+    )
+    session.screen.say(f"skipped {cell.name}: {skipped[-1]['reason']}")
+    session.save()
+    return True
+
+
+def _requests_of(session: _Session, cell: Cell) -> int:
+    """Requests of one repeat of a cell."""
+    return len(prompts.measured(session.cfg, cell, 0, session.prepared.material))
+
+
+async def _start(session: _Session, stint: Stint) -> Scheduler:
+    """The engines of an arm, started or taken over from the job before; run_metadata.json says which."""
+    arm, metadata = stint.arm, session.metadata
+    model = session.prepared.models[arm.name]
+    count = len(engine_sizes(arm.scheduler))
+    with session.screen.step(f"starting {count} engine{'s' * (count > 1)} of {model.name}, {arm.name}") as tell:
+        up, taken_over = await session.engines.bring_up(
+            session.cfg, arm, model, session.run_dir / "engine.log", session.write, metadata["run_id"]
+        )
+        if taken_over:
+            tell("up from the job before")
+    if arm.name not in [pool["arm"] for pool in metadata["pools"]]:
+        metadata["pools"] += [{"arm": arm.name, **pool} for pool in up.scheduler.pools()]
+    entry: dict[str, Any] = {"arm": arm.name, "repeats": stint.repeats}
+    if any(place.gpus for _, place in places_of(arm)):
+        # What the engines draw when they have nothing to do, apart from what requests cost.
+        begin = time.monotonic()
+        await asyncio.sleep(IDLE_S)
+        entry["idle"] = [round(begin, 3), round(time.monotonic(), 3)]
+    if taken_over:
+        metadata["taken_over"].append(entry | {"from": up.run_id})
+    else:
+        metadata["starts"].append(entry | {"seconds": up.seconds})
+    session.save()
+    await session.notes.started(up.scheduler, arm.name)
+    return up.scheduler
+
+
+def _event_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Write:
+    """Where what is no request goes; only a run that has handoffs has the files of these and of queue lengths."""
+    names: dict[type, str] = {EngineStats: "engine_stats.jsonl"}
+    if any(arm.scheduler.mode == "disagg" for arm in arms):
+        names |= {Handoff: "handoffs.jsonl", QueueLengths: "queues.jsonl"}
+    writers = {kind: stack.enter_context(RecordWriter(run_dir / name)) for kind, name in names.items()}
+    return lambda row: writers[type(row)].write(row)
+
+
+def _memory_notes(cfg: Any, run_dir: Path, stack: ExitStack) -> MemoryNotes:
+    """Only a run that asks for them has the file."""
+    if not cfg.experiment.memory:
+        return MemoryNotes(None)
+    return MemoryNotes(stack.enter_context(RecordWriter(run_dir / "memory.jsonl")).write)
+
+
+async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: list[int]) -> list[str]:
+    """Some repeats of a cell, after its warm-up. Returns what there is to say of engines that died."""
+    cfg, material, write = session.cfg, session.prepared.material, session.records.write
+    engines = sum(len(pool["engines"]) for pool in scheduler.pools())
+    begin = time.monotonic()
+    await warmup.warm_up(cfg, cell, repeats[0], material, scheduler, engines, write)
+    warmup_s = time.monotonic() - begin
+    batches = {repeat: prompts.measured(cfg, cell, repeat, material) for repeat in repeats}
+    died: set[str] = set()
+    with session.screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches.values()))) as tally:
+        for repeat, requests in batches.items():
+            arrivals = prompts.arrivals(cfg, cell, repeat, material)
+            begin = time.monotonic()
+            async with (
+                session.notes.around(scheduler, cell, repeat),
+                loop_lag.watched(cell, repeat, session.lags.write),
+            ):
+                await drive(scheduler, requests, _sink(session.records, tally, died), arrivals, cell.concurrency)
+            seconds = round(time.monotonic() - begin, 3)
+            found = progress.Done(
+                cell.arm, cell.name, repeat, len(requests), seconds, round(warmup_s, 3), min(died, default=None)
+            )
+            progress.note(session.run_dir, found)
+            session.done.append(found)
+            warmup_s = 0.0
+    return sorted(died)
+
+
+def _sink(writer: RecordWriter, tally: Tally, died: set[str]) -> Callable[[RequestRecord], None]:
+    def write(record: RequestRecord) -> None:
+        writer.write(record)
+        tally.add(record)
+        if record.cause == "engine_died":
+            died.add(record.error or "an engine died")
+
+    return write

@@ -1,0 +1,48 @@
+"""What of a run is done: a line of cells.jsonl for every repeat of a cell that was measured to its end.
+
+It is what `resume=` goes by and what predictions are made from; the figures themselves come from the records.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE = "cells.jsonl"
+# Arm, cell and repeat: what is measured in one go, and measured again whole where it was cut short.
+Unit = tuple[str, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One repeat of a cell, all its requests sent and ended."""
+
+    arm: str
+    cell: str
+    repeat: int
+    requests: int  # measured
+    seconds: float  # that they took
+    warmup_s: float  # that the warm-up before them took; 0 where none was needed
+    died: str | None = None  # of an engine that died meanwhile
+
+    @property
+    def unit(self) -> Unit:
+        return (self.arm, self.cell, self.repeat)
+
+
+def note(run_dir: Path, done: Done) -> None:
+    """Adds a line. Raises OSError where the disk refuses."""
+    with (run_dir / FILE).open("a", encoding="utf-8") as out:
+        out.write(json.dumps(dataclasses.asdict(done), ensure_ascii=False) + "\n")
+
+
+def read(run_dir: Path) -> list[Done]:
+    """All lines in order; of a unit that was measured again the last. A last line torn by a crash is left out."""
+    path = run_dir / FILE
+    found: dict[Unit, Done] = {}
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    for line in lines:
+        done = Done(**json.loads(line))
+        found.pop(done.unit, None)
+        found[done.unit] = done
+    return list(found.values())

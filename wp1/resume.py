@@ -1,0 +1,249 @@
+"""python -m wp1 resume=DIR: goes on with a run or a sweep that was cut short, or in which something failed.
+
+The command line is that of the folder, so what is composed is what was composed then; where it is not, or the machine
+is another, it is refused. What `progress` has as done stays. The rest is measured, whole: a repeat of a cell that was
+cut short leaves records that are put apart, into records.apart.jsonl and the like, and never mixed with new ones.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from wp1 import progress
+from wp1.errors import ConfigError, WP1Error
+from wp1.identity import DECISIVE, settings_of
+from wp1.plan import Arm
+from wp1.progress import Unit
+
+# Files with a line for what belongs to one repeat of a cell, and those with one for a moment of the monotonic clock.
+OF_UNITS = ("records.jsonl", "handoffs.jsonl", "loop.jsonl", "memory.jsonl")
+OF_MOMENTS = ("device.jsonl", "queues.jsonl", "engine_stats.jsonl")
+# For what a killed process has started to be gone.
+GONE_WITHIN_S = 10.0
+
+
+def arguments(words: list[str]) -> list[str]:
+    """The command line as Hydra is to have it: where it says `resume=DIR`, that of the folder, and where to go on.
+
+    Settings that are typed beside it take the place of the folder's. Sets WP1_ROOT, so that runs land where they did.
+    Raises ConfigError for a folder that is none of a run or sweep, or is still being written.
+    """
+    asked = [word for word in words if _key(word) == "resume"]
+    if not asked or asked == ["resume=null"]:
+        return words
+    folder = Path(asked[-1].partition("=")[2].strip("'\"")).expanduser().resolve()
+    command, root, place = _recorded(folder)
+    _refuse_while_written(folder)
+    typed = [word for word in words if _key(word) != "resume"]
+    taken = {_key(word) for word in typed} | {"resume", "hydra.run.dir", "hydra.sweep.dir"}
+    kept = [word for word in command if word.startswith("-") or _key(word) not in taken]
+    if "root" not in map(_key, [*kept, *typed]):
+        os.environ["WP1_ROOT"] = root
+    kept = [_rooted(word, root) for word in kept]
+    return [*kept, *typed, f"resume={_quoted(folder)}", f"{place}={_quoted(folder)}"]
+
+
+def _recorded(folder: Path) -> tuple[list[str], str, str]:
+    """The words of the folder's command, its root, and the setting that names the folder."""
+    from wp1.analysis.summary import read_config, read_json
+    from wp1.analysis.sweep import MANIFEST
+
+    try:
+        if (folder / MANIFEST).is_file():
+            manifest = read_json(folder / MANIFEST)
+            return manifest["command"][1:], manifest["root"], "hydra.sweep.dir"
+        metadata, config = read_json(folder / "run_metadata.json"), read_config(folder)
+    except WP1Error as error:
+        raise ConfigError(
+            f"resume={folder} is no folder to go on with: name that of a run, as outputs/run-..., or of a sweep, as "
+            "multirun/..."
+        ) from error
+    job = metadata.get("sweep")
+    return (job["overrides"] if job else metadata["command"][1:]), config["root"], "hydra.run.dir"
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def _rooted(word: str, root: str) -> str:
+    """A root= that means another folder from here is written out."""
+    if _key(word) != "root" or Path(word.partition("=")[2].strip("'\"")).expanduser().resolve() == Path(root):
+        return word
+    return f"root={_quoted(Path(root))}"
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value that Hydra's grammar takes whatever is in it."""
+    return "'" + str(path).replace("'", "\\'") + "'"
+
+
+def _refuse_while_written(folder: Path) -> None:
+    """Raises ConfigError where a process on this machine has a file in the folder open for writing."""
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while (writer := writer_in(folder)) is not None:
+        if time.monotonic() > deadline:
+            raise ConfigError(f"resume={folder} goes on in process {writer} already: wait for it, or end it")
+        time.sleep(0.2)
+
+
+def writer_in(folder: Path) -> int | None:
+    """The process on this machine that has a file in the folder open for writing."""
+    import psutil
+
+    for process in psutil.process_iter():
+        try:
+            if any(Path(file.path).is_relative_to(folder) and file.mode != "r" for file in process.open_files()):
+                return process.pid
+        except (psutil.Error, OSError):
+            continue
+    return None
+
+
+def check_same(cfg: Any, run_dir: Path) -> None:
+    """Raises ConfigError that says how the configuration differs from the one that the run began with."""
+    from wp1.analysis.summary import read_config
+
+    before = settings_of(read_config(run_dir))
+    now = settings_of(yaml.safe_load(OmegaConf.to_yaml(cfg, resolve=True)))
+    keys = [key for key in before | now if before.get(key) != now.get(key)]
+    told = [f"{key} was {_said(before, key)} and is {_said(now, key)}" for key in sorted(keys)]
+    if told:
+        more = f", and {len(told) - 5} more" if len(told) > 5 else ""
+        raise ConfigError(
+            f"{run_dir} has another configuration: {'; '.join(told[:5])}{more}. Put that back, or start a new run"
+        )
+
+
+def _said(settings: Mapping[str, Any], key: str) -> str:
+    return json.dumps(settings[key], ensure_ascii=False) if key in settings else "not set"
+
+
+def is_complete(run_dir: Path) -> bool:
+    """Whether a run ended with everything measured and every check passed."""
+    from wp1.analysis.summary import read_json
+
+    path = run_dir / "run_metadata.json"
+    return path.is_file() and read_json(path)["status"] == "completed"
+
+
+def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[str, Any]:
+    """The metadata of a run that goes on; puts apart what was left of repeats that were not measured to their end.
+
+    fresh: the metadata that it would have as a new run. arms: what is planned; the cells of a search for goodput are
+    not, and those of one that was not brought to its end go too.
+    Raises ConfigError where the machine, the versions or what the configuration stands for are not what they were.
+    """
+    from wp1 import goodput
+    from wp1.analysis.summary import read_json
+
+    metadata = read_json(run_dir / "run_metadata.json")
+    _check_setting(run_dir, metadata, fresh)
+    skipped, probes = [one["cell"] for one in metadata["skipped"]], goodput.read(run_dir)
+    searched = {arm.name for arm in arms if goodput.ended(probes, arm.name, goodput.lengths_of(arm, skipped))}
+    planned = {(cell.arm, cell.name) for arm in arms for cell in arm.cells}
+    done = {
+        one.unit
+        for one in progress.read(run_dir)
+        if one.died is None and (one.arm in searched or one.unit[:2] in planned)
+    }
+    apart = sum(_put_apart(run_dir / name, lambda row: _of_start(row) or _unit(row) in done) for name in OF_UNITS)
+    _put_apart(run_dir / progress.FILE, lambda row: _unit(row) in done)
+    _put_apart(run_dir / goodput.FILE, lambda row: row.get("arm") in searched)
+    for name in OF_MOMENTS:
+        _trim(run_dir / name)
+    if metadata.get("boot") != fresh["boot"]:
+        # The monotonic clock began anew, and moments of before would pass for moments of now.
+        for name in OF_MOMENTS:
+            _put_apart(run_dir / name, lambda _: False)
+    resumed = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "was": metadata["status"],
+        "kept": len(done),
+        "lines_apart": apart,
+        "git": fresh["git"],
+    }
+    return metadata | {
+        "status": "running",
+        "reason": None,
+        "ended": None,
+        "boot": fresh["boot"],
+        "parent_run_id": fresh["parent_run_id"] or metadata["parent_run_id"],
+        "resumed": [*metadata.get("resumed", []), resumed],
+    }
+
+
+def _check_setting(run_dir: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if before["config_hash"] != now["config_hash"]:
+        raise ConfigError(f"{run_dir} was of another model or other data under the same names: start a new run")
+    parts = {"hardware": (_machine(before), _machine(now))}
+    parts |= {name: (before["versions"].get(name), now["versions"].get(name)) for name in DECISIVE}
+    parts["cells without room"] = (_without_room(before), _without_room(now))
+    for name, (was, is_) in parts.items():
+        if was != is_:
+            raise ConfigError(
+                f"{run_dir} cannot go on here: {name} was {was or 'none'} and is {is_ or 'none'}, and figures of both "
+                "do not belong in one run. Start a new one"
+            )
+
+
+def _machine(metadata: Mapping[str, Any]) -> str:
+    hardware = metadata["hardware"]
+    return ", ".join([*(gpu["name"] for gpu in hardware["gpus"]), f"{hardware['cpu']}, {hardware['cores']} cores"])
+
+
+def _without_room(metadata: Mapping[str, Any]) -> str:
+    return ", ".join(one["cell"] for one in metadata.get("skipped", ()) if one["kind"] == "memory")
+
+
+def _put_apart(path: Path, stays: Callable[[dict[str, Any]], bool]) -> int:
+    """Moves other lines than these to a file beside it, and says how many. A torn line goes with them.
+
+    At no moment is a line in neither file.
+    """
+    if not path.is_file():
+        return 0
+    # Bytes: a line may be torn within a sign, and a text may hold what other splitting takes for a line's end.
+    lines = [line + b"\n" for line in path.read_bytes().split(b"\n") if line]
+    keep = [line for line in lines if stays(_row(line))]
+    if len(keep) < len(lines):
+        with path.with_suffix(f".apart{path.suffix}").open("ab") as out:
+            out.writelines(line for line in lines if not stays(_row(line)))
+            out.flush()
+            os.fsync(out.fileno())
+        work = path.with_suffix(path.suffix + ".tmp")
+        work.write_bytes(b"".join(keep))
+        work.replace(path)
+    return len(lines) - len(keep)
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """A line's content; {} of one that was torn."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _unit(row: Mapping[str, Any]) -> Unit:
+    return row.get("arm", ""), row.get("cell", ""), row.get("repeat", -1)
+
+
+def _of_start(row: Mapping[str, Any]) -> bool:
+    """Whether a line is of the engines' start, and of no cell."""
+    return bool(row) and row.get("cell", "") is None
+
+
+def _trim(path: Path) -> None:
+    """Drops a last line that was torn, so that the next one does not go on in it."""
+    if path.is_file():
+        with path.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)

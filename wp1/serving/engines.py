@@ -1,0 +1,239 @@
+"""The engines of this process: who makes them, the event loop that they live in, and how long they stay up.
+
+Idle engines use cores and memory too, so one scheduler's are up at a time. In a sweep they outlive the job that started
+them where the next job asks the same of its engines (`key_of`): a start takes longer than many a measurement.
+"""
+
+import asyncio
+import functools
+import hashlib
+import json
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from wp1 import hardware
+from wp1.plan import Arm
+from wp1.records import Event
+from wp1.serving import fit
+from wp1.serving.backend import Scheduler
+from wp1.serving.guard import ProcessGuard
+from wp1.serving.meter import Meter
+from wp1.serving.models import ServedModel
+from wp1.serving.placement import Place, engine_sizes, places
+from wp1.serving.transfer import KVTransfer, Pools
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Write = Callable[[Event], None]
+T = TypeVar("T")
+
+
+def key_of(cfg: Any, scheduler: Any) -> str:
+    """What is asked of the engines of a scheduler, as a digest: all that reaches them, and nothing else.
+
+    cfg: a configuration that `wp1.schema.resolve` has passed. scheduler: a scheduler's node of it.
+    """
+    asked: dict[str, Any] = {
+        name: OmegaConf.to_container(cfg[name]) for name in ("backend", "model", "rope", "transfer")
+    }
+    asked |= {"scheduler": OmegaConf.to_container(scheduler), "seed": cfg.seed, "memory": cfg.experiment.memory}
+    asked["backend"].pop("startup_timeout_s")
+    if scheduler.mode == "agg":
+        del asked["transfer"]
+    else:
+        # How long a prefill engine keeps KV that nobody fetches.
+        asked["lease_s"] = cfg.workload.timeout_s
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def keys_of(cfg: Any) -> list[str]:
+    """`key_of` of each arm of a run, in the order in which they start."""
+    return [key_of(cfg, scheduler) for scheduler in (cfg.arms.values() if cfg.arms else [cfg.scheduler])]
+
+
+@dataclass(frozen=True)
+class Up:
+    """A scheduler whose engines are up."""
+
+    key: str
+    model: ServedModel
+    scheduler: Scheduler
+    run_id: str  # of the run that started them
+    seconds: float  # that the start took
+
+
+class Engines:
+    """Brings engines up and down, in an event loop and under a guard that last as long as this is entered.
+
+    next_key: what the job that follows asks of its engines (`key_of`); None where none follows, and nothing is kept.
+    """
+
+    def __init__(self) -> None:
+        self.next_key: str | None = None
+        self._runner = asyncio.Runner()
+        self._guard = ProcessGuard()
+        self._up: Up | None = None
+        self._write: Write = _nowhere
+
+    def __enter__(self) -> Self:
+        self._guard.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.run(self.end())
+            self._runner.close()
+        finally:
+            # Also after one more signal: nothing outlives this.
+            self._guard.__exit__()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs it in the engines' loop. Raises CancelledError or KeyboardInterrupt where a signal stopped it."""
+
+        async def stoppable() -> T:
+            task, loop = asyncio.current_task(), asyncio.get_running_loop()
+            assert task is not None
+            for number in STOPS:
+                loop.add_signal_handler(number, task.cancel)
+            try:
+                return await coroutine
+            finally:
+                for number in STOPS:
+                    loop.remove_signal_handler(number)
+
+        with _handlers_put_back():
+            return self._runner.run(stoppable())
+
+    @property
+    def key(self) -> str | None:
+        """What was asked of the engines that are up; None where none are."""
+        return None if self._up is None else self._up.key
+
+    def make_room(self, cfg: Any) -> None:
+        """Ends engines that are still up from another job, unless the run of this configuration takes them over.
+
+        One of several arms does not: the memory of the others could not be judged beside engines that are up.
+        """
+        if self._up is not None and keys_of(cfg) != [self._up.key]:
+            self.run(self.end())
+
+    async def bring_up(
+        self, cfg: Any, arm: Arm, model: ServedModel, engine_log: Path, write: Write, run_id: str
+    ) -> tuple[Up, bool]:
+        """The arm's engines, and whether they were up already; `write` is where their handoffs go from now on.
+
+        Raises EngineStartError where they do not come up.
+        """
+        key = key_of(cfg, arm.scheduler)
+        self._write = write
+        if self._up is not None and (self._up.key, self._up.model) == (key, model) and self._up.scheduler.alive:
+            return self._up, True
+        await self.end()
+        self._write = write
+        scheduler = make_scheduler(cfg, arm, model, engine_log, self._guard.kill, self._hand_on)
+        begin = time.monotonic()
+        await scheduler.__aenter__()
+        self._up = Up(key, model, scheduler, run_id, round(time.monotonic() - begin, 1))
+        return self._up, False
+
+    def _hand_on(self, row: Event) -> None:
+        """What engines keep for their life as their writer, while the run changes under them."""
+        self._write(row)
+
+    async def leave(self, clean: bool) -> None:
+        """A run has no more use for the engines. They stay up where the next job wants them; else they are ended.
+
+        clean: nothing of the run is left in them: no request, no KV.
+        """
+        if self._up is not None and clean and self._up.key == self.next_key and self._up.scheduler.alive:
+            await self._up.scheduler.settle()
+            self._write = _nowhere
+        else:
+            await self.end()
+
+    async def end(self) -> None:
+        """Ends the engines that are up, if any."""
+        if self._up is None:
+            return
+        up, self._up = self._up, None
+        # Not stopped by a second signal: the engines' end is what matters now.
+        await asyncio.shield(up.scheduler.__aexit__(None, None, None))
+        self._write = _nowhere
+
+
+def _nowhere(_: Event) -> None:
+    pass
+
+
+@contextmanager
+def _handlers_put_back() -> Iterator[None]:
+    """A loop leaves the signals that it had at their default, which would end us without a word."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # not Python's own
+                signal.signal(number, handler)
+
+
+def places_of(arm: Arm) -> list[tuple[int, Place]]:
+    """Tensor-parallel size and place of each engine of an arm. Raises ConfigError where there are too few GPUs."""
+    sizes = engine_sizes(arm.scheduler)
+    devices = arm.scheduler.devices
+    found = places(
+        sizes, devices if isinstance(devices, str) else list(devices), hardware.gpu_indices(), hardware.cores()
+    )
+    return list(zip(sizes, found, strict=True))
+
+
+def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
+    """The connector between the pools of a disaggregated arm. Raises ConfigError where it cannot be used."""
+    engines = places_of(arm)
+    prefill = engines[: arm.scheduler.prefill]
+    on_host = None
+    if hardware.device_type() == "cpu":
+        on_host = sum(fit.kv_pool_bytes(model, cfg.backend.kv_cache_gib, place, size) or 0 for size, place in prefill)
+    pools = Pools(engines[0][0], engines[-1][0], on_host)
+    return instantiate(cfg.transfer, _partial_=True, _convert_="all")(pools=pools)
+
+
+def make_scheduler(
+    cfg: Any,
+    arm: Arm,
+    model: ServedModel,
+    engine_log: Path,
+    kill: Callable[[], None],
+    write: Write,
+) -> Scheduler:
+    """The scheduler of an arm, with its engines not yet started."""
+    # Hydra turns objects among its arguments into plain dicts, so it makes the constructor and we pass them.
+    make_backend = functools.partial(
+        instantiate(cfg.backend, _partial_=True, _convert_="all"),
+        model=model,
+        seed=cfg.seed,
+        log=engine_log,
+        kill=kill,
+        memory=cfg.experiment.memory,
+        on_stats=Meter(arm.name, write),
+    )
+    # An arm's own scaling has gone into its model.
+    scheduler = OmegaConf.masked_copy(arm.scheduler, [str(key) for key in arm.scheduler if key != "rope"])
+    return instantiate(scheduler, _partial_=True, _convert_="all")(
+        make_backend=make_backend,
+        transfer=make_transfer(cfg, arm, model) if arm.scheduler.mode == "disagg" else None,
+        # No request waits longer than this for its KV to be fetched.
+        lease_s=cfg.workload.timeout_s,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        write=write,
+    )
