@@ -206,8 +206,9 @@ def test_passages_have_the_sizes_that_they_say(passages: Passages, tokens: WordT
 @settings(max_examples=60, deadline=None)
 @given(st.integers(50, 3000), st.integers(1, 300), st.integers(-30, 30), st.integers(0, 40))
 def test_a_filler_never_exceeds_its_length(length: int, unit: int, wrong: int, reserve: int) -> None:
-    """However wrong the estimate of a unit is."""
-    draft = Draft(lambda units, noise: "u" * (unit * units) + "p" * 5 * noise, lambda units: (unit + wrong) * units)
+    """However wrong the estimate of a unit is, as long as more units are more tokens by it."""
+    estimate = max(1, unit + wrong)
+    draft = Draft(lambda units, noise: "u" * (unit * units) + "p" * 5 * noise, lambda units: estimate * units)
     filler = Filler(lambda text: [0] * (10 + len(text)), length, reserve)
     try:
         ids = filler.fit(draft, "it")
