@@ -7,6 +7,8 @@
 - broker: the way of a request through both pools without engines, with 10,000 in flight.
 - handoff: time to the decode pool's first token less prefill and transfer: what queues, steps and messages take.
 - generation, truncation, scoring: what judging answers costs without an engine (tests/bench/quality.py).
+- vllm: mean TTFT, mean TPOT and output throughput against `vllm bench serve` on `vllm serve`, side by side
+  (`tests.bench.against_vllm`); within 2 %, or it is said why not.
 - load: requests started on schedule, how late, and tokens/s, of wp1 alone on one core (`tests.bench.load`).
 - analysis: a million requests from JSONL to summary: time and memory (`tests.bench.analysis`).
 - composing: `python -m wp1 --cfg job` against `python -c 'import hydra'`; to answer within 2 s.
@@ -31,7 +33,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from tests.bench import analysis, disaggregation, load, quality
+from tests.bench import against_vllm, analysis, disaggregation, load, quality
 from wp1 import hardware, schema
 from wp1.analysis.report import table
 from wp1.collectors.device import GPUStatsCollector
@@ -48,7 +50,7 @@ from wp1.serving.guard import ProcessGuard
 from wp1.workload import prompts
 
 REQUESTS, PROMPT_LEN, OUTPUT_LEN = 32, 64, 32
-PARTS = ("engines", "broker", "load", "analysis", "quality", "composing")
+PARTS = ("engines", "vllm", "broker", "load", "analysis", "quality", "composing")
 
 
 def main() -> None:
@@ -61,9 +63,10 @@ def main() -> None:
     if unknown := set(only) - set(PARTS):
         parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(PARTS)}")
     rows: list[list[str]] = []
-    if "engines" in only:
+    if "engines" in only or "vllm" in only:
         with Screen() as screen, tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "engine.log"):
-            rows += asyncio.run(_engines(Path(folder), words.pairs, screen))
+            rows += asyncio.run(_engines(Path(folder), words.pairs, screen)) if "engines" in only else []
+            rows += asyncio.run(against_vllm.rows(Path(folder), words.pairs, screen)) if "vllm" in only else []
     rows += [disaggregation.broker_row(words.pairs)] if "broker" in only else []
     rows += load.rows() if "load" in only else []
     rows += analysis.rows() if "analysis" in only else []
