@@ -23,7 +23,7 @@ check: setup ## ruff and pyright
 stress: setup ## 10,000 handoffs with random aborts over transfer=ipc, without engines (ARGS="--device cuda" on a GPU)
 	@$(PYTHON_VENV) -m tests.stress.ipc $(ARGS)
 
-bench: setup ## wp1 against vLLM alone, its load generator and its analysis; ratios, side by side
+bench: setup ## wp1 against vLLM alone and vLLM's own benchmark, its load generator and its analysis; ratios, side by side
 	@$(PYTHON_VENV) -m tests.bench $(ARGS)
 
 bench-transfer: setup ## the KV cache from engine to engine: each connector beside a plain copy; ratios in one run

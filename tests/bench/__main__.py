@@ -1,4 +1,4 @@
-"""make bench: what wp1 itself costs, side by side with doing without it, in one run on one engine.
+"""make bench: what wp1 itself costs, side by side with doing without it, in one run.
 
 - serving: 32 requests through wp1 (scheduler, records, all collectors at 10 Hz) against the same requests straight
   through vLLM's AsyncLLM, in turn; to stay at or under 1.02.

@@ -123,8 +123,9 @@ def _model(folder: Path, words: list[str]) -> tuple[Any, models.ServedModel]:
         return cfg, bundled
     # Two engines on one GPU, each with what it is given.
     cfg = composed(
-        "model=llama31_8b_shape", f"model.architecture.vocab_size={bundled.vocab_size}", "backend.kv_cache_gib=8",
-        "+backend.engine.gpu_memory_utilization=0.4", "+backend.engine.load_format=dummy",
+        "model=llama31_8b_shape", "backend.kv_cache_gib=8", "+backend.engine.gpu_memory_utilization=0.4",
+        "+backend.engine.load_format=dummy",
+        *(f"model.architecture.{name}={bundled.config[name]}" for name in ("vocab_size", "bos_token_id", "eos_token_id")),
     )  # fmt: skip
     shape = models.prepare(cfg)
     served = Path(shutil.copytree(shape.folder, folder / "model"))
@@ -157,23 +158,15 @@ async def _server(engine: Any, log: Path) -> AsyncIterator[str]:
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=os.environ | devices, stdout=file, stderr=subprocess.STDOUT)
     try:
-        while not await asyncio.to_thread(_answers, url):
-            if process.poll() is not None:
-                raise RuntimeError(f"vllm serve did not start; its last lines:\n{log.read_text()[-2000:]}")
+        while not (up := await asyncio.to_thread(_sums, url)) and process.poll() is None:
             await asyncio.sleep(0.5)
+        if not up:
+            raise RuntimeError(f"vllm serve did not start; its last lines:\n{log.read_text()[-2000:]}")
         yield url
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):  # then the guard ends it
             await asyncio.to_thread(process.wait, 30)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 async def _client(url: str, model: Path, load: dict[str, int], result: Path) -> dict[str, Any]:
@@ -191,15 +184,15 @@ async def _client(url: str, model: Path, load: dict[str, int], result: Path) -> 
 
 
 def _sums(url: str) -> Figures:
-    """The server's counters and the sums of its histograms (Prometheus' text format), by name without `vllm:`."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
-        lines = answer.read().decode().splitlines()
-    # One engine, so one line a name, but for what is counted by a label, of which nothing is used here.
-    return {
-        line.partition("{")[0].removeprefix("vllm:"): float(line.rpartition(" ")[2])
-        for line in lines
-        if line.startswith("vllm:")
-    }
+    """The server's counters and sums of histograms (Prometheus' text format), by name; {} where it does not answer."""
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError:
+        return {}
+    # Of several lines a name, told apart by a label, the last is kept: nothing of the kind is used here.
+    named = (line for line in lines if line.startswith("vllm:"))
+    return {line.partition("{")[0].removeprefix("vllm:"): float(line.rpartition(" ")[2]) for line in named}
 
 
 def _of_records(path: Path) -> Figures:
@@ -220,7 +213,7 @@ def _of_records(path: Path) -> Figures:
 
 def _of_vllm(result: dict[str, Any], before: Figures, after: Figures) -> Figures:
     def took(name: str) -> float:
-        return after[name] - before.get(name, 0.0)
+        return after[name] - before[name]
 
     count, tokens = result["completed"], result["total_output_tokens"]
     prefill = took("request_queue_time_seconds_sum") + took("request_prefill_time_seconds_sum")
