@@ -125,7 +125,7 @@ def _model(folder: Path, words: list[str]) -> tuple[Any, models.ServedModel]:
     cfg = composed(
         "model=llama31_8b_shape", "backend.kv_cache_gib=8", "+backend.engine.gpu_memory_utilization=0.4",
         "+backend.engine.load_format=dummy",
-        *(f"model.architecture.{name}={bundled.config[name]}" for name in ("vocab_size", "bos_token_id", "eos_token_id")),
+        *(f"model.architecture.{key}={bundled.config[key]}" for key in ("vocab_size", "bos_token_id", "eos_token_id")),
     )  # fmt: skip
     shape = models.prepare(cfg)
     served = Path(shutil.copytree(shape.folder, folder / "model"))
