@@ -69,9 +69,11 @@ def test_notes_are_kept_of_an_engine_that_dies(config: Compose, double: Any, tmp
     assert outcome.status == "failed"
     table = pl.read_csv(outcome.run_dir / "artifacts" / "e5_memory.csv")
     measured = table.filter(pl.col("part") == "weights")
-    assert measured["prompt_len"].unique().to_list() == [512]
-    [why] = table.filter(pl.col("part") == "not measured")["source"]
-    assert "died" in why
+    # The next length has a new engine, which dies of its second request as well.
+    assert measured["prompt_len"].unique().sort().to_list() == [512, 2048]
+    left_out = table.filter(pl.col("part") == "not measured")
+    assert left_out["prompt_len"].unique().sort().to_list() == [1024, 4092]
+    assert all("died" in why for why in left_out["source"])
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,9 @@ class Peer:
 
     def alive(self) -> bool:
         """Whether the peer's process still runs; its memory stays readable either way."""
-        return not select.select([self.pidfd], [], [], 0)[0]
+        ended = select.poll()
+        ended.register(self.pidfd, select.POLLIN)
+        return not ended.poll(0)
 
 
 def offer(path: Path, layout: Layout, engine: str, mailbox: str, facts: dict[str, Any]) -> None:

@@ -53,7 +53,10 @@ class Mailbox:
 
     def wait(self, seconds: float) -> None:
         """Until there is a message, or for so long."""
-        select.select([self._socket], [], [], seconds)
+        # Not select(), which takes no descriptor above 1,023.
+        there = select.poll()
+        there.register(self._socket, select.POLLIN)
+        there.poll(seconds * 1000)
 
     def waiting(self) -> Iterator[Message]:
         """The messages that are there."""
