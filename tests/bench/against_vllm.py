@@ -45,7 +45,8 @@ from wp1.workload import prompts
 MOST_PAIRS = 4  # one takes a minute and a half on two cores, half of it for the clients to import vLLM
 # Prompt and output in tokens; users, and the requests that they share in a round.
 ON_CPU, ON_GPU = (256, 32, {1: 8, 4: 16}), (2048, 128, {1: 16, 16: 64})
-IDLE_S = 5.0
+# vLLM's workers spin for a second after their last step, which is not to be in the other's round.
+SETTLE_S, IDLE_S = 3.0, 5.0
 # `vllm`, also where its package has another name: its command line asks for its version by this one.
 VLLM = """\
 from importlib import metadata
@@ -83,6 +84,7 @@ async def rows(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
                 url = await stack.enter_async_context(_server(scheduler._engines[0], folder / "serve.log"))
 
             async def by_wp1(users: int, count: int, number: int) -> Figures:
+                await asyncio.sleep(SETTLE_S)
                 requests = list(prompts.measured(cfg, arm.cells[0], number, material))[:count]
                 with RecordWriter(folder / f"records-{number}.jsonl") as writer:
                     await drive(scheduler, requests, writer.write, None, users)
@@ -235,6 +237,7 @@ async def _idle(token: str) -> float:
     def used() -> float:
         return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in marked(token))
 
+    await asyncio.sleep(SETTLE_S)
     before = used()
     await asyncio.sleep(IDLE_S)
     return used() - before
