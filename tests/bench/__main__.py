@@ -218,8 +218,8 @@ def _page(text: str, pairs: int) -> str:
     installed = ", ".join(f"{name} {version}" for name, version in versions().items())
     return (
         f"# What wp1 itself costs\n\n`make bench ARGS='--pairs {pairs}'` on {device}.\n"
-        f"Medians over {pairs} pairs of rounds, at most {against_vllm.MOST_PAIRS} against vllm bench serve; each round is\n"
-        f"{REQUESTS} requests of {PROMPT_LEN} prompt and {OUTPUT_LEN} output tokens, all at once, unless a row says "
+        f"Medians over {pairs} pairs of rounds (against vllm bench serve at most {against_vllm.MOST_PAIRS}); each round\n"
+        f"is {REQUESTS} requests of {PROMPT_LEN} prompt and {OUTPUT_LEN} output tokens, all at once, unless its row says\n"
         f"otherwise.\n\n{text}\n\n{installed}\n"
     )
 
