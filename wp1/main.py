@@ -152,7 +152,7 @@ def hydra_message(error: Exception) -> str:
         r"Could not find '([^']+)/([^/']+)'\s*Available options in '[^']+':\s*(.*?)\s*Config search", message, re.DOTALL
     ):
         return f"{option[1]}={option[2]} does not exist: {option[1]} can be {', '.join(option[3].split())}"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; runs land under root, set root=FOLDER to one that can be written"
     cause = str(error.__cause__ or "").splitlines()
     told = (schema.one_line(message) or type(error).__name__) + (f": {cause[0]}" if cause else "")

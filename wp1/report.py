@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from wp1 import progress
 from wp1.analysis.report import reports_of, write_report
 from wp1.analysis.summary import read_config, read_json, summarise
 from wp1.analysis.sweep import MANIFEST
@@ -38,8 +39,9 @@ def collectors_of(config: dict[str, Any]) -> list[Collector]:
 def make_report(run_dir: Path, reports: Path) -> Path:
     """Summary and report of a run's folder; returns the page's path.
 
-    Raises WP1Error where the folder is none of a run.
+    Raises ConfigError where the folder is none of a run, or has lost records.
     """
+    progress.check_records(run_dir)
     metadata = read_json(run_dir / "run_metadata.json")
     summary = summarise(run_dir, collectors_of(read_config(run_dir)))
     return write_report(run_dir, reports, metadata, summary)
@@ -55,7 +57,10 @@ def main() -> None:
             page = write_comparison(words.run_dir)
         else:
             page = make_report(words.run_dir, words.reports or reports_of(read_config(words.run_dir)))
-    except WP1Error as error:
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (WP1Error, OSError) as error:
         sys.exit(f"error: {error}")
     except Exception as error:  # what a damaged folder can bring about has no end
         sys.exit(

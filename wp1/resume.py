@@ -17,7 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from wp1 import progress
-from wp1.errors import ConfigError, WP1Error
+from wp1.errors import ConfigError
 from wp1.identity import DECISIVE, settings_of
 from wp1.plan import Arm
 from wp1.progress import Unit
@@ -60,11 +60,12 @@ def _recorded(folder: Path) -> tuple[list[str], str, str]:
             manifest = read_json(folder / MANIFEST)
             return manifest["command"][1:], manifest["root"], "hydra.sweep.dir"
         metadata, config = read_json(folder / "run_metadata.json"), read_config(folder)
-    except WP1Error as error:
+    except ConfigError as error:
         raise ConfigError(
             f"resume={folder} is no folder to go on with: name that of a run, as outputs/run-..., or of a sweep, as "
             "multirun/..."
         ) from error
+    progress.check_records(folder)
     job = metadata.get("sweep")
     return (job["overrides"] if job else metadata["command"][1:]), config["root"], "hydra.run.dir"
 
@@ -111,6 +112,7 @@ def check_same(cfg: Any, run_dir: Path) -> None:
     """Raises ConfigError that says how the configuration differs from the one that the run began with."""
     from wp1.analysis.summary import read_config
 
+    progress.check_records(run_dir)
     before = settings_of(read_config(run_dir))
     now = settings_of(yaml.safe_load(OmegaConf.to_yaml(cfg, resolve=True)))
     keys = [key for key in before | now if before.get(key) != now.get(key)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from wp1.analysis.report import reports_of
 from wp1.analysis.summary import read_config, read_json, write_json
-from wp1.errors import WP1Error
+from wp1.errors import ConfigError, WP1Error
 from wp1.report import make_report
 from wp1.resume import writer_in
 from wp1.tracking import publish, shown
@@ -63,6 +63,9 @@ def main() -> None:
         uri = f"sqlite:///{Path.cwd() / uri.removeprefix('sqlite:///')}"
     try:
         print(track(words.run_dir, uri))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except (WP1Error, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -79,7 +79,7 @@ def test_a_folder_that_is_no_run_is_one_line(module: str, tmp_path: Path) -> Non
     done = subprocess.run(
         [sys.executable, "-m", module, str(tmp_path)], check=False, capture_output=True, text=True, cwd=REPO
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert str(tmp_path) in done.stderr
     assert time.monotonic() - start < 30

@@ -87,6 +87,11 @@ def probe_cells(probes: Sequence[Probe]) -> set[tuple[str, str]]:
     return {(probe.arm, probe.cell) for probe in probes if probe.cell is not None and not probe.planned}
 
 
+def _bound(row: Mapping[str, Any]) -> str:
+    """Where no rate failed, the highest that was tried is a lower bound."""
+    return "≥ " if row["fails_at"] is None else ""
+
+
 def section(searches: Sequence[Mapping[str, Any]] | None, slo: Mapping[str, Any]) -> str:
     """The report's section; "" for a run without a search."""
     if searches is None:
@@ -96,8 +101,8 @@ def section(searches: Sequence[Mapping[str, Any]] | None, slo: Mapping[str, Any]
         [
             *([row["arm"]] if several else []),
             number(row["prompt_len"]),
-            None if row["goodput"] is None else f"**{row['goodput_per_device']:g}**",
-            None if row["goodput"] is None else f"{row['goodput']:g}",
+            None if row["goodput"] is None else f"**{_bound(row)}{row['goodput_per_device']:g}**",
+            None if row["goodput"] is None else f"{_bound(row)}{row['goodput']:g}",
             None if row["fails_at"] is None else f"{row['fails_at']:g}",
             ", ".join(_in_words(step) for step in row["path"]),
             row["ended"] + (f", {row['seconds']:.0f} s" if row["seconds"] else ""),

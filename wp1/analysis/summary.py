@@ -10,7 +10,7 @@ import yaml
 
 from wp1.analysis import arms, by_length, by_load, capacity, checks, goodput, memory, metrics, quality, tables
 from wp1.collectors import Collector, load
-from wp1.errors import WP1Error
+from wp1.errors import ConfigError
 from wp1.goodput import read as read_probes
 from wp1.labels import CLIENT_LATE
 
@@ -22,11 +22,22 @@ SAMPLE_COLUMNS = (
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a run's folder. Raises WP1Error naming the file where it is missing or broken."""
+    """A JSON object from a run's folder. Raises ConfigError naming the file where it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _object(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise WP1Error(f"{path} cannot be read ({error}): name the folder of a run, as in outputs/run-...") from error
+        raise ConfigError(f"{path} {_cannot_be_read(error)}") from error
+
+
+def _object(found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")
+    return found
+
+
+def _cannot_be_read(error: Exception) -> str:
+    why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+    return f"cannot be read ({why}): name the folder of a run, as in outputs/run-..."
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -37,12 +48,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """The run's composed configuration. Raises WP1Error where it is missing."""
+    """The run's composed configuration. Raises ConfigError where it is missing or broken."""
     path = run_dir / "config.yaml"
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise WP1Error(f"{path} cannot be read ({error}): name the folder of a run, as in outputs/run-...") from error
+        return _object(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} {_cannot_be_read(error)}") from error
 
 
 def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:

@@ -127,12 +127,13 @@ def requests(path: Path, without: Sequence[str] = ()) -> pl.DataFrame:
     """One row a record, with its fields, the latencies of `with_latencies` and the windows of `steady.with_windows`.
 
     without: columns to leave out, of `BULK`; a million requests of 100 tokens then take 1 GB instead of 3.
-    A last line torn by a crash is left out. Raises WP1Error where the file is none of records.
+    Requests that our own stop cut short are left out: they say nothing of the engines. So is a last line torn by a
+    crash. Raises WP1Error where the file is none of records.
     """
     # What latencies are made of is needed until they are.
     schema = {name: kind for name, kind in RECORD_SCHEMA.items() if name not in without or name == "t_tokens"}
     parts = [with_latencies(part).drop(without, strict=False) for part in _parts(path, schema, "request records")]
-    return steady.with_windows(pl.concat(parts))
+    return steady.with_windows(pl.concat(parts).filter(pl.col("cause").ne_missing("interrupted")))
 
 
 def handoffs(path: Path) -> pl.DataFrame:

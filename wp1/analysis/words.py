@@ -27,6 +27,8 @@ E2E_PHASES = (
 # A phase that moved by less than this share of the whole change is not worth a word.
 SLIGHT = 0.1
 
+TOO_FEW = "an interval needs six requests that both arms answered"
+
 Row = dict[str, Any]
 Rows = Mapping[tuple[str, str], Row]
 
@@ -55,13 +57,18 @@ def in_words(rows: pl.DataFrame, a: str, b: str) -> str:
                 shown |= {row["cell"] for row in moved}
                 tested = sum(by.get((cell, metric), {}).get("delta") is not None for cell in names)
                 (better if (sign < 0) == less_is_better else worse).append(_moved(by, moved, tested, metric, title))
+    untold = [cell for cell in compared if _too_few(by, cell)]
     over = f"Over {_count(len(compared), 'cell')}"
+    if len(untold) == len(compared):
+        return " ".join([f"{over}, nothing can be told: {TOO_FEW}.", *left_out])
     if better:
         sentences = [f"{over}, {b} helped against {a}: {'; '.join(better)}."]
     else:
         sentences = [f"{over}, nothing shows that {b} helped against {a}."]
     sentences.append(f"It hurt: {'; '.join(worse)}." if worse else "Nothing shows that it hurt.")
-    unclear = [cell for cell in compared if cell not in shown]
+    unclear = [cell for cell in compared if cell not in shown and cell not in untold]
+    if untold:
+        sentences.append(f"Nothing can be told for {_listed(untold)}: {TOO_FEW}.")
     if unclear:
         where = "any cell" if len(unclear) == len(compared) and len(compared) > 1 else _listed(unclear)
         sentences.append(f"No difference could be shown for {where}.")
@@ -72,6 +79,12 @@ def in_words(rows: pl.DataFrame, a: str, b: str) -> str:
         "a difference counts as shown where its 95 % interval excludes zero."
     )
     return " ".join(sentences)
+
+
+def _too_few(by: Rows, cell: str) -> bool:
+    """Whether no interval of the cell can tell anything (`comparison.compare`)."""
+    looked_at = [by[cell, metric] for metric, *_ in HEADLINES if (cell, metric) in by]
+    return all(row["excludes_zero"] is None for row in looked_at)
 
 
 def _known(by: Rows, cell: str) -> bool:

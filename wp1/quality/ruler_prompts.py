@@ -354,7 +354,9 @@ def qa_set(task: str, path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         return _squad(data) if task == "qa_1" else _hotpot(data)
     except (OSError, ValueError, KeyError, TypeError) as error:
         key = "squad" if task == "qa_1" else "hotpot"
-        raise ConfigError(f"dataset.{key}={path} is no such set in its official form ({error!r})") from error
+        # A decoding error holds the whole file.
+        why = type(error).__name__ if isinstance(error, UnicodeError) else f"{error!r}"[:200]
+        raise ConfigError(f"dataset.{key}={path} is no such set in its official form ({why})") from error
 
 
 def _squad(data: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:

@@ -141,3 +141,10 @@ def test_a_bad_line_far_into_a_file_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(tables, "PART_BYTES", 500)
     with pytest.raises(WP1Error, match="is no file of request records"):
         tables.requests(path)
+
+
+def test_a_request_that_our_own_stop_cut_short_is_no_result(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    causes = ["timeout", "interrupted", None]
+    path.write_text("".join(json.dumps(AGGREGATED | {"cause": cause}) + "\n" for cause in causes))
+    assert tables.requests(path)["cause"].to_list() == ["timeout", None]

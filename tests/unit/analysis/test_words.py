@@ -114,3 +114,13 @@ def test_the_phase_that_moved_the_other_way_explains_nothing() -> None:
     }  # fmt: skip
     text = in_words(_rows(_256_conc1=cell), "agg", "disagg")
     assert "(520 ms instead of 500 ms, mostly decode +320 ms, against prefill −300 ms)" in text
+
+
+def test_too_few_requests_are_no_sign_of_no_difference() -> None:
+    few = {"ttft_ms/mean": (100.0, 150.0, None), "e2e_ms/mean": (500.0, 560.0, None)}
+    alone = in_words(_rows(_256_conc1=few), "agg", "disagg")
+    assert alone.startswith("Over 1 cell, nothing can be told: an interval needs six requests")
+    assert "hurt" not in alone
+    beside = in_words(_rows(_256_conc1=few, _1024_conc1=SAME), "agg", "disagg")
+    assert "Nothing can be told for 256 tokens one at a time" in beside
+    assert "No difference could be shown for 1,024 tokens one at a time" in beside
