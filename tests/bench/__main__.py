@@ -218,9 +218,9 @@ def _page(text: str, pairs: int) -> str:
     installed = ", ".join(f"{name} {version}" for name, version in versions().items())
     return (
         f"# What wp1 itself costs\n\n`make bench ARGS='--pairs {pairs}'` on {device}.\n"
-        f"Medians over {pairs} pairs of rounds (against vllm bench serve at most {against_vllm.MOST_PAIRS}); each round\n"
-        f"is {REQUESTS} requests of {PROMPT_LEN} prompt and {OUTPUT_LEN} output tokens, all at once, unless its row says\n"
-        f"otherwise.\n\n{text}\n\n{installed}\n"
+        f"Medians over {pairs} pairs of rounds, against vllm bench serve at most {against_vllm.MOST_PAIRS}.\n"
+        f"Unless its row says otherwise, a round is {REQUESTS} requests of {PROMPT_LEN} prompt and {OUTPUT_LEN}\n"
+        f"output tokens, all at once.\n\n{text}\n\n{installed}\n"
     )
 
 
