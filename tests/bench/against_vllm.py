@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 from hydra import compose, initialize_config_dir
 
-from wp1 import hardware, schema
+from wp1 import hardware, loop_lag, schema
 from wp1.analysis import metrics, tables
 from wp1.console import Screen
 from wp1.drive import drive
@@ -70,7 +70,9 @@ async def rows(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
     """The rows of the table; in `folder` goes what both leave. Raises RuntimeError where a server or client fails."""
     pairs = min(pairs, MOST_PAIRS)
     prompt_len, output_len, loads = ON_GPU if hardware.device_type() == "cuda" else ON_CPU
+    # Greedy, as the client is asked to be: sampling by top_p sorts the vocabulary for every token, which a CPU feels.
     words = ["workload=random", f"workload.prompt_len={prompt_len}", f"workload.output_len={output_len}"]
+    words += ["workload.temperature=0", "workload.top_p=1"]
     cfg, model = _model(folder, [*words, f"workload.num_requests={max(loads.values())}", "model.max_len=8192"])
     arm, material = plan(cfg)[0], prompts.Material(model.vocab_size, prompts.as_token_ids)
     found: dict[int, list[tuple[Figures, Figures]]] = {users: [] for users in loads}
@@ -87,7 +89,9 @@ async def rows(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
                 await asyncio.sleep(SETTLE_S)
                 requests = list(prompts.measured(cfg, arm.cells[0], number, material))[:count]
                 with RecordWriter(folder / f"records-{number}.jsonl") as writer:
-                    await drive(scheduler, requests, writer.write, None, users)
+                    # As a run does it: the collector going through all that is imported takes the engine's cores.
+                    async with loop_lag.watched(arm.cells[0], number, lambda _: None):
+                        await drive(scheduler, requests, writer.write, None, users)
                 return _of_records(writer.path)
 
             async def by_vllm(users: int, count: int, number: int) -> Figures:
