@@ -16,8 +16,6 @@ PANELS = (
     ("mbu", "MBU of decode", "% of peak", 100.0),
     ("kv", "KV cache in use, peak", "% of blocks", 100.0),
 )
-# An axis over more than this factor is logarithmic.
-WIDE = 12
 
 
 def load_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> list[Plot]:
@@ -136,21 +134,16 @@ def _words(prompt: str) -> str:
 def _scale(axes: Any, logarithmic: bool = True) -> None:
     """From zero, or logarithmic with plain numbers where the values are far apart and no shares."""
     import numpy as np
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter
 
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [np.empty(0)])
     values = values[np.isfinite(values) & (values > 0)]
     plain = FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 and v == round(v) else f"{v:g}")
     axes.yaxis.set_major_formatter(plain)
-    if not logarithmic or not values.size or values.max() / values.min() <= WIDE:
+    if not logarithmic or not values.size or values.max() / values.min() <= style.WIDE:
         axes.set_ylim(bottom=0)
         return
-    axes.set_yscale("log")
-    decades = np.log10(values.max() / values.min())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3)))
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_locator(NullLocator())
+    style.logarithmic(axes, values.min(), values.max(), plain)
 
 
 def goodput_plots(

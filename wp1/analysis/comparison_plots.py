@@ -27,8 +27,6 @@ PLACES = (
     ("decoding", "decode", 0),
 )
 MARKERS = ("o", "s", "D", "^")
-# An axis over more than this factor is logarithmic: on a linear one its lower end could not be read.
-WIDE = 12
 # More points than pixels say nothing more.
 MAX_POINTS = 1500
 
@@ -144,23 +142,18 @@ def _short(prompt: str) -> str:
 
 def _scale(column: Any) -> None:
     """From zero, or logarithmic with plain numbers where the values are far apart; the same for all of a column."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter
 
     plain = FuncFormatter(lambda v, _: f"{v:,.0f}" if v == round(v) else f"{v:g}")
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for axes in column for line in axes.lines])
     values = values[np.isfinite(values)]
-    wide = values.size > 0 and values.min() > 0 and values.max() / values.min() > WIDE
+    wide = values.size > 0 and values.min() > 0 and values.max() / values.min() > style.WIDE
     for axes in column:
         axes.yaxis.set_major_formatter(plain)
         if not wide:
             axes.set_ylim(bottom=0)
             continue
-        axes.set_yscale("log")
-        decades = np.log10(values.max() / values.min())
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3)))
-        axes.yaxis.set_major_formatter(plain)
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_minor_locator(NullLocator())
+        style.logarithmic(axes, values.min(), values.max(), plain)
 
 
 def _title(figure: Any, text: str, mark: str) -> None:

@@ -1,13 +1,15 @@
 """How every plot of wp1 looks: one palette that colour-blind people can tell apart, one size, thin grids."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = "colorblind"
 WIDTH = 7.2  # inches
+# Values that differ by more than this factor get a logarithmic axis: on a linear one the lower could not be read.
+WIDE = 12
 
 
 def use() -> None:
@@ -40,6 +42,19 @@ def tokens(length: int) -> str:
     if length >= 10_000:
         return f"{length / 1024:.3g}k"
     return f"{length // 1024}k" if length >= 1024 and length % 1024 == 0 else f"{length:,}"
+
+
+def logarithmic(axes: Any, lowest: float, highest: float, formatter: Any) -> None:
+    """A logarithmic y axis for values from `lowest` to `highest`, with a few numbers at round places and no others."""
+    import numpy as np
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
+    axes.set_yscale("log")
+    decades = np.log10(highest / lowest)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3)))
+    axes.yaxis.set_major_formatter(formatter)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def save(figure: "Figure", path: Path) -> None:
