@@ -46,7 +46,9 @@ elif [ "$extra" = cpu ]; then
   options=(--torch-backend cpu)
 fi
 echo "set-up: installing $pins"
-.venv/bin/uv pip sync --quiet --python "$python" "${options[@]}" "$pins" ||
+# Compiled here and now, on all cores: else every engine of the first run does it alone, and every engine of every run
+# where Python is told to write no bytecode (PYTHONDONTWRITEBYTECODE, as in many containers).
+.venv/bin/uv pip sync --compile-bytecode --quiet --python "$python" "${options[@]}" "$pins" ||
   fail "$pins could not be installed (uv says why above): check the network and the package index"
 if [ "$extra" = cpu ] && [ -n "${WP1_VLLM_WHEEL:-}" ]; then
   echo "set-up: vLLM from $WP1_VLLM_WHEEL"
