@@ -86,7 +86,8 @@ class UserRun:
                 continue
         return found
 
-    def wait_until_gone(self, within_s: float = 10) -> None:
+    def wait_until_gone(self, within_s: float = 30) -> None:
+        """Until no process of the run is left. Here as everywhere the limit is for a machine with much else to do."""
         deadline = time.monotonic() + within_s
         while self.processes():
             assert time.monotonic() < deadline, f"still there: {self.processes()}"

@@ -14,7 +14,7 @@ def _wp1(*arguments: str, root: Path | None = None) -> subprocess.CompletedProce
     words = [sys.executable, "-m", "wp1", *arguments]
     if root is not None and not any(word.startswith("root=") for word in arguments):
         words.append(f"root={root}")
-    return subprocess.run(words, check=False, capture_output=True, text=True, cwd=REPO, timeout=60)
+    return subprocess.run(words, check=False, capture_output=True, text=True, cwd=REPO, timeout=120)
 
 
 @pytest.mark.parametrize("flag", [["--help"], ["--cfg", "job"], ["--info", "defaults-tree"]])

@@ -58,7 +58,7 @@ def test_every_model_composes_and_passes(config: Compose, model: str) -> None:
         (["experiment=e2", "experiment.goodput_budget_s=0"], "experiment.goodput_budget_s"),
         (["experiment=e2", "experiment.goodput_within=0"], "experiment.goodput_within"),
         (["experiment=e2", "experiment.arrivals_s=0"], "experiment.arrivals_s"),
-        (["slo.e2e_ms=-1"], "slo.e2e_ms"),
+        (["slo.e2e_ms=0"], "slo.e2e_ms"),
         (["scheduler.devices=gpu"], "scheduler.devices"),
         (["backend._target_=tests.double.DoubleBackend"], "backend._target_"),
         (["workload.request_rate=-0.1"], "workload.request_rate"),
