@@ -85,9 +85,8 @@ def _groups(task: Task, fields: dict[str, Any]) -> list[str]:
     if task.benchmark == longbench_v2.NAME:
         known = (*longbench_v2.DIFFICULTIES, *longbench_v2.LENGTHS)
         return [str(fields[key]) for key in ("difficulty", "length") if fields.get(key) in known]
-    if task.benchmark == longbench.NAME and task.name.endswith("_e") and isinstance(fields.get("length"), int):
-        return [longbench.length_group(fields["length"])]
-    return []
+    group = longbench.length_group(task.name, fields.get("length")) if task.benchmark == longbench.NAME else None
+    return [group] if group else []
 
 
 def _line(name: str, score: dict[str, Any]) -> str:

@@ -84,7 +84,7 @@ def _row(cell: cells.CellName, sent: pl.DataFrame, slo: Mapping[str, Any], devic
         "attainment": attained,
         "attainment_interval": None
         if attained is None
-        else metrics.wilson(int(judged.select(metrics.met(*limits).sum()).item()), judged.height),
+        else [round(b, 6) for b in metrics.wilson(judged.select(metrics.met(*limits).sum()).item(), judged.height)],
     }
 
 

@@ -1,5 +1,6 @@
 """Figures from tables: percentiles, means with intervals, throughput, attainment. Pure."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ LATENCIES = (
     "client_delay_ms",
 )  # fmt: skip
 PERCENTILES = (50, 90, 95, 99)
+LEVEL_Z = 1.959964  # of a 95 % interval
 # Of the bootstrap: values that are resampled one by one, and numbers drawn at a time, which bounds its memory.
 GROUPS, SLICE = 4000, 1_000_000
 # Attainment from which on a request rate counts as served (DistServe, OSDI 2024).
@@ -163,23 +165,29 @@ def attainment(
     return round(float(requests.select(met(ttft_ms, tpot_ms, e2e_ms).mean()).item()), 4)
 
 
-def wilson(met: int, sent: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927): unlike a bootstrap it has a width also at 0 and 100 %."""
-    share = met / sent
-    centre = (share + z * z / 2 / sent) / (1 + z * z / sent)
-    half = z / (1 + z * z / sent) * float(np.sqrt(share * (1 - share) / sent + z * z / 4 / sent / sent))
-    return round(max(0.0, centre - half), 6), round(min(1.0, centre + half), 6)
+def wilson(met: float, sent: int) -> tuple[float, float]:
+    """95 % interval of a share, in 0..1 (Wilson, 1927): honest for few, and unlike a bootstrap's never without width.
+
+    met may be a sum of part marks. Of none sent it is all there is, 0 to 1.
+    """
+    if not sent:
+        return 0.0, 1.0
+    share, z2 = met / sent, LEVEL_Z**2
+    centre = (share + z2 / (2 * sent)) / (1 + z2 / sent)
+    half = LEVEL_Z / (1 + z2 / sent) * math.sqrt(share * (1 - share) / sent + z2 / (4 * sent * sent))
+    # Exactly 0 and 1 at the ends, where rounding would leave a crumb.
+    return (max(0.0, centre - half) if met else 0.0), (min(1.0, centre + half) if met < sent else 1.0)
 
 
 def met(ttft_ms: float | None, tpot_ms: float | None, e2e_ms: float | None = None) -> pl.Expr:
-    """Whether a request met every limit (ms). One that failed did not; one of a single token has no TPOT to miss."""
+    """Whether a request met every limit (ms). One that failed did not.
+
+    What an answered request does not have it cannot miss: one of a single token has no TPOT, one for perplexity no time.
+    """
     found = pl.col("status") == "ok"
-    if ttft_ms is not None:
-        found &= pl.col("ttft_ms") <= ttft_ms
-    if tpot_ms is not None:
-        found &= pl.col("tpot_ms").is_null() | (pl.col("tpot_ms") <= tpot_ms)
-    if e2e_ms is not None:
-        found &= pl.col("e2e_ms") <= e2e_ms
+    for name, limit in (("ttft_ms", ttft_ms), ("tpot_ms", tpot_ms), ("e2e_ms", e2e_ms)):
+        if limit is not None:
+            found &= pl.col(name).is_null() | (pl.col(name) <= limit)
     return found.fill_null(False)
 
 

@@ -139,14 +139,18 @@ def _task(rows: pl.DataFrame) -> dict[str, Any]:
 
 
 def _groups(rows: pl.DataFrame) -> dict[str, Any]:
-    """LongBench v2 by difficulty and length."""
-    part = rows.filter(pl.col("benchmark") == longbench_v2.NAME)
+    """LongBench v2 by difficulty and length, LongBench-E by length: the mean of the tasks' scores in each group."""
+    wanted = [
+        (longbench_v2.NAME, "difficulty", longbench_v2.DIFFICULTIES),
+        (longbench_v2.NAME, "length_group", longbench_v2.LENGTHS),
+        (longbench.NAME, "length_group", [name for _, name in longbench.LENGTH_GROUPS]),
+    ]
     found = {}
-    for column, names in (("difficulty", longbench_v2.DIFFICULTIES), ("length_group", longbench_v2.LENGTHS)):
+    for benchmark, column, names in wanted:
         for name in names:
-            values = part.filter(pl.col(column) == name)["score"].to_list() if part.height else []
-            if values:
-                found[name] = scoring.of_task(values)
+            part = rows.filter((pl.col("benchmark") == benchmark) & pl.col(column).eq_missing(pl.lit(name)))
+            if not part.is_empty():
+                found[f"{benchmark}, {name}"] = scoring.mean_of(_by_task(part))
     return found
 
 

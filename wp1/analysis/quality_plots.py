@@ -42,6 +42,7 @@ def _tasks(arms: Mapping[str, Any], path: Path, mark: str) -> None:
 
     names = list(dict.fromkeys((task["benchmark"], task["task"]) for of in arms.values() for task in of["tasks"]))
     benchmarks = list(dict.fromkeys(benchmark for benchmark, _ in names))
+    names.sort(key=lambda name: benchmarks.index(name[0]))
     colours = sns.color_palette(style.PALETTE)
     figure, axes = plt.subplots(figsize=(style.WIDTH, 1.3 + 0.26 * len(names) * max(1, len(arms) * 0.7)))
     height = 0.75 / len(arms)

@@ -111,6 +111,12 @@ STATS_SCHEMA: Schema = {
     "steps": pl.Int64,
 }
 
+# Of `with_latencies`, what a request has that was served as a user's.
+OF_SERVING = (
+    "ttft_ms", "tpot_ms", "e2e_ms", "queue_ms", "prefill_ms", "handoff_ms", "decode_step_ms", "decode_ms",
+    "delivery_ms", "itl_ms",
+)  # fmt: skip
+
 # Columns that are large and that most readers do without; what follows from t_tokens is kept in itl_ms.
 BULK = ("text", "token_ids", "t_tokens")
 
@@ -209,6 +215,9 @@ def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
 
     and first_by_decode: whether the client had its first token from the decode engine. No setting is asked for it:
     the decode engine's first token was there before the client's, or it cannot have been the same.
+
+    A request for the perplexity of its prompt has none of these but client_delay_ms: the engine computes the
+    log-likelihood of every prompt token for it, which no user waits for.
     """
     first, last = pl.col("t_tokens").list.first(), pl.col("t_tokens").list.last()
     ok = pl.col("status") == "ok"
@@ -219,7 +228,7 @@ def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
     decodable = pl.when(handed_over).then("t_decode_scheduled").otherwise("t_engine_first_token")
     decoded = pl.when(by_decode).then(first).otherwise(pl.col("t_tokens").list.get(1, null_on_oob=True))
     delivered = pl.when(by_decode).then("t_decode_first_token").otherwise("t_engine_first_token")
-    return records.with_columns(
+    timed = records.with_columns(
         ttft_ms=(first - pl.col("t_intended")) * 1e3,
         tpot_ms=pl.when(gaps > 0).then((last - first) / gaps * 1e3),
         e2e_ms=pl.when(ok).then((last - pl.col("t_intended")) * 1e3),
@@ -234,6 +243,7 @@ def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
         itl_ms=(pl.col("t_tokens").list.diff(null_behavior="drop") * 1e3).cast(pl.List(pl.Float32)),
         first_by_decode=by_decode,
     )
+    return timed.with_columns(pl.when(pl.col("nll_window").is_null()).then(pl.col(*OF_SERVING)))
 
 
 def with_handoff_times(records: pl.DataFrame) -> pl.DataFrame:

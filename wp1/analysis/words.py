@@ -101,9 +101,24 @@ def _left_out(by: Rows, names: list[str], a: str, b: str) -> list[str]:
             if tuple(s for s in "ab" if by.get((name, "e2e_ms/mean"), {}).get(s) is None) == missing
         ]
         if of_these:
-            who = f"neither {a} nor {b} answered" if len(silent) == 2 else f"{silent[0]} did not answer"
-            sentences.append(f"For {_listed(of_these)} there is nothing to compare: {who} a request.")
+            unasked = [name for name in of_these if len(missing) == 1 and _unasked(by, name, missing[0])]
+            for some, how in (
+                (unasked, f"{silent[0]} was sent none there, as what was skipped says"),
+                (
+                    [name for name in of_these if name not in unasked],
+                    f"neither {a} nor {b} answered a request" if len(silent) == 2 else
+                    f"{silent[0]} did not answer a request",
+                ),
+            ):  # fmt: skip
+                if some:
+                    sentences.append(f"For {_listed(some)} there is nothing to compare: {how}.")
     return sentences
+
+
+def _unasked(by: Rows, cell: str, side: str) -> bool:
+    """Whether an arm was sent nothing in a cell; one that failed at everything has a share of failures."""
+    row = by.get((cell, "failed_share"))
+    return row is not None and row.get(side) is None
 
 
 def _moved(by: Rows, moved: list[Row], tested: int, metric: str, title: str) -> str:

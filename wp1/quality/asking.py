@@ -9,7 +9,7 @@ from typing import Any
 
 from wp1.errors import ConfigError
 from wp1.plan import Cell
-from wp1.quality import builtin, pg19, ruler, sources
+from wp1.quality import builtin, longbench, pg19, ruler, sources
 from wp1.quality.book import Passages
 from wp1.quality.ruler_prompts import RulerPrompts
 from wp1.quality.tasks import Row, Task, find
@@ -156,9 +156,16 @@ def write(path: Path, cells: dict[str, list[Example]]) -> None:
                     "language": row.language,
                     "depth": row.extra.get("depth"),
                     "difficulty": row.extra.get("difficulty"),
-                    "length_group": row.extra.get("length"),
+                    "length_group": _length_group(task, row),
                     "label": example.label,
                     "prompt_tokens": len(example.prompt),
                     "tokens_before": example.tokens_before,
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _length_group(task: Task, row: Row) -> str | None:
+    """LongBench-E's, or as LongBench v2 states it."""
+    if task.benchmark == longbench.NAME:
+        return longbench.length_group(task.name, row.length)
+    return row.extra.get("length")

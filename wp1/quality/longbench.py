@@ -61,9 +61,11 @@ def task(name: str) -> Task:
     )
 
 
-def length_group(length: int) -> str:
-    """LongBench-E's group of a length as the set states it."""
-    return next(name for below, name in LENGTH_GROUPS if below is None or length < below)
+def length_group(name: str, length: Any) -> str | None:
+    """Of a row of LongBench-E, its group by the length that the set states; None of another task's, or unstated."""
+    if not name.endswith("_e") or not isinstance(length, int):
+        return None
+    return next(group for below, group in LENGTH_GROUPS if below is None or length < below)
 
 
 def _post_processed(base: str, prediction: str) -> str:

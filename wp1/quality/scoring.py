@@ -6,24 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from wp1.analysis.metrics import mean_interval
+from wp1.analysis.metrics import mean_interval, wilson
 
-LEVEL_Z = 1.959964  # of a 95 % interval
 # Part marks of fewer answers have no bootstrap worth the name.
 ENOUGH = 10
 # Fewer than these and a score says little; reports mark it.
 FEW = 30
-
-
-def wilson(right: float, n: int) -> tuple[float, float]:
-    """The Wilson score interval of a share, in 0..1 (Wilson 1927): honest for few answers and near 0 and 1."""
-    if not n:
-        return 0.0, 1.0
-    share, z2 = right / n, LEVEL_Z**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = LEVEL_Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # Exactly 0 and 1 at the ends, where rounding would leave a crumb.
-    return (max(0.0, centre - half) if right else 0.0), (min(1.0, centre + half) if right < n else 1.0)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from wp1.analysis import quality, quality_plots, quality_report, tables
+from wp1.analysis import metrics, quality, quality_plots, quality_report, tables
 from wp1.records import RecordWriter, RequestRecord
 
 LENGTHS = (1024, 2048, 4096, 8192)
@@ -121,6 +121,40 @@ def test_perplexity_is_of_the_tokens_at_their_positions(found: dict[str, Any]) -
     # Four texts reach the first 512 tokens, whose first token has no likelihood; one reaches the last 4,096.
     assert (ppl[0]["n"], ppl[0]["texts"]) == (4 * 511, 4)
     assert (ppl[-1]["n"], ppl[-1]["texts"]) == (4096, 1)
+
+
+def test_a_request_for_perplexity_has_no_latency(tmp_path: Path) -> None:
+    requests = judged_run(tmp_path).filter(pl.col("nll_window").is_not_null())
+    assert requests.height == 8
+    for name in tables.OF_SERVING:
+        assert requests[name].null_count() == 8, name
+    assert metrics.attainment(requests, 0.001, None) == 1.0
+
+
+def test_longbench_e_and_v2_are_scored_by_their_groups(tmp_path: Path) -> None:
+    asked = [
+        ("longbench/passage_count_e", "1", {"length_group": "0-4k"}, "12345"),
+        ("longbench/passage_count_e", "2", {"length_group": "8k+"}, "1"),
+        ("longbench/multifieldqa_en_e", "1", {"length_group": "0-4k"}, "1"),
+        ("longbench/passage_count", "1", {}, "12345"),
+        ("longbench_v2/longbench_v2", "1", {"difficulty": "hard", "length_group": "short"}, "(A)"),
+    ]
+    examples = [_example(task, name, "natural", **fields) for task, name, fields, _ in asked]
+    (tmp_path / "examples.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    with RecordWriter(tmp_path / "records.jsonl") as writer:
+        for example, (*_, said) in zip(examples, asked, strict=True):
+            writer.write(_record("agg", example, said))
+    rows = quality.scored(tmp_path, tables.requests(tmp_path / "records.jsonl"))
+    summary = quality.summarise(rows, SOURCE)
+    assert summary is not None
+    groups = summary["arms"]["agg"]["groups"]
+    assert {name: (score["n"], score["mean"]) for name, score in groups.items()} == {
+        "longbench_v2, hard": (1, 0.0),
+        "longbench_v2, short": (1, 0.0),
+        "longbench, 0-4k": (2, 50.0),
+        "longbench, 8k+": (1, 0.0),
+    }
+    assert "| longbench, 0-4k | mean of the tasks | 2 | 50.0 [" in quality_report.section(summary, rows)
 
 
 def test_two_arms_differ_over_the_same_examples(found: dict[str, Any]) -> None:

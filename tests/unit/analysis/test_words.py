@@ -96,6 +96,13 @@ def test_an_arm_that_answered_nothing_is_named() -> None:
     assert "Over 1 cell" in both
 
 
+def test_an_arm_that_was_sent_nothing_did_not_fail_to_answer() -> None:
+    alone = {"e2e_ms/mean": (500.0, None, None), "failed_share": (0.0, None, None)}
+    text = in_words(_rows(_16384_conc1=alone, _512_conc1=SAME), "yarn", "unscaled")
+    assert "there is nothing to compare: unscaled was sent none there, as what was skipped says." in text
+    assert "did not answer" not in text
+
+
 def test_nothing_at_all() -> None:
     assert in_words(pl.DataFrame(schema=SCHEMA), "agg", "disagg") == "No cell could be compared."
 

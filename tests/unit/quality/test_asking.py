@@ -1,6 +1,7 @@
 """What a run asks: examples of each cell, long ones without their middle, and settings that contradict each other."""
 
 import json
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from wp1 import schema
 from wp1.errors import ConfigError
 from wp1.plan import plan
 from wp1.quality import asking
+from wp1.quality.tasks import Row, find
 from wp1.workload import prompts
 from wp1.workload.prompts import Material
 
@@ -118,3 +120,16 @@ def test_e6_doubles_up_to_the_model_s_length(config: Compose) -> None:
     assert list(cfg.dataset.prompt_lens) == [1024, 2048, 4096, 8192, 16384]
     assert [arm.name for arm in plan(cfg)] == ["yarn", "unscaled"]
     assert plan(cfg)[1].scheduler.rope.type == "none"
+
+
+def test_a_row_is_of_the_length_group_that_its_set_states(tmp_path: Path) -> None:
+    rows = [
+        ("longbench/hotpotqa_e", Row("1", "hotpotqa_e", length=3999)),
+        ("longbench/hotpotqa_e", Row("2", "hotpotqa_e", length=8000)),
+        ("longbench/hotpotqa", Row("1", "hotpotqa", length=3999)),
+        ("longbench_v2/longbench_v2", Row("1", "longbench_v2", extra={"length": "short"})),
+    ]
+    examples = [asking.Example(find(task), row, array("i", [1]), 1) for task, row in rows]
+    asking.write(tmp_path / "examples.jsonl", {"natural": examples})
+    lines = [json.loads(line) for line in (tmp_path / "examples.jsonl").read_text().splitlines()]
+    assert [line["length_group"] for line in lines] == ["0-4k", "8k+", None, "short"]

@@ -5,23 +5,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wp1.analysis.metrics import wilson
 from wp1.quality import scoring
 
 
 def test_wilson_by_hand() -> None:
-    assert scoring.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    low, high = scoring.wilson(0, 10)
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    low, high = wilson(0, 10)
     assert low == 0.0
     assert high == pytest.approx(0.2775, abs=1e-4)
-    assert scoring.wilson(0, 0) == (0.0, 1.0)
+    assert wilson(0, 0) == (0.0, 1.0)
 
 
 @given(st.integers(0, 50), st.integers(1, 50))
 def test_wilson_holds_the_share_and_mirrors(right: int, n: int) -> None:
     right = min(right, n)
-    low, high = scoring.wilson(right, n)
+    low, high = wilson(right, n)
     assert 0 <= low <= right / n <= high <= 1
-    assert scoring.wilson(n - right, n) == pytest.approx((1 - high, 1 - low))
+    assert wilson(n - right, n) == pytest.approx((1 - high, 1 - low))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
@@ -39,7 +40,7 @@ def test_ten_right_of_ten_is_not_certainty() -> None:
 def test_wilson_covers_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     right = rng.binomial(20, 0.3, 2000)
-    bounds = [scoring.wilson(int(n), 20) for n in right]
+    bounds = [wilson(int(n), 20) for n in right]
     assert 0.92 < np.mean([low <= 0.3 <= high for low, high in bounds]) < 0.99
 
 
