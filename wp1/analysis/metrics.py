@@ -182,7 +182,7 @@ def wilson(met: float, sent: int) -> tuple[float, float]:
 def met(ttft_ms: float | None, tpot_ms: float | None, e2e_ms: float | None = None) -> pl.Expr:
     """Whether a request met every limit (ms). One that failed did not.
 
-    What an answered request does not have it cannot miss: one of a single token has no TPOT, one for perplexity no time.
+    What an answered request has not it cannot miss: one of a single token has no TPOT, one for perplexity no times.
     """
     found = pl.col("status") == "ok"
     for name, limit in (("ttft_ms", ttft_ms), ("tpot_ms", tpot_ms), ("e2e_ms", e2e_ms)):

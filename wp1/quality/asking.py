@@ -115,14 +115,16 @@ def _source(cfg: Any, cells: dict[str, list[Example]], digest: str) -> dict[str,
 def cut(task: Task, row: Row, tokens: Any, max_len: int) -> Example:
     """The prompt of a row; one that is too long loses its middle, as LongBench's and InfiniteBench's own code has it.
 
-    The question stands at the end and the instruction at the beginning; both stay.
+    The question stands at the end and the instruction at the beginning; both stay. A text for perplexity loses its end.
     """
     text = task.prompt(row)
     opening = str(row.extra.get("answer_prefix", "")).strip()
     encode: Callable[[str], list[int]] = (lambda t: tokens.chat(t, opening)) if task.chat else tokens.plain
     ids = encode(text)
     before, room = len(ids), max_len - task.max_tokens
-    if before > room:
+    if task.name == pg19.TASKS[0]:
+        ids = ids[:room]
+    elif before > room:
         bare = tokens.ids(text)
         keep = room - (before - len(bare))
         while len(ids) > room:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from wp1.quality import infinitebench, longbench, longbench_v2
+from wp1.quality import infinitebench, longbench, longbench_v2, pg19
 from wp1.quality.tasks import Row
 
 
@@ -22,6 +22,8 @@ def read(task: str, benchmark: str, fields: Mapping[str, Any], default_id: str) 
         return _infinitebench(task, fields, default_id)
     if benchmark == "ruler":
         return _ruler(task, fields, default_id)
+    if benchmark == pg19.NAME:
+        return _pg19(task, fields, default_id)
     return _longbench(task, fields, default_id)
 
 
@@ -97,6 +99,16 @@ def _ruler(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
         length=_length(fields, "length"),
         extra={"answer_prefix": _text(fields, "answer_prefix", default="")},
     )
+
+
+def _pg19(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
+    book = _id(fields, ("url", "short_book_title", "id"), default_id)
+    try:
+        return pg19.row_of_book(task, book, _filled(fields, "text"))
+    except BadRowError:
+        raise
+    except ValueError as error:
+        raise BadRowError(str(error)) from None
 
 
 def _id(fields: Mapping[str, Any], names: tuple[str, ...], default: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wp1.errors import ConfigError
+from wp1.quality import pg19
 from wp1.quality.rows import BadRowError, read
 from wp1.quality.tasks import Row, Task
 
@@ -120,8 +121,8 @@ def _places(dataset: Any, task: Task, alone: bool) -> Iterator[Place]:
     path = Path(dataset.path).expanduser()
     files = _files(path, task)
     for file in files:
-        # One file for several tasks says in every row which task it is of.
-        told = path.is_file() and not alone
+        # One file for several tasks says in every row which task it is of; of a book all are asked.
+        told = path.is_file() and not alone and task.benchmark != pg19.NAME
         for where, fields in read_file(file):
             if told and isinstance(fields, dict):
                 name = fields.get("task") or fields.get("dataset")

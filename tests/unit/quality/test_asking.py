@@ -133,3 +133,10 @@ def test_a_row_is_of_the_length_group_that_its_set_states(tmp_path: Path) -> Non
     asking.write(tmp_path / "examples.jsonl", {"natural": examples})
     lines = [json.loads(line) for line in (tmp_path / "examples.jsonl").read_text().splitlines()]
     assert [line["length_group"] for line in lines] == ["0-4k", "8k+", None, "short"]
+
+
+def test_a_book_s_perplexity_is_of_its_beginning() -> None:
+    tokens, book = WordTokens(), " ".join(f"w{n}" for n in range(500))
+    example = asking.cut(find("pg19_perplexity"), Row("1", "pg19_perplexity", context=book), tokens, 101)
+    assert list(example.prompt) == list(tokens.plain(book))[:100]
+    assert example.tokens_before == len(tokens.plain(book))

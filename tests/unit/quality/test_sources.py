@@ -160,6 +160,34 @@ def test_infinitebench_has_its_types_stated(tmp_path: Path, dataset: Callable[..
     assert find("math_find").score("7", row) == 1.0
 
 
+def test_books_from_the_hub_become_texts_and_questions(tmp_path: Path, dataset: Callable[..., Any]) -> None:
+    books = [
+        {"short_book_title": f"Book {n}", "url": f"u{n}", "text": " ".join(f"w{n}-{k}" for k in range(900))}
+        for n in range(4)
+    ]
+    pl.DataFrame(books).write_parquet(tmp_path / "test.parquet")
+    tasks = ("pg19_perplexity", "pg19_next_passage")
+    settings = dataset(
+        None, "dataset.repo=null", f"dataset.files='{tmp_path}/test.parquet'", "dataset.samples_per_task=3",
+        group="pg19", task=",".join(tasks),
+    )  # fmt: skip
+    drawn = _draw(settings, *tasks)
+    assert drawn.seen == dict.fromkeys(tasks, 4)
+    texts, questions = drawn.rows[:3], drawn.rows[3:]
+    assert all(row.context == books[int(row.id[1])]["text"] for row in texts)
+    for row in questions:
+        right = row.choices["ABCD".index(row.answers[0])].split()
+        assert len(set(row.choices)) == 4
+        told = [*row.context.split(), *right]
+        assert told == books[int(row.id[1])]["text"].split()[: len(told)]
+        assert find("pg19_next_passage").prompt(row).endswith("The passage that follows is")
+    file = dataset(tmp_path / "test.parquet", "dataset.samples_per_task=3", group="pg19", task=",".join(tasks))
+    assert _draw(file, *tasks).digest() == drawn.digest()
+    pl.DataFrame([books[0] | {"text": "too short"}]).write_parquet(tmp_path / "test.parquet")
+    with pytest.raises(ConfigError, match='row 0 has a "text" of 2 words: at least 480 are needed'):
+        _draw(settings, "pg19_next_passage")
+
+
 def test_one_file_for_several_tasks_tells_them_apart(tmp_path: Path, dataset: Callable[..., Any]) -> None:
     rows = [row | {"dataset": "hotpotqa" if n < 3 else "qasper"} for n, row in enumerate(_rows(5))]
     settings = dataset(_write(tmp_path / "all.jsonl", rows), "dataset.tasks=[hotpotqa,qasper]")
