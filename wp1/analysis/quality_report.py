@@ -63,7 +63,8 @@ def _words(of: Mapping[str, Any]) -> str:
     overall = of["overall"]
     several = f"; best at {best['task']} ({best['mean']:.0f} %), worst at {worst['task']} ({worst['mean']:.0f} %)"
     said = [
-        f"Over {overall['n']} answers to {overall['tasks']} task{'s' * (overall['tasks'] > 1)} the mean score is "
+        f"Over {overall['n']} answer{'s' * (overall['n'] != 1)} to {overall['tasks']} "
+        f"task{'s' * (overall['tasks'] > 1)} the mean score is "
         f"{overall['mean']:.1f} % [{overall['low']:.1f}, {overall['high']:.1f}]{several * (len(judged) > 1)}."
     ]
     lengths = of["by_length"]
@@ -74,7 +75,7 @@ def _words(of: Mapping[str, Any]) -> str:
             f"{b['mean']:.1f} %."
         )
     if of["cut"]:
-        said.append(f"{of['cut']} prompts were too long and lost their middle.")
+        said.append(f"Too long for the model, and cut by the rules of their task: {of['cut']} prompts.")
     return " ".join(said)
 
 
@@ -175,6 +176,8 @@ def _examples(rows: pl.DataFrame, arm: str) -> str:
     ordered = first.sort("score", "example", descending=[True, False])
     best = ordered.unique("task", keep="first", maintain_order=True).head(EXAMPLES)
     worst = ordered.reverse().unique("task", keep="first", maintain_order=True).head(EXAMPLES)
+    # Of few answers none is told twice.
+    worst = worst.join(best, on=["cell", "example"], how="anti", maintain_order="left")
     lines = [
         [
             text(row["label"], 160), text(row["expected"], 120), text(row["said"], 200) or "*nothing*",
