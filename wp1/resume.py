@@ -128,15 +128,17 @@ def _said(settings: Mapping[str, Any], key: str) -> str:
     return json.dumps(settings[key], ensure_ascii=False) if key in settings else "not set"
 
 
-def is_complete(run_dir: Path) -> bool:
-    """Whether a run ended with everything measured, every check passed, and its report written, which is the last."""
-    from wp1.analysis.report import reports_of
-    from wp1.analysis.summary import read_config, read_json
+def is_complete(run_dir: Path, reports: Path) -> bool:
+    """Whether a run ended with everything measured, every check passed, and its report written, which comes last.
+
+    reports: the folder that has it.
+    """
+    from wp1.analysis.summary import read_json
 
     path = run_dir / "run_metadata.json"
     if not path.is_file() or (metadata := read_json(path))["status"] != "completed":
         return False
-    return (reports_of(read_config(run_dir)) / f"{metadata['run_id']}.md").is_file()
+    return (reports / f"{metadata['run_id']}.md").is_file()
 
 
 def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[str, Any]:

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tests.torture import watching
 from tests.user_run import TINY_SHAPE, UserRun, start
 
 # Few requests and short answers; enough rounds of warm-up, and enough requests, to be met in the middle.
-ROUNDS = ("workload.output_len=24", "workload.num_warmup=30", "workload.max_warmup=30", "tracking=none")
+ROUNDS = ("workload.output_len=16", "workload.num_warmup=30", "workload.max_warmup=30", "tracking=none")
 E0 = (*TINY_SHAPE, *ROUNDS, "workload.num_requests=24")
 E3 = (
     *TINY_SHAPE,
@@ -21,10 +20,10 @@ E3 = (
     "experiment.repeats=1",
     "experiment.prompt_lens=[64]",
     "experiment.request_rates=[0]",
-    "workload.num_requests=24",
+    "workload.num_requests=48",
 )
 EXPERIMENTS = {"e0": E0, "e3": E3}
-REQUESTS = {"e0": 48, "e3": 48}  # e0: 24 asked twice; e3: 24 of each arm
+REQUESTS = {"e0": 48, "e3": 96}  # e0: 24 asked twice; e3: 48 of each arm
 # The arm that is disturbed: of E3 the second, so that something measured can be lost.
 ARM = {"e0": "agg", "e3": "disagg"}
 # The lines that say how a run ended.
@@ -139,7 +138,3 @@ def resumes(stage: Stage, run: UserRun, result: Result, requests: int, within_s:
         result.expect(taken == len(before), f"resumed, {taken} repeats of a cell were kept of {len(before)}")
     measured = f"{len(before)} measured repeat{'s' * (len(before) != 1)} kept"
     result.resumed = f"completed; {measured}" if not result.wrong else "see below"
-
-
-def recorded(run: UserRun) -> dict[str, Any]:
-    return watching.metadata_of(run)

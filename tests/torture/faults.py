@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.torture import watching
-from tests.torture.case import E0, Case, Result, Stage, ended, kept, recorded, resumes
+from tests.torture.case import E0, Case, Result, Stage, ended, kept, resumes
 from tests.user_run import REPO, TINY_SHAPE
 from wp1.records import read_records
 from wp1.serving.models import BUNDLED_PIN, cache_folder
@@ -134,7 +134,7 @@ def _clock_back(stage: Stage) -> Result:
     ended(run, result, 0, None)
     result.said = "as without"
     kept(run, result, 48)
-    metadata = recorded(run)
+    metadata = watching.metadata_of(run)
     took = metadata["ended"] < metadata["started"]
     result.expect(took, f"the clock did not go back: {metadata['started']} to {metadata['ended']}")
     rows = read_records(stage.runs[0].run_dir / "records.jsonl")

@@ -1,9 +1,19 @@
-"""kill -9 of each process of a run, in each phase of E0 and E3."""
+"""kill -9 of each process of a run, in each phase of E0 and E3.
 
+E3 is disturbed in its second arm, so that there is something measured to lose. Its first is measured once, by a run
+that is then stopped; every case goes on with a copy of that one's folder.
+"""
+
+import os
+import shutil
+import signal
+import tempfile
 from functools import partial
+from pathlib import Path
+from threading import Lock
 
 from tests.torture import watching
-from tests.torture.case import ARM, EXPERIMENTS, REQUESTS, Case, Result, Stage, ended, kept, killed, resumes
+from tests.torture.case import ARM, EXPERIMENTS, REQUESTS, Case, Result, Stage, ended, kept, killed, on_stage, resumes
 
 PHASES = ("starting", "warm-up", "measuring", "report")
 ROLES = ("main", "worker", "core")
@@ -13,10 +23,10 @@ LEAST = {
     ("e0", "warm-up"): 0,
     ("e0", "measuring"): 3,
     ("e0", "report"): 48,
-    ("e3", "starting"): 24,
-    ("e3", "warm-up"): 24,
-    ("e3", "measuring"): 27,
-    ("e3", "report"): 48,
+    ("e3", "starting"): 48,
+    ("e3", "warm-up"): 48,
+    ("e3", "measuring"): 51,
+    ("e3", "report"): 96,
 }
 SAID = {
     "starting": r"^failed: engine (agg|prefill|decode)-\d did not start",
@@ -46,7 +56,12 @@ NAMES = {"main": "main", "worker": "an engine's worker", "core": "the engine cor
 
 def _kill(stage: Stage, *, experiment: str, role: str, phase: str) -> Result:
     result = Result()
-    run = stage.start(*EXPERIMENTS[experiment])
+    if experiment == "e3":
+        copy = stage.root / "outputs" / _first_arm().name
+        shutil.copytree(_first_arm(), copy)
+        run = stage.start(f"resume={copy}")
+    else:
+        run = stage.start(*EXPERIMENTS[experiment])
     watching.kill(watching.wait_for_phase(run, phase, ARM[experiment], role))
     if role == "main":
         killed(run, result)
@@ -57,3 +72,21 @@ def _kill(stage: Stage, *, experiment: str, role: str, phase: str) -> Result:
     resumes(stage, run, result, REQUESTS[experiment])
     stage.end(result)
     return result
+
+
+_measured: list[tempfile.TemporaryDirectory[str]] = []
+_one_makes_it = Lock()
+
+
+def _first_arm() -> Path:
+    """The folder of an E3 whose first arm is measured, and that was stopped there. Made once."""
+    with _one_makes_it:
+        if not _measured:
+            folder = tempfile.TemporaryDirectory(prefix="wp1-t-")
+            with on_stage(Path(folder.name)) as stage:
+                run = stage.start(*EXPERIMENTS["e3"])
+                watching.until("a measured arm", lambda: watching.cells_of(run), run)
+                os.killpg(run.process.pid, signal.SIGINT)
+                run.finish()
+            _measured.append(folder)
+    return next(Path(_measured[0].name, "outputs").glob("run-*"))

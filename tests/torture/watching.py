@@ -26,7 +26,8 @@ def until(what: str, holds: Callable[[], Any], run: UserRun, within_s: float = P
     deadline = time.monotonic() + within_s
     while not (found := holds()):
         if run.process.poll() is not None:
-            raise MissedError(f"the run ended before {what}")
+            code, output = run.finish()
+            raise MissedError(f"the run ended with {code} before {what}: {output[-400:]!r}")
         if time.monotonic() > deadline:
             raise MissedError(f"no {what} in {within_s:g} s")
         time.sleep(POLL_S)
@@ -70,14 +71,7 @@ def wait_for_phase(run: UserRun, phase: str, arm: str, role: str) -> int:
         return arm in [start["arm"] for start in metadata_of(run).get("starts", [])]
 
     if phase == "starting":
-        before = [start["arm"] for start in metadata_of(run).get("starts", [])]
-        first = arm == "agg" or "agg" in before
-        while not first:
-            first = until("the first arm's end", lambda: len(cells_of(run)) > 0, run)
-        # Those of the arm before are gone when the next one's appear, or have other numbers.
-        old = set(victims(run, "core") + victims(run, "worker")) if arm != "agg" else set()
-        seek = role if role != "main" else "core"
-        found = until("an engine that starts", lambda: [p for p in victims(run, seek) if p not in old], run)
+        found = until("an engine that starts", lambda: victims(run, "core" if role == "main" else role), run)
         if started():
             raise MissedError("the engine was up already")
         return run.process.pid if role == "main" else found[0]
@@ -88,9 +82,12 @@ def wait_for_phase(run: UserRun, phase: str, arm: str, role: str) -> int:
             raise MissedError("the warm-up was over already")
     elif phase == "measuring":
         until("records", lambda: len(rows_of(run, arm)) >= 3, run)
+        if any(json.loads(line)["arm"] == arm for line in cells_of(run)):
+            raise MissedError("a repeat was measured to its end already")
     else:
         until("the report", lambda: metadata_of(run).get("ended"), run)
-    return victims(run, role)[0]
+    # Of E3's two engines the one that prefills loses its worker, the one that decodes its core.
+    return victims(run, role)[-1 if role == "core" else 0]
 
 
 def cells_of(run: UserRun) -> list[str]:
