@@ -17,7 +17,7 @@ from typing import Any
 from wp1 import labels as label_words
 from wp1 import publication_cells
 from wp1.analysis import arms, sweep, sweep_report
-from wp1.analysis.summary import read_config, read_json
+from wp1.analysis.summary import read_config, read_json, read_metadata
 from wp1.errors import WP1Error
 
 STATUS = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
@@ -81,7 +81,7 @@ class Entry:
 
 def entry_of(run_dir: Path, reports: Path) -> Entry:
     """What MLflow is to show, from the run's folder and report. Raises WP1Error where the folder is none of a run."""
-    config, metadata = read_config(run_dir), read_json(run_dir / "run_metadata.json")
+    config, metadata = read_config(run_dir), read_metadata(run_dir)
     summary = read_json(run_dir / "summary.json")
     compared = _comparison(run_dir, metadata["experiment"])
     if metadata["ended"] is None:

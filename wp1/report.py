@@ -10,7 +10,7 @@ from typing import Any
 
 from wp1 import progress
 from wp1.analysis.report import reports_of, write_report
-from wp1.analysis.summary import read_config, read_json, summarise
+from wp1.analysis.summary import read_config, read_metadata, summarise
 from wp1.analysis.sweep import MANIFEST
 from wp1.analysis.sweep_report import write_comparison
 from wp1.collectors import Collector
@@ -24,12 +24,13 @@ def collectors_of(config: dict[str, Any]) -> list[Collector]:
 
     made = []
     for name, part in (config["collectors"] or {}).items():
-        if not isinstance(part, dict) or not str(part.get("_target_", "")).startswith("wp1."):
+        if not isinstance(part, dict) or not str(part.get("_target_", "")).startswith("wp1.collectors."):
             raise ConfigError(
                 f"collectors.{name} names no collector of wp1: set collectors.{name}._target_, or drop it"
             )
         try:
-            made.append(instantiate(part))
+            # Not recursive: what lies deeper could name anybody's code, and a run's folder may come from anybody.
+            made.append(instantiate(part, _recursive_=False))
         except (InstantiationException, ValueError, TypeError) as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise ConfigError(f"collectors.{name} cannot be made ({reason}): see conf/collectors/") from error
@@ -42,7 +43,7 @@ def make_report(run_dir: Path, reports: Path) -> Path:
     Raises ConfigError where the folder is none of a run, or has lost records.
     """
     progress.check_records(run_dir)
-    metadata = read_json(run_dir / "run_metadata.json")
+    metadata = read_metadata(run_dir)
     summary = summarise(run_dir, collectors_of(read_config(run_dir)))
     return write_report(run_dir, reports, metadata, summary)
 

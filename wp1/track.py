@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from wp1.analysis.report import reports_of
-from wp1.analysis.summary import read_config, read_json, write_json
+from wp1.analysis.summary import read_config, read_json, read_metadata, write_json
 from wp1.errors import ConfigError, WP1Error
 from wp1.report import make_report
 from wp1.resume import writer_in
@@ -18,7 +18,7 @@ def track(run_dir: Path, uri: str | None) -> str:
 
     uri: where to, instead of the run's tracking.uri; where a run names none, its project's mlflow.db.
     """
-    config, metadata = read_config(run_dir), read_json(run_dir / "run_metadata.json")
+    config, metadata = read_config(run_dir), read_metadata(run_dir)
     # A folder may be published on another machine than the run's.
     at_home = Path(config["root"]).is_dir()
     reports = reports_of(config) if at_home else run_dir.resolve().parent / "reports"

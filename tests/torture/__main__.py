@@ -4,10 +4,11 @@
     python -m tests.torture --only kill-main hub # cases whose names contain one of these; the page stays as it is
     python -m tests.torture --list
 
-Exit codes: 0 all held, 1 something did not, 130 Ctrl-C, after which the table of what was done is printed.
+Exit codes: 0 all held, 1 something did not, 130 Ctrl-C or SIGTERM, after which the table of what was done is printed.
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import threading
@@ -39,6 +40,7 @@ def main() -> int:
     if not cases or asked.list:
         print("\n".join(case.name for case in every))
         return 0 if asked.list else 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console, begin = Console(width=None if sys.stdout.isatty() else 200, highlight=False), time.monotonic()
     results, stopped = _play(cases, asked.slots, console)
     minutes = (time.monotonic() - begin) / 60

@@ -16,7 +16,7 @@ from typing import Any
 from wp1 import labels
 from wp1.analysis.markdown import table, text
 from wp1.analysis.report import reports_of
-from wp1.analysis.summary import read_config, read_json
+from wp1.analysis.summary import read_config, read_json, read_metadata
 from wp1.errors import WP1Error
 
 EXPERIMENTS = ("e0", "e1", "e2", "e3", "e4", "e5", "e6")
@@ -61,7 +61,7 @@ def find(paths: Iterable[Path]) -> list[Run]:
         if not files:
             raise WP1Error(f"{path} has no run in it: name folders of runs, as in outputs/run-..., or one above them")
         for file in files:
-            found[file.parent.resolve()] = Run(file.parent, read_json(file))
+            found[file.parent.resolve()] = Run(file.parent, read_metadata(file.parent))
     return sorted(found.values(), key=lambda run: (run.metadata["started"], run.metadata["run_id"]))
 
 

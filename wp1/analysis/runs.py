@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import sweep
-from wp1.analysis.summary import read_config, read_json
+from wp1.analysis.summary import read_config, read_metadata
 from wp1.analysis.sweep import Job, Pair
 from wp1.errors import ConfigError
 from wp1.identity import DECISIVE, settings_of
@@ -48,7 +48,7 @@ def read_runs(folders: Sequence[Path]) -> list[Job]:
     keys = differing_settings(settings)
     jobs = []
     for number, (folder, of_run) in enumerate(zip(folders, settings, strict=True)):
-        metadata = read_json(folder / "run_metadata.json")
+        metadata = read_metadata(folder)
         names = {key: said(of_run, key) for key in naming(keys)}
         status = "unfinished" if metadata["status"] == "running" else metadata["status"]
         jobs.append(Job(number, names or {"run": metadata["run_id"]}, status, metadata["reason"], folder, metadata))

@@ -1,6 +1,7 @@
 """From a run's folder to summary.json. Pure: no engine, the same folder gives the same bytes."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,19 @@ def read_json(path: Path) -> dict[str, Any]:
         return _object(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} {_cannot_be_read(error)}") from error
+
+
+def read_metadata(run_dir: Path) -> dict[str, Any]:
+    """The run's run_metadata.json. Raises ConfigError where it is missing or broken, or a name in it is no name.
+
+    Files and folders are named after these, and a folder may come from anybody.
+    """
+    path = run_dir / "run_metadata.json"
+    metadata = read_json(path)
+    for key in ("run_id", "experiment"):
+        if not re.fullmatch(r"\w[\w.-]*", str(metadata.get(key))):
+            raise ConfigError(f"{path} has {key}={metadata.get(key)!r}, which is no name: take a folder that wp1 made")
+    return metadata
 
 
 def _object(found: Any) -> dict[str, Any]:
@@ -62,7 +76,7 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
     Of a run with several arms also their comparison: e3_summary.json and artifacts/e3_mode_comparison.csv.
     """
     config = read_config(run_dir)
-    metadata = read_json(run_dir / "run_metadata.json")
+    metadata = read_metadata(run_dir)
     compared = config["experiment"]["same_tokens"] or bool(arms.names_of(config))
     requests = tables.requests(run_dir / "records.jsonl", tables.bulk_of(config, compared))
     measured = requests.filter(~pl.col("warmup"))

@@ -205,7 +205,7 @@ def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
     if hardware.device_type() == "cpu":
         on_host = sum(fit.kv_pool_bytes(model, cfg.backend.kv_cache_gib, place, size) or 0 for size, place in prefill)
     pools = Pools(engines[0][0], engines[-1][0], on_host)
-    return instantiate(cfg.transfer, _partial_=True, _convert_="all")(pools=pools)
+    return instantiate(cfg.transfer, _partial_=True, _convert_="all", _recursive_=False)(pools=pools)
 
 
 def make_scheduler(
@@ -219,7 +219,7 @@ def make_scheduler(
     """The scheduler of an arm, with its engines not yet started."""
     # Hydra turns objects among its arguments into plain dicts, so it makes the constructor and we pass them.
     make_backend = functools.partial(
-        instantiate(cfg.backend, _partial_=True, _convert_="all"),
+        instantiate(cfg.backend, _partial_=True, _convert_="all", _recursive_=False),
         model=model,
         seed=cfg.seed,
         log=engine_log,
@@ -229,7 +229,7 @@ def make_scheduler(
     )
     # An arm's own scaling has gone into its model.
     scheduler = OmegaConf.masked_copy(arm.scheduler, [str(key) for key in arm.scheduler if key != "rope"])
-    return instantiate(scheduler, _partial_=True, _convert_="all")(
+    return instantiate(scheduler, _partial_=True, _convert_="all", _recursive_=False)(
         make_backend=make_backend,
         transfer=make_transfer(cfg, arm, model) if arm.scheduler.mode == "disagg" else None,
         # No request waits longer than this for its KV to be fetched.
