@@ -79,3 +79,14 @@ def test_sockets_and_temporary_files_lie_where_only_their_owner_enters() -> None
         for variable in ("TMPDIR", "VLLM_RPC_BASE_PATH"):
             found = Path(os.environ[variable]).stat()
             assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o700, os.getuid())
+
+
+def test_compiled_code_is_kept_where_nobody_else_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("WP1_CACHE", str(tmp_path))
+    with ProcessGuard():
+        assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) == tmp_path / "torchinductor"
+    assert stat.S_IMODE((tmp_path / "torchinductor").stat().st_mode) == 0o700
+    monkeypatch.setenv("WP1_CACHE", "/proc/nowhere")
+    with ProcessGuard():
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(os.environ["TMPDIR"])

@@ -11,7 +11,6 @@ This file is also the watcher (`python guard.py TOKEN FOLDER`), so it imports no
 """
 
 import fcntl
-import getpass
 import os
 import re
 import secrets
@@ -56,9 +55,7 @@ class ProcessGuard:
             "SPT_NOENV": "1",
             "TMPDIR": str(_SCRATCH),
             "VLLM_RPC_BASE_PATH": str(_SCRATCH),
-            # Compiled code is worth keeping: where torch would put it without our TMPDIR.
-            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-            or f"{_TEMPORARY}/torchinductor_{_user()}",
+            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR") or str(_compiled()),
         }
         self._before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
@@ -91,11 +88,19 @@ class ProcessGuard:
         kill_marked(self.token)
 
 
-def _user() -> str:
+def _compiled() -> Path:
+    """Where torch keeps compiled code from run to run, which it reads as pickles: beside wp1's models.
+
+    Torch's own choice is a name in the common folder for temporary files, which anybody could take before us.
+    """
+    cache = os.environ.get("WP1_CACHE")
+    base = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "wp1"
+    folder = base.expanduser() / "torchinductor"
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return str(os.getuid())
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home, or none that can be written
+        return _SCRATCH / "torchinductor"
+    return folder
 
 
 def remove_stale(folder: Path) -> None:
