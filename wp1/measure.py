@@ -109,7 +109,9 @@ async def _stint(session: _Session, stint: Stint) -> list[str]:
             await _search(session, scheduler, stint.arm, lengths)
         if scheduler is not None:
             held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
-            session.metadata["kv_held"] += [f"{stint.arm.name}/{name}" for name in held]
+            if scheduler.alive:
+                # What a dead engine did not fetch is held until its lease ends: no leak that a run fails of for good.
+                session.metadata["kv_held"] += [f"{stint.arm.name}/{name}" for name in held]
             # Engines for shorter prompts than model.max_len are not what the next job asks for.
             clean = not held and all(one["kind"] != "memory" for one in session.metadata["skipped"])
     finally:

@@ -19,7 +19,7 @@ E3 = (
     "experiment=e3",
     "experiment.repeats=1",
     "experiment.prompt_lens=[64]",
-    "experiment.request_rates=[0]",
+    "experiment.request_rates=[8]",
     "workload.num_requests=48",
 )
 EXPERIMENTS = {"e0": E0, "e3": E3}

@@ -144,6 +144,23 @@ def test_a_cell_in_which_an_engine_died_is_measured_again(config: Compose, doubl
     assert "engine agg-0 died" in (run_dir / "records.apart.jsonl").read_text()
 
 
+def test_kv_that_a_dead_engine_did_not_fetch_does_not_fail_the_run_that_goes_on(
+    config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def kv_free(self: Any) -> bool:
+        return all(engine.alive for engine in self.peers.values())
+
+    monkeypatch.setattr(double, "kv_free", kv_free)
+    monkeypatch.setattr("wp1.measure.KV_FREE_WITHIN_S", 0.0)
+    cfg = config(*TINY, "scheduler=disagg", "experiment.same_tokens=false", "experiment.repeats=1")
+    double.dies_at = 5
+    run_dir = tmp_path / "outputs" / RUN_ID
+    assert go(cfg, run_dir).status == "failed"
+    double.dies_at = None
+    outcome = go(cfg, run_dir, resuming=True)
+    assert (outcome.status, outcome.reason) == ("completed", None)
+
+
 def test_a_run_with_nothing_left_starts_no_engine(config: Compose, double: Any, tmp_path: Path) -> None:
     cfg = config(*TINY)
     run_dir = tmp_path / "outputs" / RUN_ID

@@ -198,7 +198,9 @@ class VLLMBackend:
         except Exception as error:
             self._kill()
             _kept.append(error)
-            raise EngineStartError(f"engine {self.name} did not start: {error}" + self._last_lines()) from error
+            # vLLM means its own log, whose last lines follow.
+            told = str(error).replace(" See root cause above.", "")
+            raise EngineStartError(f"engine {self.name} did not start: {told}" + self._last_lines()) from error
         self._startup_s = time.monotonic() - start
         self._check_rope()
         return self

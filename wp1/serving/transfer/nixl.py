@@ -53,8 +53,9 @@ class NixlTransfer:
 
     def engine_settings(self, role: Role, engine: str, lease_s: float) -> dict[str, Any]:
         on_cpu = hardware.device_type() == "cpu"
-        # UCX would look for network cards; two processes of one host need shared memory and, to meet, TCP.
-        environment = ({"UCX_TLS": "tcp,self,sm"} if on_cpu else {}) | self._environment
+        # UCX would look for network cards, and listen on them; two processes of one host need shared memory and, to
+        # meet, TCP within the host.
+        environment = ({"UCX_TLS": "tcp,self,sm", "UCX_NET_DEVICES": "lo"} if on_cpu else {}) | self._environment
         settings: dict[str, Any] = {
             "kv_connector": CONNECTORS[self._direction],
             "kv_connector_module_path": "wp1.serving.transfer.nixl_connector",
