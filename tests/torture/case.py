@@ -11,7 +11,7 @@ from tests.torture import watching
 from tests.user_run import TINY_SHAPE, UserRun, start
 
 # Few requests and short answers; enough rounds of warm-up, and enough requests, to be met in the middle.
-ROUNDS = ("workload.output_len=16", "workload.num_warmup=30", "workload.max_warmup=30", "tracking=none")
+ROUNDS = ("workload.output_len=16", "workload.num_warmup=15", "workload.max_warmup=15", "tracking=none")
 E0 = (*TINY_SHAPE, *ROUNDS, "workload.num_requests=24")
 E3 = (
     *TINY_SHAPE,

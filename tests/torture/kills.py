@@ -30,8 +30,9 @@ LEAST = {
 }
 SAID = {
     "starting": r"^failed: engine (agg|prefill|decode)-\d did not start",
-    "warm-up": r"^failed: engine (agg|prefill|decode)-\d died",
-    "measuring": r"^failed: engine (agg|prefill|decode)-\d died",
+    # The latter where no request was in an engine when it died.
+    "warm-up": r"^failed: (engine (agg|prefill|decode)-\d died|no (prefill|decode) engine is left)",
+    "measuring": r"^failed: (engine (agg|prefill|decode)-\d died|no (prefill|decode) engine is left)",
 }
 
 

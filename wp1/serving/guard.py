@@ -143,17 +143,24 @@ def marked(token: str) -> list[int]:
 
 
 def kill_marked(token: str, rounds: int = 50) -> None:
-    """SIGKILLs marked processes until none is left, as one may be starting another; gives up after `rounds` x 0.1 s."""
+    """SIGKILLs marked processes until none is left, as one may be starting another; gives up after `rounds` x 0.1 s.
+
+    Removes their shared memory too: the watcher, which looks now and then, may not have seen what is younger.
+    """
+    segments: set[str] = set()
     for _ in range(rounds):
         pids = marked(token)
         if not pids:
-            return
+            break
+        segments |= shared_memory(pids)
         for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         time.sleep(0.1)
+    for segment in segments:
+        Path(segment).unlink(missing_ok=True)
 
 
 def shared_memory(pids: Iterable[int]) -> set[str]:

@@ -47,6 +47,23 @@ def test_what_a_killed_engine_leaves_is_removed() -> None:
     assert os.environ.get("TMPDIR") == temporary
 
 
+def test_memory_that_is_younger_than_the_watchers_last_look_goes_with_its_process() -> None:
+    work = (
+        "import time\n"
+        "from multiprocessing import shared_memory\n"
+        "memory = shared_memory.SharedMemory(create=True, size=100)\n"
+        "print(memory.name, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with ProcessGuard() as guard:
+        engine = subprocess.Popen([sys.executable, "-c", work], stdout=subprocess.PIPE, text=True)
+        assert engine.stdout is not None
+        name = engine.stdout.readline().strip()
+        guard.kill()
+        assert not Path(f"/dev/shm/{name}").exists()
+        engine.wait()
+
+
 def test_leaving_ends_what_was_started_inside() -> None:
     before = subprocess.Popen(SLEEP)
     with ProcessGuard() as guard:
