@@ -20,7 +20,7 @@ from vllm.v1.request import RequestStatus
 
 from wp1.serving.transfer import ipc
 from wp1.serving.transfer.ipc import exports
-from wp1.serving.transfer.ipc.copying import copier_of
+from wp1.serving.transfer.ipc.copying import Copier, copier_of
 from wp1.serving.transfer.ipc.decode import DecodeScheduler
 from wp1.serving.transfer.ipc.layout import LayoutError, layout_of
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender
@@ -74,6 +74,8 @@ class IpcConnector(KVConnectorBase_V1):
         self._new: set[str] = set()  # requests that were given blocks in this step
         self._prefill_worker: PrefillWorker | None = None
         self._receiver: Receiver | None = None
+        self._copier: Copier | None = None
+        self._after: Any = None  # a fence, from the beginning of a step to its `start_load_kv`
         self._prefill: PrefillScheduler | None = None
         self._decode: DecodeScheduler | None = None
         if role is not KVConnectorRole.SCHEDULER:
@@ -123,28 +125,35 @@ class IpcConnector(KVConnectorBase_V1):
             exports.offer(self._folder / f"{box}.json", layout, self._engine, box, facts)
             # Sharing moves the memory, so whatever keeps addresses comes after it.
             mark = _event if facts["device"] == "cuda" else lambda: lambda: True
-            copier = copier_of(layout)
-            self._prefill_worker = PrefillWorker(rank, mailbox, self._sender, mark, copier.checksum)
+            self._prefill_worker = PrefillWorker(rank, mailbox, self._sender, mark, copier_of(layout).checksum)
         else:
             facts["form"] = layout.form
             folder = self._folder
+            self._copier = copier_of(layout)
             self._receiver = Receiver(
                 mailbox,
                 self._sender,
                 box,
-                copier_of(layout),
+                self._copier,
                 layout.block_bytes,
                 lambda engine: exports.open_peer(folder / f"{engine}.{rank}.json", facts),
                 self._verify,
             )
             self._receiver.start()
 
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        # Here and not in start_load_kv: vLLM may call that after this step's own kernels, for which no load must wait.
+        if self._copier is not None and isinstance(connector_metadata, Orders) and connector_metadata.decode.loads:
+            self._after = self._copier.fence()
+
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         if self._receiver is None:
             return
         orders = self._get_connector_metadata()
         assert isinstance(orders, Orders)
-        self._receiver.obey(orders.decode)
+        self._receiver.obey(orders.decode, self._after)
+        self._after = None
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         pass

@@ -37,7 +37,7 @@ class PeerError(WP1Error):
 
 @dataclass
 class Peer:
-    """A prefill worker's KV cache as mapped into this process.
+    """A prefill worker's KV cache as mapped into this process, until `close`.
 
     memory: for each storage its bytes, as a read-only array on a CPU and as a torch storage on a GPU.
     """
@@ -54,6 +54,11 @@ class Peer:
         ended = select.poll()
         ended.register(self.pidfd, select.POLLIN)
         return not ended.poll(0)
+
+    def close(self) -> None:
+        """Unmaps the memory, as soon as nobody else refers to it. What reads it must have ended."""
+        self.memory.clear()
+        os.close(self.pidfd)
 
 
 def offer(path: Path, layout: Layout, engine: str, mailbox: str, facts: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ class Load:
     copy_s: float = 0.0
     wait_s: float = 0.0
     runs: int = 0
+    after: Any = None  # a fence of the copier, until the first copy
 
 
 @dataclass(slots=True)
@@ -93,6 +94,7 @@ class Receiver:
         self._open_peer = open_peer
         self._verify = verify
         self._peers: dict[str, Peer] = {}
+        self._lost: set[str] = set()  # engines that are gone
         self._loads: dict[str, Load] = {}
         self._sources: dict[str, Source] = {}
         self._over: OrderedDict[str, None] = OrderedDict()
@@ -103,8 +105,14 @@ class Receiver:
     def start(self) -> None:
         self._thread.start()
 
-    def obey(self, orders: DecodeOrders) -> None:
-        """From the engine's own thread, with each step."""
+    def obey(self, orders: DecodeOrders, after: Any = None) -> None:
+        """From the engine's own thread, with each step. after: `Copier.fence` of what may still write to the blocks.
+
+        A block may come from a request whose last step is still on its way in the GPU, and would write over what was
+        taken over; vLLM keeps such blocks back in some versions only.
+        """
+        for load in orders.loads:
+            load.after = after
         # In this order: a handoff that was given up may be asked for again, to be dropped.
         self._orders.extend({"kind": "give_up", "handoff": name, "engine": engine} for name, engine in orders.given_up)
         self._orders.extend({"kind": "load", "load": load} for load in orders.loads)
@@ -148,9 +156,7 @@ class Receiver:
             case "give_up":
                 self._give_up(message["handoff"], message["engine"])
             case "lose":
-                for load in [load for load in self._loads.values() if load.engine == message["engine"]]:
-                    self._end(load, f"engine {load.engine} died before its KV was here")
-                self._peers.pop(message["engine"], None)
+                self._lose(message["engine"])
             case "ready" | "done" | "failed" | "sum":
                 if message["handoff"] not in self._over:
                     self._say(message)
@@ -160,6 +166,9 @@ class Receiver:
         if load.handoff in self._over or load.handoff in self._loads:
             # Its blocks there are free, or about to be: they were given up, or are another load's.
             self.ended.append(Ended(load.request, f"handoff {load.handoff} was given up or taken", load.blocks, None))
+            return
+        if load.engine in self._lost:
+            self._end(load, f"engine {load.engine} died before its KV was here")
             return
         self._loads[load.handoff] = load
         if load.done is not None:
@@ -217,7 +226,9 @@ class Receiver:
         now = time.monotonic()
         load.t_begin = load.t_begin or now
         load.wait_s += now - source.heard
-        seconds, runs = self._copier.copy(peer, theirs, load.blocks[load.copied : load.copied + len(theirs)])
+        ours = load.blocks[load.copied : load.copied + len(theirs)]
+        seconds, runs = self._copier.copy(peer, theirs, ours, load.after)
+        load.after = None
         load.copy_s += seconds
         load.runs += runs
         load.copied += len(theirs)
@@ -247,6 +258,16 @@ class Receiver:
         figures = (load.copy_s, load.wait_s, load.copied, load.runs)
         report = (load.handoff, load.t_begin or now, now, moved, error, *figures)
         self.ended.append(Ended(load.request, error, load.blocks, report))
+
+    def _lose(self, engine: str) -> None:
+        """An engine is gone: nothing will come from it, and as all copies are this thread's, none reads it now."""
+        self._lost.add(engine)
+        for load in [load for load in self._loads.values() if load.engine == engine]:
+            self._end(load, f"engine {engine} died before its KV was here")
+        peer = self._peers.pop(engine, None)
+        if peer is not None:
+            self._copier.forget(peer)
+            peer.close()
 
     def _give_up(self, handoff: str, engine: str) -> None:
         load = self._loads.get(handoff)

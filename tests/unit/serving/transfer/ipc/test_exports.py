@@ -1,9 +1,11 @@
 """Memory of one process read by another."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ import pytest
 from tests.stress.engines import FACTS, Cache
 from wp1 import hardware
 from wp1.serving.transfer.ipc import exports
+from wp1.serving.transfer.ipc.copying import copier_of
 from wp1.serving.transfer.ipc.exports import COMPARED, PeerError, offer, open_peer
+from wp1.serving.transfer.ipc.mailbox import Sender
+from wp1.serving.transfer.ipc.receiver import Load, Receiver
 
 BLOCKS = 50
 NUMBER = 4711
@@ -90,6 +95,36 @@ def test_memory_of_a_killed_process_stays_readable(
     assert _block(peer, 1) == _prompt(0)
     with pytest.raises(PeerError, match="prefill-0 is gone"):
         open_peer(folder / "prefill-0.0.json", facts)
+
+
+def _mapped() -> int:
+    return sum("torch_" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_the_memory_of_a_lost_engine_is_unmapped(
+    folder: Path, other: subprocess.Popen[str], facts: dict[str, Any]
+) -> None:
+    cache, sender = Cache(BLOCKS, "cpu", 0), Sender(folder)
+    path, copier = folder / "prefill-0.0.json", copier_of(cache.layout)
+    before, descriptors = _mapped(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    receiver = Receiver(
+        None,  # type: ignore[arg-type]
+        sender,
+        "decode-0.0",
+        copier,
+        cache.layout.block_bytes,
+        lambda _: open_peer(path, facts),
+        False,
+    )
+    receiver.meet("prefill-0")
+    done = {"handoff": "h", "epoch": 0, "blocks": [[1, 2]], "until": time.monotonic() + 60, "token": 1}
+    receiver.handle({"kind": "load", "load": Load("r", "h", "prefill-0", 0, [7, 8], done)})
+    assert cache.holds([7, 8], NUMBER)
+    assert _mapped() > before
+    other.kill()
+    receiver.handle({"kind": "lose", "engine": "prefill-0"})
+    assert (_mapped(), len(os.listdir("/proc/self/fd"))) == (before, descriptors)  # noqa: PTH208
+    assert [ended.error for ended in receiver.ended] == [None]
 
 
 def test_the_offer_is_the_owners_alone(folder: Path, other: subprocess.Popen[str]) -> None:
