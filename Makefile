@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PYTHON_VENV := .venv/bin/python
 
-.PHONY: help setup run test check stress bench bench-transfer packet ui lock clean
+.PHONY: help setup run test check stress torture bench bench-transfer packet ui lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ check: setup ## ruff and pyright
 
 stress: setup ## 10,000 handoffs with random aborts over transfer=ipc, without engines (ARGS="--device cuda" on a GPU)
 	@$(PYTHON_VENV) -m tests.stress.ipc $(ARGS)
+
+torture: setup ## real runs killed and disturbed in every way, on the CPU engine: 20 minutes (ARGS="--only NAME"); writes docs/reliability.md
+	@$(PYTHON_VENV) -m tests.torture $(ARGS)
 
 bench: setup ## wp1 against vLLM alone and vLLM's own benchmark, its load generator and its analysis; ratios, side by side
 	@$(PYTHON_VENV) -m tests.bench $(ARGS)

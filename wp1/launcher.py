@@ -111,8 +111,10 @@ def asked_of_engines(loader: ConfigLoader, config: DictConfig, overrides: list[s
         return ()
     run_dir = Path(str(config.hydra.sweep.dir)) / str(number)
     if cfg.resume is not None and (run_dir / "run_metadata.json").is_file():
+        from wp1.analysis.report import reports_of
+
         resume.check_same(cfg, run_dir)
-        if resume.is_complete(run_dir):
+        if resume.is_complete(run_dir, reports_of(cfg)):
             return ()
     return tuple(keys_of(cfg))
 

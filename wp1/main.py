@@ -68,6 +68,7 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
     cfg = schema.resolve(composed)
     schema.check(cfg)
     schema.check_overrides(cfg, list(HydraConfig.get().overrides.task))
+    from wp1.analysis.report import reports_of
     from wp1.console import Screen
     from wp1.run import run
     from wp1.tracking import check_uri, publish_or_say
@@ -80,7 +81,7 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
     cfg.resume = None
     run_id = run_dir.name if RUN_ID.fullmatch(run_dir.name) else new_run_id()
     with Screen() as screen:
-        if resuming and resume.is_complete(run_dir):
+        if resuming and resume.is_complete(run_dir, reports_of(cfg)):
             screen.say(f"{run_dir} is complete: nothing is left to measure")
             return
         outcome = run(cfg, run_dir, run_id, screen, _sweep(), engines_of_sweep(), resuming)

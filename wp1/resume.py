@@ -128,12 +128,17 @@ def _said(settings: Mapping[str, Any], key: str) -> str:
     return json.dumps(settings[key], ensure_ascii=False) if key in settings else "not set"
 
 
-def is_complete(run_dir: Path) -> bool:
-    """Whether a run ended with everything measured and every check passed."""
+def is_complete(run_dir: Path, reports: Path) -> bool:
+    """Whether a run ended with everything measured, every check passed, and its report written, which comes last.
+
+    reports: the folder that has it.
+    """
     from wp1.analysis.summary import read_json
 
     path = run_dir / "run_metadata.json"
-    return path.is_file() and read_json(path)["status"] == "completed"
+    if not path.is_file() or (metadata := read_json(path))["status"] != "completed":
+        return False
+    return (reports / f"{metadata['run_id']}.md").is_file()
 
 
 def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[str, Any]:

@@ -6,22 +6,12 @@ import signal
 import subprocess
 import sys
 
-from tests.engine.conftest import REPO, Start, UserRun
+from tests.engine.conftest import Start
+from tests.user_run import REPO, TINY_SHAPE, UserRun
 from wp1.analysis.summary import read_json
 
 # More than any test waits for, so that the run is in the middle whenever it is ended.
 LONG = ("workload.num_requests=5000", "tracking=none")
-TINY_SHAPE = (
-    "model=llama31_8b_shape",
-    "model.max_len=2048",
-    "model.architecture.hidden_size=256",
-    "model.architecture.intermediate_size=512",
-    "model.architecture.num_hidden_layers=2",
-    "model.architecture.num_attention_heads=4",
-    "model.architecture.num_key_value_heads=2",
-    "model.architecture.head_dim=64",
-    "model.architecture.vocab_size=1024",
-)
 
 
 def test_e0_from_the_command_line(start: Start) -> None:

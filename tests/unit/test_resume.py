@@ -155,6 +155,20 @@ def test_a_run_with_nothing_left_starts_no_engine(config: Compose, double: Any, 
     assert (run_dir / "summary.json").is_file()
 
 
+def test_a_run_that_was_killed_while_its_report_was_written_is_not_complete(
+    config: Compose, double: Any, tmp_path: Path
+) -> None:
+    cfg = config(*TINY)
+    run_dir = tmp_path / "outputs" / RUN_ID
+    outcome = go(cfg, run_dir)
+    assert outcome.report is not None
+    assert resume.is_complete(run_dir, outcome.report.parent)
+    outcome.report.unlink()
+    assert not resume.is_complete(run_dir, outcome.report.parent)
+    assert go(cfg, run_dir, resuming=True).report == outcome.report
+    assert resume.is_complete(run_dir, outcome.report.parent)
+
+
 def test_moments_of_another_boot_are_put_apart(config: Compose, double: Any, tmp_path: Path) -> None:
     cfg = config(*TINY, "experiment.same_tokens=false")
     run_dir = tmp_path / "outputs" / RUN_ID

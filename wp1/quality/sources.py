@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wp1 import hub
 from wp1.errors import ConfigError
 from wp1.quality import pg19
 from wp1.quality.rows import BadRowError, read
@@ -227,6 +228,8 @@ def hub_set(dataset: Any, task: Task) -> Any:
     """
     import datasets
 
+    if dataset.repo is not None:
+        hub.check_answers("dataset.path to a folder that has the files")
     options: dict[str, Any] = {"split": dataset.split}
     if dataset.files is not None:
         at = f"@{dataset.revision}" if dataset.revision else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from wp1 import architecture
+from wp1 import architecture, hub
 from wp1.errors import ConfigError
 from wp1.serving import rope
 
@@ -255,6 +255,8 @@ def _fill(target: Path, write: Callable[[Path], None]) -> None:
 def _from_hub(model: Any, progress: Callable[[str], None]) -> Path:
     from huggingface_hub import snapshot_download
 
+    progress("asking the hub")
+    hub.check_answers("model.path to a folder that has the model")
     progress(f"fetching {model.repo} from the hub (kept for the next run)")
     try:
         folder = snapshot_download(

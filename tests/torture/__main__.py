@@ -1,0 +1,124 @@
+"""Ends and disturbs real runs in every way on the CPU engine, and says what was left of each.
+
+    python -m tests.torture                      # all of it, two cases side by side, into docs/reliability.md
+    python -m tests.torture --only kill-main hub # cases whose names contain one of these; the page stays as it is
+    python -m tests.torture --list
+
+Exit codes: 0 all held, 1 something did not, 130 Ctrl-C, after which the table of what was done is printed.
+"""
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.torture import faults, kills, page
+from tests.torture.case import Case, Result, on_stage
+from tests.torture.watching import MissedError
+from tests.user_run import REPO
+
+PAGE = REPO / "docs" / "reliability.md"
+SLOTS = 2
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="cases whose names contain one of these")
+    parser.add_argument("--slots", type=int, default=SLOTS, help="cases side by side, each an engine or two")
+    parser.add_argument("--page", type=Path, default=None, help="the page to write; of all cases docs/reliability.md")
+    parser.add_argument("--list", action="store_true", help="the names of the cases")
+    asked = parser.parse_args()
+    every = [*kills.cases(), *faults.cases()]
+    cases = [case for case in every if not asked.only or any(word in case.name for word in asked.only)]
+    if not cases or asked.list:
+        print("\n".join(case.name for case in every))
+        return 0 if asked.list else 2
+    console, begin = Console(width=None if sys.stdout.isatty() else 200, highlight=False), time.monotonic()
+    results, stopped = _play(cases, asked.slots, console)
+    minutes = (time.monotonic() - begin) / 60
+    command = "make torture" + (f' ARGS="--only {" ".join(asked.only)}"' if asked.only else "")
+    text = page.part(cases, results, command, f"{datetime.now(UTC):%Y-%m-%d}", minutes)
+    console.print(text, markup=False, soft_wrap=True)
+    target = asked.page or (PAGE if not asked.only else None)
+    if target is not None and not stopped:
+        page.put(target, text)
+        console.print(f"written to {target}", markup=False)
+    return 130 if stopped else int(any(result.wrong for result in results.values()))
+
+
+def _play(cases: list[Case], slots: int, console: Console) -> tuple[dict[str, Result], bool]:
+    """Plays the cases, so many at a time, and says whether Ctrl-C stopped it. A case that is wide plays alone."""
+    results: dict[str, Result] = {}
+    free = threading.Semaphore(slots)
+    stop = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def play(case: Case, taken: int) -> None:
+        begin = time.monotonic()
+        try:
+            if not stop.is_set():
+                result = _one(case)
+                if not stop.is_set():
+                    results[case.name] = result
+                    told = "[red]✗" if result.wrong else "[green]✓"
+                    console.print(told, f"{case.name}  {time.monotonic() - begin:.0f} s, {len(results)}/{len(cases)}")
+                    for wrong in result.wrong:
+                        console.print(f"    {wrong}", markup=False, soft_wrap=True)
+        finally:
+            for _ in range(taken):
+                free.release()
+
+    try:
+        for case in cases:
+            taken = min(case.slots, slots)
+            for _ in range(taken):
+                free.acquire()
+            threads.append(threading.Thread(target=play, args=(case, taken)))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        stop.set()
+        console.print("stopping; this takes a few seconds")
+        _end_all()
+        for thread in threads:
+            thread.join()
+        return results, True
+    return results, False
+
+
+_stages = []
+
+
+def _end_all() -> None:
+    for stage in list(_stages):
+        for run in stage.runs:
+            run.kill()
+
+
+def _one(case: Case) -> Result:
+    """Plays one case. What goes wrong in the playing is said, and counts as not held."""
+    # A short name: sockets of engines lie below it.
+    with (
+        tempfile.TemporaryDirectory(prefix="wp1-t-", ignore_cleanup_errors=True) as root,
+        on_stage(Path(root)) as stage,
+    ):
+        _stages.append(stage)
+        try:
+            return case.do(stage)
+        except MissedError as error:
+            return Result(code="—", said="(not brought about)", wrong=[str(error)])
+        except Exception:
+            return Result(code="—", said="(not brought about)", wrong=[traceback.format_exc(limit=-3)])
+        finally:
+            _stages.remove(stage)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
