@@ -15,13 +15,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
-from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.request import RequestStatus
 
 from wp1.serving.transfer import ipc
 from wp1.serving.transfer.ipc import exports
 from wp1.serving.transfer.ipc.copying import Copier, copier_of
 from wp1.serving.transfer.ipc.decode import DecodeScheduler
+from wp1.serving.transfer.ipc.kinds import obstacle_in_engine, specs_of
 from wp1.serving.transfer.ipc.layout import LayoutError, layout_of
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender
 from wp1.serving.transfer.ipc.prefill import PrefillOrders, PrefillScheduler, PrefillWorker
@@ -66,7 +66,9 @@ class IpcConnector(KVConnectorBase_V1):
         self._produces: bool = config.is_kv_producer
         self._config = vllm_config
         self._cache = kv_cache_config
-        self._refuse_what_cannot_be_moved()
+        stages = vllm_config.parallel_config.pipeline_parallel_size
+        if (reason := obstacle_in_engine(kv_cache_config.kv_cache_groups, stages)) is not None:
+            raise LayoutError(reason)
         folder = self._folder = ipc.folder()
         self._sender = Sender(folder)
         self._broken: set[int] = set()
@@ -88,26 +90,13 @@ class IpcConnector(KVConnectorBase_V1):
         else:
             self._decode = DecodeScheduler(Mailbox(folder, f"{self._engine}.scheduler"), block_tokens)
 
-    def _refuse_what_cannot_be_moved(self) -> None:
-        groups = self._cache.kv_cache_groups
-        kinds = sorted({type(spec).__name__ for group in groups for spec in _specs(group).values()})
-        plain = all(isinstance(spec, FullAttentionSpec) for group in groups for spec in _specs(group).values())
-        if len(groups) > 1 or not plain:
-            raise LayoutError(
-                f"transfer=ipc moves the KV of full attention in one group; this model has {', '.join(kinds)} in "
-                f"{len(groups)}: use transfer=nixl_push"
-            )
-        if (stages := self._config.parallel_config.pipeline_parallel_size) > 1:
-            raise LayoutError(
-                f"transfer=ipc knows no pipeline stages and the engine has {stages}: "
-                "backend.engine.pipeline_parallel_size=1, or transfer=nixl_push"
-            )
-
     # In a worker.
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         pages = {
-            name: spec.page_size_bytes for group in self._cache.kv_cache_groups for name, spec in _specs(group).items()
+            name: spec.page_size_bytes
+            for group in self._cache.kv_cache_groups
+            for name, spec in specs_of(group).items()
         }
         own = {name: tensor for name, tensor in kv_caches.items() if name in pages}
         layout = layout_of(own, pages, self._cache.num_blocks)
@@ -249,12 +238,6 @@ class IpcConnector(KVConnectorBase_V1):
         ended = (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
         params = self._prefill.finished(request, block_ids, request.status in ended)
         return params is not None, params
-
-
-def _specs(group: Any) -> dict[str, Any]:
-    """vLLM's specification of each layer in a group of the KV cache."""
-    single = getattr(group.kv_cache_spec, "kv_cache_specs", None)
-    return single or dict.fromkeys(group.layer_names, group.kv_cache_spec)
 
 
 def _event() -> Any:
