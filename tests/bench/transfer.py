@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=found["lengths"], help="prompt lengths in tokens")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
-        "--slow-s", type=float, default=5.0, help="a length whose first handoff takes longer is measured by it alone"
+        "--slow-s", type=float, default=2.0, help="a length whose first handoff takes longer is measured by it alone"
     )
     parser.add_argument(
         "--budget-s",

@@ -146,6 +146,39 @@ def test_nothing_offered(folder: Path, facts: dict[str, Any]) -> None:
         open_peer(folder / "prefill-7.0.json", facts)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"regions": [[0, 0, 1 << 40, 8]]},
+        {"regions": [[0, -8, 8, 8]]},
+        {"regions": [[9, 0, 8, 8]]},
+        {"regions": [[0, 0]]},
+        {"num_blocks": 10**9},
+        {"num_blocks": "50"},
+        {"storages": [{"fd": "x"}]},
+        {"pid": None},
+    ],
+)
+def test_an_offer_that_is_none_is_refused_and_nothing_stays_open(
+    folder: Path, facts: dict[str, Any], change: dict[str, Any]
+) -> None:
+    cache = Cache(BLOCKS, "cpu", 0)
+    path = folder / "prefill-0.0.json"
+    offer(path, cache.layout, "prefill-0", "prefill-0.0", FACTS | {"device": "cpu"})
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(PeerError):
+        open_peer(path, facts)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "[" * 50_000])
+def test_a_file_that_is_no_offer_is_said(folder: Path, facts: dict[str, Any], text: str) -> None:
+    (folder / "a.json").write_text(text)
+    with pytest.raises(PeerError, match=r"a\.json is no offer of KV"):
+        open_peer(folder / "a.json", facts)
+
+
 def test_sharing_leaves_content_and_views_in_place() -> None:
     cache = Cache(BLOCKS, "cpu", 0)
     cache.write([5], NUMBER, 0)
