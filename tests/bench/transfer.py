@@ -20,6 +20,7 @@ machine is lent for ten minutes at a time, the same call until nothing is left, 
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -202,7 +203,7 @@ async def _measure(
         screen.say(f"{names}: up after {time.monotonic() - begin:.0f} s")
         try:
             for variant, length in wanted:
-                if overlapping:
+                if len(group) > 1:
                     scheduler._transfer.overlap = variant in overlapping
                 with screen.step(f"{variant}: {length:,} tokens x {words.repeats}"):
                     records = await _handoffs(scheduler, model, variant, length, words)
@@ -302,4 +303,11 @@ print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0
+    sys.stdout.flush()
+    # As wp1 itself leaves: vLLM's finalisers complain at the interpreter's end.
+    os._exit(code)

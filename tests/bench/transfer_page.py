@@ -122,7 +122,8 @@ def page_of(results: Results) -> str:
     rates = {(v, n): _median(row.gb_per_s for row in _of(rows, v, n)) for v in variants for n in lengths}
     by_variant = [[v, *(_rate(rates[v, n], plain[n]) for n in lengths)] for v in variants]
     by_variant.append([copy, *(_rate(plain[n], plain[n]) for n in lengths)])
-    by_variant.append(["best ipc / best NIXL", *(_ratio(rates, n) for n in lengths)])
+    if any(ratios := [_ratio(rates, n) for n in lengths]):
+        by_variant.append(["best ipc / best NIXL", *ratios])
     waits = [
         [v, f"{n:,}", str(len(found)), *(f"{_median(getattr(row, part) for row in found):.1f}" for part in PARTS)]
         for v in variants
