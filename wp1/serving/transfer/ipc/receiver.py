@@ -5,6 +5,7 @@ announcements of blocks that are ready, and the word that the prompt is done. Wh
 once; a load ends when the prompt is done and every block is here.
 """
 
+import logging
 import threading
 import time
 from collections import OrderedDict, deque
@@ -15,6 +16,8 @@ from typing import Any
 from wp1.serving.transfer.ipc.copying import Copier
 from wp1.serving.transfer.ipc.exports import Peer, PeerError
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, from_runs
+
+log = logging.getLogger(__name__)
 
 # Handoffs that have ended and may still be spoken of.
 REMEMBERED = 10_000
@@ -139,9 +142,12 @@ class Receiver:
                 return
             while self._orders:
                 self.handle(self._orders.popleft())
-            if message["kind"] == "stop":
+            if message.get("kind") == "stop":
                 return
-            self.handle(message)
+            try:
+                self.handle(message)
+            except (KeyError, TypeError, ValueError):  # it lacks something; the next must be heard all the same
+                log.exception("a message about KV was not understood: %.200s", message)
 
     def stop(self) -> None:
         if self._thread.is_alive():

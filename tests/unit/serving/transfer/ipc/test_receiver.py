@@ -347,6 +347,8 @@ def test_the_thread_takes_orders_and_messages(folder: Path) -> None:
     again = Load("again", "h", SOURCE, 0, [2], done([12]))
     receiver.obey(DecodeOrders(loads=[again], given_up=[("h", SOURCE)]))
     receiver.obey(DecodeOrders(loads=[Load("other", "i", SOURCE, 0, [3], None)]))
+    for nonsense in ({}, {"kind": "ready"}, {"kind": "ready", "handoff": "i", "epoch": "x"}):
+        sender.send("decode-0.0", nonsense)
     sender.send("decode-0.0", done([13]) | {"handoff": "i"})
     deadline = time.monotonic() + 5
     while len(receiver.ended) < 3:
