@@ -29,7 +29,7 @@ torture: setup ## real runs killed and disturbed in every way, on the CPU engine
 bench: setup ## wp1 against vLLM alone and vLLM's own benchmark, its load generator and its analysis; ratios, side by side
 	@$(PYTHON_VENV) -m tests.bench $(ARGS)
 
-bench-transfer: setup ## the KV cache from engine to engine: each connector beside a plain copy; ratios in one run
+bench-transfer: setup ## the KV cache from engine to engine: each connector beside a plain copy; ARGS="--help": in parts
 	@$(PYTHON_VENV) -m tests.bench.transfer $(ARGS)
 
 packet: setup ## one folder with a page of the runs of E0 to E6 in DIR=... (OUT=packet, ARGS=--partial)

@@ -1,54 +1,62 @@
 """make bench-transfer: the KV cache from engine to engine by each connector, beside a plain copy of the same bytes.
 
-Two real engines for each connector, one after the other in one run, and the same prompts through them one at a time,
+Two real engines for each connector, one after the other, and prompts of the same lengths through them one at a time,
 with random weights: tokens mean nothing here, bytes and times are real. A transfer's rate is its bytes by the time that
 the connector says it took: for ipc the device's clock around the copy, for NIXL from posting to its end. The plain copy
 is of as many bytes, by torch, in a process of its own: gathered by rows of 64 KiB where both engines are on one device,
 in one piece from GPU to GPU where they are not (scheduler.devices says; `[0,0]` has them share one of several).
 
 What a user waits for is the second table: the decode engine's first token less the end of prefill, and its parts.
+
+Engines take most of the time, up to two minutes for the first and 40 s for others on a GPU. It can be had in parts:
+with --write DIR every length is on disk once it was measured, and what is there is not measured again. So where a
+machine is lent for ten minutes at a time, the same call until nothing is left, on the same kind of machine:
+
+  make bench-transfer ARGS="--write DIR --budget-s 500"
+  make bench-transfer ARGS="--write DIR --only 'ipc,ipc overlap,NIXL push'"
+  make bench-transfer ARGS="--page DIR"
 """
 
 import argparse
 import asyncio
 import json
-import statistics
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 
+from tests.bench.transfer_page import DiffersError, Measured, Results
 from wp1 import hardware, schema
-from wp1.analysis import style
-from wp1.analysis.report import table
 from wp1.console import Screen, output_to
 from wp1.identity import versions
 from wp1.main import CONF
 from wp1.plan import plan
 from wp1.records import Event, Handoff, Request, RequestRecord, new_record
 from wp1.serving import models
-from wp1.serving.engines import make_scheduler
+from wp1.serving.engines import make_scheduler, places_of
 from wp1.serving.guard import ProcessGuard
 from wp1.workload.prompts import derive_seed, random_token_ids
 
 TUNED = "backend.engine.block_size=128"
+LAYERS = [TUNED, "transfer.extra.enable_cross_layers_blocks=True"]
+# The first five are the table that was asked for, where time is short.
 VARIANTS = {
     "ipc": ["transfer=ipc", "transfer.overlap=off"],
-    "ipc, overlap": ["transfer=ipc"],
+    "ipc overlap": ["transfer=ipc"],
     "NIXL push": ["transfer=nixl_push"],
     "NIXL pull": ["transfer=nixl_pull"],
-    "ipc, 128": ["transfer=ipc", "transfer.overlap=off", TUNED],
-    "NIXL push, 128": ["transfer=nixl_push", TUNED],
-    "NIXL pull, 128": ["transfer=nixl_pull", TUNED],
-    "NIXL push, layers": ["transfer=nixl_push", TUNED, "transfer.extra.enable_cross_layers_blocks=True"],
-    "NIXL pull, layers": ["transfer=nixl_pull", TUNED, "transfer.extra.enable_cross_layers_blocks=True"],
+    "NIXL push layers": ["transfer=nixl_push", *LAYERS],
+    "NIXL pull layers": ["transfer=nixl_pull", *LAYERS],
+    "ipc 128": ["transfer=ipc", "transfer.overlap=off", TUNED],
+    "NIXL push 128": ["transfer=nixl_push", TUNED],
+    "NIXL pull 128": ["transfer=nixl_pull", TUNED],
 }
+OVERLAP = "transfer.overlap=off"
 # On a CPU: the KV bytes of SmolLM2-135M a token, and next to nothing to compute.
 THIN = [
     "model.architecture.hidden_size=96",
@@ -62,74 +70,124 @@ ON_CPU = {"lengths": [256, 1024, 4096], "kv_gib": 0.5, "variants": list(VARIANTS
 ON_GPU = {"lengths": [1024, 8192, 32768, 65536], "kv_gib": 14.0, "variants": list(VARIANTS)}
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One handoff; times in ms."""
-
-    variant: str
-    tokens: int
-    bytes: int
-    gb_per_s: float
-    whole: float  # client's first token less queue and prefill
-    there: float  # KV there - prefill done
-    scheduled: float  # scheduled - KV there
-    token: float  # first token - scheduled
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="make bench-transfer", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="make bench-transfer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     found = ON_CPU if hardware.device_type() == "cpu" else ON_GPU
-    parser.add_argument("--variants", default=";".join(found["variants"]), help="names with ; between")
+    parser.add_argument("--only", default=",".join(found["variants"]), help=f"some of {','.join(VARIANTS)}")
     parser.add_argument("--lengths", type=int, nargs="+", default=found["lengths"], help="prompt lengths in tokens")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
-        "--slow-s", type=float, default=5.0, help="a length whose first handoff takes longer is measured by it alone"
+        "--slow-s", type=float, default=2.0, help="a length whose first handoff takes longer is measured by it alone"
     )
-    parser.add_argument("--write", type=Path, help="folder for the page, the plot and the rows")
+    parser.add_argument(
+        "--budget-s",
+        type=float,
+        help="seconds after which no engines are started, nor where the last took more than is left",
+    )
+    parser.add_argument("--write", type=Path, help="folder for rows, page and plot; what is in it already is kept")
+    parser.add_argument("--page", type=Path, help="a folder of --write: its page and plot again, and nothing measured")
     parser.add_argument("overrides", nargs="*", help="of the configuration, for every variant")
     words = parser.parse_args()
-    rows: list[Measured] = []
-    missing: dict[str, str] = {}
-    plain: dict[int, list[float]] = {length: [] for length in words.lengths}
-    devices: list[str] = []
+    if words.page is not None:
+        try:
+            print(Results.read(words.page).write_page())
+        except FileNotFoundError:
+            parser.error(f"--page: {words.page} has no facts.json, so it is no folder of --write")
+        return
+    words.only = words.only.split(",")
+    if unknown := set(words.only) - set(VARIANTS):
+        parser.error(f"--only: {', '.join(sorted(unknown))} is none of {','.join(VARIANTS)}")
     with tempfile.TemporaryDirectory() as folder, Screen() as screen:
-        for variant in words.variants.split(";"):
-            with output_to(Path(folder) / "engine.log"):
-                try:
-                    devices = asyncio.run(_measure(variant, words, found["kv_gib"], Path(folder), screen, rows))
-                except KeyboardInterrupt:  # what was measured is worth having
-                    missing[variant] = "interrupted"
-                    break
-                except Exception as error:  # and so are the others
-                    missing[variant] = str(error)[:2000] or type(error).__name__
-            for length, rate in _plain_copy(words.lengths, rows, devices).items():
-                plain[length].append(rate)
-    page = _page(rows, plain, words.repeats, devices)
-    print(page)
-    for variant, reason in missing.items():
-        print(f"{variant} was not measured: {reason}")
-    if words.write:
-        words.write.mkdir(parents=True, exist_ok=True)
-        (words.write / "rows.jsonl").write_text("".join(json.dumps(vars(row)) + "\n" for row in rows))
-        (words.write / "transfer.md").write_text(page, encoding="utf-8")
-        if rows:
-            _plot(rows, plain, words.write / "transfer.png")
-    if missing:
+        try:
+            results = Results.begin(words.write or Path(folder) / "results", _facts(words))
+        except DiffersError as error:
+            parser.error(f"--write: {error}; name another folder")
+        stopped = _measure_all(words, found["kv_gib"], Path(folder), screen, results)
+        print(results.write_page())
+    if stopped or set(words.only) & set(results.missing):
         raise SystemExit(1)
 
 
-async def _measure(
-    variant: str, words: Any, kv_gib: float, folder: Path, screen: Screen, rows: list[Measured]
-) -> list[str]:
-    """Adds this variant's rows, and returns the devices of the prefill and of the decode engine."""
+def _facts(words: Any) -> dict[str, Any]:
+    """What must not change from call to call."""
+    cfg = _config(words, 1.0, Path(), [])
+    devices = [place.gpus[0] if place.gpus else None for _, place in places_of(plan(cfg)[0])]
+    gpus = hardware.gpus()
+    return {
+        "machine": gpus[0].name if gpus else f"CPU, {len(hardware.cores())} cores",
+        "engines": " and ".join("cpu" if gpu is None else f"cuda:{gpu}" for gpu in devices),
+        "apart": bool(gpus) and len(set(devices)) > 1,
+        "versions": dict(versions()),
+        "overrides": list(words.overrides),
+    }
+
+
+def _measure_all(words: Any, kv_gib: float, folder: Path, screen: Screen, results: Results) -> bool:
+    """Adds what the folder does not have yet. Whether it was stopped before its end."""
+    begin, longest = time.monotonic(), 0.0
+    # Of a call that was stopped before it came to that.
+    results.add_plain(_plain_copy(set(words.lengths) - {tokens for tokens, _ in results.plain}, results))
+    for group in groups_of(words.only):
+        wanted = [(v, n) for n in words.lengths for v in group if not results.has(v, n)]
+        if not wanted:
+            screen.say(f"{', '.join(group)}: measured already")
+            continue
+        now = time.monotonic()
+        if words.budget_s is not None and now - begin + longest > words.budget_s:
+            screen.say(f"{', '.join(group)}: no time is left of --budget-s; call again with the same --write")
+            return True
+        with output_to(folder / "engine.log"):
+            try:
+                asyncio.run(_measure(group, wanted, words, kv_gib, folder, screen, results))
+            except KeyboardInterrupt:  # what was measured is worth having
+                screen.say("interrupted")
+                return True
+            except Exception as error:  # and so are the others
+                for variant in {v for v, n in wanted if not results.has(v, n)}:
+                    results.miss(variant, str(error)[:2000] or type(error).__name__)
+            for variant in {v for v, _ in wanted} & set(results.missing):
+                if all(results.has(variant, n) for n in words.lengths):
+                    results.miss(variant, None)
+        results.add_plain(_plain_copy(set(words.lengths), results))
+        results.write_page()
+        longest = max(longest, time.monotonic() - now)
+    return False
+
+
+def groups_of(variants: list[str]) -> list[list[str]]:
+    """Variants whose engines are the same, which is most of what a variant takes: overlap is wp1's own affair."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for variant in variants:
+        groups.setdefault(tuple(word for word in VARIANTS[variant] if word != OVERLAP), []).append(variant)
+    return list(groups.values())
+
+
+def _config(words: Any, kv_gib: float, folder: Path, overrides: list[str]) -> Any:
     most = max(words.lengths) + 64
     overrides = [
-        f"root={folder}", "scheduler=disagg", "scheduler.first_token=decode", "model=llama31_8b_shape",
+        f"root={folder.absolute()}", "scheduler=disagg", "scheduler.first_token=decode", "model=llama31_8b_shape",
         f"model.max_len={most}", f"backend.kv_cache_gib={kv_gib}", "backend.engine.max_num_seqs=8",
-        *(THIN if hardware.device_type() == "cpu" else []), *VARIANTS[variant], *words.overrides,
+        *(THIN if hardware.device_type() == "cpu" else []), *overrides, *words.overrides,
     ]  # fmt: skip
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg: Any = schema.resolve(compose("config", list(map(schema.with_plus, overrides))))
+        return schema.resolve(compose("config", list(map(schema.with_plus, overrides))))
+
+
+async def _measure(
+    group: list[str],
+    wanted: list[tuple[str, int]],
+    words: Any,
+    kv_gib: float,
+    folder: Path,
+    screen: Screen,
+    results: Results,
+) -> None:
+    """Adds the rows of variants that share engines, a length at a time: so much is kept of one that is stopped."""
+    names = ", ".join(group)
+    overlapping = [variant for variant in group if OVERLAP not in VARIANTS[variant]]
+    cfg = _config(words, kv_gib, folder, VARIANTS[(overlapping or group)[0]])
     model = models.prepare(cfg)
     handoffs: dict[str, Handoff] = {}
 
@@ -137,29 +195,33 @@ async def _measure(
         if isinstance(row, Handoff):
             handoffs[row.request_id] = row
 
-    records: list[tuple[int, RequestRecord]] = []
     with ProcessGuard() as guard:
-        scheduler = make_scheduler(cfg, plan(cfg)[0], model, folder / "engine.log", guard.kill, write)
-        with screen.step(f"{variant}: starting two engines"):
+        scheduler: Any = make_scheduler(cfg, plan(cfg)[0], model, folder / "engine.log", guard.kill, write)
+        begin = time.monotonic()
+        with screen.step(f"{names}: starting two engines"):
             await scheduler.__aenter__()
+        screen.say(f"{names}: up after {time.monotonic() - begin:.0f} s")
         try:
-            with screen.step(f"{variant}: {len(words.lengths)} x {words.repeats} handoffs"):
-                for length in words.lengths:
-                    records += [(length, record) for record in await _handoffs(scheduler, model, length, words)]
-            devices = [pool["engines"][0]["devices"][0] for pool in scheduler.pools()]
+            for variant, length in wanted:
+                if len(group) > 1:
+                    scheduler._transfer.overlap = variant in overlapping
+                with screen.step(f"{variant}: {length:,} tokens x {words.repeats}"):
+                    records = await _handoffs(scheduler, model, variant, length, words)
+                    # An engine tells of a transfer with its next step.
+                    await scheduler._ledger.settle()
+                results.add([_measured(variant, length, record, handoffs[record.request_id]) for record in records])
         finally:
             await scheduler.__aexit__(None, None, None)
-    for length, record in records:
-        rows.append(_measured(variant, length, record, handoffs[record.request_id]))
-    return devices
 
 
-async def _handoffs(scheduler: Any, model: Any, length: int, words: Any) -> list[RequestRecord]:
+async def _handoffs(scheduler: Any, model: Any, variant: str, length: int, words: Any) -> list[RequestRecord]:
     """One after the other; the first is for warming up, or is all there is where it is slow."""
     records = []
     for n in range(1 + words.repeats):
-        prompt = random_token_ids(length, model.vocab_size, derive_seed("bench", length, n))
-        request = Request(f"{length}-{n}", "disagg", f"{length}", 0, prompt, 4, seed=n, ignore_eos=True)
+        prompt = random_token_ids(length, model.vocab_size, derive_seed("bench", variant, length, n))
+        request = Request(
+            f"{variant.replace(' ', '_')}_{length}_{n}", "disagg", f"{length}", 0, prompt, 4, seed=n, ignore_eos=True
+        )
         record = new_record(request, time.monotonic())
         await scheduler.serve(request, record)
         if record.status != "ok":
@@ -172,7 +234,8 @@ async def _handoffs(scheduler: Any, model: Any, length: int, words: Any) -> list
 
 def _measured(variant: str, tokens: int, record: RequestRecord, handoff: Handoff) -> Measured:
     seconds = handoff.copy_s or _span(handoff.t_transfer_begin, handoff.t_transfer_end)
-    assert handoff.bytes is not None
+    if handoff.bytes is None:
+        raise RuntimeError(f"{variant}, {tokens} tokens: the connector reported no transfer")
     prefill = _span(record.t_scheduled, record.t_engine_first_token)
     queue = _span(record.t_intended, record.t_scheduled)
     return Measured(
@@ -193,17 +256,17 @@ def _span(begin: float | None, end: float | None) -> float:
     return end - begin
 
 
-def _plain_copy(lengths: list[int], rows: list[Measured], devices: list[str]) -> dict[int, float]:
+def _plain_copy(lengths: set[int], results: Results) -> dict[int, float]:
     """GB/s of copying as many bytes as a prompt has, by torch's own means, between the engines' devices."""
-    size = {row.tokens: row.bytes for row in rows}
-    wanted = [size[length] for length in lengths if length in size]
-    if not wanted:
+    size = {row.tokens: row.bytes for row in results.rows if row.tokens in lengths}
+    if not size:
         return {}
     gpus = hardware.gpu_indices()
-    ordinals = [gpus.index(int(name.removeprefix("cuda:"))) if gpus else 0 for name in devices]
-    words = [sys.executable, "-c", PLAIN, json.dumps([wanted, *ordinals])]
-    made = subprocess.run(words, capture_output=True, text=True, check=True)
-    return dict(zip([length for length in lengths if length in size], json.loads(made.stdout), strict=True))
+    names = results.facts["engines"].split(" and ")
+    ordinals = [gpus.index(int(name.removeprefix("cuda:"))) if gpus else 0 for name in names]
+    asked = [sys.executable, "-c", PLAIN, json.dumps([list(size.values()), *ordinals])]
+    made = subprocess.run(asked, capture_output=True, text=True, check=True)
+    return dict(zip(size, json.loads(made.stdout), strict=True))
 
 
 PLAIN = """
@@ -239,93 +302,12 @@ print(json.dumps(found))
 """
 
 
-def _of(rows: list[Measured], variant: str, tokens: int) -> list[Measured]:
-    return [row for row in rows if (row.variant, row.tokens) == (variant, tokens)]
-
-
-def _median(values: Iterator[float] | list[float]) -> float:
-    found = list(values)
-    return statistics.median(found) if found else float("nan")
-
-
-def _page(rows: list[Measured], plain: dict[int, list[float]], repeats: int, devices: list[str]) -> str:
-    variants = list(dict.fromkeys(row.variant for row in rows))
-    lengths = [length for length in plain if plain[length]]
-    name = hardware.gpus()[0].name if hardware.gpus() else "CPU"
-    apart = len(set(devices)) > 1 and bool(hardware.gpus())
-    copy = "copy from GPU to GPU" if apart else "plain gather"
-    rates = [
-        [
-            variant,
-            *(
-                f"{rate:.2f} ({rate / _median(plain[length]):.3f})"
-                for length in lengths
-                for rate in [_median(row.gb_per_s for row in _of(rows, variant, length))]
-            ),
-        ]
-        for variant in variants
-    ]
-    rates.append([copy, *(f"{_median(plain[length]):.2f} (1)" for length in lengths)])
-    waits = [
-        [
-            variant,
-            f"{length:,}",
-            *(
-                f"{_median(getattr(row, part) for row in _of(rows, variant, length)):.1f}"
-                for part in ("whole", "there", "scheduled", "token")
-            ),
-        ]
-        for variant in variants
-        for length in lengths
-    ]
-    return "\n".join(
-        [
-            f"Random weights; {name}, engines on {' and '.join(devices)}; "
-            + ", ".join(f"{k} {v}" for k, v in versions().items())
-            + ".",
-            f"Medians of {repeats} handoffs, one at a time.",
-            "",
-            f"GB/s by tokens in the prompt, and beside it the part of a {copy} of as many bytes:",
-            "",
-            table(["connector", *(f"{length:,}" for length in lengths)], rates, "l" + "r" * len(lengths)),
-            "",
-            "From the end of prefill to the decode engine's first token at the client, in ms, and of that: until the KV"
-            " was there, from there until it was scheduled, and from there to its first token in the engine:",
-            "",
-            table(["connector", "tokens", "whole", "KV there", "scheduled", "token"], waits, "lrrrrr"),
-            "",
-        ]
-    )
-
-
-def _plot(rows: list[Measured], plain: dict[int, list[float]], path: Path) -> None:
-    style.use()
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    figure, axes = plt.subplots(figsize=(style.WIDTH, 4.2))
-    series = [(row.variant, row.tokens, row.gb_per_s) for row in rows]
-    series += [("plain copy", tokens, rate) for tokens, rates in plain.items() for rate in rates]
-    names = list(dict.fromkeys(name for name, *_ in series))
-    sns.lineplot(
-        x=[tokens for _, tokens, _ in series],
-        y=[rate for *_, rate in series],
-        hue=[name for name, *_ in series],
-        style=[name for name, *_ in series],
-        hue_order=names,
-        markers=True,
-        dashes=False,
-        estimator="median",
-        errorbar=("pi", 100),
-        ax=axes,
-    )
-    axes.set(xscale="log", yscale="log", xlabel="tokens in the prompt", ylabel="GB/s", title="KV between engines")
-    lengths = sorted(plain)
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    axes.minorticks_off()
-    axes.legend(title=None, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    style.save(figure, path)
-
-
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0
+    sys.stdout.flush()
+    # As wp1 itself leaves: vLLM's finalisers complain at the interpreter's end.
+    os._exit(code)

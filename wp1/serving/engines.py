@@ -204,7 +204,7 @@ def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
     on_host = None
     if hardware.device_type() == "cpu":
         on_host = sum(fit.kv_pool_bytes(model, cfg.backend.kv_cache_gib, place, size) or 0 for size, place in prefill)
-    pools = Pools(engines[0][0], engines[-1][0], on_host)
+    pools = Pools(engines[0][0], engines[-1][0], on_host, model.config)
     return instantiate(cfg.transfer, _partial_=True, _convert_="all", _recursive_=False)(pools=pools)
 
 

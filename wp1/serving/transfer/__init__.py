@@ -4,7 +4,7 @@ Another connector is a module here with a class like this, and a file in conf/tr
 own processes (the connector that vLLM loads) is in a module of its own beside it, as it imports vllm.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 Role = Literal["prefill", "decode"]
@@ -14,12 +14,13 @@ Role = Literal["prefill", "decode"]
 class Pools:
     """What a connector has to go by when it is chosen.
 
-    prefill_kv_bytes: host memory of the prefill engines' KV on a CPU; None on GPUs.
+    prefill_kv_bytes: host memory of the prefill engines' KV on a CPU; None on GPUs. model: its config.json.
     """
 
     tensor_parallel: int  # of a prefill engine
     decode_tensor_parallel: int
     prefill_kv_bytes: int | None
+    model: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

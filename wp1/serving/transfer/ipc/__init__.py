@@ -9,6 +9,7 @@ What runs where:
   mailbox.py     messages between engines,
   exports.py     memory that another process can read,
   layout.py      where the bytes of a block are,
+  kinds.py       which models have such blocks,
   copying.py     the copy, and kernel.py the copy on a GPU
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 from wp1 import hardware
 from wp1.errors import ConfigError
 from wp1.serving.transfer import Pools, Role, TransferReport
+from wp1.serving.transfer.ipc.kinds import obstacle_in_config
 
 
 class IpcTransfer:
@@ -107,6 +109,8 @@ def obstacle(pools: Pools) -> str | None:
             f"scheduler.tensor_parallel={pools.tensor_parallel} and scheduler.decode_tensor_parallel="
             f"{pools.decode_tensor_parallel} must be equal, or use transfer=nixl_push"
         )
+    if (reason := obstacle_in_config(pools.model)) is not None:
+        return reason
     if pools.prefill_kv_bytes is not None:
         free = hardware.free_shared_memory()
         if free < pools.prefill_kv_bytes:

@@ -15,13 +15,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
-from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.request import RequestStatus
 
 from wp1.serving.transfer import ipc
 from wp1.serving.transfer.ipc import exports
-from wp1.serving.transfer.ipc.copying import copier_of
+from wp1.serving.transfer.ipc.copying import Copier, copier_of
 from wp1.serving.transfer.ipc.decode import DecodeScheduler
+from wp1.serving.transfer.ipc.kinds import obstacle_in_engine, specs_of
 from wp1.serving.transfer.ipc.layout import LayoutError, layout_of
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender
 from wp1.serving.transfer.ipc.prefill import PrefillOrders, PrefillScheduler, PrefillWorker
@@ -66,7 +66,9 @@ class IpcConnector(KVConnectorBase_V1):
         self._produces: bool = config.is_kv_producer
         self._config = vllm_config
         self._cache = kv_cache_config
-        self._refuse_what_cannot_be_moved()
+        stages = vllm_config.parallel_config.pipeline_parallel_size
+        if (reason := obstacle_in_engine(kv_cache_config.kv_cache_groups, stages)) is not None:
+            raise LayoutError(reason)
         folder = self._folder = ipc.folder()
         self._sender = Sender(folder)
         self._broken: set[int] = set()
@@ -74,6 +76,8 @@ class IpcConnector(KVConnectorBase_V1):
         self._new: set[str] = set()  # requests that were given blocks in this step
         self._prefill_worker: PrefillWorker | None = None
         self._receiver: Receiver | None = None
+        self._copier: Copier | None = None
+        self._after: Any = None  # a fence, from the beginning of a step to its `start_load_kv`
         self._prefill: PrefillScheduler | None = None
         self._decode: DecodeScheduler | None = None
         if role is not KVConnectorRole.SCHEDULER:
@@ -86,26 +90,13 @@ class IpcConnector(KVConnectorBase_V1):
         else:
             self._decode = DecodeScheduler(Mailbox(folder, f"{self._engine}.scheduler"), block_tokens)
 
-    def _refuse_what_cannot_be_moved(self) -> None:
-        groups = self._cache.kv_cache_groups
-        kinds = sorted({type(spec).__name__ for group in groups for spec in _specs(group).values()})
-        plain = all(isinstance(spec, FullAttentionSpec) for group in groups for spec in _specs(group).values())
-        if len(groups) > 1 or not plain:
-            raise LayoutError(
-                f"transfer=ipc moves the KV of full attention in one group; this model has {', '.join(kinds)} in "
-                f"{len(groups)}: use transfer=nixl_push"
-            )
-        if (stages := self._config.parallel_config.pipeline_parallel_size) > 1:
-            raise LayoutError(
-                f"transfer=ipc knows no pipeline stages and the engine has {stages}: "
-                "backend.engine.pipeline_parallel_size=1, or transfer=nixl_push"
-            )
-
     # In a worker.
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         pages = {
-            name: spec.page_size_bytes for group in self._cache.kv_cache_groups for name, spec in _specs(group).items()
+            name: spec.page_size_bytes
+            for group in self._cache.kv_cache_groups
+            for name, spec in specs_of(group).items()
         }
         own = {name: tensor for name, tensor in kv_caches.items() if name in pages}
         layout = layout_of(own, pages, self._cache.num_blocks)
@@ -123,28 +114,35 @@ class IpcConnector(KVConnectorBase_V1):
             exports.offer(self._folder / f"{box}.json", layout, self._engine, box, facts)
             # Sharing moves the memory, so whatever keeps addresses comes after it.
             mark = _event if facts["device"] == "cuda" else lambda: lambda: True
-            copier = copier_of(layout)
-            self._prefill_worker = PrefillWorker(rank, mailbox, self._sender, mark, copier.checksum)
+            self._prefill_worker = PrefillWorker(rank, mailbox, self._sender, mark, copier_of(layout).checksum)
         else:
             facts["form"] = layout.form
             folder = self._folder
+            self._copier = copier_of(layout)
             self._receiver = Receiver(
                 mailbox,
                 self._sender,
                 box,
-                copier_of(layout),
+                self._copier,
                 layout.block_bytes,
                 lambda engine: exports.open_peer(folder / f"{engine}.{rank}.json", facts),
                 self._verify,
             )
             self._receiver.start()
 
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        # Here and not in start_load_kv: vLLM may call that after this step's own kernels, for which no load must wait.
+        if self._copier is not None and isinstance(connector_metadata, Orders) and connector_metadata.decode.loads:
+            self._after = self._copier.fence()
+
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         if self._receiver is None:
             return
         orders = self._get_connector_metadata()
         assert isinstance(orders, Orders)
-        self._receiver.obey(orders.decode)
+        self._receiver.obey(orders.decode, self._after)
+        self._after = None
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         pass
@@ -240,12 +238,6 @@ class IpcConnector(KVConnectorBase_V1):
         ended = (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
         params = self._prefill.finished(request, block_ids, request.status in ended)
         return params is not None, params
-
-
-def _specs(group: Any) -> dict[str, Any]:
-    """vLLM's specification of each layer in a group of the KV cache."""
-    single = getattr(group.kv_cache_spec, "kv_cache_specs", None)
-    return single or dict.fromkeys(group.layer_names, group.kv_cache_spec)
 
 
 def _event() -> Any:

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,11 +12,20 @@ from wp1.serving.transfer.ipc.layout import Layout, Region
 
 
 class Copier(Protocol):
-    def copy(self, peer: Peer, source: list[int], target: list[int]) -> tuple[float, int]:
-        """Copies block source[n] of the peer to our block target[n], and returns once it is there.
+    def fence(self) -> Any:
+        """What a copy must wait for: all that the calling thread has launched until now; None where it has ended."""
+        ...
 
-        Returns the seconds that the copy took, by the device's clock, and in how many runs of neighbours it was.
+    def copy(self, peer: Peer, source: list[int], target: list[int], after: Any = None) -> tuple[float, int]:
+        """Copies block source[n] of the peer to our block target[n], once `after` is over; returns when it is there.
+
+        after: a `fence`, or None. Returns the seconds that the copy took, by the device's clock, and in how many runs
+        of neighbours it was. Also where it raises, nothing of it is under way any more.
         """
+        ...
+
+    def forget(self, peer: Peer) -> None:
+        """Lets go of what was kept of the peer's memory."""
         ...
 
     def checksum(self, blocks: list[int]) -> int:
@@ -53,7 +62,10 @@ class HostCopier:
         self._blocks = _block_views(self._memory, layout.regions, layout.num_blocks)
         self._peers: dict[int, list[np.ndarray]] = {}
 
-    def copy(self, peer: Peer, source: list[int], target: list[int]) -> tuple[float, int]:
+    def fence(self) -> None:
+        """A step on a CPU has ended when its call returns."""
+
+    def copy(self, peer: Peer, source: list[int], target: list[int], after: None = None) -> tuple[float, int]:
         _check(peer, source)
         begin = time.perf_counter()
         theirs = self._peers.get(peer.pidfd)
@@ -64,6 +76,9 @@ class HostCopier:
             for here, there, count in runs:
                 ours[there : there + count] = their[here : here + count]
         return time.perf_counter() - begin, len(runs)
+
+    def forget(self, peer: Peer) -> None:
+        self._peers.pop(peer.pidfd, None)
 
     def checksum(self, blocks: list[int]) -> int:
         total = 0
@@ -100,7 +115,14 @@ class DeviceCopier:
         self._begin = torch.cuda.Event(enable_timing=True, blocking=True)
         self._end = torch.cuda.Event(enable_timing=True, blocking=True)
 
-    def copy(self, peer: Peer, source: list[int], target: list[int]) -> tuple[float, int]:
+    def fence(self) -> torch.cuda.Event:
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def copy(
+        self, peer: Peer, source: list[int], target: list[int], after: torch.cuda.Event | None = None
+    ) -> tuple[float, int]:
         from wp1.serving.transfer.ipc.kernel import launch
 
         _check(peer, source)
@@ -110,12 +132,22 @@ class DeviceCopier:
             if tables is None:
                 tables = self._tables[peer.pidfd] = self._tables_of(peer)
             blocks = torch.tensor([source, target], dtype=torch.int64).pin_memory().to(self._device, non_blocking=True)
+            if after is not None:
+                self._stream.wait_event(after)
             self._begin.record()
-            for table in tables:
-                launch(table.addresses, blocks, table.size)
-            self._end.record()
+            try:
+                for table in tables:
+                    launch(table.addresses, blocks, table.size)
+                self._end.record()
+            except BaseException:
+                # Who hears that it failed gives our blocks to others.
+                self._stream.synchronize()
+                raise
         self._end.synchronize()
         return self._begin.elapsed_time(self._end) / 1e3, len(runs_of(source, target))
+
+    def forget(self, peer: Peer) -> None:
+        self._tables.pop(peer.pidfd, None)
 
     def _tables_of(self, peer: Peer) -> "list[_Table]":
         """Regions of one size in a table each; most models have one."""

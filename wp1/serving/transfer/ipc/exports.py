@@ -31,13 +31,17 @@ COMPARED = {
 }
 
 
+# Bytes of an offer: a line of numbers a region, of which a model of 1,000 layers has 2,000.
+MOST_OFFERED = 1 << 22
+
+
 class PeerError(WP1Error):
     """An engine whose KV cannot be read."""
 
 
 @dataclass
 class Peer:
-    """A prefill worker's KV cache as mapped into this process.
+    """A prefill worker's KV cache as mapped into this process, until `close`.
 
     memory: for each storage its bytes, as a read-only array on a CPU and as a torch storage on a GPU.
     """
@@ -54,6 +58,11 @@ class Peer:
         ended = select.poll()
         ended.register(self.pidfd, select.POLLIN)
         return not ended.poll(0)
+
+    def close(self) -> None:
+        """Unmaps the memory, as soon as nobody else refers to it. What reads it must have ended."""
+        self.memory.clear()
+        os.close(self.pidfd)
 
 
 def offer(path: Path, layout: Layout, engine: str, mailbox: str, facts: dict[str, Any]) -> None:
@@ -77,8 +86,9 @@ def offer(path: Path, layout: Layout, engine: str, mailbox: str, facts: dict[str
         }
     )
     fresh = path.with_suffix(".new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.chmod(0o600)
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
     fresh.rename(path)
 
 
@@ -113,22 +123,48 @@ def _read(value: Any) -> Any:
 def open_peer(path: Path, facts: dict[str, Any]) -> Peer:
     """Maps what a worker offers. Raises PeerError where it is not there or not as ours: with both values."""
     try:
-        offered = json.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            offered = json.loads(file.read(MOST_OFFERED))
     except FileNotFoundError as error:
         raise PeerError(f"{path.stem} offers no KV: is it a prefill engine of this run?") from error
+    except (ValueError, RecursionError) as error:
+        raise PeerError(f"{path} is no offer of KV: {error}") from error
+    try:
+        return _opened_peer(offered, facts)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise PeerError(f"{path} is no offer of KV: {error!r}") from error
+
+
+def _opened_peer(offered: dict[str, Any], facts: dict[str, Any]) -> Peer:
     for key, name in COMPARED.items():
         if offered[key] != facts[key]:
             raise PeerError(
                 f"{name} of {offered['engine']} is {offered[key]}, here it is {facts[key]}: both pools need the same"
             )
+    regions = [Region(*row) for row in offered["regions"]]
+    pidfd = None
     try:
         # Before anything is mapped, so that the number cannot have gone to another process.
         pidfd = os.pidfd_open(offered["pid"])
         memory = [_opened(handle, offered["pid"]) for handle in offered["storages"]]
-    except OSError as error:
-        raise PeerError(f"{offered['engine']} is gone, or its KV cannot be mapped: {error.strerror}") from error
-    regions = [Region(*row) for row in offered["regions"]]
+        sizes = [one.nbytes if isinstance(one, np.ndarray) else one.nbytes() for one in memory]
+        _check_inside(regions, offered["num_blocks"], sizes)
+    except BaseException as error:
+        if pidfd is not None:
+            os.close(pidfd)
+        if isinstance(error, OSError):
+            raise PeerError(f"{offered['engine']} is gone, or its KV cannot be mapped: {error.strerror}") from error
+        raise
     return Peer(offered["engine"], offered["mailbox"], regions, offered["num_blocks"], memory, pidfd)
+
+
+def _check_inside(regions: list[Region], num_blocks: int, sizes: list[int]) -> None:
+    """Raises ValueError where a block would lie outside of its storage: a copy looks no more."""
+    for region in regions:
+        end = region.offset + (num_blocks - 1) * region.stride + region.size
+        numbers = (region.storage, region.offset, region.stride, region.size, num_blocks - 1)
+        if any(type(number) is not int or number < 0 for number in numbers) or end > sizes[region.storage]:
+            raise ValueError(f"{region} of {num_blocks} blocks is not inside of its storage")
 
 
 def _opened(handle: dict[str, Any], pid: int) -> Any:

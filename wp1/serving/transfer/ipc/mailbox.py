@@ -26,6 +26,10 @@ Message = dict[str, Any]
 # memory without a name whose descriptor is sent. 131,072 tokens in blocks of 16, no two side by side, are 80 kB.
 MOST_BYTES = 100_000
 IN_MEMORY = b"\0"
+# Nothing that wp1 sends comes near; a message that says more is not ours.
+MOST_IN_MEMORY = 1 << 26
+# Of a socket's path, by the kernel's sockaddr_un, less the zero at its end.
+MOST_PATH = 107
 # What the kernel says where the mailbox, or something else that empties again, is full.
 FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 # Messages to an engine that wait until it reads; beyond, it is as good as dead.
@@ -41,6 +45,11 @@ class Mailbox:
         check_private(folder)
         self._folder = folder
         self._path = folder / f"{name}.sock"
+        if len(os.fsencode(self._path)) > MOST_PATH:
+            raise OSError(
+                f"{self._path} is longer than the {MOST_PATH} bytes that a socket's path may have: set TMPDIR to a "
+                "shorter folder"
+            )
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         with suppress(FileNotFoundError):
             self._path.unlink()
@@ -67,14 +76,21 @@ class Mailbox:
                 return
 
     def _take(self, flags: int) -> Message:
-        # Python's recv_fds forgets the flags, and its send_fds the address.
-        data, extra, _, _ = self._socket.recvmsg(MOST_BYTES, socket.CMSG_LEN(4), flags)
-        if data == IN_MEMORY:
-            [fd] = struct.unpack("i", extra[0][2])
-            with open(fd, "rb") as memory:  # noqa: PTH123  (a descriptor has no path)
-                memory.seek(0)
-                data = memory.read()
-        return json.loads(data)
+        """The next that is a message. What is none, which nobody of wp1 sends, must not end the thread that reads."""
+        while True:
+            # Python's recv_fds forgets the flags, and its send_fds the address.
+            data, extra, _, _ = self._socket.recvmsg(MOST_BYTES, socket.CMSG_LEN(4), flags)
+            for _, _, descriptors in extra:
+                [fd] = struct.unpack("i", descriptors)
+                with open(fd, "rb") as memory:  # noqa: PTH123  (a descriptor has no path)
+                    # Not of a pipe, say, that never ends.
+                    if data == IN_MEMORY and stat.S_ISREG(os.fstat(fd).st_mode):
+                        memory.seek(0)
+                        data = memory.read(MOST_IN_MEMORY)
+            with suppress(ValueError, RecursionError):
+                message = json.loads(data)
+                if isinstance(message, dict):
+                    return message
 
     def close(self) -> None:
         self._socket.close()
@@ -159,9 +175,9 @@ class Sender:
 
 def check_private(folder: Path) -> None:
     """Raises PermissionError where somebody else could enter the folder, or owns it."""
-    found = folder.stat()
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        raise PermissionError(f"{folder} must belong to this user, with mode 0700, to exchange KV handles in it")
+    found = folder.lstat()  # a link could be turned elsewhere by its owner
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise PermissionError(f"{folder} must be a folder of this user, with mode 0700, to exchange KV handles in it")
 
 
 def to_runs(numbers: list[int]) -> list[list[int]]:

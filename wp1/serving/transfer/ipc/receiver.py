@@ -5,6 +5,7 @@ announcements of blocks that are ready, and the word that the prompt is done. Wh
 once; a load ends when the prompt is done and every block is here.
 """
 
+import logging
 import threading
 import time
 from collections import OrderedDict, deque
@@ -15,6 +16,8 @@ from typing import Any
 from wp1.serving.transfer.ipc.copying import Copier
 from wp1.serving.transfer.ipc.exports import Peer, PeerError
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, from_runs
+
+log = logging.getLogger(__name__)
 
 # Handoffs that have ended and may still be spoken of.
 REMEMBERED = 10_000
@@ -36,6 +39,7 @@ class Load:
     copy_s: float = 0.0
     wait_s: float = 0.0
     runs: int = 0
+    after: Any = None  # a fence of the copier, until the first copy
 
 
 @dataclass(slots=True)
@@ -93,6 +97,7 @@ class Receiver:
         self._open_peer = open_peer
         self._verify = verify
         self._peers: dict[str, Peer] = {}
+        self._lost: set[str] = set()  # engines that are gone
         self._loads: dict[str, Load] = {}
         self._sources: dict[str, Source] = {}
         self._over: OrderedDict[str, None] = OrderedDict()
@@ -103,8 +108,14 @@ class Receiver:
     def start(self) -> None:
         self._thread.start()
 
-    def obey(self, orders: DecodeOrders) -> None:
-        """From the engine's own thread, with each step."""
+    def obey(self, orders: DecodeOrders, after: Any = None) -> None:
+        """From the engine's own thread, with each step. after: `Copier.fence` of what may still write to the blocks.
+
+        A block may come from a request whose last step is still on its way in the GPU, and would write over what was
+        taken over; vLLM keeps such blocks back in some versions only.
+        """
+        for load in orders.loads:
+            load.after = after
         # In this order: a handoff that was given up may be asked for again, to be dropped.
         self._orders.extend({"kind": "give_up", "handoff": name, "engine": engine} for name, engine in orders.given_up)
         self._orders.extend({"kind": "load", "load": load} for load in orders.loads)
@@ -131,9 +142,12 @@ class Receiver:
                 return
             while self._orders:
                 self.handle(self._orders.popleft())
-            if message["kind"] == "stop":
+            if message.get("kind") == "stop":
                 return
-            self.handle(message)
+            try:
+                self.handle(message)
+            except (KeyError, TypeError, ValueError):  # it lacks something; the next must be heard all the same
+                log.exception("a message about KV was not understood: %.200s", message)
 
     def stop(self) -> None:
         if self._thread.is_alive():
@@ -148,9 +162,7 @@ class Receiver:
             case "give_up":
                 self._give_up(message["handoff"], message["engine"])
             case "lose":
-                for load in [load for load in self._loads.values() if load.engine == message["engine"]]:
-                    self._end(load, f"engine {load.engine} died before its KV was here")
-                self._peers.pop(message["engine"], None)
+                self._lose(message["engine"])
             case "ready" | "done" | "failed" | "sum":
                 if message["handoff"] not in self._over:
                     self._say(message)
@@ -160,6 +172,9 @@ class Receiver:
         if load.handoff in self._over or load.handoff in self._loads:
             # Its blocks there are free, or about to be: they were given up, or are another load's.
             self.ended.append(Ended(load.request, f"handoff {load.handoff} was given up or taken", load.blocks, None))
+            return
+        if load.engine in self._lost:
+            self._end(load, f"engine {load.engine} died before its KV was here")
             return
         self._loads[load.handoff] = load
         if load.done is not None:
@@ -217,7 +232,9 @@ class Receiver:
         now = time.monotonic()
         load.t_begin = load.t_begin or now
         load.wait_s += now - source.heard
-        seconds, runs = self._copier.copy(peer, theirs, load.blocks[load.copied : load.copied + len(theirs)])
+        ours = load.blocks[load.copied : load.copied + len(theirs)]
+        seconds, runs = self._copier.copy(peer, theirs, ours, load.after)
+        load.after = None
         load.copy_s += seconds
         load.runs += runs
         load.copied += len(theirs)
@@ -247,6 +264,16 @@ class Receiver:
         figures = (load.copy_s, load.wait_s, load.copied, load.runs)
         report = (load.handoff, load.t_begin or now, now, moved, error, *figures)
         self.ended.append(Ended(load.request, error, load.blocks, report))
+
+    def _lose(self, engine: str) -> None:
+        """An engine is gone: nothing will come from it, and as all copies are this thread's, none reads it now."""
+        self._lost.add(engine)
+        for load in [load for load in self._loads.values() if load.engine == engine]:
+            self._end(load, f"engine {engine} died before its KV was here")
+        peer = self._peers.pop(engine, None)
+        if peer is not None:
+            self._copier.forget(peer)
+            peer.close()
 
     def _give_up(self, handoff: str, engine: str) -> None:
         load = self._loads.get(handoff)

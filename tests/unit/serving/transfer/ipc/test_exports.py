@@ -1,9 +1,11 @@
 """Memory of one process read by another."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ import pytest
 from tests.stress.engines import FACTS, Cache
 from wp1 import hardware
 from wp1.serving.transfer.ipc import exports
+from wp1.serving.transfer.ipc.copying import copier_of
 from wp1.serving.transfer.ipc.exports import COMPARED, PeerError, offer, open_peer
+from wp1.serving.transfer.ipc.mailbox import Sender
+from wp1.serving.transfer.ipc.receiver import Load, Receiver
 
 BLOCKS = 50
 NUMBER = 4711
@@ -92,6 +97,36 @@ def test_memory_of_a_killed_process_stays_readable(
         open_peer(folder / "prefill-0.0.json", facts)
 
 
+def _mapped() -> int:
+    return sum("torch_" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_the_memory_of_a_lost_engine_is_unmapped(
+    folder: Path, other: subprocess.Popen[str], facts: dict[str, Any]
+) -> None:
+    cache, sender = Cache(BLOCKS, "cpu", 0), Sender(folder)
+    path, copier = folder / "prefill-0.0.json", copier_of(cache.layout)
+    before, descriptors = _mapped(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    receiver = Receiver(
+        None,  # type: ignore[arg-type]
+        sender,
+        "decode-0.0",
+        copier,
+        cache.layout.block_bytes,
+        lambda _: open_peer(path, facts),
+        False,
+    )
+    receiver.meet("prefill-0")
+    done = {"handoff": "h", "epoch": 0, "blocks": [[1, 2]], "until": time.monotonic() + 60, "token": 1}
+    receiver.handle({"kind": "load", "load": Load("r", "h", "prefill-0", 0, [7, 8], done)})
+    assert cache.holds([7, 8], NUMBER)
+    assert _mapped() > before
+    other.kill()
+    receiver.handle({"kind": "lose", "engine": "prefill-0"})
+    assert (_mapped(), len(os.listdir("/proc/self/fd"))) == (before, descriptors)  # noqa: PTH208
+    assert [ended.error for ended in receiver.ended] == [None]
+
+
 def test_the_offer_is_the_owners_alone(folder: Path, other: subprocess.Popen[str]) -> None:
     assert (folder / "prefill-0.0.json").stat().st_mode & 0o777 == 0o600
     assert not list(folder.glob("*.new"))
@@ -109,6 +144,39 @@ def test_what_differs_is_named_with_both_values(folder: Path, facts: dict[str, A
 def test_nothing_offered(folder: Path, facts: dict[str, Any]) -> None:
     with pytest.raises(PeerError, match=r"prefill-7\.0 offers no KV"):
         open_peer(folder / "prefill-7.0.json", facts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"regions": [[0, 0, 1 << 40, 8]]},
+        {"regions": [[0, -8, 8, 8]]},
+        {"regions": [[9, 0, 8, 8]]},
+        {"regions": [[0, 0]]},
+        {"num_blocks": 10**9},
+        {"num_blocks": "50"},
+        {"storages": [{"fd": "x"}]},
+        {"pid": None},
+    ],
+)
+def test_an_offer_that_is_none_is_refused_and_nothing_stays_open(
+    folder: Path, facts: dict[str, Any], change: dict[str, Any]
+) -> None:
+    cache = Cache(BLOCKS, "cpu", 0)
+    path = folder / "prefill-0.0.json"
+    offer(path, cache.layout, "prefill-0", "prefill-0.0", FACTS | {"device": "cpu"})
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(PeerError):
+        open_peer(path, facts)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "[" * 50_000])
+def test_a_file_that_is_no_offer_is_said(folder: Path, facts: dict[str, Any], text: str) -> None:
+    (folder / "a.json").write_text(text)
+    with pytest.raises(PeerError, match=r"a\.json is no offer of KV"):
+        open_peer(folder / "a.json", facts)
 
 
 def test_sharing_leaves_content_and_views_in_place() -> None:

@@ -1,5 +1,8 @@
 """Messages between processes: whole, in order, to whoever lives, and for nobody else."""
 
+import os
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -40,8 +43,42 @@ def test_a_folder_that_others_enter_is_refused(folder: Path, mode: int) -> None:
 
 def test_somebody_elses_folder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mailbox.os, "getuid", lambda: folder.stat().st_uid + 1)
-    with pytest.raises(PermissionError, match="belong to this user"):
+    with pytest.raises(PermissionError, match="folder of this user"):
         Mailbox(folder, "a.0")
+
+
+def test_a_link_to_a_private_folder_is_refused(folder: Path) -> None:
+    (folder / "real").mkdir(mode=0o700)
+    (folder / "link").symlink_to(folder / "real")
+    with pytest.raises(PermissionError, match="must be a folder"):
+        Sender(folder / "link")
+
+
+def test_a_path_too_long_for_a_socket_is_said(folder: Path) -> None:
+    deep = folder / ("x" * 100)
+    deep.mkdir(mode=0o700)
+    with pytest.raises(OSError, match=r"107 bytes .* set TMPDIR to a shorter folder"):
+        Mailbox(deep, "a.0")
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"{", b"[" * 50_000, b"7", b"x" * 99_999, b"\xff\xfe"])
+def test_what_is_no_message_is_passed_over(folder: Path, data: bytes) -> None:
+    box, sender = Mailbox(folder, "a.0"), Sender(folder)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.sendto(data, str(folder / "a.0.sock"))
+    sender.send("a.0", {"kind": "ready"})
+    assert _collect(box, 1) == [{"kind": "ready"}]
+
+
+def test_a_descriptor_that_never_ends_is_not_read(folder: Path) -> None:
+    box, sender = Mailbox(folder, "a.0"), Sender(folder)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, Path("/dev/zero").open("rb") as endless:
+        fds = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", endless.fileno()))
+        other.sendmsg([mailbox.IN_MEMORY], [fds], 0, str(folder / "a.0.sock"))
+    sender.send("a.0", {"kind": "ready"})
+    assert _collect(box, 1) == [{"kind": "ready"}]
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 def test_a_full_mailbox_keeps_nobody_waiting_and_loses_nothing(folder: Path) -> None:

@@ -21,9 +21,18 @@ class Copies:
 
     def __init__(self) -> None:
         self.there: dict[int, int] = {}  # their block by ours
+        self.after: list[Any] = []  # what each copy had to wait for
+        self.forgotten: list[Peer] = []
         self.raises: Exception | None = None
 
-    def copy(self, peer: Peer, source: list[int], target: list[int]) -> tuple[float, int]:
+    def fence(self) -> None:
+        pass
+
+    def forget(self, peer: Peer) -> None:
+        self.forgotten.append(peer)
+
+    def copy(self, peer: Peer, source: list[int], target: list[int], after: Any = None) -> tuple[float, int]:
+        self.after.append(after)
         if self.raises is not None:
             raise self.raises
         self.there.update(zip(target, source, strict=True))
@@ -49,9 +58,13 @@ class Posted:
 
 class LivingPeer(Peer):
     living = True
+    closed = 0
 
     def alive(self) -> bool:
         return self.living
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 class World:
@@ -204,6 +217,30 @@ def test_lose_ends_what_is_under_way() -> None:
     assert all("died" in (ended.error or "") for ended in world.receiver.ended)
 
 
+def test_a_lost_engine_is_let_go_of_and_never_read_again() -> None:
+    world = World()
+    world.load([1], done([11]))
+    for _ in range(2):
+        world.receiver.handle({"kind": "lose", "engine": SOURCE})
+    assert (world.copies.forgotten, world.peer.closed) == ([world.peer], 1)
+    world.load([2], done([12]) | {"handoff": "i"}, handoff="i")
+    assert world.receiver.ended[-1].error == "engine prefill-0 died before its KV was here"
+    assert world.copies.there == {1: 11}
+    assert world.posted.released() == ["h", "i"]
+
+
+def test_the_first_copy_of_a_load_waits_for_what_was_launched_before_it() -> None:
+    world = World()
+    fence = object()
+    load = Load("request-h", "h", SOURCE, 0, [1, 2], None)
+    world.receiver.obey(DecodeOrders(loads=[load]), fence)
+    world.receiver.handle(world.receiver._orders.popleft())
+    world.receiver.handle(ready(0, [11]))
+    world.receiver.handle(done([11, 12]))
+    assert world.copies.after == [fence, None]
+    assert world.end()[0] is None
+
+
 def test_a_peer_that_cannot_be_mapped() -> None:
     world = World()
     world.opened = PeerError("KV layout of prefill-0 is a, here it is b")
@@ -310,6 +347,8 @@ def test_the_thread_takes_orders_and_messages(folder: Path) -> None:
     again = Load("again", "h", SOURCE, 0, [2], done([12]))
     receiver.obey(DecodeOrders(loads=[again], given_up=[("h", SOURCE)]))
     receiver.obey(DecodeOrders(loads=[Load("other", "i", SOURCE, 0, [3], None)]))
+    for nonsense in ({}, {"kind": "ready"}, {"kind": "ready", "handoff": "i", "epoch": "x"}):
+        sender.send("decode-0.0", nonsense)
     sender.send("decode-0.0", done([13]) | {"handoff": "i"})
     deadline = time.monotonic() + 5
     while len(receiver.ended) < 3:

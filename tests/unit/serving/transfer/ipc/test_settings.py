@@ -1,6 +1,7 @@
 """The connector as the configuration sees it: where it can be used, why, and what the engines are told."""
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,15 @@ def little_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unequal_tensor_parallel_sizes_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"tensor_parallel=2 and scheduler\.decode_tensor_parallel=1 must be equal"):
         _ipc(Pools(2, 1, None))
+
+
+def test_a_model_that_cannot_be_moved_is_refused_and_auto_takes_nixl() -> None:
+    pools = Pools(1, 1, None, {"model_type": "mistral", "sliding_window": 4096})
+    why = r"a sliding window in all layers \(sliding_window=4096\): use transfer=nixl_push"
+    with pytest.raises(ConfigError, match=why):
+        _ipc(pools)
+    assert isinstance(_choose(pools), NixlTransfer)
+    assert re.search(why, _choose(pools).why())
 
 
 @pytest.mark.usefixtures("little_shared_memory")

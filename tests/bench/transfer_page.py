@@ -1,0 +1,215 @@
+"""What `make bench-transfer` found, as rows in a folder that several calls add to, and the page and plot of them.
+
+facts.json     the machine, versions and settings, which are the same for all calls
+rows.jsonl     a handoff each
+plain.jsonl    a plain copy each
+missing.json   why a variant could not be measured to its end, by its name
+transfer.md, transfer.png
+"""
+
+import json
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wp1.analysis import style
+from wp1.analysis.report import table
+
+PLAIN = "plain copy"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One handoff; times in ms."""
+
+    variant: str
+    tokens: int
+    bytes: int
+    gb_per_s: float
+    whole: float  # client's first token less queue and prefill
+    there: float  # KV there - prefill done
+    scheduled: float  # scheduled - KV there
+    token: float  # first token - scheduled
+
+
+class DiffersError(Exception):
+    """The folder has rows of another machine, or of other settings."""
+
+
+@dataclass
+class Results:
+    """All that is in the folder; what is added is on disk at once."""
+
+    folder: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+    rows: list[Measured] = field(default_factory=list)
+    plain: list[tuple[int, float]] = field(default_factory=list)  # tokens, GB/s
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Results":
+        """Raises FileNotFoundError where the folder is none of these."""
+        found = cls(folder, json.loads((folder / "facts.json").read_text(encoding="utf-8")))
+        found.rows = [Measured(**row) for row in _lines(folder / "rows.jsonl")]
+        found.plain = [(row["tokens"], row["gb_per_s"]) for row in _lines(folder / "plain.jsonl")]
+        if (folder / "missing.json").exists():
+            found.missing = json.loads((folder / "missing.json").read_text(encoding="utf-8"))
+        return found
+
+    @classmethod
+    def begin(cls, folder: Path, facts: dict[str, Any]) -> "Results":
+        """Those that are there, to go on with. Raises DiffersError where they are of something else."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "facts.json").exists():
+            (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            return cls(folder, facts)
+        found = cls.read(folder)
+        for key in sorted(facts.keys() | found.facts.keys()):
+            if found.facts.get(key) != facts.get(key):
+                raise DiffersError(f"{folder} is of {key} {found.facts.get(key)}, and this is {facts.get(key)}")
+        return found
+
+    def has(self, variant: str, tokens: int) -> bool:
+        return any((row.variant, row.tokens) == (variant, tokens) for row in self.rows)
+
+    def add(self, rows: list[Measured]) -> None:
+        self.rows += rows
+        _append(self.folder / "rows.jsonl", map(vars, rows))
+
+    def add_plain(self, rates: dict[int, float]) -> None:
+        self.plain += rates.items()
+        _append(self.folder / "plain.jsonl", ({"tokens": n, "gb_per_s": rate} for n, rate in rates.items()))
+
+    def miss(self, variant: str, reason: str | None) -> None:
+        """Why a variant could not be measured to its end, or, with None, that it was."""
+        if reason is None:
+            self.missing.pop(variant, None)
+        else:
+            self.missing[variant] = reason
+        (self.folder / "missing.json").write_text(json.dumps(self.missing, indent=2) + "\n", encoding="utf-8")
+
+    def write_page(self) -> str:
+        """The page, also as a file, with its plot beside it."""
+        page = page_of(self)
+        (self.folder / "transfer.md").write_text(page, encoding="utf-8")
+        if self.rows:
+            plot(self, self.folder / "transfer.png")
+        return page
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Of a file that may end in half a line, where its writer was killed."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    whole = path.read_bytes() if path.exists() else b""
+    with path.open("r+b" if whole else "wb") as file:
+        file.truncate(whole.rfind(b"\n") + 1)
+        file.seek(0, 2)
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def page_of(results: Results) -> str:
+    rows, facts = results.rows, results.facts
+    variants = list(dict.fromkeys(row.variant for row in rows))
+    lengths = sorted({row.tokens for row in rows})
+    copy = "copy from GPU to GPU" if facts["apart"] else "plain gather"
+    plain = {n: _median(rate for tokens, rate in results.plain if tokens == n) for n in lengths}
+    rates = {(v, n): _median(row.gb_per_s for row in _of(rows, v, n)) for v in variants for n in lengths}
+    by_variant = [[v, *(_rate(rates[v, n], plain[n]) for n in lengths)] for v in variants]
+    by_variant.append([copy, *(_rate(plain[n], plain[n]) for n in lengths)])
+    if any(ratios := [_ratio(rates, n) for n in lengths]):
+        by_variant.append(["best ipc / best NIXL", *ratios])
+    waits = [
+        [v, f"{n:,}", str(len(found)), *(f"{_median(getattr(row, part) for row in found):.1f}" for part in PARTS)]
+        for v in variants
+        for n in lengths
+        if (found := _of(rows, v, n))
+    ]
+    lines = [
+        f"Random weights; {facts['machine']}, engines on {facts['engines']}; "
+        + ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        + (f"; {' '.join(facts['overrides'])}" if facts["overrides"] else "")
+        + ".",
+        "Medians of handoffs one at a time, as many as the second table says.",
+        "",
+        f"GB/s by tokens in the prompt, and beside it the part of a {copy} of as many bytes:",
+        "",
+        table(["connector", *(f"{n:,}" for n in lengths)], by_variant, "l" + "r" * len(lengths)),
+        "",
+        "From the end of prefill to the decode engine's first token at the client, in ms, and of that: until the KV"
+        " was there, from there until it was scheduled, and from there to its first token in the engine:",
+        "",
+        table(["connector", "tokens", "handoffs", "whole", "KV there", "scheduled", "token"], waits, "lrrrrrr"),
+        "",
+    ]
+    for variant, reason in results.missing.items():
+        lines += [f"{variant} was not measured to its end: {' '.join(reason.split())}", ""]
+    return "\n".join(lines)
+
+
+PARTS = ("whole", "there", "scheduled", "token")
+
+
+def _of(rows: list[Measured], variant: str, tokens: int) -> list[Measured]:
+    return [row for row in rows if (row.variant, row.tokens) == (variant, tokens)]
+
+
+def _median(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return statistics.median(found) if found else None
+
+
+def _rate(rate: float | None, plain: float | None) -> str:
+    if rate is None:
+        return ""
+    return f"{rate:.2f}" if plain is None else f"{rate:.2f} ({rate / plain:.3g})"
+
+
+def _ratio(rates: dict[tuple[str, int], float | None], tokens: int) -> str:
+    best = {
+        kind: max((rate for (v, n), rate in rates.items() if n == tokens and rate and v.startswith(kind)), default=None)
+        for kind in ("ipc", "NIXL")
+    }
+    ours, theirs = best["ipc"], best["NIXL"]
+    return "" if ours is None or theirs is None else f"{ours / theirs:.3g}"
+
+
+def plot(results: Results, path: Path) -> None:
+    """GB/s by tokens: the medians as lines, from the lowest to the highest as bands."""
+    style.use()
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    figure, axes = plt.subplots(figsize=(style.WIDTH, 4.4))
+    series = [(row.variant, row.tokens, row.gb_per_s) for row in results.rows]
+    series += [(PLAIN, tokens, rate) for tokens, rate in results.plain]
+    names = list(dict.fromkeys(name for name, *_ in series))
+    sns.lineplot(
+        x=[tokens for _, tokens, _ in series],
+        y=[rate for *_, rate in series],
+        hue=[name for name, *_ in series],
+        style=[name for name, *_ in series],
+        hue_order=names,
+        style_order=names,
+        markers=True,
+        dashes=False,
+        estimator="median",
+        errorbar=("pi", 100),
+        ax=axes,
+    )
+    counts = sorted({len(_of(results.rows, name, n)) for name, n, _ in series if name != PLAIN})
+    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    title = style.title("KV between engines", f" · median and range of {n} handoffs")
+    axes.set(xscale="log", xlabel="tokens in the prompt", ylabel="GB/s", title=title)
+    rates = [rate for *_, rate in series]
+    style.logarithmic(axes, min(rates), max(rates), "{x:g}")
+    lengths = sorted({tokens for _, tokens, _ in series})
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+    axes.legend(title=None, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    style.save(figure, path)
