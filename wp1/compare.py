@@ -14,19 +14,21 @@ import polars as pl
 
 from wp1.analysis import runs, sweep
 from wp1.analysis.markdown import table, text
-from wp1.analysis.report import HOW_TO_READ_ARMS, reports_of
+from wp1.analysis.report import HOW_TO_READ_ARMS
 from wp1.analysis.summary import read_config
 from wp1.analysis.sweep import Job
 from wp1.analysis.sweep_plot import sweep_plot
 from wp1.analysis.sweep_report import PAGE, PAIRS, PLOT, ROWS, contrast, jobs_table, reasons
 from wp1.errors import ConfigError, WP1Error
 from wp1.identity import settings_of
+from wp1.places import comparisons_of, report_of
 
 
 def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
     """Writes comparison.md, its CSV files and its plot; returns the page and, in words, what was found and is doubtful.
 
-    out: the folder for it; None: outputs/comparisons/ of the first run's project.
+    out: the folder for it; None: outputs/comparisons/ of the first run's project, or beside that run where it was
+    brought from elsewhere.
     Raises ConfigError where runs cannot be compared.
     """
     folders = runs.folders_of(given)
@@ -65,11 +67,11 @@ def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
 
 
 def default_folder(jobs: list[Job]) -> Path:
-    """outputs/comparisons/<the runs' last letters>: the same runs go to the same place."""
+    """comparisons/<the runs' last letters>: the same runs go to the same place."""
     names = [str(job.metadata["run_id"])[-8:] for job in jobs]
     more = [f"and-{len(names) - 4}-more"] if len(names) > 4 else []
     assert jobs[0].run_dir is not None
-    return reports_of(read_config(jobs[0].run_dir)).parent / "comparisons" / "-".join([*names[:4], *more])
+    return comparisons_of(jobs[0].run_dir, read_config(jobs[0].run_dir)) / "-".join([*names[:4], *more])
 
 
 def _settings(folders: list[Path], jobs: list[Job], beside: Path) -> str:
@@ -81,7 +83,7 @@ def _settings(folders: list[Path], jobs: list[Job], beside: Path) -> str:
         ["run", *(f"`{job.metadata['run_id']}`" for job in jobs)],
         ["experiment", *(job.metadata["experiment"] for job in jobs)],
         ["started", *(job.metadata["started"] for job in jobs)],
-        ["report", *(f"[report]({_report(job, beside)})" for job in jobs)],
+        ["report", *(_report(job, beside) for job in jobs)],
         *([key, *(text(runs.said(config, key), 80) for config in configs)] for key in keys),
     ]
     same = "" if keys else "\n\nThe configurations are the same."
@@ -89,9 +91,10 @@ def _settings(folders: list[Path], jobs: list[Job], beside: Path) -> str:
 
 
 def _report(job: Job, beside: Path) -> str:
+    """A link to the run's report, where there is one."""
     assert job.run_dir is not None
-    page = reports_of(read_config(job.run_dir)) / f"{job.metadata['run_id']}.md"
-    return os.path.relpath(page, beside.resolve())
+    page = report_of(job.run_dir, read_config(job.run_dir), job.metadata["run_id"])
+    return f"[report]({os.path.relpath(page, beside.resolve())})" if page else "—"
 
 
 def _again(given: list[Path]) -> str:
@@ -103,7 +106,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m wp1.compare", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="runs' folders, as in outputs/run-..., or a sweep's")
     parser.add_argument(
-        "--out", type=Path, help="where to put it (default: outputs/comparisons of the first's project)"
+        "--out",
+        type=Path,
+        help="where to put it (default: outputs/comparisons of the first's project; of a run brought from elsewhere, "
+        "beside it)",
     )
     words = parser.parse_args()
     try:

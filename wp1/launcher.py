@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from wp1 import resume, schema
 from wp1.errors import ConfigError
+from wp1.places import reports_of
 
 if TYPE_CHECKING:
     from wp1.serving.engines import Engines
@@ -111,10 +112,8 @@ def asked_of_engines(loader: ConfigLoader, config: DictConfig, overrides: list[s
         return ()
     run_dir = Path(str(config.hydra.sweep.dir)) / str(number)
     if cfg.resume is not None and (run_dir / "run_metadata.json").is_file():
-        from wp1.analysis.report import reports_of
-
         resume.check_same(cfg, run_dir)
-        if resume.is_complete(run_dir, reports_of(cfg)):
+        if resume.is_complete(run_dir, reports_of(run_dir, cfg)):
             return ()
     return tuple(keys_of(cfg))
 

@@ -19,22 +19,12 @@ from wp1.callbacks import sweep_closed
 from wp1.errors import ConfigError, WP1Error
 from wp1.identity import RUN_ID, new_run_id
 from wp1.launcher import engines_of_sweep
-
-PACKAGE = Path(__file__).parent
-# conf/ lies beside the package in a checkout, and inside it in a wheel.
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+from wp1.places import CONF, project_root, reports_of
 
 schema.register()
 OmegaConf.register_new_resolver("wp1_run_id", new_run_id, use_cache=True)
 OmegaConf.register_new_resolver("wp1_doubling", schema.doubling)
 OmegaConf.register_new_resolver("wp1_root", lambda: str(project_root()))
-
-
-def project_root() -> Path:
-    """Where runs land: $WP1_ROOT, else the checkout, else the folder wp1 is started in."""
-    if os.environ.get("WP1_ROOT"):
-        return Path(os.environ["WP1_ROOT"]).expanduser().resolve()
-    return PACKAGE.parent if CONF.parent == PACKAGE.parent else Path.cwd()
 
 
 # What went wrong in each job of this process. Kept here and not raised through Hydra, which would print more lines
@@ -68,7 +58,6 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
     cfg = schema.resolve(composed)
     schema.check(cfg)
     schema.check_overrides(cfg, list(HydraConfig.get().overrides.task))
-    from wp1.analysis.report import reports_of
     from wp1.console import Screen
     from wp1.run import run
     from wp1.tracking import check_uri, publish_or_say
@@ -81,7 +70,7 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
     cfg.resume = None
     run_id = run_dir.name if RUN_ID.fullmatch(run_dir.name) else new_run_id()
     with Screen() as screen:
-        if resuming and resume.is_complete(run_dir, reports_of(cfg)):
+        if resuming and resume.is_complete(run_dir, reports_of(run_dir, cfg)):
             screen.say(f"{run_dir} is complete: nothing is left to measure")
             return
         outcome = run(cfg, run_dir, run_id, screen, _sweep(), engines_of_sweep(), resuming)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from wp1 import progress
-from wp1.analysis.report import reports_of, write_report
+from wp1.analysis.report import write_report
 from wp1.analysis.summary import read_config, read_metadata, summarise
 from wp1.analysis.sweep import MANIFEST
 from wp1.analysis.sweep_report import write_comparison
 from wp1.collectors import Collector
 from wp1.errors import ConfigError, WP1Error
+from wp1.places import reports_of
 
 
 def collectors_of(config: dict[str, Any]) -> list[Collector]:
@@ -51,13 +52,17 @@ def make_report(run_dir: Path, reports: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m wp1.report", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="a run's folder, as in outputs/run-..., or a sweep's, in multirun/")
-    parser.add_argument("--reports", type=Path, help="where to put it (default: outputs/reports of the run's project)")
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        help="where to put it (default: outputs/reports of its project; for a run from elsewhere, in its folder)",
+    )
     words = parser.parse_args()
     try:
         if (words.run_dir / MANIFEST).is_file():
             page = write_comparison(words.run_dir)
         else:
-            page = make_report(words.run_dir, words.reports or reports_of(read_config(words.run_dir)))
+            page = make_report(words.run_dir, words.reports or reports_of(words.run_dir, read_config(words.run_dir)))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -11,12 +11,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from wp1 import identity, resume
-from wp1.analysis.report import reports_of, write_report
+from wp1.analysis.report import write_report
 from wp1.analysis.summary import summarise, write_json
 from wp1.collectors import Collector
 from wp1.console import Screen, output_to
 from wp1.errors import WP1Error
 from wp1.measure import measure
+from wp1.places import reports_of
 from wp1.prepare import Prepared, prepare
 from wp1.quality import asking
 from wp1.serving.engines import Engines
@@ -156,5 +157,5 @@ def _finish(
     if status == "completed" and broken:
         status, reason = "failed", "; ".join(broken)
         mark()
-    page = write_report(run_dir, reports_of(cfg), metadata, summary)
+    page = write_report(run_dir, reports_of(run_dir, cfg), metadata, summary)
     return Outcome(status, reason, run_dir, page, summary)

@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from wp1.analysis.report import reports_of
 from wp1.analysis.summary import read_config, read_json, read_metadata, write_json
 from wp1.errors import ConfigError, WP1Error
+from wp1.places import at_home, project_root, report_of, reports_of
 from wp1.report import make_report
 from wp1.resume import writer_in
 from wp1.tracking import publish, shown
@@ -16,24 +18,32 @@ from wp1.tracking import publish, shown
 def track(run_dir: Path, uri: str | None) -> str:
     """Publishes, after making what a run that was killed did not get to; says where it is. Raises WP1Error.
 
-    uri: where to, instead of the run's tracking.uri; where a run names none, its project's mlflow.db.
+    uri: where to, instead of `store_for`.
     """
     config, metadata = read_config(run_dir), read_metadata(run_dir)
-    # A folder may be published on another machine than the run's.
-    at_home = Path(config["root"]).is_dir()
-    reports = reports_of(config) if at_home else run_dir.resolve().parent / "reports"
     unfinished = metadata["status"] == "running"
     if unfinished:
         close(run_dir)
-    parts = (run_dir / "summary.json", reports / f"{metadata['run_id']}.md")
-    if unfinished or not all(part.is_file() for part in parts):
-        make_report(run_dir, reports)
-    tracking = config["tracking"]
-    where: str = uri or tracking["uri"] or f"sqlite:///{config['root']}/mlflow.db"
+    page = report_of(run_dir, config, metadata["run_id"])
+    if unfinished or page is None or not (run_dir / "summary.json").is_file():
+        page = make_report(run_dir, reports_of(run_dir, config))
+    where = uri or store_for(run_dir, config)
     try:
-        return publish(run_dir, reports, where, float(tracking["timeout_s"]))
+        return publish(run_dir, page.parent, where, float(config["tracking"]["timeout_s"]))
     except WP1Error as error:
         raise WP1Error(f"not in MLflow (tracking.uri={shown(where)}): {error}") from error
+
+
+def store_for(folder: Path, config: Mapping[str, Any]) -> str:
+    """The store for a run's or sweep's folder: its tracking.uri; where that names none, its project's mlflow.db.
+
+    What was brought from elsewhere may name a file of that place: such goes to the mlflow.db of the project here.
+    config: with the keys `root` and `tracking`.
+    """
+    named: str = config["tracking"]["uri"]
+    if at_home(folder, config["root"]):
+        return named or f"sqlite:///{config['root']}/mlflow.db"
+    return named if named.startswith(("http://", "https://")) else f"sqlite:///{project_root()}/mlflow.db"
 
 
 def close(run_dir: Path) -> None:
@@ -55,7 +65,11 @@ def close(run_dir: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m wp1.track", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="a run's folder, as in outputs/run-...")
-    parser.add_argument("--uri", help="sqlite:///FILE or http://HOST:PORT (default: the run's tracking.uri)")
+    parser.add_argument(
+        "--uri",
+        help="sqlite:///FILE or http://HOST:PORT (default: the run's tracking.uri; of a run brought "
+        "from elsewhere that names a file, the mlflow.db here)",
+    )
     words = parser.parse_args()
     uri = words.uri
     if uri and uri.startswith("sqlite:///"):

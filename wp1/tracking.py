@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 from filelock import Timeout as LockTimeout
 
-from wp1.analysis.report import reports_of
 from wp1.analysis.summary import read_config
 from wp1.analysis.sweep import read_jobs
 from wp1.console import output_to
 from wp1.errors import ConfigError, WP1Error
+from wp1.places import reports_of
 from wp1.publication import MAX_TAG, TRAINING_VIEW, Entry, entry_of, experiment_of, sweep_entry
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def publish_or_say(run_dir: Path, tracking: Any, screen: Says) -> str | None:
     """
     try:
         with screen.step("publishing to MLflow"):
-            return publish(run_dir, reports_of(read_config(run_dir)), tracking.uri, tracking.timeout_s)
+            return publish(run_dir, reports_of(run_dir, read_config(run_dir)), tracking.uri, tracking.timeout_s)
     except KeyboardInterrupt:
         screen.say(_not_published(run_dir, tracking.uri, "stopped by Ctrl-C"))
         raise

@@ -15,9 +15,9 @@ from typing import Any
 
 from wp1 import labels
 from wp1.analysis.markdown import table, text
-from wp1.analysis.report import reports_of
 from wp1.analysis.summary import read_config, read_json, read_metadata
 from wp1.errors import WP1Error
+from wp1.places import report_of
 
 EXPERIMENTS = ("e0", "e1", "e2", "e3", "e4", "e5", "e6")
 PAGE = "README.md"
@@ -136,7 +136,7 @@ def _copy(run: Run, target: Path) -> list[str]:
     target.mkdir()
     config = read_config(run.folder)
     root, run_id = str(config["root"]), run.metadata["run_id"]
-    reports = _reports(run, config)
+    page = report_of(run.folder, config, run_id)
     sources = [run.folder / name for name in FILES]
     sources += sorted(run.folder.glob("*_summary.json")) + sorted((run.folder / "artifacts").glob("*.csv"))
     for source in sources:
@@ -148,19 +148,12 @@ def _copy(run: Run, target: Path) -> list[str]:
             # No name and no time within: the same records have the same bytes.
             body = _portable(source.read_text(encoding="utf-8"), root).encode()
             (target / f"{name}.gz").write_bytes(gzip.compress(body, 9, mtime=0))
-    for plot in sorted((reports / run_id).glob("*.png")):
-        shutil.copyfile(plot, target / plot.name)
-    page = reports / f"{run_id}.md"
-    if page.is_file():
+    if page is not None:
+        for plot in sorted((page.parent / run_id).glob("*.png")):
+            shutil.copyfile(plot, target / plot.name)
         (target / "report.md").write_text(_relinked(page.read_text(encoding="utf-8"), target, root), encoding="utf-8")
     there = {file.name.removesuffix(".gz") for file in target.iterdir()}
     return sorted({file.name for file in run.folder.iterdir() if file.is_file()} - there)
-
-
-def _reports(run: Run, config: dict[str, Any]) -> Path:
-    """Where the run's report lies; beside it where the folder was brought from another machine."""
-    at_home = reports_of(config)
-    return at_home if at_home.is_dir() else run.folder.resolve().parent / "reports"
 
 
 def _portable(content: str, root: str) -> str:

@@ -69,11 +69,6 @@ HOW_TO_READ_ARMS = """\
 - **goodput**: the highest request rate tested with an SLO attainment of at least 90 %, per device."""
 
 
-def reports_of(config: Any) -> Path:
-    """Where the reports of runs with this configuration lie."""
-    return Path(config["root"]) / "outputs" / "reports"
-
-
 def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary: dict[str, Any]) -> Path:
     """Writes `reports/<run_id>.md` and its plots in `reports/<run_id>/`, and returns the page's path."""
     config = read_config(run_dir)

@@ -10,10 +10,11 @@ import polars as pl
 from wp1 import labels
 from wp1.analysis import comparison_report, parity, quality, quality_report, sweep, tables
 from wp1.analysis.markdown import ms, table, text
-from wp1.analysis.report import HOW_TO_READ_ARMS, reports_of
+from wp1.analysis.report import HOW_TO_READ_ARMS
 from wp1.analysis.summary import read_config
 from wp1.analysis.sweep import Job, Pair, differing, titles
 from wp1.analysis.sweep_plot import sweep_plot
+from wp1.places import report_of
 
 PAGE, ROWS, PAIRS, PLOT = "comparison.md", "comparison.csv", "comparison_pairs.csv", "comparison.png"
 COUNTS = (("requests_ok", "ok"), ("requests_failed", "failed"))
@@ -144,8 +145,8 @@ def _files(folder: Path, manifest: dict[str, Any], jobs: list[Job], compared: bo
     links = []
     for job in jobs:
         if job.run_dir is not None:
-            page = reports_of(read_config(job.run_dir)) / f"{job.metadata['run_id']}.md"
-            links.append(f"[job {job.number}]({os.path.relpath(page, folder.resolve())})")
+            page = report_of(job.run_dir, read_config(job.run_dir), job.metadata["run_id"])
+            links += [f"[job {job.number}]({os.path.relpath(page, folder.resolve())})"] if page else []
     files = ", ".join(f"[{name}]({name})" for name in (ROWS, *([PAIRS] if compared else [])))
     command = shlex.join(["python", "-m", "wp1", *manifest["command"][1:]])
     reports = f"Reports of the runs: {', '.join(links)}. " if links else ""

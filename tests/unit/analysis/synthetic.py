@@ -194,6 +194,10 @@ def _config(root: Path, shape: Shape) -> dict[str, Any]:
         "workload": {"prompts": shape.prompts, "temperature": 0.0, "output_len": shape.output_len},
         "arms": {arm: scheduler.get(arm, {"mode": arm}) for arm in shape.arms} if len(shape.arms) > 1 else {},
         "transfer": {"name": "nixl_push"},
+        "seed": 42,
+        "model": {"name": "none"},
+        "dataset": {"name": "none"},
+        "tracking": {"enabled": False, "uri": "", "timeout_s": 20.0},
         "slo": shape.slo,
         "collectors": {
             "latency": {"_target_": "wp1.collectors.latency.LatencyStatsCollector"},

@@ -208,6 +208,8 @@ def test_the_page_shows_rows_reasons_labels_and_a_plot(tmp_path: Path) -> None:
     make_run(folder, 0, jobs[0], cells=(("agg", CELL),))
     make_run(folder, 1, jobs[1], ttft_ms=30, cells=(("disagg", CELL),), labels=("random weights",))
     refuse(folder, 2, jobs[2], "s=other | does not exist")
+    (tmp_path / "outputs" / "reports").mkdir(parents=True)
+    (tmp_path / "outputs" / "reports" / "run-1.md").touch()
     page = page_of(folder)
     assert "**2 of 3 jobs completed**" in page
     assert "> **random weights**: the output means nothing, speed and memory do (jobs 1)." in page
@@ -215,7 +217,8 @@ def test_the_page_shows_rows_reasons_labels_and_a_plot(tmp_path: Path) -> None:
     assert "- job 2, refused: s=other \\| does not exist" in page
     assert "## s=disagg against s=agg" in page
     assert "Same tokens: 8 of 8 requests" in page
-    assert "[job 1](../../outputs/reports/run-1.md)" in page
+    # The first has none to link to.
+    assert "Reports of the runs: [job 1](../../outputs/reports/run-1.md)." in page
     assert "- **Δ**" in page
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
 

@@ -1,0 +1,129 @@
+"""A run's folder that was copied from another machine is read and written as it lies."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.unit import test_tracking as published
+from tests.unit.analysis.synthetic import RUN_ID, Shape, make_run
+from wp1 import compare, places, report
+from wp1.analysis.summary import read_config, read_json
+from wp1.track import store_for, track
+
+SMALL = Shape(arms=("agg",), lengths=(256,), rates=(0,), repeats=1, count=2, handoffs=False)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(params=["the root is gone", "the root is another project"])
+def copied(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    """A run's folder as copied, and the root of its configuration."""
+    root = tmp_path / "there"
+    folder = make_run(root, SMALL)
+    here = Path(shutil.copytree(folder, tmp_path / "here" / RUN_ID))
+    shutil.rmtree(root)
+    if request.param != "the root is gone":
+        make_run(root, SMALL)
+    return here, root
+
+
+def test_the_report_of_a_copied_folder_is_in_it(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, root = copied
+    before = files_in(root)
+    monkeypatch.setattr("sys.argv", ["wp1.report", str(folder)])
+    report.main()
+    page = folder / "reports" / f"{RUN_ID}.md"
+    assert capsys.readouterr().out == f"{page}\n"
+    assert files_in(root) == before
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text())
+    assert f"{RUN_ID}/itl.png" in links and "../records.jsonl" in links
+    assert all((page.parent / link).is_file() for link in links)
+    assert str(root) not in page.read_text()
+
+
+def test_copied_folders_are_compared_beside_the_first(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, root = copied
+    other = Path(shutil.copytree(folder, folder.parent / "run-b"))
+    known = read_json(other / "run_metadata.json") | {"run_id": "run-b"}
+    (other / "run_metadata.json").write_text(json.dumps(known))
+    report.make_report(other, places.reports_of(other, read_config(other)))
+    before = files_in(root)
+    monkeypatch.setattr("sys.argv", ["wp1.compare", str(folder), str(other)])
+    compare.main()
+    page = folder.parent / "comparisons" / "00000000-run-b" / "comparison.md"
+    assert capsys.readouterr().out.splitlines()[-1] == str(page)
+    assert files_in(root) == before
+    # Only the second has a report to link to.
+    assert "| report | — | [report](../../run-b/reports/run-b.md) |" in page.read_text()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.mark.parametrize("left", ["with its report beside it", "without a report"])
+def test_a_copied_folder_is_published_from_where_it_lies(tmp_path: Path, store: str, left: str) -> None:
+    """The root of its configuration is a project here too, with a report of the same name."""
+    run_id = f"run-{left.replace(' ', '-')}"
+    folder = published.make_run(tmp_path / "there", run_id)
+    here = Path(shutil.copytree(folder, tmp_path / "here" / run_id))
+    if left == "without a report":
+        shutil.rmtree(here.parent, ignore_errors=True)
+        here = Path(shutil.copytree(make_run(tmp_path / "made", SMALL), here))
+        known = read_json(folder / "run_metadata.json") | {"run_id": run_id}
+        (here / "run_metadata.json").write_text(json.dumps(known | {"pools": []}))
+    else:
+        reports = here.parent / "reports"
+        shutil.copytree(folder.parent / "reports", reports)
+        (reports / f"{run_id}.md").write_text("# Copied\n")
+    before = files_in(tmp_path / "there")
+    track(here, store)
+    (run,) = published.runs_in(store, run_id)
+    page = (published.artifacts_of(run) / "report.md").read_text()
+    assert page == "# Copied\n" if left != "without a report" else "## Latency" in page
+    assert (here / "reports" / f"{run_id}.md").is_file() == (left == "without a report")
+    assert files_in(tmp_path / "there") == before
+
+
+@pytest.mark.parametrize(
+    ("uri", "at_home", "elsewhere"),
+    [
+        ("sqlite:///{root}/mlflow.db", "sqlite:///{root}/mlflow.db", "sqlite:///{project}/mlflow.db"),
+        ("sqlite:///other.db", "sqlite:///other.db", "sqlite:///{project}/mlflow.db"),
+        ("", "sqlite:///{root}/mlflow.db", "sqlite:///{project}/mlflow.db"),
+        ("http://server:5000", "http://server:5000", "http://server:5000"),
+    ],
+)
+def test_a_copied_run_goes_to_the_store_here_unless_it_names_a_server(
+    uri: str, at_home: str, elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WP1_ROOT", str(tmp_path / "project"))
+    words = {"root": tmp_path / "there", "project": tmp_path / "project"}
+    config = {"root": str(words["root"]), "tracking": {"uri": uri.format(**words)}}
+    for folder, wanted in ((words["root"] / "outputs" / "run-x", at_home), (tmp_path / "run-x", elsewhere)):
+        assert store_for(folder, config) == wanted.format(**words)
+
+
+def test_a_project_that_is_reached_by_a_link_is_home(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "outputs").symlink_to(tmp_path / "disk")
+    root = str(tmp_path / "project")
+    assert places.at_home(tmp_path / "disk" / "run-x", root)
+    assert not places.at_home(tmp_path / "project" / "copy", root)
+
+
+def test_the_root_of_a_packet_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "outputs" / "e1"
+    assert places.reports_of(folder, {"root": "."}) == folder / "reports"

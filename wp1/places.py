@@ -1,0 +1,47 @@
+"""Where things lie: conf/, the project, and what is made of a run's folder.
+
+A run at home lies where its project puts runs, in outputs/ or multirun/ of its `root`; what is made of it goes to that
+project. Any other was brought from elsewhere, or put elsewhere, and its `root` may be anything: it is read and written
+as it lies, and nothing goes to that root.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+# conf/ lies beside the package in a checkout, and inside it in a wheel.
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+
+def project_root() -> Path:
+    """Where runs land: $WP1_ROOT, else the checkout, else the folder wp1 is started in."""
+    if os.environ.get("WP1_ROOT"):
+        return Path(os.environ["WP1_ROOT"]).expanduser().resolve()
+    return PACKAGE.parent if CONF.parent == PACKAGE.parent else Path.cwd()
+
+
+def at_home(folder: Path, root: str) -> bool:
+    """Whether a run's or sweep's folder lies where the project `root` puts them."""
+    project = Path(root)
+    # A packet's configuration has "." for its root, which is no place.
+    return project.is_absolute() and any(
+        folder.resolve().is_relative_to((project / name).resolve()) for name in ("outputs", "multirun")
+    )
+
+
+def reports_of(run_dir: Path, config: Any) -> Path:
+    """The folder for the report of a run with this configuration: its project's, else one of its own."""
+    return (Path(config["root"]) / "outputs" if at_home(run_dir, config["root"]) else run_dir.resolve()) / "reports"
+
+
+def report_of(run_dir: Path, config: Any, run_id: str) -> Path | None:
+    """The page of a run that is there; None where none is. Of a copied outputs/ it lies beside the run, as ever."""
+    places = (reports_of(run_dir, config), run_dir.resolve().parent / "reports")
+    return next((page for folder in places if (page := folder / f"{run_id}.md").is_file()), None)
+
+
+def comparisons_of(run_dir: Path, config: Any) -> Path:
+    """The folder for comparisons of this run with others: its project's, else one beside it."""
+    at = Path(config["root"]) / "outputs" if at_home(run_dir, config["root"]) else run_dir.resolve().parent
+    return at / "comparisons"
