@@ -169,7 +169,7 @@ def end_sweep(stopped: bool) -> None:
         try:
             sweep.write_manifest(folder, manifest)
             with screen.step("comparing the jobs"):
-                page = write_comparison(folder)
+                page = write_comparison(folder, with_plot=not stopped)
             screen.where("compared", page)
         except Exception as error:
             # A full disk or a damaged folder; not raised, as Hydra would make several lines of it.

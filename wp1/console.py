@@ -1,6 +1,7 @@
 """The one screen of a run: what is being done, how far it is, and at the end what came out and where it lies."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -58,6 +59,8 @@ class Screen:
             measured = outcome.summary["profiling"].get("latency", {}).get("overall", {}).get("requests", 1)
             for check in outcome.summary["checks"] if measured and outcome.status != "interrupted" else ():
                 self.console.print("[green]✓" if check["passed"] else "[red]✗", f"{check['name']}: {check['detail']}")
+        if outcome.status == "interrupted" and outcome.report is not None:
+            self.where("plots", f"not made: {shlex.join(['python', '-m', 'wp1.report', _short(outcome.run_dir)])}")
         for name, path in (("report", outcome.report), ("records", outcome.run_dir / "records.jsonl")):
             if path is not None and path.exists():
                 self.where(name, path)

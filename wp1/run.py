@@ -143,7 +143,10 @@ def _model_metadata(model: ServedModel) -> dict[str, Any]:
 def _finish(
     cfg: Any, run_dir: Path, metadata: dict[str, Any], collectors: list[Collector], status: str, reason: str | None
 ) -> Outcome:
-    """Marks how the run ended, judges its checks, and writes summary and report."""
+    """Marks how the run ended, judges its checks, and writes summary and report.
+
+    The report of a run that was stopped has no plots: they take seconds, and somebody is waiting.
+    """
 
     def mark() -> None:
         metadata.update(status=status, reason=reason, ended=datetime.now(UTC).isoformat(timespec="seconds"))
@@ -157,5 +160,5 @@ def _finish(
     if status == "completed" and broken:
         status, reason = "failed", "; ".join(broken)
         mark()
-    page = write_report(run_dir, reports_of(run_dir, cfg), metadata, summary)
+    page = write_report(run_dir, reports_of(run_dir, cfg), metadata, summary, with_plots=status != "interrupted")
     return Outcome(status, reason, run_dir, page, summary)

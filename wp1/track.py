@@ -25,13 +25,18 @@ def track(run_dir: Path, uri: str | None) -> str:
     if unfinished:
         close(run_dir)
     page = report_of(run_dir, config, metadata["run_id"])
-    if unfinished or page is None or not (run_dir / "summary.json").is_file():
+    if unfinished or page is None or not (run_dir / "summary.json").is_file() or _lacks_plots(metadata, page):
         page = make_report(run_dir, reports_of(run_dir, config))
     where = uri or store_for(run_dir, config)
     try:
         return publish(run_dir, page.parent, where, float(config["tracking"]["timeout_s"]))
     except WP1Error as error:
         raise WP1Error(f"not in MLflow (tracking.uri={shown(where)}): {error}") from error
+
+
+def _lacks_plots(metadata: Mapping[str, Any], page: Path) -> bool:
+    """Whether a run was stopped and left its page without plots, as somebody was waiting then."""
+    return metadata["status"] == "interrupted" and not any((page.parent / metadata["run_id"]).glob("*.png"))
 
 
 def store_for(folder: Path, config: Mapping[str, Any]) -> str:

@@ -101,13 +101,14 @@ def test_ctrl_c_in_the_middle_ends_the_sweep_and_its_run(
     assert done.code == 130
     assert done.table["status"].to_list() == ["completed", "interrupted", "not started"]
     assert (done.parent.info.status, done.manifest["status"]) == ("KILLED", "interrupted")
-    assert (artifacts_of(done.parent) / "comparison.md").is_file()
+    assert "**Without a plot**, as the sweep was stopped" in (artifacts_of(done.parent) / "comparison.md").read_text()
+    assert not (done.folder / "comparison.png").exists()
 
 
 def test_a_second_ctrl_c_leaves_no_run_open(
     sweep: Sweep, double: type[DoubleBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pressed(folder: Path) -> Path:
+    def pressed(folder: Path, with_plot: bool) -> Path:
         raise KeyboardInterrupt
 
     interrupt(double, monkeypatch, seed=1)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from tests.conftest import Compose
 from tests.double import TINY
 from wp1 import run as run_module
+from wp1.analysis import style
 from wp1.analysis.summary import read_json
 from wp1.console import Screen
 from wp1.errors import ConfigError
@@ -123,6 +125,36 @@ def test_a_full_disk_is_one_clear_reason(
     assert outcome.reason == f"{outcome.run_dir} could not be written: No space left on device"
     assert len(read_records(outcome.run_dir / "records.jsonl")) == 3
     assert double.stopped == ["agg-0"]
+
+
+def test_a_run_that_is_stopped_leaves_a_page_at_once_and_its_plots_to_later(
+    config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = double.generate
+
+    async def stopped(self: Any, request: Any, *words: Any) -> Any:
+        if self.served == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+        async for chunk in generate(self, request, *words):
+            yield chunk
+
+    folder = tmp_path / "outputs" / "reports" / RUN_ID
+    folder.mkdir(parents=True)
+    (folder / "old.png").touch()
+    with monkeypatch.context() as while_stopped:
+        while_stopped.setattr(double, "generate", stopped)
+        while_stopped.setattr(style, "use", lambda: pytest.fail("plots are made while somebody waits"))
+        outcome = _run(config, tmp_path)
+    assert (outcome.status, outcome.reason) == ("interrupted", "stopped by a signal")
+    assert outcome.summary is not None and outcome.report is not None
+    assert outcome.summary["profiling"]["latency"]["overall"]["ok"] == 7
+    page = outcome.report.read_text()
+    assert (
+        f"**Without plots**, as the run was stopped. They are made by `python -m wp1.report {outcome.run_dir}`" in page
+    )
+    assert ".png" not in page and not list(folder.iterdir())
+    assert "plots" not in make_report(outcome.run_dir, folder.parent).read_text()
+    assert (folder / "itl.png").is_file()
 
 
 def test_a_question_may_hold_anything(config: Compose, double: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.unit.analysis import synthetic
 from wp1 import publication, tracking
 from wp1.errors import WP1Error
 from wp1.track import track
@@ -421,6 +423,18 @@ def test_a_run_that_was_killed_is_reported_and_published_as_failed(tmp_path: Pat
     (run,) = runs_in(store, run_id)
     assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "killed before it ended")
     assert "killed before it ended" in (artifacts_of(run) / "report.md").read_text()
+
+
+def test_a_run_that_was_stopped_gets_its_plots_when_it_is_published(tmp_path: Path, store: str, run_id: str) -> None:
+    folder = make_run(tmp_path, run_id, "interrupted")
+    shape = synthetic.Shape(arms=("agg",), lengths=(256,), rates=(0,), repeats=1, count=2, handoffs=False)
+    records = synthetic.make_run(tmp_path / "made", shape)
+    for name in ("config.yaml", "records.jsonl"):
+        shutil.copyfile(records / name, folder / name)
+    (folder.parent / "reports" / run_id / "itl.png").unlink()
+    track(folder, store)
+    (run,) = runs_in(store, run_id)
+    assert (artifacts_of(run) / "plots" / "itl.png").is_file()
 
 
 def test_two_runs_publish_to_a_new_store_at_once(tmp_path: Path) -> None:

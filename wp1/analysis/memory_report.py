@@ -45,9 +45,9 @@ HOW_TO_READ = {
 
 
 def section(
-    run_dir: Path, folder: Path, requests: pl.DataFrame, config: Mapping[str, Any], metadata: dict[str, Any]
+    run_dir: Path, folder: Path | None, requests: pl.DataFrame, config: Mapping[str, Any], metadata: dict[str, Any]
 ) -> str:
-    """The part of the page, "" where no notes were taken; its plots go to `folder`."""
+    """The part of the page, "" where no notes were taken; its plots go to `folder`, where there are to be any."""
     rows = memory.rows_of(memory.read_notes(run_dir), requests, metadata)
     if not rows:
         return ""
@@ -56,8 +56,9 @@ def section(
     pools = capacity.pools_of(rows, metadata)
     price = capacity.price_of(rows, tables.handoffs(run_dir / "handoffs.jsonl"), metadata)
     parts = ["## Where memory goes", "\n\n".join(words(rows, arm, devices[arm]) for arm in arms)]
-    for caption, file in memory_plots.by_length(folder, rows, metadata, mark_of(metadata)):
-        parts += [f"![{caption}]({folder.name}/{file.name})", f"*{caption}*"]
+    if folder is not None:
+        for caption, file in memory_plots.by_length(folder, rows, metadata, mark_of(metadata)):
+            parts += [f"![{caption}]({folder.name}/{file.name})", f"*{caption}*"]
     parts += [_parts_table(rows, arm) for arm in arms]
     if left_out := memory.not_measured(metadata, requests):
         lines = [[number(length), text(why)] for length, why in left_out]

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,13 @@ HOW_TO_READ_ARMS = """\
 - **goodput**: the highest request rate tested with an SLO attainment of at least 90 %, per device."""
 
 
-def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary: dict[str, Any]) -> Path:
-    """Writes `reports/<run_id>.md` and its plots in `reports/<run_id>/`, and returns the page's path."""
+def write_report(
+    run_dir: Path, reports: Path, metadata: dict[str, Any], summary: dict[str, Any], with_plots: bool = True
+) -> Path:
+    """Writes `reports/<run_id>.md` and its plots in `reports/<run_id>/`, and returns the page's path.
+
+    with_plots: False is for somebody who waits at Ctrl-C, as plots take seconds; the page then says how to make them.
+    """
     config = read_config(run_dir)
     answers = config["workload"]["prompts"] == "dataset"
     requests = tables.requests(run_dir / "records.jsonl", tables.bulk_of(config, compared=False))
@@ -78,33 +84,39 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
     measured = requests.filter(~pl.col("warmup"))
     folder = reports / metadata["run_id"]
     folder.mkdir(parents=True, exist_ok=True)
-    names, compared, arm_pictures = arms.names_of(config), None, []
-    if names:
-        compared = read_json(arms.file_of(run_dir, metadata["experiment"]))
-        arm_pictures = comparison_plots.arm_plots(folder, measured, names, config["slo"], plots.mark_of(metadata))
-    pictures = plots.run_plots(folder, requests, read_samples(run_dir), metadata)
-    pictures += comparison_plots.handoff_plots(folder, queues, measured, plots.mark_of(metadata))
+    names = arms.names_of(config)
+    compared = read_json(arms.file_of(run_dir, metadata["experiment"])) if names else None
     mark = plots.mark_of(metadata)
+    if not with_plots:
+        # Of an earlier session, and of fewer requests.
+        for old in folder.glob("*.png"):
+            old.unlink()
+
+    def drawn(make: Callable[..., list[plots.Plot]], *of: Any) -> str:
+        return _pictures(folder, make(folder, *of)) if with_plots else ""
+
     page = reports / f"{metadata['run_id']}.md"
     parts = [
         _head(metadata),
+        "" if with_plots else _without_plots(run_dir),
         quality_report.section(summary.get("quality"), quality.scored(run_dir, requests)),
-        _pictures(folder, quality_plots.quality_plots(folder, summary.get("quality"), mark)),
-        memory_report.section(run_dir, folder, requests, config, metadata),
+        drawn(quality_plots.quality_plots, summary.get("quality"), mark),
+        memory_report.section(run_dir, folder if with_plots else None, requests, config, metadata),
         comparison_report.words(compared),
-        _pictures(folder, arm_pictures),
+        drawn(comparison_plots.arm_plots, measured, names, config["slo"], mark) if names else "",
         comparison_report.side_by_side(compared),
         by_length_report.section(summary.get("by_length")),
-        _pictures(folder, by_length_plots.length_plots(folder, summary.get("by_length"), mark)),
+        drawn(by_length_plots.length_plots, summary.get("by_length"), mark),
         by_load_report.section(summary.get("by_load")) if not names else "",
-        _pictures(folder, by_load_plots.load_plots(folder, summary.get("by_load"), mark)) if not names else "",
+        drawn(by_load_plots.load_plots, summary.get("by_load"), mark) if not names else "",
         goodput.section(summary.get("goodput"), config["slo"]),
-        _pictures(folder, by_load_plots.goodput_plots(folder, summary.get("goodput"), config["slo"], mark)),
+        drawn(by_load_plots.goodput_plots, summary.get("goodput"), config["slo"], mark),
         _answers(requests, names) if answers else "",
         _kv_transfer(summary),
         _skipped(summary),
         _latency(summary),
-        _pictures(folder, pictures),
+        drawn(plots.run_plots, requests, read_samples(run_dir), metadata),
+        drawn(comparison_plots.handoff_plots, queues, measured, mark),
         device_report.section(summary["profiling"].get("device")),
         _checks(summary),
         _failures(requests),
@@ -114,6 +126,11 @@ def write_report(run_dir: Path, reports: Path, metadata: dict[str, Any], summary
     ]
     page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return page
+
+
+def _without_plots(run_dir: Path) -> str:
+    command = shlex.join(["python", "-m", "wp1.report", str(run_dir.resolve())])
+    return f"> **Without plots**, as the run was stopped. They are made by `{command}`."
 
 
 def _pictures(folder: Path, pictures: list[plots.Plot]) -> str:

@@ -24,9 +24,10 @@ TIMES = (
 )  # fmt: skip
 
 
-def write_comparison(folder: Path) -> Path:
+def write_comparison(folder: Path, with_plot: bool = True) -> Path:
     """Writes comparison.md, its CSV files and its plot into a sweep's folder, and returns the page's path.
 
+    with_plot: False is for somebody who waits at Ctrl-C; the page then says how to make it.
     Raises WP1Error where the folder is none of a sweep.
     """
     manifest = sweep.read_manifest(folder)
@@ -42,9 +43,13 @@ def write_comparison(folder: Path) -> Path:
     (folder / PAIRS).unlink(missing_ok=True)
     if frames:
         pl.concat(frames).write_csv(folder / PAIRS, float_precision=4)
-    plotted = sweep_plot(folder / PLOT, jobs, found)
+    if not with_plot:
+        # Of an earlier session.
+        (folder / PLOT).unlink(missing_ok=True)
+    plotted = with_plot and sweep_plot(folder / PLOT, jobs, found)
     parts = [
         _head(manifest, jobs),
+        "" if with_plot else _without_plot(folder),
         f"![Mean TTFT and TPOT of each job, with 95 % bootstrap intervals]({PLOT})" if plotted else "",
         jobs_table(jobs, found),
         reasons(jobs, found),
@@ -73,6 +78,11 @@ def _head(manifest: dict[str, Any], jobs: list[Job]) -> str:
         some = "" if len(having) == sum(job.run_dir is not None for job in jobs) else f" (jobs {', '.join(having)})"
         lines += ["", f"> {labels.in_words(label, '**')}{some}."]
     return "\n".join(lines)
+
+
+def _without_plot(folder: Path) -> str:
+    command = shlex.join(["python", "-m", "wp1.report", str(folder.resolve())])
+    return f"> **Without a plot**, as the sweep was stopped. It is made by `{command}`."
 
 
 def jobs_table(jobs: list[Job], found: pl.DataFrame) -> str:
