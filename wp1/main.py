@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -93,6 +94,7 @@ def main() -> None:
     # Hydra then hands us its errors, which we say in one line, instead of printing them over several.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
+        check_options(sys.argv[1:])
         words = resume.arguments(sys.argv[1:])
     except ConfigError as error:
         _leave(2, f"error: {error}")
@@ -112,6 +114,27 @@ def main() -> None:
         print("error:" if bad_input else "failed:", error, file=sys.stderr)
         code = code if code == 1 else 2 if bad_input else 1
     _leave(code)
+
+
+def check_options(words: list[str]) -> None:
+    """Raises ConfigError for options that Hydra does not have, or not so: it would print its usage, over many lines."""
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message}: see python -m wp1 --hydra-help")
+
+    parser = get_args_parser()
+    parser.error = refuse
+    known, unknown = parser.parse_known_args(words)
+    for word in unknown:
+        if not word.startswith("-"):
+            # argparse takes what is no option from one place alone.
+            raise ConfigError(f"{word} stands apart from other settings: name all of them before the options, or after")
+        if "=" in word:
+            raise ConfigError(f"unknown option {word}: settings have no dashes before them, as {word.lstrip('-')}")
+        refuse(f"unknown option {word}")
+    for word in known.overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(f"{word} is no setting: those are key=value, see python -m wp1 --help")
 
 
 def _sweep() -> dict[str, Any] | None:

@@ -47,7 +47,10 @@ def arguments(words: list[str]) -> list[str]:
     if "root" not in map(_key, [*kept, *typed]):
         os.environ["WP1_ROOT"] = root
     kept = [_rooted(word, root) for word in kept]
-    return [*kept, *typed, f"resume={_quoted(folder)}", f"{place}={_quoted(folder)}"]
+    # Hydra takes settings from one side of the options alone, and these may have been typed last.
+    options = [word for word in kept if word.startswith("-") or ("=" not in word and not word.startswith("~"))]
+    settings = [word for word in kept if word not in options]
+    return [*options, *settings, *typed, f"resume={_quoted(folder)}", f"{place}={_quoted(folder)}"]
 
 
 def _recorded(folder: Path) -> tuple[list[str], str, str]:

@@ -53,6 +53,13 @@ def test_composing_imports_nothing_heavy() -> None:
         (["model.architecture.hidden_size=5"], "hidden_size"),
         (["workload.request_rate=-1"], "workload.request_rate"),
         (["dataset=file", "dataset.path=/no/such"], "dataset.path"),
+        (["--foo"], "unknown option --foo: see python -m wp1 --hydra-help"),
+        (["--seed=1"], "unknown option --seed=1: settings have no dashes before them, as seed=1"),
+        (["-m", "-x"], "unknown option -x"),
+        (["--cfg", "all_of_it"], "argument --cfg/-c: invalid choice: 'all_of_it'"),
+        (["--config"], "ambiguous option: --config could match --config-path"),
+        (["seed=1", "--cfg", "job", "slo=none"], "slo=none stands apart from other settings"),
+        (["e3"], "e3 is no setting: those are key=value"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -294,6 +294,13 @@ def test_the_folder_speaks_for_itself(config: Compose, double: Any, tmp_path: Pa
     ]
 
 
+def test_options_may_have_been_typed_last(tmp_path: Path) -> None:
+    manifest = {"command": ["wp1", "seed=1,2", "-m", "--config-dir", "mine"], "root": str(tmp_path)}
+    (tmp_path / "sweep.json").write_text(json.dumps(manifest))
+    words = resume.arguments([f"root={tmp_path}", f"resume={tmp_path}"])
+    assert words[:5] == ["-m", "--config-dir", "mine", "seed=1,2", f"root={tmp_path}"]
+
+
 def test_a_folder_that_is_being_written_is_refused(
     config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
