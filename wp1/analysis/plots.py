@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from wp1.analysis import style
-from wp1.hardware import GIB
+from wp1.analysis.device_plots import device_plot
 
 Plot = tuple[str, Path]
 
@@ -25,11 +25,10 @@ def run_plots(folder: Path, requests: pl.DataFrame, samples: pl.DataFrame, metad
     if answered["itl_ms"].list.len().sum():
         made.append(("How evenly tokens came: every gap between two of them.", folder / "itl.png"))
         _gaps(answered, made[-1][1], mark)
-    if samples.height and measured.height:
-        made.append(
-            ("The devices over the run; the shaded part is measured, before it, engines start.", folder / "device.png")
-        )
-        _devices(samples, measured, made[-1][1], mark)
+    figures = samples.filter(pl.col("note").is_null())
+    if figures.height and measured.height:
+        path = folder / "device.png"
+        made.append((device_plot(figures, measured, len(metadata.get("resumed", ())), path, mark), path))
     return made
 
 
@@ -106,37 +105,6 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
         axes.legend(loc="upper right", edgecolor="none", framealpha=0.9)
         sns.despine(ax=axes)
     grid[-1][0].set_xlabel("ms between tokens")
-    style.save(figure, path)
-
-
-def _devices(samples: pl.DataFrame, measured: pl.DataFrame, path: Path, mark: str) -> None:
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    start = float(samples["t"].min())  # pyright: ignore[reportArgumentType]
-    host = samples["device"][0] == "host"
-    figure, (memory, load) = plt.subplots(2, 1, figsize=(style.WIDTH, 4.2), sharex=True)
-    for (device,), rows in samples.group_by("device", maintain_order=True):
-        seconds = (rows["t"] - start).to_numpy()
-        memory.plot(seconds, rows["memory_bytes"].to_numpy() / GIB, linewidth=1.4, label=str(device))
-        load.plot(seconds, rows["utilisation"].to_numpy(), linewidth=0.8, label=str(device))
-    window = measured.select(pl.min("t_sent"), pl.max("t_end").alias("end")).row(0)
-    for axes in (memory, load):
-        if None not in window:
-            axes.axvspan(window[0] - start, window[1] - start, color="grey", alpha=0.15, linewidth=0)
-        axes.set_ylim(bottom=0)
-        axes.margins(x=0)
-        sns.despine(ax=axes)
-    memory.set(
-        ylabel="GiB", title=style.title("Resident memory of the engines, host" if host else "GPU memory in use", mark)
-    )
-    load.set(
-        ylabel="% of a core" if host else "%",
-        xlabel="s",
-        title="CPU load of the engines, host" if host else "GPU utilisation",
-    )
-    if not host:
-        memory.legend(frameon=False)
     style.save(figure, path)
 
 
