@@ -43,7 +43,8 @@ def arm_plots(folder: Path, measured: pl.DataFrame, arms: Sequence[str], slo: di
             folder / "latency_by_length.png",
         ),
         (
-            "Mean of each phase of the answered requests; the black line is where TTFT ends, on average.",
+            "Mean of each phase of the answered requests; the black mark is where TTFT ends, on average. The line to "
+            "it is the first token's way from the engine to the client, during which the next phase goes on already.",
             folder / "phases.png",
         ),
     ]
@@ -250,23 +251,26 @@ def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) 
     panels: dict[str, list[tuple[str, pl.DataFrame]]] = {}
     for cell in names:
         for arm in arms:
-            rows = answered.filter((pl.col("arm") == arm) & (pl.col("cell") == cell.name))
+            rows = answered.filter((pl.col("arm") == arm) & (pl.col("cell") == cell.name)).drop_nulls("ttft_ms")
             if rows.height:
                 panels.setdefault(cell.prompt, []).append((f"{cell.load} · {arm}" if cell.load else arm, rows))
     heights = [len(bars) + 1.4 for bars in panels.values()]
     figure, grid = plt.subplots(
-        len(panels), 1, figsize=(style.WIDTH, 1.0 + 0.26 * sum(heights)), squeeze=False,
+        len(panels), 1, figsize=(style.WIDTH, 1.25 + 0.26 * sum(heights)), squeeze=False,
         gridspec_kw={"height_ratios": heights},
     )  # fmt: skip
     palette = sns.color_palette(style.PALETTE)
     for axes, (prompt, bars) in zip(grid[:, 0], panels.items(), strict=True):
         left = np.zeros(len(bars))
         for (column, title), colour in zip(PHASES, PHASE_COLOURS, strict=True):
-            means = np.array([rows[column].mean() or 0.0 for _, rows in bars], dtype=float)
+            # All over the same requests, or they would not add up: one that never got to a phase has none of it.
+            means = np.array([rows[column].fill_null(0).mean() for _, rows in bars], dtype=float)
             axes.barh(range(len(bars)), means, left=left, height=0.7, color=palette[colour], linewidth=0, label=title)
             left += means
         for place, (_, rows) in enumerate(bars):
-            axes.plot([rows["ttft_ms"].mean()] * 2, [place - 0.45, place + 0.45], color="black", linewidth=2)
+            begin, ttft = first_token(rows)
+            axes.plot([ttft] * 2, [place - 0.45, place + 0.45], color="black", linewidth=2)
+            axes.plot([begin, ttft], [place] * 2, color="black", linewidth=1.2, solid_capstyle="butt")
         axes.set_yticks(range(len(bars)), [name for name, _ in bars])
         axes.invert_yaxis()
         axes.set_xlim(left=0)
@@ -275,10 +279,22 @@ def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) 
         axes.set_title(f"{int(prompt):,} tokens" if prompt.isdecimal() else prompt, fontsize="medium")
         sns.despine(ax=axes, left=True)
     grid[-1][0].set_xlabel("ms since intended arrival, mean")
-    grid[0][0].plot([], [], color="black", linewidth=2, label="TTFT")
+    grid[0][0].plot([], [], color="black", marker="|", markeredgewidth=2, markersize=11, linestyle="", label="TTFT")
+    grid[0][0].plot([], [], color="black", linewidth=1.2, label="delivery")
     _title(figure, "What requests wait for, to the first step of decoding", mark)
-    _legend_below(figure, grid[0][0])
+    _legend_below(figure, grid[0][0], columns=3)
     style.save(figure, path)
+
+
+def first_token(rows: pl.DataFrame) -> tuple[float, float]:
+    """Means, in ms since the intended arrival: the end of the phases that make the first token, and TTFT.
+
+    Between the two the token is on its way to the client. Where the decode engine makes it, its step is counted to the
+    client, and the two are one.
+    """
+    way = rows.select(pl.when("first_by_decode").then(0.0).otherwise(pl.col("delivery_ms")).mean()).item()
+    ttft = rows.select(pl.col("ttft_ms").mean()).item()
+    return ttft - (way or 0.0), ttft
 
 
 def _queues(samples: pl.DataFrame, measured: pl.DataFrame, arm: str, path: Path, mark: str) -> None:

@@ -84,7 +84,7 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
     every = np.concatenate(list(gaps.values()))
     # Above the 99.5th percentile a handful of gaps would stretch the axis until nothing can be read.
     edge = float(np.percentile(every, 99.5)) * 1.05
-    figure, grid = plt.subplots(len(arms), 1, figsize=(style.WIDTH, 1.2 + 1.8 * len(arms)), squeeze=False, sharex=True)
+    figure, grid = plt.subplots(len(arms), 1, figsize=(style.WIDTH, 1.2 + 2.0 * len(arms)), squeeze=False, sharex=True)
     for axes, (arm, values) in zip(grid[:, 0], gaps.items(), strict=True):
         if not values.size:
             continue
@@ -100,9 +100,10 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
         beyond = int((values > edge).sum())
         note = f"; {beyond} above {edge:.0f} ms not shown" if beyond else ""
         of_arm = f" of {arm}" if len(arms) > 1 else ""
-        axes.set(ylabel="gaps", title=style.title(f"Inter-token latency{of_arm}, n = {values.size}{note}", mark, 66))
-        # Named, as finding the best place takes seconds over many bars; opaque, as a line may pass behind.
-        axes.legend(loc="upper right", edgecolor="none", framealpha=0.9)
+        axes.set_ylabel("gaps")
+        axes.set_title(style.title(f"Inter-token latency{of_arm}, n = {values.size:,}{note}", mark, 66), pad=22)
+        # Above the axes, as lines and bars may be anywhere in them.
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderpad=0.1, borderaxespad=0.2)
         sns.despine(ax=axes)
     grid[-1][0].set_xlabel("ms between tokens")
     style.save(figure, path)

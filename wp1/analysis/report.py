@@ -45,7 +45,8 @@ LATENCY_ROWS = (
     ("client_delay_ms", "client delay"),
 )
 HOW_TO_READ = """\
-- **TTFT**: first output token − intended arrival; its parts: **queue** (until scheduled) and **prefill**.
+- **TTFT**: first output token − intended arrival; its parts: **queue** (until scheduled), **prefill**, and the token's
+  way from the engine to the client.
 - **first decode step**: from prefill, or the handoff, to the first token that decoding made.
 - **TPOT**: (last token − first token) / (output tokens − 1); **ITL**: the single gaps.
 - **E2E**: last token − intended arrival.

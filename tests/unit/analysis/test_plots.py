@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -9,8 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wp1.analysis import device_plots, style
+from tests.unit.analysis.synthetic import Shape, make_run
+from wp1.analysis import comparison_plots, device_plots, plots, style, tables
 from wp1.collectors.device import SCHEMA
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are made, instead of files."""
+    made: list[Any] = []
+    monkeypatch.setattr(style, "save", lambda figure, path: made.append(figure))
+    style.use()
+    return made
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=0, max_size=30), st.integers(0, 4))
@@ -28,7 +39,7 @@ def test_sessions_hold_every_sample_once_and_break_where_it_is_longest(gaps: lis
 
 @pytest.mark.parametrize(("resumed", "lines"), [(1, 2), (0, 1)])
 def test_the_line_of_a_device_is_broken_where_the_run_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: int, lines: int
+    figures: list[Any], tmp_path: Path, resumed: int, lines: int
 ) -> None:
     """Two sessions of 10 s, an hour apart; of each the second half is measured."""
     times = [*range(10), *range(3600, 3610)]
@@ -38,15 +49,56 @@ def test_the_line_of_a_device_is_broken_where_the_run_was(
         for t in times
     ]  # fmt: skip
     measured = pl.DataFrame({"t_sent": [5.0, 3605.0], "t_end": [9.0, 3609.0]})
-    kept = []
-    monkeypatch.setattr(style, "save", lambda figure, path: kept.append(figure))
-    style.use()
     caption = device_plots.device_plot(pl.DataFrame(rows, schema=SCHEMA), measured, resumed, tmp_path / "x.png", "")
-    (figure,) = kept
-    for axes in figure.axes:
+    for axes in figures[0].axes:
         drawn = [line for line in axes.lines if line.get_linestyle() == "-"]
         assert len(drawn) == lines
         assert len(axes.patches) == lines
         # The hour is not on the axis of a run that was resumed.
         assert (axes.get_xlim()[1] < 30) == bool(resumed)
     assert ("resumed" in caption) == bool(resumed)
+
+
+@pytest.mark.parametrize("first_token", ["prefill", "decode"])
+def test_the_phases_to_the_first_token_add_up_to_ttft(figures: list[Any], tmp_path: Path, first_token: str) -> None:
+    folder = make_run(tmp_path, Shape(lengths=(256,), repeats=1, count=6, first_token=first_token))
+    records = pl.read_ndjson(folder / "records.jsonl")
+    # A request of one output token has no step of decoding beside those that have one.
+    first = pl.col("request_id").str.ends_with("/0")
+    records.with_columns(
+        pl.when(first).then(pl.col("t_tokens").list.head(1)).otherwise("t_tokens").alias("t_tokens"),
+        pl.when(first).then(1).otherwise("output_tokens").alias("output_tokens"),
+    ).write_ndjson(folder / "records.jsonl")
+    rows = tables.requests(folder / "records.jsonl").filter(~pl.col("warmup"))
+    comparison_plots._phases(rows, ["agg", "disagg"], tmp_path / "x.png", "")
+    axes = figures[0].axes[0]
+    bars = [label.get_text() for label in axes.get_yticklabels()]
+    lines = [line.get_xydata() for line in axes.lines if len(line.get_xydata())]
+    for place, name in enumerate(bars):
+        arm = rows.filter((pl.col("arm") == name.rpartition(" ")[2]) & pl.col("cell").str.contains(_cell(name)))
+        (mark,) = (line for line in lines if line[0][1] < place < line[1][1])
+        (way,) = (line for line in lines if list(line[:, 1]) == [place, place])
+        assert mark[0][0] == way[1][0] == pytest.approx(arm["ttft_ms"].mean())
+        ends = [
+            bar.get_x() + bar.get_width() for bar in axes.patches if round(bar.get_y() + bar.get_height() / 2) == place
+        ]
+        decoded = name.endswith("disagg") and first_token == "decode"
+        # Queue and prefill; of a first token that decoding makes, all of it.
+        assert way[0][0] == pytest.approx(ends[3 if decoded else 1])
+        assert mark[0][0] - way[0][0] == pytest.approx(0 if decoded else arm["delivery_ms"].mean(), abs=1e-6)
+
+
+def _cell(bar: str) -> str:
+    return "conc1" if bar.startswith("one") else "rate"
+
+
+def test_the_legend_of_itl_lies_beside_the_lines_that_it_names(figures: list[Any], tmp_path: Path) -> None:
+    gaps = np.random.default_rng(1).normal(50, 8, (20, 30)).clip(1).tolist()
+    plots._gaps(pl.DataFrame({"arm": ["agg", "disagg"] * 10, "itl_ms": gaps}), tmp_path / "x.png", " (a label)" * 9)
+    figure = figures[0]
+    figure.canvas.draw()
+    for axes in figure.axes:
+        legend = axes.get_legend().get_window_extent()
+        assert axes.get_window_extent().y1 - 1 <= legend.y0
+        assert legend.y1 <= axes._left_title.get_window_extent().y0 + 1
+        assert legend.x1 <= figure.bbox.x1
