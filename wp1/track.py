@@ -1,25 +1,85 @@
-"""python -m wp1.track RUN_DIR: publishes a run that has ended to MLflow, from its folder; again replaces it."""
+"""python -m wp1.track RUN...: publishes runs and sweeps that have ended to MLflow, from their folders.
+
+Again replaces what is there. A sweep's folder stands for its runs, which go below one that has their comparison.
+"""
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from wp1.analysis import sweep
 from wp1.analysis.summary import read_config, read_json, read_metadata, write_json
+from wp1.analysis.sweep_report import PAGE, PLOT, write_comparison
 from wp1.errors import ConfigError, WP1Error
 from wp1.places import at_home, project_root, report_of, reports_of
 from wp1.report import make_report
 from wp1.resume import writer_in
-from wp1.tracking import publish, shown
+from wp1.tracking import close_sweep, open_sweep, publish, shown
 
 
 def track(run_dir: Path, uri: str | None) -> str:
-    """Publishes, after making what a run that was killed did not get to; says where it is. Raises WP1Error.
+    """Publishes a run, after making what one that was killed did not get to; says where it is. Raises WP1Error.
 
     uri: where to, instead of `store_for`.
     """
+    return _publish(run_dir, _page(run_dir), uri or store_for(run_dir, read_config(run_dir)))
+
+
+def track_sweep(folder: Path, uri: str | None) -> Iterator[str]:
+    """Publishes a sweep's runs below one of its own, which gets their comparison; says of each where it is.
+
+    What a sweep that was killed did not get to is made first. uri: as in `track`. Raises WP1Error.
+    """
+    manifest = sweep.read_manifest(folder)
+    unfinished = manifest["status"] == "running"
+    if unfinished:
+        _refuse_while_written(folder, "a sweep")
+    pages = {job.run_dir: _page(job.run_dir) for job in sweep.read_jobs(folder, manifest) if job.run_dir is not None}
+    if not pages:
+        raise ConfigError(f"{folder} is of a sweep that left no run: there is nothing to publish")
+    if unfinished:
+        jobs = sweep.read_jobs(folder, manifest)
+        ended = max(job.metadata["ended"] for job in jobs if job.run_dir is not None)
+        manifest |= {"status": sweep.status_of(jobs, stopped=False), "ended": ended}
+        sweep.write_manifest(folder, manifest)
+    if unfinished or not all((folder / name).is_file() for name in (PAGE, PLOT)):
+        write_comparison(folder)
+    where = uri or store_for(folder, manifest)
+    with _named(where):
+        parent = open_sweep(folder, manifest, where)
+    manifest["parent_run_id"] = parent
+    if uri is None:
+        # Where it goes on, should it be resumed.
+        sweep.write_manifest(folder, manifest)
+    try:
+        for run_dir, page in pages.items():
+            yield _publish(run_dir, page, where, parent)
+    finally:
+        with _named(where):
+            place = close_sweep(folder, manifest, where)
+    yield place
+
+
+def _publish(run_dir: Path, page: Path, where: str, parent: str | None = None) -> str:
+    with _named(where):
+        return publish(run_dir, page.parent, where, float(read_config(run_dir)["tracking"]["timeout_s"]), parent)
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """What goes wrong within names the store."""
+    try:
+        yield
+    except WP1Error as error:
+        raise WP1Error(f"not in MLflow (tracking.uri={shown(where)}): {error}") from error
+
+
+def _page(run_dir: Path) -> Path:
+    """The run's report, made where it is missing or was cut short."""
     config, metadata = read_config(run_dir), read_metadata(run_dir)
     unfinished = metadata["status"] == "running"
     if unfinished:
@@ -27,11 +87,7 @@ def track(run_dir: Path, uri: str | None) -> str:
     page = report_of(run_dir, config, metadata["run_id"])
     if unfinished or page is None or not (run_dir / "summary.json").is_file() or _lacks_plots(metadata, page):
         page = make_report(run_dir, reports_of(run_dir, config))
-    where = uri or store_for(run_dir, config)
-    try:
-        return publish(run_dir, page.parent, where, float(config["tracking"]["timeout_s"]))
-    except WP1Error as error:
-        raise WP1Error(f"not in MLflow (tracking.uri={shown(where)}): {error}") from error
+    return page
 
 
 def _lacks_plots(metadata: Mapping[str, Any], page: Path) -> bool:
@@ -53,9 +109,7 @@ def store_for(folder: Path, config: Mapping[str, Any]) -> str:
 
 def close(run_dir: Path) -> None:
     """Marks a run whose process was killed as failed. Raises WP1Error where that process still lives."""
-    writer = writer_in(run_dir.resolve())
-    if writer is not None:
-        raise WP1Error(f"{run_dir} is of a run that goes on in process {writer}: it is published when it ends")
+    _refuse_while_written(run_dir, "a run")
     metadata = read_json(run_dir / "run_metadata.json")
     written = (run_dir / name for name in ("run_metadata.json", "records.jsonl", "device.jsonl", "engine.log"))
     last = max(path.stat().st_mtime for path in written if path.is_file())
@@ -67,9 +121,16 @@ def close(run_dir: Path) -> None:
     write_json(run_dir / "run_metadata.json", metadata)
 
 
+def _refuse_while_written(folder: Path, what: str) -> None:
+    writer = writer_in(folder.resolve())
+    if writer is not None:
+        raise WP1Error(f"{folder} is of {what} that goes on in process {writer}: it is published when it ends")
+
+
 def main() -> None:
+    """Exit codes: 0 done, 1 something was not published, 2 bad input alone."""
     parser = argparse.ArgumentParser(prog="python -m wp1.track", description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="a run's folder, as in outputs/run-...")
+    parser.add_argument("runs", type=Path, nargs="+", help="runs' folders, as in outputs/run-..., or sweeps'")
     parser.add_argument(
         "--uri",
         help="sqlite:///FILE or http://HOST:PORT (default: the run's tracking.uri; of a run brought "
@@ -80,15 +141,17 @@ def main() -> None:
     if uri and uri.startswith("sqlite:///"):
         # What is typed is meant from here, what is in a configuration from its root.
         uri = f"sqlite:///{Path.cwd() / uri.removeprefix('sqlite:///')}"
-    try:
-        print(track(words.run_dir, uri))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (WP1Error, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    code = 0
+    for folder in words.runs:
+        try:
+            for place in track_sweep(folder, uri) if (folder / sweep.MANIFEST).is_file() else [track(folder, uri)]:
+                print(place, flush=True)
+        except (WP1Error, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2 if isinstance(error, ConfigError) and code != 1 else 1
+        except KeyboardInterrupt:
+            sys.exit(130)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

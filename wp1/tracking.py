@@ -12,7 +12,7 @@ import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -70,34 +70,26 @@ def publish_or_say(run_dir: Path, tracking: Any, screen: Says) -> str | None:
         return None
 
 
-def publish(run_dir: Path, reports: Path, uri: str, timeout_s: float) -> str:
+def publish(run_dir: Path, reports: Path, uri: str, timeout_s: float, parent: str | None = None) -> str:
     """Makes or replaces a run's entry in MLflow, and says where it is.
 
     reports: the folder that has the run's report. uri: `sqlite:///FILE` (a relative one is taken from the run's
     `root`) or `http(s)://`. timeout_s: seconds for one answer of a server, and for a store that others are writing to.
+    parent: the MLflow id of the sweep that it belongs under, instead of the one that its folder names.
     Raises WP1Error with the reason in one line.
     """
     store = store_of(uri, Path(read_config(run_dir)["root"]))
     with _talking_to(store, timeout_s, run_dir):
-        return _send(store, entry_of(run_dir, reports))
+        entry = entry_of(run_dir, reports)
+        return _send(store, entry if parent is None else replace(entry, parent=parent))
 
 
 def open_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> str | None:
-    """Makes the store, the experiment and the run above a sweep's runs, and returns that one's MLflow id.
-
-    Of a sweep that goes on it is the run that there is, unless somebody has deleted that.
-    On failure says why in one line and returns None: the sweep goes on without.
-    """
-    uri, timeout_s = manifest["tracking"]["uri"], manifest["tracking"]["timeout_s"]
+    """`open_sweep`; on failure says why in one line and returns None: the sweep goes on without."""
+    uri = manifest["tracking"]["uri"]
     try:
-        store = store_of(uri, Path(manifest["root"]))
-        with screen.step("opening the sweep in MLflow"), _talking_to(store, timeout_s, folder):
-            entry = sweep_entry(folder, manifest, {})
-            client, experiment = _experiment(store, entry)
-            if (there := _parent_tag(client, manifest["parent_run_id"])) != {}:
-                client.update_run(manifest["parent_run_id"], status="RUNNING")
-                return there[PARENT_TAG]
-            return client.create_run(experiment, entry.start_ms, entry.tags, entry.run_id).info.run_id
+        with screen.step("opening the sweep in MLflow"):
+            return open_sweep(folder, manifest, uri)
     except Exception as error:
         screen.say(
             f"not in MLflow (tracking.uri={shown(uri)}): {_one_line(error)}. The sweep goes on, its runs on their own"
@@ -105,26 +97,52 @@ def open_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> s
         return None
 
 
-def close_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> str | None:
-    """Gives a sweep's MLflow run its status, its end and the comparison, and says where it is.
+def open_sweep(folder: Path, manifest: dict[str, Any], uri: str) -> str:
+    """Makes the store, the experiment and the run above a sweep's runs, and returns that one's MLflow id.
 
-    On failure says why in one line and returns None.
+    Of a sweep that goes on, or is published again, it is the run that there is, unless somebody has deleted that.
+    Raises WP1Error with the reason in one line.
     """
-    uri, timeout_s, parent = manifest["tracking"]["uri"], manifest["tracking"]["timeout_s"], manifest["parent_run_id"]
+    store = store_of(uri, Path(manifest["root"]))
+    with _talking_to(store, manifest["tracking"]["timeout_s"], folder):
+        entry = sweep_entry(folder, manifest, {})
+        client, experiment = _experiment(store, entry)
+        asked = f"tags.sweep = '{entry.run_id}' and tags.level = 'sweep'"
+        there = [run.info.run_id for run in client.search_runs([experiment], asked)]
+        if _parent_tag(client, manifest["parent_run_id"]):
+            there.insert(0, manifest["parent_run_id"])
+        if there:
+            client.update_run(there[0], status="RUNNING")
+            return there[0]
+        return client.create_run(experiment, entry.start_ms, entry.tags, entry.run_id).info.run_id
+
+
+def close_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> str | None:
+    """`close_sweep`; on failure says why in one line and returns None."""
+    uri = manifest["tracking"]["uri"]
     try:
-        store = store_of(uri, Path(manifest["root"]))
-        with screen.step("publishing the comparison to MLflow"), _talking_to(store, timeout_s, folder):
-            client, experiment = _experiment(store, sweep_entry(folder, manifest, {}))
-            entry = sweep_entry(folder, manifest, _pages(client, folder, manifest))
-            # Its end first: what follows may be stopped, or not fit the disk.
-            client.set_terminated(parent, entry.status, entry.end_ms)
-            for key, value in entry.tags.items():
-                client.set_tag(parent, key, value)
-            _fill(client, experiment, parent, entry)
-            return _place(store, experiment, parent, entry)
+        with screen.step("publishing the comparison to MLflow"):
+            return close_sweep(folder, manifest, uri)
     except Exception as error:
         screen.say(f"the comparison is not in MLflow (tracking.uri={shown(uri)}): {_one_line(error)}")
         return None
+
+
+def close_sweep(folder: Path, manifest: dict[str, Any], uri: str) -> str:
+    """Gives a sweep's MLflow run its status, its end and the comparison, and says where it is.
+
+    manifest: its `parent_run_id` is that run. Raises WP1Error with the reason in one line.
+    """
+    store, parent = store_of(uri, Path(manifest["root"])), manifest["parent_run_id"]
+    with _talking_to(store, manifest["tracking"]["timeout_s"], folder):
+        client, experiment = _experiment(store, sweep_entry(folder, manifest, {}))
+        entry = sweep_entry(folder, manifest, _pages(client, folder, manifest))
+        # Its end first: what follows may be stopped, or not fit the disk.
+        client.set_terminated(parent, entry.status, entry.end_ms)
+        for key, value in entry.tags.items():
+            client.set_tag(parent, key, value)
+        _fill(client, experiment, parent, entry)
+        return _place(store, experiment, parent, entry)
 
 
 def discard_sweep(folder: Path, manifest: dict[str, Any]) -> None:

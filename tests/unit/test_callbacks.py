@@ -1,8 +1,11 @@
 """Whole sweeps by the command line's own way, with the engine double in the backend's place."""
 
+import json
 import os
 import re
+import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,13 @@ import pytest
 
 from tests.double import DoubleBackend
 from tests.unit.conftest import Sweep
+from wp1 import track as track_command
 from wp1 import tracking
 from wp1.analysis import sweep as sweep_tables
 from wp1.analysis.summary import read_json
+from wp1.errors import WP1Error
 from wp1.identity import PARENT_VARIABLE
-from wp1.track import track
+from wp1.track import track, track_sweep
 
 
 def artifacts_of(run: Any) -> Path:
@@ -58,6 +63,64 @@ def test_the_parent_is_known_to_a_run_that_is_published_later(sweep: Sweep) -> N
     assert read_json(run_dir / "run_metadata.json")["sweep"]["overrides"][-1] == "seed=1"
     track(run_dir, done.store)
     assert len(done.children()) == 2
+
+
+UNTRACKED = ("tracking=none", "tracking.uri=", "experiment.repeats=1", "experiment.same_tokens=false")
+
+
+def test_a_sweep_can_be_published_later_and_again(sweep: Sweep) -> None:
+    done = sweep("scheduler=agg,disagg", *UNTRACKED)
+    assert done.folder.name not in done.runs()
+    first = list(track_sweep(done.folder, done.store))
+    assert [place.split(" in ")[0] for place in first] == [
+        f"wp1-e0/{name}" for name in (*done.table["run_id"], done.folder.name)
+    ]
+    parent = done.parent
+    names = {path.name for path in artifacts_of(parent).iterdir()}
+    assert {"comparison.html", "comparison.png", "sweep.json"} <= names
+    before = {run.info.run_id for run in done.children()}
+    assert list(track_sweep(done.folder, done.store)) == first
+    assert (done.parent.info.run_id, done.parent.info.status) == (parent.info.run_id, "FINISHED")
+    after = {run.info.run_id for run in done.children()}
+    assert len(after) == 2 and not after & before
+    description = done.parent.data.tags["mlflow.note.content"]
+    assert all(f"/runs/{run}" in description for run in after)
+
+
+def test_a_sweep_that_was_killed_and_copied_is_published_from_where_it_lies(sweep: Sweep, tmp_path: Path) -> None:
+    done = sweep("seed=1,2", *UNTRACKED)
+    copied = Path(shutil.copytree(done.folder, tmp_path / "elsewhere" / "sweep"))
+    for name in ("comparison.md", "comparison.png"):
+        (copied / name).unlink()
+    for path in (copied / "sweep.json", copied / "1" / "run_metadata.json"):
+        path.write_text(json.dumps(read_json(path) | {"status": "running", "ended": None}))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if "elsewhere" not in path.parts}
+    with (copied / "1" / "records.jsonl").open("a"), pytest.raises(WP1Error, match="a sweep that goes on in process"):
+        next(track_sweep(copied, done.store))
+    places = list(track_sweep(copied, done.store))
+    assert len(places) == 3
+    assert (done.parent.info.status, read_json(copied / "sweep.json")["status"]) == ("FAILED", "failed")
+    assert sorted(run.info.status for run in done.children()) == ["FAILED", "FINISHED"]
+    text = (artifacts_of(done.parent) / "comparison.md").read_text()
+    assert "1 of 2 jobs completed" in text
+    assert f"0/reports/{read_json(copied / '0' / 'run_metadata.json')['run_id']}.md" in text
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_what_cannot_be_published_does_not_keep_the_others_from_it(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = sweep("seed=1,2", *UNTRACKED)
+    folders = [tmp_path / "none", done.folder / "1", done.folder / "0"]
+    monkeypatch.setattr(sys, "argv", ["wp1.track", *map(str, folders), "--uri", done.store])
+    with pytest.raises(SystemExit) as left:
+        track_command.main()
+    assert left.value.code == 2
+    said = capfd.readouterr()
+    assert len(said.out.splitlines()) == 2
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and str(tmp_path / "none") in errors[0]
+    assert set(done.table["run_id"]) <= set(done.runs())
 
 
 def test_a_job_that_is_refused_or_fails_is_a_row_and_fails_the_sweep(
@@ -136,7 +199,7 @@ def test_a_termination_between_engines_ends_the_sweep_and_its_run(
 
 
 def test_a_comparison_that_cannot_be_made_is_one_line(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(folder: Path) -> Path:
+    def full(folder: Path, with_plot: bool) -> Path:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("wp1.analysis.sweep_report.write_comparison", full)
