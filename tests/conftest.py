@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tests.double import DoubleBackend, fresh
-from wp1 import schema
+from wp1 import hardware, schema
 from wp1.main import CONF
 
 # Third-party data that tests read where it lies beside the checkout, and skip where it does not.
@@ -39,8 +39,9 @@ def config(tmp_path: Path) -> Compose:
 
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[DoubleBackend]:
-    """The engine double in the backend's place, for this test alone."""
+    """The engine double in the backend's place, for this test alone, on a machine with 24 GiB free."""
     backend = fresh()
     monkeypatch.setattr("wp1.serving.vllm_backend.VLLMBackend", backend)
+    monkeypatch.setattr(hardware, "available_memory_bytes", lambda: 24 << 30)
     monkeypatch.setenv("WP1_CACHE", str(tmp_path / "cache"))
     return backend
