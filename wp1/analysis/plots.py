@@ -48,7 +48,8 @@ def _requests(answered: pl.DataFrame, path: Path, mark: str, most: int = 40) -> 
         del parts["handoff"]
     parts["decode"] = rows["e2e_ms"] - sum(parts.values())
     of_part = {"queue": colours[7], "prefill": colours[1], "handoff": colours[4], "decode": colours[0]}
-    figure, axes = plt.subplots(figsize=(style.WIDTH, 1.2 + 0.26 * rows.height))
+    # One bar alone would leave no room for what is around it.
+    figure, axes = plt.subplots(figsize=(style.WIDTH, 1.5 + 0.26 * max(rows.height, 2)))
     left = np.zeros(rows.height)
     for name, values in parts.items():
         axes.barh(
@@ -66,11 +67,11 @@ def _requests(answered: pl.DataFrame, path: Path, mark: str, most: int = 40) -> 
         for label, repeat, tokens in rows.select("label", "repeat", "prompt_tokens").iter_rows()
     ]
     axes.set_yticks(np.arange(rows.height), names)
-    axes.invert_yaxis()
+    axes.set_ylim(rows.height - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     more = f", the first {most} of {answered.height}" if answered.height > most else ""
     axes.set(xlabel="ms since intended arrival", title=style.title(f"Where each request's time went{more}", mark, 46))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.26 * rows.height + 0.4)), ncols=4, frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     sns.despine(ax=axes, left=True)
     style.save(figure, path)
 

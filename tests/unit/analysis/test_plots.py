@@ -92,6 +92,17 @@ def _cell(bar: str) -> str:
     return "conc1" if bar.startswith("one") else "rate"
 
 
+@pytest.mark.parametrize("count", [1, 60])
+@pytest.mark.filterwarnings("error")
+def test_few_requests_have_a_legend_too(figures: list[Any], tmp_path: Path, count: int) -> None:
+    shape = Shape(arms=("agg",), lengths=(256,), rates=(0,), repeats=1, count=count, handoffs=False)
+    rows = tables.requests(make_run(tmp_path, shape) / "records.jsonl").filter(~pl.col("warmup"))
+    plots._requests(rows, tmp_path / "x.png", " (a label, another)")
+    figures[0].canvas.draw()
+    legend = figures[0].legends[0].get_window_extent()
+    assert 0 <= legend.y0 < legend.y1 <= figures[0].axes[0].get_window_extent().y0
+
+
 def test_the_legend_of_itl_lies_beside_the_lines_that_it_names(figures: list[Any], tmp_path: Path) -> None:
     gaps = np.random.default_rng(1).normal(50, 8, (20, 30)).clip(1).tolist()
     plots._gaps(pl.DataFrame({"arm": ["agg", "disagg"] * 10, "itl_ms": gaps}), tmp_path / "x.png", " (a label)" * 9)
