@@ -25,7 +25,9 @@ from wp1.analysis.sweep import read_jobs
 from wp1.console import output_to
 from wp1.errors import ConfigError, WP1Error
 from wp1.places import reports_of
-from wp1.publication import MAX_TAG, TRAINING_VIEW, Entry, entry_of, experiment_of, sweep_entry
+from wp1.publication.entry import MAX_TAG, TRAINING_VIEW, Entry, experiment_of
+from wp1.publication.run import entry_of
+from wp1.publication.sweep import sweep_entry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.analysis.synthetic import Shape, make_run
-from wp1.publication import Entry, entry_of
+from wp1.publication.entry import Entry
+from wp1.publication.run import entry_of
 from wp1.report import make_report
 
 

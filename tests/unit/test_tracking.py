@@ -20,8 +20,10 @@ import pytest
 import yaml
 
 from tests.unit.analysis import synthetic
-from wp1 import publication, tracking
+from wp1 import tracking
 from wp1.errors import WP1Error
+from wp1.publication.metrics import metrics_of
+from wp1.publication.page import report_html
 from wp1.track import track
 
 STARTED, ENDED = "2026-11-23T09:37:31+00:00", "2026-11-23T09:38:49+00:00"
@@ -306,7 +308,7 @@ def test_odd_names_become_names_mlflow_takes() -> None:
         "n0": {"n": 0},
     }
     summary = {"profiling": {"my collector": profile}, "checks": [], "slo": {"attainment": 0.5}}
-    assert publication.metrics_of(summary) == {
+    assert metrics_of(summary) == {
         "my collector/accept _ ___": 1,
         "my collector/accept _ ____2": 2,
         "my collector/_/up": 3, "my collector": 4, "my collector/a/b": 5, "slo/attainment": 0.5,
@@ -410,7 +412,7 @@ def test_a_relative_store_is_the_projects_wherever_one_stands(tmp_path: Path) ->
 
 
 def test_the_page_shows_what_a_model_wrote_as_text(tmp_path: Path) -> None:
-    page = publication.report_html("| a |\n| --- |\n| <script>alert(1)</script> |\n", tmp_path, "run-x")
+    page = report_html("| a |\n| --- |\n| <script>alert(1)</script> |\n", tmp_path, "run-x")
     assert "<table>" in page and "&lt;script&gt;" in page and "<script" not in page
 
 

@@ -1,0 +1,72 @@
+"""One MLflow run as plain data, and what MLflow takes for names and values."""
+
+import getpass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+STATUS = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+# MLflow's limits; a longer value is refused or cut by the server, depending on its version.
+MAX_KEY, MAX_PARAM, MAX_TAG = 250, 6000, 8000
+# Without it MLflow 3 opens its pages for traces, where a run's description and metrics are hard to find.
+TRAINING_VIEW = "workflowType=machine_learning"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One MLflow run as plain data.
+
+    A run of wp1 is one. Its cells can be more, below it by the tag `mlflow.parentRunId`; with the same tag `run_id`
+    all of them are found, and replaced, together. So is a sweep, above its runs.
+    """
+
+    experiment: str
+    question: str
+    run_id: str  # wp1's
+    status: str
+    start_ms: int
+    end_ms: int
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    files: list[tuple[Path, str | None]]  # and the artifact folder of each
+    texts: dict[str, str]  # by artifact name
+    description: str  # markdown, with {run} for the address of its page
+    parent: str | None = None  # the MLflow run that it belongs under, if that is there
+    dataset: dict[str, str] | None = None  # name, digest and source of what a judged run asked
+    name: str | None = None  # what MLflow shows it as, if not run_id
+    curves: list[tuple[str, float, int]] = field(default_factory=list)  # metric, value, prompt length (tokens) as step
+    cells: list["Entry"] = field(default_factory=list)  # runs below this one
+
+
+def experiment_of(known: dict[str, Any]) -> str:
+    """The MLflow experiment of a run or sweep, from its run_metadata.json or sweep.json."""
+    return f"wp1-{known['experiment']}"
+
+
+def milliseconds(moment: str) -> int:
+    """An ISO 8601 moment as MLflow counts time, from 1970."""
+    return round(datetime.fromisoformat(moment).timestamp() * 1000)
+
+
+def user() -> str:
+    """Who publishes."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
+
+
+def named(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """By keys that MLflow takes, which are letters, digits, blanks and `_-.:/`; two that become alike are numbered."""
+    taken: dict[str, Any] = {}
+    for name, value in values:
+        parts = [re.sub(r"[^\w\-. :]", "_", part, flags=re.ASCII).strip() for part in str(name).split("/")]
+        # MLflow refuses what is no plain path: empty steps, and dots alone.
+        key = "/".join(part if part.strip(".") else "_" for part in parts if part)[:MAX_KEY].rstrip("/") or "_"
+        alike = sum(1 for other in taken if other == key or re.fullmatch(re.escape(key) + r"_\d+", other))
+        taken[key if key not in taken else f"{key[: MAX_KEY - 8]}_{alike + 1}"] = value
+    return taken

@@ -1,0 +1,29 @@
+"""A report as one HTML file, the form in which MLflow shows it with its plots."""
+
+import base64
+from pathlib import Path
+
+STYLE = """\
+body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; max-width: 72rem; margin: 1.5rem; }
+table { border-collapse: collapse; margin: 1rem 0; } img { max-width: 100%; }
+th, td { text-align: left; border-bottom: 1px solid #d8dee4; padding: .3rem .7rem; vertical-align: top; }
+pre, code { background: #f3f4f6; font-size: 90%; } pre { padding: .7rem; } pre code { background: none; }
+blockquote { border-left: 4px solid #d4a72c; margin-left: 0; padding-left: 1rem; }"""
+
+
+def report_html(markdown: str, plots: Path, title: str) -> str:
+    """A report as one HTML file with its pictures inside. What models wrote stays text: no HTML of theirs is let in."""
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens: list[Token] = parser.parse(markdown)
+    for token in (child for block in tokens for child in block.children or []):
+        picture = plots / Path(str(token.attrGet("src") or "")).name
+        if token.type == "image" and picture.is_file():
+            token.attrSet("src", f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}")
+        elif token.type == "link_open" and "//" not in str(token.attrGet("href")):
+            # MLflow shows the page in a frame of its own, from which the files beside it cannot be reached.
+            token.attrs.pop("href")
+    body = parser.renderer.render(tokens, parser.options, {})
+    return f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>\n{body}'
