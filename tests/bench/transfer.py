@@ -66,6 +66,8 @@ THIN = [
     "model.architecture.num_key_value_heads=3",
     "model.architecture.head_dim=64",
 ]
+# After which a handoff is given up, and its variant with it.
+STUCK_S = 120.0
 ON_CPU = {"lengths": [256, 1024, 4096], "kv_gib": 0.5, "variants": list(VARIANTS)[:4]}
 ON_GPU = {"lengths": [1024, 8192, 32768, 65536], "kv_gib": 14.0, "variants": list(VARIANTS)}
 
@@ -138,9 +140,11 @@ def _measure_all(words: Any, kv_gib: float, folder: Path, screen: Screen, result
         if words.budget_s is not None and now - begin + longest > words.budget_s:
             screen.say(f"{', '.join(group)}: no time is left of --budget-s; call again with the same --write")
             return True
-        with output_to(folder / "engine.log"):
+        # Beside the rows, where they are kept: of engines that do not come up it says why.
+        log = (words.write or folder) / "engine.log"
+        with output_to(log):
             try:
-                asyncio.run(_measure(group, wanted, words, kv_gib, folder, screen, results))
+                asyncio.run(_measure(group, wanted, words, kv_gib, folder, log, screen, results))
             except KeyboardInterrupt:  # what was measured is worth having
                 screen.say("interrupted")
                 return True
@@ -181,6 +185,7 @@ async def _measure(
     words: Any,
     kv_gib: float,
     folder: Path,
+    log: Path,
     screen: Screen,
     results: Results,
 ) -> None:
@@ -196,7 +201,7 @@ async def _measure(
             handoffs[row.request_id] = row
 
     with ProcessGuard() as guard:
-        scheduler: Any = make_scheduler(cfg, plan(cfg)[0], model, folder / "engine.log", guard.kill, write)
+        scheduler: Any = make_scheduler(cfg, plan(cfg)[0], model, log, guard.kill, write)
         begin = time.monotonic()
         with screen.step(f"{names}: starting two engines"):
             await scheduler.__aenter__()
@@ -220,8 +225,9 @@ async def _handoffs(scheduler: Any, model: Any, variant: str, length: int, words
     for n in range(1 + words.repeats):
         prompt = random_token_ids(length, model.vocab_size, derive_seed("bench", variant, length, n))
         request = Request(
-            f"{variant.replace(' ', '_')}_{length}_{n}", "disagg", f"{length}", 0, prompt, 4, seed=n, ignore_eos=True
-        )
+            f"{variant.replace(' ', '_')}_{length}_{n}", "disagg", f"{length}", 0, prompt, 4, seed=n, ignore_eos=True,
+            timeout_s=STUCK_S,
+        )  # fmt: skip
         record = new_record(request, time.monotonic())
         await scheduler.serve(request, record)
         if record.status != "ok":

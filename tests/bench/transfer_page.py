@@ -9,7 +9,7 @@ transfer.md, transfer.png
 
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,8 +124,16 @@ def page_of(results: Results) -> str:
     by_variant.append([copy, *(_rate(plain[n], plain[n]) for n in lengths)])
     if any(ratios := [_ratio(rates, n) for n in lengths]):
         by_variant.append(["best ipc / best NIXL", *ratios])
+        fastest = {(v, n): max(found) for v in variants for n in lengths if (found := _rates(rows, v, n))}
+        by_variant.append(["the same of the fastest handoffs", *(_ratio(fastest, n) for n in lengths)])
     waits = [
-        [v, f"{n:,}", str(len(found)), *(f"{_median(getattr(row, part) for row in found):.1f}" for part in PARTS)]
+        [
+            v,
+            f"{n:,}",
+            str(len(found)),
+            *(f"{_median(getattr(row, part) for row in found):.1f}" for part in PARTS),
+            " to ".join(_figure(end(_rates(rows, v, n))) for end in (min, max)),
+        ]
         for v in variants
         for n in lengths
         if (found := _of(rows, v, n))
@@ -142,9 +150,10 @@ def page_of(results: Results) -> str:
         table(["connector", *(f"{n:,}" for n in lengths)], by_variant, "l" + "r" * len(lengths)),
         "",
         "From the end of prefill to the decode engine's first token at the client, in ms, and of that: until the KV"
-        " was there, from there until it was scheduled, and from there to its first token in the engine:",
+        " was there, from there until it was scheduled, and from there to its first token in the engine; at the end the"
+        " slowest and the fastest handoff in GB/s:",
         "",
-        table(["connector", "tokens", "handoffs", "whole", "KV there", "scheduled", "token"], waits, "lrrrrrr"),
+        table(["connector", "tokens", "handoffs", *WAITS, "GB/s"], waits, "lrrrrrrr"),
         "",
     ]
     for variant, reason in results.missing.items():
@@ -153,10 +162,15 @@ def page_of(results: Results) -> str:
 
 
 PARTS = ("whole", "there", "scheduled", "token")
+WAITS = ("whole", "KV there", "scheduled", "token")
 
 
 def _of(rows: list[Measured], variant: str, tokens: int) -> list[Measured]:
     return [row for row in rows if (row.variant, row.tokens) == (variant, tokens)]
+
+
+def _rates(rows: list[Measured], variant: str, tokens: int) -> list[float]:
+    return [row.gb_per_s for row in _of(rows, variant, tokens)]
 
 
 def _median(values: Iterable[float]) -> float | None:
@@ -167,10 +181,15 @@ def _median(values: Iterable[float]) -> float | None:
 def _rate(rate: float | None, plain: float | None) -> str:
     if rate is None:
         return ""
-    return f"{rate:.2f}" if plain is None else f"{rate:.2f} ({rate / plain:.3g})"
+    return _figure(rate) if plain is None else f"{_figure(rate)} ({rate / plain:.3g})"
 
 
-def _ratio(rates: dict[tuple[str, int], float | None], tokens: int) -> str:
+def _figure(rate: float) -> str:
+    """GB/s with three digits that count."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def _ratio(rates: Mapping[tuple[str, int], float | None], tokens: int) -> str:
     best = {
         kind: max((rate for (v, n), rate in rates.items() if n == tokens and rate and v.startswith(kind)), default=None)
         for kind in ("ipc", "NIXL")

@@ -2,6 +2,7 @@
 
     python -m tests.stress.ipc --handoffs 10000
     python -m tests.stress.ipc --device cuda --handoffs 1000 --verify
+    python -m tests.stress.ipc --device cuda --handoffs 1000 --verify --apart
 
 This process has the decode engine and plays wp1's scheduler, another has the prefill engine. What must hold: each block
 that arrives is the prompt's, no block is lost, none is released twice, and only what was aborted ends without its KV.
@@ -10,6 +11,7 @@ that arrives is the prompt's, no block is lost, none is released twice, and only
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import sys
 import tempfile
@@ -194,13 +196,15 @@ def stress(
     num_blocks: int = 400,
     seed: int = 0,
     verify: bool = False,
+    apart: bool = False,
     cached: float = 0.1,
     limit_s: float = 600.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """What came of so many handoffs. Raises AssertionError where something is not as it must be.
 
-    ranks: workers of each engine, all in its process; num_blocks: of each engine; cached: see `DecodeEngine`.
+    ranks: workers of each engine, all in its process; num_blocks: of each engine; apart: on GPUs 0 and 1, which each
+    process sees as an engine of wp1 does; cached: see `DecodeEngine`.
     """
     begin = said = moved = time.monotonic()
     before = 0
@@ -209,7 +213,12 @@ def stress(
     ours, theirs = context.Pipe()
     with tempfile.TemporaryDirectory(prefix="kv-") as folder:
         child = context.Process(target=prefill_process, args=(theirs, folder, settings), daemon=True)
+        # A process reads it when it first uses a GPU, which this one has not done yet.
+        if apart:
+            os.environ["CUDA_VISIBLE_DEVICES"] = "0"
         child.start()
+        if apart:
+            os.environ["CUDA_VISIBLE_DEVICES"] = "1,0"
         theirs.close()
         try:
             assert ours.recv() == "ready"
@@ -242,6 +251,7 @@ def stress(
     assert outcomes["well"] + outcomes["given up"] == handoffs
     return {
         "device": device,
+        **({"GPUs": 2} if apart else {}),
         "handoffs": handoffs,
         **outcomes,
         **decode.moved,
@@ -259,8 +269,11 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, default=400, help="of each engine; the fewer, the more is preempted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verify", action="store_true", help="checksums on both sides, too")
+    parser.add_argument("--apart", action="store_true", help="with --device cuda: from GPU 0 to GPU 1")
     parser.add_argument("--limit-s", type=float, default=600.0)
     asked = parser.parse_args()
+    if asked.apart and asked.device != "cuda":
+        parser.error("--apart is for --device cuda")
     try:
         result = stress(
             asked.handoffs,
@@ -269,6 +282,7 @@ def main() -> int:
             num_blocks=asked.blocks,
             seed=asked.seed,
             verify=asked.verify,
+            apart=asked.apart,
             limit_s=asked.limit_s,
             say=lambda words: print(words, file=sys.stderr, flush=True),
         )

@@ -60,10 +60,23 @@ def test_page_and_plot_of_all_variants(tmp_path: Path) -> None:
     for variant in transfer.VARIANTS:
         assert f"| {variant} " in page
     at_1024 = 1100 * 0.6 * (1 + 2 / 50)
-    assert f"{at_1024:.2f} ({at_1024 / PLAIN:.3g})" in page
+    assert f"{at_1024:,.0f} ({at_1024 / PLAIN:.3g})" in page
     assert "| plain gather " in page
     [best] = [line for line in page.splitlines() if line.startswith("| best ipc / best NIXL")]
     assert [cell.strip() for cell in best.split("|")[2:-1]] == ["2"] * 4
+
+
+def test_the_page_says_how_far_handoffs_lie_apart(tmp_path: Path) -> None:
+    results = Results.begin(tmp_path, FACTS)
+    for rate in (4.4, 20.2, 774.0):
+        results.add([Measured("NIXL push", 1024, 1 << 27, rate, 30.0, 16.0, 4.0, 9.0)])
+    results.add([Measured("ipc", 1024, 1 << 27, rate, 14.0, 1.0, 3.0, 9.0) for rate in (1000.0, 1010.0, 1161.0)])
+    page = results.write_page()
+    assert "| 4.4 to 774 |" in page
+    [fastest] = [line for line in page.splitlines() if line.startswith("| the same of the fastest handoffs")]
+    assert fastest.split("|")[2].strip() == "1.5"
+    [best] = [line for line in page.splitlines() if line.startswith("| best ipc / best NIXL")]
+    assert best.split("|")[2].strip() == "50"
 
 
 def test_calls_add_to_one_folder_and_the_page_needs_no_engine(tmp_path: Path) -> None:
@@ -167,6 +180,7 @@ def call(folder: Path, **words: Any) -> tuple[bool, Results]:
             pass
 
     class Words:
+        write = None
         only = list(transfer.VARIANTS)[:3]
         lengths = (1024, 8192)
         budget_s = None

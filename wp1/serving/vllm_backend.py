@@ -48,6 +48,8 @@ OWN_ARGUMENTS = {
 
 # Notes of memory are ready at once, when the step under way has ended.
 MEMORY_TIMEOUT_S = 120.0
+# To map another engine's KV and copy one block, for which a kernel is compiled: seconds.
+MEET_TIMEOUT_S = 120.0
 
 # Errors of engines that did not start. Their frames hold what vLLM had opened; when Python collects that, ZeroMQ waits
 # for ever for messages that nobody will take. So it is never collected, and the process leaves without (`main._leave`).
@@ -323,7 +325,12 @@ class VLLMBackend:
 
     async def meet(self, peers: list[str]) -> None:
         try:
-            await self._engine.collective_rpc("wp1_meet", args=(peers,))
+            await asyncio.wait_for(self._engine.collective_rpc("wp1_meet", args=(peers,)), MEET_TIMEOUT_S)
+        except TimeoutError as error:
+            raise EngineStartError(
+                f"engine {self.name} could not copy KV from {', '.join(peers)} within {MEET_TIMEOUT_S:g} s; where its "
+                "GPUs cannot read each other's memory, transfer=nixl_push is the way" + self._last_lines()
+            ) from error
         except Exception as error:  # vLLM gives what its worker raised as one of its own
             raise EngineStartError(f"engine {self.name} cannot take KV from {', '.join(peers)}: {error}") from error
 

@@ -107,7 +107,9 @@ def _handle(storage: torch.UntypedStorage) -> dict[str, Any]:
     if storage.device.type == "cpu":
         fd, size = anything._share_fd_cpu_()
         return {"fd": fd, "size": size}
-    device, *rest = anything._share_cuda_()
+    # What filled it has ended, so nobody who opens it has to wait for an event of ours, which the last value is about.
+    torch.cuda.synchronize(storage.device)
+    device, *rest, _wait = anything._share_cuda_()
     uuid = str(torch.cuda.get_device_properties(device).uuid)
     return {"gpu": uuid, "cuda": [_written(value) for value in rest]}
 
@@ -176,13 +178,11 @@ def _opened(handle: dict[str, Any], pid: int) -> Any:
             os.close(fd)
     ours = torch.cuda.current_device()
     theirs = _index_of(handle["gpu"])
-    if theirs != ours:
-        if not torch.cuda.can_device_access_peer(ours, theirs):
-            raise PeerError(f"GPUs {ours} and {theirs} cannot read each other's memory: use transfer=nixl_push")
-        # Torch allows the access between two GPUs with the first copy between them.
-        torch.zeros(1, device=f"cuda:{theirs}").to(f"cuda:{ours}")
+    if theirs != ours and not torch.cuda.can_device_access_peer(ours, theirs):
+        raise PeerError(f"GPUs {ours} and {theirs} cannot read each other's memory: use transfer=nixl_push")
     storage: Any = torch.UntypedStorage
-    return storage._new_shared_cuda(theirs, *map(_read, handle["cuda"]))
+    # Opened on our GPU, also where it is another's: CUDA allows the access to the GPU that opens a handle.
+    return storage._new_shared_cuda(ours, *map(_read, handle["cuda"]), False)
 
 
 def _index_of(uuid: str) -> int:
