@@ -1,4 +1,4 @@
-"""What a report says of several arms: a paragraph, the table of every metric, goodput. From `arms.contents`; pure."""
+"""What a report says of several arms: words, means, the table of every metric, goodput. From `arms.contents`; pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,34 @@ Comparison = Mapping[str, Any] | None
 
 
 def words(found: Comparison) -> str:
-    """The paragraph made from the figures; "" for a run of one arm, as all functions here."""
+    """What the figures say, and the means of all cells; "" for a run of one arm, as all functions here."""
     if found is None:
         return ""
     more = found["not_compared"]
     note = f" Not compared here: {', '.join(more)}." if more else ""
-    return f"## {found['arms'][1]} against {found['arms'][0]}\n\n{found['words']}{note}"
+    return f"## {found['arms'][1]} against {found['arms'][0]}\n\n{found['words']}{note}\n\n{_means(found)}".rstrip()
+
+
+# Of the table of means, in its order.
+MEANS = (("ttft_ms/mean", "TTFT"), ("tpot_ms/mean", "TPOT"), ("e2e_ms/mean", "E2E"))
+
+
+def _means(found: Mapping[str, Any]) -> str:
+    """A line a cell; differences whose interval excludes zero are bold."""
+    if len(found["cells"]) < 2:
+        return ""
+    a, b = found["arms"]
+    rows = []
+    for cell, figures in found["cells"].items():
+        row = [cells.parse(cell).words]
+        for metric, _ in MEANS:
+            figure = figures.get(metric) or {}
+            change = None if figure.get("ratio") is None else f"{(figure['ratio'] - 1) * 100:+.1f} %".replace("-", "−")
+            row += [ms(figure.get(a)), ms(figure.get(b)), f"**{change}**" if figure.get("excludes_zero") else change]
+        rows.append(row)
+    header = ["means in ms", *(f"{title} {of}" for _, title in MEANS for of in (a, b, "Δ"))]
+    bold = "Means of every cell, with Δ in bold where its 95 % interval excludes zero:"
+    return f"{bold}\n\n" + table(header, rows, "l" + "r" * (len(header) - 1))
 
 
 def side_by_side(found: Comparison) -> str:

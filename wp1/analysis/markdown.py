@@ -25,10 +25,14 @@ def ms(value: float | None) -> str | None:
 
 
 def with_interval(figure: Mapping[str, Any] | None, form: Callable[[float], str | None]) -> str | None:
-    """A figure of `wp1.analysis.bootstrap` as value [low, high]; `form` writes each number."""
+    """A figure of `wp1.analysis.bootstrap` as value [low, high]; `form` writes each number.
+
+    Without an interval where it has no width, as of a single request: that is no certainty.
+    """
     if figure is None:
         return None
-    bounds = [form(figure[key]) for key in ("low", "high") if key in figure]
+    wide = figure.get("low") != figure.get("high")
+    bounds = [form(figure[key]) for key in ("low", "high") if key in figure and wide]
     return f"{form(figure['value'])}" + (f" [{', '.join(map(str, bounds))}]" if bounds else "")
 
 

@@ -26,6 +26,8 @@ FILES = ("summary.json", "run_metadata.json", "config.yaml")
 LINES = ("records.jsonl", "handoffs.jsonl", "queues.jsonl", "memory.jsonl")
 # Of all compressed files of a packet; the largest are left out first.
 MAX_BYTES = 5 << 20
+# Characters of what is said of an experiment at the top.
+IN_SHORT = 320
 # Of a table on the page; the whole one is in the report.
 MAX_ROWS = 14
 
@@ -121,6 +123,7 @@ def write(chosen: dict[str, Run], out: Path, title: str, missing: Sequence[str])
     parts = [
         f"# {title}",
         _overview(chosen, missing),
+        _in_short(chosen, out),
         _setting(chosen),
         *(_chapter(name, run, out / name) for name, run in chosen.items()),
         _again(chosen),
@@ -201,6 +204,28 @@ def _overview(chosen: dict[str, Run], missing: Sequence[str]) -> str:
     return "\n\n".join([*partial, table(header, rows, "lllllll")])
 
 
+def _in_short(chosen: dict[str, Run], out: Path) -> str:
+    """How each report begins: the first sentences of its words; of a list the last, which is of the longest prompt."""
+    lines = []
+    for name in chosen:
+        report = out / name / "report.md"
+        first = key_parts(report.read_text(encoding="utf-8"), name)[:1] if report.is_file() else []
+        if not first or first[0].startswith("|"):
+            continue
+        said = first[0].splitlines()[-1].removeprefix("- ")
+        lines.append(f"- [{name.upper()}](#{name}): {_beginning(said)}")
+    return "## In short\n\n" + "\n".join(lines) if lines else ""
+
+
+def _beginning(said: str) -> str:
+    """As many whole sentences as are no longer than IN_SHORT, and one at least."""
+    sentences = re.split(r"(?<=\.) (?=[A-Z])", said)
+    kept = sentences[:1]
+    while len(kept) < len(sentences) and len(" ".join([*kept, sentences[len(kept)]])) <= IN_SHORT:
+        kept.append(sentences[len(kept)])
+    return " ".join(kept)
+
+
 def _setting(chosen: dict[str, Run]) -> str:
     machines = sorted({machine_of(run) for run in chosen.values()})
     rows = [["hardware", "; ".join(machines)]]
@@ -248,7 +273,7 @@ def _chapter(name: str, run: Run, folder: Path) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def key_parts(page: str, name: str, most_words: int = 4) -> list[str]:
+def key_parts(page: str, name: str, most_words: int = 8) -> list[str]:
     """Of a report its first words, first table and first picture, in this order, with links that fit from above."""
     blocks = [block.strip() for block in re.split(r"\n{2,}", page) if block.strip()]
     # The head is title, status and labels.
@@ -256,7 +281,7 @@ def key_parts(page: str, name: str, most_words: int = 4) -> list[str]:
     pictures = [block for block in body if block.startswith("![")]
     tables = [block for block in body if block.startswith("|")]
     before_table = body[: body.index(tables[0])] if tables else body
-    words = [block for block in before_table if not block.startswith(("![", "|", "*!", "- "))]
+    words = [block for block in before_table if not block.startswith(("![", "|"))]
     captions = {block.removeprefix("![").partition("]")[0] for block in pictures}
     words = [block for block in words if block.strip("*") not in captions][:most_words]
     key_table = [_shortened(tables[0], name)] if tables else []

@@ -33,6 +33,9 @@ def quality_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> l
     if any(len(of["perplexity"]) > 1 for of in arms.values()):
         made.append(("Perplexity by position in a long text, with 95 % intervals.", folder / "perplexity.png"))
         _perplexity(arms, made[-1][1], mark)
+    if len(arms) > 1:
+        # Arms differ in what they do by length; a report begins with what matters most.
+        made.sort(key=lambda plot: plot[1].name != "score_by_length.png")
     return made
 
 

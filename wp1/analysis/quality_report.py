@@ -25,7 +25,7 @@ def section(found: Mapping[str, Any] | None, rows: pl.DataFrame) -> str:
     """The whole section; "" for a run that judged nothing. rows: `quality.scored`."""
     if found is None:
         return ""
-    parts = ["## Answers", _source(found["dataset"])]
+    parts = ["## Answers", _together(found)]
     several = len(found["arms"]) > 1
     for arm, of in found["arms"].items():
         if several:
@@ -33,8 +33,49 @@ def section(found: Mapping[str, Any] | None, rows: pl.DataFrame) -> str:
         parts += [_words(of), _tasks(of), _lengths(of), _effective(of), _perplexity(of)]
     if found["differences"]:
         parts.append(difference_table(found["differences"], *list(found["arms"])[:2]))
-    parts.append(_examples(rows, next(iter(found["arms"]))))
+    parts += [_source(found["dataset"]), _examples(rows, next(iter(found["arms"])))]
     return "\n\n".join(part for part in parts if part)
+
+
+def _together(found: Mapping[str, Any]) -> str:
+    """Several arms beside each other by prompt length; "" for one arm or one length."""
+    arms = found["arms"]
+    by_arm = {arm: {row["bucket"]: row for row in of["by_length"]} for arm, of in arms.items()}
+    lengths = sorted({bucket for rows in by_arm.values() for bucket in rows})
+    if len(arms) < 2 or len(lengths) < 2:
+        return ""
+    said = [_difference_in_words(found["differences"], *list(arms)[:2])]
+    longest = {arm: max(rows) for arm, rows in by_arm.items() if rows}
+    for arm, length in longest.items():
+        if length > min(longest.values()):
+            beyond = [row for bucket, row in by_arm[arm].items() if bucket > min(longest.values())]
+            scores = ", ".join(f"{row['mean']:.0f} % up to {number(row['bucket'])}" for row in beyond)
+            said.append(f"Longer prompts were put to {arm} alone: {scores} tokens.")
+    effective = [(arm, of["effective_length"]) for arm, of in arms.items()]
+    if all(one and len(one["scores"]) > 1 for _, one in effective):
+        kept = [f"{arm} {_tokens(one['relative'])}" for arm, one in effective]
+        threshold = effective[0][1]["threshold"]
+        said.append(f"A score of {threshold:g} % of that at the shortest length holds to: {', '.join(kept)}.")
+    rows = []
+    for bucket in lengths:
+        of = [by_arm[arm].get(bucket) for arm in arms]
+        times = [None if row is None else ms(row["ttft_ms"].get("mean")) for row in of]
+        rows.append([f"≤ {number(bucket)}", *map(score_cell, of), *times])
+    header = ["prompt tokens", *(f"{arm}, score % [95 %]" for arm in arms), *(f"{arm}, TTFT ms" for arm in arms)]
+    return " ".join(filter(None, said)) + "\n\n" + table(header, rows, "r" * len(header))
+
+
+def _difference_in_words(found: Mapping[str, Any] | None, a: str, b: str) -> str:
+    """How two arms' scores differ over the examples that both were asked."""
+    if not found or not found["n"]:
+        return ""
+    overall = found["overall"]
+    both = f"Over the {found['n']} examples that both were asked"
+    if _apart(overall) != "yes":
+        return f"{both}, no difference between the scores of {a} and {b} could be shown ({_signed(overall)} points)."
+    more = "more" if overall["delta"] > 0 else "less"
+    ends = sorted([abs(overall["low"]), abs(overall["high"])])
+    return f"{both}, {b} scores {abs(overall['delta']):.1f} points [{ends[0]:.1f}, {ends[1]:.1f}] {more} than {a}."
 
 
 def score_cell(score: Mapping[str, Any] | None) -> str | None:
@@ -121,14 +162,14 @@ def _effective(of: Mapping[str, Any]) -> str:
     found = of["effective_length"]
     if not found or len(found["scores"]) < 2:
         return ""
-
-    def tokens(length: int | None) -> str:
-        return "none of the lengths" if length is None else f"{number(length)} tokens"
-
     return (
-        f"Effective length on RULER's tasks: **{tokens(found['absolute'])}** at a score of {found['threshold']:g} %, "
-        f"{tokens(found['relative'])} at {found['threshold']:g} % of the score at the shortest length."
+        f"Effective length on RULER's tasks: **{_tokens(found['absolute'])}** at a score of {found['threshold']:g} %, "
+        f"{_tokens(found['relative'])} at {found['threshold']:g} % of the score at the shortest length."
     )
+
+
+def _tokens(length: int | None) -> str:
+    return "none of the lengths" if length is None else f"{number(length)} tokens"
 
 
 def _perplexity(of: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a comparison found, as one paragraph made from its figures. Pure."""
+"""What a comparison found, in words made from its figures: where most was won and lost, then each metric. Pure."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -34,10 +34,11 @@ Rows = Mapping[tuple[str, str], Row]
 
 
 def in_words(rows: pl.DataFrame, a: str, b: str) -> str:
-    """Where arm b did better than arm a and where worse, by how much, and which phase moved most.
+    """Markdown: where arm b did better than arm a and where worse, by how much, and which phase moved most.
 
-    rows: of `comparison.compare`. A difference is called one only where its interval excludes zero. Phases are means,
-    so the parts of a change add up to it; that a phase moved most is arithmetic, not a cause.
+    rows: of `comparison.compare`. It begins with the cells in which E2E changed most. A difference is called one only
+    where its interval excludes zero. Phases are means, so the parts of a change add up to it; that a phase moved most
+    is arithmetic, not a cause.
     """
     by = {(row["cell"], row["metric"]): row for row in rows.iter_rows(named=True)}
     names = list(dict.fromkeys(rows["cell"]))
@@ -61,11 +62,11 @@ def in_words(rows: pl.DataFrame, a: str, b: str) -> str:
     over = f"Over {_count(len(compared), 'cell')}"
     if len(untold) == len(compared):
         return " ".join([f"{over}, nothing can be told: {TOO_FEW}.", *left_out])
-    if better:
-        sentences = [f"{over}, {b} helped against {a}: {'; '.join(better)}."]
-    else:
-        sentences = [f"{over}, nothing shows that {b} helped against {a}."]
-    sentences.append(f"It hurt: {'; '.join(worse)}." if worse else "Nothing shows that it hurt.")
+    blocks = [extremes] if (extremes := _extremes(by, compared, b)) else []
+    helped = f"{over}, {b} helped against {a}:" if better else f"{over}, nothing shows that {b} helped against {a}."
+    hurt = "It hurt:" if worse else "Nothing shows that it hurt."
+    blocks += [helped, _bullets(better), hurt, _bullets(worse)]
+    sentences = []
     unclear = [cell for cell in compared if cell not in shown and cell not in untold]
     if untold:
         sentences.append(f"Nothing can be told for {_listed(untold)}: {TOO_FEW}.")
@@ -78,7 +79,25 @@ def in_words(rows: pl.DataFrame, a: str, b: str) -> str:
         f"Looked at were {', '.join(titles[:-1])} and {titles[-1]}; "
         "a difference counts as shown where its 95 % interval excludes zero."
     )
-    return " ".join(sentences)
+    return "\n\n".join(block for block in [*blocks, " ".join(sentences)] if block)
+
+
+def _extremes(by: Rows, names: list[str], b: str) -> str:
+    """Where E2E, in which all phases are, fell most and where it rose most; "" where neither could be shown."""
+    shown = [row for cell in names if (row := by[cell, "e2e_ms/mean"])["excludes_zero"] and row["ratio"] is not None]
+    found = []
+    for best, verb in ((min, "won"), (max, "lost")):
+        row = best(shown, key=lambda row: row["ratio"], default=None)
+        if row is not None and (row["delta"] < 0) == (verb == "won"):
+            found.append(
+                f"{verb} most for {cells.parse(row['cell']).words}, where mean E2E is {_amount(row)} "
+                f"{'lower' if verb == 'won' else 'higher'} ({_value(row, 'b')} instead of {_value(row, 'a')})"
+            )
+    return f"**End to end {b} {', and '.join(found)}.**" if found else ""
+
+
+def _bullets(clauses: list[str]) -> str:
+    return "\n".join(f"- {clause}." for clause in clauses)
 
 
 def _too_few(by: Rows, cell: str) -> bool:

@@ -140,3 +140,26 @@ def test_the_key_parts_of_a_report() -> None:
     assert table.count("\n| ") == packet.MAX_ROWS + 1
     assert "16 more rows are in [the report](e1/report.md)" in table
     assert picture == "![How](e1/a.png)"
+
+
+def test_it_says_in_short_how_each_report_begins(e3: Path, tmp_path: Path) -> None:
+    """Only the first of these has a report."""
+    _all(e3, tmp_path)
+    page = Path(command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=False)[1]).read_text()
+    [line] = page.partition("## In short")[2].partition("## ")[0].strip().splitlines()
+    assert line.startswith("- [E0](#e0): ")
+    begins = packet.key_parts((tmp_path / "packet" / "e0" / "report.md").read_text(), "e0")[0]
+    assert begins.startswith(line.removeprefix("- [E0](#e0): "))
+
+
+def test_a_long_beginning_ends_with_a_sentence() -> None:
+    first = "A prompt of 131,064 tokens waited 10.5 s. "
+    assert packet._beginning(first + "Much more is said. " * 40).endswith("Much more is said.")
+    assert len(packet._beginning(first + "Much more is said. " * 40)) <= packet.IN_SHORT
+    long = "One sentence " + "and on " * 100 + "to its end."
+    assert packet._beginning(long + " Another.") == long
+
+
+def test_lists_are_words_of_a_report() -> None:
+    page = "# E2: what?\n\n**completed**\n\n- **1k**: fast.\n- **8k**: slow.\n\n| x |\n| --- |\n| 1 |\n"
+    assert packet.key_parts(page, "e2")[0] == "- **1k**: fast.\n- **8k**: slow."

@@ -177,9 +177,32 @@ def test_the_page_says_what_was_found(rows: pl.DataFrame, found: dict[str, Any])
     assert quality_report.section(None, pl.DataFrame()) == ""
 
 
+def test_the_page_begins_with_the_arms_side_by_side(rows: pl.DataFrame, found: dict[str, Any]) -> None:
+    page = quality_report.section(found, rows)
+    words, _, table = page.removeprefix("## Answers\n\n").partition("\n\n")
+    assert words.startswith(
+        "Over the 25 examples that both were asked, unscaled scores 28.0 points [12.0, 44.0] less than yarn."
+    )
+    assert table.startswith(
+        "| prompt tokens | yarn, score % [95 %] | unscaled, score % [95 %] | yarn, TTFT ms | unscaled, TTFT ms |"
+    )
+    one = {**found, "arms": {"yarn": found["arms"]["yarn"]}, "differences": None}
+    assert quality_report.section(one, rows).startswith("## Answers\n\nOver ")
+
+
+def test_a_difference_that_may_be_none_is_not_called_one(found: dict[str, Any]) -> None:
+    overall = {"n": 25, "delta": 2.0, "low": -3.0, "high": 8.0}
+    said = quality_report._difference_in_words({"n": 25, "overall": overall}, "agg", "disagg")
+    assert said == (
+        "Over the 25 examples that both were asked, no difference between the scores of agg and disagg could be shown "
+        "(+2.0 [-3.0, +8.0] points)."
+    )
+
+
 def test_every_plot_is_drawn(tmp_path: Path, found: dict[str, Any]) -> None:
     made = quality_plots.quality_plots(tmp_path, found, "")
-    assert [file.name for _, file in made] == ["scores.png", "score_by_length.png", "needles.png", "perplexity.png"]
+    # Of several arms what differs by length comes first.
+    assert [file.name for _, file in made] == ["score_by_length.png", "scores.png", "needles.png", "perplexity.png"]
     assert all(file.stat().st_size > 5000 for _, file in made)
     assert quality_plots.quality_plots(tmp_path, None, "") == []
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.analysis.synthetic import RUN_ID, Shape, make_run
 from wp1.analysis.comparison import METRICS
+from wp1.analysis.markdown import ms
 from wp1.report import make_report
 
 SHAPES = {
@@ -47,6 +48,11 @@ def test_what_the_page_of_two_arms_says(tmp_path: Path) -> None:
     text = make_report(folder, tmp_path / "reports").read_text()
     compared = json.loads((folder / "e3_summary.json").read_text())
     assert compared["words"] in text
+    assert "| means in ms | TTFT agg | TTFT disagg | TTFT Δ | TPOT agg | TPOT disagg | TPOT Δ | E2E agg |" in text
+    [means] = [line for line in text.splitlines() if line.startswith("| 1,024 tokens at 0.5 requests/s |")]
+    figures = compared["cells"]["1024-rate0.5"]["ttft_ms/mean"]
+    assert means.split("|")[2].strip() == ms(figures["agg"])
+    assert ("**" in means.split("|")[4]) == bool(figures["excludes_zero"])
     for cell in ("256-conc1", "256-rate0.5", "1024-conc1", "1024-rate0.5"):
         assert f"**{cell}**" in text
         assert f"| disagg/{cell} | 8 |" in text

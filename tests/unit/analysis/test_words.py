@@ -1,4 +1,4 @@
-"""The paragraph says what the figures show, and no more."""
+"""The words say what the figures show, and no more."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +37,9 @@ QUEUE_FELL = {
 
 def test_helped_and_by_which_phase() -> None:
     text = in_words(_rows(_1024_conc4=QUEUE_FELL), "agg", "disagg")
-    assert "Over 1 cell, disagg helped against agg: mean TTFT was lower, by 50 % for 1,024 tokens 4 at a time" in text
+    assert (
+        "Over 1 cell, disagg helped against agg:\n\n- mean TTFT was lower, by 50 % for 1,024 tokens 4 at a time" in text
+    )
     assert "(200 ms instead of 400 ms, mostly queue −210 ms)" in text
     assert "mostly queue −210 ms, against handoff +50.0 ms" in text
     assert "Nothing shows that it hurt." in text
@@ -52,7 +54,7 @@ def test_hurt_by_the_handoff_where_decode_streams_the_first_token() -> None:
     }  # fmt: skip
     text = in_words(_rows(_256_conc1=cell), "agg", "disagg")
     assert "nothing shows that disagg helped against agg" in text
-    assert "It hurt: mean TTFT was higher, by 70 % for 256 tokens one at a time" in text
+    assert "It hurt:\n\n- mean TTFT was higher, by 70 % for 256 tokens one at a time" in text
     assert "(170 ms instead of 100 ms, mostly handoff +50.0 ms)" in text
 
 
@@ -74,14 +76,28 @@ def test_several_cells_are_one_clause() -> None:
     assert "mean TTFT was lower in 2 of 3 cells, by 25 % to 50 %, most for 1,024 tokens at 2 requests/s" in text
     assert "and in each of them queue moved most" in text
     assert "No difference could be shown for 256 tokens one at a time." in text
-    assert "\n" not in text
+
+
+def test_it_begins_with_where_e2e_changed_most() -> None:
+    worse = {**SAME, "e2e_ms/mean": (500.0, 550.0, True)}
+    slightly = {**SAME, "e2e_ms/mean": (500.0, 490.0, True)}
+    text = in_words(_rows(_256_conc1=worse, _256_rate2=slightly, _1024_conc4=QUEUE_FELL), "agg", "disagg")
+    assert text.startswith(
+        "**End to end disagg won most for 1,024 tokens 4 at a time, where mean E2E is 21 % lower (550 ms instead of "
+        "700 ms), and lost most for 256 tokens one at a time, where mean E2E is 10 % higher (550 ms instead of "
+        "500 ms).**"
+    )
+    only_worse = in_words(_rows(_256_conc1=worse), "agg", "disagg")
+    assert only_worse.startswith("**End to end disagg lost most for 256 tokens one at a time")
+    assert "won most" not in only_worse
+    assert in_words(_rows(_256_conc1=SAME), "agg", "disagg").startswith("Over 1 cell")
 
 
 def test_more_of_an_attainment_is_better() -> None:
     cell = {**SAME, "slo_attainment": (0.5, 0.9, True), "failed_share": (0.0, 0.25, True)}
     text = in_words(_rows(_256_rate2=cell), "agg", "disagg")
-    assert "helped against agg: SLO attainment was higher, by 40 points for 256 tokens at 2 requests/s" in text
-    assert "It hurt: the share of failed requests was higher, by 25 points" in text
+    assert "helped against agg:\n\n- SLO attainment was higher, by 40 points for 256 tokens at 2 requests/s" in text
+    assert "It hurt:\n\n- the share of failed requests was higher, by 25 points" in text
     assert "(25 % instead of 0 %)" in text
 
 
