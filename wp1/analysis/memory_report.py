@@ -216,8 +216,8 @@ def _vllm_says(rows: Sequence[Row], unit: tuple[str, int]) -> str:
     header = ["engine", *(f"`{name}`" for name in names)]
     arms = [row.arm for row in rows if row.kind == "gpu"]
     beside = (
-        " It goes by what is free on the device, so an engine that starts beside another on it counts what that one takes "
-        "meanwhile."
+        " It goes by what is free on the device, so an engine that starts beside another on it counts what that one "
+        "takes meanwhile."
     ) * (len(arms) > len(set(arms)))
     return f"vLLM's own profile at its start, by its names.{beside}\n\n{table(header, lines, 'l' + 'r' * len(names))}"
 

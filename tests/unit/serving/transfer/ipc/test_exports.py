@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -205,3 +206,38 @@ def test_an_offer_of_a_process_that_is_gone(folder: Path, facts: dict[str, Any])
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": gone.pid}))
     with pytest.raises(PeerError, match="gone"):
         open_peer(path, facts)
+
+
+class TwoGpus:
+    """Torch as a decode engine sees it whose own GPU is the first of two; the prefill engine's is the other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, reachable: bool) -> None:
+        self.opened: list[tuple[Any, ...]] = []
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+        monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda n: SimpleNamespace(uuid=f"GPU-{n}"))
+        monkeypatch.setattr("torch.cuda.can_device_access_peer", lambda ours, theirs: reachable)
+        monkeypatch.setattr("torch.UntypedStorage._new_shared_cuda", self._open)
+
+    def _open(self, *arguments: Any) -> str:
+        self.opened.append(arguments)
+        return "mapped"
+
+
+HANDLE = {"gpu": "GPU-1", "cuda": [{"b64": "aGFuZGxl"}, 1 << 20, 512, {"b64": "cmVm"}, 0, {"b64": "ZXZlbnQ="}]}
+
+
+def test_memory_of_another_gpu_is_opened_on_the_gpu_that_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = TwoGpus(monkeypatch, reachable=True)
+    assert exports._opened(HANDLE, os.getpid()) == "mapped"
+    # On our GPU, and without waiting for an event of theirs.
+    assert gpus.opened == [(0, b"handle", 1 << 20, 512, b"ref", 0, b"event", False)]
+
+
+def test_gpus_that_cannot_read_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = TwoGpus(monkeypatch, reachable=False)
+    with pytest.raises(PeerError, match="use transfer=nixl_push"):
+        exports._opened(HANDLE, os.getpid())
+    with pytest.raises(PeerError, match="not visible to this engine"):
+        exports._opened(HANDLE | {"gpu": "GPU-7"}, os.getpid())
+    assert gpus.opened == []
