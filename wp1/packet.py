@@ -30,6 +30,13 @@ def main() -> None:
     except (WP1Error, OSError) as error:
         print("error:", error, file=sys.stderr)
         sys.exit(2)
+    except Exception as error:  # what a damaged folder can bring about has no end
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        print(
+            f"error: one of {', '.join(map(str, words.runs))} is no whole run ({what}): remake it or leave it out",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     print(said, file=sys.stderr if code else sys.stdout)
     sys.exit(code)
 

@@ -45,8 +45,17 @@ def make_report(run_dir: Path, reports: Path) -> Path:
     """
     progress.check_records(run_dir)
     metadata = read_metadata(run_dir)
+    _check_there(run_dir, metadata)
     summary = summarise(run_dir, collectors_of(read_config(run_dir)))
     return write_report(run_dir, reports, metadata, summary)
+
+
+def _check_there(run_dir: Path, metadata: dict[str, Any]) -> None:
+    """A run that completed has records. Without, its summary would be written over by one of nothing."""
+    records, packed = run_dir / "records.jsonl", run_dir / "records.jsonl.gz"
+    if metadata["status"] == "completed" and not (records.is_file() and records.stat().st_size):
+        how = f"unpack what is beside it, gunzip {run_dir}/*.gz" if packed.is_file() else "restore it from a copy"
+        raise ConfigError(f"{records} is missing or empty, and the run completed: {how}")
 
 
 def main() -> None:

@@ -276,6 +276,8 @@ def one_line(message: str) -> str:
 
 # Of any number: engines keep seeds in 32 bits, and nothing else comes near.
 MOST = 2**31 - 1
+# Tokens. Far beyond any model, and an engine keeps a table of all positions, for which memory would not do.
+LONGEST = 2**24
 
 
 def check(cfg: Any) -> None:
@@ -306,6 +308,8 @@ def _check_values(cfg: Any) -> None:
         # Names become names of files and folders.
         if not re.fullmatch(r"[\w][\w.-]*", cfg[key].name):
             raise ConfigError(f"{key}.name={cfg[key].name} is no name: use letters, digits, '_', '-' and '.'")
+    if cfg.model.max_len > LONGEST:
+        raise ConfigError(f"model.max_len={cfg.model.max_len} is too large: set model.max_len to {LONGEST} or less")
     at_least = [
         ("backend.kv_cache_gib", cfg.backend.kv_cache_gib, 0.001),
         ("backend.startup_timeout_s", cfg.backend.startup_timeout_s, 1),
@@ -433,7 +437,9 @@ def _check_cells(cfg: Any) -> None:
                 f"experiment.prompt_lens=[{cfg.workload.prompt_len}]"
             )
         if not lengths or len(set(lengths)) < len(lengths) or not all(1 <= n <= MOST for n in lengths):
-            raise ConfigError(f"experiment.prompt_lens={list(lengths)} does not do: name different lengths, in tokens")
+            raise ConfigError(
+                f"experiment.prompt_lens={list(lengths)} does not do: name different lengths, in tokens, of 1 or more"
+            )
     if rates is not None and (
         not rates or len(set(rates)) < len(rates) or not all(0 <= rate <= MOST for rate in rates)
     ):
@@ -475,6 +481,11 @@ def _check_doubling(cfg: Any) -> None:
             "experiment.doubling_from needs outputs of one length: set workload.output_distribution=fixed"
         )
     room = cfg.model.max_len - workload.output_len
+    if room < 1:
+        raise ConfigError(
+            f"workload.output_len={workload.output_len} leaves no room for a prompt in model.max_len="
+            f"{cfg.model.max_len}: lower it or raise model.max_len"
+        )
     if not 1 <= first <= room:
         raise ConfigError(
             f"experiment.doubling_from={first} does not do: set it between 1 and {room}, which is model.max_len less "

@@ -145,6 +145,7 @@ def test_the_key_parts_of_a_report() -> None:
 def test_it_says_in_short_how_each_report_begins(e3: Path, tmp_path: Path) -> None:
     """Only the first of these has a report."""
     _all(e3, tmp_path)
+    shutil.copytree(e3.parent / "reports", tmp_path / "outputs" / "reports")
     page = Path(command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=False)[1]).read_text()
     [line] = page.partition("## In short")[2].partition("## ")[0].strip().splitlines()
     assert line.startswith("- [E0](#e0): ")
@@ -163,3 +164,24 @@ def test_a_long_beginning_ends_with_a_sentence() -> None:
 def test_lists_are_words_of_a_report() -> None:
     page = "# E2: what?\n\n**completed**\n\n- **1k**: fast.\n- **8k**: slow.\n\n| x |\n| --- |\n| 1 |\n"
     assert packet.key_parts(page, "e2")[0] == "- **1k**: fast.\n- **8k**: slow."
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("summary.json", "{}"), ("run_metadata.json", "{}"), ("records.jsonl", "\x00\xff")]
+)
+def test_a_damaged_folder_is_one_line(
+    e3: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    content: str,
+) -> None:
+    folder = _again(e3, tmp_path, "e3", e3.name)
+    (folder / file).write_bytes(content.encode("latin-1"))
+    monkeypatch.setattr("sys.argv", ["packet", str(folder), "--out", str(tmp_path / "packet"), "--partial"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: one of {folder} is no whole run (")
