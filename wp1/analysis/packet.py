@@ -111,13 +111,10 @@ def machine_of(run: Run) -> str:
 def write(chosen: dict[str, Run], out: Path, title: str, missing: Sequence[str]) -> Path:
     """Makes the folder `out` anew and returns its page, which says what is `missing` (`shortcomings`).
 
-    Raises WP1Error where something else is in it.
+    Raises WP1Error where something else is in it, or a run that the packet is made of.
     """
-    if out.exists():
-        if any(out.iterdir()) and not (out / PAGE).is_file():
-            raise WP1Error(f"{out} is not empty and no packet: name another folder")
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
+    _make_way(out, [run.folder for run in chosen.values()])
+    out.mkdir(parents=True, exist_ok=True)
     left_out = {name: _copy(run, out / name) for name, run in chosen.items()}
     too_large = _shrink(out)
     parts = [
@@ -132,6 +129,26 @@ def write(chosen: dict[str, Run], out: Path, title: str, missing: Sequence[str])
     page = out / PAGE
     page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return page
+
+
+def _make_way(out: Path, sources: Sequence[Path]) -> None:
+    """Removes an older packet, and nothing else. Raises WP1Error where `out` has anything that is not a packet's."""
+    if out.exists() and not out.is_dir():
+        raise WP1Error(f"{out} is no folder: name another")
+    here = out.resolve()
+    if here == Path.cwd() or any(folder.resolve().is_relative_to(here) for folder in sources):
+        raise WP1Error(f"{out} is where you are, or has runs that the packet is made of: name another folder")
+    there = {path.name for path in out.iterdir()} if out.exists() else set()
+    # A README alone is anybody's.
+    if there and (PAGE not in there or there - {PAGE, *EXPERIMENTS} or not _is_page(out / PAGE)):
+        raise WP1Error(f"{out} is not empty and no packet: name another folder")
+    for name in there & set(EXPERIMENTS):
+        shutil.rmtree(out / name)
+    (out / PAGE).unlink(missing_ok=True)
+
+
+def _is_page(path: Path) -> bool:
+    return "\n## What it ran on\n" in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _copy(run: Run, target: Path) -> list[str]:

@@ -129,6 +129,29 @@ def test_nothing_of_others_is_overwritten(e3: Path, tmp_path: Path) -> None:
         packet.find([tmp_path])
 
 
+def test_a_readme_does_not_make_a_packet(e3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = packet.choose(packet.find([e3]))
+    project = tmp_path / "project"
+    (project / "src").mkdir(parents=True)
+    (project / "README.md").write_text("# Mine\n")
+    (project / "src" / "main.py").write_text("mine")
+    with pytest.raises(WP1Error, match="not empty and no packet"):
+        packet.write(chosen, project, "A packet", [])
+    old = tmp_path / "packet"
+    page = packet.write(chosen, old, "A packet", [])
+    (old / "notes.txt").write_text("mine")
+    with pytest.raises(WP1Error, match="not empty and no packet"):
+        packet.write(chosen, old, "A packet", [])
+    (old / "notes.txt").unlink()
+    assert packet.write(chosen, old, "Another", []) == page
+    monkeypatch.chdir(project)
+    for out in (Path(), e3, e3.parent):
+        with pytest.raises(WP1Error, match="name another folder"):
+            packet.write(chosen, out, "A packet", [])
+    assert (project / "src" / "main.py").read_text() == "mine"
+    assert (e3 / "records.jsonl").is_file()
+
+
 def test_the_key_parts_of_a_report() -> None:
     rows = "\n".join(f"| {n} |" for n in range(30))
     page = (
