@@ -7,3 +7,8 @@ class WP1Error(Exception):
 
 class ConfigError(WP1Error):
     """The input is wrong: names the key or file and what to do. Raised before any engine starts. Exit code 2."""
+
+
+def unforeseen(error: Exception) -> str:
+    """An error of no kind of ours, in one line: what a damaged folder can bring about has no end."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from wp1.analysis import packet
-from wp1.errors import WP1Error
+from wp1.errors import WP1Error, unforeseen
 
 
 def main() -> None:
@@ -30,11 +30,10 @@ def main() -> None:
     except (WP1Error, OSError) as error:
         print("error:", error, file=sys.stderr)
         sys.exit(2)
-    except Exception as error:  # what a damaged folder can bring about has no end
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    except Exception as error:
+        given = ", ".join(map(str, words.runs))
         print(
-            f"error: one of {', '.join(map(str, words.runs))} is no whole run ({what}): remake it or leave it out",
-            file=sys.stderr,
+            f"error: one of {given} is no whole run ({unforeseen(error)}): remake it or leave it out", file=sys.stderr
         )
         sys.exit(2)
     print(said, file=sys.stderr if code else sys.stdout)

@@ -14,7 +14,7 @@ from wp1.analysis.summary import read_config, read_metadata, summarise
 from wp1.analysis.sweep import MANIFEST
 from wp1.analysis.sweep_report import write_comparison
 from wp1.collectors import Collector
-from wp1.errors import ConfigError, WP1Error
+from wp1.errors import ConfigError, WP1Error, unforeseen
 from wp1.places import reports_of
 
 
@@ -77,10 +77,8 @@ def main() -> None:
         sys.exit(2)
     except (WP1Error, OSError) as error:
         sys.exit(f"error: {error}")
-    except Exception as error:  # what a damaged folder can bring about has no end
-        sys.exit(
-            f"error: {words.run_dir} is no whole run ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        )
+    except Exception as error:
+        sys.exit(f"error: {words.run_dir} is no whole run ({unforeseen(error)})")
     print(page)
 
 
