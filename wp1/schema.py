@@ -276,8 +276,10 @@ def one_line(message: str) -> str:
 
 # Of any number: engines keep seeds in 32 bits, and nothing else comes near.
 MOST = 2**31 - 1
-# Tokens. Far beyond any model, and an engine keeps a table of all positions, for which memory would not do.
-LONGEST = 2**24
+MOST_OF = {
+    # Tokens. Far beyond any model, and an engine keeps a table of all positions, for which memory would not do.
+    "model.max_len": 2**24,
+}
 
 
 def check(cfg: Any) -> None:
@@ -308,8 +310,6 @@ def _check_values(cfg: Any) -> None:
         # Names become names of files and folders.
         if not re.fullmatch(r"[\w][\w.-]*", cfg[key].name):
             raise ConfigError(f"{key}.name={cfg[key].name} is no name: use letters, digits, '_', '-' and '.'")
-    if cfg.model.max_len > LONGEST:
-        raise ConfigError(f"model.max_len={cfg.model.max_len} is too large: set model.max_len to {LONGEST} or less")
     at_least = [
         ("backend.kv_cache_gib", cfg.backend.kv_cache_gib, 0.001),
         ("backend.startup_timeout_s", cfg.backend.startup_timeout_s, 1),
@@ -353,8 +353,9 @@ def _check_values(cfg: Any) -> None:
         # Written so that nan is refused too.
         if value is not None and not value >= least:
             raise ConfigError(f"{key}={value} is too small: set {key} to {least} or more")
-        if value is not None and value > MOST:
-            raise ConfigError(f"{key}={value} is too large: set {key} to {MOST} or less")
+        most = MOST_OF.get(key, MOST)
+        if value is not None and value > most:
+            raise ConfigError(f"{key}={value} is too large: set {key} to {most} or less")
     if not 0 < cfg.workload.top_p <= 1:
         raise ConfigError(f"workload.top_p={cfg.workload.top_p} is no share: set workload.top_p above 0, at most 1")
 
