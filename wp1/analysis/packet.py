@@ -117,12 +117,13 @@ def write(chosen: dict[str, Run], out: Path, title: str, missing: Sequence[str])
     out.mkdir(parents=True, exist_ok=True)
     left_out = {name: _copy(run, out / name) for name, run in chosen.items()}
     too_large = _shrink(out)
+    keys = {name: _key_parts_of(out / name / "report.md", name) for name in chosen}
     parts = [
         f"# {title}",
         _overview(chosen, missing),
-        _in_short(chosen, out),
+        _in_short(keys),
         _setting(chosen),
-        *(_chapter(name, run, out / name) for name, run in chosen.items()),
+        *(_chapter(name, run, out / name, keys[name]) for name, run in chosen.items()),
         _again(chosen),
         _contents(too_large, sorted({file for files in left_out.values() for file in files})),
     ]
@@ -221,15 +222,16 @@ def _overview(chosen: dict[str, Run], missing: Sequence[str]) -> str:
     return "\n\n".join([*partial, table(header, rows, "lllllll")])
 
 
-def _in_short(chosen: dict[str, Run], out: Path) -> str:
-    """How each report begins: the first sentences of its words; of a list the last, which is of the longest prompt."""
+def _in_short(keys: dict[str, list[str] | None]) -> str:
+    """How each report begins: the first sentences of its words; of a list the last, which is of the longest prompt.
+
+    keys: of each experiment the key parts of its report.
+    """
     lines = []
-    for name in chosen:
-        report = out / name / "report.md"
-        first = key_parts(report.read_text(encoding="utf-8"), name)[:1] if report.is_file() else []
-        if not first or first[0].startswith("|"):
+    for name, parts in keys.items():
+        if not parts or parts[0].startswith("|"):
             continue
-        said = first[0].splitlines()[-1].removeprefix("- ")
+        said = parts[0].splitlines()[-1].removeprefix("- ")
         lines.append(f"- [{name.upper()}](#{name}): {_beginning(said)}")
     return "## In short\n\n" + "\n".join(lines) if lines else ""
 
@@ -275,19 +277,22 @@ def _versions(chosen: dict[str, Run]) -> list[str]:
     return [f"{package} {' and '.join(versions)}" for package, versions in found.items()]
 
 
-def _chapter(name: str, run: Run, folder: Path) -> str:
-    """One experiment: its words, key table and key picture, what was skipped, its command."""
+def _chapter(name: str, run: Run, folder: Path, key: list[str] | None) -> str:
+    """One experiment: its words, key table and picture, what was skipped, its command. key: None without a report."""
     metadata = run.metadata
     parts = [f'<a id="{name}"></a>', f"## {name.upper()}: {metadata['question'] or metadata['experiment']}"]
     if not run.completed:
         parts.append(f"> **{metadata['status']}**: {text(metadata['reason'] or 'no reason was written', 300)}")
-    report = folder / "report.md"
-    if report.is_file():
-        parts += key_parts(report.read_text(encoding="utf-8"), name)
+    parts += key or []
     parts += [_skipped(metadata), _failed(folder)]
     parts.append(f"```\n{_portable(run.command, str(read_config(run.folder)['root']))}\n```")
-    parts.append(f"[The whole report]({name}/report.md)" if report.is_file() else "It left no report.")
+    parts.append(f"[The whole report]({name}/report.md)" if key is not None else "It left no report.")
     return "\n\n".join(part for part in parts if part)
+
+
+def _key_parts_of(report: Path, name: str) -> list[str] | None:
+    """`key_parts` of a report's file; None where there is none."""
+    return key_parts(report.read_text(encoding="utf-8"), name) if report.is_file() else None
 
 
 def key_parts(page: str, name: str, most_words: int = 8) -> list[str]:
