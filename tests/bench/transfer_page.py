@@ -119,7 +119,7 @@ def page_of(results: Results) -> str:
     lengths = sorted({row.tokens for row in rows})
     copy = "copy from GPU to GPU" if facts["apart"] else "plain gather"
     plain = {n: _median(rate for tokens, rate in results.plain if tokens == n) for n in lengths}
-    rates = {(v, n): _median(row.gb_per_s for row in _of(rows, v, n)) for v in variants for n in lengths}
+    rates = {(v, n): _median(_rates(rows, v, n)) for v in variants for n in lengths}
     by_variant = [[v, *(_rate(rates[v, n], plain[n]) for n in lengths)] for v in variants]
     by_variant.append([copy, *(_rate(plain[n], plain[n]) for n in lengths)])
     if any(ratios := [_ratio(rates, n) for n in lengths]):
@@ -153,7 +153,7 @@ def page_of(results: Results) -> str:
         " was there, from there until it was scheduled, and from there to its first token in the engine; at the end the"
         " slowest and the fastest handoff in GB/s:",
         "",
-        table(["connector", "tokens", "handoffs", *WAITS, "GB/s"], waits, "lrrrrrrr"),
+        table(["connector", "tokens", "handoffs", *PARTS.values(), "GB/s"], waits, "lrrrrrrr"),
         "",
     ]
     for variant, reason in results.missing.items():
@@ -161,8 +161,8 @@ def page_of(results: Results) -> str:
     return "\n".join(lines)
 
 
-PARTS = ("whole", "there", "scheduled", "token")
-WAITS = ("whole", "KV there", "scheduled", "token")
+# Of the second table: fields of `Measured`, and their columns.
+PARTS = {"whole": "whole", "there": "KV there", "scheduled": "scheduled", "token": "token"}
 
 
 def _of(rows: list[Measured], variant: str, tokens: int) -> list[Measured]:
