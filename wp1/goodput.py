@@ -17,6 +17,7 @@ import polars as pl
 
 from wp1.analysis import cells, metrics, tables
 from wp1.plan import Arm, Cell, cell_of
+from wp1.records import read_as
 
 FILE = "goodput.jsonl"
 # Below the first guess by more than this factor nothing is worth looking for.
@@ -182,6 +183,4 @@ def _measured(run_dir: Path, arm: str, length: int) -> pl.DataFrame:
 
 def read(run_dir: Path) -> list[Probe]:
     """The searches of a run, in order; [] where there were none. A line torn by a crash is left out."""
-    path = run_dir / FILE
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [Probe(**json.loads(line)) for line in lines if line.endswith("\n")]
+    return read_as(Probe, run_dir / FILE, "probe of a search")

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from wp1.errors import ConfigError
+from wp1.records import read_as
 
 FILE = "cells.jsonl"
 # Arm, cell and repeat: what is measured in one go, and measured again whole where it was cut short.
@@ -43,28 +43,8 @@ def read(run_dir: Path) -> list[Done]:
 
     Raises ConfigError naming the line that cannot be read.
     """
-    path = run_dir / FILE
     found: dict[Unit, Done] = {}
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            done = Done(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{path}:{number} is no line of what was measured: restore it from a copy") from error
+    for done in read_as(Done, run_dir / FILE, "line of what was measured"):
         found.pop(done.unit, None)
         found[done.unit] = done
     return list(found.values())
-
-
-def check_records(run_dir: Path) -> None:
-    """Raises ConfigError where records.jsonl has fewer records than were measured, before anything is made of it."""
-    measured = sum(done.requests for done in read(run_dir))
-    path, there = run_dir / "records.jsonl", 0
-    if path.is_file():
-        with path.open("rb") as file:
-            while part := file.read(1 << 24):
-                there += part.count(b"\n")
-    if there < measured:
-        raise ConfigError(
-            f"{path} has {there} records and {measured} requests were measured ({FILE}): restore it from a copy"
-        )

@@ -9,10 +9,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
-from wp1.errors import WP1Error
+from wp1.errors import ConfigError, WP1Error
 
+Of = TypeVar("Of")
 Status = Literal["ok", "error", "timeout", "aborted"]
 # Why a request did not end well, for counting; `error` has the words.
 Cause = Literal["engine_died", "engine_error", "timeout", "transfer", "interrupted"]
@@ -257,3 +258,33 @@ def iter_records(path: Path) -> Iterator[RequestRecord]:
                 if not line.endswith("\n"):
                     return
                 raise WP1Error(f"{path}:{number} is no request record: {error}") from error
+
+
+def read_rows(path: Path, content: str, *needed: str) -> list[dict[str, Any]]:
+    """The objects of a JSONL file in order; [] where there is none. A last line that was torn by a crash is left out.
+
+    content: what a line is, in words; needed: keys that it may not lack.
+    Raises ConfigError naming the file and line of what is no such thing.
+    """
+    # Bytes: a text may hold what other splitting takes for a line's end.
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not row.keys() >= set(needed):
+            raise ConfigError(f"{path}:{number} is no {content}: restore the file from a copy")
+        rows.append(row)
+    return rows
+
+
+def read_as(kind: type[Of], path: Path, content: str) -> list[Of]:
+    """`read_rows` as objects of a dataclass; keys that it does not know are left out. Raises as `read_rows` does."""
+    fields = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
+    needed = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    names = {f.name for f in fields}
+    return [
+        kind(**{key: value for key, value in row.items() if key in names}) for row in read_rows(path, content, *needed)
+    ]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wp1 import progress
+from wp1.analysis import whole
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import read_config, read_metadata, summarise
 from wp1.analysis.sweep import MANIFEST
@@ -41,21 +41,12 @@ def collectors_of(config: dict[str, Any]) -> list[Collector]:
 def make_report(run_dir: Path, reports: Path) -> Path:
     """Summary and report of a run's folder; returns the page's path.
 
-    Raises ConfigError where the folder is none of a run, or has lost records.
+    Raises ConfigError where the folder is none of a run, or has lost lines.
     """
-    progress.check_records(run_dir)
+    whole.check(run_dir)
     metadata = read_metadata(run_dir)
-    _check_there(run_dir, metadata)
     summary = summarise(run_dir, collectors_of(read_config(run_dir)))
     return write_report(run_dir, reports, metadata, summary)
-
-
-def _check_there(run_dir: Path, metadata: dict[str, Any]) -> None:
-    """A run that completed has records. Without, its summary would be written over by one of nothing."""
-    records, packed = run_dir / "records.jsonl", run_dir / "records.jsonl.gz"
-    if metadata["status"] == "completed" and not (records.is_file() and records.stat().st_size):
-        how = f"unpack what is beside it, gunzip {run_dir}/*.gz" if packed.is_file() else "restore it from a copy"
-        raise ConfigError(f"{records} is missing or empty, and the run completed: {how}")
 
 
 def main() -> None:

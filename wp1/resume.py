@@ -55,6 +55,7 @@ def arguments(words: list[str]) -> list[str]:
 
 def _recorded(folder: Path) -> tuple[list[str], str, str]:
     """The words of the folder's command, its root, and the setting that names the folder."""
+    from wp1.analysis import whole
     from wp1.analysis.summary import read_config, read_json
     from wp1.analysis.sweep import MANIFEST
 
@@ -68,7 +69,7 @@ def _recorded(folder: Path) -> tuple[list[str], str, str]:
             f"resume={folder} is no folder to go on with: name that of a run, as outputs/run-..., or of a sweep, as "
             "multirun/..."
         ) from error
-    progress.check_records(folder)
+    whole.check(folder)
     job = metadata.get("sweep")
     return (job["overrides"] if job else metadata["command"][1:]), config["root"], "hydra.run.dir"
 
@@ -113,9 +114,10 @@ def writer_in(folder: Path) -> int | None:
 
 def check_same(cfg: Any, run_dir: Path) -> None:
     """Raises ConfigError that says how the configuration differs from the one that the run began with."""
+    from wp1.analysis import whole
     from wp1.analysis.summary import read_config
 
-    progress.check_records(run_dir)
+    whole.check(run_dir)
     before = settings_of(read_config(run_dir))
     now = settings_of(yaml.safe_load(OmegaConf.to_yaml(cfg, resolve=True)))
     keys = [key for key in before | now if before.get(key) != now.get(key)]
@@ -164,8 +166,9 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
         for one in progress.read(run_dir)
         if one.died is None and (one.arm in searched or one.unit[:2] in planned)
     }
-    apart = sum(_put_apart(run_dir / name, lambda row: _of_start(row) or _unit(row) in done) for name in OF_UNITS)
+    # First what says that they are done: nothing may be called done that has lost its lines, were we killed here.
     _put_apart(run_dir / progress.FILE, lambda row: _unit(row) in done)
+    apart = sum(_put_apart(run_dir / name, lambda row: _of_start(row) or _unit(row) in done) for name in OF_UNITS)
     _put_apart(run_dir / goodput.FILE, lambda row: row.get("arm") in searched)
     for name in OF_MOMENTS:
         _trim(run_dir / name)

@@ -223,9 +223,11 @@ def test_replicas_all_serve(config: Compose, double: Any, tmp_path: Path) -> Non
 
 
 def test_a_run_that_was_killed_still_has_a_report(config: Compose, double: Any, tmp_path: Path) -> None:
-    """What kill -9 leaves: no end in the metadata, no summary, a torn last record."""
+    """What kill -9 leaves: no end in the metadata, no summary, a torn last record of a repeat that is not done."""
     outcome = _run(config, tmp_path)
     (outcome.run_dir / "summary.json").unlink()
+    done = (outcome.run_dir / "cells.jsonl").read_text().splitlines(keepends=True)
+    (outcome.run_dir / "cells.jsonl").write_text("".join(done[:-1]))
     path = outcome.run_dir / "records.jsonl"
     path.write_text(path.read_text()[:-40])
     metadata = read_json(outcome.run_dir / "run_metadata.json") | {"status": "running", "ended": None}

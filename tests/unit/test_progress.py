@@ -1,4 +1,4 @@
-"""What was measured is noted, and nothing is made of a folder that has lost a part of it."""
+"""What was measured to its end is noted, a line a repeat."""
 
 import json
 from dataclasses import replace
@@ -11,10 +11,6 @@ from wp1.errors import ConfigError
 from wp1.progress import Done
 
 ONE = Done("agg", "64-conc1", 0, requests=3, seconds=1.0, warmup_s=0.1)
-
-
-def _records(folder: Path, count: int) -> None:
-    (folder / "records.jsonl").write_text("{}\n" * count)
 
 
 def test_the_last_line_of_a_repeat_counts_and_a_torn_one_does_not(tmp_path: Path) -> None:
@@ -31,20 +27,3 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     (tmp_path / progress.FILE).write_text(json.dumps({"arm": "agg"}) + "\n")
     with pytest.raises(ConfigError, match=r"cells\.jsonl:1 is no line"):
         progress.read(tmp_path)
-
-
-@pytest.mark.parametrize("there", [None, 0, 5])
-def test_lost_records_are_told(tmp_path: Path, there: int | None) -> None:
-    for repeat in (0, 1):
-        progress.note(tmp_path, replace(ONE, repeat=repeat))
-    if there is not None:
-        _records(tmp_path, there)
-    with pytest.raises(ConfigError, match=rf"records\.jsonl has {there or 0} records and 6 requests"):
-        progress.check_records(tmp_path)
-
-
-def test_whole_records_pass_with_those_of_warm_ups(tmp_path: Path) -> None:
-    progress.check_records(tmp_path)
-    progress.note(tmp_path, ONE)
-    _records(tmp_path, 4)
-    progress.check_records(tmp_path)

@@ -4,7 +4,6 @@ A part is measured where it can be and calculated beside that. Sources of the me
 On a host the sum is of the moment of the peak, on a GPU torch keeps what it once took, so that end and peak are alike.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import cells
-from wp1.errors import WP1Error
+from wp1.records import read_rows
 
 # In the order in which they are stacked: what every prompt length has first.
 PARTS = (
@@ -74,16 +73,9 @@ class Row:
 
 
 def read_notes(run_dir: Path) -> list[dict[str, Any]]:
-    """memory.jsonl in order; [] where there is none. A last line torn by a crash is left out.
-
-    Raises WP1Error where the file is none of notes.
-    """
-    path = run_dir / "memory.jsonl"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    try:
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except ValueError as error:
-        raise WP1Error(f"{path} is no file of memory notes: {error}") from error
+    """memory.jsonl in order, as `records.read_rows` does it."""
+    needed = ("arm", "pool", "engine", "moment", "cell", "repeat", "note")
+    return read_rows(run_dir / "memory.jsonl", "note of an engine's memory", *needed)
 
 
 def rows_of(notes: Sequence[Mapping[str, Any]], requests: pl.DataFrame, metadata: Mapping[str, Any]) -> list[Row]:

@@ -3,7 +3,6 @@
 A request that failed scores zero, as a question that was not answered; how many is said beside every score.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,16 @@ import numpy as np
 import polars as pl
 
 from wp1.analysis.metrics import distribution, mean_interval
-from wp1.errors import WP1Error
 from wp1.quality import longbench, longbench_v2, ruler, scoring
 from wp1.quality.asking import FILE
 from wp1.quality.tasks import Row, find
+from wp1.records import read_rows
 
+# What is read of a line of examples.jsonl.
+NEEDED = (
+    "cell", "example", "task", "category", "metric", "answers", "all_classes", "length", "depth", "difficulty",
+    "length_group", "label", "prompt_tokens", "tokens_before",
+)  # fmt: skip
 PERPLEXITY = "perplexity"
 # Depths are put together into so many bins for the heatmap.
 DEPTH_BINS = 5
@@ -27,12 +31,12 @@ def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
     """One row a measured request of a judged run: its example, score in 0..1, and how fast it was.
 
     requests: `tables.requests`. Of perplexity tasks `score` is null. Empty for a run that judged nothing.
-    Raises WP1Error where examples.jsonl is broken.
+    Raises ConfigError where examples.jsonl is broken.
     """
     path = run_dir / FILE
     if not path.is_file():
         return pl.DataFrame()
-    examples = {(line["cell"], line["example"]): line for line in _lines(path)}
+    examples = {(line["cell"], line["example"]): line for line in read_rows(path, "example", *NEEDED)}
     rows = []
     for record in requests.filter(~pl.col("warmup")).iter_rows(named=True):
         example = examples.get((record["cell"], record["example"]))
@@ -60,13 +64,6 @@ def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
             }
         )
     return pl.DataFrame(rows, infer_schema_length=None)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise WP1Error(f"{path} cannot be read: {error}") from error
 
 
 def _score(example: Mapping[str, Any], text: str) -> float:

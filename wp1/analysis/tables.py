@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import steady
-from wp1.errors import WP1Error
+from wp1.errors import ConfigError
 
 Schema = dict[str, pl.DataType | type[pl.DataType]]
 PART_BYTES = 64 << 20
@@ -111,6 +111,13 @@ STATS_SCHEMA: Schema = {
     "steps": pl.Int64,
 }
 
+# What a line must have to be one of its kind; other fields may be null.
+OF_RECORD = ("request_id", "arm", "cell", "repeat", "warmup", "status", "t_intended")
+OF_HANDOFF = ("handoff_id", "request_id", "arm", "cell", "repeat", "warmup", "status")
+OF_STATS = ("t", "arm", "engine")
+# Of a record, what says which it is.
+KEYS = ("request_id", "arm", "cell", "repeat", "warmup", "handoff_id", "example")
+
 # Of `with_latencies`, what a request has that was served as a user's.
 OF_SERVING = (
     "ttft_ms", "tpot_ms", "e2e_ms", "queue_ms", "prefill_ms", "handoff_ms", "decode_step_ms", "decode_ms",
@@ -134,67 +141,100 @@ def requests(path: Path, without: Sequence[str] = ()) -> pl.DataFrame:
 
     without: columns to leave out, of `BULK`; a million requests of 100 tokens then take 1 GB instead of 3.
     Requests that our own stop cut short are left out: they say nothing of the engines. So is a last line torn by a
-    crash. Raises WP1Error where the file is none of records.
+    crash. Raises ConfigError naming the file and line of what is no record.
     """
     # What latencies are made of is needed until they are.
     schema = {name: kind for name, kind in RECORD_SCHEMA.items() if name not in without or name == "t_tokens"}
-    parts = [with_latencies(part).drop(without, strict=False) for part in _parts(path, schema, "request records")]
+    parts = [
+        with_latencies(part).drop(without, strict=False) for part in _parts(path, schema, "request record", OF_RECORD)
+    ]
     return steady.with_windows(pl.concat(parts).filter(pl.col("cause").ne_missing("interrupted")))
+
+
+def keys(path: Path) -> pl.DataFrame:
+    """One row a record with KEYS alone, to count them by; empty where there is no file. Raises as `requests` does."""
+    schema = {name: RECORD_SCHEMA[name] for name in dict.fromkeys((*KEYS, *OF_RECORD))}
+    return read(path, schema, "request record", OF_RECORD).select(KEYS)
 
 
 def handoffs(path: Path) -> pl.DataFrame:
     """One row a handoff, with its fields and the times of `with_handoff_times`; empty where there is no file.
 
-    A last line torn by a crash is left out. Raises WP1Error where the file is none of handoffs.
+    A last line torn by a crash is left out. Raises ConfigError naming the file and line of what is no handoff.
     """
-    return with_handoff_times(_read(path, HANDOFF_SCHEMA, "handoffs"))
+    return with_handoff_times(read(path, HANDOFF_SCHEMA, "handoff", OF_HANDOFF))
 
 
 def queues(path: Path) -> pl.DataFrame:
     """One row a sample of queue lengths (requests, and `t` in seconds); empty where there is no file.
 
-    A last line torn by a crash is left out. Raises WP1Error where the file is none of queue lengths.
+    A last line torn by a crash is left out. Raises ConfigError naming file and line of what is none.
     """
-    return _read(path, QUEUE_SCHEMA, "queue lengths")
+    return read(path, QUEUE_SCHEMA, "sample of queue lengths", tuple(QUEUE_SCHEMA))
 
 
 def lags(path: Path) -> pl.DataFrame:
     """One row a second of the event loop's lags (lists, in seconds); empty where there is no file.
 
-    A last line torn by a crash is left out. Raises WP1Error where the file is none of lags.
+    A last line torn by a crash is left out. Raises ConfigError naming file and line of what is none.
     """
-    return _read(path, LAG_SCHEMA, "event-loop lags")
+    return read(path, LAG_SCHEMA, "second of event-loop lags", tuple(LAG_SCHEMA))
 
 
 def engine_stats(path: Path) -> pl.DataFrame:
     """One row a tenth of a second and engine (`records.EngineStats`); empty where there is no file.
 
-    A last line torn by a crash is left out. Raises WP1Error where the file is none of engines' counts.
+    A last line torn by a crash is left out. Raises ConfigError naming file and line of what is none.
     """
-    return _read(path, STATS_SCHEMA, "engines' counts")
+    return read(path, STATS_SCHEMA, "engine's counts", OF_STATS)
 
 
-def _read(path: Path, schema: Schema, content: str) -> pl.DataFrame:
-    return pl.concat(_parts(path, schema, content))
+def read(path: Path, schema: Schema, content: str, needed: Sequence[str]) -> pl.DataFrame:
+    """One row a line of a JSONL file; empty where there is none. A last line torn by a crash is left out.
+
+    content: what a line is, in words; needed: columns that it may not lack.
+    Raises ConfigError naming the file and line of what is no such thing.
+    """
+    return pl.concat(_parts(path, schema, content, needed))
 
 
-def _parts(path: Path, schema: Schema, content: str) -> Iterator[pl.DataFrame]:
-    """A JSONL file as tables of about 64 MiB of it each, so that the file itself is never in memory; at least one."""
+def _parts(path: Path, schema: Schema, content: str, needed: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """As `read`, in tables of about 64 MiB of the file each, so that it is never in memory itself; at least one."""
     yield pl.DataFrame(schema=schema)
     if not path.is_file():
         return
     with path.open("rb") as file:
-        rest = b""
+        rest, before = b"", 0
         while block := file.read(PART_BYTES):
             text = rest + block
             end = text.rfind(b"\n") + 1
             whole, rest = text[:end], text[end:]
-            if not whole.strip():
-                continue
-            try:
-                yield pl.read_ndjson(io.BytesIO(whole), schema=schema)
-            except pl.exceptions.PolarsError as error:
-                raise WP1Error(f"{path} is no file of {content}: {error}") from error
+            if whole.strip():
+                part = _table(whole, schema, needed)
+                if part is None:
+                    number = before + _first_bad(whole.split(b"\n")[:-1], schema, needed)
+                    raise ConfigError(f"{path}:{number} is no {content}: restore the file from a copy")
+                yield part
+            before += whole.count(b"\n")
+
+
+def _table(lines: bytes, schema: Schema, needed: Sequence[str]) -> pl.DataFrame | None:
+    """None where a line is not of the schema, or lacks what is needed: polars makes nulls of any other object."""
+    try:
+        found = pl.read_ndjson(io.BytesIO(lines), schema=schema)
+    except pl.exceptions.PolarsError:
+        return None
+    return None if any(found[name].null_count() for name in needed) else found
+
+
+def _first_bad(lines: Sequence[bytes], schema: Schema, needed: Sequence[str]) -> int:
+    """The number, from 1, of the first line for which `_table` is None; there is one."""
+    low, high = 0, len(lines)
+    while high - low > 1:
+        middle = (low + high) // 2
+        text = b"\n".join(lines[low:middle])
+        low, high = (low, middle) if text.strip() and _table(text, schema, needed) is None else (middle, high)
+    return low + 1
 
 
 def with_latencies(records: pl.DataFrame) -> pl.DataFrame:

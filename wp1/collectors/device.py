@@ -15,10 +15,10 @@ import numpy as np
 import polars as pl
 
 from wp1 import hardware
-from wp1.analysis import spans
+from wp1.analysis import spans, tables
 from wp1.collectors.sampling import Sample, gpu_reader, host_reader, note
 
-SCHEMA = {
+SCHEMA: tables.Schema = {
     "t": pl.Float64,  # seconds, monotonic: the records' clock
     "device": pl.String,  # "cuda:0", or "host"
     "memory_bytes": pl.Int64,  # in use on the GPU by all processes; resident, of the engines' processes
@@ -104,11 +104,8 @@ class GPUStatsCollector:
 
 
 def read_samples(run_dir: Path) -> pl.DataFrame:
-    """device.jsonl as a table (SCHEMA); empty where there is none. A last line torn by a crash is left out."""
-    path = run_dir / "device.jsonl"
-    text = path.read_bytes() if path.is_file() else b""
-    whole = text[: text.rfind(b"\n") + 1]
-    return pl.read_ndjson(whole, schema=SCHEMA) if whole else pl.DataFrame(schema=SCHEMA)
+    """device.jsonl as a table (SCHEMA), as `tables.read` does it."""
+    return tables.read(run_dir / "device.jsonl", SCHEMA, "sample of a device", ("t", "device"))
 
 
 def load_window(measured: pl.DataFrame) -> np.ndarray:

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from wp1.analysis import tables
-from wp1.errors import WP1Error
+from wp1.errors import ConfigError
 
 AGGREGATED: dict[str, Any] = {
     "request_id": "agg/c/r0/0", "arm": "agg", "cell": "c", "repeat": 0, "warmup": False, "status": "ok",
@@ -110,9 +110,10 @@ def test_a_torn_last_line_is_left_out_and_another_file_is_refused(tmp_path: Path
     path = tmp_path / "handoffs.jsonl"
     path.write_text(json.dumps(HANDOFF) + "\n" + json.dumps(HANDOFF)[:50])
     assert tables.handoffs(path).height == 1
-    path.write_text("no handoff\n")
-    with pytest.raises(WP1Error, match="is no file of handoffs"):
-        tables.handoffs(path)
+    for other in ("no handoff", '{"a": 1}', "5", json.dumps(HANDOFF | {"repeat": "x"})):
+        path.write_text(json.dumps(HANDOFF) + f"\n\n{other}\n")
+        with pytest.raises(ConfigError, match=r"handoffs\.jsonl:3 is no handoff"):
+            tables.handoffs(path)
 
 
 def test_records_of_before_there_were_handoffs_are_still_read(tmp_path: Path) -> None:
@@ -137,10 +138,13 @@ def test_a_file_is_read_in_parts_and_bulk_is_left_out_if_asked(tmp_path: Path, m
 
 def test_a_bad_line_far_into_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "records.jsonl"
-    path.write_text((json.dumps(AGGREGATED) + "\n") * 20 + "no record\n" + json.dumps(AGGREGATED) + "\n")
     monkeypatch.setattr(tables, "PART_BYTES", 500)
-    with pytest.raises(WP1Error, match="is no file of request records"):
-        tables.requests(path)
+    for number in (1, 7, 20, 42):
+        lines = [json.dumps(AGGREGATED)] * 42
+        lines[number - 1] = json.dumps({"request_id": "agg/c/r0/0", "arm": "agg"})
+        path.write_text("\n".join(lines) + "\n")
+        with pytest.raises(ConfigError, match=rf"records\.jsonl:{number} is no request record"):
+            tables.requests(path)
 
 
 def test_a_request_that_our_own_stop_cut_short_is_no_result(tmp_path: Path) -> None:
