@@ -1,7 +1,8 @@
 """python -m wp1.packet RUN...: E0 to E6 of one machine as one folder with a page, from the folders of their runs.
 
-Each RUN is the folder of a run, or one above several; of each experiment the newest that completed is taken. It fails
-where an experiment is missing or failed, or runs are of several machines, unless --partial.
+Each RUN is the folder of a run, or one above several; of each experiment the newest that completed is taken. A report
+that is not there is made. It fails where an experiment is missing, failed or has lost lines of its records, or runs are
+of several machines, unless --partial.
 """
 
 import argparse
@@ -9,7 +10,11 @@ import sys
 from pathlib import Path
 
 from wp1.analysis import packet
+from wp1.analysis.summary import read_config
+from wp1.console import Screen
 from wp1.errors import WP1Error, unforeseen
+from wp1.places import reports_of
+from wp1.report import make_report
 
 
 def main() -> None:
@@ -18,7 +23,9 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or one with runs in it")
     parser.add_argument("--out", type=Path, default=Path("packet"), help="the folder to make (default: packet)")
     parser.add_argument("--title", default="A baseline packet of wp1", help="the page's title")
-    parser.add_argument("--partial", action="store_true", help="also where experiments are missing or failed")
+    parser.add_argument(
+        "--partial", action="store_true", help="also where experiments are missing, failed or not whole"
+    )
     parser.add_argument(
         "--missing",
         action="store_true",
@@ -49,9 +56,28 @@ def make(runs: list[Path], out: Path, title: str, partial: bool, missing_only: b
         return 0, "\n".join(todo)
     chosen = packet.choose(packet.find(runs))
     missing = packet.shortcomings(chosen)
+    if partial or not missing:
+        missing += _without_report(chosen)
     if missing and not partial:
-        return 1, f"failed: {'; '.join(missing)} (--partial makes the packet all the same)"
+        told = "".join(f"\n  {line}" for line in missing)
+        return 1, f"failed: these runs are no whole packet (--partial makes one all the same):{told}"
     return 0, str(packet.write(chosen, out, title, missing))
+
+
+def _without_report(chosen: dict[str, packet.Run]) -> list[str]:
+    """Makes the reports that are not there; returns a line for each that cannot be made."""
+    found = []
+    with Screen() as screen:
+        for name, run in chosen.items():
+            # Of one that has lost lines it is said already.
+            if run.report is not None or run.lost is not None:
+                continue
+            with screen.step(f"making the report of {name}, {run.folder}"):
+                try:
+                    make_report(run.folder, reports_of(run.folder, read_config(run.folder)))
+                except WP1Error as error:
+                    found.append(f"{name} has no report, and none can be made: {run.within(error)}")
+    return found
 
 
 def _completed(newest: dict[str, packet.Run], name: str) -> bool:

@@ -103,3 +103,12 @@ def test_one_run_is_nothing_to_compare(make: Make) -> None:
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no run's folder"):
         compare([tmp_path, tmp_path], None)
+
+
+def test_a_run_that_has_lost_records_is_not_compared(make: Make, tmp_path: Path) -> None:
+    runs = [make(1), make(2)]
+    records = runs[1] / "records.jsonl"
+    records.write_text("".join(records.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ConfigError, match=r"records\.jsonl has 7 of the 8 measured requests that cells\.jsonl has"):
+        compare(runs, tmp_path / "here")
+    assert not (tmp_path / "here").exists()

@@ -10,21 +10,27 @@ import shlex
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from wp1 import labels
+from wp1.analysis import whole
 from wp1.analysis.markdown import table, text
 from wp1.analysis.summary import read_config, read_json, read_metadata
-from wp1.errors import WP1Error
+from wp1.errors import ConfigError, WP1Error
 from wp1.places import report_of
 
 EXPERIMENTS = ("e0", "e1", "e2", "e3", "e4", "e5", "e6")
 PAGE = "README.md"
 # Copied as they are; what is written a line a request or sample is compressed.
 FILES = ("summary.json", "run_metadata.json", "config.yaml")
-LINES = ("records.jsonl", "handoffs.jsonl", "queues.jsonl", "memory.jsonl")
-# Of all compressed files of a packet; the largest are left out first.
+# The first are left out last.
+LINES = (
+    "records.jsonl", "cells.jsonl", "examples.jsonl", "goodput.jsonl", "handoffs.jsonl", "memory.jsonl",
+    "queues.jsonl", "engine_stats.jsonl", "device.jsonl", "loop.jsonl",
+)  # fmt: skip
+# Of all compressed files of a packet.
 MAX_BYTES = 5 << 20
 # Characters of what is said of an experiment at the top.
 IN_SHORT = 320
@@ -47,6 +53,24 @@ class Run:
     @property
     def completed(self) -> bool:
         return self.metadata["status"] == "completed"
+
+    @property
+    def report(self) -> Path | None:
+        """Its page; None where there is none."""
+        return report_of(self.folder, read_config(self.folder), self.metadata["run_id"])
+
+    @cached_property
+    def lost(self) -> str | None:
+        """What its folder has lost, in one line with paths within it (`whole.check`); None where it is whole."""
+        try:
+            whole.check(self.folder)
+        except ConfigError as error:
+            return self.within(error)
+        return None
+
+    def within(self, error: Exception) -> str:
+        """What is wrong in its folder, without the folder: a packet's page names no place of one machine."""
+        return str(error).replace(f"{self.folder}/", "")
 
     @property
     def command(self) -> str:
@@ -87,13 +111,15 @@ def choose(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def shortcomings(chosen: dict[str, Run]) -> list[str]:
-    """Why these runs are no whole packet: missing or failed experiments, runs of several machines; a line each."""
+    """Why these runs are no whole packet: experiments that are missing, failed or have lost lines, runs of several
+    machines; a line each."""
     found = [f"{name} is missing" for name in EXPERIMENTS if name not in chosen]
     found += [
         f"{name} {run.metadata['status']} ({_first_line(run.metadata['reason']) or run.folder.name})"
         for name, run in chosen.items()
         if not run.completed
     ]
+    found += [f"{name} ({run.folder.name}) is not whole: {run.lost}" for name, run in chosen.items() if run.lost]
     machines = {machine_of(run) for run in chosen.values()}
     if len(machines) > 1:
         found.append(f"runs are of several machines: {'; '.join(sorted(machines))}")
@@ -123,7 +149,7 @@ def write(chosen: dict[str, Run], out: Path, title: str, missing: Sequence[str])
         _overview(chosen, missing),
         _in_short(keys),
         _setting(chosen),
-        *(_chapter(name, run, out / name, keys[name]) for name, run in chosen.items()),
+        *(_chapter(name, run, keys[name]) for name, run in chosen.items()),
         _again(chosen),
         _contents(too_large, sorted({file for files in left_out.values() for file in files})),
     ]
@@ -155,31 +181,33 @@ def _is_page(path: Path) -> bool:
 def _copy(run: Run, target: Path) -> list[str]:
     """The run's report, plots, tables and records; returns the files of the run that stay behind."""
     target.mkdir()
-    config = read_config(run.folder)
-    root, run_id = str(config["root"]), run.metadata["run_id"]
-    page = report_of(run.folder, config, run_id)
+    root, page = str(read_config(run.folder)["root"]), run.report
     sources = [run.folder / name for name in FILES]
     sources += sorted(run.folder.glob("*_summary.json")) + sorted((run.folder / "artifacts").glob("*.csv"))
     for source in sources:
         if source.is_file():
-            (target / source.name).write_text(_portable(source.read_text(encoding="utf-8"), root), encoding="utf-8")
+            (target / source.name).write_bytes(_portable(source.read_bytes(), root))
     for name in LINES:
         source = run.folder / name
-        if source.is_file() and source.stat().st_size:
+        if source.is_file():
             # No name and no time within: the same records have the same bytes.
-            body = _portable(source.read_text(encoding="utf-8"), root).encode()
-            (target / f"{name}.gz").write_bytes(gzip.compress(body, 9, mtime=0))
+            packed = gzip.compress(_portable(source.read_bytes(), root), 9, mtime=0)
+            (target / f"{name}.gz").write_bytes(packed)
     if page is not None:
-        for plot in sorted((page.parent / run_id).glob("*.png")):
+        for plot in sorted((page.parent / run.metadata["run_id"]).glob("*.png")):
             shutil.copyfile(plot, target / plot.name)
         (target / "report.md").write_text(_relinked(page.read_text(encoding="utf-8"), target, root), encoding="utf-8")
     there = {file.name.removesuffix(".gz") for file in target.iterdir()}
     return sorted({file.name for file in run.folder.iterdir() if file.is_file()} - there)
 
 
-def _portable(content: str, root: str) -> str:
+def _portable(content: bytes, root: str) -> bytes:
     """Without the folders of the machine that it was made on."""
-    return content.replace(root, ".").replace(f"{Path.home()}/", "~/")
+    return content.replace(root.encode(), b".").replace(f"{Path.home()}/".encode(), b"~/")
+
+
+def _portable_text(content: str, root: str) -> str:
+    return _portable(content.encode(), root).decode()
 
 
 def _relinked(page: str, target: Path, root: str) -> str:
@@ -192,17 +220,20 @@ def _relinked(page: str, target: Path, root: str) -> str:
                 return f"{found[1]}[{words}]({there})"
         return found[0] if "//" in found[3] else words
 
-    return re.sub(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", link, _portable(page, root))
+    return re.sub(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", link, _portable_text(page, root))
 
 
 def _shrink(out: Path) -> list[str]:
-    """Removes the largest compressed files until the others are within MAX_BYTES; returns what went."""
-    packed = sorted(out.glob("*/*.gz"), key=lambda file: file.stat().st_size)
+    """Removes compressed files until the others are within MAX_BYTES, samples before records; returns what went."""
+    packed = list(out.glob("*/*.gz"))
+    packed.sort(key=lambda file: (-LINES.index(file.name.removesuffix(".gz")), file.stat().st_size))
     gone = []
     while packed and sum(file.stat().st_size for file in packed) > MAX_BYTES:
-        file = packed.pop()
-        file.unlink()
-        gone.append(f"{file.parent.name}/{file.name}")
+        # Of the last kind that there is, the largest.
+        kind = [file for file in packed if file.name == packed[0].name]
+        packed.remove(kind[-1])
+        kind[-1].unlink()
+        gone.append(f"{kind[-1].parent.name}/{kind[-1].name}")
     return gone
 
 
@@ -277,16 +308,18 @@ def _versions(chosen: dict[str, Run]) -> list[str]:
     return [f"{package} {' and '.join(versions)}" for package, versions in found.items()]
 
 
-def _chapter(name: str, run: Run, folder: Path, key: list[str] | None) -> str:
+def _chapter(name: str, run: Run, key: list[str] | None) -> str:
     """One experiment: its words, key table and picture, what was skipped, its command. key: None without a report."""
     metadata = run.metadata
     parts = [f'<a id="{name}"></a>', f"## {name.upper()}: {metadata['question'] or metadata['experiment']}"]
     if not run.completed:
         parts.append(f"> **{metadata['status']}**: {text(metadata['reason'] or 'no reason was written', 300)}")
+    if run.lost is not None:
+        parts.append(f"> **Not whole**: {text(run.lost, 300)}")
     parts += key or []
-    parts += [_skipped(metadata), _failed(folder)]
-    parts.append(f"```\n{_portable(run.command, str(read_config(run.folder)['root']))}\n```")
-    parts.append(f"[The whole report]({name}/report.md)" if key is not None else "It left no report.")
+    parts += [_skipped(metadata), _failed(run.folder)]
+    parts.append(f"```\n{_portable_text(run.command, str(read_config(run.folder)['root']))}\n```")
+    parts.append(f"[The whole report]({name}/report.md)" if key is not None else "It has no report.")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -334,7 +367,7 @@ def _failed(folder: Path) -> str:
 
 
 def _again(chosen: dict[str, Run]) -> str:
-    commands = [_portable(run.command, str(read_config(run.folder)["root"])) for run in chosen.values()]
+    commands = [_portable_text(run.command, str(read_config(run.folder)["root"])) for run in chosen.values()]
     return "## Again\n\n```\n" + "\n".join(commands) + "\n```"
 
 
@@ -342,10 +375,13 @@ def _contents(too_large: Sequence[str], left_out: Sequence[str]) -> str:
     lines = [
         "Each experiment's folder has its report with plots, `summary.json`, `run_metadata.json`, `config.yaml`, "
         "tables as CSV, and its records as `*.jsonl.gz`: unpacked by `gunzip`, the folder is one that `python -m "
-        "wp1.report` makes the report of again, but for the devices' samples."
+        "wp1.report` makes the report of again."
     ]
     if too_large:
-        lines.append(f"Left out, as all compressed files would be more than 5 MB: {', '.join(too_large)}.")
+        lines.append(
+            f"Left out, as all compressed files would be more than 5 MB: {', '.join(too_large)}. A report made again "
+            "says what it cannot show for it."
+        )
     if left_out:
         lines.append(f"Not part of a packet: {', '.join(f'`{name}`' for name in left_out)}.")
     return "## What is here\n\n" + "\n\n".join(lines)

@@ -27,6 +27,7 @@ from wp1.analysis import (
     quality_plots,
     quality_report,
     tables,
+    whole,
 )
 from wp1.analysis.markdown import ms, number, percent, rate, table, text
 from wp1.analysis.summary import read_config, read_json
@@ -100,6 +101,7 @@ def write_report(
     parts = [
         _head(metadata),
         "" if with_plots else _without_plots(run_dir),
+        _absent(run_dir, config),
         quality_report.section(summary.get("quality"), quality.scored(run_dir, requests)),
         drawn(quality_plots.quality_plots, summary.get("quality"), mark),
         memory_report.section(run_dir, folder if with_plots else None, requests, config, metadata),
@@ -132,6 +134,13 @@ def write_report(
 def _without_plots(run_dir: Path) -> str:
     command = shlex.join(["python", "-m", "wp1.report", str(run_dir.resolve())])
     return f"> **Without plots**, as the run was stopped. They are made by `{command}`."
+
+
+def _absent(run_dir: Path, config: dict[str, Any]) -> str:
+    """What cannot be shown, as its file is not there: in a folder brought from elsewhere, as a packet's."""
+    gone = whole.absent(run_dir, config)
+    what = "; ".join(f"{shows} (no `{name}`)" for name, shows in gone.items())
+    return f"> **Not in this folder**, and so not on this page: {what}." if gone else ""
 
 
 def _pictures(folder: Path, pictures: list[plots.Plot]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import sweep
+from wp1.analysis import sweep, whole
 from wp1.analysis.summary import read_config, read_metadata
 from wp1.analysis.sweep import Job, Pair
 from wp1.errors import ConfigError
@@ -43,11 +43,15 @@ def folders_of(given: Sequence[Path]) -> list[Path]:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Job]:
-    """The runs as jobs of a sweep that never was: numbered, and told apart by the settings in which they differ."""
+    """The runs as jobs of a sweep that never was: numbered, and told apart by the settings in which they differ.
+
+    Raises ConfigError where a folder has lost lines.
+    """
     settings = [settings_of(read_config(folder)) for folder in folders]
     keys = differing_settings(settings)
     jobs = []
     for number, (folder, of_run) in enumerate(zip(folders, settings, strict=True)):
+        whole.check(folder)
         metadata = read_metadata(folder)
         names = {key: said(of_run, key) for key in naming(keys)}
         status = "unfinished" if metadata["status"] == "running" else metadata["status"]

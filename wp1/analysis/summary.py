@@ -22,10 +22,27 @@ SAMPLE_COLUMNS = (
 )  # fmt: skip
 
 
+class Content(dict[str, Any]):
+    """An object of a file: asked by [] for a key that it does not have, it raises ConfigError that names both."""
+
+    def __init__(self, content: dict[str, Any], path: Path, within: str = "") -> None:
+        super().__init__({key: _named(value, path, f"{within}{key}") for key, value in content.items()})
+        self._path, self._within = path, within
+
+    def __missing__(self, key: str) -> Any:
+        raise ConfigError(f"{self._path} has no {self._within}{key}: restore it from a copy")
+
+
+def _named(value: Any, path: Path, at: str) -> Any:
+    if isinstance(value, dict):
+        return Content(value, path, f"{at}.")
+    return [_named(one, path, f"{at}[{n}]") for n, one in enumerate(value)] if isinstance(value, list) else value
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a run's folder. Raises ConfigError naming the file where it is missing or broken."""
+    """A JSON object from a run's folder, as Content. Raises ConfigError where the file is missing or broken."""
     try:
-        return _object(json.loads(path.read_text(encoding="utf-8")))
+        return _object(json.loads(path.read_text(encoding="utf-8")), path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} {_cannot_be_read(error)}") from error
 
@@ -38,15 +55,15 @@ def read_metadata(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "run_metadata.json"
     metadata = read_json(path)
     for key in ("run_id", "experiment"):
-        if not re.fullmatch(r"\w[\w.-]*", str(metadata.get(key))):
-            raise ConfigError(f"{path} has {key}={metadata.get(key)!r}, which is no name: take a folder that wp1 made")
+        if not re.fullmatch(r"\w[\w.-]*", str(metadata[key])):
+            raise ConfigError(f"{path} has {key}={metadata[key]!r}, which is no name: take a folder that wp1 made")
     return metadata
 
 
-def _object(found: Any) -> dict[str, Any]:
+def _object(found: Any, path: Path) -> Content:
     if not isinstance(found, dict):
         raise ValueError("it is no object")
-    return found
+    return Content(found, path)
 
 
 def _cannot_be_read(error: Exception) -> str:
@@ -62,10 +79,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """The run's composed configuration. Raises ConfigError where it is missing or broken."""
+    """The run's composed configuration, as Content. Raises ConfigError where the file is missing or broken."""
     path = run_dir / "config.yaml"
     try:
-        return _object(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return _object(yaml.safe_load(path.read_text(encoding="utf-8")), path)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} {_cannot_be_read(error)}") from error
 

@@ -58,6 +58,26 @@ def check(run_dir: Path) -> None:
         _held(run_dir / goodput.FILE, "searches for goodput", searched, ended)
 
 
+def absent(run_dir: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Files that a run of this configuration leaves and this folder lacks, each with what it would show.
+
+    A packet may have had no room for them.
+    """
+    schedulers = list((config.get("arms") or {}).values()) or [config.get("scheduler") or {}]
+    collectors = [str(part.get("_target_")) for part in (config.get("collectors") or {}).values()]
+    left = {}
+    if any(target.startswith("wp1.collectors.device.") for target in collectors):
+        left["device.jsonl"] = "memory, load, power and energy of the devices"
+    left |= {"engine_stats.jsonl": "KV use, waiting and preemptions in the engines", "loop.jsonl": "event-loop lag"}
+    if any(scheduler.get("mode") == "disagg" for scheduler in schedulers):
+        left |= {"handoffs.jsonl": "KV transfer", "queues.jsonl": "queue lengths"}
+    if config["experiment"].get("memory"):
+        left["memory.jsonl"] = "where memory goes"
+    if config["workload"]["prompts"] == "judged":
+        left[EXAMPLES] = "scores"
+    return {name: what for name, what in left.items() if not (run_dir / name).is_file()}
+
+
 def _requests(run_dir: Path, measured: pl.DataFrame, said: Mapping[Part, int], source: str, completed: bool) -> None:
     """That there is a record for every measured request."""
     there = Counter[Part](measured.select("arm", "cell").iter_rows())

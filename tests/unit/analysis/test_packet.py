@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Compose
+from tests.double import TINY
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1 import packet as command
 from wp1.analysis import packet
 from wp1.analysis.summary import read_json
+from wp1.console import Screen
 from wp1.errors import WP1Error
 from wp1.report import make_report
+from wp1.run import run
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +31,12 @@ def e3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _again(e3: Path, root: Path, experiment: str, name: str, **changes: Any) -> Path:
-    """The same run under another name, as one of another experiment."""
-    folder = root / "outputs" / name
+    """The same run under another name, as one of another experiment, with its report."""
+    folder, reports = root / "outputs" / name, root / "outputs" / "reports"
     shutil.copytree(e3, folder)
+    shutil.copytree(e3.parent / "reports" / e3.name, reports / name, dirs_exist_ok=True)
+    page = (e3.parent / "reports" / f"{e3.name}.md").read_text()
+    (reports / f"{name}.md").write_text(page.replace(f"({e3.name}/", f"({name}/"))
     metadata = read_json(folder / "run_metadata.json")
     metadata.update(experiment=experiment, run_id=name, **changes)
     (folder / "run_metadata.json").write_text(json.dumps(metadata))
@@ -121,6 +128,21 @@ def test_the_largest_records_are_left_out_beyond_the_limit(
     assert "e3/records.jsonl.gz" in page.read_text()
 
 
+def test_samples_are_left_out_before_records(e3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the records are larger."""
+    sizes = {"queues.jsonl.gz": 10, "records.jsonl.gz": 50, "handoffs.jsonl.gz": 20}
+    for name, size in sizes.items():
+        for folder in ("e0", "e3"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / name).write_bytes(b"x" * (size + (folder == "e3")))
+    monkeypatch.setattr(packet, "MAX_BYTES", 152)
+    assert packet._shrink(tmp_path) == ["e3/queues.jsonl.gz"]
+    monkeypatch.setattr(packet, "MAX_BYTES", 60)
+    gone = ["e0/queues.jsonl.gz", "e3/handoffs.jsonl.gz", "e0/handoffs.jsonl.gz", "e3/records.jsonl.gz"]
+    assert packet._shrink(tmp_path) == gone
+    assert [file.name for file in tmp_path.rglob("*.gz")] == ["records.jsonl.gz"]
+
+
 def test_nothing_of_others_is_overwritten(e3: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     with pytest.raises(WP1Error, match="not empty and no packet"):
@@ -166,11 +188,9 @@ def test_the_key_parts_of_a_report() -> None:
 
 
 def test_it_says_in_short_how_each_report_begins(e3: Path, tmp_path: Path) -> None:
-    """Only the first of these has a report."""
     _all(e3, tmp_path)
-    shutil.copytree(e3.parent / "reports", tmp_path / "outputs" / "reports")
     page = Path(command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=False)[1]).read_text()
-    [line] = page.partition("## In short")[2].partition("## ")[0].strip().splitlines()
+    line, *_ = page.partition("## In short")[2].partition("## ")[0].strip().splitlines()
     assert line.startswith("- [E0](#e0): ")
     begins = packet.key_parts((tmp_path / "packet" / "e0" / "report.md").read_text(), "e0")[0]
     assert begins.startswith(line.removeprefix("- [E0](#e0): "))
@@ -189,8 +209,84 @@ def test_lists_are_words_of_a_report() -> None:
     assert packet.key_parts(page, "e2")[0] == "- **1k**: fast.\n- **8k**: slow."
 
 
+def _damage(folder: Path, how: str) -> None:
+    records = folder / "records.jsonl"
+    content = records.read_bytes()
+    if how == "missing":
+        records.unlink()
+    else:
+        records.write_bytes({"empty": b"", "halved": content[: len(content) // 2], "no text": b"\x00\xff\n"}[how])
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "halved", "no text"])
+def test_a_run_that_has_lost_records_is_no_part_of_a_whole_packet(e3: Path, tmp_path: Path, how: str) -> None:
+    _all(e3, tmp_path)
+    _damage(tmp_path / "outputs" / "run-20260101T000003Z-00000000", how)
+    code, said = command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=False)
+    assert code == 1
+    line = r"  e3 \(run-20260101T000003Z-00000000\) is not whole: records\.jsonl(:1 is no| has \d of the 16)"
+    assert re.search(line, said)
+    assert said.count("\n") == 1
+    assert not (tmp_path / "packet").exists()
+    code, said = command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=True)
+    page = Path(said).read_text()
+    assert code == 0
+    assert page.count("> **Not whole**: ") == 2
+    assert str(tmp_path) not in page
+
+
+def test_a_report_that_is_not_there_is_made(e3: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = _again(e3, tmp_path, "e3", "run-a")
+    shutil.rmtree(tmp_path / "outputs" / "reports")
+    code, said = command.make([folder], tmp_path / "packet", "A packet", partial=True)
+    assert code == 0
+    assert "[The whole report](e3/report.md)" in Path(said).read_text()
+    assert list((tmp_path / "packet" / "e3").glob("*.png"))
+    assert "making the report of e3" in capfd.readouterr().err
+
+
+def test_a_report_that_cannot_be_made_is_told(e3: Path, tmp_path: Path) -> None:
+    folder = _again(e3, tmp_path, "e3", "run-a")
+    shutil.rmtree(tmp_path / "outputs" / "reports")
+    (folder / "queues.jsonl").write_text("{}\n")
+    code, said = command.make([folder], tmp_path / "packet", "A packet", partial=True)
+    assert code == 0
+    assert "e3 has no report, and none can be made: queues.jsonl:1 is no sample" in Path(said).read_text()
+
+
+def test_a_report_made_of_a_packet_is_the_one_that_it_has(config: Compose, double: Any, tmp_path: Path) -> None:
+    """The packet carries all that a report is made of: E5 has handoffs, queues, notes of memory and samples."""
+    cfg = config(*TINY, "experiment=e5", "experiment.prompt_lens=[16,32]")
+    with Screen() as screen:
+        folder = run(cfg, tmp_path / "outputs" / "run-a", "run-a", screen).run_dir
+    page = packet.write(packet.choose(packet.find([folder])), tmp_path / "packet", "A packet", [])
+    unpacked = page.parent / "e5"
+    for file in unpacked.glob("*.gz"):
+        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
+        file.unlink()
+    before, summary = (unpacked / "report.md").read_text(), (unpacked / "summary.json").read_bytes()
+    again = make_report(unpacked, tmp_path / "reports").read_text()
+    files = "Files of this run"
+    assert again.partition(files)[0].replace("(run-a/", "(") == before.partition(files)[0]
+    assert "## Devices" in again
+    assert {file.name for file in unpacked.glob("*.jsonl")} == {file.name for file in folder.glob("*.jsonl")}
+    assert "Not in this folder" not in again
+    assert (unpacked / "summary.json").read_bytes() == summary
+    for name in ("device.jsonl", "loop.jsonl", "handoffs.jsonl"):
+        (unpacked / name).unlink()
+    (unpacked / "run_metadata.json").write_text(
+        (unpacked / "run_metadata.json").read_text().replace('"completed"', '"interrupted"')
+    )
+    [note] = [line for line in make_report(unpacked, tmp_path / "reports").read_text().splitlines() if "Not in" in line]
+    assert all(f"(no `{name}`)" in note for name in ("device.jsonl", "loop.jsonl", "handoffs.jsonl"))
+
+
 @pytest.mark.parametrize(
-    ("file", "content"), [("summary.json", "{}"), ("run_metadata.json", "{}"), ("records.jsonl", "\x00\xff")]
+    ("file", "content", "named"),
+    [
+        ("summary.json", "{}", "summary.json has no checks"),
+        ("run_metadata.json", "{}", "run_metadata.json has no run_id"),
+    ],
 )
 def test_a_damaged_folder_is_one_line(
     e3: Path,
@@ -199,12 +295,14 @@ def test_a_damaged_folder_is_one_line(
     capsys: pytest.CaptureFixture[str],
     file: str,
     content: str,
+    named: str,
 ) -> None:
     folder = _again(e3, tmp_path, "e3", e3.name)
-    (folder / file).write_bytes(content.encode("latin-1"))
+    (folder / file).write_text(content)
     monkeypatch.setattr("sys.argv", ["packet", str(folder), "--out", str(tmp_path / "packet"), "--partial"])
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: one of {folder} is no whole run (")
+    assert line.startswith("error: ")
+    assert f"{folder}/{named}" in line
