@@ -14,6 +14,7 @@ from wp1 import schema
 from wp1.analysis.summary import read_json
 from wp1.console import Screen
 from wp1.errors import ConfigError
+from wp1.records import read_records
 
 RUN_ID = "run-20260101T000000Z-00000000"
 MIB = 1 << 20
@@ -29,9 +30,11 @@ def _run(config: Compose, tmp_path: Path, *overrides: str) -> run_module.Outcome
 def test_e5_leaves_table_plots_and_words(config: Compose, double: Any, tmp_path: Path) -> None:
     outcome = _run(config, tmp_path)
     assert (outcome.status, outcome.reason) == ("completed", None)
+    # Lengths of 512, 1,024, 2,048 and what 4,096 leaves beside the output; the warm-up comes before any peak counts.
     moments = [moment for name, moment in double.noted if name == "decode-0"]
-    # Lengths of 512, 1,024, 2,048 and what 4,096 leaves beside the output.
-    assert moments == ["start", *["begin", "end"] * 4]
+    assert moments == ["start", "served", "served", *["begin", "served", "end"] * 4]
+    warm = [record for record in read_records(outcome.run_dir / "records.jsonl") if record.warmup]
+    assert [(one.arm, one.cell) for one in warm] == [("agg", "512-conc1"), *[("disagg", "512-conc1")] * 2]
     table = pl.read_csv(outcome.run_dir / "artifacts" / "e5_memory.csv")
     assert table["prompt_len"].unique().sort().to_list() == [512, 1024, 2048, 4092]
     assert sorted(table["engine"].unique()) == ["agg-0", "decode-0", "prefill-0"]
@@ -58,20 +61,21 @@ def test_e5_leaves_table_plots_and_words(config: Compose, double: Any, tmp_path:
 def test_without_memory_no_engine_is_asked(config: Compose, double: Any, tmp_path: Path) -> None:
     outcome = _run(config, tmp_path, "experiment.memory=false", "arms.agg.replicas=2", "experiment.prompt_lens=[64]")
     assert outcome.status == "completed"
-    assert double.noted == []
+    assert {moment for _, moment in double.noted} == {"served"}
     assert not (outcome.run_dir / "memory.jsonl").exists()
     assert "Where memory goes\n" not in outcome.report.read_text()  # type: ignore[union-attr]
 
 
 def test_notes_are_kept_of_an_engine_that_dies(config: Compose, double: Any, tmp_path: Path) -> None:
-    double.dies_at = 2
+    double.dies_at = 3
     outcome = _run(config, tmp_path)
     assert outcome.status == "failed"
     table = pl.read_csv(outcome.run_dir / "artifacts" / "e5_memory.csv")
-    measured = table.filter(pl.col("part") == "weights")
-    # The next length has a new engine, which dies of its second request as well.
+    measured = table.filter((pl.col("part") == "weights") & (pl.col("arm") == "agg"))
+    # The next length has a new engine, which dies of its second request after the warm-up as well.
     assert measured["prompt_len"].unique().sort().to_list() == [512, 2048]
-    left_out = table.filter(pl.col("part") == "not measured")
+    # Of disagg, the first round of warming up has a request for each of its engines, and nothing is measured.
+    left_out = table.filter((pl.col("part") == "not measured") & pl.col("source").str.starts_with("agg"))
     assert left_out["prompt_len"].unique().sort().to_list() == [1024, 4092]
     assert all("died" in why for why in left_out["source"])
 
