@@ -15,6 +15,7 @@ from wp1.analysis.summary import read_json
 from wp1.console import Screen
 from wp1.errors import ConfigError
 from wp1.records import read_records
+from wp1.report import make_report
 
 RUN_ID = "run-20260101T000000Z-00000000"
 MIB = 1 << 20
@@ -56,6 +57,33 @@ def test_e5_leaves_table_plots_and_words(config: Compose, double: Any, tmp_path:
     assert all((outcome.report.parent / picture).is_file() for picture in pictures)
     summary = read_json(outcome.run_dir / "summary.json")
     assert summary["profiling"]["memory"]["overall"]["agg/agg-0"]["weights_gib"] == pytest.approx(0.293, abs=1e-3)
+
+
+SPEED = ("## What prompt length costs", "## disagg against agg", "## Side by side", "## KV transfer", "## Latency")
+
+
+def test_one_request_a_length_is_no_measurement_of_speed(config: Compose, double: Any, tmp_path: Path) -> None:
+    outcome = _run(config, tmp_path, "experiment.doubling_from=1024")
+    assert outcome.report is not None and outcome.summary is not None
+    page, folder = outcome.report.read_text(), outcome.report.parent / RUN_ID
+    assert [chapter for chapter in SPEED if chapter in page] == []
+    assert outcome.summary["by_length"] is outcome.summary["by_load"] is None
+    assert sorted(plot.name for plot in folder.glob("*.png")) == ["device.png", "memory-agg.png", "memory-disagg.png"]
+    header = "| prompt tokens | agg, TTFT ms | agg, E2E ms | disagg, TTFT ms | disagg, E2E ms |"
+    lines = page[page.index(header) :].splitlines()[2:5]
+    assert [line.split("|")[1].strip() for line in lines] == ["1,024", "2,048", "4,092"]
+    assert all(float(cell) > 0 for line in lines for cell in line.strip("| ").split("|")[1:])
+    # A page made anew leaves no picture of an earlier one beside it.
+    (folder / "ttft_by_length.png").write_bytes(b"")
+    make_report(outcome.run_dir, outcome.report.parent)
+    assert not (folder / "ttft_by_length.png").exists()
+
+
+def test_several_requests_a_length_are(config: Compose, double: Any, tmp_path: Path) -> None:
+    outcome = _run(config, tmp_path, "experiment.prompt_lens=[32,64,128]", "workload.num_requests=2")
+    page = outcome.report.read_text()  # type: ignore[union-attr]
+    assert [chapter for chapter in SPEED if chapter in page] == list(SPEED)
+    assert "What the requests took" not in page
 
 
 def test_without_memory_no_engine_is_asked(config: Compose, double: Any, tmp_path: Path) -> None:

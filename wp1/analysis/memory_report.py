@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import capacity, memory, memory_plots, tables
+from wp1.analysis import capacity, cells, memory, memory_plots, tables
 from wp1.analysis.arms import devices_of
-from wp1.analysis.markdown import number, percent, table, text
+from wp1.analysis.markdown import ms, number, percent, table, text
 from wp1.analysis.memory import PARTS, UNEXPLAINED_SHARE, Row
 from wp1.analysis.plots import mark_of
 
@@ -67,8 +67,29 @@ def section(
     parts.append(_capacity(pools, capacity.fits_of(pools, rows, metadata, config["workload"]["output_len"])))
     if price:
         parts.append(_price(price))
+    if memory.one_each(config, requests):
+        parts.append(_served(requests, arms))
     parts.append("### How to read this\n\n" + HOW_TO_READ[rows[0].kind])
     return "\n\n".join(part for part in parts if part)
+
+
+def _served(requests: pl.DataFrame, arms: Sequence[str]) -> str:
+    """What the requests took that memory was read around: one each, from which no speed is to be read."""
+    answered = requests.filter(~pl.col("warmup") & (pl.col("status") == "ok"))
+    took = {(row["arm"], row["cell"]): row for row in answered.iter_rows(named=True)}
+    lines = [
+        [
+            number(cells.parse(cell).prompt_len or 0),
+            *(ms(took.get((arm, cell), {}).get(column)) for arm in arms for column in ("ttft_ms", "e2e_ms")),
+        ]
+        for cell in cells.ordered(answered["cell"])
+    ]
+    header = ["prompt tokens", *(f"{arm}, {title} ms" for arm in arms for title in ("TTFT", "E2E"))]
+    return (
+        "### What the requests took\n\n"
+        "One request a length and arm (n = 1), sent to read memory by. What length and disaggregation cost in time is "
+        "measured by E1 and E3.\n\n" + table(header, lines, "r" * len(header))
+    )
 
 
 def words(rows: Sequence[Row], arm: str, devices: int) -> str:

@@ -20,6 +20,7 @@ from wp1.analysis import (
     comparison_report,
     device_report,
     goodput,
+    memory,
     memory_report,
     metrics,
     plots,
@@ -53,6 +54,9 @@ HOW_TO_READ = """\
 - **client delay**: how late wp1 itself sent; it is part of TTFT. Above 10 ms (p99) the cell is marked.
 - **event-loop lag**: how late timers fired in wp1's own loop, which sends requests and takes tokens.
 - Warm-up requests and engine start are not in any figure; failed requests are counted, and have no latencies."""
+HOW_TO_READ_ONE_EACH = """\
+- **TTFT**: first output token − intended arrival; **E2E**: last token − intended arrival. Warm-up requests and engine
+  start are in no figure."""
 HOW_TO_READ_HANDOFFS = """\
 - **handoff**: the prefill engine's first token → the KV cache usable in the decode engine, with the wait for a place
   there; part of TTFT only where the decode engine streams the first token.
@@ -86,12 +90,9 @@ def write_report(
     folder = reports / metadata["run_id"]
     folder.mkdir(parents=True, exist_ok=True)
     names = arms.names_of(config)
-    compared = read_json(arms.file_of(run_dir, metadata["experiment"])) if names else None
+    one_each = memory.one_each(config, measured)
+    compared = read_json(arms.file_of(run_dir, metadata["experiment"])) if names and not one_each else None
     mark = plots.mark_of(metadata)
-    if not with_plots:
-        # Of an earlier session, and of fewer requests.
-        for old in folder.glob("*.png"):
-            old.unlink()
 
     def drawn(make: Callable[..., list[plots.Plot]], *of: Any) -> str:
         return _pictures(folder, make(folder, *of)) if with_plots else ""
@@ -104,7 +105,7 @@ def write_report(
         drawn(quality_plots.quality_plots, summary.get("quality"), mark),
         memory_report.section(run_dir, folder if with_plots else None, requests, config, metadata),
         comparison_report.words(compared),
-        drawn(comparison_plots.arm_plots, measured, names, config["slo"], mark) if names else "",
+        drawn(comparison_plots.arm_plots, measured, names, config["slo"], mark) if compared else "",
         comparison_report.side_by_side(compared),
         by_length_report.section(summary.get("by_length")),
         drawn(by_length_plots.length_plots, summary.get("by_length"), mark),
@@ -113,19 +114,25 @@ def write_report(
         goodput.section(summary.get("goodput"), config["slo"]),
         drawn(by_load_plots.goodput_plots, summary.get("goodput"), config["slo"], mark),
         _answers(requests, names) if answers else "",
-        _kv_transfer(summary),
+        _kv_transfer(summary) if not one_each else "",
         _skipped(summary),
-        _latency(summary),
-        drawn(plots.run_plots, requests, read_samples(run_dir), metadata),
-        drawn(comparison_plots.handoff_plots, queues, measured, mark),
+        _latency(summary) if not one_each else "",
+        drawn(plots.request_plots, measured, mark) if not one_each else "",
+        drawn(plots.device_plots, measured, read_samples(run_dir), metadata),
+        drawn(comparison_plots.handoff_plots, queues, measured, mark) if not one_each else "",
         device_report.section(summary["profiling"].get("device")),
         _checks(summary),
         _failures(requests),
-        _how_to_read(metadata, summary, bool(names)),
+        _how_to_read(metadata, summary, bool(names), one_each),
         _setting(metadata),
         _files(run_dir, page, metadata),
     ]
-    page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    content = "\n\n".join(part for part in parts if part) + "\n"
+    page.write_text(content, encoding="utf-8")
+    for plot in folder.glob("*.png"):
+        if f"({folder.name}/{plot.name})" not in content:
+            # Of an earlier page, of fewer requests or by other rules.
+            plot.unlink()
     return page
 
 
@@ -305,14 +312,14 @@ def _failures(requests: pl.DataFrame) -> str:
     return "## Requests that failed\n\n" + table(header, rows, "lllrl")
 
 
-def _how_to_read(metadata: dict[str, Any], summary: dict[str, Any], several_arms: bool) -> str:
+def _how_to_read(metadata: dict[str, Any], summary: dict[str, Any], several_arms: bool, one_each: bool) -> str:
     """Only the words that occur on the page."""
-    parts = [HOW_TO_READ]
-    if summary["profiling"].get("kv_transfer"):
+    parts = [HOW_TO_READ_ONE_EACH if one_each else HOW_TO_READ]
+    if summary["profiling"].get("kv_transfer") and not one_each:
         parts.append(HOW_TO_READ_HANDOFFS)
     if any("steady" in cell for cell in summary["profiling"].get("load", {}).get("cells", {}).values()):
         parts.append(HOW_TO_READ_LOAD)
-    if several_arms:
+    if several_arms and not one_each:
         parts.append(HOW_TO_READ_ARMS)
     if summary.get("quality"):
         parts.append(quality_report.HOW_TO_READ)
