@@ -1,6 +1,7 @@
 """Tables and numbers as a report writes them; what is not known is a dash."""
 
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 Unit = tuple[str, int]  # its name, bytes
@@ -46,8 +47,8 @@ def share(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """Any number, to about three digits."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    """Any number, to about three digits, with thousands apart and never with an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{Decimal(f'{value:.3g}'):f}"
 
 
 def fixed(value: float | None) -> str | None:
