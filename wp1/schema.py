@@ -123,6 +123,7 @@ class Workload:
     num_requests: int | None = None  # None: the whole dataset or trace
     num_warmup: int = 1  # rounds at least
     max_warmup: int = 5  # rounds at most
+    warmup_once: bool = False  # before the first cell after engines have started, and before no other
     concurrency: int = 1
     request_rate: float = 0.0  # requests/s; 0: closed loop of `concurrency`
     arrivals: str = "poisson"  # constant, gamma or ramp; for request_rate > 0
