@@ -12,3 +12,10 @@ class ConfigError(WP1Error):
 def unforeseen(error: Exception) -> str:
     """An error of no kind of ours, in one line: what a damaged folder can bring about has no end."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def unreadable(error: OSError, where: object) -> ConfigError:
+    """A file or folder that the machine does not let us read, in one line; where: what was being read."""
+    return ConfigError(
+        f"{error.filename or where} cannot be read ({error.strerror or error}): ask for access to it, or name another"
+    )

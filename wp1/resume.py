@@ -17,7 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from wp1 import progress
-from wp1.errors import ConfigError
+from wp1.errors import ConfigError, unreadable
 from wp1.identity import DECISIVE, settings_of
 from wp1.plan import Arm
 from wp1.progress import Unit
@@ -25,6 +25,8 @@ from wp1.progress import Unit
 # Files with a line for what belongs to one repeat of a cell, and those with one for a moment of the monotonic clock.
 OF_UNITS = ("records.jsonl", "handoffs.jsonl", "loop.jsonl", "memory.jsonl")
 OF_MOMENTS = ("device.jsonl", "queues.jsonl", "engine_stats.jsonl")
+# Of run_metadata.json, what a run that goes on adds to.
+NOTED = ("labels", "pools", "starts", "taken_over", "kv_held", "skipped")
 # For what a killed process has started to be gone.
 GONE_WITHIN_S = 10.0
 
@@ -33,7 +35,7 @@ def arguments(words: list[str]) -> list[str]:
     """The command line as Hydra is to have it: where it says `resume=DIR`, that of the folder, and where to go on.
 
     Settings that are typed beside it take the place of the folder's. Sets WP1_ROOT, so that runs land where they did.
-    Raises ConfigError for a folder that is none of a run or sweep, or is still being written.
+    Raises ConfigError for a folder that is none of a run or sweep, cannot be read, or is still being written.
     """
     asked = [word for word in words if _key(word) == "resume"]
     if not asked or asked == ["resume=null"]:
@@ -57,21 +59,40 @@ def _recorded(folder: Path) -> tuple[list[str], str, str]:
     """The words of the folder's command, its root, and the setting that names the folder."""
     from wp1.analysis import whole
     from wp1.analysis.summary import read_config, read_json
-    from wp1.analysis.sweep import MANIFEST
+    from wp1.analysis.sweep import MANIFEST, OF_MANIFEST
 
     try:
-        if (folder / MANIFEST).is_file():
-            manifest = read_json(folder / MANIFEST)
-            return manifest["command"][1:], manifest["root"], "hydra.sweep.dir"
-        metadata, config = read_json(folder / "run_metadata.json"), read_config(folder)
-    except ConfigError as error:
+        is_sweep, is_run = ((folder / name).is_file() for name in (MANIFEST, "run_metadata.json"))
+    except OSError as error:
+        raise unreadable(error, folder) from error
+    if is_sweep:
+        manifest = read_json(folder / MANIFEST)
+        manifest.require(*OF_MANIFEST)
+        return _words(folder / MANIFEST, manifest["command"]), _root(folder / MANIFEST, manifest), "hydra.sweep.dir"
+    if not is_run:
         raise ConfigError(
             f"resume={folder} is no folder to go on with: name that of a run, as outputs/run-..., or of a sweep, as "
             "multirun/..."
-        ) from error
+        )
     whole.check(folder)
+    path = folder / "run_metadata.json"
+    metadata, config = read_json(path), read_config(folder)
     job = metadata.get("sweep")
-    return (job["overrides"] if job else metadata["command"][1:]), config["root"], "hydra.run.dir"
+    words = _words(path, ["wp1", *job["overrides"]] if job else metadata["command"])
+    return words, _root(folder / "config.yaml", config), "hydra.run.dir"
+
+
+def _words(path: Path, command: Any) -> list[str]:
+    """The words of a command line after the program's name."""
+    if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
+        raise ConfigError(f"{path} has a command that is no list of words: restore it from a copy")
+    return command[1:]
+
+
+def _root(path: Path, content: Mapping[str, Any]) -> str:
+    if not isinstance(content["root"], str):
+        raise ConfigError(f"{path} has root={content['root']!r}, which is no folder: restore it from a copy")
+    return content["root"]
 
 
 def _key(word: str) -> str:
@@ -157,6 +178,7 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
     from wp1.analysis.summary import read_json
 
     metadata = read_json(run_dir / "run_metadata.json")
+    metadata.require(*NOTED)
     _check_setting(run_dir, metadata, fresh)
     skipped, probes = [one["cell"] for one in metadata["skipped"]], goodput.read(run_dir)
     searched = {arm.name for arm in arms if goodput.ended(probes, arm.name, goodput.lengths_of(arm, skipped))}

@@ -1,7 +1,9 @@
 """Runs and sweeps that were cut short anywhere and go on: what is there in the end is what an unbroken one leaves."""
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from omegaconf import DictConfig
 from tests.conftest import Compose
 from tests.double import TINY
 from wp1 import progress, resume
-from wp1.analysis.summary import read_json
+from wp1.analysis.summary import read_config, read_json
 from wp1.console import Screen
 from wp1.errors import ConfigError
 from wp1.records import read_records
@@ -274,9 +276,88 @@ def test_a_sweep_killed_in_the_middle_goes_on(tmp_path: Path, monkeypatch: pytes
     assert again.communicate(timeout=120)[0].count("is complete") == 3
 
 
+MANIFEST: dict[str, Any] = {
+    "command": ["wp1", "-m", "seed=1,2"], "root": "/somewhere", "jobs": [["seed=1"], ["seed=2"]], "status": "running",
+    "tracking": {"enabled": False}, "parent_run_id": None,
+}  # fmt: skip
+
+
 def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no folder to go on with"):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "file", tmp_path / "none"):
+        with pytest.raises(ConfigError, match=f"resume={folder} is no folder to go on with"):
+            resume.arguments([f"resume={folder}"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({key: value for key, value in MANIFEST.items() if key != "root"}, "sweep.json has no root: restore"),
+        ({key: value for key, value in MANIFEST.items() if key != "jobs"}, "sweep.json has no jobs: restore"),
+        (MANIFEST | {"root": 5}, "sweep.json has root=5, which is no folder"),
+        (MANIFEST | {"command": "wp1 -m"}, "sweep.json has a command that is no list of words"),
+        ([], "sweep.json cannot be read (it is no object)"),
+    ],
+)
+def test_what_a_sweep_s_file_lacks_is_named(tmp_path: Path, content: Any, said: str) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError) as refused:
         resume.arguments([f"resume={tmp_path}"])
+    assert f"{tmp_path}/{said}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "said"),
+    [
+        ("config.yaml", "root", "config.yaml has no root"),
+        ("config.yaml", "workload.prompts", "config.yaml has no workload.prompts"),
+        ("run_metadata.json", "command", "run_metadata.json has no command"),
+        ("run_metadata.json", "status", "run_metadata.json has no status"),
+    ],
+)
+def test_what_a_run_s_file_lacks_is_named(
+    config: Compose, double: Any, tmp_path: Path, file: str, key: str, said: str
+) -> None:
+    run_dir = tmp_path / "outputs" / RUN_ID
+    go(config(*TINY), run_dir)
+    # JSON is YAML.
+    content = read_config(run_dir) if file == "config.yaml" else read_json(run_dir / file)
+    group, _, name = key.rpartition(".")
+    del (content[group] if group else content)[name]
+    (run_dir / file).write_text(json.dumps(content))
+    # The configuration is held against the records of a run that completed.
+    with pytest.raises(ConfigError, match=re.escape(f"{run_dir}/{said}: restore it from a copy")):
+        resume.arguments([f"resume={run_dir}"])
+
+
+@pytest.mark.parametrize("method", ["is_file", "read_text", "open"])
+def test_a_folder_that_may_not_be_read_is_one_line(
+    config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """As root, whom tests may run as, everything may be read."""
+    run_dir = tmp_path / "outputs" / RUN_ID
+    go(config(*TINY), run_dir)
+
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    with monkeypatch.context() as shut:
+        shut.setattr(Path, method, refuse)
+        with pytest.raises(ConfigError, match=rf"^{run_dir}/\S+ cannot be read \(Permission denied\): "):
+            resume.arguments([f"resume={run_dir}"])
+
+
+def test_metadata_that_a_run_would_add_to_is_there_before_an_engine_starts(
+    config: Compose, double: Any, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "outputs" / RUN_ID
+    go(config(*TINY), run_dir)
+    path = run_dir / "run_metadata.json"
+    path.write_text(json.dumps({key: value for key, value in read_json(path).items() if key != "kv_held"}))
+    started = list(double.started)
+    with pytest.raises(ConfigError, match=r"run_metadata\.json has no kv_held"):
+        go(config(*TINY), run_dir, resuming=True)
+    assert double.started == started
 
 
 def test_the_folder_speaks_for_itself(config: Compose, double: Any, tmp_path: Path) -> None:
@@ -295,7 +376,7 @@ def test_the_folder_speaks_for_itself(config: Compose, double: Any, tmp_path: Pa
 
 
 def test_options_may_have_been_typed_last(tmp_path: Path) -> None:
-    manifest = {"command": ["wp1", "seed=1,2", "-m", "--config-dir", "mine"], "root": str(tmp_path)}
+    manifest = MANIFEST | {"command": ["wp1", "seed=1,2", "-m", "--config-dir", "mine"], "root": str(tmp_path)}
     (tmp_path / "sweep.json").write_text(json.dumps(manifest))
     words = resume.arguments([f"root={tmp_path}", f"resume={tmp_path}"])
     assert words[:5] == ["-m", "--config-dir", "mine", "seed=1,2", f"root={tmp_path}"]

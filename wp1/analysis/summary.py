@@ -32,6 +32,11 @@ class Content(dict[str, Any]):
     def __missing__(self, key: str) -> Any:
         raise ConfigError(f"{self._path} has no {self._within}{key}: restore it from a copy")
 
+    def require(self, *keys: str) -> None:
+        """Raises ConfigError where one of these is not there, before anything is done by the others."""
+        for key in keys:
+            self[key]
+
 
 def _named(value: Any, path: Path, at: str) -> Any:
     if isinstance(value, dict):
@@ -39,7 +44,7 @@ def _named(value: Any, path: Path, at: str) -> Any:
     return [_named(one, path, f"{at}[{n}]") for n, one in enumerate(value)] if isinstance(value, list) else value
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Content:
     """A JSON object from a run's folder, as Content. Raises ConfigError where the file is missing or broken."""
     try:
         return _object(json.loads(path.read_text(encoding="utf-8")), path)
@@ -47,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} {_cannot_be_read(error)}") from error
 
 
-def read_metadata(run_dir: Path) -> dict[str, Any]:
+def read_metadata(run_dir: Path) -> Content:
     """The run's run_metadata.json. Raises ConfigError where it is missing or broken, or a name in it is no name.
 
     Files and folders are named after these, and a folder may come from anybody.
@@ -78,7 +83,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     work.replace(path)
 
 
-def read_config(run_dir: Path) -> dict[str, Any]:
+def read_config(run_dir: Path) -> Content:
     """The run's composed configuration, as Content. Raises ConfigError where the file is missing or broken."""
     path = run_dir / "config.yaml"
     try:

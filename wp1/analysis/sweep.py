@@ -19,6 +19,8 @@ from wp1.analysis.summary import read_config, read_json, write_json
 from wp1.errors import WP1Error
 
 MANIFEST = "sweep.json"
+# What a sweep that goes on needs of it.
+OF_MANIFEST = ("command", "root", "jobs", "status", "tracking", "parent_run_id")
 # Of each cell; the names are those of summary.json.
 FIGURES = (
     ("ttft_ms", "p50"), ("ttft_ms", "p95"), ("ttft_ms", "mean"), ("ttft_ms", "mean_low"), ("ttft_ms", "mean_high"),

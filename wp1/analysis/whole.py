@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from wp1 import goodput, progress
 from wp1.analysis import cells, memory, quality, tables
 from wp1.analysis.summary import read_config, read_json, read_metadata
-from wp1.errors import ConfigError
+from wp1.errors import ConfigError, unreadable
 from wp1.plan import has_length, plan
 from wp1.quality.asking import FILE as EXAMPLES
 from wp1.records import read_rows
@@ -29,10 +29,17 @@ Part = tuple[str | int, ...]
 
 
 def check(run_dir: Path) -> None:
-    """Raises ConfigError where lines are missing, or are not what they should be.
+    """Raises ConfigError where lines are missing, or are not what they should be, or cannot be read.
 
     The message is one line that names the file, and the counts or the line's number.
     """
+    try:
+        _check(run_dir)
+    except OSError as error:
+        raise unreadable(error, run_dir) from error
+
+
+def _check(run_dir: Path) -> None:
     metadata, config = read_metadata(run_dir), read_config(run_dir)
     # A line that is there twice stands for one request.
     records = tables.keys(run_dir / RECORDS).unique("request_id")
