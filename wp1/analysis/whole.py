@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError
 
 from wp1 import goodput, progress
 from wp1.analysis import cells, memory, quality, tables
@@ -45,7 +45,7 @@ def _check(run_dir: Path) -> None:
     records = tables.keys(run_dir / RECORDS).unique("request_id")
     measured = records.filter(~pl.col("warmup"))
     completed = metadata["status"] == "completed"
-    _requests(run_dir, measured, *_said(run_dir, metadata, config, completed), completed)
+    _requests(run_dir, measured, *_said(run_dir, metadata, completed), completed)
     if not completed:
         return
     _progress(run_dir, measured)
@@ -107,9 +107,7 @@ def _how(path: Path) -> str:
     return "restore the file from a copy"
 
 
-def _said(
-    run_dir: Path, metadata: Mapping[str, Any], config: Mapping[str, Any], completed: bool
-) -> tuple[dict[Part, int], str]:
+def _said(run_dir: Path, metadata: Mapping[str, Any], completed: bool) -> tuple[dict[Part, int], str]:
     """How many requests the run says it measured, by part, and the file that says so."""
     if done := progress.read(run_dir):
         return {one.unit: one.requests for one in done}, progress.FILE
@@ -120,17 +118,18 @@ def _said(
         profile = read_json(run_dir / "summary.json").get("profiling", {}).get("latency", {}).get("cells", {})
         if profile:
             return {tuple(name.split("/", 1)): cell["requests"] for name, cell in profile.items()}, "summary.json"
-    return _planned(metadata, config), "the plan in config.yaml"
+    return _planned(run_dir, metadata), "the plan in config.yaml"
 
 
-def _planned(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> dict[Part, int]:
+def _planned(run_dir: Path, metadata: Mapping[str, Any]) -> dict[Part, int]:
     """What a run that completed must have measured: its cells less those skipped; {} where an older plan says less."""
+    config = OmegaConf.load(run_dir / "config.yaml")
     try:
-        arms = plan(OmegaConf.create(dict(config)))
-    except OmegaConfBaseException:
+        arms = plan(config)
+    except ConfigAttributeError:
         return {}
     skipped = {one["cell"] for one in metadata.get("skipped", ())}
-    exact = has_length(config["workload"]["prompts"])
+    exact = has_length(config.workload.prompts)
     return {
         # Of a dataset's or trace's rows the plan does not know how many there are.
         (arm.name, cell.name): cell.repeats * ((cell.num_requests or 1) if exact else 1)
