@@ -5,13 +5,21 @@
 #
 # scale=smoke, the default without a GPU: the bundled model, every experiment small; under 45 minutes on two cores.
 # scale=gpu: the shape of an 8B model (random weights) for E1, E2, E3 and E5, the bundled model for E0, E4 and E6.
-# key=value goes to every experiment; --print says what would be run, and runs nothing.
+# key=value goes to every experiment; --print says what would be run, and runs and makes nothing.
 # Started again with the same FOLDER it goes on: what has completed is not run again.
 # A run that fails does not stop the others; without --partial there is then no packet, and the exit code is 1.
 set -uo pipefail
-[ $# -ge 1 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"; }
+refuse() { echo "error: $*" >&2; exit 2; }
+for argument in "$@"; do
+  case $argument in -h | --help) usage; exit 0 ;; esac
+done
+[ $# -ge 1 ] || { usage; exit 2; }
+case $1 in
+  "" | -* | *=*) refuse "${1:-an empty word} is no folder: name it first, as in launch/packet.sh FOLDER --print" ;;
+esac
 here=$(cd "$(dirname "$0")/.." && pwd)
-folder=$(mkdir -p "$1" && cd "$1" && pwd) || exit 2
+folder=$(realpath -m -- "$1")
 shift
 python=$here/.venv/bin/python
 scale=smoke partial=() overrides=() print=
@@ -19,13 +27,15 @@ command -v nvidia-smi > /dev/null && nvidia-smi > /dev/null 2>&1 && scale=gpu
 for argument in "$@"; do
   case $argument in
     scale=smoke | scale=gpu) scale=${argument#scale=} ;;
-    scale=*) echo "error: $argument is not known: set scale to smoke or gpu" >&2; exit 2 ;;
+    scale=*) refuse "$argument is not known: set scale to smoke or gpu" ;;
     --partial) partial=(--partial) ;;
     --print) print=yes ;;
+    -*) refuse "$argument is not known: key=value, --partial or --print" ;;
     *=*) overrides+=("$argument") ;;
-    *) echo "error: $argument is not known: key=value, --partial or --print" >&2; exit 2 ;;
+    *) refuse "$argument is not known: key=value, --partial or --print" ;;
   esac
 done
+[ -x "$python" ] || refuse "$here/.venv is missing: make setup makes it"
 
 # What each experiment is at each scale.
 smoke() {
@@ -48,6 +58,13 @@ gpu() {
 }
 
 cd "$here" || exit 2
+# What cannot be composed is told before the first of them runs for minutes.
+for experiment in e0 e1 e2 e3 e4 e5 e6; do
+  read -ra words < <("$scale" "$experiment")
+  [ ! -f "conf/experiment/${words[0]#experiment=}.yaml" ] \
+    || "$python" -m wp1 "${words[@]}" root="$folder" "${overrides[@]}" --cfg job > /dev/null || exit 2
+done
+[ -n "$print" ] || mkdir -p "$folder" || exit 2
 begin=$SECONDS
 while read -r experiment unfinished <&3; do
   read -ra words < <("$scale" "$experiment")
