@@ -133,6 +133,8 @@ def check_options(words: list[str]) -> None:
             raise ConfigError(f"unknown option {word}: settings have no dashes before them, as {word.lstrip('-')}")
         refuse(f"unknown option {word}")
     for word in known.overrides:
+        if word.lstrip("+~").startswith("="):
+            raise ConfigError(f"{word} names no key: settings are key=value, see python -m wp1 --help")
         if "=" not in word and not word.startswith("~"):
             raise ConfigError(f"{word} is no setting: those are key=value, see python -m wp1 --help")
 

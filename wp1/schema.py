@@ -19,7 +19,7 @@ from wp1.errors import ConfigError
 from wp1.plan import has_length, open_loop
 from wp1.quality import settings
 from wp1.serving.placement import engine_sizes
-from wp1.workload.limits import check_workload
+from wp1.workload.limits import check_list, check_workload
 
 
 @dataclass
@@ -382,7 +382,8 @@ def _check_schedulers(cfg: Any) -> None:
     if len(set(devices.values())) > 1 and not cfg.experiment.memory:
         counts = ", ".join(f"{key} has {count}" for key, count in devices.items())
         raise ConfigError(
-            f"arms are compared on equal devices, and {counts}: change replicas, prefill, decode or tensor_parallel"
+            f"arms that are not on equal devices ({counts}) are compared in memory alone: set experiment.memory=true, "
+            "or change replicas, prefill, decode or tensor_parallel"
         )
 
 
@@ -440,26 +441,12 @@ def _check_cells(cfg: Any) -> None:
                 f"workload.prompt_len={cfg.workload.prompt_len} has no effect beside experiment.prompt_lens: set "
                 f"experiment.prompt_lens=[{cfg.workload.prompt_len}]"
             )
-        if not lengths or len(set(lengths)) < len(lengths) or not all(1 <= n <= MOST for n in lengths):
-            raise ConfigError(
-                f"experiment.prompt_lens={list(lengths)} does not do: name different lengths, in tokens, of 1 or more"
-            )
-    if rates is not None and (
-        not rates or len(set(rates)) < len(rates) or not all(0 <= rate <= MOST for rate in rates)
-    ):
-        raise ConfigError(
-            f"experiment.request_rates={list(rates)} does not do: name different rates, in requests/s; 0 is one "
-            "at a time"
-        )
-    concurrencies = cfg.experiment.concurrencies
-    if concurrencies is not None and (
-        not concurrencies
-        or len(set(concurrencies)) < len(concurrencies)
-        or not all(1 <= n <= MOST for n in concurrencies)
-    ):
-        raise ConfigError(
-            f"experiment.concurrencies={list(concurrencies)} does not do: name different numbers of requests at a time"
-        )
+        check_list("experiment.prompt_lens", lengths, "lengths in tokens, as [512,1024]", 1, MOST)
+    if rates is not None:
+        check_list("experiment.request_rates", rates, "requests/s, as [0,1,2], 0 being one at a time", 0, MOST)
+    if cfg.experiment.concurrencies is not None:
+        of_what = "numbers of requests at a time, as [1,8]"
+        check_list("experiment.concurrencies", cfg.experiment.concurrencies, of_what, 1, MOST)
     limits = (cfg.slo.ttft_ms, cfg.slo.tpot_ms, cfg.slo.e2e_ms)
     if cfg.experiment.goodput_budget_s is not None:
         if not any(limit is not None for limit in limits):
@@ -490,10 +477,13 @@ def _check_doubling(cfg: Any) -> None:
             f"workload.output_len={workload.output_len} leaves no room for a prompt in model.max_len="
             f"{cfg.model.max_len}: lower it or raise model.max_len"
         )
-    if not 1 <= first <= room:
+    if first < 1:
+        raise ConfigError(f"experiment.doubling_from={first} is too small: set it to 1 or more")
+    if first > room:
         raise ConfigError(
-            f"experiment.doubling_from={first} does not do: set it between 1 and {room}, which is model.max_len less "
-            "workload.output_len"
+            f"experiment.doubling_from={first} is more than model.max_len={cfg.model.max_len} has room for beside "
+            f"workload.output_len={workload.output_len}: prompts of 1 to {room:,} tokens fit, so lower it or raise "
+            "model.max_len"
         )
 
 

@@ -60,6 +60,8 @@ def test_composing_imports_nothing_heavy() -> None:
         (["--config"], "ambiguous option: --config could match --config-path"),
         (["seed=1", "--cfg", "job", "slo=none"], "slo=none stands apart from other settings"),
         (["e3"], "e3 is no setting: those are key=value"),
+        (["=3"], "=3 names no key: settings are key=value"),
+        (["+=3"], "+=3 names no key"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:

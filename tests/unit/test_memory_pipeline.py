@@ -1,6 +1,8 @@
 """E5 from a configuration to its report, with an engine double whose notes of memory have round figures."""
 
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,27 @@ def test_without_memory_no_engine_is_asked(config: Compose, double: Any, tmp_pat
     assert "Where memory goes\n" not in outcome.report.read_text()  # type: ignore[union-attr]
 
 
+def test_a_run_that_was_stopped_before_its_first_request_says_that_nothing_was_measured(
+    config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(self: Any, *_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return generate(self, *_)
+
+    generate = double.generate
+    monkeypatch.setattr(double, "generate", stopped)
+    outcome = _run(config, tmp_path)
+    assert outcome.status == "interrupted"
+    # The plots are made later, and the page again.
+    pages = [outcome.report, make_report(outcome.run_dir, tmp_path / "reports")]
+    for page in pages:
+        text = page.read_text()  # type: ignore[union-attr]
+        assert "**Nothing was measured**: the run ended before its first request did." in text
+        assert not any(words in text for words in ("FAILED", "Both arms had", "## Checks", "## Latency", "## Side"))
+    [check] = read_json(outcome.run_dir / "summary.json")["checks"]
+    assert (check["name"], check["passed"]) == ("requests answered", False)
+
+
 def test_notes_are_kept_of_an_engine_that_dies(config: Compose, double: Any, tmp_path: Path) -> None:
     double.dies_at = 3
     outcome = _run(config, tmp_path)
@@ -111,10 +134,14 @@ def test_notes_are_kept_of_an_engine_that_dies(config: Compose, double: Any, tmp
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["experiment.doubling_from=5000"], r"experiment\.doubling_from=5000 .*between 1 and 4092"),
-        (["experiment.doubling_from=0"], r"experiment\.doubling_from=0 .*between 1"),
+        (
+            ["experiment.doubling_from=5000"],
+            r"experiment\.doubling_from=5000 .*model\.max_len=4096 .*prompts of 1 to 4,092 tokens fit",
+        ),
+        (["model.max_len=100"], r"experiment\.doubling_from=512 .*model\.max_len=100 .*prompts of 1 to 96 tokens fit"),
+        (["experiment.doubling_from=0"], r"experiment\.doubling_from=0 is too small"),
         (["workload.prompt_len=5"], r"workload\.prompt_len=null"),
-        (["experiment.memory=false"], "equal devices"),
+        (["experiment.memory=false"], r"arms\.agg has 1, arms\.disagg has 2.*set experiment\.memory=true"),
     ],
 )
 def test_what_e5_cannot_do_is_refused(config: Compose, overrides: list[str], message: str) -> None:

@@ -76,6 +76,9 @@ def tables_of(found: Mapping[str, Any]) -> str:
 
 
 def _basis(found: Mapping[str, Any]) -> str:
+    silent = [arm for arm in found["arms"] if not found["overall"][arm]["requests"]]
+    if silent:
+        return f"{' and '.join(silent)} was sent nothing."
     counts = [
         f"{arm} on {n} device{'' if n == 1 else 's'}" for arm, n in found["devices"].items() if arm in found["arms"]
     ]

@@ -88,7 +88,10 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     names = arms.names_of(config)
     one_each = memory.one_each(config, measured)
-    compared = read_json(arms.file_of(run_dir, metadata["experiment"])) if names and not one_each else None
+    nothing = measured.is_empty()
+    compared = None
+    if names and not one_each and not nothing:
+        compared = read_json(arms.file_of(run_dir, metadata["experiment"]))
     transfers = {} if one_each else summary["profiling"].get("kv_transfer") or {}
     mark = plots.mark_of(metadata)
 
@@ -100,6 +103,7 @@ def write_report(
         _head(metadata),
         "" if with_plots else _without_plots(run_dir),
         _absent(run_dir, config),
+        "**Nothing was measured**: the run ended before its first request did." if nothing else "",
         quality_report.section(summary.get("quality"), quality.scored(run_dir, requests)),
         drawn(quality_plots.quality_plots, summary.get("quality"), mark),
         memory_report.section(run_dir, folder if with_plots else None, requests, config, metadata),
@@ -115,14 +119,14 @@ def write_report(
         _answers(requests, names) if answers else "",
         kv_transfer_report.section(transfers),
         _skipped(summary),
-        _latency(summary) if not one_each else "",
+        _latency(summary) if not (one_each or nothing) else "",
         drawn(plots.request_plots, measured, mark) if not one_each else "",
         drawn(plots.device_plots, measured, read_samples(run_dir), metadata),
         drawn(comparison_plots.handoff_plots, queues, measured, mark) if not one_each else "",
-        device_report.section(summary["profiling"].get("device")),
-        _checks(summary),
+        device_report.section(summary["profiling"].get("device")) if not nothing else "",
+        _checks(summary) if not nothing else "",
         _failures(requests),
-        _how_to_read(metadata, summary, bool(names), one_each, transfers),
+        _how_to_read(metadata, summary, bool(names), one_each, transfers) if not nothing else "",
         _setting(metadata),
         _files(run_dir, page, metadata),
     ]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from wp1.errors import ConfigError
+from wp1.workload.limits import check_list
 
 # Of datasets that are not judged, and of those that are.
 JUDGED_ONLY = (
@@ -88,11 +89,8 @@ def _check_made(cfg: Any) -> None:
         raise ConfigError(
             f"dataset.prompt_lens is empty: {dataset.name} is made to lengths, name some as in [1024,2048]"
         )
-    if len(set(lengths)) < len(lengths) or not all(1 <= length <= cfg.model.max_len for length in lengths):
-        raise ConfigError(
-            f"dataset.prompt_lens={list(lengths)} does not do: name different lengths up to model.max_len="
-            f"{cfg.model.max_len}, or raise that"
-        )
+    most = cfg.model.max_len
+    check_list("dataset.prompt_lens", lengths, f"lengths in tokens within model.max_len={most}", 1, most)
     if dataset.samples_per_task is None:
         raise ConfigError("dataset.samples_per_task is empty: a set that is made has as many as you ask for")
     for key in DRAWN_ONLY:

@@ -4,6 +4,7 @@ Values on their own (too small, not known) are `wp1.schema`'s to refuse; here ar
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,19 @@ def longest(workload: Any) -> int:
         most = math.ceil(workload.output_len * (1 + workload.output_spread))
         return most if cut is None else min(most, cut)
     return CUT * workload.output_len if cut is None else cut
+
+
+def check_list(key: str, values: Sequence[float], of_what: str, least: float, most: float) -> None:
+    """Raises ConfigError where a list that cells are made of is empty, or names a value twice or one out of bounds."""
+    given = f"{key}=[{','.join(f'{value:.12g}' for value in values)}]"
+    if not values:
+        raise ConfigError(f"{given} is empty: name {of_what}")
+    for value in values:
+        # Written so that nan is refused too.
+        if not least <= value <= most:
+            raise ConfigError(f"{given} has {value:.12g}: name {of_what}, from {least:.12g} to {most:.12g}")
+        if list(values).count(value) > 1:
+            raise ConfigError(f"{given} has {value:.12g} twice, which would be one cell: name each once")
 
 
 def check_workload(cfg: Any) -> None:

@@ -115,8 +115,9 @@ def test_an_arm_that_never_ran_leaves_a_report(tmp_path: Path) -> None:
     (folder / "run_metadata.json").write_text(json.dumps(metadata))
     text = make_report(folder, tmp_path / "reports").read_text()
     assert "No cell could be compared." in text
+    assert "disagg was sent nothing." in text and "Both arms had" not in text
     records.write_text("")
-    assert "No cell could be compared." in make_report(folder, tmp_path / "reports").read_text()
+    assert "**Nothing was measured**" in make_report(folder, tmp_path / "reports").read_text()
 
 
 def test_answers_are_shown_where_there_are_questions(tmp_path: Path) -> None:
