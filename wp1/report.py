@@ -11,7 +11,7 @@ from typing import Any
 from wp1.analysis import whole
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import read_config, read_metadata, summarise
-from wp1.analysis.sweep import MANIFEST
+from wp1.analysis.sweep import MANIFEST, read_jobs, read_manifest
 from wp1.analysis.sweep_report import write_comparison
 from wp1.collectors import Collector
 from wp1.errors import ConfigError, WP1Error, unforeseen
@@ -49,6 +49,14 @@ def make_report(run_dir: Path, reports: Path) -> Path:
     return write_report(run_dir, reports, metadata, summary)
 
 
+def make_comparison(folder: Path) -> Path:
+    """The comparison of a sweep's jobs; returns the page's path. Raises ConfigError where a job has lost lines."""
+    for job in read_jobs(folder, read_manifest(folder)):
+        if job.run_dir is not None:
+            whole.check(job.run_dir)
+    return write_comparison(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m wp1.report", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="a run's folder, as in outputs/run-..., or a sweep's, in multirun/")
@@ -60,7 +68,7 @@ def main() -> None:
     words = parser.parse_args()
     try:
         if (words.run_dir / MANIFEST).is_file():
-            page = write_comparison(words.run_dir)
+            page = make_comparison(words.run_dir)
         else:
             page = make_report(words.run_dir, words.reports or reports_of(words.run_dir, read_config(words.run_dir)))
     except ConfigError as error:

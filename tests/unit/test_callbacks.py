@@ -17,8 +17,9 @@ from wp1 import track as track_command
 from wp1 import tracking
 from wp1.analysis import sweep as sweep_tables
 from wp1.analysis.summary import read_json
-from wp1.errors import WP1Error
+from wp1.errors import ConfigError, WP1Error
 from wp1.identity import PARENT_VARIABLE
+from wp1.report import make_comparison
 from wp1.track import track, track_sweep
 
 
@@ -54,6 +55,14 @@ def test_a_sweep_of_two_schedulers_is_one_run_with_its_comparison(sweep: Sweep) 
     assert re.search(r"^compared .*/comparison\.md$", done.said, re.MULTILINE)
     assert re.search(rf"^mlflow   wp1-e0/{done.folder.name} in ", done.said, re.MULTILINE)
     assert done.manifest["status"] == "completed"
+
+    # Made again, it is the same; of jobs that have lost records none is made.
+    assert make_comparison(done.folder).read_text() == page
+    records = done.folder / "1" / "records.jsonl"
+    records.write_text("".join(records.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ConfigError, match=r"1/records\.jsonl has 11 of the 12 measured requests"):
+        make_comparison(done.folder)
+    assert (done.folder / "comparison.md").read_text() == page
 
 
 def test_the_parent_is_known_to_a_run_that_is_published_later(sweep: Sweep) -> None:
