@@ -53,8 +53,8 @@ def make_run(
         ],
     }  # fmt: skip
     config = {
-        "root": str(folder.parents[1]), "seed": seed, "model": {}, "dataset": {}, "workload": {},
-        "slo": {"ttft_ms": None, "tpot_ms": None}, "tracking": {},
+        "root": str(folder.parents[1]), "seed": seed, "model": {}, "dataset": {}, "workload": {"prompts": "random"},
+        "slo": {"ttft_ms": None, "tpot_ms": None}, "tracking": {}, "experiment": {},
     }  # fmt: skip
     lines = []
     for arm, cell in cells:
