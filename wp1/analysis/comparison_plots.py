@@ -71,14 +71,6 @@ def handoff_plots(folder: Path, queues: pl.DataFrame, measured: pl.DataFrame, ma
     return made
 
 
-def _colours(arms: Sequence[str]) -> dict[str, Any]:
-    import seaborn as sns
-
-    palette = sns.color_palette(style.PALETTE)
-    # Not the phases' colours, so that no arm looks like a phase.
-    return {arm: palette[(2, 3, 5, 9)[n % 4]] for n, arm in enumerate(arms)}
-
-
 def _latency(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) -> None:
     """A row of panels for each load, TTFT on the left and TPOT on the right."""
     import matplotlib.pyplot as plt
@@ -122,7 +114,7 @@ def _means(
             highs.append(high)
     spread = np.abs(np.array([lows, highs]) - np.array(means))
     axes.errorbar(
-        xs, means, yerr=spread if means else None, label=arm, color=_colours(arms)[arm],
+        xs, means, yerr=spread if means else None, label=arm, color=style.arm_colours(arms)[arm],
         marker=MARKERS[n % len(MARKERS)], markersize=4, linewidth=1.4, elinewidth=1.2, capsize=2.5,
     )  # fmt: skip
 
@@ -131,7 +123,7 @@ def _length_axis(axes: Any, prompts: Sequence[str]) -> None:
     """Lengths at even steps: they are mostly doublings, and datasets have no length at all."""
     import seaborn as sns
 
-    axes.set_xticks(range(len(prompts)), [_short(prompt) for prompt in prompts])
+    style.length_ticks(axes, range(len(prompts)), [_short(prompt) for prompt in prompts])
     axes.set_xlim(-0.5, len(prompts) - 0.5)
     axes.grid(axis="x", visible=False)
     sns.despine(ax=axes)
@@ -237,7 +229,7 @@ def _shares(
     # Rounding may put a bound a hair beyond the share.
     spread = np.maximum([shares - low, high - shares], 0)
     axes.errorbar(
-        xs, shares, yerr=spread, label=arm, color=_colours(arms)[arm], marker=MARKERS[n % len(MARKERS)],
+        xs, shares, yerr=spread, label=arm, color=style.arm_colours(arms)[arm], marker=MARKERS[n % len(MARKERS)],
         markersize=4, linewidth=1.4, elinewidth=1.2, capsize=2.5, clip_on=False,
     )  # fmt: skip
 

@@ -85,6 +85,7 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
     import seaborn as sns
 
     arms = answered["arm"].unique(maintain_order=True).sort().to_list()
+    colours = style.arm_colours(arms)
     gaps = {arm: answered.filter(pl.col("arm") == arm)["itl_ms"].explode().drop_nulls().to_numpy() for arm in arms}
     every = np.concatenate(list(gaps.values()))
     # Above the 99.5th percentile a handful of gaps would stretch the axis until nothing can be read.
@@ -93,7 +94,14 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
     for axes, (arm, values) in zip(grid[:, 0], gaps.items(), strict=True):
         if not values.size:
             continue
-        sns.histplot(x=values[values <= edge], bins=50, binrange=(float(every.min()), edge), ax=axes, linewidth=0.3)
+        sns.histplot(
+            x=values[values <= edge],
+            bins=50,
+            binrange=(float(every.min()), edge),
+            ax=axes,
+            linewidth=0.3,
+            color=colours[arm],
+        )
         for percent, style_of_line in ((50, "-"), (95, "--"), (99, ":")):
             value = float(np.percentile(values, percent))
             # A line beyond the edge would stretch the axis again.

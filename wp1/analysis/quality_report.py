@@ -55,7 +55,10 @@ def _together(found: Mapping[str, Any]) -> str:
     if all(one and len(one["scores"]) > 1 for _, one in effective):
         kept = [f"{arm} {_tokens(one['relative'])}" for arm, one in effective]
         threshold = effective[0][1]["threshold"]
-        said.append(f"A score of {threshold:g} % of that at the shortest length holds to: {', '.join(kept)}.")
+        said.append(
+            f"At least {threshold:g} % of the score at the shortest length, the share that RULER calls effective, is "
+            f"kept up to: {', '.join(kept)}."
+        )
     rows = []
     for bucket in lengths:
         of = [by_arm[arm].get(bucket) for arm in arms]
@@ -163,8 +166,9 @@ def _effective(of: Mapping[str, Any]) -> str:
     if not found or len(found["scores"]) < 2:
         return ""
     return (
-        f"Effective length on RULER's tasks: **{_tokens(found['absolute'])}** at a score of {found['threshold']:g} %, "
-        f"{_tokens(found['relative'])} at {found['threshold']:g} % of the score at the shortest length."
+        f"Effective length on RULER's tasks: **{_tokens(found['absolute'])}** with a score of at least "
+        f"{found['threshold']:g} %, RULER's own threshold; {_tokens(found['relative'])} with at least "
+        f"{found['threshold']:g} % of the score at the shortest length."
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.analysis.synthetic import Shape, make_run
-from wp1.analysis import comparison_plots, device_plots, plots, style, tables
+from wp1.analysis import by_length, by_length_plots, comparison_plots, device_plots, plots, style, tables
 from wp1.collectors.device import SCHEMA
 
 
@@ -113,3 +113,48 @@ def test_the_legend_of_itl_lies_beside_the_lines_that_it_names(figures: list[Any
         assert axes.get_window_extent().y1 - 1 <= legend.y0
         assert legend.y1 <= axes._left_title.get_window_extent().y0 + 1
         assert legend.x1 <= figure.bbox.x1
+
+
+def test_an_arm_has_one_colour_in_every_plot() -> None:
+    both = style.arm_colours(["agg", "disagg"])
+    assert style.arm_colours(["disagg"])["disagg"] == both["disagg"]
+    assert style.arm_colours(["agg"])["agg"] == both["agg"]
+    others = style.arm_colours(["yarn", "disagg", "unscaled"])
+    assert others["disagg"] == both["disagg"]
+    assert len({*both.values(), *others.values()}) == 4
+
+
+def test_arms_look_alike_where_they_are_compared_and_by_length(figures: list[Any], tmp_path: Path) -> None:
+    folder = make_run(tmp_path, Shape(lengths=(256, 512, 1024), rates=(0,), repeats=1, count=2))
+    requests = tables.requests(folder / "records.jsonl").filter(~pl.col("warmup"))
+    comparison_plots.arm_plots(tmp_path, requests, ["agg", "disagg"], {}, "")
+    metadata = {"pools": [], "model": {}, "peaks": None, "hardware": {"gpus": []}}
+    found = by_length.by_length(requests, metadata, {})
+    by_length_plots.length_plots(tmp_path, found, "")
+    compared, _, lengths, speed = figures
+    colours = [
+        {container.get_label().split(":")[0]: container.lines[0].get_color() for container in axes.containers}
+        for axes in (compared.axes[0], lengths.axes[0], speed.axes[0])
+    ]
+    assert colours[0] == colours[1] == colours[2]
+    assert list(colours[0]) == ["agg", "disagg"]
+
+
+@pytest.mark.parametrize(
+    ("length", "written"), [(512, "512"), (1024, "1k"), (32640, "32,640"), (65536, "64k"), (131056, "131,056")]
+)
+def test_lengths_are_written_as_whole_k_or_in_full(length: int, written: str) -> None:
+    assert style.tokens(length) == written
+
+
+def test_axes_have_their_thousands_apart() -> None:
+    import matplotlib.pyplot as plt
+
+    style.use()
+    figure, axes = plt.subplots()
+    axes.plot([0.00125, 0.0015], [0, 3000])
+    style.thousands(figure)
+    figure.canvas.draw()
+    assert "2,500" in [label.get_text() for label in axes.get_yticklabels()]
+    assert not [label for label in axes.get_xticklabels() if "," in label.get_text()]
+    plt.close(figure)
