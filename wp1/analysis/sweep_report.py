@@ -148,7 +148,9 @@ def _scores(of: list[Pair], a: str, b: str) -> str:
                 side.append(scored.filter((pl.col("arm") == arm) & pl.col("cell").is_in(pair.cells)))
     if not all(sides):
         return ""
-    return quality_report.difference_table(quality.differences(*map(pl.concat, sides)), a, b)
+    found = quality.differences(*map(pl.concat, sides))
+    both = (quality_report.difference_table(found, a, b), quality_report.perplexity_table(found, a, b))
+    return "\n\n".join(part for part in both if part)
 
 
 def _files(folder: Path, manifest: dict[str, Any], jobs: list[Job], compared: bool) -> str:
