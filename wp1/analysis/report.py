@@ -88,10 +88,9 @@ def write_report(
     names = arms.names_of(config)
     compared = read_json(arms.file_of(run_dir, metadata["experiment"])) if names else None
     mark = plots.mark_of(metadata)
-    if not with_plots:
-        # Of an earlier session, and of fewer requests.
-        for old in folder.glob("*.png"):
-            old.unlink()
+    # Of an earlier session, and of fewer requests or fewer arms.
+    for old in folder.glob("*.png"):
+        old.unlink()
 
     def drawn(make: Callable[..., list[plots.Plot]], *of: Any) -> str:
         return _pictures(folder, make(folder, *of)) if with_plots else ""
@@ -229,9 +228,12 @@ def _longest_queues(overall: dict[str, Any]) -> str:
         return ""
     lengths = [
         f"{words} {queues[name]['max']} (mean {queues[name]['mean']:.2g})"
-        for name, words in (("prefill_waiting", "for prefill"), ("decode_waiting", "for decode"))
+        for name, words in (("prefill_waiting", "prefill"), ("decode_waiting", "decode"))
     ]
-    return f" Requests waiting at most: {', '.join(lengths)}."
+    return (
+        f" Requests that waited in wp1 for a place in an engine, at most: {', '.join(lengths)}; those that waited "
+        "within an engine are not among them, but in **queue**."
+    )
 
 
 def _skipped(summary: dict[str, Any]) -> str:

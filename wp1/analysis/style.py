@@ -37,6 +37,11 @@ def title(text: str, mark: str, most: int = 62) -> str:
     return text + mark if len(text + mark) <= most else f"{text}\n{mark.strip()}".rstrip()
 
 
+def over_all(figure: "Figure", text: str, mark: str) -> None:
+    """A title over the whole figure, from its left edge."""
+    figure.suptitle(title(text, mark), x=0.01, ha="left", fontsize="large", fontweight="bold")
+
+
 def tokens(length: int) -> str:
     """4096 as 4k, for ticks; what is no round number of k in full up to 10,000, and beyond to three digits."""
     if length >= 10_000:
