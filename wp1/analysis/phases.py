@@ -39,9 +39,10 @@ def largest(by: Rows, row: Row) -> tuple[str, str] | None:
 def of_many(named: Sequence[str]) -> str:
     """In how many cells each of the phases of `largest` was so; "" without any."""
     counts = Counter(named).most_common()
-    if len(counts) == 1:
-        return f"the largest part was {counts[0][0]} in each of them"
-    return f"the largest part was {' and '.join(f'{phase} in {count}' for phase, count in counts)}" if counts else ""
+    if len(counts) < 2:
+        return f"with {counts[0][0]} the largest part in each of them" if counts else ""
+    first, *others = [f"{phase} {'the largest part ' * (n == 0)}in {count}" for n, (phase, count) in enumerate(counts)]
+    return f"with {', '.join([first, *others[:-1]])} and {others[-1]} of them"
 
 
 def shown(by: Rows, cells: Sequence[str]) -> list[tuple[str, Row]]:

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from wp1 import labels
-from wp1.analysis import comparison_report, parity, quality, quality_report, sweep, tables
+from wp1.analysis import comparison_report, origin, parity, quality, quality_report, sweep, tables
 from wp1.analysis.markdown import ms, table, text
 from wp1.analysis.report import HOW_TO_READ_ARMS
 from wp1.analysis.summary import read_config
@@ -160,6 +160,6 @@ def _files(folder: Path, manifest: dict[str, Any], jobs: list[Job], compared: bo
             page = report_of(job.run_dir, read_config(job.run_dir), job.metadata["run_id"])
             links += [f"[job {job.number}]({os.path.relpath(page, folder.resolve())})"] if page else []
     files = ", ".join(f"[{name}]({name})" for name in (ROWS, *([PAIRS] if compared else [])))
-    command = shlex.join(["python", "-m", "wp1", *manifest["command"][1:]])
+    command = origin.again(manifest["command"][1:])
     reports = f"Reports of the runs: {', '.join(links)}. " if links else ""
     return f"## Again\n\n```\n{command}\n```\n\n{reports}This comparison as tables: {files}."

@@ -272,7 +272,7 @@ def _moved(by: Rows, moved: Sequence[Row], tested: int, title: str) -> str:
     of = f"all {tested}" if len(moved) == tested else f"{len(moved)} of {tested}"
     text = f"{title} was {direction} in {of} cells, by {span}, most for {where} ({values}{main})"
     counts = phases.of_many([found[0] for found in parts.values() if found])
-    return f"{text}, and {counts}" if counts else text
+    return f"{text}, {counts}" if counts else text
 
 
 def _count(number: int, noun: str) -> str:

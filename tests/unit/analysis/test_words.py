@@ -77,7 +77,7 @@ def test_several_cells_are_one_clause() -> None:
     half = {**QUEUE_FELL, "ttft_ms/mean": (400.0, 300.0, True), "queue_ms/mean": (300.0, 190.0, True)}
     text = in_words(_rows(_256_conc1=SAME, _256_rate2=half, _1024_rate2=QUEUE_FELL), "agg", "disagg")
     assert "mean TTFT was lower in 2 of 3 cells, by 25 % to 50 %, most for 1,024 tokens at 2 requests/s" in text
-    assert "and the largest part was queue in each of them" in text
+    assert ", with queue the largest part in each of them" in text
     assert "No difference could be shown for 256 tokens one at a time in what was looked at." in text
 
 
