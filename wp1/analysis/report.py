@@ -68,7 +68,8 @@ HOW_TO_READ_LOAD = """\
 HOW_TO_READ_ARMS = """\
 - **Δ**, **ratio**: second arm − first, second / first; **95 % of Δ**: two-level bootstrap of repeats and, within them,
   of pairs of the same request (of a rate: of repeats); **≠ 0**: whether it excludes zero, with a dash where fewer than
-  six pairs (of a rate: repeats) are too few to tell. Of twenty such intervals about one excludes zero by chance.
+  six pairs (of a rate: repeats) are too few to tell, or where answers differ in length and a figure grows with it. Of
+  twenty such intervals about one excludes zero by chance.
 - **goodput**: the highest request rate tested with an SLO attainment of at least 90 %, per device."""
 
 
