@@ -31,7 +31,7 @@ class DoubleBackend:
     drift = False  # other tokens each time, in spite of the seed
     started: list[str]
     stopped: list[str]
-    noted: list[tuple[str, str]]  # engine and moment of every note of its memory
+    noted: list[tuple[str, str]]  # engine and moment of every note of its memory, and "served" for every request
     engines: dict[str, "DoubleBackend"]
     kv_lost = False  # it never arrives
     kv_blocks = 1000
@@ -70,6 +70,7 @@ class DoubleBackend:
         """With `kv_transfer_params` it holds the KV of a prefill, or fetches it: NIXL's words, and no bytes."""
         params = kv_transfer_params or {}
         self.served += 1
+        type(self).noted.append((self.name, "served"))
         if not self.alive or (self.dies_at is not None and self.served >= self.dies_at):
             self.kill()
             raise EngineDiedError(f"engine {self.name} died: killed by the test")

@@ -61,6 +61,7 @@ class Transfer:
     timeout_s: float = 60.0
     direction: str | None = None  # pull or push, of NIXL
     overlap: str | None = None  # on or off, of ipc
+    at_once_mib: float | None = None  # of ipc
     verify: bool = False  # of ipc
     environment: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -122,6 +123,7 @@ class Workload:
     num_requests: int | None = None  # None: the whole dataset or trace
     num_warmup: int = 1  # rounds at least
     max_warmup: int = 5  # rounds at most
+    warmup_once: bool = False  # before the first cell after engines have started, and before no other
     concurrency: int = 1
     request_rate: float = 0.0  # requests/s; 0: closed loop of `concurrency`
     arrivals: str = "poisson"  # constant, gamma or ramp; for request_rate > 0
@@ -314,6 +316,7 @@ def _check_values(cfg: Any) -> None:
         ("backend.kv_cache_gib", cfg.backend.kv_cache_gib, 0.001),
         ("backend.startup_timeout_s", cfg.backend.startup_timeout_s, 1),
         ("transfer.timeout_s", cfg.transfer.timeout_s, 0.001),
+        ("transfer.at_once_mib", cfg.transfer.at_once_mib, 0),
         ("model.max_len", cfg.model.max_len, 2),
         ("rope.factor", cfg.rope.factor, 1),
         ("rope.original_max_len", cfg.rope.original_max_len, 1),

@@ -55,6 +55,8 @@ VARIANTS = {
     "ipc 128": ["transfer=ipc", "transfer.overlap=off", TUNED],
     "NIXL push 128": ["transfer=nixl_push", TUNED],
     "NIXL pull 128": ["transfer=nixl_pull", TUNED],
+    # What it is worth to take short prompts over within the step of their first token.
+    "ipc beside steps": ["transfer=ipc", "transfer.at_once_mib=0"],
 }
 OVERLAP = "transfer.overlap=off"
 # On a CPU: the KV bytes of SmolLM2-135M a token, and next to nothing to compute.

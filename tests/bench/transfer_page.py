@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wp1.analysis import style
-from wp1.analysis.report import table
+from wp1.analysis.markdown import short, table
 
 PLAIN = "plain copy"
 
@@ -132,7 +132,7 @@ def page_of(results: Results) -> str:
             f"{n:,}",
             str(len(found)),
             *(f"{_median(getattr(row, part) for row in found):.1f}" for part in PARTS),
-            " to ".join(_figure(end(_rates(rows, v, n))) for end in (min, max)),
+            " to ".join(short(end(_rates(rows, v, n))) for end in (min, max)),
         ]
         for v in variants
         for n in lengths
@@ -181,12 +181,7 @@ def _median(values: Iterable[float]) -> float | None:
 def _rate(rate: float | None, plain: float | None) -> str:
     if rate is None:
         return ""
-    return _figure(rate) if plain is None else f"{_figure(rate)} ({rate / plain:.3g})"
-
-
-def _figure(rate: float) -> str:
-    """GB/s with three digits that count."""
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    return short(rate) if plain is None else f"{short(rate)} ({short(rate / plain)})"
 
 
 def _ratio(rates: Mapping[tuple[str, int], float | None], tokens: int) -> str:
@@ -195,7 +190,7 @@ def _ratio(rates: Mapping[tuple[str, int], float | None], tokens: int) -> str:
         for kind in ("ipc", "NIXL")
     }
     ours, theirs = best["ipc"], best["NIXL"]
-    return "" if ours is None or theirs is None else f"{ours / theirs:.3g}"
+    return "" if ours is None or theirs is None else short(ours / theirs)
 
 
 def plot(results: Results, path: Path) -> None:

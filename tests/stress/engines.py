@@ -27,6 +27,7 @@ torch.set_num_threads(1)  # two processes share the cores; the tensors are small
 BLOCK_TOKENS = 16
 STEP_TOKENS, CHUNK_TOKENS = 160, 56  # that a prefill step computes, and of one prompt
 MOST_RUNNING = 16
+AT_ONCE_TOKENS = 320  # whose KV a decode engine without work takes over within a step
 PREEMPTED = 0.02  # of steps
 FREED = 0xEE
 FACTS = {"vllm": "none", "model": "pattern", "kv_dtype": "auto", "block_tokens": BLOCK_TOKENS}
@@ -316,14 +317,16 @@ class DecodeEngine:
         self._cached = cached
         self._caches = [Cache(num_blocks, device, rank) for rank in range(ranks)]
         self._receivers = [_receiver(folder, sender, cache, device, verify) for cache in self._caches]
-        self._scheduler = DecodeScheduler(Mailbox(folder, f"{DECODE}.scheduler"), BLOCK_TOKENS)
+        at_once = 0 if verify else AT_ONCE_TOKENS
+        self._scheduler = DecodeScheduler(Mailbox(folder, f"{DECODE}.scheduler"), BLOCK_TOKENS, at_once)
         self._pool = Pool(self._caches, num_blocks, self._chance)
         self._here = _Ranks(ranks)
         self._waiting: deque[Request] = deque()
         self._loading: dict[str, Request] = {}
         self._running: list[Request] = []
+        self._now: list[Request] = []  # whose KV comes within this step
         self.preemptions = 0
-        self.moved: Counter[str] = Counter()  # bytes and blocks by the connector's account
+        self.moved: Counter[str] = Counter()  # bytes and blocks by the connector's account, and requests
 
     def add(self, request: Request) -> None:
         self._waiting.append(request)
@@ -376,11 +379,14 @@ class DecodeEngine:
         ended: list[tuple[Request, str | None]] = []
         while self._waiting and self._admit(self._waiting[0]):
             pass
-        orders = self._scheduler.orders(len(self._running))
+        orders = self._scheduler.orders(len(self._running) + len(self._now))
         for receiver in self._receivers:
             receiver.obey(pickle.loads(pickle.dumps(orders)))  # as each worker gets its own
         self._decode(ended)
         here, failed = self._results()
+        for request in self._now:
+            self._begun_at_once(request, failed.pop(request.request_id, None), ended)
+        self._now = []
         for name, why in failed.items():
             request = self._loading[name]
             if request.output_len:
@@ -396,6 +402,16 @@ class DecodeEngine:
                 self._pool.take_back(request.blocks)
         return ended
 
+    def _begun_at_once(self, request: Request, why: str | None, ended: list[tuple[Request, str | None]]) -> None:
+        """A request whose first token was computed in this step, with KV that came within it."""
+        if why is None:
+            self.moved["at once"] += 1
+            self._start(request)
+            return
+        self._scheduler.finished(request)
+        self._pool.take_back(request.blocks)
+        ended.append((request, why))
+
     def _results(self) -> tuple[set[str], dict[str, str]]:
         """Requests whose loads are over on all ranks, and those that failed on one."""
         here: set[str] = set()
@@ -404,7 +420,8 @@ class DecodeEngine:
             of_rank = []
             while receiver.ended:
                 end = receiver.ended.popleft()
-                of_rank.append(end.request)
+                if not end.at_once:
+                    of_rank.append(end.request)
                 if end.error is not None:
                     failed[end.request] = end.error
                 elif end.report is not None:
@@ -420,7 +437,7 @@ class DecodeEngine:
         if params is not None and params["do_remote_prefill"] and self._chance.random() < self._cached:
             cached = self._chance.randrange(request.num_prompt_tokens // BLOCK_TOKENS + 1)
             cached = min(cached, (request.num_prompt_tokens - 1) // BLOCK_TOKENS)
-        tokens = self._scheduler.to_come(request, cached * BLOCK_TOKENS)
+        tokens, beside = self._scheduler.to_come(request, cached * BLOCK_TOKENS)
         if tokens is None:
             self._waiting.rotate(-1)
             return False
@@ -434,8 +451,11 @@ class DecodeEngine:
             cache.settle()
         self._scheduler.allocated(request, blocks, tokens)
         request.num_computed_tokens = cached * BLOCK_TOKENS + tokens
-        if tokens:
+        if tokens and beside:
             self._loading[request.request_id] = request
+            return True
+        if tokens:
+            self._now.append(request)
             return True
         # All was cached, or it was preempted and computes its prompt itself.
         for cache in self._caches:

@@ -37,7 +37,8 @@ from wp1.serving.transfer import Pools
 from wp1.serving.transfer.ipc import IpcTransfer
 
 MOST_TOKENS = 640
-AT_ONCE = 24  # handoffs in flight
+# Handoffs in flight, up to which the next begins: an engine that has nothing else to do takes KV over in another way.
+IN_FLIGHT = (1, 3, 24)
 LEASE_S = 600.0
 STUCK_S = 15.0
 # What may happen to a handoff, and how often. `gone`: the client goes away; `dropped`: the prompt is done and nobody
@@ -75,9 +76,12 @@ class Client:
         self._left = handoffs
         self._chance = random.Random(seed)
         self._room = room
-        self._transfer = IpcTransfer(name="ipc", pools=Pools(1, 1, None), timeout_s=60.0, overlap="on", verify=False)
+        self._transfer = IpcTransfer(
+            name="ipc", pools=Pools(1, 1, None), timeout_s=60.0, overlap="on", at_once_mib=1.0, verify=False
+        )
         self._open: dict[int, Handoff] = {}
         self._step = 0
+        self._in_flight = IN_FLIGHT[-1]
         self.outcomes: Counter[str] = Counter()
 
     def __str__(self) -> str:
@@ -89,9 +93,11 @@ class Client:
 
     def step(self) -> None:
         self._step += 1
-        while self._left and len(self._open) < AT_ONCE and self._room >= blocks_for(MOST_TOKENS + 1):
+        while self._left and len(self._open) < self._in_flight and self._room >= blocks_for(MOST_TOKENS + 1):
             self._begin(self._left)
             self._left -= 1
+            if self._chance.random() < 0.05:
+                self._in_flight = self._chance.choice(IN_FLIGHT)
         for handoff in list(self._open.values()):
             if not handoff.given_up and self._step >= handoff.gives_up_at:
                 self._give_up(handoff)

@@ -30,6 +30,7 @@ RATES = {
     "ipc 128": 1200.0,
     "NIXL push 128": 50.0,
     "NIXL pull 128": 0.41,
+    "ipc beside steps": 900.0,
 }
 
 

@@ -14,6 +14,8 @@ from wp1 import schema
 from wp1.analysis.summary import read_json
 from wp1.console import Screen
 from wp1.errors import ConfigError
+from wp1.records import read_records
+from wp1.report import make_report
 
 RUN_ID = "run-20260101T000000Z-00000000"
 MIB = 1 << 20
@@ -29,9 +31,11 @@ def _run(config: Compose, tmp_path: Path, *overrides: str) -> run_module.Outcome
 def test_e5_leaves_table_plots_and_words(config: Compose, double: Any, tmp_path: Path) -> None:
     outcome = _run(config, tmp_path)
     assert (outcome.status, outcome.reason) == ("completed", None)
+    # Lengths of 512, 1,024, 2,048 and what 4,096 leaves beside the output; the warm-up comes before any peak counts.
     moments = [moment for name, moment in double.noted if name == "decode-0"]
-    # Lengths of 512, 1,024, 2,048 and what 4,096 leaves beside the output.
-    assert moments == ["start", *["begin", "end"] * 4]
+    assert moments == ["start", "served", "served", *["begin", "served", "end"] * 4]
+    warm = [record for record in read_records(outcome.run_dir / "records.jsonl") if record.warmup]
+    assert [(one.arm, one.cell) for one in warm] == [("agg", "512-conc1"), *[("disagg", "512-conc1")] * 2]
     table = pl.read_csv(outcome.run_dir / "artifacts" / "e5_memory.csv")
     assert table["prompt_len"].unique().sort().to_list() == [512, 1024, 2048, 4092]
     assert sorted(table["engine"].unique()) == ["agg-0", "decode-0", "prefill-0"]
@@ -55,23 +59,51 @@ def test_e5_leaves_table_plots_and_words(config: Compose, double: Any, tmp_path:
     assert summary["profiling"]["memory"]["overall"]["agg/agg-0"]["weights_gib"] == pytest.approx(0.293, abs=1e-3)
 
 
+SPEED = ("## What prompt length costs", "## disagg against agg", "## Side by side", "## KV transfer", "## Latency")
+
+
+def test_one_request_a_length_is_no_measurement_of_speed(config: Compose, double: Any, tmp_path: Path) -> None:
+    outcome = _run(config, tmp_path, "experiment.doubling_from=1024")
+    assert outcome.report is not None and outcome.summary is not None
+    page, folder = outcome.report.read_text(), outcome.report.parent / RUN_ID
+    assert [chapter for chapter in SPEED if chapter in page] == []
+    assert outcome.summary["by_length"] is outcome.summary["by_load"] is None
+    assert sorted(plot.name for plot in folder.glob("*.png")) == ["device.png", "memory-agg.png", "memory-disagg.png"]
+    header = "| prompt tokens | agg, TTFT ms | agg, E2E ms | disagg, TTFT ms | disagg, E2E ms |"
+    lines = page[page.index(header) :].splitlines()[2:5]
+    assert [line.split("|")[1].strip() for line in lines] == ["1,024", "2,048", "4,092"]
+    assert all(float(cell) > 0 for line in lines for cell in line.strip("| ").split("|")[1:])
+    # A page made anew leaves no picture of an earlier one beside it.
+    (folder / "ttft_by_length.png").write_bytes(b"")
+    make_report(outcome.run_dir, outcome.report.parent)
+    assert not (folder / "ttft_by_length.png").exists()
+
+
+def test_several_requests_a_length_are(config: Compose, double: Any, tmp_path: Path) -> None:
+    outcome = _run(config, tmp_path, "experiment.prompt_lens=[32,64,128]", "workload.num_requests=2")
+    page = outcome.report.read_text()  # type: ignore[union-attr]
+    assert [chapter for chapter in SPEED if chapter in page] == list(SPEED)
+    assert "What the requests took" not in page
+
+
 def test_without_memory_no_engine_is_asked(config: Compose, double: Any, tmp_path: Path) -> None:
     outcome = _run(config, tmp_path, "experiment.memory=false", "arms.agg.replicas=2", "experiment.prompt_lens=[64]")
     assert outcome.status == "completed"
-    assert double.noted == []
+    assert {moment for _, moment in double.noted} == {"served"}
     assert not (outcome.run_dir / "memory.jsonl").exists()
     assert "Where memory goes\n" not in outcome.report.read_text()  # type: ignore[union-attr]
 
 
 def test_notes_are_kept_of_an_engine_that_dies(config: Compose, double: Any, tmp_path: Path) -> None:
-    double.dies_at = 2
+    double.dies_at = 3
     outcome = _run(config, tmp_path)
     assert outcome.status == "failed"
     table = pl.read_csv(outcome.run_dir / "artifacts" / "e5_memory.csv")
-    measured = table.filter(pl.col("part") == "weights")
-    # The next length has a new engine, which dies of its second request as well.
+    measured = table.filter((pl.col("part") == "weights") & (pl.col("arm") == "agg"))
+    # The next length has a new engine, which dies of its second request after the warm-up as well.
     assert measured["prompt_len"].unique().sort().to_list() == [512, 2048]
-    left_out = table.filter(pl.col("part") == "not measured")
+    # Of disagg, the first round of warming up has a request for each of its engines, and nothing is measured.
+    left_out = table.filter((pl.col("part") == "not measured") & pl.col("source").str.starts_with("agg"))
     assert left_out["prompt_len"].unique().sort().to_list() == [1024, 4092]
     assert all("died" in why for why in left_out["source"])
 

@@ -39,9 +39,9 @@ def words(rows: list[dict[str, Any]], fitted: Mapping[str, Any] | None) -> str:
     first, last = known[0], known[-1]
     a, b = first["ttft_ms"]["value"], last["ttft_ms"]["value"]
     said = [
-        f"A prompt of {number(last['prompt_len'])} tokens waited {ms(b)} ms for its first token: {b / a:.3g} times as "
-        f"long as one of {number(first['prompt_len'])} tokens ({ms(a)} ms), being "
-        f"{last['prompt_len'] / first['prompt_len']:.3g} times as long."
+        f"A prompt of {number(last['prompt_len'])} tokens waited {ms(b)} ms for its first token: {short(b / a)} times "
+        f"as long as one of {number(first['prompt_len'])} tokens ({ms(a)} ms), being "
+        f"{short(last['prompt_len'] / first['prompt_len'])} times as long."
     ]
     if fitted:
         c = fitted["c"]["value"]
@@ -79,7 +79,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     lines = [
         [
             number(row["prompt_len"]),
-            f"{row['ok']}" + (f" of {row['sent']}" if row["ok"] < row["sent"] else ""),
+            number(row["ok"]) + (f" of {number(row['sent'])}" if row["ok"] < row["sent"] else ""),
             with_interval(row["ttft_ms"], ms),
             None if row["ttft_ms_p50"] is None else ms(row["ttft_ms_p50"]["value"]),
             with_interval(row["prefill_ms"], ms),

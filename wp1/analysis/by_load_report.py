@@ -45,14 +45,14 @@ def words(rows: list[dict[str, Any]]) -> str:
         more = ""
         if rate_low and rate_high and rate_low["value"]:
             more = (
-                f"{rate_high['value'] / rate_low['value']:.3g} times the output ({short(rate_high['value'])} "
+                f"{short(rate_high['value'] / rate_low['value'])} times the output ({short(rate_high['value'])} "
                 f"tokens/s a device) at "
             )
         tpot = high["tpot_ms"]["value"]
         limited = f" Limited there: {high['limited_by']}." if high["limited_by"] else ""
         said.append(
             f"- **{name}**: {cells.parse(high['cell']).load} against {cells.parse(low['cell']).load} gave {more}"
-            f"{tpot / low['tpot_ms']['value']:.3g} times the TPOT ({ms(tpot)} ms).{limited}"
+            f"{short(tpot / low['tpot_ms']['value'])} times the TPOT ({ms(tpot)} ms).{limited}"
         )
     return "\n".join(said)
 
@@ -70,7 +70,7 @@ def _latency(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         line = [
             *_name(row),
-            f"{row['ok']}" + (f" of {row['sent']}" if row["ok"] < row["sent"] else ""),
+            number(row["ok"]) + (f" of {number(row['sent'])}" if row["ok"] < row["sent"] else ""),
             *(with_interval(row[key], ms) for key in ("ttft_ms", "ttft_ms_p95", "tpot_ms")),
             *(with_interval(row[key], ms) for key in ("itl_ms_p50", "itl_ms_p95", "itl_ms_p99")),
             with_interval(row["output_tokens_per_s_per_device"], short),

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from wp1.analysis.arms import devices_of
 from wp1.analysis.memory import Row, shards, together
 
 # Prompt lengths are doubled until one does not fit, to here at most.
@@ -113,8 +114,7 @@ def _why(tokens: int, blocks: int, pool: Pool) -> str | None:
 def price_of(rows: Sequence[Row], handoffs: pl.DataFrame, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What disaggregated serving takes beyond aggregated serving, in bytes, at the longest prompt that both have.
 
-    {} where the run does not have both. `kv_twice`: for each prompt length, bytes of KV that the prefill pool still
-    holds when the decode pool has it too, and for how long (ms, mean), from the end of the prefill on.
+    {} where the run does not have both. `kv_held`: `_kv_held`.
     """
     modes = {arm: {row.pool for row in rows if row.arm == arm} for arm in {row.arm for row in rows}}
     agg = next((arm for arm in sorted(modes) if "prefill" not in modes[arm]), None)
@@ -136,7 +136,8 @@ def price_of(rows: Sequence[Row], handoffs: pl.DataFrame, metadata: Mapping[str,
         "extra": extra,
         "kv_pool": {agg: sum(row.kv_pool for row in one), disagg: sum(row.kv_pool for row in two)},
         "kv_pool_decode": sum(row.kv_pool for row in decode),
-        "kv_twice": _kv_twice([row for row in rows if row.arm == disagg], handoffs),
+        "devices": devices_of(metadata["pools"], [agg, disagg]),
+        "kv_held": _kv_held([row for row in rows if row.arm == disagg], handoffs),
     }
 
 
@@ -144,19 +145,37 @@ def _engines(rows: Sequence[Row]) -> int:
     return len({row.engine for row in rows})
 
 
-def _kv_twice(rows: Sequence[Row], handoffs: pl.DataFrame) -> list[dict[str, Any]]:
-    found = []
+def _kv_held(rows: Sequence[Row], handoffs: pl.DataFrame) -> list[dict[str, Any]]:
+    """For each prompt length, bytes of its KV in a pool, and how long (ms, means over the handoffs, None without any)
+
+    decode_ms   the decode pool holds its blocks before all of the KV is in them: end of transfer - asked. An engine
+                gives a request all blocks at once, in the step of its scheduler after it was asked.
+    early_ms    of that, before the prompt was computed, with its wait for that: it was asked early
+                (transfer.overlap=on), and had room
+    prefill_ms  the prefill pool holds its blocks after the prompt was computed: it releases them at the end of the
+                transfer
+    both_ms     both pools hold all of it: the later of prefill's end and asked, to the end of the transfer
+    """
     held = handoffs.filter((pl.col("status") == "ok") & ~pl.col("warmup"))
-    for row in rows:
-        if row.pool != "prefill" or row.rank != 0:
-            continue
-        of_cell = held.filter((pl.col("cell") == row.cell) & (pl.col("arm") == row.arm))
-        ends = (pl.col("t_transfer_end") - pl.col("t_prefill_done")).clip(lower_bound=0) * 1e3
-        found.append(
-            {
-                "prompt_len": row.prompt_len,
-                "bytes": row.parts["kv_in_use"],
-                "ms": of_cell.select(ends.mean()).item() if of_cell.height else None,
-            }
+    end, done, asked = pl.col("t_transfer_end"), pl.col("t_prefill_done"), pl.col("t_decode_sent")
+    spans = {
+        "decode_ms": end - asked,
+        "early_ms": pl.min_horizontal(done, end) - asked,
+        "prefill_ms": end - done,
+        "both_ms": end - pl.max_horizontal(done, asked),
+    }
+    pool = [row for row in rows if row.pool == "prefill"]
+    found = []
+    for cell in dict.fromkeys(row.cell for row in pool):
+        of_cell = held.filter((pl.col("cell") == cell) & (pl.col("arm") == pool[0].arm))
+        times = of_cell.drop_nulls(["t_transfer_end", "t_prefill_done", "t_decode_sent"]).select(
+            **{name: (span.clip(lower_bound=0) * 1e3).mean() for name, span in spans.items()}
         )
-    return found
+        # A request is in one engine, and a part of it on each of that engine's ranks.
+        engines: dict[str, int] = {}
+        for row in pool:
+            if row.cell == cell:
+                engines[row.engine] = engines.get(row.engine, 0) + row.parts["kv_in_use"]
+        length = next(row.prompt_len for row in pool if row.cell == cell)
+        found.append({"prompt_len": length, "bytes": max(engines.values()), **times.row(0, named=True)})
+    return sorted(found, key=lambda row: row["prompt_len"])

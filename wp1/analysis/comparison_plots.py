@@ -208,7 +208,7 @@ def _attainment(measured: pl.DataFrame, arms: Sequence[str], limits: metrics.Lim
         if n % across == 0:
             axes.set_ylabel("% of requests")
     words = " and ".join(
-        f"{k} ≤ {v:g} ms" for k, v in zip(("TTFT", "TPOT", "E2E"), limits, strict=True) if v is not None
+        f"{k} ≤ {v:,g} ms" for k, v in zip(("TTFT", "TPOT", "E2E"), limits, strict=True) if v is not None
     )
     style.over_all(figure, f"SLO attainment: {words}", mark)
     _legend_below(figure, flat[0])

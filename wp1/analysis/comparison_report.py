@@ -5,7 +5,7 @@ from typing import Any
 
 from wp1.analysis import cells, metrics
 from wp1.analysis.comparison import METRICS
-from wp1.analysis.markdown import ms, percent, table
+from wp1.analysis.markdown import ms, percent, short, table
 
 Comparison = Mapping[str, Any] | None
 
@@ -171,7 +171,7 @@ def _value(value: float | None, unit: str) -> str | None:
         return None
     if unit == "share":
         return percent(value)
-    return ms(value) if unit == "ms" else f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
+    return ms(value) if unit == "ms" else short(value)
 
 
 def _change(value: float | None, unit: str) -> str | None:

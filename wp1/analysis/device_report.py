@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from wp1.analysis.markdown import fixed, table, text
+from wp1.analysis.markdown import fixed, short, table, text
 
 
 def section(profile: Mapping[str, Any] | None) -> str:
@@ -28,7 +28,7 @@ def section(profile: Mapping[str, Any] | None) -> str:
         if energy and energy["joules_per_output_token"] is not None:
             note += (
                 f" Energy while requests were in flight: {energy['joules']:,.0f} J, "
-                f"{energy['joules_per_output_token']:.3g} J an output token (from NVML's {energy['from']})."
+                f"{short(energy['joules_per_output_token'])} J an output token (from NVML's {energy['from']})."
             )
         header = ["device", "GiB mean", "GiB peak", "load % mean", "load % peak", "W mean", "W peak"]
         parts += [table(header, rows, "lrrrrrr"), note]

@@ -101,9 +101,9 @@ def section(searches: Sequence[Mapping[str, Any]] | None, slo: Mapping[str, Any]
         [
             *([row["arm"]] if several else []),
             number(row["prompt_len"]),
-            None if row["goodput"] is None else f"**{_bound(row)}{row['goodput_per_device']:g}**",
-            None if row["goodput"] is None else f"{_bound(row)}{row['goodput']:g}",
-            None if row["fails_at"] is None else f"{row['fails_at']:g}",
+            None if row["goodput"] is None else f"**{_bound(row)}{row['goodput_per_device']:,g}**",
+            None if row["goodput"] is None else f"{_bound(row)}{row['goodput']:,g}",
+            None if row["fails_at"] is None else f"{row['fails_at']:,g}",
             ", ".join(_in_words(step) for step in row["path"]),
             row["ended"] + (f", {row['seconds']:.0f} s" if row["seconds"] else ""),
         ]
@@ -122,4 +122,4 @@ def section(searches: Sequence[Mapping[str, Any]] | None, slo: Mapping[str, Any]
 
 def _in_words(step: Mapping[str, Any]) -> str:
     bounds = "" if step["low"] is None else f" [{share(step['low'])}, {share(step['high'])}]"
-    return f"{step['rate']:g}: {percent(step['attainment'])}{bounds} of {step['sent']}"
+    return f"{step['rate']:,g}: {percent(step['attainment'])}{bounds} of {step['sent']:,}"

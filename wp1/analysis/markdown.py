@@ -1,7 +1,12 @@
 """Tables and numbers as a report writes them; what is not known is a dash."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from typing import Any
+
+Unit = tuple[str, int]  # its name, bytes
+MIB: Unit = ("MiB", 1 << 20)
+GIB: Unit = ("GiB", 1 << 30)
 
 
 def table(header: list[str], rows: list[list[Any]], align: str) -> str:
@@ -47,8 +52,8 @@ def share(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """Any number, to about three digits."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    """Any number, to about three digits, with thousands apart and never with an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{Decimal(f'{value:.3g}'):f}"
 
 
 def fixed(value: float | None) -> str | None:
@@ -66,3 +71,18 @@ def percent(value: float | None) -> str | None:
 
 def number(value: int) -> str:
     return f"{value:,}"
+
+
+def unit_of(sizes: Iterable[int]) -> Unit:
+    """GiB, or MiB where a hundredth of a GiB would hide a part: where no size (bytes) has 10 GiB."""
+    return GIB if max(sizes) >= 10 * GIB[1] else MIB
+
+
+def in_unit(size: int | None, unit: Unit) -> str | None:
+    """Bytes as a number in the unit."""
+    return None if size is None else f"{size / unit[1]:,.{2 if unit == GIB else 1}f}"
+
+
+def size_in(size: int, unit: Unit) -> str:
+    """Bytes with the unit's name."""
+    return f"{in_unit(size, unit)} {unit[0]}"

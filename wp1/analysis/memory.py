@@ -86,6 +86,18 @@ def read_notes(run_dir: Path) -> list[dict[str, Any]]:
         raise WP1Error(f"{path} is no file of memory notes: {error}") from error
 
 
+def one_each(config: Mapping[str, Any], requests: pl.DataFrame) -> bool:
+    """Whether a run was made for its memory alone: notes were taken, and no cell had more than one measured request.
+
+    Of such requests nothing is said about speed but what each took: one is no measurement. requests: with arm, cell
+    and warmup.
+    """
+    if not config["experiment"].get("memory"):
+        return False
+    counts = requests.filter(~pl.col("warmup")).group_by("arm", "cell").len()["len"]
+    return int(counts.max() or 0) == 1  # pyright: ignore[reportArgumentType]
+
+
 def rows_of(notes: Sequence[Mapping[str, Any]], requests: pl.DataFrame, metadata: Mapping[str, Any]) -> list[Row]:
     """A row for every worker and cell that has notes of before and after; of several repeats the one with most taken.
 

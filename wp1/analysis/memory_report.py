@@ -6,13 +6,12 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import capacity, memory, memory_plots, tables
+from wp1.analysis import capacity, capacity_report, cells, memory, memory_plots, tables
 from wp1.analysis.arms import devices_of
-from wp1.analysis.markdown import number, percent, table, text
+from wp1.analysis.markdown import Unit, in_unit, ms, number, percent, size_in, table, text, unit_of
 from wp1.analysis.memory import PARTS, UNEXPLAINED_SHARE, Row
 from wp1.analysis.plots import mark_of
 
-MIB, GIB = 1 << 20, 1 << 30
 NAMES = dict(PARTS)
 CALCULATED = (
     ("weights", "weights", "the weight files, or the architecture's parameters, a GPU"),
@@ -64,11 +63,32 @@ def section(
         lines = [[number(length), text(why)] for length, why in left_out]
         parts.append(table(["prompt tokens", "why not measured"], lines, "rl"))
     parts.append(_beside_calculated(rows))
-    parts.append(_capacity(pools, capacity.fits_of(pools, rows, metadata, config["workload"]["output_len"])))
+    parts.append(capacity_report.fits(pools, capacity.fits_of(pools, rows, metadata, config["workload"]["output_len"])))
     if price:
-        parts.append(_price(price))
+        parts.append(capacity_report.price(price))
+    if memory.one_each(config, requests):
+        parts.append(_served(requests, arms))
     parts.append("### How to read this\n\n" + HOW_TO_READ[rows[0].kind])
     return "\n\n".join(part for part in parts if part)
+
+
+def _served(requests: pl.DataFrame, arms: Sequence[str]) -> str:
+    """What the requests took that memory was read around: one each, from which no speed is to be read."""
+    answered = requests.filter(~pl.col("warmup") & (pl.col("status") == "ok"))
+    took = {(row["arm"], row["cell"]): row for row in answered.iter_rows(named=True)}
+    lines = [
+        [
+            number(cells.parse(cell).prompt_len or 0),
+            *(ms(took.get((arm, cell), {}).get(column)) for arm in arms for column in ("ttft_ms", "e2e_ms")),
+        ]
+        for cell in cells.ordered(answered["cell"])
+    ]
+    header = ["prompt tokens", *(f"{arm}, {title} ms" for arm in arms for title in ("TTFT", "E2E"))]
+    return (
+        "### What the requests took\n\n"
+        "One request a length and arm (n = 1), sent to read memory by. What length and disaggregation cost in time is "
+        "measured by E1 and E3.\n\n" + table(header, lines, "r" * len(header))
+    )
 
 
 def words(rows: Sequence[Row], arm: str, devices: int) -> str:
@@ -80,41 +100,28 @@ def words(rows: Sequence[Row], arm: str, devices: int) -> str:
     total, limit = sum(sums.values()), at[0].limit
     kv_pool = sums.pop("kv_in_use") + sums.pop("kv_free")
     largest, size = max([*sums.items(), ("kv", kv_pool)], key=lambda pair: pair[1])
-    unit = _unit(at)
+    unit = unit_of(row.total for row in at)
     where = (
-        f"the device's {_size(limit, unit)}" if devices == 1 else f"{devices} devices with {_size(limit, unit)} each"
+        f"the device's {size_in(limit, unit)}"
+        if devices == 1
+        else f"{devices} devices with {size_in(limit, unit)} each"
     )
     engines = len({row.engine for row in at})
     of = f"{engines} engines hold" if engines > 1 else "the engine holds"
     name = "the KV pool" if largest == "kv" else NAMES[largest]
     in_use = sum(row.parts["kv_in_use"] for row in at)
-    kv = f"; of the KV pool the request fills {_size(in_use, unit)} ({percent(in_use / kv_pool)})" if kv_pool else ""
+    kv = f"; of the KV pool the request fills {size_in(in_use, unit)} ({percent(in_use / kv_pool)})" if kv_pool else ""
     activations = max(row.parts["activations"] for row in at)
     return (
-        f"**{arm}**, {longest:,} tokens: {of} {_size(total, unit)} of {where}. The largest "
-        f"part is **{name}** with {_size(size, unit)} ({percent(size / total)}){kv}. The prefill's activations take "
-        f"{_size(activations, unit)} at most."
+        f"**{arm}**, {longest:,} tokens: {of} {size_in(total, unit)} of {where}. The largest "
+        f"part is **{name}** with {size_in(size, unit)} ({percent(size / total)}){kv}. The prefill's activations "
+        f"take {size_in(activations, unit)} at most."
     )
-
-
-def _unit(rows: Sequence[Row]) -> tuple[str, int]:
-    """GiB, or MiB where a hundredth of a GiB would hide a part."""
-    return ("GiB", GIB) if max(row.total for row in rows) >= 10 * GIB else ("MiB", MIB)
-
-
-def _size(value: int, unit: tuple[str, int]) -> str:
-    return f"{_in(value, unit)} {unit[0]}"
-
-
-def _in(value: int | None, unit: tuple[str, int]) -> str | None:
-    if value is None:
-        return None
-    return f"{value / unit[1]:,.2f}" if unit[0] == "GiB" else f"{value / unit[1]:,.1f}"
 
 
 def _parts_table(rows: Sequence[Row], arm: str) -> str:
     of_arm = [row for row in rows if row.arm == arm]
-    unit = _unit(of_arm)
+    unit = unit_of(row.total for row in of_arm)
     shown = [name for name, _ in PARTS if name == "unexplained" or any(row.parts[name] for row in of_arm)]
     header = [
         "engine", "prompt tokens", *(NAMES[name] for name in shown), "reported", "unexplained %",
@@ -127,8 +134,8 @@ def _parts_table(rows: Sequence[Row], arm: str) -> str:
             [
                 _worker(row),
                 number(row.prompt_len),
-                *(_in(row.parts[name], unit) for name in shown),
-                _in(row.reported, unit),
+                *(in_unit(row.parts[name], unit) for name in shown),
+                in_unit(row.reported, unit),
                 said,
             ]
         )
@@ -141,7 +148,7 @@ def _parts_table(rows: Sequence[Row], arm: str) -> str:
         else f"{len(beyond)} of {len(of_arm)} rows have more than {tolerance} unexplained."
     )
     core = max((row.core_process or 0 for row in of_arm), default=0)
-    also = f" Beside each worker its engine's scheduler takes {_size(core, unit)} of its own." if core else ""
+    also = f" Beside each worker its engine's scheduler takes {size_in(core, unit)} of its own." if core else ""
     return f"**{arm}**, {unit[0]}; reported: {', '.join(sources)}. {judged}{also}\n\n" + table(
         header, lines, "l" + "r" * (len(header) - 1)
     )
@@ -153,7 +160,7 @@ def _worker(row: Row) -> str:
 
 def _beside_calculated(rows: Sequence[Row]) -> str:
     """Measured, calculated and their difference: once an engine what does not depend on the prompt, then by length."""
-    unit = _unit(rows)
+    unit = unit_of(row.total for row in rows)
     engines = {(row.arm, row.engine, row.rank): row for row in rows}
     constant = [
         [_named(row), *_compared(row, "weights", unit), *_compared(row, "kv_reserved", unit)]
@@ -197,22 +204,22 @@ def _named(row: Row) -> str:
     return f"{row.arm} {_worker(row)}"
 
 
-def _compared(row: Row, name: str, unit: tuple[str, int]) -> list[str | None]:
+def _compared(row: Row, name: str, unit: Unit) -> list[str | None]:
     """Measured, calculated, difference in percent; dashes where nothing was calculated."""
     calculated = row.calculated.get(name)
     if calculated is None:
         return [None, None, None]
     value = memory.measured(row, name)
     ratio = f"{(value - calculated) / calculated:+.1%}".replace("%", " %") if calculated else None
-    return [_in(value, unit), _in(calculated, unit), ratio]
+    return [in_unit(value, unit), in_unit(calculated, unit), ratio]
 
 
-def _vllm_says(rows: Sequence[Row], unit: tuple[str, int]) -> str:
+def _vllm_says(rows: Sequence[Row], unit: Unit) -> str:
     """vLLM's own profile at its start, where it makes one."""
     names = list(dict.fromkeys(name for row in rows for name in row.vllm))
     if not names:
         return ""
-    lines = [[_named(row), *(_in(row.vllm.get(name), unit) for name in names)] for row in rows]
+    lines = [[_named(row), *(in_unit(row.vllm.get(name), unit) for name in names)] for row in rows]
     header = ["engine", *(f"`{name}`" for name in names)]
     arms = [row.arm for row in rows if row.kind == "gpu"]
     beside = (
@@ -220,67 +227,3 @@ def _vllm_says(rows: Sequence[Row], unit: tuple[str, int]) -> str:
         "takes meanwhile."
     ) * (len(arms) > len(set(arms)))
     return f"vLLM's own profile at its start, by its names.{beside}\n\n{table(header, lines, 'l' + 'r' * len(names))}"
-
-
-def _capacity(pools: Sequence[capacity.Pool], fits: Sequence[capacity.Fit]) -> str:
-    unit = ("GiB", GIB)
-    header = [
-        "engine", "KV pool, GiB", "left by the parts, GiB", "longest request by bytes", "by the engine's blocks",
-        "model.max_len",
-    ]  # fmt: skip
-    lines = [
-        [
-            f"{pool.arm} {pool.engine}", _in(pool.kv_bytes, unit), _in(pool.left, unit),
-            number(pool.longest_predicted), number(pool.longest_by_blocks), number(pool.max_len),
-        ]
-        for pool in pools
-    ]  # fmt: skip
-    at_once = [
-        [
-            f"{fit.arm} {fit.engine}", number(fit.tokens), number(fit.predicted), number(fit.by_blocks),
-            number(min(fit.by_blocks, fit.most)), fit.why,
-        ]
-        for fit in fits
-    ]  # fmt: skip
-    note = (
-        "Tokens are of prompt and output. By bytes: the pool as measured / calculated bytes of a token; by blocks: the "
-        "engine's own count, whole blocks a request, one block kept by vLLM. Left by the parts: what vLLM allows "
-        "itself on the GPU less all measured parts but KV, where it chose the pool's size."
-    )
-    return (
-        f"### What fits\n\n{table(header, _alike(lines), 'lrrrrr')}\n\nRequests of one length at once:\n\n"
-        + table(["engine", "tokens", "by bytes", "by blocks", "with max_num_seqs", ""], _alike(at_once), "lrrrrl")
-        + f"\n\n{note}"
-    )
-
-
-def _alike(lines: list[list[Any]]) -> list[list[Any]]:
-    """Rows that differ in their engine alone as one."""
-    engines: dict[tuple[Any, ...], list[str]] = {}
-    for engine, *rest in lines:
-        engines.setdefault(tuple(rest), []).append(engine)
-    return [[", ".join(names), *rest] for rest, names in engines.items()]
-
-
-def _price(price: Mapping[str, Any]) -> str:
-    agg, disagg = price["arms"]
-    unit = ("MiB", MIB) if max(price["kv_pool"].values()) < 10 * GIB else ("GiB", GIB)
-    lines = [
-        [f"{NAMES[name]}{', a second copy' if name == 'weights' else ''}", _in(size, unit)]
-        for name, size in price["extra"].items()
-        if size > 0
-    ]
-    lines += [[f"KV pool of {arm}, all engines", _in(price["kv_pool"][arm], unit)] for arm in (agg, disagg)]
-    lines.append(["of which requests can decode in", _in(price["kv_pool_decode"], unit)])
-    twice = [
-        [number(row["prompt_len"]), _in(row["bytes"], unit), None if row["ms"] is None else f"{row['ms']:,.1f}"]
-        for row in price["kv_twice"]
-    ]
-    counts = " against ".join(f"{price['engines'][arm]} ({arm})" for arm in (disagg, agg))
-    return (
-        "### What disaggregation costs in memory\n\n"
-        f"Engines: {counts}; at {price['prompt_len']:,} tokens, {unit[0]}:\n\n"
-        + table([f"{disagg} beyond {agg}", unit[0]], lines, "lr")
-        + "\n\nKV that both pools hold at once, from the end of a prefill until it has moved:\n\n"
-        + table(["prompt tokens", unit[0], "for ms"], twice, "rrr")
-    )

@@ -147,9 +147,9 @@ def limits(slo: Mapping[str, Any]) -> Limits:
 
 
 def limits_in_words(slo: Mapping[str, Any]) -> str:
-    """As in TTFT ≤ 2000 ms, TPOT ≤ 200 ms."""
+    """As in TTFT ≤ 2,000 ms, TPOT ≤ 200 ms."""
     pairs = zip(("TTFT", "TPOT", "E2E"), limits(slo), strict=True)
-    return ", ".join(f"{name} ≤ {value:g} ms" for name, value in pairs if value is not None)
+    return ", ".join(f"{name} ≤ {value:,g} ms" for name, value in pairs if value is not None)
 
 
 def slo_in_words(slo: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ def answers_of(model: Mapping[str, Any], temperature: float) -> str:
     shape = model.get("shape")
     # Not of quantised weights, whose elements are of several sizes.
     plain = shape and shape["unlike"] is None and model.get("weight_bytes")
-    parameters = model["weight_bytes"] / shape["element_bytes"] if plain else None
+    parameters = model["weight_bytes"] / shape["element_bytes"] if shape and plain else None
     size = f", a model of {_parameters(parameters)} parameters," if parameters else ""
     sampled = f"sampled at a temperature of {temperature:g}" if temperature else "at temperature 0"
     said = f"Answers are those of `{model['name']}`{size} {sampled}."

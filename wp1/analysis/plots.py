@@ -12,12 +12,10 @@ from wp1.analysis.device_plots import device_plot
 Plot = tuple[str, Path]
 
 
-def run_plots(folder: Path, requests: pl.DataFrame, samples: pl.DataFrame, metadata: dict[str, Any]) -> list[Plot]:
-    """Every plot that the run has data for, written to `folder`; (caption, file) of each."""
+def request_plots(folder: Path, measured: pl.DataFrame, mark: str) -> list[Plot]:
+    """Where requests' time went and how evenly tokens came, written to `folder`; (caption, file) of each."""
     style.use()
-    measured = requests.filter(~pl.col("warmup"))
     answered = measured.filter(pl.col("status") == "ok")
-    mark = mark_of(metadata)
     made: list[Plot] = []
     # Of several arms the means of their phases say more, and of several cells of one prompt each their tables.
     if answered["arm"].n_unique() == 1 and not _one_prompt_a_cell(answered):
@@ -26,11 +24,17 @@ def run_plots(folder: Path, requests: pl.DataFrame, samples: pl.DataFrame, metad
     if answered["itl_ms"].list.len().sum():
         made.append(("How evenly tokens came: every gap between two of them.", folder / "itl.png"))
         _gaps(answered, made[-1][1], mark)
-    figures = samples.filter(pl.col("note").is_null())
-    if figures.height and measured.height:
-        path = folder / "device.png"
-        made.append((device_plot(figures, measured, len(metadata.get("resumed", ())), path, mark), path))
     return made
+
+
+def device_plots(folder: Path, measured: pl.DataFrame, samples: pl.DataFrame, metadata: dict[str, Any]) -> list[Plot]:
+    """The devices over the run, written to `folder`; [] where nothing was sampled or measured."""
+    style.use()
+    figures = samples.filter(pl.col("note").is_null())
+    if not figures.height or not measured.height:
+        return []
+    path = folder / "device.png"
+    return [(device_plot(figures, measured, len(metadata.get("resumed", ())), path, mark_of(metadata)), path)]
 
 
 def mark_of(metadata: dict[str, Any]) -> str:

@@ -20,6 +20,8 @@ from wp1.analysis import (
     comparison_report,
     device_report,
     goodput,
+    kv_transfer_report,
+    memory,
     memory_report,
     metrics,
     origin,
@@ -29,7 +31,7 @@ from wp1.analysis import (
     quality_report,
     tables,
 )
-from wp1.analysis.markdown import ms, number, percent, rate, table, text
+from wp1.analysis.markdown import ms, number, percent, rate, short, table, text
 from wp1.analysis.summary import read_config, read_json
 from wp1.collectors import load
 from wp1.collectors.device import read_samples
@@ -54,11 +56,9 @@ HOW_TO_READ = """\
 - **client delay**: how late wp1 itself sent; it is part of TTFT. Above 10 ms (p99) the cell is marked.
 - **event-loop lag**: how late timers fired in wp1's own loop, which sends requests and takes tokens.
 - Warm-up requests and engine start are not in any figure; failed requests are counted, and have no latencies."""
-HOW_TO_READ_HANDOFFS = """\
-- **handoff**: the prefill engine's first token → the KV cache usable in the decode engine, with the wait for a place
-  there; part of TTFT only where the decode engine streams the first token.
-- **transfer**: the KV cache's bytes moving; **GB/s** (1e9 bytes): bytes / time in which any of them moved.
-- **stall**: the part of the handoff that delays the request; **stall ratio**: sum of stalls / sum of E2E."""
+HOW_TO_READ_ONE_EACH = """\
+- **TTFT**: first output token − intended arrival; **E2E**: last token − intended arrival. Warm-up requests and engine
+  start are in no figure."""
 HOW_TO_READ_LOAD = """\
 - **steady state**: at the start of an open loop engines are empty, at its end they run empty. What was due between one
   median E2E after the first arrival (after the ramp) and one before the last counts, in all arms alike, if that is 20
@@ -88,11 +88,10 @@ def write_report(
     folder = reports / metadata["run_id"]
     folder.mkdir(parents=True, exist_ok=True)
     names = arms.names_of(config)
-    compared = read_json(arms.file_of(run_dir, metadata["experiment"])) if names else None
+    one_each = memory.one_each(config, measured)
+    compared = read_json(arms.file_of(run_dir, metadata["experiment"])) if names and not one_each else None
+    transfers = {} if one_each else summary["profiling"].get("kv_transfer") or {}
     mark = plots.mark_of(metadata)
-    # Of an earlier session, and of fewer requests or fewer arms.
-    for old in folder.glob("*.png"):
-        old.unlink()
 
     def drawn(make: Callable[..., list[plots.Plot]], *of: Any) -> str:
         return _pictures(folder, make(folder, *of)) if with_plots else ""
@@ -105,7 +104,7 @@ def write_report(
         drawn(quality_plots.quality_plots, summary.get("quality"), mark),
         memory_report.section(run_dir, folder if with_plots else None, requests, config, metadata),
         comparison_report.words(compared, metadata["pools"]),
-        drawn(comparison_plots.arm_plots, measured, names, config["slo"], mark) if names else "",
+        drawn(comparison_plots.arm_plots, measured, names, config["slo"], mark) if compared else "",
         comparison_report.side_by_side(compared),
         by_length_report.section(summary.get("by_length")),
         drawn(by_length_plots.length_plots, summary.get("by_length"), mark),
@@ -116,19 +115,25 @@ def write_report(
         _answers(requests, names, origin.answers_of(metadata["model"], config["workload"]["temperature"]), summary)
         if answers
         else "",
-        _kv_transfer(summary),
+        kv_transfer_report.section(transfers),
         _skipped(summary),
-        _latency(summary),
-        drawn(plots.run_plots, requests, read_samples(run_dir), metadata),
-        drawn(comparison_plots.handoff_plots, queues, measured, mark),
+        _latency(summary) if not one_each else "",
+        drawn(plots.request_plots, measured, mark) if not one_each else "",
+        drawn(plots.device_plots, measured, read_samples(run_dir), metadata),
+        drawn(comparison_plots.handoff_plots, queues, measured, mark) if not one_each else "",
         device_report.section(summary["profiling"].get("device")),
         _checks(summary),
         _failures(requests),
-        _how_to_read(metadata, summary, bool(names)),
+        _how_to_read(metadata, summary, bool(names), one_each, transfers),
         _setting(metadata),
         _files(run_dir, page, metadata),
     ]
-    page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    content = "\n\n".join(part for part in parts if part) + "\n"
+    page.write_text(content, encoding="utf-8")
+    for plot in folder.glob("*.png"):
+        if f"({folder.name}/{plot.name})" not in content:
+            # Of an earlier page, of fewer requests or by other rules.
+            plot.unlink()
     return page
 
 
@@ -192,58 +197,6 @@ def _answers(requests: pl.DataFrame, names: list[str], whose: str, summary: dict
     return "\n\n".join(part for part in (*head, table(header, rows, "llrrrr") + more) if part)
 
 
-def _kv_transfer(summary: dict[str, Any]) -> str:
-    profile = summary["profiling"].get("kv_transfer")
-    if not profile:
-        return ""
-    rows = []
-    own_clock = profile["overall"]["copy_gb_per_s"] is not None
-    for name, cell in {**profile["cells"], "all": profile["overall"]}.items():
-        if name == "all" and len(profile["cells"]) == 1:
-            continue
-        size = cell["bytes_a_handoff"].get("mean")
-        keys = ["transfer_ms", "handoff_ms", "stall_ms", "decode_queue_ms"]
-        times = [
-            " / ".join(ms(cell[key][p]) or "—" for p in ("p50", "p95")) if cell[key]["n"] else None
-            for key in (*keys, *(["copy_ms"] * own_clock))
-        ]
-        rates = [cell["gb_per_s"], *([cell["copy_gb_per_s"]] * own_clock)]
-        rows.append(
-            [
-                name,
-                f"{cell['handoffs']}" + (f" ({cell['failed']} failed)" if cell["failed"] else ""),
-                None if size is None else f"{size / 1e6:,.1f}",
-                *times,
-                *(None if rate is None else f"{rate:.3g}" for rate in rates),
-                percent(cell["stall_ratio"]),
-                percent(cell["share_of_ttft"]),
-            ]
-        )
-    header = [
-        "", "handoffs", "MB mean", "transfer ms", "handoff ms", "stall ms", "wait for a place ms",
-        *(["copy ms"] * own_clock), "GB/s", *(["copy GB/s"] * own_clock), "stall ratio", "share of TTFT",
-    ]  # fmt: skip
-    note = "Times are p50 / p95. The decode engine cannot go on with a request before its handoff has ended."
-    if own_clock:
-        note += " Copy: by the connector's own clock; a transfer may pause while the rest of its prompt is computed."
-    columns = "l" + "r" * (len(header) - 1)
-    return f"## KV transfer\n\n{table(header, rows, columns)}\n\n{note}{_longest_queues(profile['overall'])}"
-
-
-def _longest_queues(overall: dict[str, Any]) -> str:
-    queues = overall["queues"]
-    if not queues["samples"]:
-        return ""
-    lengths = [
-        f"{words} {queues[name]['max']} (mean {queues[name]['mean']:.2g})"
-        for name, words in (("prefill_waiting", "prefill"), ("decode_waiting", "decode"))
-    ]
-    return (
-        f" Requests that waited in wp1 for a place in an engine, at most: {', '.join(lengths)}; those that waited "
-        "within an engine are not among them, but in **queue**."
-    )
-
-
 def _skipped(summary: dict[str, Any]) -> str:
     rows = [[cells.parse(one["cell"]).words, one["kind"], one["reason"]] for one in summary["skipped"]]
     return f"## Skipped\n\n{table(['cell', 'for', 'reason'], rows, 'lll')}" if rows else ""
@@ -260,7 +213,7 @@ def _latency(summary: dict[str, Any]) -> str:
         for title, d in [*((title, cell[key]) for key, title in LATENCY_ROWS), ("event-loop lag", lags)]:
             if d["n"]:
                 interval = f"{ms(d['mean'])} [{ms(d['mean_low'])}, {ms(d['mean_high'])}]"
-                rows.append([title, d["n"], interval, *(ms(d[p]) for p in ("p50", "p90", "p95", "p99"))])
+                rows.append([title, number(d["n"]), interval, *(ms(d[p]) for p in ("p50", "p90", "p95", "p99"))])
         parts.append(
             f"**{name}**: {cell['ok']} of {cell['requests']} requests answered, "
             f"{number(cell['prompt_tokens'])} prompt and {number(cell['output_tokens'])} output tokens "
@@ -316,14 +269,16 @@ def _failures(requests: pl.DataFrame) -> str:
     return "## Requests that failed\n\n" + table(header, rows, "lllrl")
 
 
-def _how_to_read(metadata: dict[str, Any], summary: dict[str, Any], several_arms: bool) -> str:
+def _how_to_read(
+    metadata: dict[str, Any], summary: dict[str, Any], several_arms: bool, one_each: bool, transfers: dict[str, Any]
+) -> str:
     """Only the words that occur on the page."""
-    parts = [HOW_TO_READ]
-    if summary["profiling"].get("kv_transfer"):
-        parts.append(HOW_TO_READ_HANDOFFS)
+    parts = [HOW_TO_READ_ONE_EACH if one_each else HOW_TO_READ]
+    if transfers:
+        parts.append(kv_transfer_report.how_to_read(transfers))
     if any("steady" in cell for cell in summary["profiling"].get("load", {}).get("cells", {}).values()):
         parts.append(HOW_TO_READ_LOAD)
-    if several_arms:
+    if several_arms and not one_each:
         parts.append(HOW_TO_READ_ARMS)
     if summary.get("quality"):
         parts.append(quality_report.HOW_TO_READ)
@@ -350,7 +305,7 @@ def _setting(metadata: dict[str, Any]) -> str:
         ]
     peaks = metadata.get("peaks")
     if peaks:
-        figures = f"{peaks['flops'] / 1e12:,.3g} TFLOP/s, {peaks['bytes_per_s'] / 1e9:,.4g} GB/s"
+        figures = f"{short(peaks['flops'] / 1e12)} TFLOP/s, {short(peaks['bytes_per_s'] / 1e9)} GB/s"
         rows.append(["peaks of a device", f"{figures} ({peaks['kind']}: {peaks['source']})"])
     several = len({pool.get("arm") for pool in metadata["pools"]}) > 1
     for pool in metadata["pools"]:
@@ -359,7 +314,7 @@ def _setting(metadata: dict[str, Any]) -> str:
             shared = " (colocated)" if pool.get("colocated") else ""
             what = (
                 f"{' and '.join(pool['phases'])}; {', '.join(engine['devices'])}{shared}; {s['dtype']}; "
-                f"{s['kv_blocks']} KV blocks of {s['block_size']} tokens; up in {engine['startup_s']} s"
+                f"{number(s['kv_blocks'])} KV blocks of {s['block_size']} tokens; up in {engine['startup_s']} s"
             )
             of_arm = f"{pool['arm']}: " if several else ""
             rows.append([f"{of_arm}engine {engine['name']}", what])

@@ -18,7 +18,9 @@ from wp1.identity import DECISIVE, settings_of
 
 # Settings of a workload that may differ between cells of one name: the name has them, or they change how much was sent
 # and not what.
-SAME_CELL = ("prompt_len", "concurrency", "request_rate", "num_requests", "num_warmup", "max_warmup", "timeout_s")
+SAME_CELL = (
+    "prompt_len", "concurrency", "request_rate", "num_requests", "num_warmup", "max_warmup", "warmup_once", "timeout_s",
+)  # fmt: skip
 LIMITS = ("ttft_ms", "tpot_ms", "e2e_ms")
 # Of these groups one setting names the rest, where it differs.
 NAMED_BY = {"scheduler": "mode", "model": "name", "transfer": "name", "dataset": "name", "slo": "name"}

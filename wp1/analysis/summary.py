@@ -100,20 +100,25 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
     }
     profile = summary["profiling"].get("device") or {}
     stats = tables.engine_stats(run_dir / "engine_stats.jsonl")
-    summary["by_length"] = by_length.by_length(requests, metadata, profile)
+    one_each = memory.one_each(config, requests)
+    summary["by_length"] = None if one_each else by_length.by_length(requests, metadata, profile)
     probes = read_probes(run_dir) or goodput.tested(requests, arms.names_of(config), config["slo"])
     apart = goodput.probe_cells(probes)
     planned = pl.Series([key not in apart for key in requests.select("arm", "cell").iter_rows()], dtype=pl.Boolean)
-    summary["by_load"] = by_load.by_load(
-        requests.filter(planned) if apart else requests, stats, metadata, config["slo"], profile
+    summary["by_load"] = (
+        None
+        if one_each
+        else by_load.by_load(requests.filter(planned) if apart else requests, stats, metadata, config["slo"], profile)
     )
     answers = quality.scored(run_dir, requests)
     summary["quality"] = quality.summarise(answers, metadata.get("dataset") or {})
     summary["goodput"] = goodput.found(probes, requests, metadata, config["slo"])
     (run_dir / "artifacts").mkdir(exist_ok=True)
     for name in ("by_length", "by_load"):
-        if summary[name] is not None:
-            path = run_dir / "artifacts" / f"{metadata['experiment']}_{name}.csv"
+        path = run_dir / "artifacts" / f"{metadata['experiment']}_{name}.csv"
+        if summary[name] is None:
+            path.unlink(missing_ok=True)
+        else:
             tables.flat(summary[name]["rows"], metadata["labels"]).write_csv(path)
     if not answers.is_empty():
         quality.table(answers, metadata["labels"]).write_csv(run_dir / "artifacts" / "scores.csv", float_precision=4)

@@ -41,9 +41,10 @@ class KVTransferStatsCollector:
 def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame) -> dict[str, Any]:
     """Figures of some measured handoffs and the requests of the same cells (`tables.handoffs`, `.requests`, `.queues`).
 
-    bytes: as measured, of those handoffs that say; gb_per_s (1e9 bytes/s): bytes over the union of the transfers'
-    intervals, so that two side by side count once, and pauses of a transfer that overlaps its prefill count too;
-    copy_gb_per_s: bytes over the seconds in which they were copied, by the connector's own clock, where it has one;
+    bytes: as measured, of those handoffs that say; copy_gb_per_s (1e9 bytes/s): bytes over the seconds in which they
+    were copied, by the connector's own clock, where it has one; overlapped: handoffs whose transfer began before the
+    prompt was computed, and so waited for the rest of it; gb_per_s: bytes over the union of the transfers' intervals,
+    so that two side by side count once, or None where any overlapped, as it would be the prefill's rate then;
     runs: pieces of neighbouring blocks that a handoff was copied in, mean; stall_ratio: sum of stalls / sum of E2E of
     the same requests; share_of_ttft: sum of the handoff times within TTFT / sum of TTFT, 0 where the prefill engine
     streams the first token; queues: requests in each place while these cells were measured, mean and max.
@@ -52,6 +53,7 @@ def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame
     failed = handoffs.filter(pl.col("status") != "ok")
     moved = ok.drop_nulls(["bytes", "t_transfer_begin", "t_transfer_end"])
     seconds = _union(moved["t_transfer_begin"].to_list(), moved["t_transfer_end"].to_list())
+    overlapped = moved.filter(pl.col("t_transfer_begin") < pl.col("t_prefill_done")).height
     copied = ok.drop_nulls(["bytes", "copy_ms"])
     copy_s = float(copied["copy_ms"].sum()) / 1e3
     delayed = ok.drop_nulls("stall_ms").join(
@@ -74,7 +76,8 @@ def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame
         "bytes_a_handoff": metrics.distribution(ok["bytes"].drop_nulls().to_numpy()),
         **{name: metrics.distribution(ok[name].drop_nulls().to_numpy()) for name in TIMES},
         "transfer_s": round(seconds, 6),
-        "gb_per_s": round(int(moved["bytes"].sum()) / seconds / 1e9, 4) if seconds > 0 else None,
+        "overlapped": overlapped,
+        "gb_per_s": round(int(moved["bytes"].sum()) / seconds / 1e9, 4) if seconds > 0 and not overlapped else None,
         "copy_gb_per_s": round(int(copied["bytes"].sum()) / copy_s / 1e9, 4) if copy_s > 0 else None,
         "blocks": _total(ok["blocks"]),
         "runs": metrics.distribution(ok["runs"].drop_nulls().to_numpy()).get("mean"),

@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import cells, metrics, steady, tables
+from wp1.analysis.markdown import short
 
 # A client that sends later than this, for one request in a hundred, measures itself.
 LATE_MS = 10.0
@@ -80,9 +81,10 @@ def notes(summary: dict[str, Any], name: str) -> list[str]:
         )
     if cell.get("over_saturated"):
         said.append(
-            f"over-saturated: {cell['offered_per_s']:.3g} requests/s were offered and {cell['answered_per_s']:.3g} "
-            f"answered, and requests in flight grew from {cell['in_flight_middle']:.3g} to "
-            f"{cell['in_flight_last']:.3g}; how long requests took depends on how long this went on"
+            f"over-saturated: {short(cell['offered_per_s'])} requests/s were offered and "
+            f"{short(cell['answered_per_s'])} answered, and requests in flight grew from "
+            f"{short(cell['in_flight_middle'])} to {short(cell['in_flight_last'])}; how long requests took depends on "
+            "how long this went on"
         )
     window = cell.get("steady")
     if window is not None:

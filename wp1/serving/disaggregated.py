@@ -364,7 +364,11 @@ class DisaggregatedScheduler:
         add_tokens(record, chunk)
         record.finish_reason = chunk.finish_reason
         if chunk.times is not None:
-            record.t_decode_scheduled = handoff.t_decode_scheduled = chunk.times.scheduled
+            # What an engine takes over within its step is not there when that begins.
+            there = self._ledger.arrival(handoff.handoff_id) if self._ledger else None
+            begun = chunk.times.scheduled
+            usable = begun if begun is None or there is None else max(begun, there)
+            record.t_decode_scheduled = handoff.t_decode_scheduled = usable
             record.t_decode_first_token = handoff.t_decode_first_token = chunk.times.first_token
             record.t_engine_last_token = chunk.times.last_token
             record.preemptions += chunk.times.preemptions

@@ -55,6 +55,11 @@ class Ledger:
         """Why the connector says that a transfer failed, if it does."""
         return next((report.failed for report in self._reports.get(handoff_id, ()) if report.failed), None)
 
+    def arrival(self, handoff_id: str) -> float | None:
+        """When the last of what has come came, as told by now by a connector that copies itself, and so knows it."""
+        told = (r for r in self._reports.get(handoff_id, ()) if not r.failed and r.copy_s is not None)
+        return max((report.t_end for report in told), default=None)
+
     def close(self, handoff: Handoff) -> None:
         """The handoff has ended, well if the decode engine gave a token. A failed one waits for no report."""
         handoff.status = "failed" if handoff.error else "ok"

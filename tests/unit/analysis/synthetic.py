@@ -36,6 +36,7 @@ class Shape:
     step_factor: float = 1.0
     gb_per_s: float = 0.5
     noise: float = 0.1
+    overlap: bool = False  # transfers begin with their prefill
     copy_gb_per_s: float | None = None  # by the connector's own clock, where it has one
     handoffs: bool = True  # whether the second arm is disaggregated
     fail: set[str] = field(default_factory=set)  # ids of requests that fail
@@ -131,8 +132,8 @@ def _record(
             bytes=None if shape.byte_factor is None else int(expected * shape.byte_factor), bytes_expected=expected,
             block_bytes=BLOCK_BYTES, t_prefill_done=prefilled, t_decode_sent=prefilled + 0.001,
         )  # fmt: skip
-        handoff.t_transfer_begin = prefilled + 0.002
-        handoff.t_transfer_end = handoff.t_transfer_begin + expected / shape.gb_per_s / 1e9
+        handoff.t_transfer_begin = due + queue if shape.overlap else prefilled + 0.002
+        handoff.t_transfer_end = prefilled + 0.002 + expected / shape.gb_per_s / 1e9
         if shape.copy_gb_per_s is not None:
             handoff.copy_s, handoff.wait_s, handoff.runs = expected / shape.copy_gb_per_s / 1e9, 0.0005, 2
         decodable = handoff.t_transfer_end + 0.001

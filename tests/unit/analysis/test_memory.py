@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wp1.analysis import capacity, memory, tables
+from wp1.analysis import capacity, capacity_report, memory, memory_report, tables
 
 MIB = 1 << 20
 MODEL = {
@@ -21,15 +21,15 @@ POOL = 16 * MIB
 REQUESTS = tables.with_latencies(pl.DataFrame(schema=tables.RECORD_SCHEMA))
 
 
-def _metadata(*engines: tuple[str, str, str], devices: list[str] | None = None) -> dict[str, Any]:
-    """Of (arm, pool, engine), all on one device."""
+def _metadata(*engines: tuple[str, str, str], devices: dict[str, list[str]] | None = None) -> dict[str, Any]:
+    """Of (arm, pool, engine), all on one device but those that `devices` has others of."""
     return {
         "model": MODEL,
         "pools": [
             {
                 "arm": arm,
                 "pool": pool,
-                "engines": [{"name": name, "devices": devices or ["cuda:0"], "settings": SETTINGS}],
+                "engines": [{"name": name, "devices": (devices or {}).get(name, ["cuda:0"]), "settings": SETTINGS}],
             }
             for arm, pool, name in engines
         ],
@@ -162,12 +162,86 @@ def test_what_is_left_by_the_parts_is_of_what_vllm_allows_itself() -> None:
     assert pool.left == (900 - 100 - 60 - 3 - 20 - 10 - 30) * MIB
 
 
+ENGINES = [("agg", "agg", "agg-0"), ("disagg", "prefill", "prefill-0"), ("disagg", "decode", "decode-0")]
+IN_USE = 65 * (16 << 10)
+
+
+def _handoffs(*times: tuple[float, float, float], warmup: bool = False) -> pl.DataFrame:
+    """Of (asked of the decode engine, prefill done, moved), seconds."""
+    known = {"arm": "disagg", "cell": "1024-conc1", "warmup": warmup, "status": "ok"}
+    rows = [
+        known | {"t_decode_sent": asked, "t_prefill_done": done, "t_transfer_end": end} for asked, done, end in times
+    ]
+    return tables.with_handoff_times(pl.DataFrame(rows, schema=tables.HANDOFF_SCHEMA))
+
+
+def _price(handoffs: pl.DataFrame, devices: dict[str, list[str]] | None = None) -> dict[str, Any]:
+    metadata = _metadata(*ENGINES, devices=devices)
+    rows = memory.rows_of([note for engine in ENGINES for note in _gpu(*engine, True)], REQUESTS, metadata)
+    return capacity.price_of(rows, handoffs, metadata)
+
+
 def test_the_price_of_a_second_pool() -> None:
-    engines = [("agg", "agg", "agg-0"), ("disagg", "prefill", "prefill-0"), ("disagg", "decode", "decode-0")]
-    metadata = _metadata(*engines)
-    rows = memory.rows_of([note for engine in engines for note in _gpu(*engine, True)], REQUESTS, metadata)
-    handoffs = tables.with_handoff_times(pl.DataFrame(schema=tables.HANDOFF_SCHEMA))
-    price = capacity.price_of(rows, handoffs, metadata)
+    price = _price(_handoffs())
     assert price["extra"]["weights"] == 100 * MIB
-    assert price["kv_twice"] == [{"prompt_len": 1024, "bytes": 65 * (16 << 10), "ms": None}]
-    assert capacity.price_of([row for row in rows if row.arm == "agg"], handoffs, metadata) == {}
+    nothing = dict.fromkeys(("decode_ms", "early_ms", "prefill_ms", "both_ms"))
+    assert price["kv_held"] == [{"prompt_len": 1024, "bytes": IN_USE, **nothing}]
+    assert "| 1,024 | 1.0 | — | — | — |" in capacity_report.price(price)
+    metadata = _metadata(*ENGINES)
+    alone = memory.rows_of(_gpu(*ENGINES[0], True), REQUESTS, metadata)
+    assert capacity.price_of(alone, _handoffs(), metadata) == {}
+
+
+def _held(*times: tuple[float, float, float]) -> dict[str, float]:
+    [row] = _price(_handoffs(*times))["kv_held"]
+    return {name: pytest.approx(value) for name, value in row.items() if name.endswith("_ms")}
+
+
+def test_a_decode_pool_that_is_asked_early_holds_its_blocks_while_the_prompt_is_computed() -> None:
+    held = {"decode_ms": 10_006, "early_ms": 10_000, "prefill_ms": 6, "both_ms": 6}
+    assert _held((1.0, 11.0, 11.006)) == held
+    text = capacity_report.price(_price(_handoffs((1.0, 11.0, 11.006))))
+    assert "| 1,024 | 1.0 | 10,006 | 10,000 | 6.0 |" in text
+    assert "for 10,000 ms of it the prompt is still being computed" in text
+    assert "Both pools hold all of it for 6.0 ms, on the same device," in text
+
+
+def test_one_that_is_asked_afterwards_holds_them_from_then() -> None:
+    """It waits 4 ms for a place, and 2 ms for its KV."""
+    assert _held((11.004, 11.0, 11.006)) == {"decode_ms": 2, "early_ms": 0, "prefill_ms": 6, "both_ms": 2}
+    text = capacity_report.price(_price(_handoffs((11.004, 11.0, 11.006))))
+    assert "transfer.overlap" not in text
+    assert "holds 1.0 MiB of KV for 6.0 ms after the prompt is computed" in text
+    assert "for 2.0 ms both pools hold all of it" in text
+
+
+def test_times_are_means_over_measured_handoffs() -> None:
+    both = pl.concat([_handoffs((1.0, 2.0, 2.5), (1.0, 3.0, 3.5)), _handoffs((1.0, 90.0, 99.0), warmup=True)])
+    [row] = _price(both)["kv_held"]
+    assert row["early_ms"] == pytest.approx(1500)
+
+
+def test_pools_on_devices_of_their_own_share_nothing() -> None:
+    devices = {"decode-0": ["cuda:1"]}
+    metadata = _metadata(*ENGINES, devices=devices)
+    rows = memory.rows_of([note for engine in ENGINES for note in _gpu(*engine, False)], REQUESTS, metadata)
+    # Each has its device to itself, so that nothing is shared out evenly.
+    assert {row.source for row in rows} == {"NVML, device less what was there before"}
+    assert [row.reported for row in rows] == [250 * MIB] * 3
+    assert "2 engines hold 500.0 MiB of 2 devices with 1,000.0 MiB each" in memory_report.words(rows, "disagg", 2)
+    text = capacity_report.price(_price(_handoffs((1.0, 2.0, 2.5)), devices))
+    assert "Engines: 2 on 2 devices (disagg) against 1 on 1 device (agg)" in text
+    assert "Both pools hold all of it for 500 ms, each on its own device," in text
+    assert "same device" not in text
+
+
+def test_two_prefill_engines_of_two_ranks_are_a_row_a_length() -> None:
+    """A request is in one engine; on each rank of it is a part."""
+    engines = [*ENGINES, ("disagg", "prefill", "prefill-1")]
+    devices = {"prefill-0": ["cuda:0", "cuda:1"], "prefill-1": ["cuda:2", "cuda:3"]}
+    metadata = _metadata(*engines, devices=devices)
+    notes = [note for engine in engines for note in _gpu(*engine, True)]
+    second = [note | {"note": note["note"] | {"rank": 1}} for note in notes if note["engine"].startswith("prefill")]
+    rows = memory.rows_of(notes + second, REQUESTS, metadata)
+    [row] = capacity.price_of(rows, _handoffs(), metadata)["kv_held"]
+    assert row["bytes"] == 2 * IN_USE

@@ -119,15 +119,15 @@ def test_requests_of_several_cells_that_nothing_tells_apart_are_not_drawn(tmp_pa
     """Forty bars of `1024 random tokens`, all of the first cell, say nothing."""
     shape = Shape(arms=("agg",), lengths=(256, 512), rates=(0,), repeats=1, count=1, handoffs=False)
     folder = make_run(tmp_path, shape)
-    rows = tables.requests(folder / "records.jsonl").with_columns(label=pl.col("cell") + " random tokens")
-    samples, metadata = pl.DataFrame(schema=SCHEMA), {"labels": []}
-    several = [file.name for _, file in plots.run_plots(tmp_path, rows, samples, metadata)]
+    records = tables.requests(folder / "records.jsonl").filter(~pl.col("warmup"))
+    rows = records.with_columns(label=pl.col("cell") + " random tokens")
+    several = [file.name for _, file in plots.request_plots(tmp_path, rows, "")]
     assert "requests.png" not in several
     one = rows.filter(pl.col("cell").str.starts_with("256"))
-    assert "requests.png" in [file.name for _, file in plots.run_plots(tmp_path, one, samples, metadata)]
+    assert "requests.png" in [file.name for _, file in plots.request_plots(tmp_path, one, "")]
     asked = rows.with_columns(label=pl.col("request_id"))
     twice = pl.concat([asked, asked.with_columns(label=pl.col("label") + "?")])
-    assert "requests.png" in [file.name for _, file in plots.run_plots(tmp_path, twice, samples, metadata)]
+    assert "requests.png" in [file.name for _, file in plots.request_plots(tmp_path, twice, "")]
 
 
 def test_the_legend_of_itl_lies_beside_the_lines_that_it_names(figures: list[Any], tmp_path: Path) -> None:

@@ -120,3 +120,13 @@ def test_the_connectors_own_clock_counts_where_it_has_one(tmp_path: Path) -> Non
     assert own["wait_ms"]["mean"] == pytest.approx(0.5)
     assert own["runs"] == 2
     assert own["blocks"] == 8 * 16
+
+
+def test_a_transfer_that_overlaps_its_prefill_has_no_rate_but_of_its_copy(tmp_path: Path) -> None:
+    """Its span is as long as the prefill: a rate over that would be the prefill's."""
+    apart = _profile(make_run(tmp_path / "off", Shape(**SMALL, copy_gb_per_s=2.0)))["overall"]
+    assert (apart["overlapped"], apart["gb_per_s"]) == (0, pytest.approx(0.5, rel=1e-3))
+    early = _profile(make_run(tmp_path / "on", Shape(**SMALL, copy_gb_per_s=2.0, overlap=True)))["overall"]
+    assert (early["overlapped"], early["gb_per_s"]) == (8, None)
+    assert early["copy_gb_per_s"] == pytest.approx(2.0, rel=1e-2)
+    assert early["transfer_ms"]["p50"] > 2 * apart["transfer_ms"]["p50"]

@@ -58,7 +58,5 @@ def test_arms_are_equal_by_their_gpus_and_not_by_their_engines() -> None:
     check_equal({"agg": one, "disagg": two})
     check_equal({"agg": places([1], "auto", [], [0, 1]), "disagg": places([1, 1], "auto", [], [0, 1])})
     check_equal({"agg": places([1], [0], [0, 1], [0]), "disagg": places([1, 1], [0, 0], [0, 1], [0])})
-    with pytest.raises(
-        ConfigError, match=r"arms\.agg gets GPU 0, arms\.disagg gets GPU 0 and 1: .*devices=\[0,0"
-    ):
+    with pytest.raises(ConfigError, match=r"arms\.agg gets GPU 0, arms\.disagg gets GPU 0 and 1: .*devices=\[0,0"):
         check_equal({"agg": places([1], "auto", [0, 1], [0]), "disagg": places([1, 1], "auto", [0, 1], [0])})

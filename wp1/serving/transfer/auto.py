@@ -7,11 +7,15 @@ from wp1.serving.transfer.ipc import IpcTransfer, obstacle
 from wp1.serving.transfer.nixl import NixlTransfer
 
 
-def choose(*, name: str, pools: Pools, direction: str, overlap: str, verify: bool, **settings: Any) -> KVTransfer:
+def choose(
+    *, name: str, pools: Pools, direction: str, overlap: str, at_once_mib: float, verify: bool, **settings: Any
+) -> KVTransfer:
     """`ipc` or `nixl_push`, which say so and why. `name` is the configuration's and not the result's."""
     reason = obstacle(pools)
     if reason is None:
         why = f"{name}: all engines are on this node, where KV moves at the speed of its memory"
-        return IpcTransfer(name="ipc", pools=pools, overlap=overlap, verify=verify, why=why, **settings)
+        return IpcTransfer(
+            name="ipc", pools=pools, overlap=overlap, at_once_mib=at_once_mib, verify=verify, why=why, **settings
+        )
     why = f"{name}: not ipc, as {reason}"
     return NixlTransfer(name=f"nixl_{direction}", pools=pools, direction=direction, why=why, **settings)

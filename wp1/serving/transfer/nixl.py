@@ -35,6 +35,7 @@ class NixlTransfer:
         environment: dict[str, str],
         extra: dict[str, Any],
         overlap: None = None,
+        at_once_mib: None = None,
         verify: bool = False,
         why: str | None = None,
     ) -> None:

@@ -28,6 +28,7 @@ class IpcTransfer:
 
     timeout_s: a transfer that has not ended by then fails its request.
     overlap: blocks move while the rest of the prompt is still computed.
+    at_once_mib: up to so much KV (MiB, on each rank) an idle decode engine takes over within its first step.
     verify: both engines sum up the blocks of every handoff, and a difference fails it. For tests; it is slow.
     """
 
@@ -40,6 +41,7 @@ class IpcTransfer:
         pools: Pools,
         timeout_s: float,
         overlap: str,
+        at_once_mib: float,
         verify: bool,
         direction: None = None,
         environment: dict[str, str] | None = None,
@@ -52,6 +54,7 @@ class IpcTransfer:
         self.name = name
         self.timeout_s = timeout_s
         self.overlap = overlap == "on"
+        self._at_once_mib = at_once_mib
         self._verify = verify
         self._why = why or "asked for; all engines are on this node"
 
@@ -73,6 +76,7 @@ class IpcTransfer:
                 "engine": engine,
                 "lease_s": lease_s,
                 "verify": self._verify,
+                "at_once_bytes": int(self._at_once_mib * 2**20),
             },
         }
 

@@ -88,7 +88,18 @@ class IpcConnector(KVConnectorBase_V1):
             lease_s = config.get_from_extra_config("lease_s", 600.0)
             self._prefill = PrefillScheduler(self._engine, ranks, block_tokens, lease_s, self._sender)
         else:
-            self._decode = DecodeScheduler(Mailbox(folder, f"{self._engine}.scheduler"), block_tokens)
+            box = Mailbox(folder, f"{self._engine}.scheduler")
+            self._decode = DecodeScheduler(box, block_tokens, self._at_once_tokens(block_tokens))
+
+    def _at_once_tokens(self, block_tokens: int) -> int:
+        """Up to how many tokens' KV is taken over within a step. The sums of `verify` take several."""
+        if self._verify:
+            return 0
+        block_bytes = sum(
+            spec.page_size_bytes for group in self._cache.kv_cache_groups for spec in specs_of(group).values()
+        )
+        most = self._config.kv_transfer_config.get_from_extra_config("at_once_bytes", 0)
+        return int(most // block_bytes * block_tokens)
 
     # In a worker.
 
@@ -163,7 +174,9 @@ class IpcConnector(KVConnectorBase_V1):
         here = set()
         while self._receiver.ended:
             ended = self._receiver.ended.popleft()
-            here.add(ended.request)
+            # Nobody waits for the end of what a step has computed on already.
+            if not ended.at_once:
+                here.add(ended.request)
             if ended.error is not None:
                 self._broken.update(ended.blocks)
             if ended.report is not None:
@@ -200,8 +213,9 @@ class IpcConnector(KVConnectorBase_V1):
     # Beside the scheduler.
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        tokens = 0 if self._decode is None else self._decode.to_come(request, num_computed_tokens)
-        return tokens, bool(tokens)
+        if self._decode is None:
+            return 0, False
+        return self._decode.to_come(request, num_computed_tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         [ids] = blocks.get_block_ids()

@@ -1,8 +1,14 @@
-"""The decode engine's half of the connector beside its scheduler: which blocks are to be taken over, and for whom."""
+"""The decode engine's half of the connector beside its scheduler: which blocks are to be taken over, and for whom.
+
+There are two ways. Beside the engine's steps, as the blocks get ready: vLLM gives the request its blocks at once and
+schedules it when it hears that all is there, up to two idle steps of a millisecond later. Or within the step that
+computes the first token, when the prompt is done: that wins those milliseconds where nobody else is decoding, who would
+have to wait for the copy, and where the copy is short.
+"""
 
 from typing import Any
 
-from wp1.serving.transfer.ipc.mailbox import Mailbox
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message
 from wp1.serving.transfer.ipc.receiver import REMEMBERED, DecodeOrders, Load
 
 # Steps without work after which an engine that waits for KV does so in peace, and for how long at a time. As many may
@@ -14,39 +20,81 @@ IDLE_WAIT_S = 0.005
 class DecodeScheduler:
     """Follows each request whose KV comes from elsewhere, in the process of the engine's scheduler."""
 
-    def __init__(self, mailbox: Mailbox, block_tokens: int) -> None:
+    def __init__(self, mailbox: Mailbox, block_tokens: int, at_once_tokens: int) -> None:
+        """at_once_tokens: up to how many tokens' KV is taken over within a step."""
         self._mailbox = mailbox
         self._block_tokens = block_tokens
+        self._at_once_tokens = at_once_tokens
         self._waiting: dict[str, Any] = {}  # vllm.v1.request.Request by id, until its KV is here
-        self._tokens: dict[str, int] = {}  # first tokens by handoff, as the prefill engine says
+        self._at_once: dict[str, tuple[int, Message]] = {}  # tokens cached here, and the source's word, until allocated
+        self._decoding: set[str] = set()
+        self._done: dict[str, Message] = {}  # by handoff, as the prefill engine says
         self._orders = DecodeOrders()
         self._idle = 0
+        self._listened = False  # in this step
 
-    def to_come(self, request: Any, computed: int) -> int | None:
-        """Tokens beyond the first `computed` whose KV comes from elsewhere; None: not known yet, ask again."""
+    def to_come(self, request: Any, computed: int) -> tuple[int | None, bool]:
+        """Tokens beyond the first `computed` whose KV comes from elsewhere, and whether beside the engine's steps.
+
+        None: not known yet, ask again.
+        """
+        self._at_once.pop(request.request_id, None)
         params = _ours(request)
         if params is None:
-            return 0
+            return 0, False
         tokens = max(0, params["wp1_tokens"] - computed)
-        if tokens == 0 and params["wp1"].get("wants_token"):
+        if tokens == 0:
             # All of it is cached here, and the token after it comes from the prefill engine all the same.
-            self._hear()
-            if params["wp1"]["handoff"] not in self._tokens:
-                return None
-        return tokens
+            known = not params["wp1"].get("wants_token") or self._done_of(params) is not None
+            return (0 if known else None), False
+        if tokens > self._at_once_tokens or self._decoding:
+            return tokens, True
+        done = self._done_of(params)
+        if done is None:
+            self._listen()
+            done = self._done_of(params)
+        if done is None:
+            return None, False
+        self._at_once[request.request_id] = (computed, done)
+        self._place_token(request, done)
+        # A step computes one token at least: where the prompt ends there, its last once more.
+        return min(tokens, request.num_prompt_tokens - 1 - computed), False
+
+    def _done_of(self, params: Any) -> Message | None:
+        """What the prefill engine says of a prompt that is done."""
+        if "blocks" in params["wp1"]:
+            return params["wp1"]
+        self._hear()
+        return self._done.get(params["wp1"]["handoff"])
+
+    def _listen(self) -> None:
+        """Waits a moment for a word, once a step, in an engine that has nothing else to do."""
+        if self._idle > IDLE_STEPS and not self._listened:
+            self._listened = True
+            self._mailbox.wait(IDLE_WAIT_S)
 
     def allocated(self, request: Any, blocks: list[int], tokens: int) -> None:
         """vLLM gave the request these blocks, in which the KV of the last `tokens` tokens to come goes."""
         params = _ours(request)
-        if params is None or request.request_id in self._waiting:
+        if request.request_id in self._waiting:
             return
-        if tokens == 0:
+        if params is None:
+            self._decoding.add(request.request_id)
+            return
+        found = self._at_once.pop(request.request_id, None)
+        at_once = found is not None and tokens > 0
+        if tokens == 0 or at_once:
             self._take(request)
+            self._decoding.add(request.request_id)
+        else:
+            self._waiting[request.request_id] = request
+        if tokens == 0:
             self._orders.given_up.append((params["wp1"]["handoff"], params["remote_engine_id"]))
             return
-        first = (params["wp1_tokens"] - tokens) // self._block_tokens
+        said = params["wp1"] if "blocks" in params["wp1"] else None
+        cached, done = found or (params["wp1_tokens"] - tokens, said)
+        first = cached // self._block_tokens
         end = -(-params["wp1_tokens"] // self._block_tokens)
-        self._waiting[request.request_id] = request
         self._orders.loads.append(
             Load(
                 request.request_id,
@@ -54,17 +102,19 @@ class DecodeScheduler:
                 params["remote_engine_id"],
                 first,
                 list(blocks[first:end]),
-                params["wp1"] if "blocks" in params["wp1"] else None,
+                done,
+                at_once,
             )
         )
 
     def orders(self, scheduled: int) -> DecodeOrders:
         """What this step's workers are to do; `scheduled`: tokens that the step computes."""
         self._idle = 0 if scheduled or self._orders.loads or self._orders.given_up else self._idle + 1
-        if self._idle > IDLE_STEPS and self._waiting and not self._hear():
+        if self._idle > IDLE_STEPS and self._waiting and not self._listened and not self._hear():
             # vLLM asks again every millisecond, and each time the whole engine steps; on a CPU that is at the cost of
             # the engine that computes the prompt. The word that we wait for ends this at once.
             self._mailbox.wait(IDLE_WAIT_S)
+        self._listened = False
         orders, self._orders = self._orders, DecodeOrders()
         return orders
 
@@ -72,11 +122,11 @@ class DecodeScheduler:
         """Takes what prefill engines say; whether one of the prompts that are waited for is done."""
         for message in self._mailbox.waiting():
             if message["kind"] == "done":
-                self._tokens[message["handoff"]] = message["token"]
+                self._done[message["handoff"]] = message
         # Requests that were given up before their prompt was done leave theirs behind.
-        while len(self._tokens) > REMEMBERED:
-            del self._tokens[next(iter(self._tokens))]
-        return any(request.kv_transfer_params["wp1"]["handoff"] in self._tokens for request in self._waiting.values())
+        while len(self._done) > REMEMBERED:
+            del self._done[next(iter(self._done))]
+        return any(request.kv_transfer_params["wp1"]["handoff"] in self._done for request in self._waiting.values())
 
     def arrived(self, requests: set[str]) -> None:
         """The KV of these requests is here, or will not come. Decoding begins with the prefill engine's token."""
@@ -85,6 +135,7 @@ class DecodeScheduler:
             if name not in self._waiting:
                 continue
             self._take(self._waiting.pop(name))
+            self._decoding.add(name)
 
     def _take(self, request: Any) -> None:
         """The request has its KV. Where it is preempted later, it computes that again: the source's blocks are free.
@@ -93,12 +144,18 @@ class DecodeScheduler:
         """
         params = request.kv_transfer_params
         params["do_remote_prefill"] = False
-        token = self._tokens.pop(params["wp1"]["handoff"], None)
-        if not params["wp1"].get("wants_token"):
+        self._place_token(request, self._done.pop(params["wp1"]["handoff"], None))
+
+    def _place_token(self, request: Any, done: Message | None) -> None:
+        """Puts the first token where the request was sent with a place for it, before it was known."""
+        ours = request.kv_transfer_params["wp1"]
+        if not ours.get("wants_token"):
             return
-        if token is None:
-            raise RuntimeError(f"the KV of handoff {params['wp1']['handoff']} is here and its first token is not known")
-        # The request was sent with a place for it, before it was known.
+        if done is None:
+            raise RuntimeError(f"the KV of handoff {ours['handoff']} is here and its first token is not known")
+        token = done["token"]
+        if request.prompt_token_ids[-1] == request._all_token_ids[-1] == token:
+            return
         request.prompt_token_ids[-1] = token
         request._all_token_ids[-1] = token
         if request.block_hashes:
@@ -108,11 +165,13 @@ class DecodeScheduler:
 
     def finished(self, request: Any) -> None:
         """A request has ended, and if its KV has not come yet, nobody waits for it any more."""
+        self._decoding.discard(request.request_id)
+        self._at_once.pop(request.request_id, None)
         params = _ours(request)
         if params is None:
             return
         self._waiting.pop(request.request_id, None)
-        self._tokens.pop(params["wp1"]["handoff"], None)
+        self._done.pop(params["wp1"]["handoff"], None)
         self._orders.given_up.append((params["wp1"]["handoff"], params["remote_engine_id"]))
 
 

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # Handoffs that have ended and may still be spoken of.
 REMEMBERED = 10_000
+# After which a step that waits for KV looks whether somebody still works on it.
+LIFE_SIGN_S = 1.0
 
 
 @dataclass(slots=True)
@@ -33,6 +35,7 @@ class Load:
     first: int
     blocks: list[int]
     done: Message | None  # where the prompt was computed before the load was asked for
+    at_once: bool = False  # the step that the load comes with computes on; then `done` is known
     copied: int = 0
     epoch: int = -1
     t_begin: float | None = None
@@ -40,6 +43,7 @@ class Load:
     wait_s: float = 0.0
     runs: int = 0
     after: Any = None  # a fence of the copier, until the first copy
+    over: threading.Event | None = None  # for the step that waits
 
 
 @dataclass(slots=True)
@@ -69,6 +73,7 @@ class Ended:
     request: str
     error: str | None
     blocks: list[int]
+    at_once: bool
     # For `wp1.serving.transfer.TransferReport`; None where nothing was to be moved any more.
     report: tuple[Any, ...] | None
 
@@ -113,14 +118,21 @@ class Receiver:
 
         A block may come from a request whose last step is still on its way in the GPU, and would write over what was
         taken over; vLLM keeps such blocks back in some versions only.
+
+        Returns when what the step computes on is here. Raises RuntimeError where it never will be.
         """
         for load in orders.loads:
             load.after = after
+            load.over = threading.Event() if load.at_once else None
         # In this order: a handoff that was given up may be asked for again, to be dropped.
         self._orders.extend({"kind": "give_up", "handoff": name, "engine": engine} for name, engine in orders.given_up)
         self._orders.extend({"kind": "load", "load": load} for load in orders.loads)
         if orders.given_up or orders.loads:
             self._sender.send(self._name, {"kind": "wake"})
+        for load in orders.loads:
+            while load.over is not None and not load.over.wait(LIFE_SIGN_S):
+                if not self._thread.is_alive():
+                    raise RuntimeError("the thread that takes KV over has ended")
 
     def lose(self, engine: str) -> None:
         """From the engine's own thread: a prefill engine has died."""
@@ -171,7 +183,7 @@ class Receiver:
     def _load(self, load: Load) -> None:
         if load.handoff in self._over or load.handoff in self._loads:
             # Its blocks there are free, or about to be: they were given up, or are another load's.
-            self.ended.append(Ended(load.request, f"handoff {load.handoff} was given up or taken", load.blocks, None))
+            self._tell(load, f"handoff {load.handoff} was given up or taken", None)
             return
         if load.engine in self._lost:
             self._end(load, f"engine {load.engine} died before its KV was here")
@@ -263,7 +275,12 @@ class Receiver:
         now = time.monotonic()
         figures = (load.copy_s, load.wait_s, load.copied, load.runs)
         report = (load.handoff, load.t_begin or now, now, moved, error, *figures)
-        self.ended.append(Ended(load.request, error, load.blocks, report))
+        self._tell(load, error, report)
+
+    def _tell(self, load: Load, error: str | None, report: tuple[Any, ...] | None) -> None:
+        self.ended.append(Ended(load.request, error, load.blocks, load.at_once, report))
+        if load.over is not None:
+            load.over.set()
 
     def _lose(self, engine: str) -> None:
         """An engine is gone: nothing will come from it, and as all copies are this thread's, none reads it now."""

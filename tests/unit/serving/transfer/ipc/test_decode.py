@@ -9,7 +9,7 @@ import pytest
 from tests.stress.engines import Request
 from wp1.serving.transfer.ipc import decode
 from wp1.serving.transfer.ipc.decode import DecodeScheduler
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender
 from wp1.serving.transfer.ipc.receiver import Load
 
 SOURCE, TOKENS = "prefill-0", 16
@@ -18,11 +18,16 @@ DONE = {"handoff": "h", "epoch": 0, "blocks": [[5, 3]], "until": 1e12, "token": 
 
 class World:
     def __init__(self, folder: Path) -> None:
-        self.scheduler = DecodeScheduler(Mailbox(folder, "decode-0.scheduler"), TOKENS)
+        self.scheduler = DecodeScheduler(Mailbox(folder, "decode-0.scheduler"), TOKENS, at_once_tokens=0)
         self.sender = Sender(folder)
 
-    def say_done(self, handoff: str = "h", token: int = 99) -> None:
-        assert self.sender.send("decode-0.scheduler", {"kind": "done", "handoff": handoff, "token": token})
+    def say_done(self, handoff: str = "h", token: int = 99) -> Message:
+        message = {"kind": "done"} | DONE | {"handoff": handoff, "token": token}
+        assert self.sender.send("decode-0.scheduler", message)
+        return message
+
+    def at_once(self, tokens: int = 40) -> None:
+        self.scheduler._at_once_tokens = tokens
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ def _late(tokens: int) -> Request:
 
 def test_a_load_is_of_the_blocks_that_the_prompt_fills(world: World) -> None:
     request = _late(40)
-    assert world.scheduler.to_come(request, 0) == 40
+    assert world.scheduler.to_come(request, 0) == (40, True)
     world.scheduler.allocated(request, [1, 2, 3, 4], 40)
     orders = world.scheduler.orders(0)
     assert orders.loads == [Load("r", "h", SOURCE, 0, [1, 2, 3], DONE)]
@@ -64,7 +69,7 @@ def test_a_load_is_of_the_blocks_that_the_prompt_fills(world: World) -> None:
 
 def test_the_beginning_is_cached(world: World) -> None:
     request = _early(40)
-    assert world.scheduler.to_come(request, 16) == 24
+    assert world.scheduler.to_come(request, 16) == (24, True)
     world.scheduler.allocated(request, [1, 2, 3], 24)
     assert world.scheduler.orders(0).loads == [Load("r", "h", SOURCE, 1, [2, 3], None)]
 
@@ -72,7 +77,7 @@ def test_the_beginning_is_cached(world: World) -> None:
 def test_other_requests_are_left_alone(world: World) -> None:
     for params in (None, {"do_remote_prefill": False}):
         request = Request("r", params, [7] * 20)
-        assert world.scheduler.to_come(request, 0) == 0
+        assert world.scheduler.to_come(request, 0) == (0, False)
         world.scheduler.allocated(request, [1, 2], 0)
         world.scheduler.finished(request)
         orders = world.scheduler.orders(20)
@@ -85,7 +90,7 @@ def test_the_first_token_is_put_in_its_place(world: World) -> None:
     world.say_done()
     world.scheduler.arrived({"r", "somebody else's"})
     assert request.prompt_token_ids == request._all_token_ids == [7] * 40 + [99]
-    assert world.scheduler._tokens == {}
+    assert world.scheduler._done == {}
 
 
 def test_a_token_that_nobody_wants_stays_out(world: World) -> None:
@@ -124,7 +129,7 @@ def test_a_preempted_request_computes_its_prompt_itself(world: World) -> None:
     world.scheduler.orders(0)
     world.scheduler.arrived({"r"})
     request.num_preemptions, request.num_computed_tokens = 1, 0
-    assert world.scheduler.to_come(request, 0) == 0
+    assert world.scheduler.to_come(request, 0) == (0, False)
     world.scheduler.allocated(request, [4, 5, 6], 0)
     world.scheduler.finished(request)
     orders = world.scheduler.orders(0)
@@ -133,9 +138,9 @@ def test_a_preempted_request_computes_its_prompt_itself(world: World) -> None:
 
 def test_a_prompt_that_is_cached_whole_waits_for_its_token_and_releases_its_source(world: World) -> None:
     request = _early(32)
-    assert world.scheduler.to_come(request, 32) is None
+    assert world.scheduler.to_come(request, 32) == (None, False)
     world.say_done()
-    assert world.scheduler.to_come(request, 32) == 0
+    assert world.scheduler.to_come(request, 32) == (0, False)
     world.scheduler.allocated(request, [1, 2, 3], 0)
     assert request.prompt_token_ids[-1] == 99
     orders = world.scheduler.orders(1)
@@ -166,7 +171,7 @@ def test_tokens_of_requests_that_were_given_up_are_not_kept_for_ever(
     for n in range(9):
         world.say_done(str(n), n)
         world.scheduler.arrived(set())
-    assert world.scheduler._tokens == {str(n): n for n in range(4, 9)}
+    assert list(world.scheduler._done) == [str(n) for n in range(4, 9)]
 
 
 def _seconds(world: World, steps: int = 1, **words: Any) -> float:
@@ -188,3 +193,105 @@ def test_an_engine_that_only_waits_does_so_in_peace(world: World) -> None:
     world.say_done()
     waits.append(_seconds(world, 4))
     assert min(waits) < 4 * decode.IDLE_WAIT_S
+
+
+def test_an_engine_without_work_takes_a_short_prompt_over_within_its_step(world: World) -> None:
+    world.at_once()
+    request = _early(40)
+    assert world.scheduler.to_come(request, 0) == (None, False)
+    assert world.scheduler.orders(0).loads == []
+    done = world.say_done()
+    assert world.scheduler.to_come(request, 0) == (40, False)
+    # vLLM names the blocks that the prompt fills by their hashes when it gives them.
+    assert request.prompt_token_ids == request._all_token_ids == [7] * 40 + [99]
+    world.scheduler.allocated(request, [1, 2, 3], 40)
+    assert world.scheduler.orders(1).loads == [Load("r", "h", SOURCE, 0, [1, 2, 3], done, at_once=True)]
+    assert world.scheduler._done == world.scheduler._at_once == {}
+    world.scheduler.finished(request)
+    assert world.scheduler.orders(0).given_up == []
+
+
+@pytest.mark.parametrize("computed", [0, 16, 32])
+def test_a_prompt_that_ends_there_has_its_last_token_computed_once_more(world: World, computed: int) -> None:
+    world.at_once(48)
+    request = _early(48, wants_token=False)
+    world.say_done()
+    assert world.scheduler.to_come(request, computed) == (47 - computed, False)
+    world.scheduler.allocated(request, [1, 2, 3], 47 - computed)
+    [load] = world.scheduler.orders(1).loads
+    # All of its blocks all the same: the last is whole only with what the source has in it.
+    assert (load.first, load.blocks) == (computed // 16, [1, 2, 3][computed // 16 :])
+
+
+def test_all_but_the_last_token_is_cached(world: World) -> None:
+    """Nothing comes then, and the source is let go."""
+    world.at_once()
+    request = _early(33, wants_token=False)
+    world.say_done()
+    assert world.scheduler.to_come(request, 32) == (0, False)
+    world.scheduler.allocated(request, [1, 2, 3], 0)
+    orders = world.scheduler.orders(1)
+    assert (orders.loads, orders.given_up) == ([], [("h", SOURCE)])
+
+
+def test_a_prompt_that_was_done_before_waits_for_no_word(world: World) -> None:
+    world.at_once()
+    request = _late(40)
+    assert world.scheduler.to_come(request, 16) == (24, False)
+    world.scheduler.allocated(request, [1, 2, 3], 24)
+    assert world.scheduler.orders(1).loads == [Load("r", "h", SOURCE, 1, [2, 3], DONE, at_once=True)]
+
+
+def test_nobody_who_decodes_waits_for_a_copy(world: World) -> None:
+    world.at_once()
+    other = Request("other", None, [7] * 20)
+    world.scheduler.allocated(other, [8, 9], 0)
+    assert world.scheduler.to_come(_late(40), 0) == (40, True)
+    world.scheduler.finished(other)
+    assert world.scheduler.to_come(_late(40), 0) == (40, False)
+    world.scheduler.allocated(taken := _late(40), [1, 2, 3], 40)
+    assert world.scheduler.to_come(_late(40), 0) == (40, True)
+    world.scheduler.finished(taken)
+    # Nor for a long one.
+    assert world.scheduler.to_come(_late(41), 0) == (41, True)
+
+
+def test_who_gets_no_blocks_is_asked_again(world: World) -> None:
+    world.at_once()
+    request = _early(40)
+    world.say_done()
+    assert world.scheduler.to_come(request, 0) == (40, False)
+    # There was no room, and when there is, somebody else decodes.
+    world.scheduler.allocated(Request("other", None, [7] * 20), [8, 9], 0)
+    assert world.scheduler.to_come(request, 0) == (40, True)
+    world.scheduler.allocated(request, [1, 2, 3], 40)
+    assert world.scheduler.orders(1).loads == [Load("r", "h", SOURCE, 0, [1, 2, 3], None)]
+    world.scheduler.arrived({"r"})
+    assert request.prompt_token_ids[-1] == 99
+
+
+def test_who_gives_up_before_the_prompt_is_done_gives_it_up(world: World) -> None:
+    world.at_once()
+    request = _early(40)
+    world.scheduler.to_come(request, 0)
+    world.scheduler.finished(request)
+    orders = world.scheduler.orders(0)
+    assert (orders.loads, orders.given_up) == ([], [("h", SOURCE)])
+
+
+def test_an_engine_listens_for_a_short_prompt_once_a_step(world: World) -> None:
+    world.at_once()
+    request = _early(40)
+    for _ in range(decode.IDLE_STEPS + 1):
+        world.scheduler.to_come(request, 0)
+        world.scheduler.orders(0)
+    begin = time.perf_counter()
+    world.scheduler.to_come(request, 0)
+    first = time.perf_counter() - begin
+    world.scheduler.to_come(request, 0)
+    assert time.perf_counter() - begin - first < first
+    assert first >= decode.IDLE_WAIT_S
+    # The word ends it.
+    world.scheduler.orders(0)
+    world.say_done()
+    assert world.scheduler.to_come(request, 0) == (40, False)

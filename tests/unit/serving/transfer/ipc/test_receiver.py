@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wp1.serving.transfer.ipc import receiver as receiver_module
 from wp1.serving.transfer.ipc.exports import Peer, PeerError
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, to_runs
 from wp1.serving.transfer.ipc.receiver import DecodeOrders, Load, Receiver
@@ -358,3 +359,26 @@ def test_the_thread_takes_orders_and_messages(folder: Path) -> None:
     assert Counter(ended.request for ended in receiver.ended) == {"first": 1, "again": 1, "other": 1}
     assert {ended.request: ended.error is None for ended in receiver.ended}["other"]
     assert sorted(message["handoff"] for message in theirs.waiting()) == ["h", "i"]
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_what_a_step_computes_on_is_there_when_its_orders_are_obeyed(folder: Path, given_up: bool) -> None:
+    copies, sender = Copies(), Sender(folder)
+    Mailbox(folder, f"{SOURCE}.0")
+    peer = LivingPeer(SOURCE, f"{SOURCE}.0", [], 100, [], 0)
+    receiver = Receiver(Mailbox(folder, "decode-0.0"), sender, "decode-0.0", copies, 10, lambda _: peer, False)
+    receiver.start()
+    orders = DecodeOrders(loads=[Load("r", "h", SOURCE, 0, [1, 2], done([11, 12]), at_once=True)])
+    orders.given_up += [("h", SOURCE)] * given_up
+    receiver.obey(orders)
+    [ended] = receiver.ended
+    assert (ended.at_once, ended.error is None, ended.blocks) == (True, not given_up, [1, 2])
+    assert copies.there == ({} if given_up else {1: 11, 2: 12})
+    receiver.stop()
+
+
+def test_a_step_does_not_wait_for_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiver_module, "LIFE_SIGN_S", 0.01)
+    world = World()
+    with pytest.raises(RuntimeError, match="the thread that takes KV over has ended"):
+        world.receiver.obey(DecodeOrders(loads=[Load("r", "h", SOURCE, 0, [1], done([11]), at_once=True)]))

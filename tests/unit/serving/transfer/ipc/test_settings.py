@@ -18,12 +18,14 @@ GPUS = Pools(2, 2, None)
 
 
 def _ipc(pools: Pools = GPUS, **words: Any) -> IpcTransfer:
-    return IpcTransfer(**{"name": "ipc", "pools": pools, "timeout_s": 60.0, "overlap": "on", "verify": False} | words)
+    return IpcTransfer(
+        **{"name": "ipc", "pools": pools, "timeout_s": 60.0, "overlap": "on", "at_once_mib": 1, "verify": False} | words
+    )
 
 
 def _choose(pools: Pools) -> Any:
     words = {"timeout_s": 60.0, "environment": {}, "extra": {}}
-    return auto.choose(name="auto", pools=pools, direction="push", overlap="on", verify=False, **words)
+    return auto.choose(name="auto", pools=pools, direction="push", overlap="on", at_once_mib=1, verify=False, **words)
 
 
 @pytest.fixture
@@ -79,7 +81,12 @@ def test_auto_falls_back_to_nixl_and_says_why(pools: Pools, why: str) -> None:
 def test_engines_are_told(role: Any, kv_role: str) -> None:
     settings = _ipc(verify=True).engine_settings(role, "engine-0", 30.0)
     assert (settings["kv_role"], settings["kv_load_failure_policy"]) == (kv_role, "fail")
-    assert settings["kv_connector_extra_config"] == {"engine": "engine-0", "lease_s": 30.0, "verify": True}
+    assert settings["kv_connector_extra_config"] == {
+        "engine": "engine-0",
+        "lease_s": 30.0,
+        "verify": True,
+        "at_once_bytes": 1 << 20,
+    }
 
 
 def test_parameters_of_both_ways() -> None:

@@ -1,0 +1,44 @@
+"""The table of KV transfers: which rates it shows, and how numbers are written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.analysis.synthetic import Shape, make_run
+from wp1.analysis import kv_transfer_report, tables
+from wp1.collectors.kv_transfer import KVTransferStatsCollector
+
+
+def _profile(folder: Path, **shape: Any) -> dict[str, Any]:
+    run = make_run(folder, Shape(lengths=(256,), rates=(0,), repeats=2, count=4, **shape))
+    return KVTransferStatsCollector().profile(run, tables.requests(run / "records.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "copy", "over"),
+    [
+        ({}, False, True),
+        ({"copy_gb_per_s": 1120.0}, True, True),
+        ({"copy_gb_per_s": 1120.0, "overlap": True}, True, False),
+        ({"overlap": True}, False, False),
+    ],
+)
+def test_rates_are_of_the_copy_and_over_a_transfer_only_where_it_waits_for_nothing(
+    tmp_path: Path, shape: dict[str, Any], copy: bool, over: bool
+) -> None:
+    profile = _profile(tmp_path, **shape)
+    header, _, row = kv_transfer_report.section(profile).splitlines()[2:5]
+    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+    assert ("copy GB/s" in cells, "GB/s over transfers" in cells) == (copy, over)
+    assert "GB/s" not in cells
+    words = kv_transfer_report.how_to_read(profile)
+    assert ("**copy GB/s**" in words, "**GB/s over transfers**" in words) == (copy, over)
+    if copy:
+        assert "1,1" in cells["copy GB/s"] and "e+" not in row
+    text = kv_transfer_report.section(profile)
+    assert ("8 of 8 transfers began before their prompt was computed" in text) == (not over)
+
+
+def test_a_run_without_handoffs_has_no_table() -> None:
+    assert kv_transfer_report.section({}) == ""
