@@ -192,7 +192,7 @@ def test_the_price_of_a_second_pool() -> None:
     assert capacity.price_of(alone, _handoffs(), metadata) == {}
 
 
-def _held(*times: tuple[float, float, float]) -> dict[str, float]:
+def _held(*times: tuple[float, float, float]) -> dict[str, Any]:
     [row] = _price(_handoffs(*times))["kv_held"]
     return {name: pytest.approx(value) for name, value in row.items() if name.endswith("_ms")}
 
