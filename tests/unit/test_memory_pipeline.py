@@ -114,7 +114,6 @@ def test_notes_are_kept_of_an_engine_that_dies(config: Compose, double: Any, tmp
         (["experiment.doubling_from=5000"], r"experiment\.doubling_from=5000 .*between 1 and 4092"),
         (["experiment.doubling_from=0"], r"experiment\.doubling_from=0 .*between 1"),
         (["workload.prompt_len=5"], r"workload\.prompt_len=null"),
-        (["experiment.memory=false"], "equal devices"),
     ],
 )
 def test_what_e5_cannot_do_is_refused(config: Compose, overrides: list[str], message: str) -> None:

@@ -20,8 +20,8 @@ PHASES = (
 PHASE_COLOURS = (7, 1, 4, 0)
 # Places of `tables.QUEUES` in words, with the colour of the phase that each belongs to.
 PLACES = (
-    ("prefill_waiting", "waiting for prefill", 7),
-    ("prefilling", "prefill", 1),
+    ("prefill_waiting", "in wp1, waiting for a place in a prefill engine", 7),
+    ("prefilling", "in a prefill engine: its queue, and prefill", 1),
     ("decode_waiting", "prefilled, waiting for a place to decode; KV held in the prefill engine", 3),
     ("transferring", "transfer", 4),
     ("decoding", "decode", 0),
@@ -93,7 +93,7 @@ def _latency(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str)
         axes.set_xlabel("prompt tokens" if all(p.isdecimal() for p in prompts) else "prompts")
     for column in range(2):
         _scale(grid[:, column])
-    _title(figure, "Latency by prompt length", mark)
+    style.over_all(figure, "Latency by prompt length", mark)
     _legend_below(figure, grid[0][0])
     style.save(figure, path)
 
@@ -149,10 +149,6 @@ def _scale(column: Any) -> None:
         style.logarithmic(axes, values.min(), values.max(), plain)
 
 
-def _title(figure: Any, text: str, mark: str) -> None:
-    figure.suptitle(style.title(text, mark), x=0.01, ha="left", fontsize="large", fontweight="bold")
-
-
 def _legend_below(figure: Any, axes: Any, columns: int = 6) -> None:
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), frameon=False)
@@ -206,7 +202,7 @@ def _attainment(measured: pl.DataFrame, arms: Sequence[str], limits: metrics.Lim
     words = " and ".join(
         f"{k} ≤ {v:,g} ms" for k, v in zip(("TTFT", "TPOT", "E2E"), limits, strict=True) if v is not None
     )
-    _title(figure, f"SLO attainment: {words}", mark)
+    style.over_all(figure, f"SLO attainment: {words}", mark)
     _legend_below(figure, flat[0])
     style.save(figure, path)
 
@@ -273,7 +269,7 @@ def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) 
     grid[-1][0].set_xlabel("ms since intended arrival, mean")
     grid[0][0].plot([], [], color="black", marker="|", markeredgewidth=2, markersize=11, linestyle="", label="TTFT")
     grid[0][0].plot([], [], color="black", linewidth=1.2, label="delivery")
-    _title(figure, "What requests wait for, to the first step of decoding", mark)
+    style.over_all(figure, "What requests wait for, to the first step of decoding", mark)
     _legend_below(figure, grid[0][0], columns=3)
     style.save(figure, path)
 
@@ -312,7 +308,7 @@ def _queues(samples: pl.DataFrame, measured: pl.DataFrame, arm: str, path: Path,
         sns.despine(ax=axes)
     grid[-1].set_xlabel("s")
     figure.supylabel("requests", fontsize="medium")
-    _title(figure, f"Queues of {arm} over time", mark)
+    style.over_all(figure, f"Queues of {arm} over time", mark)
     style.save(figure, path)
 
 

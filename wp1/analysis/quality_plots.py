@@ -1,6 +1,6 @@
 """Plots of scores: by task, by prompt length, by depth of a needle, and perplexity by position."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,12 @@ def quality_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> l
         )
         _needles(arms, made[-1][1], mark)
     if any(len(of["perplexity"]) > 1 for of in arms.values()):
-        made.append(("Perplexity by position in a long text, with 95 % intervals.", folder / "perplexity.png"))
-        _perplexity(arms, made[-1][1], mark)
+        both = (found["differences"] or {}).get("perplexity", [])
+        own = [row["n"] for row in next(iter(arms.values()))["perplexity"]] != [row["n"] for row in both]
+        more = " Dashed: the first arm over the other's texts alone." if both and own else ""
+        caption = f"Perplexity by position in a long text, with 95 % intervals, of all texts of each arm.{more}"
+        made.append((caption if len(arms) > 1 else caption.replace(" of each arm", ""), folder / "perplexity.png"))
+        _perplexity(arms, both if own else [], made[-1][1], mark)
     if len(arms) > 1:
         # Arms differ in what they do by length; a report begins with what matters most.
         made.sort(key=lambda plot: plot[1].name != "score_by_length.png")
@@ -141,7 +145,8 @@ def _needles(arms: Mapping[str, Any], path: Path, mark: str) -> None:
     style.save(figure, path)
 
 
-def _perplexity(arms: Mapping[str, Any], path: Path, mark: str) -> None:
+def _perplexity(arms: Mapping[str, Any], both: Sequence[Mapping[str, Any]], path: Path, mark: str) -> None:
+    """both: of `perplexity.of_both`, where the first arm had more texts than those."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -154,11 +159,21 @@ def _perplexity(arms: Mapping[str, Any], path: Path, mark: str) -> None:
             continue
         x, y = [row["to"] * 1.03**k for row in rows], [row["mean"] for row in rows]
         spread = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
-        label = f"{arm}, {rows[0]['texts']} texts"
+        fewest = f", {rows[-1]['texts']} at the end" if rows[-1]["texts"] != rows[0]["texts"] else ""
+        label = f"{arm}, {rows[0]['texts']} texts{fewest}"
         axes.errorbar(
             x, y, yerr=np.maximum(spread, 0), marker=MARKERS[k % 4], capsize=2.5, color=colours[arm], label=label
         )
         highest = max(highest, *(row["high"] for row in rows))
+    if both:
+        first = next(iter(arms))
+        rows = [row["a"] | {"to": row["to"]} for row in both]
+        spread = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
+        axes.errorbar(
+            [row["to"] * 0.97 for row in rows], [row["mean"] for row in rows], yerr=np.maximum(spread, 0),
+            marker=MARKERS[0], markerfacecolor="white", linestyle="--", capsize=2.5, color=colours[0],
+            label=f"{first}, the same {rows[0]['texts']} texts as {list(arms)[1]}",
+        )  # fmt: skip
     _length_axis(axes, sorted({row["to"] for of in arms.values() for row in of["perplexity"]}))
     if highest > 100:
         axes.set_yscale("log")

@@ -52,6 +52,11 @@ def title(text: str, mark: str, most: int = 62) -> str:
     return text + mark if len(text + mark) <= most else f"{text}\n{mark.strip()}".rstrip()
 
 
+def over_all(figure: "Figure", text: str, mark: str) -> None:
+    """A title over the whole figure, from its left edge."""
+    figure.suptitle(title(text, mark), x=0.01, ha="left", fontsize="large", fontweight="bold")
+
+
 def tokens(length: int) -> str:
     """Tokens for ticks and legends: 4096 is 4k, as k is 1,024 here, and what is no whole number of k is in full."""
     return f"{length // 1024}k" if length >= 1024 and length % 1024 == 0 else f"{length:,}"
