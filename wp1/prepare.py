@@ -15,6 +15,7 @@ from wp1.report import collectors_of
 from wp1.serving import fit, models
 from wp1.serving.engines import key_of, make_scheduler, make_transfer, places_of
 from wp1.serving.models import ServedModel
+from wp1.serving.placement import check_equal
 from wp1.workload import material, prompts
 from wp1.workload.limits import longest
 
@@ -42,9 +43,12 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
     """The model, and the checks that need it.
 
     up: what was asked of engines that are up from the job before (`engines.key_of`): their arm fits.
-    Raises ConfigError where memory, lengths, collectors or engine arguments do not fit.
+    Raises ConfigError where memory, lengths, devices, collectors or engine arguments do not fit.
     """
     collectors = collectors_of(_plain(cfg))
+    # Where memory goes is a question also of one device against two; how fast they are is not.
+    if cfg.arms and not cfg.experiment.memory:
+        check_equal({arm.name: [place for _, place in places_of(arm)] for arm in plan(cfg)})
     try:
         served = _models(cfg, tell)
     except OSError as error:

@@ -377,14 +377,6 @@ def _check_schedulers(cfg: Any) -> None:
         if scheduler.rope is not None:
             _one_of(f"arms.{name}.rope.type", scheduler.rope.type, "auto", "none", "yarn")
             _check_rope(scheduler.rope, f"arms.{name}.rope")
-    devices = {f"arms.{name}": sum(engine_sizes(scheduler)) for name, scheduler in cfg.arms.items()}
-    # Where memory goes on the same devices is a question also of one engine against two; how fast they are is not.
-    if len(set(devices.values())) > 1 and not cfg.experiment.memory:
-        counts = ", ".join(f"{key} has {count}" for key, count in devices.items())
-        raise ConfigError(
-            f"arms that are not on equal devices ({counts}) are compared in memory alone: set experiment.memory=true, "
-            "or change replicas, prefill, decode or tensor_parallel"
-        )
 
 
 DISAGG_KEYS = {

@@ -18,7 +18,7 @@ from wp1.serving.transfer.ipc import exports
 from wp1.serving.transfer.ipc.copying import copier_of
 from wp1.serving.transfer.ipc.decode import DecodeScheduler
 from wp1.serving.transfer.ipc.layout import layout_of
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender
 from wp1.serving.transfer.ipc.prefill import PrefillScheduler, PrefillWorker
 from wp1.serving.transfer.ipc.receiver import Receiver
 
@@ -318,7 +318,9 @@ class DecodeEngine:
         self._caches = [Cache(num_blocks, device, rank) for rank in range(ranks)]
         self._receivers = [_receiver(folder, sender, cache, device, verify) for cache in self._caches]
         at_once = 0 if verify else AT_ONCE_TOKENS
-        self._scheduler = DecodeScheduler(Mailbox(folder, f"{DECODE}.scheduler"), BLOCK_TOKENS, at_once)
+        box = Mailbox(folder, f"{DECODE}.scheduler")
+        self._scheduler = DecodeScheduler(box, BLOCK_TOKENS, at_once, self._to_workers)
+        self._sender = sender
         self._pool = Pool(self._caches, num_blocks, self._chance)
         self._here = _Ranks(ranks)
         self._waiting: deque[Request] = deque()
@@ -327,6 +329,11 @@ class DecodeEngine:
         self._now: list[Request] = []  # whose KV comes within this step
         self.preemptions = 0
         self.moved: Counter[str] = Counter()  # bytes and blocks by the connector's account, and requests
+
+    def _to_workers(self, message: Message) -> None:
+        self.moved["in advance"] += 1
+        for rank in range(len(self._receivers)):
+            self._sender.send(f"{DECODE}.{rank}", message)
 
     def add(self, request: Request) -> None:
         self._waiting.append(request)
@@ -357,7 +364,7 @@ class DecodeEngine:
 
     def leftovers(self) -> int:
         """What the connector's halves still remember of handoffs that are over."""
-        return sum(len(receiver._loads) + len(receiver._sources) for receiver in self._receivers)
+        return sum(len(r._loads) + len(r._sources) + len(r._advanced) for r in self._receivers)
 
     def stop(self) -> None:
         for receiver in self._receivers:

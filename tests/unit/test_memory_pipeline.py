@@ -141,7 +141,6 @@ def test_notes_are_kept_of_an_engine_that_dies(config: Compose, double: Any, tmp
         (["model.max_len=100"], r"experiment\.doubling_from=512 .*model\.max_len=100 .*prompts of 1 to 96 tokens fit"),
         (["experiment.doubling_from=0"], r"experiment\.doubling_from=0 is too small"),
         (["workload.prompt_len=5"], r"workload\.prompt_len=null"),
-        (["experiment.memory=false"], r"arms\.agg has 1, arms\.disagg has 2.*set experiment\.memory=true"),
     ],
 )
 def test_what_e5_cannot_do_is_refused(config: Compose, overrides: list[str], message: str) -> None:

@@ -13,11 +13,13 @@ from omegaconf import OmegaConf
 
 from tests.conftest import Compose
 from tests.double import TINY
+from wp1 import hardware
 from wp1 import run as run_module
 from wp1.analysis import style
 from wp1.analysis.summary import read_json
 from wp1.console import Screen
 from wp1.errors import ConfigError
+from wp1.prepare import prepare
 from wp1.records import RecordWriter, RequestRecord, read_records
 from wp1.report import make_report
 
@@ -271,6 +273,27 @@ def test_e3_compares_both_arms(config: Compose, double: Any, tmp_path: Path) -> 
     assert metadata["kv_held"] == []
     assert (outcome.run_dir / "e3_summary.json").exists()
     assert (outcome.run_dir / "artifacts" / "e3_mode_comparison.csv").exists()
+
+
+def test_one_engine_is_compared_with_two_on_the_same_device(config: Compose, double: Any, tmp_path: Path) -> None:
+    one_cell = ("experiment.prompt_lens=[32]", "experiment.request_rates=[0]", "experiment.repeats=1")
+    outcome = _run(config, tmp_path, *E3, *one_cell, "arms.agg.replicas=1")
+    assert (outcome.status, outcome.reason) == ("completed", None)
+    metadata = read_json(outcome.run_dir / "run_metadata.json")
+    assert [len(pool["engines"]) for pool in metadata["pools"]] == [1, 1, 1]
+    page = outcome.report.read_text()  # type: ignore[union-attr]
+    assert "agg on 1 device, disagg on 1 device" in page
+    assert "Not on equal devices" not in page
+
+
+def test_arms_on_unequal_devices_are_refused_before_any_engine(
+    config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = tuple(hardware.Gpu(n, "NVIDIA H100 80GB HBM3", 80 << 30) for n in range(2))
+    monkeypatch.setattr(hardware, "gpus", lambda: cards)
+    monkeypatch.setattr(hardware, "vllm_version", lambda: ("vllm", "0.26.0"))
+    with pytest.raises(ConfigError, match="equal devices"):
+        prepare(config(*TINY, "experiment=e3", "arms.agg.replicas=1"), tmp_path / "engine.log", lambda _: None)
 
 
 def test_kv_that_is_not_given_back_fails_the_run(config: Compose, double: Any, tmp_path: Path) -> None:

@@ -41,7 +41,6 @@ def test_every_model_composes_and_passes(config: Compose, model: str) -> None:
         (["transfer.timeout_s=0"], "transfer.timeout_s"),
         (["transfer.direction=sideways"], "transfer.direction"),
         (["transfer._target_=os.system"], "transfer._target_"),
-        (["experiment=e3", "arms.agg.replicas=3"], "arms.agg has 3, arms.disagg has 2"),
         (["experiment=e3", "arms.agg.prefill=1"], "arms.agg.prefill"),
         (["experiment=e3", "experiment.prompt_lens=[]"], "experiment.prompt_lens=[] is empty: name lengths"),
         (["experiment=e5", "experiment.prompt_lens=[64,0]"], "experiment.prompt_lens=[64,0] has 0: name lengths"),

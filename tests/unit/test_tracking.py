@@ -55,7 +55,7 @@ def make_run(root: Path, run_id: str, status: str = "completed", p50: float = 63
     config = {
         "model": {"name": "tiny", "max_len": 8192, "repo": None},
         "backend": {"_target_": "wp1.x", "engine": {"enable_prefix_caching": False}},
-        "workload": {"prompts": "dataset", "lengths": [1, 2], "note": "x" * 9000},
+        "workload": {"prompts": "dataset", "temperature": 0.0, "lengths": [1, 2], "note": "x" * 9000},
         "collectors": {"latency": {"_target_": "wp1.collectors.latency.LatencyStatsCollector"}},
         "slo": {"name": "none", "ttft_ms": None, "tpot_ms": None},
         "experiment": {"name": "e0", "same_tokens": False},

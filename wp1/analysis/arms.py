@@ -35,6 +35,7 @@ def contents(
     measured = requests.filter(~pl.col("warmup"))
     a, b = (measured.filter(pl.col("arm") == arm) for arm in arms[:2])
     rows = comparison.compare(a, b, slo)
+    unlike = comparison.unlike_lengths(a, b)
     cells: dict[str, dict[str, Any]] = {}
     for row in rows.iter_rows(named=True):
         figures = {_by_arm(key, arms): value for key, value in row.items() if key not in ("cell", "metric")}
@@ -44,7 +45,8 @@ def contents(
         "not_compared": list(arms[2:]),
         "devices": dict(devices),
         "slo": dict(slo),
-        "words": words.in_words(rows, *arms[:2]),
+        "words": words.in_words(rows, arms[0], arms[1], unlike),
+        "unlike_lengths": unlike,
         "cells": cells,
         "goodput": {
             arm: comparison.goodput(part, slo, devices[arm]).to_dicts()

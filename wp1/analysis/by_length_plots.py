@@ -40,32 +40,26 @@ def _counts(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
 
 
-def _colours() -> Any:
-    import seaborn as sns
-
-    return sns.color_palette(style.PALETTE)
-
-
 def _ttft(found: Mapping[str, Any], path: Path, n: str, mark: str) -> None:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     figure, axes = plt.subplots(figsize=(style.WIDTH, 4.4))
-    colours = _colours()
+    colours = style.arm_colours(list(found["fits"]))
     several = len(found["fits"]) > 1
     for k, (arm, fitted) in enumerate(found["fits"].items()):
         rows = [row for row in found["rows"] if row["arm"] == arm and row["ttft_ms"]]
         name = f"{arm}: " if several else ""
-        errorbar(axes, rows, "ttft_ms", label=f"{name}measured", color=colours[k], marker=MARKERS[k % 4])
+        errorbar(axes, rows, "ttft_ms", label=f"{name}measured", color=colours[arm], marker=MARKERS[k % 4])
         if fitted:
             a, b, c = (fitted[key]["value"] for key in "abc")
             x = np.geomspace(fitted["lengths"][0], fitted["lengths"][-1], 200)
-            axes.plot(x, curve((a, b, c), x), color=colours[k], linewidth=1.2, label=f"{name}a + b n + c n²")
+            axes.plot(x, curve((a, b, c), x), color=colours[arm], linewidth=1.2, label=f"{name}a + b n + c n²")
             if c > 0:
                 bottom = min(row["ttft_ms"]["value"] for row in rows) / 3
                 part = c * x**2
                 shown = part >= bottom
-                axes.plot(x[shown], part[shown], color=colours[k], linewidth=1.2, linestyle=":", label=f"{name}c n²")
+                axes.plot(x[shown], part[shown], color=colours[arm], linewidth=1.2, linestyle=":", label=f"{name}c n²")
     log_axes(axes, [row["prompt_len"] for row in found["rows"]])
     axes.set(
         xlabel="prompt tokens", ylabel="TTFT, ms", title=style.title(f"What prompt length costs, {n} a length", mark)
@@ -80,21 +74,24 @@ def _prefill(found: Mapping[str, Any], path: Path, n: str, mark: str) -> None:
     import seaborn as sns
 
     figure, (speed, use) = plt.subplots(1, 2, figsize=(style.WIDTH, 3.3))
-    colours = _colours()
     arms = list(found["fits"])
+    colours = style.arm_colours(arms)
     for k, arm in enumerate(arms):
         rows = [row for row in found["rows"] if row["arm"] == arm and row["ttft_ms"]]
         name = f"{arm}: " if len(arms) > 1 else ""
-        errorbar(speed, rows, "prefill_tokens_per_s", label=arm, color=colours[k], marker=MARKERS[k % 4])
-        for column, words, line, place in (
-            ("mfu", "MFU, prefill", "-", 2 * k),
-            ("mbu", "MBU, decode", "--", 2 * k + 1),
+        errorbar(speed, rows, "prefill_tokens_per_s", label=arm, color=colours[arm], marker=MARKERS[k % 4])
+        # Hollow marks for decoding, as the colour is the arm's.
+        for column, words, line, face in (
+            ("mfu", "MFU, prefill", "-", colours[arm]),
+            ("mbu", "MBU, decode", "--", "white"),
         ):
-            looks = {"color": colours[place], "marker": MARKERS[place % 4], "linestyle": line}
+            looks = {
+                "color": colours[arm], "marker": MARKERS[k % 4], "linestyle": line, "markerfacecolor": face,
+            }  # fmt: skip
             errorbar(use, rows, column, 100, label=f"{name}{words}", **looks)
     lengths = [row["prompt_len"] for row in found["rows"]]
     for axes in (speed, use):
-        log_axes(axes, lengths, y=False)
+        log_axes(axes, lengths, y=False, narrow=True)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("prompt tokens")
         sns.despine(ax=axes)
@@ -142,15 +139,15 @@ def points(
     axes.errorbar(x, y, yerr=spread, **{"markersize": 4.5, "linewidth": 1.4, "elinewidth": 1.2, "capsize": 2.5} | looks)
 
 
-def log_axes(axes: Any, lengths: Sequence[int], y: bool = True) -> None:
-    """Lengths are mostly doublings: a logarithmic axis with the lengths themselves as ticks."""
+def log_axes(axes: Any, lengths: Sequence[int], y: bool = True, narrow: bool = False) -> None:
+    """Lengths are mostly doublings: a logarithmic axis with the lengths themselves as ticks; y: the other one, too."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log", base=2)
     ticks = sorted(set(lengths))
     while len(ticks) > 9:
         ticks = ticks[::2] if len(ticks) % 2 else ticks[1::2]
-    axes.set_xticks(ticks, [style.tokens(n) for n in ticks])
+    style.length_ticks(axes, ticks, [style.tokens(n) for n in ticks], narrow)
     axes.xaxis.set_minor_locator(NullLocator())
     if y:
         axes.set_yscale("log")

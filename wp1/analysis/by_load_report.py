@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from wp1.analysis import cells, roofline
+from wp1.analysis import cells, metrics, roofline
 from wp1.analysis.markdown import ms, number, percent, share, short, table, with_interval
 from wp1.analysis.roofline import LIMITED
 
 Found = Mapping[str, Any] | None
 
 
-def section(found: Found) -> str:
-    """The whole section; "" for a run without."""
+def section(found: Found, slo: Mapping[str, Any]) -> str:
+    """The whole section; "" for a run without. slo: its limits, which attainment is of."""
     if found is None:
         return ""
     arms = list(dict.fromkeys(row["arm"] for row in found["rows"]))
@@ -20,7 +20,7 @@ def section(found: Found) -> str:
         rows = [row for row in found["rows"] if row["arm"] == arm]
         if len(arms) > 1:
             parts.append(f"### {arm}")
-        parts += [words(rows), _latency(rows), _use(rows)]
+        parts += [words(rows), metrics.slo_in_words(slo), _latency(rows), _use(rows)]
     note = (
         "Times in ms with 95 % bootstrap intervals over repeats and requests, rates over repeats. **batch**: requests "
         "in decode at a time, on average. **MBU**: the weights once a step and every context's KV, as bytes / time in "

@@ -32,6 +32,8 @@ METRICS = (
     ("slo_attainment", "SLO attainment", "share"),
     ("failed_share", "requests failed", "share"),
 )
+# A longer answer takes longer: where answers of a pair differ in length, these compare lengths, and not speed.
+BY_LENGTH = ("e2e_ms/mean", "e2e_ms/p95", "decode_ms/mean", "output_tokens_per_s", "requests_per_s")
 LATENCIES = tuple(dict.fromkeys(name.partition("/")[0] for name, _, unit in METRICS if unit == "ms"))
 SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "cell": pl.String,
@@ -56,6 +58,10 @@ GOODPUT_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 
 
+# A request's name in every arm.
+_NAME = pl.col("request_id").str.replace(r"^[^/]*/", "").alias("name")
+
+
 def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = None) -> pl.DataFrame:
     """One row for each cell and metric of two arms (tables of `tables.requests`), or of two runs.
 
@@ -71,15 +77,40 @@ def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = No
     of another day. Rates are properties of a repeat and resample repeats alone; with one there is no interval. Few
     repeats make an interval narrower than it should be.
 
-    excludes_zero is null below six pairs (of a rate: repeats), where no interval can tell.
+    excludes_zero is null below six pairs (of a rate: repeats), where no interval can tell, and for BY_LENGTH (with a
+    limit of E2E also for attainment) in cells whose answers differ in length (`unlike_lengths`), where none may.
     """
     limits = dict(slo or {})
+    unjudged = {*BY_LENGTH, *(["slo_attainment"] if metrics.limits(limits)[2] is not None else [])}
+    unlike = unlike_lengths(a, b)
     a, b = _prepared(a, limits), _prepared(b, limits)
     rows = []
     for cell in cells.ordered([*a["cell"], *b["cell"]]):
         of_cell = pl.col("cell") == cell
-        rows += [{"cell": cell, **row} for row in _cell(a.filter(of_cell), b.filter(of_cell), limits)]
+        for row in _cell(a.filter(of_cell), b.filter(of_cell), limits):
+            verdict = {"excludes_zero": None} if cell in unlike and row["metric"] in unjudged else {}
+            rows.append({"cell": cell, **row, **verdict})
     return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def unlike_lengths(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, dict[str, Any]]:
+    """The cells in which answers to the same request differ in length: `pairs` (answered by both arms), how many of
+    them are `unlike`, and the mean output tokens of a pair's answers, `a` and `b`.
+
+    a, b: as in `compare`.
+    """
+    answered = [
+        rows.filter(~pl.col("warmup") & pl.col("e2e_ms").is_not_null()).select("cell", _NAME, "output_tokens")
+        for rows in (a, b)
+    ]
+    pairs = answered[0].join(answered[1], on=["cell", "name"], suffix="_b").group_by("cell").agg(
+        pairs=pl.len(),
+        unlike=(pl.col("output_tokens") != pl.col("output_tokens_b")).sum(),
+        a=pl.col("output_tokens").mean().round(1),
+        b=pl.col("output_tokens_b").mean().round(1),
+    )  # fmt: skip
+    found = {row.pop("cell"): row for row in pairs.filter(pl.col("unlike") > 0).iter_rows(named=True)}
+    return {cell: found[cell] for cell in cells.ordered(found)}
 
 
 def _prepared(requests: pl.DataFrame, limits: Mapping[str, Any]) -> pl.DataFrame:
@@ -88,7 +119,7 @@ def _prepared(requests: pl.DataFrame, limits: Mapping[str, Any]) -> pl.DataFrame
     counts = pl.col("steady") if "steady" in requests.columns else pl.lit(True)
     met = metrics.met(*metrics.limits(limits)).cast(pl.Float64)
     return requests.filter(~pl.col("warmup")).with_columns(
-        name=pl.col("request_id").str.replace(r"^[^/]*/", ""),
+        _NAME,
         slo_attainment=pl.when(counts).then(met),
         failed_share=pl.when(counts).then((~ok).cast(pl.Float64)),
         **{name: pl.when(ok & counts).then(pl.col(name)) for name in LATENCIES},

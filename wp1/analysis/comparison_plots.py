@@ -20,8 +20,8 @@ PHASES = (
 PHASE_COLOURS = (7, 1, 4, 0)
 # Places of `tables.QUEUES` in words, with the colour of the phase that each belongs to.
 PLACES = (
-    ("prefill_waiting", "waiting for prefill", 7),
-    ("prefilling", "prefill", 1),
+    ("prefill_waiting", "in wp1, waiting for a place in a prefill engine", 7),
+    ("prefilling", "in a prefill engine: its queue, and prefill", 1),
     ("decode_waiting", "prefilled, waiting for a place to decode; KV held in the prefill engine", 3),
     ("transferring", "transfer", 4),
     ("decoding", "decode", 0),
@@ -71,14 +71,6 @@ def handoff_plots(folder: Path, queues: pl.DataFrame, measured: pl.DataFrame, ma
     return made
 
 
-def _colours(arms: Sequence[str]) -> dict[str, Any]:
-    import seaborn as sns
-
-    palette = sns.color_palette(style.PALETTE)
-    # Not the phases' colours, so that no arm looks like a phase.
-    return {arm: palette[(2, 3, 5, 9)[n % 4]] for n, arm in enumerate(arms)}
-
-
 def _latency(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) -> None:
     """A row of panels for each load, TTFT on the left and TPOT on the right."""
     import matplotlib.pyplot as plt
@@ -101,7 +93,7 @@ def _latency(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str)
         axes.set_xlabel("prompt tokens" if all(p.isdecimal() for p in prompts) else "prompts")
     for column in range(2):
         _scale(grid[:, column])
-    _title(figure, "Latency by prompt length", mark)
+    style.over_all(figure, "Latency by prompt length", mark)
     _legend_below(figure, grid[0][0])
     style.save(figure, path)
 
@@ -122,7 +114,7 @@ def _means(
             highs.append(high)
     spread = np.abs(np.array([lows, highs]) - np.array(means))
     axes.errorbar(
-        xs, means, yerr=spread if means else None, label=arm, color=_colours(arms)[arm],
+        xs, means, yerr=spread if means else None, label=arm, color=style.arm_colours(arms)[arm],
         marker=MARKERS[n % len(MARKERS)], markersize=4, linewidth=1.4, elinewidth=1.2, capsize=2.5,
     )  # fmt: skip
 
@@ -131,7 +123,7 @@ def _length_axis(axes: Any, prompts: Sequence[str]) -> None:
     """Lengths at even steps: they are mostly doublings, and datasets have no length at all."""
     import seaborn as sns
 
-    axes.set_xticks(range(len(prompts)), [_short(prompt) for prompt in prompts])
+    style.length_ticks(axes, range(len(prompts)), [_short(prompt) for prompt in prompts])
     axes.set_xlim(-0.5, len(prompts) - 0.5)
     axes.grid(axis="x", visible=False)
     sns.despine(ax=axes)
@@ -155,10 +147,6 @@ def _scale(column: Any) -> None:
             axes.set_ylim(bottom=0)
             continue
         style.logarithmic(axes, values.min(), values.max(), plain)
-
-
-def _title(figure: Any, text: str, mark: str) -> None:
-    figure.suptitle(style.title(text, mark), x=0.01, ha="left", fontsize="large", fontweight="bold")
 
 
 def _legend_below(figure: Any, axes: Any, columns: int = 6) -> None:
@@ -214,7 +202,7 @@ def _attainment(measured: pl.DataFrame, arms: Sequence[str], limits: metrics.Lim
     words = " and ".join(
         f"{k} ≤ {v:,g} ms" for k, v in zip(("TTFT", "TPOT", "E2E"), limits, strict=True) if v is not None
     )
-    _title(figure, f"SLO attainment: {words}", mark)
+    style.over_all(figure, f"SLO attainment: {words}", mark)
     _legend_below(figure, flat[0])
     style.save(figure, path)
 
@@ -237,7 +225,7 @@ def _shares(
     # Rounding may put a bound a hair beyond the share.
     spread = np.maximum([shares - low, high - shares], 0)
     axes.errorbar(
-        xs, shares, yerr=spread, label=arm, color=_colours(arms)[arm], marker=MARKERS[n % len(MARKERS)],
+        xs, shares, yerr=spread, label=arm, color=style.arm_colours(arms)[arm], marker=MARKERS[n % len(MARKERS)],
         markersize=4, linewidth=1.4, elinewidth=1.2, capsize=2.5, clip_on=False,
     )  # fmt: skip
 
@@ -281,7 +269,7 @@ def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) 
     grid[-1][0].set_xlabel("ms since intended arrival, mean")
     grid[0][0].plot([], [], color="black", marker="|", markeredgewidth=2, markersize=11, linestyle="", label="TTFT")
     grid[0][0].plot([], [], color="black", linewidth=1.2, label="delivery")
-    _title(figure, "What requests wait for, to the first step of decoding", mark)
+    style.over_all(figure, "What requests wait for, to the first step of decoding", mark)
     _legend_below(figure, grid[0][0], columns=3)
     style.save(figure, path)
 
@@ -320,7 +308,7 @@ def _queues(samples: pl.DataFrame, measured: pl.DataFrame, arm: str, path: Path,
         sns.despine(ax=axes)
     grid[-1].set_xlabel("s")
     figure.supylabel("requests", fontsize="medium")
-    _title(figure, f"Queues of {arm} over time", mark)
+    style.over_all(figure, f"Queues of {arm} over time", mark)
     style.save(figure, path)
 
 

@@ -1,22 +1,62 @@
 """What a report says of several arms: words, means, the table of every metric, goodput. From `arms.contents`; pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wp1.analysis import cells
+from wp1.analysis import cells, metrics
 from wp1.analysis.comparison import METRICS
 from wp1.analysis.markdown import ms, percent, short, table
 
 Comparison = Mapping[str, Any] | None
 
 
-def words(found: Comparison) -> str:
-    """What the figures say, and the means of all cells; "" for a run of one arm, as all functions here."""
+def words(found: Comparison, pools: Sequence[Mapping[str, Any]]) -> str:
+    """What the figures say, and the means of all cells; "" for a run of one arm, as all functions here.
+
+    pools: of run_metadata.json.
+    """
     if found is None:
         return ""
     more = found["not_compared"]
     note = f" Not compared here: {', '.join(more)}." if more else ""
-    return f"## {found['arms'][1]} against {found['arms'][0]}\n\n{found['words']}{note}\n\n{_means(found)}".rstrip()
+    title = f"## {found['arms'][1]} against {found['arms'][0]}"
+    about = " ".join(filter(None, [sharing(pools, found["arms"]), metrics.slo_in_words(found["slo"])]))
+    return "\n\n".join(part for part in (title, f"{found['words']}{note}", about, _means(found)) if part)
+
+
+def sharing(pools: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> str:
+    """Whether the engines of two arms share GPUs, in a sentence; "" where none does, or there is no GPU."""
+    engines = {
+        arm: [tuple(engine["devices"]) for pool in pools if pool.get("arm") == arm for engine in pool["engines"]]
+        for arm in arms
+    }
+    devices = {arm: {device for of in found for device in of} for arm, found in engines.items()}
+    if not all(found and all(device.startswith("cuda") for device in found) for found in devices.values()):
+        return ""
+    a, b = arms
+    shared = [len(engines[arm]) > 1 and len(devices[arm]) == 1 for arm in arms]
+    if all(shared):
+        alone = [
+            f"; for one engine that has it for itself: `arms.{arm}.replicas=1`"
+            for arm in arms
+            if all({"prefill", "decode"} <= set(pool["phases"]) for pool in pools if pool.get("arm") == arm)
+        ]
+        counts = [_engines(engines[arm]) for arm in arms]
+        if counts[0] == counts[1]:
+            return f"Both arms are {counts[0]} on one GPU, which they share{''.join(alone)}."
+        return f"{a} is {counts[0]} and {b} {counts[1]}, which share one GPU{''.join(alone)}."
+    if any(shared) and devices[a] == devices[b]:
+        one, other = (a, b) if shared[1] else (b, a)
+        return (
+            f"{one} is one engine that has the GPU for itself, {other} {_engines(engines[other])} on the same GPU, "
+            "which share it and its memory."
+        )
+    return ""
+
+
+def _engines(found: Sequence[Any]) -> str:
+    counts = {1: "one engine", 2: "two engines", 3: "three engines", 4: "four engines"}
+    return counts.get(len(found), f"{len(found)} engines")
 
 
 # Of the table of means, in its order.
@@ -38,7 +78,8 @@ def _means(found: Mapping[str, Any]) -> str:
         rows.append(row)
     header = ["means in ms", *(f"{title} {of}" for _, title in MEANS for of in (a, b, "Δ"))]
     bold = "Means of every cell, with Δ in bold where its 95 % interval excludes zero:"
-    return f"{bold}\n\n" + table(header, rows, "l" + "r" * (len(header) - 1))
+    note = "\n\nE2E and its Δ are not judged where answers differ in length." if found["unlike_lengths"] else ""
+    return f"{bold}\n\n" + table(header, rows, "l" + "r" * (len(header) - 1)) + note
 
 
 def side_by_side(found: Comparison) -> str:
@@ -71,6 +112,12 @@ def tables_of(found: Mapping[str, Any]) -> str:
                 ]
             )
         parts += [f"**{cell}**: {cells.parse(cell).words}", table(header, rows, "lrrrrrrl")]
+        if unlike := found["unlike_lengths"].get(cell):
+            parts.append(
+                f"Answers to {unlike['unlike']} of {unlike['pairs']} requests differ in length (mean output tokens "
+                f"{unlike['a']:g} and {unlike['b']:g}): E2E, decode time, requests/s and output tokens/s compare "
+                "lengths here, and are not judged."
+            )
     parts.append(_goodput(found))
     return "\n\n".join(part for part in parts if part)
 
@@ -83,7 +130,10 @@ def _basis(found: Mapping[str, Any]) -> str:
         f"{arm} on {n} device{'' if n == 1 else 's'}" for arm, n in found["devices"].items() if arm in found["arms"]
     ]
     same = "Both arms had the same prompts, and at a rate the same arrivals"
-    return f"{same}; {', '.join(counts)} (a host without GPU counts as one)."
+    basis = f"{same}; {', '.join(counts)} (a host without GPU counts as one)."
+    if len({found["devices"][arm] for arm in found["arms"]}) > 1:
+        basis += " **Not on equal devices**: rates and latencies are of what each arm had, goodput is per device."
+    return " ".join(filter(None, [basis, metrics.slo_in_words(found["slo"])]))
 
 
 def _goodput(found: Mapping[str, Any]) -> str:
@@ -105,7 +155,8 @@ def _goodput(found: Mapping[str, Any]) -> str:
         return ""
     header = ["prompt tokens", "rates tested", f"{a}, requests/s a device", f"{b}, requests/s a device"]
     note = (
-        "The highest of the tested rates with an SLO attainment of at least 90 %, per device; a dash where none had it."
+        "The highest of the tested rates with an SLO attainment of at least 90 %, per device; a dash where none had "
+        f"it. {metrics.slo_in_words(found['slo'])}"
     )
     return f"### Goodput\n\n{table(header, rows, 'rrrr')}\n\n{note}"
 

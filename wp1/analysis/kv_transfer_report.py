@@ -88,6 +88,9 @@ def _longest_queues(overall: Mapping[str, Any]) -> str:
         return ""
     lengths = [
         f"{words} {number(queues[name]['max'])} (mean {short(queues[name]['mean'])})"
-        for name, words in (("prefill_waiting", "for prefill"), ("decode_waiting", "for decode"))
+        for name, words in (("prefill_waiting", "prefill"), ("decode_waiting", "decode"))
     ]
-    return f" Requests waiting at most: {', '.join(lengths)}."
+    return (
+        f" Requests that waited in wp1 for a place in an engine, at most: {', '.join(lengths)}; those that waited "
+        "within an engine are not among them, but in **queue**."
+    )

@@ -29,6 +29,11 @@ def ms(value: float | None) -> str | None:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2f}"
 
 
+def signed_ms(value: float) -> str:
+    """A change in ms."""
+    return f"{'−' if value < 0 else '+'}{ms(abs(value))} ms"
+
+
 def with_interval(figure: Mapping[str, Any] | None, form: Callable[[float], str | None]) -> str | None:
     """A figure of `wp1.analysis.bootstrap` as value [low, high]; `form` writes each number.
 

@@ -39,7 +39,9 @@ def by_length(folder: Path, rows: Sequence[Row], metadata: Mapping[str, Any], ma
         panels = {pool: _bars(_first_engine(of_arm, pool)) for pool in dict.fromkeys(row.pool for row in of_arm)}
         if len({row.engine for row in of_arm}) > 1 and devices_of(metadata["pools"], [arm])[arm] == 1:
             panels["all engines together"] = _bars(of_arm)
-        _stacked(panels, of_arm[0].limit / GIB, arm, path, mark)
+        # NVML counts what the driver keeps too.
+        device = "device, for CUDA" if of_arm[0].kind == "gpu" else "host"
+        _stacked(panels, (device, of_arm[0].limit / GIB), arm, path, mark)
         made.append((f"Where the memory of each engine of {arm} goes; one request a prompt length (n = 1).", path))
     return made
 
@@ -58,7 +60,7 @@ def _bars(rows: Sequence[Row]) -> list[Bar]:
     return bars
 
 
-def _stacked(panels: Mapping[str, list[Bar]], limit: float, arm: str, path: Path, mark: str) -> None:
+def _stacked(panels: Mapping[str, list[Bar]], limit: tuple[str, float], arm: str, path: Path, mark: str) -> None:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -81,7 +83,7 @@ def _stacked(panels: Mapping[str, list[Bar]], limit: float, arm: str, path: Path
         axes.set(xlabel="prompt tokens", title=panel if len(panels) > 1 else "")
         axes.title.set_fontweight("normal")
         axes.grid(axis="x", visible=False)
-        _limit_line(axes, highest, limit)
+        _limit_line(axes, highest, *limit)
         sns.despine(ax=axes)
     grid[0][0].set_ylabel("GiB")
     handles, labels = grid[0][0].get_legend_handles_labels()
@@ -91,12 +93,12 @@ def _stacked(panels: Mapping[str, list[Bar]], limit: float, arm: str, path: Path
     style.save(figure, path)
 
 
-def _limit_line(axes: "Axes", highest: float, limit: float) -> None:
+def _limit_line(axes: "Axes", highest: float, device: str, limit: float) -> None:
     """The device's memory; at the top edge, and so said, where it would leave the bars too low to be read."""
     near = limit <= 2.5 * highest
     beyond = "" if near else ", line not to scale"
     axes.set_ylim(0, limit * 1.05 if near else highest * 1.2)
     axes.axhline(
         limit if near else highest * 1.14, color="black", linestyle="--", linewidth=1.1,
-        label=f"device: {limit:,.1f} GiB{beyond}",
+        label=f"{device}: {limit:,.1f} GiB{beyond}",
     )  # fmt: skip

@@ -51,10 +51,11 @@ def section(
     if not rows:
         return ""
     arms = list(dict.fromkeys(row.arm for row in rows))
+    by_nvml = next((gpu["memory_gib"] for gpu in metadata["hardware"]["gpus"]), None)
     devices = devices_of(metadata["pools"], arms)
     pools = capacity.pools_of(rows, metadata)
     price = capacity.price_of(rows, tables.handoffs(run_dir / "handoffs.jsonl"), metadata)
-    parts = ["## Where memory goes", "\n\n".join(words(rows, arm, devices[arm]) for arm in arms)]
+    parts = ["## Where memory goes", "\n\n".join(words(rows, arm, devices[arm], by_nvml) for arm in arms)]
     if folder is not None:
         for caption, file in memory_plots.by_length(folder, rows, metadata, mark_of(metadata)):
             parts += [f"![{caption}]({folder.name}/{file.name})", f"*{caption}*"]
@@ -91,8 +92,11 @@ def _served(requests: pl.DataFrame, arms: Sequence[str]) -> str:
     )
 
 
-def words(rows: Sequence[Row], arm: str, devices: int) -> str:
-    """The largest part of an arm, which is on so many devices, at its longest prompt: in a sentence."""
+def words(rows: Sequence[Row], arm: str, devices: int, by_nvml: float | None = None) -> str:
+    """The largest part of an arm, which is on so many devices, at its longest prompt: in a sentence.
+
+    by_nvml: GiB of a device by NVML's count, which has in it what the driver keeps from CUDA.
+    """
     of_arm = [row for row in rows if row.arm == arm]
     longest = max(row.prompt_len for row in of_arm)
     at = [row for row in of_arm if row.prompt_len == longest]
@@ -101,10 +105,11 @@ def words(rows: Sequence[Row], arm: str, devices: int) -> str:
     kv_pool = sums.pop("kv_in_use") + sums.pop("kv_free")
     largest, size = max([*sums.items(), ("kv", kv_pool)], key=lambda pair: pair[1])
     unit = unit_of(row.total for row in at)
+    counted = "" if by_nvml is None else f" (for CUDA; NVML counts {by_nvml:,.1f} GiB)"
     where = (
-        f"the device's {size_in(limit, unit)}"
+        f"the device's {size_in(limit, unit)}{counted}"
         if devices == 1
-        else f"{devices} devices with {size_in(limit, unit)} each"
+        else f"{devices} devices with {size_in(limit, unit)} each{counted}"
     )
     engines = len({row.engine for row in at})
     of = f"{engines} engines hold" if engines > 1 else "the engine holds"

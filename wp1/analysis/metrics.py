@@ -152,6 +152,13 @@ def limits_in_words(slo: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ≤ {value:,g} ms" for name, value in pairs if value is not None)
 
 
+def slo_in_words(slo: Mapping[str, Any]) -> str:
+    """The limits that attainment and goodput are of, in a sentence; "" where there are none."""
+    found = limits_in_words(slo)
+    name = f" `{slo['name']}`" if slo.get("name") else ""
+    return f"SLO{name}: {found}." if found else ""
+
+
 def attainment(
     requests: pl.DataFrame, ttft_ms: float | None, tpot_ms: float | None, e2e_ms: float | None = None
 ) -> float | None:

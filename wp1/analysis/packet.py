@@ -6,7 +6,6 @@ first table and the first picture of each report: a report begins with what matt
 
 import gzip
 import re
-import shlex
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from wp1 import labels
 from wp1.analysis import whole
 from wp1.analysis.markdown import table, text
+from wp1.analysis.origin import LOCAL_CHANGES, LOCAL_CHANGES_MEANING, code_of, command_of
 from wp1.analysis.summary import read_config, read_json, read_metadata
 from wp1.errors import ConfigError, WP1Error
 from wp1.places import report_of
@@ -35,7 +35,9 @@ MAX_BYTES = 5 << 20
 # Characters of what is said of an experiment at the top.
 IN_SHORT = 320
 # Of a table on the page; the whole one is in the report.
-MAX_ROWS = 14
+MAX_ROWS = 20
+# How words or a table of one arm begin.
+_OF_AN_ARM = re.compile(r"\*\*[\w.-]+\*\*, ")
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,7 @@ class Run:
     @property
     def command(self) -> str:
         """How to repeat it."""
-        job = self.metadata.get("sweep")
-        return shlex.join(["python", "-m", "wp1", *(job["overrides"] if job else self.metadata["command"][1:])])
+        return _portable_text(command_of(self.metadata), str(read_config(self.folder)["root"]))
 
 
 def find(paths: Iterable[Path]) -> list[Run]:
@@ -194,9 +195,12 @@ def _copy(run: Run, target: Path) -> list[str]:
             packed = gzip.compress(_portable(source.read_bytes(), root), 9, mtime=0)
             (target / f"{name}.gz").write_bytes(packed)
     if page is not None:
-        for plot in sorted((page.parent / run.metadata["run_id"]).glob("*.png")):
-            shutil.copyfile(plot, target / plot.name)
-        (target / "report.md").write_text(_relinked(page.read_text(encoding="utf-8"), target, root), encoding="utf-8")
+        run_id, content = run.metadata["run_id"], page.read_text(encoding="utf-8")
+        # What the page does not show is of an older page.
+        for plot in sorted((page.parent / run_id).glob("*.png")):
+            if f"]({run_id}/{plot.name})" in content:
+                shutil.copyfile(plot, target / plot.name)
+        (target / "report.md").write_text(_relinked(content, target, root), encoding="utf-8")
     there = {file.name.removesuffix(".gz") for file in target.iterdir()}
     return sorted({file.name for file in run.folder.iterdir() if file.is_file()} - there)
 
@@ -256,14 +260,16 @@ def _overview(chosen: dict[str, Run], missing: Sequence[str]) -> str:
 def _in_short(keys: dict[str, list[str] | None]) -> str:
     """How each report begins: the first sentences of its words; of a list the last, which is of the longest prompt.
 
-    keys: of each experiment the key parts of its report.
+    Words of several arms, a paragraph each, begin with the first sentences of each. keys: of each experiment the key
+    parts of its report.
     """
     lines = []
     for name, parts in keys.items():
         if not parts or parts[0].startswith("|"):
             continue
-        said = parts[0].splitlines()[-1].removeprefix("- ")
-        lines.append(f"- [{name.upper()}](#{name}): {_beginning(said)}")
+        of_arms = {found[0]: part for part in reversed(parts) if (found := _OF_AN_ARM.match(part))}
+        said = [part for part in parts if part in of_arms.values()] or [parts[0].splitlines()[-1].removeprefix("- ")]
+        lines.append(f"- [{name.upper()}](#{name}): {' '.join(map(_beginning, said))}")
     return "## In short\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -285,16 +291,15 @@ def _setting(chosen: dict[str, Run]) -> str:
         )
         rows += [[key, ", ".join(values)]] if values else []
     rows.append(["versions", ", ".join(_versions(chosen))])
-    commits = {
-        f"`{git['commit'][:12]}`{' with local changes' if git['dirty'] else ''}"
-        for run in chosen.values()
-        if (git := run.metadata["git"])
-    }
+    states = [git for run in chosen.values() if (git := run.metadata["git"])]
+    commits = {code_of(git) for git in states}
     rows += [["code", ", ".join(sorted(commits))]] if commits else []
     meanings = [
         f"- {labels.in_words(label, '**')}."
         for label in sorted({label for run in chosen.values() for label in run.metadata["labels"]})
     ]
+    if any(git["dirty"] for git in states):
+        meanings.append(f"- **{LOCAL_CHANGES}**: {LOCAL_CHANGES_MEANING}.")
     return "\n\n".join(["## What it ran on", table(["", ""], rows, "ll"), "\n".join(meanings)]).rstrip()
 
 
@@ -318,7 +323,7 @@ def _chapter(name: str, run: Run, key: list[str] | None) -> str:
         parts.append(f"> **Not whole**: {text(run.lost, 300)}")
     parts += key or []
     parts += [_skipped(metadata), _failed(run.folder)]
-    parts.append(f"```\n{_portable_text(run.command, str(read_config(run.folder)['root']))}\n```")
+    parts.append(f"```\n{run.command}\n```")
     parts.append(f"[The whole report]({name}/report.md)" if key is not None else "It has no report.")
     return "\n\n".join(part for part in parts if part)
 
@@ -328,8 +333,11 @@ def _key_parts_of(report: Path, name: str) -> list[str] | None:
     return key_parts(report.read_text(encoding="utf-8"), name) if report.is_file() else None
 
 
-def key_parts(page: str, name: str, most_words: int = 8) -> list[str]:
-    """Of a report its first words, first table and first picture, in this order, with links that fit from above."""
+def key_parts(page: str, name: str, most_words: int = 12) -> list[str]:
+    """Of a report its first words, first table and first picture, in this order, with links that fit from above.
+
+    Where the first table is one arm's, the tables of the other arms that follow it come too.
+    """
     blocks = [block.strip() for block in re.split(r"\n{2,}", page) if block.strip()]
     # The head is title, status and labels.
     body = [block for block in blocks[2:] if not block.startswith((">", "#", "```"))]
@@ -340,6 +348,12 @@ def key_parts(page: str, name: str, most_words: int = 8) -> list[str]:
     captions = {block.removeprefix("![").partition("]")[0] for block in pictures}
     words = [block for block in words if block.strip("*") not in captions][:most_words]
     key_table = [_shortened(tables[0], name)] if tables else []
+    if tables and words and _OF_AN_ARM.match(words[-1]):
+        after = body[body.index(tables[0]) + 1 :]
+        for lead, rows in zip(after[::2], after[1::2], strict=False):
+            if not (_OF_AN_ARM.match(lead) and rows.startswith("|")):
+                break
+            key_table += [lead, _shortened(rows, name)]
     picture = [re.sub(r"\]\(", f"]({name}/", pictures[0])] if pictures else []
     return [*words, *key_table, *picture]
 
@@ -367,8 +381,7 @@ def _failed(folder: Path) -> str:
 
 
 def _again(chosen: dict[str, Run]) -> str:
-    commands = [_portable_text(run.command, str(read_config(run.folder)["root"])) for run in chosen.values()]
-    return "## Again\n\n```\n" + "\n".join(commands) + "\n```"
+    return "## Again\n\n```\n" + "\n".join(run.command for run in chosen.values()) + "\n```"
 
 
 def _contents(too_large: Sequence[str], left_out: Sequence[str]) -> str:

@@ -17,7 +17,8 @@ def request_plots(folder: Path, measured: pl.DataFrame, mark: str) -> list[Plot]
     style.use()
     answered = measured.filter(pl.col("status") == "ok")
     made: list[Plot] = []
-    if answered["arm"].n_unique() == 1:  # of several arms the means of their phases say more
+    # Of several arms the means of their phases say more, and of several cells of one prompt each their tables.
+    if answered["arm"].n_unique() == 1 and not _one_prompt_a_cell(answered):
         made.append(("What each request waited for: queue, prefill, then decode.", folder / "requests.png"))
         _requests(answered, made[-1][1], mark)
     if answered["itl_ms"].list.len().sum():
@@ -41,11 +42,19 @@ def mark_of(metadata: dict[str, Any]) -> str:
     return f" ({', '.join(metadata['labels'])})" if metadata["labels"] else ""
 
 
+def _one_prompt_a_cell(answered: pl.DataFrame) -> bool:
+    """Whether there are several cells and no two requests of one tell apart what was asked, as with random tokens."""
+    labels = answered.group_by("cell").agg(pl.col("label").n_unique())["label"]
+    return labels.len() > 1 and labels.max() == 1
+
+
 def _requests(answered: pl.DataFrame, path: Path, mark: str, most: int = 40) -> None:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    rows = answered.sort("t_intended").head(most)
+    # A request for the perplexity of its prompt has no times that a user waits for.
+    timed = answered.drop_nulls("e2e_ms").sort("t_intended")
+    rows = timed.head(most)
     colours = sns.color_palette(style.PALETTE)
     parts = {name: rows[f"{name}_ms"].fill_null(0) for name in ("queue", "prefill", "handoff")}
     if not (parts["handoff"] != 0).any():
@@ -67,14 +76,17 @@ def _requests(answered: pl.DataFrame, path: Path, mark: str, most: int = 40) -> 
         )
         left += values.to_numpy()
     names = [
-        f"{_shorten(label, 34)}  r{repeat}, {tokens} tok"
+        f"r{repeat}, {label}" if label.startswith(f"{tokens} ") else f"{_shorten(label, 34)}  r{repeat}, {tokens:,} tok"
         for label, repeat, tokens in rows.select("label", "repeat", "prompt_tokens").iter_rows()
     ]
     axes.set_yticks(np.arange(rows.height), names)
     axes.set_ylim(rows.height - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    more = f", the first {most} of {answered.height}" if answered.height > most else ""
-    axes.set(xlabel="ms since intended arrival", title=style.title(f"Where each request's time went{more}", mark, 46))
+    more = f", the first {most} of {timed.height}" if timed.height > most else ""
+    axes.set_xlabel("ms since intended arrival")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value == round(value) else f"{value:g}")
+    # The names leave a title above the axes too little room.
+    style.over_all(figure, f"Where each request's time went{more}", mark)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     sns.despine(ax=axes, left=True)
     style.save(figure, path)
@@ -85,6 +97,7 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
     import seaborn as sns
 
     arms = answered["arm"].unique(maintain_order=True).sort().to_list()
+    colours = style.arm_colours(arms)
     gaps = {arm: answered.filter(pl.col("arm") == arm)["itl_ms"].explode().drop_nulls().to_numpy() for arm in arms}
     every = np.concatenate(list(gaps.values()))
     # Above the 99.5th percentile a handful of gaps would stretch the axis until nothing can be read.
@@ -93,7 +106,14 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
     for axes, (arm, values) in zip(grid[:, 0], gaps.items(), strict=True):
         if not values.size:
             continue
-        sns.histplot(x=values[values <= edge], bins=50, binrange=(float(every.min()), edge), ax=axes, linewidth=0.3)
+        sns.histplot(
+            x=values[values <= edge],
+            bins=50,
+            binrange=(float(every.min()), edge),
+            ax=axes,
+            linewidth=0.3,
+            color=colours[arm],
+        )
         for percent, style_of_line in ((50, "-"), (95, "--"), (99, ":")):
             value = float(np.percentile(values, percent))
             # A line beyond the edge would stretch the axis again.

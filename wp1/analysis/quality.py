@@ -3,7 +3,6 @@
 A request that failed scores zero, as a question that was not answered; how many is said beside every score.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from wp1.analysis import perplexity
 from wp1.analysis.metrics import distribution, mean_interval
 from wp1.quality import longbench, longbench_v2, ruler, scoring
 from wp1.quality.asking import FILE
@@ -22,7 +22,6 @@ NEEDED = (
     "cell", "example", "task", "category", "metric", "answers", "all_classes", "length", "depth", "difficulty",
     "length_group", "label", "prompt_tokens", "tokens_before",
 )  # fmt: skip
-PERPLEXITY = "perplexity"
 # Depths are put together into so many bins for the heatmap.
 DEPTH_BINS = 5
 
@@ -43,7 +42,7 @@ def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
         if example is None:
             continue
         score = None
-        if example["metric"] != PERPLEXITY:
+        if example["metric"] != perplexity.METRIC:
             score = _score(example, record["text"]) if record["status"] == "ok" else 0.0
         benchmark, _, task = example["task"].partition("/")
         rows.append(
@@ -56,7 +55,7 @@ def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
                 "length_group": example["length_group"],
                 "benchmark": benchmark,
                 "task": task,
-                "bucket": bucket(record["prompt_tokens"] or example["prompt_tokens"]),
+                "bucket": perplexity.bucket(record["prompt_tokens"] or example["prompt_tokens"]),
                 "cut": example["tokens_before"] > example["prompt_tokens"],
                 "score": score,
                 "expected": " / ".join(map(str, example["answers"])),
@@ -69,11 +68,6 @@ def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
 def _score(example: Mapping[str, Any], text: str) -> float:
     row = Row("", "", answers=example["answers"], all_classes=example["all_classes"])
     return float(find(example["task"]).score(text or "", row))
-
-
-def bucket(tokens: int) -> int:
-    """The power of two at or above a prompt's length in tokens, from 512 on."""
-    return max(512, 1 << (tokens - 1).bit_length())
 
 
 def summarise(rows: pl.DataFrame, source: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -102,7 +96,7 @@ def _of_arm(rows: pl.DataFrame) -> dict[str, Any]:
         "by_length": by_length(judged),
         "needles": needles(judged),
         "effective_length": effective_length(judged),
-        "perplexity": perplexity(rows),
+        "perplexity": perplexity.by_position(rows),
         "cut": int(rows["cut"].sum()),
     }
 
@@ -214,51 +208,16 @@ def _reached(means: Sequence[tuple[int, float]], enough: float) -> int | None:
     return reached
 
 
-def perplexity(rows: pl.DataFrame) -> list[dict[str, Any]]:
-    """Perplexity by position in the text: exp of the mean negative log-likelihood of a token, with its interval.
-
-    Positions are put together from one power of two to the next. The interval is a bootstrap over windows of tokens.
-    """
-    bins: dict[int, list[tuple[float, int]]] = {}
-    texts: dict[int, set[str]] = {}
-    for record in rows.filter(pl.col("metric") == PERPLEXITY).iter_rows(named=True):
-        window, total = record["nll_window"], record["prompt_tokens"]
-        for number, nll in enumerate(record["nll"] or []):
-            begin = number * window
-            tokens = min(begin + window, total) - max(begin, 1)
-            if tokens > 0:
-                size = bucket(begin + 1)
-                bins.setdefault(size, []).append((nll, tokens))
-                texts.setdefault(size, set()).add(record["example"])
-    found = []
-    for size in sorted(bins):
-        sums = np.array(bins[size])
-        # Windows have nearly all the same number of tokens, so their means may be resampled.
-        low, high = mean_interval(sums[:, 0] / sums[:, 1])
-        mean = float(sums[:, 0].sum() / sums[:, 1].sum())
-        found.append(
-            {
-                "from": 0 if size == 512 else size // 2,
-                "to": size,
-                "texts": len(texts[size]),
-                "n": int(sums[:, 1].sum()),
-                "mean": round(math.exp(mean), 3),
-                "low": round(math.exp(low), 3),
-                "high": round(math.exp(high), 3),
-            }
-        )
-    return found
-
-
 def differences(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
     """Second minus first in percentage points, over the same examples, by task and overall, with 95 % intervals.
 
-    a, b: rows of `scored`. Bootstrapped over examples; identical: the share whose answers are the same text.
+    a, b: rows of `scored`. Bootstrapped over examples; identical: the share whose answers are the same text;
+    perplexity: `perplexity.of_both`.
     """
     keys = ["cell", "repeat", "example"]
     pairs = a.filter(pl.col("score").is_not_null()).join(b.select(*keys, "score", "said"), on=keys, suffix="_b")
     if pairs.is_empty():
-        return {"n": 0, "identical": None, "tasks": [], "overall": None}
+        return {"n": 0, "identical": None, "tasks": [], "overall": None, "perplexity": perplexity.of_both(a, b)}
     pairs = pairs.with_columns(delta=100 * (pl.col("score_b") - pl.col("score")))
     tasks = [
         {"benchmark": benchmark, "task": task, **_delta(part["delta"].to_numpy())}
@@ -269,6 +228,7 @@ def differences(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
         "identical": round(float((pairs["said"] == pairs["said_b"]).mean()), 4),  # type: ignore[arg-type]
         "tasks": tasks,
         "overall": _delta(pairs["delta"].to_numpy()),
+        "perplexity": perplexity.of_both(a, b),
     }
 
 

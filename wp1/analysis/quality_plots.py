@@ -1,6 +1,6 @@
 """Plots of scores: by task, by prompt length, by depth of a needle, and perplexity by position."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,12 @@ def quality_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> l
         )
         _needles(arms, made[-1][1], mark)
     if any(len(of["perplexity"]) > 1 for of in arms.values()):
-        made.append(("Perplexity by position in a long text, with 95 % intervals.", folder / "perplexity.png"))
-        _perplexity(arms, made[-1][1], mark)
+        both = (found["differences"] or {}).get("perplexity", [])
+        own = [row["n"] for row in next(iter(arms.values()))["perplexity"]] != [row["n"] for row in both]
+        more = " Dashed: the first arm over the other's texts alone." if both and own else ""
+        caption = f"Perplexity by position in a long text, with 95 % intervals, of all texts of each arm.{more}"
+        made.append((caption if len(arms) > 1 else caption.replace(" of each arm", ""), folder / "perplexity.png"))
+        _perplexity(arms, both if own else [], made[-1][1], mark)
     if len(arms) > 1:
         # Arms differ in what they do by length; a report begins with what matters most.
         made.sort(key=lambda plot: plot[1].name != "score_by_length.png")
@@ -46,7 +50,7 @@ def _tasks(arms: Mapping[str, Any], path: Path, mark: str) -> None:
     names = list(dict.fromkeys((task["benchmark"], task["task"]) for of in arms.values() for task in of["tasks"]))
     benchmarks = list(dict.fromkeys(benchmark for benchmark, _ in names))
     names.sort(key=lambda name: benchmarks.index(name[0]))
-    colours = sns.color_palette(style.PALETTE)
+    colours, of_arms = sns.color_palette(style.PALETTE), style.arm_colours(list(arms))
     figure, axes = plt.subplots(figsize=(style.WIDTH, 1.3 + 0.26 * len(names) * max(1, len(arms) * 0.7)))
     height = 0.75 / len(arms)
     for k, (arm, of) in enumerate(arms.items()):
@@ -57,7 +61,7 @@ def _tasks(arms: Mapping[str, Any], path: Path, mark: str) -> None:
                 continue
             y = place + (k - (len(arms) - 1) / 2) * height
             # Of several arms the colour tells them apart, else the benchmark.
-            colour = colours[k if len(arms) > 1 else benchmarks.index(name[0])]
+            colour = of_arms[arm] if len(arms) > 1 else colours[benchmarks.index(name[0])]
             label = arm if len(arms) > 1 else name[0]
             axes.barh(y, task["mean"], height=height, color=colour, label=label, linewidth=0)
             spread = [[max(0.0, task["mean"] - task["low"])], [max(0.0, task["high"] - task["mean"])]]
@@ -80,7 +84,7 @@ def _lengths(arms: Mapping[str, Any], path: Path, mark: str) -> None:
     import seaborn as sns
 
     figure, axes = plt.subplots(figsize=(style.WIDTH, 3.6))
-    colours = sns.color_palette(style.PALETTE)
+    colours = style.arm_colours(list(arms))
     for k, (arm, of) in enumerate(arms.items()):
         rows = [row for row in of["by_length"] if row["mean"] is not None]
         counts = sorted({row["n"] for row in rows})
@@ -91,7 +95,7 @@ def _lengths(arms: Mapping[str, Any], path: Path, mark: str) -> None:
         spread = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
         label = f"{arm}, n = {n} a length"
         axes.errorbar(
-            x, y, yerr=np.maximum(spread, 0), marker=MARKERS[k % 4], capsize=2.5, color=colours[k], label=label
+            x, y, yerr=np.maximum(spread, 0), marker=MARKERS[k % 4], capsize=2.5, color=colours[arm], label=label
         )
     _length_axis(axes, sorted({row["bucket"] for of in arms.values() for row in of["by_length"]}))
     axes.set(ylim=(-3, 103), ylabel="mean score of the tasks, %", xlabel="prompt length up to, tokens")
@@ -103,12 +107,8 @@ def _lengths(arms: Mapping[str, Any], path: Path, mark: str) -> None:
 
 def _length_axis(axes: Any, lengths: list[int]) -> None:
     axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [_short(length) for length in lengths])
+    axes.set_xticks(lengths, [style.tokens(length) for length in lengths])
     axes.minorticks_off()
-
-
-def _short(tokens: int) -> str:
-    return f"{tokens // 1024}k" if tokens >= 1024 and tokens % 1024 == 0 else f"{tokens:,}"
 
 
 def _grid(of: Mapping[str, Any]) -> bool:
@@ -137,7 +137,7 @@ def _needles(arms: Mapping[str, Any], path: Path, mark: str) -> None:
             annot_kws={"fontsize": 8}, cbar_kws={"label": "found, %"}, mask=np.isnan(values),
         )  # fmt: skip
         axes.set_facecolor("0.9")
-        axes.set_xticks(np.arange(len(lengths)) + 0.5, [_short(length) for length in lengths])
+        axes.set_xticks(np.arange(len(lengths)) + 0.5, [style.tokens(length) for length in lengths])
         axes.set_yticks(np.arange(len(depths)) + 0.5, [f"{depth:g}" for depth in depths], rotation=0)
         of_arm = f", {arm}" if len(shown) > 1 else ""
         axes.set(ylabel="depth, %", title=style.title(f"Needles found{of_arm}, n = {n} a field", mark))
@@ -145,12 +145,13 @@ def _needles(arms: Mapping[str, Any], path: Path, mark: str) -> None:
     style.save(figure, path)
 
 
-def _perplexity(arms: Mapping[str, Any], path: Path, mark: str) -> None:
+def _perplexity(arms: Mapping[str, Any], both: Sequence[Mapping[str, Any]], path: Path, mark: str) -> None:
+    """both: of `perplexity.of_both`, where the first arm had more texts than those."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     figure, axes = plt.subplots(figsize=(style.WIDTH, 3.4))
-    colours = sns.color_palette(style.PALETTE)
+    colours = style.arm_colours(list(arms))
     highest = 0.0
     for k, (arm, of) in enumerate(arms.items()):
         rows = of["perplexity"]
@@ -158,11 +159,21 @@ def _perplexity(arms: Mapping[str, Any], path: Path, mark: str) -> None:
             continue
         x, y = [row["to"] * 1.03**k for row in rows], [row["mean"] for row in rows]
         spread = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
-        label = f"{arm}, {rows[0]['texts']} texts"
+        fewest = f", {rows[-1]['texts']} at the end" if rows[-1]["texts"] != rows[0]["texts"] else ""
+        label = f"{arm}, {rows[0]['texts']} texts{fewest}"
         axes.errorbar(
-            x, y, yerr=np.maximum(spread, 0), marker=MARKERS[k % 4], capsize=2.5, color=colours[k], label=label
+            x, y, yerr=np.maximum(spread, 0), marker=MARKERS[k % 4], capsize=2.5, color=colours[arm], label=label
         )
         highest = max(highest, *(row["high"] for row in rows))
+    if both:
+        first = next(iter(arms))
+        rows = [row["a"] | {"to": row["to"]} for row in both]
+        spread = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
+        axes.errorbar(
+            [row["to"] * 0.97 for row in rows], [row["mean"] for row in rows], yerr=np.maximum(spread, 0),
+            marker=MARKERS[0], markerfacecolor="white", linestyle="--", capsize=2.5, color=colours[0],
+            label=f"{first}, the same {rows[0]['texts']} texts as {list(arms)[1]}",
+        )  # fmt: skip
     _length_axis(axes, sorted({row["to"] for of in arms.values() for row in of["perplexity"]}))
     if highest > 100:
         axes.set_yscale("log")

@@ -31,8 +31,11 @@ def section(found: Mapping[str, Any] | None, rows: pl.DataFrame) -> str:
         if several:
             parts.append(f"### {arm}")
         parts += [_words(of), _tasks(of), _lengths(of), _effective(of), _perplexity(of)]
+        if several and of["perplexity"]:
+            parts.append(_own_texts(found["arms"]))
     if found["differences"]:
-        parts.append(difference_table(found["differences"], *list(found["arms"])[:2]))
+        both = list(found["arms"])[:2]
+        parts += [difference_table(found["differences"], *both), perplexity_table(found["differences"], *both)]
     parts += [_source(found["dataset"]), _examples(rows, next(iter(found["arms"])))]
     return "\n\n".join(part for part in parts if part)
 
@@ -55,7 +58,10 @@ def _together(found: Mapping[str, Any]) -> str:
     if all(one and len(one["scores"]) > 1 for _, one in effective):
         kept = [f"{arm} {_tokens(one['relative'])}" for arm, one in effective]
         threshold = effective[0][1]["threshold"]
-        said.append(f"A score of {threshold:g} % of that at the shortest length holds to: {', '.join(kept)}.")
+        said.append(
+            f"At least {threshold:g} % of the score at the shortest length, the share that RULER calls effective, is "
+            f"kept up to: {', '.join(kept)}."
+        )
     rows = []
     for bucket in lengths:
         of = [by_arm[arm].get(bucket) for arm in arms]
@@ -163,8 +169,9 @@ def _effective(of: Mapping[str, Any]) -> str:
     if not found or len(found["scores"]) < 2:
         return ""
     return (
-        f"Effective length on RULER's tasks: **{_tokens(found['absolute'])}** at a score of {found['threshold']:g} %, "
-        f"{_tokens(found['relative'])} at {found['threshold']:g} % of the score at the shortest length."
+        f"Effective length on RULER's tasks: **{_tokens(found['absolute'])}** with a score of at least "
+        f"{found['threshold']:g} %, RULER's own threshold; {_tokens(found['relative'])} with at least "
+        f"{found['threshold']:g} % of the score at the shortest length."
     )
 
 
@@ -183,6 +190,37 @@ def _perplexity(of: Mapping[str, Any]) -> str:
         for row in of["perplexity"]
     ]  # fmt: skip
     return table(["position in the text", "texts", "tokens", "perplexity [95 %]"], rows, "rrrr")
+
+
+def _own_texts(arms: Mapping[str, Any]) -> str:
+    """That arms had not the same texts, where they had not; beside the rows of each."""
+    reach = {arm: of["perplexity"][-1]["to"] for arm, of in arms.items() if of["perplexity"]}
+    texts = {arm: tuple((row["to"], row["texts"], row["n"]) for row in of["perplexity"]) for arm, of in arms.items()}
+    if len(set(texts.values())) == 1:
+        return ""
+    upto = " and ".join(f"those of {arm} reach {number(length)} tokens" for arm, length in reach.items())
+    return (
+        f"These rows are of the arm's own texts ({upto}), so no row of one arm is to be held against one of the other; "
+        "over the same texts they are compared below."
+    )
+
+
+def perplexity_table(found: Mapping[str, Any], a: str, b: str) -> str:
+    """Two sides' perplexity over the same texts; "" where they have none in common."""
+    if not found["perplexity"]:
+        return ""
+    rows = [
+        [
+            f"{number(row['from'])}–{number(row['to'])}", row["texts"], number(row["n"]),
+            *(f"{row[side]['mean']:.2f} [{row[side]['low']:.2f}, {row[side]['high']:.2f}]" for side in "ab"),
+            f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
+        ]
+        for row in found["perplexity"]
+    ]  # fmt: skip
+    header = ["position in the text", "texts", "tokens", f"{a}, perplexity", f"{b}, perplexity", f"{b} / {a} [95 %]"]
+    most = max(row["texts"] for row in found["perplexity"])
+    lead = f"**Perplexity over the same texts** (n = {most} at most, the same tokens of each in both arms):"
+    return f"{lead}\n\n" + table(header, rows, "r" * len(header))
 
 
 def difference_table(found: Mapping[str, Any], a: str, b: str) -> str:

@@ -24,6 +24,7 @@ from wp1.analysis import (
     memory,
     memory_report,
     metrics,
+    origin,
     plots,
     quality,
     quality_plots,
@@ -68,7 +69,8 @@ HOW_TO_READ_LOAD = """\
 HOW_TO_READ_ARMS = """\
 - **Δ**, **ratio**: second arm − first, second / first; **95 % of Δ**: two-level bootstrap of repeats and, within them,
   of pairs of the same request (of a rate: of repeats); **≠ 0**: whether it excludes zero, with a dash where fewer than
-  six pairs (of a rate: repeats) are too few to tell. Of twenty such intervals about one excludes zero by chance.
+  six pairs (of a rate: repeats) are too few to tell, or where answers differ in length and a figure grows with it. Of
+  twenty such intervals about one excludes zero by chance.
 - **goodput**: the highest request rate tested with an SLO attainment of at least 90 %, per device."""
 
 
@@ -107,16 +109,18 @@ def write_report(
         quality_report.section(summary.get("quality"), quality.scored(run_dir, requests)),
         drawn(quality_plots.quality_plots, summary.get("quality"), mark),
         memory_report.section(run_dir, folder if with_plots else None, requests, config, metadata),
-        comparison_report.words(compared),
+        comparison_report.words(compared, metadata["pools"]),
         drawn(comparison_plots.arm_plots, measured, names, config["slo"], mark) if compared else "",
         comparison_report.side_by_side(compared),
         by_length_report.section(summary.get("by_length")),
         drawn(by_length_plots.length_plots, summary.get("by_length"), mark),
-        by_load_report.section(summary.get("by_load")) if not names else "",
+        by_load_report.section(summary.get("by_load"), config["slo"]) if not names else "",
         drawn(by_load_plots.load_plots, summary.get("by_load"), mark) if not names else "",
         goodput.section(summary.get("goodput"), config["slo"]),
         drawn(by_load_plots.goodput_plots, summary.get("goodput"), config["slo"], mark),
-        _answers(requests, names) if answers else "",
+        _answers(requests, names, origin.answers_of(metadata["model"], config["workload"]["temperature"]), summary)
+        if answers
+        else "",
         kv_transfer_report.section(transfers),
         _skipped(summary),
         _latency(summary) if not (one_each or nothing) else "",
@@ -171,7 +175,8 @@ def _head(metadata: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _answers(requests: pl.DataFrame, names: list[str], most: int = 20) -> str:
+def _answers(requests: pl.DataFrame, names: list[str], whose: str, summary: dict[str, Any], most: int = 20) -> str:
+    """The answers themselves, after what was found of all of them and whose they are."""
     first = requests.filter(~pl.col("warmup") & (pl.col("repeat") == 0))
     of_arm = ""
     if names:
@@ -199,7 +204,10 @@ def _answers(requests: pl.DataFrame, names: list[str], most: int = 20) -> str:
         )
     more = f"\n\nThe first {most} of {first.height}; all are in records.jsonl." if first.height > most else ""
     header = ["question", "answer", "prompt tokens", "output tokens", "TTFT ms", "TPOT ms"]
-    return f"## Answers, first repeat{of_arm}\n\n" + table(header, rows, "llrrrr") + more
+    found = {check["name"]: f"{check['detail']}." for check in summary["checks"]}
+    said = [found.get("requests answered", ""), found.get("same seed, same tokens", "")]
+    head = [f"## Answers, first repeat{of_arm}", " ".join(filter(None, said)), whose]
+    return "\n\n".join(part for part in (*head, table(header, rows, "llrrrr") + more) if part)
 
 
 def _skipped(summary: dict[str, Any]) -> str:
@@ -233,8 +241,9 @@ def _latency(summary: dict[str, Any]) -> str:
     attained = summary["slo"]["attainment"]
     if attained is not None:
         limits = metrics.limits_in_words(summary["slo"])
+        together = ", all arms and cells together" if len(profile["cells"]) > 1 else ""
         parts.append(
-            f"SLO `{summary['slo']['name']}` ({limits}): attained by {percent(attained)} of all requests sent"
+            f"SLO `{summary['slo']['name']}` ({limits}): attained by {percent(attained)} of all requests sent{together}"
             f"{' in the steady state, where there is one' if load.has_windows(summary) else ''}."
         )
     return "\n\n".join(parts)
@@ -334,7 +343,7 @@ def _setting(metadata: dict[str, Any]) -> str:
     rows += [["engines of " + taken["arm"], f"up since `{taken['from']}`"] for taken in metadata.get("taken_over", ())]
     git = metadata["git"]
     if git:
-        rows.append(["code", f"`{git['commit'][:12]}`{' with local changes' if git['dirty'] else ''}"])
+        rows.append(["code", origin.code_of(git) + (f": {origin.LOCAL_CHANGES_MEANING}" if git["dirty"] else "")])
     rows.append(["versions", ", ".join(f"{name} {version}" for name, version in metadata["versions"].items())])
     rows.append(["seed", metadata["seed"]])
     return "## What it ran on\n\n" + table(["", ""], rows, "ll")
@@ -369,7 +378,4 @@ def _files(run_dir: Path, page: Path, metadata: dict[str, Any]) -> str:
         if (run_dir / name).exists()
     ]
     links = ", ".join(f"[{name}]({where}/{name})" for name in names)
-    # Of a sweep's job the command is that of all of them.
-    job = metadata.get("sweep")
-    overrides = shlex.join(job["overrides"] if job else metadata["command"][1:])
-    return f"## Again\n\n```\npython -m wp1 {overrides}".rstrip() + f"\n```\n\nFiles of this run: {links}."
+    return f"## Again\n\n```\n{origin.command_of(metadata)}\n```\n\nFiles of this run: {links}."

@@ -1,5 +1,7 @@
 """How every plot of wp1 looks: one palette that colour-blind people can tell apart, one size, thin grids."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +9,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = "colorblind"
+# Places in the palette that are no phase's of a request (`comparison_plots.PHASE_COLOURS`): no arm looks like one.
+ARMS = {"agg": 2, "disagg": 3}
+OTHER_ARMS = (9, 5, 6, 8)
 WIDTH = 7.2  # inches
 # Values that differ by more than this factor get a logarithmic axis: on a linear one the lower could not be read.
 WIDE = 12
@@ -32,16 +37,35 @@ def use() -> None:
     )
 
 
+def arm_colours(arms: Sequence[str]) -> dict[str, Any]:
+    """A colour for each arm of a run: agg and disagg have theirs in every plot, others by their order."""
+    import seaborn as sns
+
+    palette = sns.color_palette(PALETTE)
+    others = [arm for arm in dict.fromkeys(arms) if arm not in ARMS]
+    places = ARMS | {arm: OTHER_ARMS[n % len(OTHER_ARMS)] for n, arm in enumerate(others)}
+    return {arm: palette[places[arm]] for arm in arms}
+
+
 def title(text: str, mark: str, most: int = 62) -> str:
     """A title with the labels of its run, these on a line of their own where one of `most` signs does not hold both."""
     return text + mark if len(text + mark) <= most else f"{text}\n{mark.strip()}".rstrip()
 
 
+def over_all(figure: "Figure", text: str, mark: str) -> None:
+    """A title over the whole figure, from its left edge."""
+    figure.suptitle(title(text, mark), x=0.01, ha="left", fontsize="large", fontweight="bold")
+
+
 def tokens(length: int) -> str:
-    """4096 as 4k, for ticks; what is no round number of k in full up to 10,000, and beyond to three digits."""
-    if length >= 10_000:
-        return f"{length / 1024:.3g}k"
+    """Tokens for ticks and legends: 4096 is 4k, as k is 1,024 here, and what is no whole number of k is in full."""
     return f"{length // 1024}k" if length >= 1024 and length % 1024 == 0 else f"{length:,}"
+
+
+def length_ticks(axes: Any, places: Sequence[float], labels: Sequence[str], narrow: bool = True) -> None:
+    """Ticks of prompt lengths; in a narrow panel slanted where a long one would run into its neighbour."""
+    slanted = narrow and len(labels) > 5 and max(map(len, labels)) > 4
+    axes.set_xticks(places, labels, **({"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}))
 
 
 def logarithmic(axes: Any, lowest: float, highest: float, formatter: Any) -> None:
@@ -57,9 +81,25 @@ def logarithmic(axes: Any, lowest: float, highest: float, formatter: Any) -> Non
     axes.yaxis.set_minor_locator(NullLocator())
 
 
+def thousands(figure: "Figure") -> None:
+    """Writes 2500 as 2,500 on every axis that has no numbers of its own making."""
+    from matplotlib.ticker import ScalarFormatter
+
+    class Apart(ScalarFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            # Of the digits before the point.
+            return re.sub(r"(?<![.\d])\d{4,}", lambda found: f"{int(found[0]):,}", super().__call__(x, pos))
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if type(axis.get_major_formatter()) is ScalarFormatter:
+                axis.set_major_formatter(Apart())
+
+
 def save(figure: "Figure", path: Path) -> None:
     """Writes a PNG without date or version in it: the same figure has the same bytes."""
     import matplotlib.pyplot as plt
 
+    thousands(figure)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     plt.close(figure)

@@ -34,11 +34,11 @@ def sweep_plot(path: Path, jobs: list[Job], found: pl.DataFrame) -> bool:
     place = pl.col("cell").replace_strict({name: n for n, name in enumerate(order)}, return_dtype=pl.Int64)
     rows = shown.sort(place, "job", "arm", maintain_order=True).head(MAX_ROWS).to_dicts()
     names = _names(jobs, rows)
-    colours = dict(zip(dict.fromkeys(names), sns.color_palette(style.PALETTE, len(set(names))), strict=True))
+    colours = _colours(names, [row["arm"] for row in rows])
     heights, ticks = _layout(rows, names, headed=len(order) > 1)
     figure, both = plt.subplots(1, 2, figsize=(style.WIDTH, 1.2 + 0.24 * (max(heights) + 1)), sharey=True)
     for axes, figure_name, title in zip(both, ("ttft_ms", "tpot_ms"), ("TTFT", "TPOT"), strict=True):
-        _means(axes, figure_name, rows, heights, [colours[name] for name in names])
+        _means(axes, figure_name, rows, heights, colours)
         axes.set(xlabel="ms", title=title)
         axes.grid(axis="y", visible=False)
         sns.despine(ax=axes, left=True)
@@ -52,6 +52,17 @@ def sweep_plot(path: Path, jobs: list[Job], found: pl.DataFrame) -> bool:
     figure.suptitle(style.title(", ".join(said), mark), x=0.01, ha="left", fontsize="medium")
     style.save(figure, path)
     return True
+
+
+def _colours(names: list[str], arms: list[str]) -> list[Any]:
+    """Of each row by its name; where names and arms stand for each other, those that arms have everywhere."""
+    import seaborn as sns
+
+    if len(set(zip(names, arms, strict=True))) == len(set(names)) == len(set(arms)):
+        of_arms = style.arm_colours(arms)
+        return [of_arms[arm] for arm in arms]
+    of_names = dict(zip(dict.fromkeys(names), sns.color_palette(style.PALETTE, len(set(names))), strict=True))
+    return [of_names[name] for name in names]
 
 
 def _means(axes: Any, name: str, rows: list[Row], heights: list[float], colours: list[Any]) -> None:

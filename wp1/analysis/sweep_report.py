@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from wp1 import labels
-from wp1.analysis import comparison_report, parity, quality, quality_report, sweep, tables
+from wp1.analysis import comparison_report, origin, parity, quality, quality_report, sweep, tables
 from wp1.analysis.markdown import ms, table, text
 from wp1.analysis.report import HOW_TO_READ_ARMS
 from wp1.analysis.summary import read_config
@@ -148,7 +148,9 @@ def _scores(of: list[Pair], a: str, b: str) -> str:
                 side.append(scored.filter((pl.col("arm") == arm) & pl.col("cell").is_in(pair.cells)))
     if not all(sides):
         return ""
-    return quality_report.difference_table(quality.differences(*map(pl.concat, sides)), a, b)
+    found = quality.differences(*map(pl.concat, sides))
+    both = (quality_report.difference_table(found, a, b), quality_report.perplexity_table(found, a, b))
+    return "\n\n".join(part for part in both if part)
 
 
 def _files(folder: Path, manifest: dict[str, Any], jobs: list[Job], compared: bool) -> str:
@@ -158,6 +160,6 @@ def _files(folder: Path, manifest: dict[str, Any], jobs: list[Job], compared: bo
             page = report_of(job.run_dir, read_config(job.run_dir), job.metadata["run_id"])
             links += [f"[job {job.number}]({os.path.relpath(page, folder.resolve())})"] if page else []
     files = ", ".join(f"[{name}]({name})" for name in (ROWS, *([PAIRS] if compared else [])))
-    command = shlex.join(["python", "-m", "wp1", *manifest["command"][1:]])
+    command = origin.again(manifest["command"][1:])
     reports = f"Reports of the runs: {', '.join(links)}. " if links else ""
     return f"## Again\n\n```\n{command}\n```\n\n{reports}This comparison as tables: {files}."

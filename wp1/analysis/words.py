@@ -1,44 +1,39 @@
 """What a comparison found, in words made from its figures: where most was won and lost, then each metric. Pure."""
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
-from wp1.analysis import cells
-from wp1.analysis.markdown import ms
+from wp1.analysis import amounts, cells, phases
+from wp1.analysis.markdown import share, signed_ms
+from wp1.analysis.phases import Row, Rows
 
-# Metric, what to call it, and whether less of it is better.
+# By what they measure: metric and what to call it; whether less of it is better.
 HEADLINES = (
-    ("ttft_ms/mean", "mean TTFT", True),
-    ("tpot_ms/mean", "mean TPOT", True),
-    ("itl_ms/p95", "p95 ITL", True),
-    ("e2e_ms/mean", "mean E2E", True),
-    ("slo_attainment", "SLO attainment", False),
-    ("failed_share", "the share of failed requests", True),
+    ((("ttft_ms/mean", "mean TTFT"), ("ttft_ms/p95", "p95 TTFT")), True),
+    ((("tpot_ms/mean", "mean TPOT"), ("tpot_ms/p95", "p95 TPOT")), True),
+    ((("itl_ms/p95", "p95 ITL"),), True),
+    ((("e2e_ms/mean", "mean E2E"), ("e2e_ms/p95", "p95 E2E")), True),
+    ((("output_tokens_per_s", "output tokens/s"),), False),
+    ((("slo_attainment", "SLO attainment"),), False),
+    ((("failed_share", "the share of failed requests"),), True),
 )
-E2E_PHASES = (
-    ("queue_ms/mean", "queue"),
-    ("prefill_ms/mean", "prefill"),
-    ("handoff_ms/mean", "handoff"),
-    ("decode_ms/mean", "decode"),
-)
-# A phase that moved by less than this share of the whole change is not worth a word.
-SLIGHT = 0.1
+TITLES = {metric: title for of_family, _ in HEADLINES for metric, title in of_family}
+# An arm with less attainment than this is beyond its SLO; where both are, a comparison is of arms that fail.
+HARDLY_ANY = 0.2
 
 TOO_FEW = "an interval needs six requests that both arms answered"
 
-Row = dict[str, Any]
-Rows = Mapping[tuple[str, str], Row]
+Unlike = Mapping[str, Mapping[str, Any]]
 
 
-def in_words(rows: pl.DataFrame, a: str, b: str) -> str:
-    """Markdown: where arm b did better than arm a and where worse, by how much, and which phase moved most.
+def in_words(rows: pl.DataFrame, a: str, b: str, unlike: Unlike | None = None) -> str:
+    """Markdown: where arm b did better than arm a and where worse, by how much, and which phase was most of it.
 
-    rows: of `comparison.compare`. It begins with the cells in which E2E changed most. A difference is called one only
-    where its interval excludes zero. Phases are means, so the parts of a change add up to it; that a phase moved most
-    is arithmetic, not a cause.
+    rows: of `comparison.compare`; unlike: of `comparison.unlike_lengths`. It begins with the cells in which E2E changed
+    most, or TTFT and TPOT where answers differ in length. A difference is called one only where its interval excludes
+    zero. Phases are means, so the parts of a change add up to it.
     """
     by = {(row["cell"], row["metric"]): row for row in rows.iter_rows(named=True)}
     names = list(dict.fromkeys(rows["cell"]))
@@ -46,54 +41,174 @@ def in_words(rows: pl.DataFrame, a: str, b: str) -> str:
     left_out = _left_out(by, [cell for cell in names if cell not in compared], a, b)
     if not compared:
         return " ".join(["No cell could be compared.", *left_out])
-    better, worse, shown = [], [], set()
-    for metric, title, less_is_better in HEADLINES:
-        for sign in (-1, 1):
-            moved = [
-                by[cell, metric]
-                for cell in names
-                if (cell, metric) in by and by[cell, metric]["excludes_zero"] and by[cell, metric]["delta"] * sign > 0
-            ]
-            if moved:
-                shown |= {row["cell"] for row in moved}
-                tested = sum(by.get((cell, metric), {}).get("delta") is not None for cell in names)
-                (better if (sign < 0) == less_is_better else worse).append(_moved(by, moved, tested, metric, title))
+    better, worse = (_moved_so(by, names, helped) for helped in (True, False))
     untold = [cell for cell in compared if _too_few(by, cell)]
     over = f"Over {_count(len(compared), 'cell')}"
     if len(untold) == len(compared):
         return " ".join([f"{over}, nothing can be told: {TOO_FEW}.", *left_out])
-    blocks = [extremes] if (extremes := _extremes(by, compared, b)) else []
+    different = [cell for cell in compared if cell in (unlike or {})]
+    blocks = [_extremes(by, compared, b, bool(different)), _beyond(by, compared, a, b)]
+    blocks.append(_lengths(different, compared, a, b, unlike or {}))
     helped = f"{over}, {b} helped against {a}:" if better else f"{over}, nothing shows that {b} helped against {a}."
     hurt = "It hurt:" if worse else "Nothing shows that it hurt."
     blocks += [helped, _bullets(better), hurt, _bullets(worse)]
     sentences = []
-    unclear = [cell for cell in compared if cell not in shown and cell not in untold]
+    unclear = [
+        cell
+        for cell in compared
+        if cell not in untold and not any(by.get((cell, name), {}).get("excludes_zero") for name in TITLES)
+    ]
     if untold:
         sentences.append(f"Nothing can be told for {_listed(untold)}: {TOO_FEW}.")
     if unclear:
         where = "any cell" if len(unclear) == len(compared) and len(compared) > 1 else _listed(unclear)
-        sentences.append(f"No difference could be shown for {where}.")
-    sentences += left_out
-    titles = [title for _, title, _ in HEADLINES]
-    sentences.append(
-        f"Looked at were {', '.join(titles[:-1])} and {titles[-1]}; "
-        "a difference counts as shown where its 95 % interval excludes zero."
-    )
+        sentences.append(f"No difference could be shown for {where} in what was looked at.")
+    sentences += [
+        *_parts_alone(by, compared),
+        *_rates(by, [cell for cell in compared if cell not in different], b),
+        *left_out,
+        _looked_at(by, compared),
+    ]
     return "\n\n".join(block for block in [*blocks, " ".join(sentences)] if block)
 
 
-def _extremes(by: Rows, names: list[str], b: str) -> str:
-    """Where E2E, in which all phases are, fell most and where it rose most; "" where neither could be shown."""
-    shown = [row for cell in names if (row := by[cell, "e2e_ms/mean"])["excludes_zero"] and row["ratio"] is not None]
+def _looked_at(by: Rows, names: list[str]) -> str:
+    """What was tested, and how many of so many intervals exclude zero by chance."""
+    judged = [by[cell, metric] for cell in names for metric in TITLES if _judged(by, cell, metric)]
+    titles = [title for metric, title in TITLES.items() if any(row["metric"] == metric for row in judged)]
+    # Where all requests are alike, as where none failed, there is no chance.
+    intervals = sum(row["low"] != row["high"] for row in judged)
+    chance = f" By chance alone about {intervals / 20:.0f} of these {intervals} would." if intervals >= 20 else ""
+    return (
+        f"Looked at were {', '.join(titles[:-1])} and {titles[-1]}; a difference counts as shown where its 95 % "
+        f"interval excludes zero.{chance}"
+    )
+
+
+def _judged(by: Rows, cell: str, metric: str) -> bool:
+    return by.get((cell, metric), {}).get("excludes_zero") is not None
+
+
+def _moved_so(by: Rows, names: list[str], helped: bool) -> list[str]:
+    """A clause for each group of metrics that was shown to move for the better, or for the worse."""
+    found = []
+    for of_family, less_is_better in HEADLINES:
+        sign = -1 if helped == less_is_better else 1
+        clauses = []
+        for metric, title in of_family:
+            judged = [by[cell, metric] for cell in names if _judged(by, cell, metric)]
+            moved = [row for row in judged if row["excludes_zero"] and row["delta"] * sign > 0]
+            if moved:
+                clauses.append(_moved(by, moved, len(judged), title))
+        if clauses:
+            found.append("; ".join(clauses))
+    return found
+
+
+def _extremes(by: Rows, names: list[str], b: str, unlike: bool) -> str:
+    """Where E2E, in which all phases are, fell most and where it rose most; "" where neither could be shown.
+
+    unlike: answers differ in length in some cell; where they do in all, TTFT and TPOT stand for E2E.
+    """
+    said = [_most(by, names, b, "e2e_ms/mean", "End to end")]
+    if unlike and not any(_judged(by, cell, "e2e_ms/mean") for cell in names):
+        said = [_most(by, names, b, "ttft_ms/mean", "To the first token")]
+        said += [_most(by, names, b, "tpot_ms/mean", "From token to token")]
+    return " ".join(f"**{sentence}**" for sentence in said if sentence)
+
+
+def _most(by: Rows, names: list[str], b: str, metric: str, begin: str) -> str:
+    rows = [by[cell, metric] for cell in names if (cell, metric) in by]
+    shown = [row for row in rows if row["excludes_zero"] and row["ratio"] is not None]
     found = []
     for best, verb in ((min, "won"), (max, "lost")):
-        row = best(shown, key=lambda row: row["ratio"], default=None)
-        if row is not None and (row["delta"] < 0) == (verb == "won"):
-            found.append(
-                f"{verb} most for {cells.parse(row['cell']).words}, where mean E2E is {_amount(row)} "
-                f"{'lower' if verb == 'won' else 'higher'} ({_value(row, 'b')} instead of {_value(row, 'a')})"
+        along = [row for row in shown if (row["delta"] < 0) == (verb == "won")]
+        if not along:
+            continue
+        row = best(along, key=lambda row: row["ratio"])
+        way = "lower" if verb == "won" else "higher"
+        found.append(
+            f"{verb} most for {cells.parse(row['cell']).words}{_label(by, row['cell'])}, where {TITLES[metric]} is "
+            f"{amounts.amount(row)} {way} ({amounts.value(row, 'b')} instead of {amounts.value(row, 'a')})"
+        )
+        within = [other for other in along if not _fails(by, other["cell"])]
+        if _fails(by, row["cell"]) and within:
+            next_best = best(within, key=lambda row: row["ratio"])
+            found[-1] += f", otherwise for {cells.parse(next_best['cell']).words} ({amounts.amount(next_best)} {way})"
+    return f"{begin} {b} {', and '.join(found)}." if found else ""
+
+
+def _fails(by: Rows, cell: str) -> bool:
+    """Whether hardly any request of either arm met the SLO."""
+    row = by.get((cell, "slo_attainment"), {})
+    shares = [row.get(side) for side in "ab"]
+    return all(share is not None and share < HARDLY_ANY for share in shares)
+
+
+def _label(by: Rows, cell: str) -> str:
+    if not _fails(by, cell):
+        return ""
+    return ", beyond capacity" if cells.parse(cell).open_loop else ", beyond the SLO"
+
+
+def _beyond(by: Rows, names: list[str], a: str, b: str) -> str:
+    """Cells in which both arms fail, and what a comparison is worth there."""
+    failing = [cell for cell in names if _fails(by, cell)]
+    if not failing:
+        return ""
+    each = "; ".join(
+        f"{cells.parse(cell).words} ({a} {share(row['a'])}, {b} {share(row['b'])})"
+        for cell in failing
+        if (row := by[cell, "slo_attainment"])
+    )
+    open_loop = any(cells.parse(cell).open_loop for cell in failing)
+    what = "a comparison beyond capacity, of two arms that both fail" if open_loop else "both arms fail there"
+    more = "; how long requests take there depends on how long the load goes on" if open_loop else ""
+    return f"**Hardly any request met the SLO** for {each}: {what}{more}."
+
+
+def _lengths(different: list[str], compared: list[str], a: str, b: str, unlike: Unlike) -> str:
+    """What is not judged as answers differ in length."""
+    if not different:
+        return ""
+    pairs, differ = (sum(unlike[cell][key] for cell in different) for key in ("pairs", "unlike"))
+    means = [f"{unlike[cell]['a']:g} and {unlike[cell]['b']:g} for {cells.parse(cell).words}" for cell in different]
+    where = "" if len(different) == len(compared) else " there"
+    return (
+        f"**Answers differ in length** in {differ} of {pairs} pairs of the same request (mean output tokens of {a} and "
+        f"{b}: {'; '.join(means)}). A longer answer takes longer, so E2E, decode time, requests/s and output tokens/s "
+        f"are not judged{where}; TTFT and TPOT are."
+    )
+
+
+def _parts_alone(by: Rows, names: list[str]) -> list[str]:
+    """Parts that differ where the mean of the whole, of which they are a part, could not be shown to."""
+    found = phases.shown(by, names)
+    if not found:
+        return []
+    each = "; ".join(f"{title} {signed_ms(row['delta'])} for {cells.parse(row['cell']).words}" for title, row in found)
+    return [f"Where the mean of the whole shows nothing, a part of it differs all the same: {each}."]
+
+
+def _rates(by: Rows, names: list[str], b: str) -> list[str]:
+    """Output tokens/s, where an interval excludes zero that is of fewer repeats than can be judged by."""
+    rows = [row for cell in names if (row := by.get((cell, "output_tokens_per_s")))]
+    sentences = []
+    for sign, way in ((1, "higher"), (-1, "lower")):
+        leaning = [
+            row
+            for row in rows
+            if row["excludes_zero"] is None
+            and row["low"] is not None
+            and min(row["low"] * sign, row["high"] * sign) > 0
+        ]
+        if leaning:
+            each = "; ".join(f"{amounts.amount(row)} for {cells.parse(row['cell']).words}" for row in leaning)
+            sentences.append(
+                f"Output tokens/s of {b} were {way}, by intervals that exclude zero but are of "
+                f"{max(row['n_b'] for row in leaning)} repeats, too few to judge by: {each}."
             )
-    return f"**End to end {b} {', and '.join(found)}.**" if found else ""
+    return sentences
 
 
 def _bullets(clauses: list[str]) -> str:
@@ -102,8 +217,7 @@ def _bullets(clauses: list[str]) -> str:
 
 def _too_few(by: Rows, cell: str) -> bool:
     """Whether no interval of the cell can tell anything (`comparison.compare`)."""
-    looked_at = [by[cell, metric] for metric, *_ in HEADLINES if (cell, metric) in by]
-    return all(row["excludes_zero"] is None for row in looked_at)
+    return not any(_judged(by, cell, metric) for metric in TITLES)
 
 
 def _known(by: Rows, cell: str) -> bool:
@@ -140,89 +254,25 @@ def _unasked(by: Rows, cell: str, side: str) -> bool:
     return row is not None and row.get(side) is None
 
 
-def _moved(by: Rows, moved: list[Row], tested: int, metric: str, title: str) -> str:
-    """One metric over the cells in which it moved the same way."""
+def _moved(by: Rows, moved: Sequence[Row], tested: int, title: str) -> str:
+    """One metric over the cells in which it moved the same way, of those in which it was tested."""
     share = moved[0]["unit"] == "share"
     largest = max(moved, key=lambda row: abs(row["delta"]) if share or row["ratio"] is None else abs(row["ratio"] - 1))
     direction = "lower" if largest["delta"] < 0 else "higher"
     where = cells.parse(largest["cell"]).words
-    values = f"{_value(largest, 'b')} instead of {_value(largest, 'a')}"
-    phases = {row["cell"]: _phases(by, row, metric) for row in moved}
-    of_largest = phases[largest["cell"]]
+    values = f"{amounts.value(largest, 'b')} instead of {amounts.value(largest, 'a')}"
+    parts = {row["cell"]: phases.largest(by, row) for row in moved}
+    of_largest = parts[largest["cell"]]
     main = f", {of_largest[1]}" if of_largest else ""
     if len(moved) == 1:
         of = f"{title} was {direction}" if tested == 1 else f"{title} was {direction} in 1 of {tested} cells"
-        return f"{of}, by {_amount(largest)} for {where} ({values}{main})"
-    amounts = sorted((_size(row), _amount(row)) for row in moved)
-    span = amounts[0][1] if amounts[0][1] == amounts[-1][1] else f"{amounts[0][1]} to {amounts[-1][1]}"
+        return f"{of}, by {amounts.amount(largest)} for {where} ({values}{main})"
+    sizes = sorted((amounts.size(row), amounts.amount(row)) for row in moved)
+    span = sizes[0][1] if sizes[0][1] == sizes[-1][1] else f"{sizes[0][1]} to {sizes[-1][1]}"
     of = f"all {tested}" if len(moved) == tested else f"{len(moved)} of {tested}"
     text = f"{title} was {direction} in {of} cells, by {span}, most for {where} ({values}{main})"
-    named = Counter(found[0] for found in phases.values() if found)
-    if len(named) == 1:
-        return f"{text}, and in each of them {next(iter(named))} moved most"
-    counts = [f"{phase} in {count}" for phase, count in named.most_common()]
-    return f"{text}, and the phase that moved most was {' and '.join(counts)} of them" if counts else text
-
-
-def _phases(by: Rows, row: Row, metric: str) -> tuple[str, str] | None:
-    """The phase that explains most of a change, and it in words; None for metrics that have no phases."""
-    if metric not in ("ttft_ms/mean", "e2e_ms/mean"):
-        return None
-    total = row["delta"]
-    parts = _parts(by, row["cell"], metric)
-    along = [(name, part) for name, part in parts if part * total > 0]
-    if not along:
-        return None
-    name, part = max(along, key=lambda found: abs(found[1]))
-    text = f"{'mostly' if abs(part) >= abs(total) / 2 else 'most of it'} {name} {_signed(part)}"
-    against = [(n, p) for n, p in parts if p * total < 0 and abs(p) >= SLIGHT * abs(total)]
-    if against:
-        text += ", against " + " and ".join(f"{n} {_signed(p)}" for n, p in against)
-    return name, text
-
-
-def _parts(by: Rows, cell: str, metric: str) -> list[tuple[str, float]]:
-    """The change of each phase in ms. Of TTFT only the phases before the first token, and that depends on the arm."""
-
-    def of(name: str, side: str) -> float:
-        # An aggregated arm has no handoff, which adds nothing to its latency.
-        return by.get((cell, name), {}).get(side) or 0.0
-
-    phases = [*E2E_PHASES]
-    if metric == "ttft_ms/mean":
-        last = ("decode_step_ms/mean", "first decode step")
-        whole = [*E2E_PHASES[:3], last]
-        # Where the decode engine streams the first token, all four add up to TTFT; else the first two do, nearly.
-        ttft = of(metric, "b")
-        by_decode = abs(ttft - sum(of(n, "b") for n, _ in whole)) < abs(ttft - sum(of(n, "b") for n, _ in whole[:2]))
-        phases = whole[:2] if not (by_decode and of("handoff_ms/mean", "b")) else whole
-        if len(phases) == len(whole):
-            # The aggregated arm's first token comes before any step of decoding.
-            return [(title, of(n, "b") - (of(n, "a") if n != last[0] else 0.0)) for n, title in phases]
-    return [(title, of(n, "b") - of(n, "a")) for n, title in phases]
-
-
-def _size(row: Row) -> float:
-    return abs(row["delta"]) if row["unit"] == "share" or row["ratio"] is None else abs(row["ratio"] - 1)
-
-
-def _amount(row: Row) -> str:
-    """How much, relative to a; of shares in points."""
-    if row["unit"] == "share":
-        return f"{abs(row['delta']) * 100:.0f} points"
-    if row["ratio"] is None:
-        return f"{ms(abs(row['delta']))} ms"
-    if row["ratio"] >= 3:
-        return f"a factor of {row['ratio']:.1f}"
-    return f"{abs(row['ratio'] - 1) * 100:.{0 if abs(row['ratio'] - 1) >= 0.1 else 1}f} %"
-
-
-def _value(row: Row, side: str) -> str:
-    return f"{row[side] * 100:.0f} %" if row["unit"] == "share" else f"{ms(row[side])} ms"
-
-
-def _signed(value: float) -> str:
-    return f"{'−' if value < 0 else '+'}{ms(abs(value))} ms"
+    counts = phases.of_many([found[0] for found in parts.values() if found])
+    return f"{text}, {counts}" if counts else text
 
 
 def _count(number: int, noun: str) -> str:

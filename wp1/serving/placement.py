@@ -1,7 +1,7 @@
 """Which devices each engine of a run gets. Pure."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,20 @@ def places(
         )
     engines_on = Counter(gpu for own in sets for gpu in own)
     return [Place(gpus=own, sharing=max(engines_on[gpu] for gpu in own)) for own in sets]
+
+
+def check_equal(arms: Mapping[str, Sequence[Place]]) -> None:
+    """Arms compared for speed need as many GPUs each, however many engines share them; a host without GPU is one.
+
+    Raises ConfigError where they have not.
+    """
+    gpus = {arm: sorted({gpu for place in engines for gpu in place.gpus}) for arm, engines in arms.items()}
+    if len({len(of_arm) for of_arm in gpus.values()}) > 1:
+        each = ", ".join(f"arms.{arm} gets GPU {' and '.join(map(str, of_arm))}" for arm, of_arm in gpus.items())
+        raise ConfigError(
+            f"arms are compared on equal devices, and {each}: change replicas, prefill, decode or tensor_parallel, or "
+            "let engines share, as in arms.disagg.devices=[0,0] with arms.agg.devices=[0]"
+        )
 
 
 def engine_sizes(scheduler: Any) -> list[int]:

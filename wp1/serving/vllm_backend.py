@@ -371,11 +371,15 @@ def _stats_logger(
     on_kv_stats: Callable[[dict[str, Any]], None] | None,
     on_stats: Callable[[str, float, int, int, int], None] | None,
 ) -> Any:
-    """A stat logger class for AsyncLLM that hands on what the KV connector and the engine's scheduler counted."""
-    from vllm.v1.metrics.loggers import StatLoggerBase
+    """A stat logger class for AsyncLLM that hands on what the KV connector and the engine's scheduler counted.
 
-    class StatsLogger(StatLoggerBase):
-        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+    It takes the place of vLLM's logger for Prometheus, which nobody reads here, and whose metrics have one registry in
+    a process: of two engines that start at the same time, one could fail to register its own.
+    """
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    class StatsLogger(PrometheusStatLogger):
+        def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
             pass
 
         def record(self, scheduler_stats: Any, iteration_stats: Any = None, *_: Any, **__: Any) -> None:
@@ -390,6 +394,12 @@ def _stats_logger(
                 on_stats(name, scheduler_stats.kv_cache_usage, scheduler_stats.num_running_reqs, waiting, preempted)
 
         def log_engine_initialized(self) -> None:
+            pass
+
+        def record_sleep_state(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def record_admission_rejection(self, *_: Any, **__: Any) -> None:
             pass
 
     return StatsLogger

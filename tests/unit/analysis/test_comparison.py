@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from wp1.analysis import tables
-from wp1.analysis.comparison import METRICS, compare, goodput
+from wp1.analysis.comparison import BY_LENGTH, METRICS, compare, goodput, unlike_lengths
 
 SLO = {"ttft_ms": 1000, "tpot_ms": None}
 
@@ -167,3 +167,17 @@ def test_warm_ups_are_in_no_figure() -> None:
     warm = pl.col("request_id").str.ends_with("/2")
     rows = compare(a.with_columns(warmup=warm), b.with_columns(warmup=warm))
     assert (_row(rows, "ttft_ms/mean")["n_a"], _row(rows, "failed_share")["n_b"]) == (2, 2)
+
+
+def test_what_grows_with_the_answer_has_no_verdict_where_lengths_differ() -> None:
+    """The second arm's answers have ten times the tokens: it takes longer, and nobody knows by that which is faster."""
+    a, b = _arm("yarn", _noisy(0, 300), tokens=3), _arm("unscaled", _noisy(1, 900), tokens=30)
+    rows = compare(a, b, {"ttft_ms": 1000, "tpot_ms": None, "e2e_ms": 5000})
+    for metric in (*BY_LENGTH, "slo_attainment"):
+        assert _row(rows, metric)["excludes_zero"] is None, metric
+    assert _row(rows, "e2e_ms/mean")["delta"] > 2000
+    assert _row(rows, "ttft_ms/mean")["excludes_zero"] is True
+    assert unlike_lengths(a, b) == {"256-conc1": {"pairs": 24, "unlike": 24, "a": 3.0, "b": 30.0}}
+    same = compare(a, _arm("unscaled", _noisy(1, 900), tokens=3))
+    assert _row(same, "e2e_ms/mean")["excludes_zero"] is True
+    assert unlike_lengths(a, a) == {}

@@ -245,3 +245,10 @@ def test_two_prefill_engines_of_two_ranks_are_a_row_a_length() -> None:
     rows = memory.rows_of(notes + second, REQUESTS, metadata)
     [row] = capacity.price_of(rows, _handoffs(), metadata)["kv_held"]
     assert row["bytes"] == 2 * IN_USE
+
+
+def test_a_device_has_the_memory_that_cuda_counts_and_nvml_counts_more() -> None:
+    rows = memory.rows_of(_gpu(*ENGINES[0], True), REQUESTS, _metadata(ENGINES[0]))
+    said = memory_report.words(rows, "agg", 1, 1.2)
+    assert "of the device's 1,000.0 MiB (for CUDA; NVML counts 1.2 GiB)" in said
+    assert "NVML" not in memory_report.words(rows, "agg", 1)

@@ -183,7 +183,7 @@ def test_the_key_parts_of_a_report() -> None:
     words, table, picture = packet.key_parts(page.replace("run/", ""), "e1")
     assert words == "It costs."
     assert table.count("\n| ") == packet.MAX_ROWS + 1
-    assert "16 more rows are in [the report](e1/report.md)" in table
+    assert "10 more rows are in [the report](e1/report.md)" in table
     assert picture == "![How](e1/a.png)"
 
 
@@ -194,6 +194,39 @@ def test_it_says_in_short_how_each_report_begins(e3: Path, tmp_path: Path) -> No
     assert line.startswith("- [E0](#e0): ")
     begins = packet.key_parts((tmp_path / "packet" / "e0" / "report.md").read_text(), "e0")[0]
     assert begins.startswith(line.removeprefix("- [E0](#e0): "))
+
+
+def test_every_arm_is_told_in_short_and_has_its_table() -> None:
+    of_arms = [
+        f"**{arm}**, GiB; reported: NVML.\n\n| {arm} |\n| --- |\n| {n} |" for n, arm in enumerate(("agg", "disagg"))
+    ]
+    page = (
+        "# E5: where?\n\n**completed**\n\n## Where\n\n**agg**, 512 tokens: one engine. It is large.\n\n"
+        "**disagg**, 512 tokens: two engines.\n\n"
+        + "\n\n".join(of_arms)
+        + "\n\n### Other\n\n| later |\n| --- |\n| 2 |\n"
+    )
+    parts = packet.key_parts(page, "e5")
+    assert [part for part in parts if part.startswith("|")] == ["| agg |\n| --- |\n| 0 |", "| disagg |\n| --- |\n| 1 |"]
+    assert packet._in_short({"e5": parts}).splitlines()[-1] == (
+        "- [E5](#e5): **agg**, 512 tokens: one engine. It is large. **disagg**, 512 tokens: two engines."
+    )
+
+
+def test_a_plot_that_the_page_does_not_show_is_left_behind(e3: Path, tmp_path: Path) -> None:
+    shutil.copytree(e3.parent, tmp_path / "outputs")
+    plots = tmp_path / "outputs" / "reports" / e3.name
+    (plots / "requests.png").write_bytes(b"old")
+    page = packet.write(packet.choose(packet.find([tmp_path / "outputs"])), tmp_path / "packet", "A packet", [])
+    assert (page.parent / "e3" / "phases.png").is_file()
+    assert not (page.parent / "e3" / "requests.png").exists()
+
+
+def test_local_changes_are_explained(e3: Path, tmp_path: Path) -> None:
+    _all(e3, tmp_path, e1={"git": {"commit": "0123456789abcdef", "dirty": True, "branch": "main"}})
+    page = Path(command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=False)[1]).read_text()
+    assert "`0123456789ab` with local changes |" in page
+    assert "- **with local changes**: when the run began, files of the checkout differed from that commit" in page
 
 
 def test_a_long_beginning_ends_with_a_sentence() -> None:

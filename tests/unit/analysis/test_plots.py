@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.analysis.synthetic import Shape, make_run
-from wp1.analysis import comparison_plots, device_plots, plots, style, tables
+from wp1.analysis import by_length, by_length_plots, comparison_plots, device_plots, plots, style, tables
 from wp1.collectors.device import SCHEMA
 
 
@@ -103,6 +103,33 @@ def test_few_requests_have_a_legend_too(figures: list[Any], tmp_path: Path, coun
     assert 0 <= legend.y0 < legend.y1 <= figures[0].axes[0].get_window_extent().y0
 
 
+def test_the_title_over_long_names_is_not_cut(figures: list[Any], tmp_path: Path) -> None:
+    shape = Shape(arms=("agg",), lengths=(256,), rates=(0,), repeats=1, count=60, handoffs=False)
+    rows = tables.requests(make_run(tmp_path, shape) / "records.jsonl").filter(~pl.col("warmup"))
+    named = rows.with_columns(label=pl.lit("number_string: What is the sequence of digits"))
+    # A request for perplexity has no times, and no bar.
+    timed = named.with_columns(e2e_ms=pl.when(pl.col("request_id").str.ends_with("/0")).then(None).otherwise("e2e_ms"))
+    plots._requests(timed, tmp_path / "x.png", " (built-in tasks)")
+    figures[0].canvas.draw()
+    assert figures[0]._suptitle.get_window_extent().x1 <= figures[0].bbox.x1
+    assert "the first 40 of 59" in figures[0]._suptitle.get_text()
+
+
+def test_requests_of_several_cells_that_nothing_tells_apart_are_not_drawn(tmp_path: Path) -> None:
+    """Forty bars of `1024 random tokens`, all of the first cell, say nothing."""
+    shape = Shape(arms=("agg",), lengths=(256, 512), rates=(0,), repeats=1, count=1, handoffs=False)
+    folder = make_run(tmp_path, shape)
+    records = tables.requests(folder / "records.jsonl").filter(~pl.col("warmup"))
+    rows = records.with_columns(label=pl.col("cell") + " random tokens")
+    several = [file.name for _, file in plots.request_plots(tmp_path, rows, "")]
+    assert "requests.png" not in several
+    one = rows.filter(pl.col("cell").str.starts_with("256"))
+    assert "requests.png" in [file.name for _, file in plots.request_plots(tmp_path, one, "")]
+    asked = rows.with_columns(label=pl.col("request_id"))
+    twice = pl.concat([asked, asked.with_columns(label=pl.col("label") + "?")])
+    assert "requests.png" in [file.name for _, file in plots.request_plots(tmp_path, twice, "")]
+
+
 def test_the_legend_of_itl_lies_beside_the_lines_that_it_names(figures: list[Any], tmp_path: Path) -> None:
     gaps = np.random.default_rng(1).normal(50, 8, (20, 30)).clip(1).tolist()
     plots._gaps(pl.DataFrame({"arm": ["agg", "disagg"] * 10, "itl_ms": gaps}), tmp_path / "x.png", " (a label)" * 9)
@@ -113,3 +140,48 @@ def test_the_legend_of_itl_lies_beside_the_lines_that_it_names(figures: list[Any
         assert axes.get_window_extent().y1 - 1 <= legend.y0
         assert legend.y1 <= axes._left_title.get_window_extent().y0 + 1
         assert legend.x1 <= figure.bbox.x1
+
+
+def test_an_arm_has_one_colour_in_every_plot() -> None:
+    both = style.arm_colours(["agg", "disagg"])
+    assert style.arm_colours(["disagg"])["disagg"] == both["disagg"]
+    assert style.arm_colours(["agg"])["agg"] == both["agg"]
+    others = style.arm_colours(["yarn", "disagg", "unscaled"])
+    assert others["disagg"] == both["disagg"]
+    assert len({*both.values(), *others.values()}) == 4
+
+
+def test_arms_look_alike_where_they_are_compared_and_by_length(figures: list[Any], tmp_path: Path) -> None:
+    folder = make_run(tmp_path, Shape(lengths=(256, 512, 1024), rates=(0,), repeats=1, count=2))
+    requests = tables.requests(folder / "records.jsonl").filter(~pl.col("warmup"))
+    comparison_plots.arm_plots(tmp_path, requests, ["agg", "disagg"], {}, "")
+    metadata = {"pools": [], "model": {}, "peaks": None, "hardware": {"gpus": []}}
+    found = by_length.by_length(requests, metadata, {})
+    by_length_plots.length_plots(tmp_path, found, "")
+    compared, _, lengths, speed = figures
+    colours = [
+        {container.get_label().split(":")[0]: container.lines[0].get_color() for container in axes.containers}
+        for axes in (compared.axes[0], lengths.axes[0], speed.axes[0])
+    ]
+    assert colours[0] == colours[1] == colours[2]
+    assert list(colours[0]) == ["agg", "disagg"]
+
+
+@pytest.mark.parametrize(
+    ("length", "written"), [(512, "512"), (1024, "1k"), (32640, "32,640"), (65536, "64k"), (131056, "131,056")]
+)
+def test_lengths_are_written_as_whole_k_or_in_full(length: int, written: str) -> None:
+    assert style.tokens(length) == written
+
+
+def test_axes_have_their_thousands_apart() -> None:
+    import matplotlib.pyplot as plt
+
+    style.use()
+    figure, axes = plt.subplots()
+    axes.plot([0.00125, 0.0015], [0, 3000])
+    style.thousands(figure)
+    figure.canvas.draw()
+    assert "2,500" in [label.get_text() for label in axes.get_yticklabels()]
+    assert not [label for label in axes.get_xticklabels() if "," in label.get_text()]
+    plt.close(figure)

@@ -123,6 +123,33 @@ def test_perplexity_is_of_the_tokens_at_their_positions(found: dict[str, Any]) -
     assert (ppl[-1]["n"], ppl[-1]["texts"]) == (4096, 1)
 
 
+def test_two_arms_have_their_perplexity_over_the_texts_of_both(rows: pl.DataFrame) -> None:
+    """unscaled was put no text beyond 2,048 tokens, and yarn's longer ones, harder to it, do not count against it."""
+    long = (pl.col("metric") == "perplexity") & (pl.col("length") > 2048)
+    harder = rows.with_columns(nll=pl.when(long).then(pl.col("nll").list.eval(pl.element() * 4)).otherwise("nll"))
+    own = quality.summarise(harder.filter(~(long & (pl.col("arm") == "unscaled"))), SOURCE)
+    assert own is not None
+    assert own["arms"]["yarn"]["perplexity"][0]["mean"] > 20
+    both = own["differences"]["perplexity"]
+    assert [(row["to"], row["texts"], row["n"]) for row in both] == [
+        (512, 2, 2 * 511),
+        (1024, 2, 1024),
+        (2048, 1, 1024),
+    ]
+    for row in both:
+        assert row["a"]["mean"] == pytest.approx(math.exp(2.0), abs=1e-3)
+        assert row["b"]["mean"] == pytest.approx(math.exp(2.5), abs=1e-3)
+        assert row["ratio"] == pytest.approx(math.exp(0.5), abs=1e-3)
+        assert row["low"] <= row["ratio"] <= row["high"]
+    page = quality_report.section(own, harder)
+    assert page.count("These rows are of the arm's own texts (those of yarn reach 8,192 tokens and") == 2
+    assert "**Perplexity over the same texts** (n = 2 at most" in page
+
+
+def test_arms_of_the_same_texts_need_no_warning(rows: pl.DataFrame, found: dict[str, Any]) -> None:
+    assert "own texts" not in quality_report.section(found, rows)
+
+
 def test_a_request_for_perplexity_has_no_latency(tmp_path: Path) -> None:
     requests = judged_run(tmp_path).filter(pl.col("nll_window").is_not_null())
     assert requests.height == 8

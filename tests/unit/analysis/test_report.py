@@ -43,6 +43,17 @@ def test_the_same_folder_gives_the_same_bytes(tmp_path: Path, name: str) -> None
     assert sorted(pictures) == sorted(f"{RUN_ID}/{path.name}" for path in made[4:])
 
 
+def test_a_plot_of_an_earlier_report_does_not_stay(tmp_path: Path) -> None:
+    """As of a run that was cut short when one arm alone had answered."""
+    folder = make_run(tmp_path, SHAPES["one_cell"])
+    plots = tmp_path / "reports" / RUN_ID
+    plots.mkdir(parents=True)
+    (plots / "requests.png").write_bytes(b"old")
+    make_report(folder, tmp_path / "reports")
+    assert not (plots / "requests.png").exists()
+    assert (plots / "phases.png").exists()
+
+
 def test_what_the_page_of_two_arms_says(tmp_path: Path) -> None:
     folder = make_run(tmp_path, SHAPES["e3"])
     text = make_report(folder, tmp_path / "reports").read_text()

@@ -21,7 +21,10 @@ def _rows(**cells: Mapping[str, tuple[float | None, float | None, bool | None]])
                     "cell": cell.strip("_").replace("_", "-"), "metric": metric, "unit": UNITS[metric], "a": a, "b": b,
                     "delta": b - a if a is not None and b is not None else None,
                     "ratio": b / a if a and b is not None else None,
-                    "excludes_zero": excludes,
+                    "excludes_zero": excludes, "n_b": 3,
+                    # Of the bounds only their sign is read.
+                    "low": None if a is None or b is None else (b - a) * (-1 if excludes is False else 0.99),
+                    "high": None if a is None or b is None else (b - a) * 1.01,
                 }
             )  # fmt: skip
     return pl.DataFrame(rows, schema=SCHEMA)
@@ -62,7 +65,7 @@ def test_a_difference_that_may_be_none_is_not_called_one() -> None:
     text = in_words(_rows(_256_conc1={**SAME, "ttft_ms/mean": (100.0, 300.0, False)}), "agg", "disagg")
     assert "nothing shows that disagg helped" in text
     assert "higher" not in text
-    assert "No difference could be shown for 256 tokens one at a time." in text
+    assert "No difference could be shown for 256 tokens one at a time in what was looked at." in text
 
 
 def test_too_few_pairs_are_no_difference_either() -> None:
@@ -74,8 +77,8 @@ def test_several_cells_are_one_clause() -> None:
     half = {**QUEUE_FELL, "ttft_ms/mean": (400.0, 300.0, True), "queue_ms/mean": (300.0, 190.0, True)}
     text = in_words(_rows(_256_conc1=SAME, _256_rate2=half, _1024_rate2=QUEUE_FELL), "agg", "disagg")
     assert "mean TTFT was lower in 2 of 3 cells, by 25 % to 50 %, most for 1,024 tokens at 2 requests/s" in text
-    assert "and in each of them queue moved most" in text
-    assert "No difference could be shown for 256 tokens one at a time." in text
+    assert ", with queue the largest part in each of them" in text
+    assert "No difference could be shown for 256 tokens one at a time in what was looked at." in text
 
 
 def test_it_begins_with_where_e2e_changed_most() -> None:
@@ -147,3 +150,80 @@ def test_too_few_requests_are_no_sign_of_no_difference() -> None:
     beside = in_words(_rows(_256_conc1=few, _1024_conc1=SAME), "agg", "disagg")
     assert "Nothing can be told for 256 tokens one at a time" in beside
     assert "No difference could be shown for 1,024 tokens one at a time" in beside
+
+
+def test_mostly_is_more_than_half() -> None:
+    """Decode is 4.7 ms of 12.9, which is not most of them."""
+    cell = {
+        **SAME, "queue_ms/mean": (1.2, 2.3, True), "prefill_ms/mean": (26.0, 28.6, False),
+        "handoff_ms/mean": (None, 4.4, None), "decode_ms/mean": (202.0, 206.7, False),
+        "e2e_ms/mean": (229.0, 241.9, True),
+    }  # fmt: skip
+    text = in_words(_rows(_1024_conc1=cell), "agg", "disagg")
+    assert "the largest part decode +4.7 ms)" in text
+    assert "most of it" not in text
+    assert "mostly" not in text
+
+
+def test_percentiles_are_told_where_no_mean_moved() -> None:
+    cell = {**SAME, "ttft_ms/p95": (629.0, 889.0, True), "queue_ms/mean": (21.7, 88.9, True)}
+    text = in_words(_rows(_8192_rate2=cell), "agg", "disagg")
+    assert "It hurt:\n\n- p95 TTFT was higher, by 41 % for 8,192 tokens at 2 requests/s (889 ms instead of 629" in text
+    assert "a part of it differs all the same: queue +67.2 ms for 8,192 tokens at 2 requests/s" in text
+    assert "No difference" not in text
+
+
+def test_mean_and_percentile_are_one_clause() -> None:
+    cell = {**SAME, "tpot_ms/mean": (9.0, 7.0, True), "tpot_ms/p95": (14.0, 7.0, True)}
+    text = in_words(_rows(_256_conc1=cell, _512_conc1=SAME), "agg", "disagg")
+    assert "\n- mean TPOT was lower, by 22 % for" in text
+    assert "; p95 TPOT was lower, by 50 % for 256 tokens one at a time (7.0 ms instead of 14.0 ms)." in text
+
+
+def test_a_rate_of_few_repeats_leans_and_is_not_judged() -> None:
+    cell = {**SAME, "output_tokens_per_s": (21.8, 21.2, None)}
+    text = in_words(_rows(_32768_rate2=cell), "agg", "disagg")
+    assert "Output tokens/s of disagg were lower, by intervals that exclude zero but are of 3 repeats, too few" in text
+    assert "2.8 % for 32,768 tokens at 2 requests/s" in text
+    assert "Nothing shows that it hurt." in text
+    enough = in_words(_rows(_32768_rate2={**SAME, "output_tokens_per_s": (21.8, 21.2, True)}), "agg", "disagg")
+    assert "It hurt:\n\n- output tokens/s was lower, by 2.8 % for" in enough
+    assert "(21.2 tokens/s instead of 21.8 tokens/s)" in enough
+    assert "too few to judge by" not in enough
+
+
+def test_it_says_at_its_head_that_hardly_any_request_met_the_slo() -> None:
+    faster = {**SAME, "e2e_ms/mean": (7449.0, 4632.0, True), "slo_attainment": (0.056, 0.167, False)}
+    within = {**SAME, "e2e_ms/mean": (320.0, 256.0, True), "slo_attainment": (1.0, 1.0, False)}
+    text = in_words(_rows(_1024_rate2=within, _32768_rate2=faster), "agg", "disagg")
+    head, _, rest = text.partition("\n\n")
+    assert "won most for 32,768 tokens at 2 requests/s, beyond capacity, where mean E2E is 38 % lower" in head
+    assert "otherwise for 1,024 tokens at 2 requests/s (20 % lower)" in head
+    assert rest.startswith(
+        "**Hardly any request met the SLO** for 32,768 tokens at 2 requests/s (agg 5.6 %, disagg 17 %)"
+    )
+    one_that_serves = {**faster, "slo_attainment": (0.056, 0.5, True)}
+    assert "beyond" not in in_words(_rows(_32768_rate2=one_that_serves), "agg", "disagg")
+
+
+def test_answers_of_other_lengths_are_compared_by_their_tokens() -> None:
+    """As `comparison.compare` has it, nothing that grows with the answer has a verdict there."""
+    cell = {
+        "ttft_ms/mean": (16.9, 24.3, True), "tpot_ms/mean": (1.6, 2.1, True), "e2e_ms/mean": (56.9, 198.0, None),
+        "e2e_ms/p95": (94.5, 371.0, None), "output_tokens_per_s": (149.0, 382.0, None),
+    }  # fmt: skip
+    unlike = {"4096-conc1": {"pairs": 15, "unlike": 12, "a": 9.5, "b": 80.8}}
+    text = in_words(_rows(_4096_conc1=cell), "yarn", "unscaled", unlike)
+    assert text.startswith(
+        "**To the first token unscaled lost most for 4,096 tokens one at a time, where mean TTFT is 44 % higher"
+    )
+    assert "**From token to token unscaled lost most" in text
+    assert "in 12 of 15 pairs of the same request (mean output tokens of yarn and unscaled: 9.5 and 80.8 for" in text
+    assert "E2E is" not in text
+    assert "E2E was" not in text
+    assert "Output tokens/s of" not in text
+    # Cells with answers of one length keep their E2E.
+    alike = {**SAME, "e2e_ms/mean": (500.0, 550.0, True)}
+    both = in_words(_rows(_256_conc1=alike, _4096_conc1=cell), "yarn", "unscaled", unlike)
+    assert both.startswith("**End to end unscaled lost most for 256 tokens one at a time")
+    assert "are not judged there; TTFT and TPOT are" in both

@@ -3,7 +3,7 @@
 import pytest
 
 from wp1.errors import ConfigError
-from wp1.serving.placement import Place, core_sets, places
+from wp1.serving.placement import Place, check_equal, core_sets, places
 
 
 def test_gpus_are_dealt_in_turn() -> None:
@@ -51,3 +51,12 @@ def test_places_are_named() -> None:
     assert Place([0, 3]).names() == ["cuda:0", "cuda:3"]
     assert Place(cores=[1, 2]).names() == ["cpu cores 1,2"]
     assert Place().names() == ["cpu"]
+
+
+def test_arms_are_equal_by_their_gpus_and_not_by_their_engines() -> None:
+    one, two = places([1], "auto", [0], [0]), places([1, 1], "auto", [0], [0])
+    check_equal({"agg": one, "disagg": two})
+    check_equal({"agg": places([1], "auto", [], [0, 1]), "disagg": places([1, 1], "auto", [], [0, 1])})
+    check_equal({"agg": places([1], [0], [0, 1], [0]), "disagg": places([1, 1], [0, 0], [0, 1], [0])})
+    with pytest.raises(ConfigError, match=r"arms\.agg gets GPU 0, arms\.disagg gets GPU 0 and 1: .*devices=\[0,0"):
+        check_equal({"agg": places([1], "auto", [0, 1], [0]), "disagg": places([1, 1], "auto", [0, 1], [0])})

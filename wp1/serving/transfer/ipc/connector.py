@@ -23,7 +23,7 @@ from wp1.serving.transfer.ipc.copying import Copier, copier_of
 from wp1.serving.transfer.ipc.decode import DecodeScheduler
 from wp1.serving.transfer.ipc.kinds import obstacle_in_engine, specs_of
 from wp1.serving.transfer.ipc.layout import LayoutError, layout_of
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender
 from wp1.serving.transfer.ipc.prefill import PrefillOrders, PrefillScheduler, PrefillWorker
 from wp1.serving.transfer.ipc.receiver import DecodeOrders, Receiver
 
@@ -89,11 +89,19 @@ class IpcConnector(KVConnectorBase_V1):
             self._prefill = PrefillScheduler(self._engine, ranks, block_tokens, lease_s, self._sender)
         else:
             box = Mailbox(folder, f"{self._engine}.scheduler")
-            self._decode = DecodeScheduler(box, block_tokens, self._at_once_tokens(block_tokens))
+            at_once = self._at_once_tokens(block_tokens)
+            self._decode = DecodeScheduler(box, block_tokens, at_once, self._to_workers)
+
+    def _to_workers(self, message: Message) -> None:
+        for rank in range(self._config.parallel_config.tensor_parallel_size):
+            self._sender.send(f"{self._engine}.{rank}", message)
 
     def _at_once_tokens(self, block_tokens: int) -> int:
-        """Up to how many tokens' KV is taken over within a step. The sums of `verify` take several."""
-        if self._verify:
+        """Up to how many tokens' KV is taken over within a step.
+
+        None where that takes several, as the sums of `verify` do, or where the step begins by zeroing its new blocks.
+        """
+        if self._verify or getattr(self._cache, "needs_kv_cache_zeroing", False):
             return 0
         block_bytes = sum(
             spec.page_size_bytes for group in self._cache.kv_cache_groups for spec in specs_of(group).values()

@@ -3,13 +3,14 @@
 There are two ways. Beside the engine's steps, as the blocks get ready: vLLM gives the request its blocks at once and
 schedules it when it hears that all is there, up to two idle steps of a millisecond later. Or within the step that
 computes the first token, when the prompt is done: that wins those milliseconds where nobody else is decoding, who would
-have to wait for the copy, and where the copy is short.
+have to wait for the copy, and where the copy is short. It then is under way by mail while the step is still prepared.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Message
-from wp1.serving.transfer.ipc.receiver import REMEMBERED, DecodeOrders, Load
+from wp1.serving.transfer.ipc.receiver import REMEMBERED, DecodeOrders, Load, in_advance
 
 # Steps without work after which an engine that waits for KV does so in peace, and for how long at a time. As many may
 # be on their way in the GPU, whose outcome must not wait.
@@ -20,9 +21,16 @@ IDLE_WAIT_S = 0.005
 class DecodeScheduler:
     """Follows each request whose KV comes from elsewhere, in the process of the engine's scheduler."""
 
-    def __init__(self, mailbox: Mailbox, block_tokens: int, at_once_tokens: int) -> None:
-        """at_once_tokens: up to how many tokens' KV is taken over within a step."""
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        block_tokens: int,
+        at_once_tokens: int = 0,
+        to_workers: Callable[[Message], None] = lambda _: None,
+    ) -> None:
+        """at_once_tokens: up to how many tokens' KV is taken over within a step; to_workers: sends to receivers."""
         self._mailbox = mailbox
+        self._to_workers = to_workers
         self._block_tokens = block_tokens
         self._at_once_tokens = at_once_tokens
         self._waiting: dict[str, Any] = {}  # vllm.v1.request.Request by id, until its KV is here
@@ -95,17 +103,19 @@ class DecodeScheduler:
         cached, done = found or (params["wp1_tokens"] - tokens, said)
         first = cached // self._block_tokens
         end = -(-params["wp1_tokens"] // self._block_tokens)
-        self._orders.loads.append(
-            Load(
-                request.request_id,
-                params["wp1"]["handoff"],
-                params["remote_engine_id"],
-                first,
-                list(blocks[first:end]),
-                done,
-                at_once,
-            )
+        load = Load(
+            request.request_id,
+            params["wp1"]["handoff"],
+            params["remote_engine_id"],
+            first,
+            list(blocks[first:end]),
+            done,
+            at_once,
         )
+        # After so many idle steps nothing is on its way in the GPU that could still write to these blocks.
+        if at_once and self._idle > IDLE_STEPS:
+            self._to_workers(in_advance(load))
+        self._orders.loads.append(load)
 
     def orders(self, scheduled: int) -> DecodeOrders:
         """What this step's workers are to do; `scheduled`: tokens that the step computes."""

@@ -44,6 +44,13 @@ class Load:
     runs: int = 0
     after: Any = None  # a fence of the copier, until the first copy
     over: threading.Event | None = None  # for the step that waits
+    in_advance: bool = False  # by mail, to begin before the step that it comes with as well
+
+
+def in_advance(load: Load) -> Message:
+    """The message that has a load begin before its step's orders are there."""
+    words = (load.request, load.handoff, load.engine, load.first, load.blocks, load.done)
+    return {"kind": "in_advance", "load": words}
 
 
 @dataclass(slots=True)
@@ -106,6 +113,7 @@ class Receiver:
         self._loads: dict[str, Load] = {}
         self._sources: dict[str, Source] = {}
         self._over: OrderedDict[str, None] = OrderedDict()
+        self._advanced: dict[str, tuple[str | None, tuple[Any, ...]]] = {}  # by handoff, until their step's orders come
         self._orders: deque[Message] = deque()
         self.ended: deque[Ended] = deque()
         self._thread = threading.Thread(target=self._run, name="wp1-kv", daemon=True)
@@ -171,6 +179,8 @@ class Receiver:
         match message["kind"]:
             case "load":
                 self._load(message["load"])
+            case "in_advance":
+                self._load(Load(*message["load"], at_once=True, in_advance=True))
             case "give_up":
                 self._give_up(message["handoff"], message["engine"])
             case "lose":
@@ -181,6 +191,10 @@ class Receiver:
                     self._advance(message["handoff"])
 
     def _load(self, load: Load) -> None:
+        advanced = self._advanced.pop(load.handoff, None)
+        if advanced is not None:
+            self._tell(load, *advanced)
+            return
         if load.handoff in self._over or load.handoff in self._loads:
             # Its blocks there are free, or about to be: they were given up, or are another load's.
             self._tell(load, f"handoff {load.handoff} was given up or taken", None)
@@ -278,6 +292,11 @@ class Receiver:
         self._tell(load, error, report)
 
     def _tell(self, load: Load, error: str | None, report: tuple[Any, ...] | None) -> None:
+        if load.in_advance:
+            # Its step's orders, which come or came, are what is answered; where they came first, they are by now.
+            if report is not None:
+                self._advanced[load.handoff] = (error, report)
+            return
         self.ended.append(Ended(load.request, error, load.blocks, load.at_once, report))
         if load.over is not None:
             load.over.set()

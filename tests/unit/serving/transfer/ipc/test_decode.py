@@ -10,7 +10,7 @@ from tests.stress.engines import Request
 from wp1.serving.transfer.ipc import decode
 from wp1.serving.transfer.ipc.decode import DecodeScheduler
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender
-from wp1.serving.transfer.ipc.receiver import Load
+from wp1.serving.transfer.ipc.receiver import Load, in_advance
 
 SOURCE, TOKENS = "prefill-0", 16
 DONE = {"handoff": "h", "epoch": 0, "blocks": [[5, 3]], "until": 1e12, "token": 99}
@@ -18,7 +18,8 @@ DONE = {"handoff": "h", "epoch": 0, "blocks": [[5, 3]], "until": 1e12, "token": 
 
 class World:
     def __init__(self, folder: Path) -> None:
-        self.scheduler = DecodeScheduler(Mailbox(folder, "decode-0.scheduler"), TOKENS, at_once_tokens=0)
+        self.advanced: list[Message] = []
+        self.scheduler = DecodeScheduler(Mailbox(folder, "decode-0.scheduler"), TOKENS, to_workers=self.advanced.append)
         self.sender = Sender(folder)
 
     def say_done(self, handoff: str = "h", token: int = 99) -> Message:
@@ -295,3 +296,18 @@ def test_an_engine_listens_for_a_short_prompt_once_a_step(world: World) -> None:
     world.scheduler.orders(0)
     world.say_done()
     assert world.scheduler.to_come(request, 0) == (40, False)
+
+
+@pytest.mark.parametrize("idle", [decode.IDLE_STEPS, decode.IDLE_STEPS + 1])
+def test_a_copy_begins_in_advance_once_no_step_can_be_on_its_way(world: World, idle: int) -> None:
+    world.at_once()
+    request = _early(40)
+    for _ in range(idle):
+        world.scheduler.to_come(request, 0)
+        world.scheduler.orders(0)
+    done = world.say_done()
+    world.scheduler.to_come(request, 0)
+    world.scheduler.allocated(request, [1, 2, 3], 40)
+    [load] = world.scheduler.orders(1).loads
+    assert load == Load("r", "h", SOURCE, 0, [1, 2, 3], done, at_once=True)
+    assert world.advanced == [in_advance(load)] * (idle > decode.IDLE_STEPS)

@@ -1,5 +1,6 @@
 """What a receiver makes of loads and words that come in any order: the right bytes, one end, one release."""
 
+import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from wp1.serving.transfer.ipc import receiver as receiver_module
 from wp1.serving.transfer.ipc.exports import Peer, PeerError
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, to_runs
-from wp1.serving.transfer.ipc.receiver import DecodeOrders, Load, Receiver
+from wp1.serving.transfer.ipc.receiver import DecodeOrders, Load, Receiver, in_advance
 
 SOURCE = "prefill-0"
 
@@ -382,3 +383,28 @@ def test_a_step_does_not_wait_for_a_thread_that_has_ended(monkeypatch: pytest.Mo
     world = World()
     with pytest.raises(RuntimeError, match="the thread that takes KV over has ended"):
         world.receiver.obey(DecodeOrders(loads=[Load("r", "h", SOURCE, 0, [1], done([11]), at_once=True)]))
+
+
+@pytest.mark.parametrize("first", ["mail", "step"])
+def test_a_load_that_comes_in_advance_as_well_is_copied_once_and_answered_to_its_step(first: str) -> None:
+    world = World()
+    load = Load("r", "h", SOURCE, 0, [1, 2], done([11, 12]), at_once=True)
+    orders = {"mail": json.loads(json.dumps(in_advance(load))), "step": {"kind": "load", "load": load}}
+    for name in sorted(orders, key=lambda name: name != first):
+        world.receiver.handle(orders[name])
+        assert len(world.receiver.ended) == (first == "step" or name == "step")
+    assert world.end() == (None, [1, 2])
+    assert world.receiver.ended[0].report is not None
+    assert len(world.copies.after) == 1
+    assert world.copies.there == {1: 11, 2: 12}
+    assert world.posted.released() == ["h"]
+    assert not world.receiver._advanced
+
+
+def test_a_failure_in_advance_is_told_to_the_step() -> None:
+    world = World()
+    world.copies.raises = RuntimeError("no")
+    load = Load("r", "h", SOURCE, 0, [1], done([11]), at_once=True)
+    world.receiver.handle(in_advance(load))
+    world.receiver.handle({"kind": "load", "load": load})
+    assert world.end() == ("the copy failed: RuntimeError: no", [1])
