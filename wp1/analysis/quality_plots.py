@@ -171,7 +171,7 @@ def _perplexity(arms: Mapping[str, Any], both: Sequence[Mapping[str, Any]], path
         spread = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
         axes.errorbar(
             [row["to"] * 0.97 for row in rows], [row["mean"] for row in rows], yerr=np.maximum(spread, 0),
-            marker=MARKERS[0], markerfacecolor="white", linestyle="--", capsize=2.5, color=colours[0],
+            marker=MARKERS[0], markerfacecolor="white", linestyle="--", capsize=2.5, color=colours[first],
             label=f"{first}, the same {rows[0]['texts']} texts as {list(arms)[1]}",
         )  # fmt: skip
     _length_axis(axes, sorted({row["to"] for of in arms.values() for row in of["perplexity"]}))

@@ -123,7 +123,7 @@ def test_perplexity_is_of_the_tokens_at_their_positions(found: dict[str, Any]) -
     assert (ppl[-1]["n"], ppl[-1]["texts"]) == (4096, 1)
 
 
-def test_two_arms_have_their_perplexity_over_the_texts_of_both(rows: pl.DataFrame) -> None:
+def test_two_arms_have_their_perplexity_over_the_texts_of_both(rows: pl.DataFrame, tmp_path: Path) -> None:
     """unscaled was put no text beyond 2,048 tokens, and yarn's longer ones, harder to it, do not count against it."""
     long = (pl.col("metric") == "perplexity") & (pl.col("length") > 2048)
     harder = rows.with_columns(nll=pl.when(long).then(pl.col("nll").list.eval(pl.element() * 4)).otherwise("nll"))
@@ -144,6 +144,9 @@ def test_two_arms_have_their_perplexity_over_the_texts_of_both(rows: pl.DataFram
     page = quality_report.section(own, harder)
     assert page.count("These rows are of the arm's own texts (those of yarn reach 8,192 tokens and") == 2
     assert "**Perplexity over the same texts** (n = 2 at most" in page
+    # Drawn dashed, in the first arm's colour.
+    captions = [caption for caption, _ in quality_plots.quality_plots(tmp_path, own, "")]
+    assert any("Dashed: the first arm over the other's texts alone." in caption for caption in captions)
 
 
 def test_arms_of_the_same_texts_need_no_warning(rows: pl.DataFrame, found: dict[str, Any]) -> None:
