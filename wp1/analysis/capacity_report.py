@@ -93,9 +93,9 @@ def _held(found: Mapping[str, Any], unit: Unit) -> str:
     ]  # fmt: skip
     note = (
         "A decode pool gives a prompt all its blocks when it is asked for it; an idle one gives a short prompt "
-        "(transfer.at_once_mib) its blocks only once it is computed, so that its row says too much. A prefill pool gives "
-        "them chunk by chunk as it computes, and keeps them until they have moved. From the account of handoffs: asked, "
-        "end of the prefill, end of the transfer; means over the requests of a length."
+        "(transfer.at_once_mib) its blocks only once it is computed, so that its row says too much. A prefill pool "
+        "gives them chunk by chunk as it computes, and keeps them until they have moved. From the account of handoffs: "
+        "asked, end of the prefill, end of the transfer; means over the requests of a length."
     )
     return f"{_held_in_words(found)}\n\n{table(header, lines, 'rrrrr')}\n\n{note}".lstrip()
 
