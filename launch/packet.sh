@@ -31,6 +31,8 @@ for argument in "$@"; do
     --partial) partial=(--partial) ;;
     --print) print=yes ;;
     -*) refuse "$argument is not known: key=value, --partial or --print" ;;
+    root=* | experiment=* | resume=* | hydra.*)
+      refuse "$argument is not for the packet: it runs every experiment, each in FOLDER" ;;
     *=*) overrides+=("$argument") ;;
     *) refuse "$argument is not known: key=value, --partial or --print" ;;
   esac

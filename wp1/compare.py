@@ -19,7 +19,7 @@ from wp1.analysis.summary import read_config
 from wp1.analysis.sweep import Job
 from wp1.analysis.sweep_plot import sweep_plot
 from wp1.analysis.sweep_report import PAGE, PAIRS, PLOT, ROWS, contrast, jobs_table, reasons
-from wp1.errors import ConfigError, WP1Error
+from wp1.errors import ConfigError, WP1Error, unforeseen, unreadable
 from wp1.identity import settings_of
 from wp1.places import comparisons_of, report_of
 
@@ -117,8 +117,14 @@ def main() -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: {unreadable(error, words.out or words.runs[0])}", file=sys.stderr)
+        sys.exit(2)
     except WP1Error as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        given = ", ".join(map(str, words.runs))
+        sys.exit(f"error: one of {given} is no whole run, or its comparison cannot be written ({unforeseen(error)})")
     print("\n".join(said))
     print(page)
 

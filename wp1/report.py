@@ -14,7 +14,7 @@ from wp1.analysis.summary import read_config, read_metadata, summarise
 from wp1.analysis.sweep import MANIFEST, read_jobs, read_manifest
 from wp1.analysis.sweep_report import write_comparison
 from wp1.collectors import Collector
-from wp1.errors import ConfigError, WP1Error, unforeseen
+from wp1.errors import ConfigError, WP1Error, unforeseen, unreadable
 from wp1.places import reports_of
 
 
@@ -74,7 +74,10 @@ def main() -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (WP1Error, OSError) as error:
+    except OSError as error:
+        print(f"error: {unreadable(error, words.run_dir)}", file=sys.stderr)
+        sys.exit(2)
+    except WP1Error as error:
         sys.exit(f"error: {error}")
     except Exception as error:
         sys.exit(f"error: {words.run_dir} is no whole run ({unforeseen(error)})")

@@ -180,6 +180,12 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
     metadata = read_json(run_dir / "run_metadata.json")
     metadata.require(*NOTED)
     _check_setting(run_dir, metadata, fresh)
+    if metadata["status"] == "completed" and not (run_dir / progress.FILE).is_file():
+        # All its records would be put apart as nobody's.
+        raise ConfigError(
+            f"{run_dir} is complete and has no {progress.FILE}, which says what is done: restore it from a copy, or "
+            f"make its report by python -m wp1.report {run_dir}"
+        )
     skipped, probes = [one["cell"] for one in metadata["skipped"]], goodput.read(run_dir)
     searched = {arm.name for arm in arms if goodput.ended(probes, arm.name, goodput.lengths_of(arm, skipped))}
     planned = {(cell.arm, cell.name) for arm in arms for cell in arm.cells}

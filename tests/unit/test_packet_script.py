@@ -46,6 +46,13 @@ def test_what_it_does_not_know_is_refused(tmp_path: Path, argument: str) -> None
     assert not (tmp_path / "packets").exists()
 
 
+@pytest.mark.parametrize("argument", ["root=elsewhere", "experiment=e3", "resume=run", "hydra.run.dir=x"])
+def test_what_would_take_the_experiments_elsewhere_is_refused(tmp_path: Path, argument: str) -> None:
+    said = _run(str(tmp_path / "packets"), argument)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert said.stderr == f"error: {argument} is not for the packet: it runs every experiment, each in FOLDER\n"
+
+
 @pytest.mark.parametrize("words", [("nosuch.key=1",), ("nosuch.key=1", "--print")])
 def test_an_unknown_key_is_refused_before_anything_runs(tmp_path: Path, words: tuple[str, ...]) -> None:
     said = _run(str(tmp_path / "packets"), *words)

@@ -110,6 +110,17 @@ def test_a_run_killed_anywhere_ends_as_an_unbroken_one(
     assert len((run_dir / "cells.jsonl").read_text().splitlines()) == 2 * 4 * 2
 
 
+def test_a_complete_run_that_lost_what_says_so_keeps_its_records(config: Compose, double: Any, tmp_path: Path) -> None:
+    cfg = config(*TINY, "experiment.same_tokens=false")
+    run_dir = tmp_path / "outputs" / RUN_ID
+    go(cfg, run_dir)
+    records = (run_dir / "records.jsonl").read_bytes()
+    (run_dir / "cells.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"is complete and has no cells\.jsonl, .* restore it from a copy, or make"):
+        go(cfg, run_dir, resuming=True)
+    assert (run_dir / "records.jsonl").read_bytes() == records
+
+
 def test_a_repeat_that_was_cut_short_is_put_apart_and_measured_again(
     config: Compose, double: Any, tmp_path: Path
 ) -> None:

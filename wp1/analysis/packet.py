@@ -292,8 +292,15 @@ def _setting(chosen: dict[str, Run]) -> str:
         rows += [[key, ", ".join(values)]] if values else []
     rows.append(["versions", ", ".join(_versions(chosen))])
     states = [git for run in chosen.values() if (git := run.metadata["git"])]
-    commits = {code_of(git) for git in states}
-    rows += [["code", ", ".join(sorted(commits))]] if commits else []
+    commits: dict[str, list[str]] = {}
+    for name, run in chosen.items():
+        if git := run.metadata["git"]:
+            commits.setdefault(code_of(git), []).append(name.upper())
+    # Settings that one of them does not know yet are not in its configuration.
+    of = "; ".join(f"{code} ({', '.join(names)})" if len(commits) > 1 else code for code, names in commits.items())
+    rows += [["code", of]] if commits else []
+    if len({run.metadata.get("boot") for run in chosen.values()}) > 1:
+        rows.append(["machines", "of the same kind; not the same machine, or not since the same start of it"])
     meanings = [
         f"- {labels.in_words(label, '**')}."
         for label in sorted({label for run in chosen.values() for label in run.metadata["labels"]})

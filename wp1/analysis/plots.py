@@ -96,7 +96,7 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    arms = answered["arm"].unique(maintain_order=True).sort().to_list()
+    arms = answered["arm"].unique(maintain_order=True).to_list()
     colours = style.arm_colours(arms)
     gaps = {arm: answered.filter(pl.col("arm") == arm)["itl_ms"].explode().drop_nulls().to_numpy() for arm in arms}
     every = np.concatenate(list(gaps.values()))

@@ -148,7 +148,9 @@ def requests(path: Path, without: Sequence[str] = ()) -> pl.DataFrame:
     parts = [
         with_latencies(part).drop(without, strict=False) for part in _parts(path, schema, "request record", OF_RECORD)
     ]
-    return steady.with_windows(pl.concat(parts).filter(pl.col("cause").ne_missing("interrupted")))
+    # A line that is there twice stands for one request, as `whole` counts them.
+    records = pl.concat(parts).filter(pl.col("cause").ne_missing("interrupted"))
+    return steady.with_windows(records.unique("request_id", keep="last", maintain_order=True))
 
 
 def keys(path: Path) -> pl.DataFrame:
@@ -162,7 +164,8 @@ def handoffs(path: Path) -> pl.DataFrame:
 
     A last line torn by a crash is left out. Raises ConfigError naming the file and line of what is no handoff.
     """
-    return with_handoff_times(read(path, HANDOFF_SCHEMA, "handoff", OF_HANDOFF))
+    rows = read(path, HANDOFF_SCHEMA, "handoff", OF_HANDOFF)
+    return with_handoff_times(rows.unique("handoff_id", keep="last", maintain_order=True))
 
 
 def queues(path: Path) -> pl.DataFrame:

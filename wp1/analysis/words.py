@@ -106,7 +106,9 @@ def _moved_so(by: Rows, names: list[str], helped: bool) -> list[str]:
 
 
 def _extremes(by: Rows, names: list[str], b: str, unlike: bool) -> str:
-    """Where E2E, in which all phases are, fell most and where it rose most; "" where neither could be shown.
+    """Where E2E, in which all phases are, fell most and where it rose most, and the same of SLO attainment.
+
+    "" where nothing could be shown.
 
     unlike: answers differ in length in some cell; where they do in all, TTFT and TPOT stand for E2E.
     """
@@ -114,7 +116,21 @@ def _extremes(by: Rows, names: list[str], b: str, unlike: bool) -> str:
     if unlike and not any(_judged(by, cell, "e2e_ms/mean") for cell in names):
         said = [_most(by, names, b, "ttft_ms/mean", "To the first token")]
         said += [_most(by, names, b, "tpot_ms/mean", "From token to token")]
+    said.append(_attained(by, names, b))
     return " ".join(f"**{sentence}**" for sentence in said if sentence)
+
+
+def _attained(by: Rows, names: list[str], b: str) -> str:
+    shown = [row for cell in names if (row := by.get((cell, "slo_attainment"))) and row["excludes_zero"]]
+    found = []
+    for sign, verb in ((1, "won"), (-1, "lost")):
+        along = [row for row in shown if row["delta"] * sign > 0]
+        if along:
+            row = max(along, key=lambda row: row["delta"] * sign)
+            found.append(
+                f"{verb} most for {cells.parse(row['cell']).words} ({share(row['b'])} instead of {share(row['a'])})"
+            )
+    return f"In SLO attainment {b} {', and '.join(found)}." if found else ""
 
 
 def _most(by: Rows, names: list[str], b: str, metric: str, begin: str) -> str:

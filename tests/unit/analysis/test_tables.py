@@ -150,5 +150,14 @@ def test_a_bad_line_far_into_a_file_is_refused(tmp_path: Path, monkeypatch: pyte
 def test_a_request_that_our_own_stop_cut_short_is_no_result(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     causes = ["timeout", "interrupted", None]
-    path.write_text("".join(json.dumps(AGGREGATED | {"cause": cause}) + "\n" for cause in causes))
+    rows = [AGGREGATED | {"request_id": f"agg/c/r0/{n}", "cause": cause} for n, cause in enumerate(causes)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert tables.requests(path)["cause"].to_list() == ["timeout", None]
+
+
+def test_a_line_that_is_there_twice_is_one_request(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(2 * (json.dumps(AGGREGATED) + "\n"))
+    assert tables.requests(path).height == 1
+    path.write_text(2 * (json.dumps(HANDOFF) + "\n"))
+    assert tables.handoffs(path).height == 1

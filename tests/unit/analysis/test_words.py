@@ -99,6 +99,9 @@ def test_it_begins_with_where_e2e_changed_most() -> None:
 def test_more_of_an_attainment_is_better() -> None:
     cell = {**SAME, "slo_attainment": (0.5, 0.9, True), "failed_share": (0.0, 0.25, True)}
     text = in_words(_rows(_256_rate2=cell), "agg", "disagg")
+    assert text.startswith(
+        "**In SLO attainment disagg won most for 256 tokens at 2 requests/s (90 % instead of 50 %).**"
+    )
     assert "helped against agg:\n\n- SLO attainment was higher, by 40 points for 256 tokens at 2 requests/s" in text
     assert "It hurt:\n\n- the share of failed requests was higher, by 25 points" in text
     assert "(25 % instead of 0 %)" in text
