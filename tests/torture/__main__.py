@@ -35,6 +35,8 @@ def main() -> int:
     parser.add_argument("--page", type=Path, default=None, help="the page to write; of all cases docs/reliability.md")
     parser.add_argument("--list", action="store_true", help="the names of the cases")
     asked = parser.parse_args()
+    if asked.page is not None and not asked.page.is_file():
+        parser.error(f"--page: {asked.page} is not there; the table is put between the marks of a page")
     every = [*kills.cases(), *faults.cases()]
     cases = [case for case in every if not asked.only or any(word in case.name for word in asked.only)]
     if not cases or asked.list:

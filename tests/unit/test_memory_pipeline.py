@@ -16,6 +16,7 @@ from wp1 import schema
 from wp1.analysis.summary import read_json
 from wp1.console import Screen
 from wp1.errors import ConfigError
+from wp1.publication.run import entry_of
 from wp1.records import read_records
 from wp1.report import make_report
 
@@ -79,6 +80,17 @@ def test_one_request_a_length_is_no_measurement_of_speed(config: Compose, double
     (folder / "ttft_by_length.png").write_bytes(b"")
     make_report(outcome.run_dir, outcome.report.parent)
     assert not (folder / "ttft_by_length.png").exists()
+
+
+def test_the_page_in_mlflow_opens_with_memory(config: Compose, double: Any, tmp_path: Path) -> None:
+    outcome = _run(config, tmp_path)
+    assert outcome.report is not None
+    entry = entry_of(outcome.run_dir, outcome.report.parent)
+    _, *found, machine, _ = entry.description.split("\n\n")
+    assert [paragraph.partition(",")[0] for paragraph in found] == ["**agg**", "**disagg**"]
+    assert "TTFT" not in machine
+    assert "memory/agg/agg-0/weights_gib" in entry.metrics
+    assert not any(name.startswith("comparison/") for name in entry.metrics)
 
 
 def test_several_requests_a_length_are(config: Compose, double: Any, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
     """What MLflow is to show, from the run's folder and report. Raises WP1Error where the folder is none of a run."""
     config, metadata = read_config(run_dir), read_metadata(run_dir)
     summary = read_json(run_dir / "summary.json")
-    compared = _comparison(run_dir, metadata["experiment"])
+    # Of a run that was about memory alone, with one request a length, the report says nothing about speed either.
+    about_memory = bool(config["experiment"].get("memory")) and summary["by_length"] is None
+    compared = None if about_memory else _comparison(run_dir, metadata["experiment"])
     if metadata["ended"] is None:
         raise WP1Error(f"{run_dir} is of a run that has not ended")
     texts = _report(run_dir, reports, metadata["run_id"])
@@ -55,7 +58,7 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
         metrics=metrics_of(summary, compared),
         files=[*_files(run_dir, metadata["experiment"]), *[(plot, "plots") for plot in plots]],
         texts=texts,
-        description=_description(metadata, summary, compared, bool(texts)),
+        description=_description(metadata, summary, compared, texts.get("report.md", ""), about_memory),
         parent=metadata.get("parent_run_id"),
         dataset=_dataset(metadata.get("dataset")),
         curves=list(cells.curves(of_cells)),
@@ -192,7 +195,7 @@ def _report(run_dir: Path, reports: Path, run_id: str) -> dict[str, str]:
 
 
 def _description(
-    metadata: dict[str, Any], summary: dict[str, Any], compared: dict[str, Any] | None, has_report: bool
+    metadata: dict[str, Any], summary: dict[str, Any], compared: dict[str, Any] | None, report: str, about_memory: bool
 ) -> str:
     """The top of the run's page. MLflow folds all but the first lines, so those have what one looks for first.
 
@@ -201,19 +204,31 @@ def _description(
     reason = f": {metadata['reason']}" if metadata["reason"] else ""
     head = f"**{metadata['question'] or metadata['experiment']}** {metadata['status']}{reason}"
     labels = [label_words.in_words(label, "**") for label in metadata["labels"]]
-    files = [("report", "report.html"), ("plots", "plots")] if has_report else []
+    files = [("report", "report.html"), ("plots", "plots")] if report else []
     files += [("records", "records.jsonl"), ("setting", "run_metadata.json")]
     links = [f"[{name}]({{run}}/artifacts/{file}?{TRAINING_VIEW})" for name, file in files]
     checks = [f"- {'✓' if check['passed'] else '✗'} {check['name']}: {check['detail']}" for check in summary["checks"]]
     found = [] if compared is None else [compared["words"]]
-    return "\n\n".join(
-        [" · ".join([head, *labels, *links]), *found, _headline(metadata, summary, compared), "\n".join(checks)]
-    )
+    if about_memory:
+        found = _where_memory_goes(report)
+    figures = _headline(metadata, summary, compared, about_memory)
+    return "\n\n".join([" · ".join([head, *labels, *links]), *found, figures, "\n".join(checks)])
 
 
-def _headline(metadata: dict[str, Any], summary: dict[str, Any], compared: dict[str, Any] | None) -> str:
+def _where_memory_goes(report: str) -> list[str]:
+    """What a report's chapter on memory begins with: a paragraph an arm."""
+    _, _, chapter = report.partition("\n## Where memory goes\n")
+    blocks = chapter.strip().split("\n\n")
+    return list(takewhile(lambda block: block.startswith("**"), blocks))
+
+
+def _headline(
+    metadata: dict[str, Any], summary: dict[str, Any], compared: dict[str, Any] | None, about_memory: bool
+) -> str:
     hardware = metadata["hardware"]
-    if compared is None:
+    if about_memory:
+        figures = []
+    elif compared is None:
         figures = _figures(summary["profiling"].get("latency", {}).get("overall", {}))
     else:
         figures = [f"{arm}: {figure}" for arm in compared["arms"] for figure in _figures(compared["overall"][arm])[:1]]
