@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from wp1.serving.transfer.ipc import decode as decode_module
-from wp1.serving.transfer.ipc.mailbox import Message, Sender
-from wp1.serving.transfer.ipc.receiver import DecodeOrders, Ended, Load
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender
+from wp1.serving.transfer.ipc.receiver import DecodeOrders, Ended, Load, in_advance
 
 BLOCK_TOKENS = 16
 MOST_TOKENS = 300
-AT_ONCE_TOKENS = 200
+AT_ONCE_TOKENS = 192
+BLOCK_BYTES = 2 * BLOCK_TOKENS * 16 * 2  # K and V of 16 numbers of two bytes
 RANKS = 2
 DONE, ABORTED, ARRIVES, FAILS = 0.15, 0.03, 0.5, 0.05  # a step, the last two on each rank
 # Requests in flight up to which the next begins, and tokens they decode at most: an engine that is idle, or never.
@@ -107,8 +108,11 @@ class Decode:
         connector = self.scheduler.connector
         self._workers = [type(connector)(config, KVConnectorRole.WORKER, cache) for _ in range(RANKS)]
         self._half = connector._decode
-        self._half._at_once_tokens = AT_ONCE_TOKENS
+        assert self._half._at_once_tokens == AT_ONCE_TOKENS
         self._half._to_workers = self._mailed
+        self._to_workers = connector._to_workers
+        self._boxes = [Mailbox(folder, f"decode-0.{rank}") for rank in range(RANKS)]
+        config.parallel_config.tensor_parallel_size = RANKS  # which is what the connector goes by
         self._sender = Sender(folder)
         self._chance = random.Random(seed)
         self._wants_token = first_token == "prefill"
@@ -128,6 +132,7 @@ class Decode:
     def _mailed(self, message: Message) -> None:
         assert not any(step.total_num_scheduled_tokens for step, _ in self._steps), "a copy begins beside a step"
         self.counts["in advance"] += 1
+        self._to_workers(message)
 
     def run(self, requests: int) -> None:
         from vllm.v1.request import RequestStatus
@@ -207,11 +212,16 @@ class Decode:
         fresh = {one.req_id: one for one in step.scheduled_new_reqs}
         for name, one in fresh.items():
             assert list(one.prompt_token_ids) == self._asked[name].expected, f"{name} begins with a wrong token"
-        for load in step.kv_connector_metadata.decode.loads:
+        loads = step.kv_connector_metadata.decode.loads
+        for mails in zip(*(list(box.waiting()) for box in self._boxes), strict=True):
+            words = [json.loads(json.dumps(in_advance(load))) for load in loads if load.at_once]
+            assert all(mail in words for mail in mails), "a copy begins that the step does not ask for"
+        for load in loads:
             if not load.at_once:
                 continue
             self.counts["at once"] += 1
             asked, one = self._asked[load.request], fresh[load.request]
+            assert {request.request_id for request in self.scheduler.running} <= set(fresh), "others wait for its copy"
             assert step.num_scheduled_tokens[load.request] == len(asked.expected) - one.num_computed_tokens == 1
             assert load.blocks == one.block_ids[0][load.first : -(-asked.tokens // BLOCK_TOKENS)]
             assert getattr(step, "has_sync_kv_loads", True), "vLLM would load after it has computed"
@@ -258,7 +268,7 @@ def engine_config(folder: Path) -> Any:
         kv_connector_module_path="wp1.serving.transfer.ipc.connector",
         kv_role="kv_consumer",
         kv_load_failure_policy="fail",
-        kv_connector_extra_config={"engine": "decode-0"},
+        kv_connector_extra_config={"engine": "decode-0", "at_once_bytes": AT_ONCE_TOKENS // BLOCK_TOKENS * BLOCK_BYTES},
     )
     config = arguments.create_engine_config()
     config.cache_config.block_size = BLOCK_TOKENS
