@@ -331,7 +331,7 @@ def test_nothing_is_remembered_of_what_is_over(world: World, asked: bool) -> Non
     """Also where the prompt's token was the last one, and the request ends before anybody has looked for its word."""
     world.at_once()
     for n in range(20):
-        request = _early(40, handoff=str(n))
+        request = _early(40, handoff=str(n), name=str(n))
         if asked:
             world.scheduler.to_come(request, 0)
         world.say_done(str(n))
