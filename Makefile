@@ -20,7 +20,8 @@ test: setup ## all tests, those that start real engines on the CPU included
 check: setup ## ruff and pyright
 	@$(PYTHON_VENV) -m ruff check . && $(PYTHON_VENV) -m ruff format --check . && $(PYTHON_VENV) -m pyright
 
-stress: setup ## 10,000 handoffs with random aborts over transfer=ipc, without engines (ARGS="--device cuda" on a GPU)
+stress: setup ## 10,000 handoffs with random aborts over transfer=ipc, without engines (ARGS="--device cuda" on a GPU); and its part beside vLLM's scheduler
+	@$(PYTHON_VENV) -m tests.stress.scheduler
 	@$(PYTHON_VENV) -m tests.stress.ipc $(ARGS)
 
 torture: setup ## real runs killed and disturbed in every way, on the CPU engine: 20 minutes (ARGS="--only NAME"); writes docs/reliability.md

@@ -363,8 +363,13 @@ class DecodeEngine:
         return self._pool.given
 
     def leftovers(self) -> int:
-        """What the connector's halves still remember of handoffs that are over."""
-        return sum(len(r._loads) + len(r._sources) + len(r._advanced) for r in self._receivers)
+        """What the connector's halves still remember of handoffs that are over.
+
+        Less the words about those that were given up before: the latest REMEMBERED of them are kept.
+        """
+        beside = self._scheduler
+        ours = len(beside._waiting) + len(beside._at_once) + len(beside._decoding)
+        return ours + sum(len(r._loads) + len(r._sources) + len(r._advanced) for r in self._receivers)
 
     def stop(self) -> None:
         for receiver in self._receivers:

@@ -9,8 +9,10 @@ import pytest
 
 from tests.double import DoubleBackend, fresh
 from wp1.records import Handoff, QueueLengths, Request, RequestRecord, new_record
+from wp1.serving.backend import Chunk, EngineTimes
 from wp1.serving.disaggregated import DisaggregatedScheduler
-from wp1.serving.transfer import Pools
+from wp1.serving.ledger import Ledger
+from wp1.serving.transfer import Pools, TransferReport
 from wp1.serving.transfer.nixl import NixlTransfer
 
 KV_BYTES = 100
@@ -102,6 +104,28 @@ def test_a_handoff_is_accounted_for(backend: type[DoubleBackend]) -> None:
     times = [handoff.t_prefill_done, handoff.t_decode_sent, handoff.t_transfer_begin, handoff.t_transfer_end,
              handoff.t_decode_first_token]  # fmt: skip
     assert times == sorted(times)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("scheduled", "copy_s", "usable"),
+    [
+        pytest.param(2.0, 0.1, 2.5, id="copied within its step"),
+        pytest.param(3.0, 0.1, 3.0, id="copied before"),
+        pytest.param(2.0, None, 2.0, id="told by a connector that does not copy itself"),
+    ],
+)
+def test_kv_is_usable_when_it_is_there_and_the_decode_engine_has_begun(
+    backend: type[DoubleBackend], scheduled: float, copy_s: float | None, usable: float
+) -> None:
+    scheduler = World(backend).scheduler
+    scheduler._ledger = Ledger(lambda _: None, "ipc", block_tokens=16, block_bytes=1600)
+    request = Request("r0", "disagg", "cell", 0, PROMPT, 5, seed=0)
+    record, handoff = new_record(request, 0.0), scheduler._ledger.open(request, "7-0a1b2c3d", "prefill-0")
+    for end, failed in ((2.2, None), (2.5, None), (2.9, "it was not needed")):
+        scheduler._ledger.report(TransferReport("7-0a1b2c3d-89abcdef", 1.0, end, 1600, failed, copy_s))
+    chunk = Chunk(4.0, [1], "1 ", finish_reason="length", times=EngineTimes(1.0, scheduled, 3.5, 4.0))
+    scheduler._add_decoded(record, handoff, chunk)
+    assert record.t_decode_scheduled == handoff.t_decode_scheduled == usable
 
 
 def test_with_first_token_decode_the_user_waits_for_the_decode_engine(backend: type[DoubleBackend]) -> None:

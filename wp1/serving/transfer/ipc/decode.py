@@ -53,20 +53,23 @@ class DecodeScheduler:
         tokens = max(0, params["wp1_tokens"] - computed)
         if tokens == 0:
             # All of it is cached here, and the token after it comes from the prefill engine all the same.
-            known = not params["wp1"].get("wants_token") or self._done_of(params) is not None
+            known = not params["wp1"].get("wants_token") or self._awaited(params) is not None
             return (0 if known else None), False
         if tokens > self._at_once_tokens or self._decoding:
             return tokens, True
-        done = self._done_of(params)
-        if done is None:
-            self._listen()
-            done = self._done_of(params)
+        done = self._awaited(params)
         if done is None:
             return None, False
         self._at_once[request.request_id] = (computed, done)
         self._place_token(request, done)
         # A step computes one token at least: where the prompt ends there, its last once more.
         return min(tokens, request.num_prompt_tokens - 1 - computed), False
+
+    def _awaited(self, params: Any) -> Message | None:
+        """The same as `_done_of`, where nothing else is to be done after a moment of listening."""
+        if self._done_of(params) is None:
+            self._listen()
+        return self._done_of(params)
 
     def _done_of(self, params: Any) -> Message | None:
         """What the prefill engine says of a prompt that is done."""
@@ -76,10 +79,18 @@ class DecodeScheduler:
         return self._done.get(params["wp1"]["handoff"])
 
     def _listen(self) -> None:
-        """Waits a moment for a word, once a step, in an engine that has nothing else to do."""
-        if self._idle > IDLE_STEPS and not self._listened:
-            self._listened = True
-            self._mailbox.wait(IDLE_WAIT_S)
+        """Waits a moment for a word, once a step, in an engine that has nothing else to do.
+
+        vLLM asks again every millisecond, and each time the whole engine steps; on a CPU that is at the cost of the
+        engine that computes the prompt. The word that is waited for ends this at once. It has come already where a
+        prompt is done whose KV is still to come: a step sees that, which nobody may hold up.
+        """
+        if self._idle <= IDLE_STEPS or self._listened:
+            return
+        if any(self._done_of(request.kv_transfer_params) is not None for request in self._waiting.values()):
+            return
+        self._listened = True
+        self._mailbox.wait(IDLE_WAIT_S)
 
     def allocated(self, request: Any, blocks: list[int], tokens: int) -> None:
         """vLLM gave the request these blocks, in which the KV of the last `tokens` tokens to come goes."""
@@ -120,23 +131,20 @@ class DecodeScheduler:
     def orders(self, scheduled: int) -> DecodeOrders:
         """What this step's workers are to do; `scheduled`: tokens that the step computes."""
         self._idle = 0 if scheduled or self._orders.loads or self._orders.given_up else self._idle + 1
-        if self._idle > IDLE_STEPS and self._waiting and not self._listened and not self._hear():
-            # vLLM asks again every millisecond, and each time the whole engine steps; on a CPU that is at the cost of
-            # the engine that computes the prompt. The word that we wait for ends this at once.
-            self._mailbox.wait(IDLE_WAIT_S)
+        if self._waiting:
+            self._listen()
         self._listened = False
         orders, self._orders = self._orders, DecodeOrders()
         return orders
 
-    def _hear(self) -> bool:
-        """Takes what prefill engines say; whether one of the prompts that are waited for is done."""
+    def _hear(self) -> None:
+        """Takes what prefill engines say."""
         for message in self._mailbox.waiting():
             if message["kind"] == "done":
                 self._done[message["handoff"]] = message
         # Requests that were given up before their prompt was done leave theirs behind.
         while len(self._done) > REMEMBERED:
             del self._done[next(iter(self._done))]
-        return any(request.kv_transfer_params["wp1"]["handoff"] in self._done for request in self._waiting.values())
 
     def arrived(self, requests: set[str]) -> None:
         """The KV of these requests is here, or will not come. Decoding begins with the prefill engine's token."""
@@ -181,6 +189,7 @@ class DecodeScheduler:
         if params is None:
             return
         self._waiting.pop(request.request_id, None)
+        self._hear()  # as the word of a prompt that was not waited for to the end would stay
         self._done.pop(params["wp1"]["handoff"], None)
         self._orders.given_up.append((params["wp1"]["handoff"], params["remote_engine_id"]))
 

@@ -219,6 +219,8 @@ class Receiver:
             return
         if message["epoch"] < source.epoch:
             return  # of blocks that the prompt had before; the engine's processes do not wait for one another
+        if kind == "done" and source.until is not None:
+            return  # a load brings it along, too, and its blocks have waited since it was first heard
         source.heard = time.monotonic()
         if message["epoch"] > source.epoch:
             source.epoch, source.blocks = message["epoch"], []

@@ -36,15 +36,15 @@ def world(folder: Path) -> World:
     return World(folder)
 
 
-def _early(tokens: int, wants_token: bool = True) -> Request:
+def _early(tokens: int, wants_token: bool = True, handoff: str = "h", name: str = "r") -> Request:
     params = {
         "do_remote_prefill": True,
         "do_remote_decode": False,
         "remote_engine_id": SOURCE,
         "wp1_tokens": tokens,
-        "wp1": {"handoff": "h", "wants_token": wants_token},
+        "wp1": {"handoff": handoff, "wants_token": wants_token},
     }
-    return Request("r", params, [7] * tokens + [0] * wants_token)
+    return Request(name, params, [7] * tokens + [0] * wants_token)
 
 
 def _late(tokens: int) -> Request:
@@ -296,6 +296,54 @@ def test_an_engine_listens_for_a_short_prompt_once_a_step(world: World) -> None:
     world.scheduler.orders(0)
     world.say_done()
     assert world.scheduler.to_come(request, 0) == (40, False)
+
+
+@pytest.mark.parametrize("long", ["early", "late"])
+def test_kv_that_comes_now_waits_behind_nobody_whose_prompt_is_not_done(world: World, long: str) -> None:
+    """Two steps stand between its end and its first token; none of them may listen for somebody else's word."""
+    world.at_once()
+    request = _early(400, handoff="long", name="long") if long == "early" else _late(400)
+    world.scheduler.allocated(request, list(range(1, 30)), 400)
+    world.scheduler.orders(0)
+    world.say_done("long")
+    world.scheduler._idle = decode.IDLE_STEPS + 1
+    short = _early(40, handoff="short", name="short")
+    begin = time.perf_counter()
+    for _ in range(4):
+        assert world.scheduler.to_come(short, 0) == (None, False)
+        world.scheduler.orders(0)
+    assert time.perf_counter() - begin < 2 * decode.IDLE_WAIT_S  # and not four times that
+    # Once it decodes, the short one's blocks come beside the steps.
+    world.scheduler.arrived({request.request_id})
+    assert world.scheduler.to_come(short, 0) == (40, True)
+
+
+def test_an_engine_listens_for_the_token_after_a_prompt_that_is_cached_whole(world: World) -> None:
+    request = _early(32)
+    world.scheduler._idle = decode.IDLE_STEPS + 1
+    begin = time.perf_counter()
+    assert world.scheduler.to_come(request, 32) == (None, False)
+    assert time.perf_counter() - begin >= decode.IDLE_WAIT_S
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_nothing_is_remembered_of_what_is_over(world: World, asked: bool) -> None:
+    """Also where the prompt's token was the last one, and the request ends before anybody has looked for its word."""
+    world.at_once()
+    for n in range(20):
+        request = _early(40, handoff=str(n), name=str(n))
+        if asked:
+            world.scheduler.to_come(request, 0)
+        world.say_done(str(n))
+        # A third of them gets as far as that, and another its blocks.
+        if n % 3 and world.scheduler.to_come(request, 0) == (40, False) and n % 3 == 1:
+            world.scheduler.allocated(request, [1, 2, 3], 40)
+            world.scheduler.orders(1)
+        world.scheduler.finished(request)
+        world.scheduler.orders(0)
+    left = world.scheduler
+    assert left._done == left._waiting == left._at_once == {}
+    assert left._decoding == set()
 
 
 @pytest.mark.parametrize("idle", [decode.IDLE_STEPS, decode.IDLE_STEPS + 1])

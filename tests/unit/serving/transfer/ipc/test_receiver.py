@@ -401,6 +401,19 @@ def test_a_load_that_comes_in_advance_as_well_is_copied_once_and_answered_to_its
     assert not world.receiver._advanced
 
 
+def test_a_prompt_that_is_done_waits_from_its_word_to_its_copy() -> None:
+    world = World()
+    word = done([11, 12])
+    world.receiver.handle(word)
+    time.sleep(0.02)
+    load = Load("r", "h", SOURCE, 0, [1, 2], word, at_once=True)
+    world.receiver.handle({"kind": "load", "load": load})
+    assert load.wait_s >= 0.02
+    # Without a word of its own it is as old as its load.
+    world.receiver.handle({"kind": "load", "load": (other := Load("s", "i", SOURCE, 0, [3], done([13]), at_once=True))})
+    assert 0 <= other.wait_s < 0.02
+
+
 def test_a_failure_in_advance_is_told_to_the_step() -> None:
     world = World()
     world.copies.raises = RuntimeError("no")
@@ -408,3 +421,30 @@ def test_a_failure_in_advance_is_told_to_the_step() -> None:
     world.receiver.handle(in_advance(load))
     world.receiver.handle({"kind": "load", "load": load})
     assert world.end() == ("the copy failed: RuntimeError: no", [1])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(["advance", "step", *sorted(EVENTS)]), max_size=10).filter(
+        lambda events: events.count("advance") <= 1 and "load" not in events and "late" not in events
+    )
+)
+def test_whatever_comes_between_the_mail_and_the_step_the_step_is_answered_once(events: list[str]) -> None:
+    """The mail goes to each receiver before its step's orders do; which of them it reads first is open."""
+    world = World()
+    load = Load("r", "h", SOURCE, 0, list(OURS), done(THEIRS, epoch=1), at_once=True)
+    steps = {
+        "advance": lambda w: w.receiver.handle(in_advance(load)),
+        "step": lambda w: w.receiver.handle({"kind": "load", "load": load}),
+    }
+    events = [event for n, event in enumerate(events) if event != "step" or "step" not in events[:n]]
+    events += ["step"] * ("step" not in events) + ["give_up"]
+    for n, event in enumerate(events, start=1):
+        (EVENTS | steps)[event](world)
+        # A step that waits goes on when its orders are taken, whatever came before them.
+        assert len(world.receiver.ended) == ("step" in events[:n])
+    [ended] = world.receiver.ended
+    assert ended.at_once
+    assert ended.error is not None or [world.copies.there[block] for block in OURS] == THEIRS
+    assert world.posted.released() == ["h"]
+    assert world.receiver._loads == world.receiver._sources == world.receiver._advanced == {}

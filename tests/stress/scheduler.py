@@ -1,0 +1,298 @@
+"""vLLM's own scheduler with the decode engine's half of transfer=ipc, no model: random prompts, ends and failures.
+
+    python -m tests.stress.scheduler --requests 2000
+
+Two workers' halves have receivers that are played, and the steps overlap as in vLLM's engine (async scheduling). What
+must hold, whatever version of vLLM is installed: what a step computes on is loaded with that step, each request has its
+first token in its place when it is scheduled, the connector knows who decodes, and in the end nobody holds blocks and
+nothing is remembered.
+"""
+
+import argparse
+import json
+import logging
+import os
+import random
+import sys
+import tempfile
+from collections import Counter, deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wp1.serving.transfer.ipc import decode as decode_module
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender
+from wp1.serving.transfer.ipc.receiver import DecodeOrders, Ended, Load, in_advance
+
+BLOCK_TOKENS = 16
+MOST_TOKENS = 300
+AT_ONCE_TOKENS = 192
+BLOCK_BYTES = 2 * BLOCK_TOKENS * 16 * 2  # K and V of 16 numbers of two bytes
+RANKS = 2
+DONE, ABORTED, ARRIVES, FAILS = 0.15, 0.03, 0.5, 0.05  # a step, the last two on each rank
+# Requests in flight up to which the next begins, and tokens they decode at most: an engine that is idle, or never.
+LOADS = (((1, 1, 1, 2), 6), ((1, 1, 2, 6), 12), ((8, 12), 80))
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 64,
+    "num_attention_heads": 4, "num_hidden_layers": 1, "num_key_value_heads": 1, "vocab_size": 32_000,
+    "max_position_embeddings": 2048, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request as the scheduler got it. expected: its prompt as a worker must see it."""
+
+    request: Any
+    tokens: int
+    expected: list[int]
+    done: Message | None  # to be said yet
+
+
+class Played:
+    """A worker's receiver, whose loads end when and how the dice fall; and its copier, which only knows a fence."""
+
+    def __init__(self, asked: dict[str, Asked], chance: random.Random, counts: Counter[str]) -> None:
+        self._asked = asked
+        self._chance = chance
+        self._counts = counts
+        self._loading: dict[str, Load] = {}
+        self.ended: deque[Ended] = deque()
+
+    def fence(self) -> str:
+        return "the steps before"
+
+    def obey(self, orders: DecodeOrders, after: Any) -> None:
+        assert not orders.loads or after == self.fence(), "a load does not wait for the steps before"
+        given_up = {handoff for handoff, _ in orders.given_up}
+        for load in list(self._loading.values()):
+            if load.handoff in given_up:
+                self._end(load, "given up")
+        self._loading |= {load.request: load for load in orders.loads}
+        for load in list(self._loading.values()):
+            arrives = self._asked[load.request].done is None and self._chance.random() < ARRIVES
+            if load.at_once or arrives:
+                failed = self._chance.random() < FAILS
+                self._counts[f"failed {'at once' if load.at_once else 'beside'}"] += failed
+                self._end(load, "played" if failed else None)
+
+    def _end(self, load: Load, error: str | None) -> None:
+        del self._loading[load.request]
+        self.ended.append(Ended(load.request, error, load.blocks, load.at_once, (load.handoff, 0.0, 0.0, 0, error)))
+
+
+class Decode:
+    """vLLM's scheduler, and what is asked of it."""
+
+    def __init__(self, config: Any, folder: Path, num_blocks: int, first_token: str, seed: int) -> None:
+        import torch
+        from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+        from vllm.utils.hashing import sha256
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+        from vllm.v1.structured_output import StructuredOutputManager
+
+        spec = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=16, dtype=torch.bfloat16)
+        config.cache_config.num_gpu_blocks = num_blocks
+        cache = KVCacheConfig(num_blocks, [], [KVCacheGroupSpec(["layers.0"], spec)])
+        self.scheduler = config.scheduler_config.get_scheduler_cls()(
+            vllm_config=config,
+            kv_cache_config=cache,
+            structured_output_manager=StructuredOutputManager(config),
+            log_stats=True,
+            block_size=BLOCK_TOKENS,
+            hash_block_size=BLOCK_TOKENS,
+        )
+        init_none_hash(sha256)
+        self._hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
+        connector = self.scheduler.connector
+        self._workers = [type(connector)(config, KVConnectorRole.WORKER, cache) for _ in range(RANKS)]
+        self._half = connector._decode
+        assert self._half._at_once_tokens == AT_ONCE_TOKENS
+        self._half._to_workers = self._mailed
+        self._to_workers = connector._to_workers
+        self._boxes = [Mailbox(folder, f"decode-0.{rank}") for rank in range(RANKS)]
+        config.parallel_config.tensor_parallel_size = RANKS  # which is what the connector goes by
+        self._sender = Sender(folder)
+        self._chance = random.Random(seed)
+        self._wants_token = first_token == "prefill"
+        self._in_flight, self._most_output = LOADS[seed % len(LOADS)]
+        self._heads = [[self._chance.randrange(1, 1000) for _ in range(64)] for _ in range(3)]
+        self._asked: dict[str, Asked] = {}
+        self._here: Counter[str] = Counter()  # ranks on which a load is over
+        self._steps: deque[tuple[Any, Any]] = deque()  # launched, and not looked at yet
+        self._free = self._blocks_free()
+        self.counts: Counter[str] = Counter()
+        for worker in self._workers:
+            worker._receiver = worker._copier = Played(self._asked, self._chance, self.counts)
+
+    def _blocks_free(self) -> int:
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+    def _mailed(self, message: Message) -> None:
+        assert not any(step.total_num_scheduled_tokens for step, _ in self._steps), "a copy begins beside a step"
+        self.counts["in advance"] += 1
+        self._to_workers(message)
+
+    def run(self, requests: int) -> None:
+        from vllm.v1.request import RequestStatus
+
+        begun, idle = 0, 0
+        while begun < requests or self._steps or self.scheduler.has_requests():
+            living = [name for name in self._asked if not self._asked[name].request.is_finished()]
+            if begun < requests and len(living) < self._chance.choice(self._in_flight):
+                begun += 1
+                self._ask(begun)
+            for name in living:
+                asked = self._asked[name]
+                if asked.done is not None and self._chance.random() < DONE:
+                    self._sender.send("decode-0.scheduler", asked.done)
+                    asked.done = None
+            if living and self._chance.random() < ABORTED:
+                self.counts["aborted"] += 1
+                self.scheduler.finish_requests(self._chance.choice(living), RequestStatus.FINISHED_ABORTED)
+            idle = 0 if self._step() else idle + 1
+            assert idle < 10_000, f"nothing goes on: {living}"
+        half = self._half
+        assert not (half._decoding or half._waiting or half._at_once), (half._decoding, half._waiting, half._at_once)
+        assert self._blocks_free() == self._free, "blocks are lost"
+        self.counts["preempted"] = sum(asked.request.num_preemptions for asked in self._asked.values())
+
+    def _ask(self, number: int) -> None:
+        from vllm import SamplingParams
+        from vllm.v1.request import Request
+
+        chance, name, token = self._chance, f"{number}-x", 5000 + number
+        tokens = chance.randint(1, MOST_TOKENS)
+        if chance.random() < 0.3:  # to the border of a block
+            tokens = -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
+        prompt = [chance.randrange(1, 1000) for _ in range(tokens)]
+        if chance.random() < 0.5:  # cached from another, maybe
+            prompt = (chance.choice(self._heads) + prompt)[:tokens]
+        blocks = [[1, -(-tokens // BLOCK_TOKENS)]]
+        words = {"handoff": name, "epoch": 0, "blocks": blocks, "until": 1e12, "token": token}
+        kind = chance.choice(("early", "early", "late", "plain"))
+        of_kind = {"early": {"handoff": name, "wants_token": self._wants_token}, "late": words}
+        params = {"do_remote_prefill": True, "remote_engine_id": "prefill-0", "wp1_tokens": tokens}
+        extra = {"kv_transfer_params": params | {"wp1": of_kind[kind]}} if kind in of_kind else None
+        place = [token] if self._wants_token and kind != "plain" else []
+        request = Request(
+            request_id=name,
+            prompt_token_ids=prompt + ([0] * len(place) if kind == "early" else place),
+            sampling_params=SamplingParams(
+                max_tokens=chance.randint(1, self._most_output), ignore_eos=True, extra_args=extra
+            ),
+            pooling_params=None,
+            block_hasher=self._hasher,
+        )
+        self._asked[name] = Asked(
+            request, tokens, prompt + place, {"kind": "done"} | words if kind == "early" else None
+        )
+        self.scheduler.add_request(request)
+        self.counts[kind] += 1
+
+    def _step(self) -> bool:
+        """As EngineCore.step_with_batch_queue, with two steps under way at most; whether something was computed."""
+        scheduled = 0
+        if self.scheduler.has_requests():
+            step = self.scheduler.schedule()
+            scheduled = step.total_num_scheduled_tokens
+            self._look_at(step)
+            self._steps.appendleft((step, self._computed(step)))
+            if len(self._steps) < 2 and (scheduled or self.scheduler.has_requests()):
+                return scheduled > 0
+        if self._steps:
+            self.scheduler.update_from_output(*self._steps.pop())
+        half, living = self._half, set(self.scheduler.requests)
+        assert living >= half._decoding | set(half._waiting), "the connector was not told that a request has ended"
+        assert half._decoding >= {request.request_id for request in self.scheduler.running}, "it misses who decodes"
+        return scheduled > 0
+
+    def _look_at(self, step: Any) -> None:
+        fresh = {one.req_id: one for one in step.scheduled_new_reqs}
+        for name, one in fresh.items():
+            assert list(one.prompt_token_ids) == self._asked[name].expected, f"{name} begins with a wrong token"
+        loads = step.kv_connector_metadata.decode.loads
+        for mails in zip(*(list(box.waiting()) for box in self._boxes), strict=True):
+            words = [json.loads(json.dumps(in_advance(load))) for load in loads if load.at_once]
+            assert all(mail in words for mail in mails), "a copy begins that the step does not ask for"
+        for load in loads:
+            if not load.at_once:
+                continue
+            self.counts["at once"] += 1
+            asked, one = self._asked[load.request], fresh[load.request]
+            assert {request.request_id for request in self.scheduler.running} <= set(fresh), "others wait for its copy"
+            assert step.num_scheduled_tokens[load.request] == len(asked.expected) - one.num_computed_tokens == 1
+            assert load.blocks == one.block_ids[0][load.first : -(-asked.tokens // BLOCK_TOKENS)]
+            assert getattr(step, "has_sync_kv_loads", True), "vLLM would load after it has computed"
+
+    def _computed(self, step: Any) -> Any:
+        """What workers give back: a token for each request that is at its end, and loads that are over."""
+        from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+
+        here, broken = set(), set()
+        for worker in self._workers:
+            worker.bind_connector_metadata(step.kv_connector_metadata)
+            worker.start_load_kv(None)
+            self._here.update(worker.get_finished(step.finished_req_ids)[1] or ())
+            broken |= worker.get_block_ids_with_load_errors()
+        for name in [name for name, ranks in self._here.items() if ranks == RANKS]:
+            here.add(name)
+            del self._here[name]
+        names = list(step.num_scheduled_tokens)
+        return ModelRunnerOutput(
+            req_ids=names,
+            req_id_to_index={name: at for at, name in enumerate(names)},
+            sampled_token_ids=[[] if self._asked[name].request.is_prefill_chunk else [7] for name in names],
+            kv_connector_output=KVConnectorOutput(finished_recving=here or None, invalid_block_ids=broken),
+        )
+
+
+def engine_config(folder: Path) -> Any:
+    """vLLM's configuration of a decode engine whose model is a config.json alone."""
+    from wp1.serving.vllm_backend import set_environment
+
+    set_environment()
+    from vllm.config import KVTransferConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    logging.disable(logging.ERROR)  # each failure that is played is one for vLLM
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    arguments = AsyncEngineArgs(
+        model=str(folder / "model"), skip_tokenizer_init=True, load_format="dummy", max_model_len=2048,
+        block_size=BLOCK_TOKENS, enable_prefix_caching=True, max_num_seqs=16, disable_hybrid_kv_cache_manager=True,
+    )  # fmt: skip
+    arguments.kv_transfer_config = KVTransferConfig(
+        kv_connector="IpcConnector",
+        kv_connector_module_path="wp1.serving.transfer.ipc.connector",
+        kv_role="kv_consumer",
+        kv_load_failure_policy="fail",
+        kv_connector_extra_config={"engine": "decode-0", "at_once_bytes": AT_ONCE_TOKENS // BLOCK_TOKENS * BLOCK_BYTES},
+    )
+    config = arguments.create_engine_config()
+    config.cache_config.block_size = BLOCK_TOKENS
+    return config
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=2000, help="in all; a sixth with each number of blocks, twice")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    decode_module.IDLE_WAIT_S = 0.0002  # nobody computes here meanwhile
+    with tempfile.TemporaryDirectory(prefix="kv-") as folder:
+        os.environ["TMPDIR"] = folder
+        config = engine_config(Path(folder))
+        counts: Counter[str] = Counter()
+        for number, blocks in enumerate((30, 60, 400)):
+            for first_token in ("prefill", "decode"):
+                decode = Decode(config, Path(folder) / "kv", blocks, first_token, asked.seed + number)
+                decode.run(asked.requests // 6)
+                counts += decode.counts
+        print(json.dumps(dict(counts), indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
