@@ -21,7 +21,7 @@ from wp1.analysis.sweep_plot import sweep_plot
 from wp1.analysis.sweep_report import PAGE, PAIRS, PLOT, ROWS, contrast, jobs_table, reasons
 from wp1.errors import ConfigError, WP1Error, unforeseen, unreadable
 from wp1.identity import settings_of
-from wp1.places import comparisons_of, report_of
+from wp1.places import comparisons_of, folder_named, report_of
 
 
 def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
@@ -104,7 +104,7 @@ def _again(given: list[Path]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m wp1.compare", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="runs' folders, as in outputs/run-..., or a sweep's")
+    parser.add_argument("runs", type=folder_named, nargs="+", help="runs' folders, as in outputs/run-..., or a sweep's")
     parser.add_argument(
         "--out",
         type=Path,
@@ -117,7 +117,7 @@ def main() -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
+    except PermissionError as error:
         print(f"error: {unreadable(error, words.out or words.runs[0])}", file=sys.stderr)
         sys.exit(2)
     except WP1Error as error:

@@ -12,15 +12,17 @@ from pathlib import Path
 from wp1.analysis import packet
 from wp1.analysis.summary import read_config
 from wp1.console import Screen
-from wp1.errors import WP1Error, unforeseen
-from wp1.places import reports_of
+from wp1.errors import WP1Error, unforeseen, unreadable
+from wp1.places import folder_named, reports_of
 from wp1.report import make_report
 
 
 def main() -> None:
     """Exit codes: 0 done, 1 the packet is not whole, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m wp1.packet", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or one with runs in it")
+    parser.add_argument(
+        "runs", nargs="+", type=folder_named, metavar="RUN", help="a run's folder, or one with runs in it"
+    )
     parser.add_argument("--out", type=Path, default=Path("packet"), help="the folder to make (default: packet)")
     parser.add_argument("--title", default="A baseline packet of wp1", help="the page's title")
     parser.add_argument(
@@ -35,7 +37,8 @@ def main() -> None:
     try:
         code, said = make(words.runs, words.out, words.title, words.partial, words.missing)
     except (WP1Error, OSError) as error:
-        print("error:", error, file=sys.stderr)
+        told = unreadable(error, ", ".join(map(str, words.runs))) if isinstance(error, PermissionError) else error
+        print("error:", told, file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         given = ", ".join(map(str, words.runs))

@@ -6,6 +6,7 @@ as it lies, and nothing goes to that root.
 """
 
 import os
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ def project_root() -> Path:
     if os.environ.get("WP1_ROOT"):
         return Path(os.environ["WP1_ROOT"]).expanduser().resolve()
     return PACKAGE.parent if CONF.parent == PACKAGE.parent else Path.cwd()
+
+
+def folder_named(word: str) -> Path:
+    """A folder of a command line, for argparse: an empty word would be the one it is called in."""
+    if not word:
+        raise ArgumentTypeError("an empty word is no folder")
+    return Path(word)
 
 
 def at_home(folder: Path, root: str) -> bool:

@@ -15,7 +15,7 @@ from wp1.analysis.sweep import MANIFEST, read_jobs, read_manifest
 from wp1.analysis.sweep_report import write_comparison
 from wp1.collectors import Collector
 from wp1.errors import ConfigError, WP1Error, unforeseen, unreadable
-from wp1.places import reports_of
+from wp1.places import folder_named, reports_of
 
 
 def collectors_of(config: dict[str, Any]) -> list[Collector]:
@@ -59,7 +59,9 @@ def make_comparison(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m wp1.report", description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="a run's folder, as in outputs/run-..., or a sweep's, in multirun/")
+    parser.add_argument(
+        "run_dir", type=folder_named, help="a run's folder, as in outputs/run-..., or a sweep's, in multirun/"
+    )
     parser.add_argument(
         "--reports",
         type=Path,
@@ -74,10 +76,10 @@ def main() -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
+    except PermissionError as error:
         print(f"error: {unreadable(error, words.run_dir)}", file=sys.stderr)
         sys.exit(2)
-    except WP1Error as error:
+    except (WP1Error, OSError) as error:
         sys.exit(f"error: {error}")
     except Exception as error:
         sys.exit(f"error: {words.run_dir} is no whole run ({unforeseen(error)})")

@@ -40,7 +40,10 @@ def arguments(words: list[str]) -> list[str]:
     asked = [word for word in words if _key(word) == "resume"]
     if not asked or asked == ["resume=null"]:
         return words
-    folder = Path(asked[-1].partition("=")[2].strip("'\"")).expanduser().resolve()
+    named = asked[-1].partition("=")[2].strip("'\"")
+    if not named:
+        raise ConfigError("resume= names no folder: name that of a run, as outputs/run-..., or leave it out")
+    folder = Path(named).expanduser().resolve()
     command, root, place = _recorded(folder)
     _refuse_while_written(folder)
     typed = [word for word in words if _key(word) != "resume"]

@@ -14,8 +14,8 @@ from typing import Any
 from wp1.analysis import sweep
 from wp1.analysis.summary import read_config, read_json, read_metadata, write_json
 from wp1.analysis.sweep_report import PAGE, PLOT, write_comparison
-from wp1.errors import ConfigError, WP1Error
-from wp1.places import at_home, project_root, report_of, reports_of
+from wp1.errors import ConfigError, WP1Error, unreadable
+from wp1.places import at_home, folder_named, project_root, report_of, reports_of
 from wp1.report import make_report
 from wp1.resume import writer_in
 from wp1.tracking import close_sweep, open_sweep, publish, shown
@@ -130,7 +130,7 @@ def _refuse_while_written(folder: Path, what: str) -> None:
 def main() -> None:
     """Exit codes: 0 done, 1 something was not published, 2 bad input alone."""
     parser = argparse.ArgumentParser(prog="python -m wp1.track", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="runs' folders, as in outputs/run-..., or sweeps'")
+    parser.add_argument("runs", type=folder_named, nargs="+", help="runs' folders, as in outputs/run-..., or sweeps'")
     parser.add_argument(
         "--uri",
         help="sqlite:///FILE or http://HOST:PORT (default: the run's tracking.uri; of a run brought "
@@ -147,6 +147,7 @@ def main() -> None:
             for place in track_sweep(folder, uri) if (folder / sweep.MANIFEST).is_file() else [track(folder, uri)]:
                 print(place, flush=True)
         except (WP1Error, OSError) as error:
+            error = unreadable(error, folder) if isinstance(error, PermissionError) else error
             print(f"error: {error}", file=sys.stderr)
             code = 2 if isinstance(error, ConfigError) and code != 1 else 1
         except KeyboardInterrupt:

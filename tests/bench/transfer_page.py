@@ -17,8 +17,6 @@ from typing import Any
 from wp1.analysis import style
 from wp1.analysis.markdown import short, table
 
-PLAIN = "plain copy"
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -117,7 +115,7 @@ def page_of(results: Results) -> str:
     rows, facts = results.rows, results.facts
     variants = list(dict.fromkeys(row.variant for row in rows))
     lengths = sorted({row.tokens for row in rows})
-    copy = "copy from GPU to GPU" if facts["apart"] else "plain gather"
+    copy = _copy(facts)
     plain = {n: _median(rate for tokens, rate in results.plain if tokens == n) for n in lengths}
     rates = {(v, n): _median(_rates(rows, v, n)) for v in variants for n in lengths}
     by_variant = [[v, *(_rate(rates[v, n], plain[n]) for n in lengths)] for v in variants]
@@ -165,6 +163,11 @@ def page_of(results: Results) -> str:
 PARTS = {"whole": "whole", "there": "KV there", "scheduled": "scheduled", "token": "token"}
 
 
+def _copy(facts: Mapping[str, Any]) -> str:
+    """What the plain copy beside the connectors is."""
+    return "copy from GPU to GPU" if facts["apart"] else "plain gather"
+
+
 def _of(rows: list[Measured], variant: str, tokens: int) -> list[Measured]:
     return [row for row in rows if (row.variant, row.tokens) == (variant, tokens)]
 
@@ -201,7 +204,8 @@ def plot(results: Results, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(style.WIDTH, 4.4))
     series = [(row.variant, row.tokens, row.gb_per_s) for row in results.rows]
-    series += [(PLAIN, tokens, rate) for tokens, rate in results.plain]
+    plain = _copy(results.facts)
+    series += [(plain, tokens, rate) for tokens, rate in results.plain]
     names = list(dict.fromkeys(name for name, *_ in series))
     sns.lineplot(
         x=[tokens for _, tokens, _ in series],
@@ -216,12 +220,12 @@ def plot(results: Results, path: Path) -> None:
         errorbar=("pi", 100),
         ax=axes,
     )
-    counts = sorted({len(_of(results.rows, name, n)) for name, n, _ in series if name != PLAIN})
+    counts = sorted({len(_of(results.rows, name, n)) for name, n, _ in series if name != plain})
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     title = style.title("KV between engines", f" · median and range of {n} handoffs")
     axes.set(xscale="log", xlabel="tokens in the prompt", ylabel="GB/s", title=title)
     rates = [rate for *_, rate in series]
-    style.logarithmic(axes, min(rates), max(rates), "{x:g}")
+    style.logarithmic(axes, min(rates), max(rates), "{x:,g}")
     lengths = sorted({tokens for _, tokens, _ in series})
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()

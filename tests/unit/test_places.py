@@ -1,5 +1,6 @@
 """A run's folder that was copied from another machine is read and written as it lies."""
 
+import importlib
 import json
 import re
 import shutil
@@ -127,3 +128,15 @@ def test_the_root_of_a_packet_is_no_place(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "outputs" / "e1"
     assert places.reports_of(folder, {"root": "."}) == folder / "reports"
+
+
+@pytest.mark.parametrize("command", ["report", "compare", "track", "packet"])
+def test_an_empty_word_is_no_folder(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be the one that the command is called in."""
+    monkeypatch.setattr("sys.argv", [command, ""])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"wp1.{command}").main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("an empty word is no folder\n")

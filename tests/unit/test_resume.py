@@ -293,6 +293,13 @@ MANIFEST: dict[str, Any] = {
 }  # fmt: skip
 
 
+def test_an_empty_word_names_no_folder() -> None:
+    """It would be the one that wp1 is called in."""
+    for word in ("resume=", "resume=''"):
+        with pytest.raises(ConfigError, match="resume= names no folder"):
+            resume.arguments([word])
+
+
 def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path, tmp_path / "file", tmp_path / "none"):

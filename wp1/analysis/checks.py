@@ -134,7 +134,10 @@ def _freed(kv_held: Sequence[str]) -> dict[str, Any]:
 def _same_in_both(requests: pl.DataFrame, a: str, b: str) -> dict[str, Any]:
     """Reported and not judged: on a GPU other batches may round another way, and greedy decoding amplifies it."""
     found = parity(requests.filter(pl.col("arm") == a), requests.filter(pl.col("arm") == b))
-    return _result("same tokens in both arms", found["compared"] > 0, in_words(found))
+    name = "same tokens in both arms"
+    if found["same"] < found["compared"]:
+        name += ", told and not judged"
+    return _result(name, found["compared"] > 0, in_words(found))
 
 
 def _by_cell(rows: pl.DataFrame) -> str:

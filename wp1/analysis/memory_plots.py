@@ -9,7 +9,7 @@ import numpy as np
 from wp1.analysis import style
 from wp1.analysis.arms import devices_of
 from wp1.analysis.memory import PARTS, Row, together
-from wp1.analysis.plots import Plot
+from wp1.analysis.plots import Plot, mark_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ PALE = 0.65  # share of white
 Bar = tuple[str, dict[str, int]]  # prompt length as it is written, bytes of each part
 
 
-def by_length(folder: Path, rows: Sequence[Row], metadata: Mapping[str, Any], mark: str) -> list[Plot]:
+def by_length(folder: Path, rows: Sequence[Row], metadata: Mapping[str, Any]) -> list[Plot]:
     """Stacked parts by prompt length, the first engine of each pool and all of them together where they share a device.
 
     metadata: run_metadata.json. Returns (caption, file) of each arm.
@@ -41,7 +41,7 @@ def by_length(folder: Path, rows: Sequence[Row], metadata: Mapping[str, Any], ma
             panels["all engines together"] = _bars(of_arm)
         # NVML counts what the driver keeps too.
         device = "device, for CUDA" if of_arm[0].kind == "gpu" else "host"
-        _stacked(panels, (device, of_arm[0].limit / GIB), arm, path, mark)
+        _stacked(panels, (device, of_arm[0].limit / GIB), arm, path, mark_of(metadata, arm))
         made.append((f"Where the memory of each engine of {arm} goes; one request a prompt length (n = 1).", path))
     return made
 

@@ -10,7 +10,6 @@ from wp1.analysis import capacity, capacity_report, cells, memory, memory_plots,
 from wp1.analysis.arms import devices_of
 from wp1.analysis.markdown import Unit, in_unit, ms, number, percent, size_in, table, text, unit_of
 from wp1.analysis.memory import PARTS, UNEXPLAINED_SHARE, Row
-from wp1.analysis.plots import mark_of
 
 NAMES = dict(PARTS)
 CALCULATED = (
@@ -57,7 +56,7 @@ def section(
     price = capacity.price_of(rows, tables.handoffs(run_dir / "handoffs.jsonl"), metadata)
     parts = ["## Where memory goes", "\n\n".join(words(rows, arm, devices[arm], by_nvml) for arm in arms)]
     if folder is not None:
-        for caption, file in memory_plots.by_length(folder, rows, metadata, mark_of(metadata)):
+        for caption, file in memory_plots.by_length(folder, rows, metadata):
             parts += [f"![{caption}]({folder.name}/{file.name})", f"*{caption}*"]
     parts += [_parts_table(rows, arm) for arm in arms]
     if left_out := memory.not_measured(metadata, requests):

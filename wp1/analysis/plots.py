@@ -1,5 +1,6 @@
 """The plots of a report, as PNG files. Labels such as random weights are part of the title."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,12 @@ def device_plots(folder: Path, measured: pl.DataFrame, samples: pl.DataFrame, me
     return [(device_plot(figures, measured, len(metadata.get("resumed", ())), path, mark_of(metadata)), path)]
 
 
-def mark_of(metadata: dict[str, Any]) -> str:
-    """The labels of a run as its plots' titles carry them."""
-    return f" ({', '.join(metadata['labels'])})" if metadata["labels"] else ""
+def mark_of(metadata: Mapping[str, Any], arm: str | None = None) -> str:
+    """The labels of a run as its plots' titles carry them; arm: of a plot of it alone, which may share no GPU."""
+    pools = [pool for pool in metadata["pools"] if arm is None or pool.get("arm") == arm]
+    shared = arm is None or any(pool.get("colocated") for pool in pools)
+    labels = [label for label in metadata["labels"] if shared or label != "colocated"]
+    return f" ({', '.join(labels)})" if labels else ""
 
 
 def _one_prompt_a_cell(answered: pl.DataFrame) -> bool:
