@@ -9,6 +9,7 @@ from wp1.analysis.markdown import ms, number, table, text
 from wp1.quality.scoring import FEW
 
 EXAMPLES = 3  # best and worst
+PART = ("position in the text", "texts", "tokens")  # of a row of perplexity
 HOW_TO_READ = f"""\
 - **score**: in percent with its 95 % interval, Wilson's where answers are right or wrong or fewer than ten, else a
   bootstrap of the mean. **few** marks fewer than {FEW} answers, which hardly measure anything. A request that failed
@@ -182,14 +183,17 @@ def _tokens(length: int | None) -> str:
 def _perplexity(of: Mapping[str, Any]) -> str:
     if not of["perplexity"]:
         return ""
-    rows = [
-        [
-            f"{number(row['from'])}–{number(row['to'])}", row["texts"], number(row["n"]),
-            f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
-        ]
-        for row in of["perplexity"]
-    ]  # fmt: skip
-    return table(["position in the text", "texts", "tokens", "perplexity [95 %]"], rows, "rrrr")
+    rows = [[*_part(row), _within(row, "mean")] for row in of["perplexity"]]
+    return table([*PART, "perplexity [95 %]"], rows, "rrrr")
+
+
+def _part(row: Mapping[str, Any]) -> list[Any]:
+    """What a row of perplexity is of, under the heads PART."""
+    return [f"{number(row['from'])}–{number(row['to'])}", row["texts"], number(row["n"])]
+
+
+def _within(figure: Mapping[str, Any], key: str) -> str:
+    return f"{figure[key]:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
 def _own_texts(arms: Mapping[str, Any]) -> str:
@@ -210,14 +214,10 @@ def perplexity_table(found: Mapping[str, Any], a: str, b: str) -> str:
     if not found["perplexity"]:
         return ""
     rows = [
-        [
-            f"{number(row['from'])}–{number(row['to'])}", row["texts"], number(row["n"]),
-            *(f"{row[side]['mean']:.2f} [{row[side]['low']:.2f}, {row[side]['high']:.2f}]" for side in "ab"),
-            f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
-        ]
+        [*_part(row), *(_within(row[side], "mean") for side in "ab"), _within(row, "ratio")]
         for row in found["perplexity"]
-    ]  # fmt: skip
-    header = ["position in the text", "texts", "tokens", f"{a}, perplexity", f"{b}, perplexity", f"{b} / {a} [95 %]"]
+    ]
+    header = [*PART, f"{a}, perplexity", f"{b}, perplexity", f"{b} / {a} [95 %]"]
     most = max(row["texts"] for row in found["perplexity"])
     lead = f"**Perplexity over the same texts** (n = {most} at most, the same tokens of each in both arms):"
     return f"{lead}\n\n" + table(header, rows, "r" * len(header))
