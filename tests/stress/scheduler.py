@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from wp1.serving.transfer.ipc import decode as decode_module
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, pack
 from wp1.serving.transfer.ipc.receiver import DecodeOrders, Ended, Load, in_advance
 
 BLOCK_TOKENS = 16
@@ -75,6 +75,12 @@ class Played:
                 failed = self._chance.random() < FAILS
                 self._counts[f"failed {'at once' if load.at_once else 'beside'}"] += failed
                 self._end(load, "played" if failed else None)
+
+    def wait(self, handoffs: list[str], seconds: float) -> None:
+        for load in list(self._loading.values()):
+            if load.handoff in handoffs and self._chance.random() < ARRIVES:
+                self._counts["waited for"] += 1
+                self._end(load, None)
 
     def _end(self, load: Load, error: str | None) -> None:
         del self._loading[load.request]
@@ -169,7 +175,7 @@ class Decode:
         prompt = [chance.randrange(1, 1000) for _ in range(tokens)]
         if chance.random() < 0.5:  # cached from another, maybe
             prompt = (chance.choice(self._heads) + prompt)[:tokens]
-        blocks = [[1, -(-tokens // BLOCK_TOKENS)]]
+        blocks = pack(list(range(1, 1 - (-tokens // BLOCK_TOKENS))))
         words = {"handoff": name, "epoch": 0, "blocks": blocks, "until": 1e12, "token": token}
         kind = chance.choice(("early", "early", "late", "plain"))
         of_kind = {"early": {"handoff": name, "wants_token": self._wants_token}, "late": words}

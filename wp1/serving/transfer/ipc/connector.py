@@ -20,7 +20,7 @@ from vllm.v1.request import RequestStatus
 from wp1.serving.transfer import ipc
 from wp1.serving.transfer.ipc import exports
 from wp1.serving.transfer.ipc.copying import Copier, copier_of
-from wp1.serving.transfer.ipc.decode import DecodeScheduler
+from wp1.serving.transfer.ipc.decode import IDLE_WAIT_S, DecodeScheduler
 from wp1.serving.transfer.ipc.kinds import obstacle_in_engine, specs_of
 from wp1.serving.transfer.ipc.layout import LayoutError, layout_of
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender
@@ -179,6 +179,10 @@ class IpcConnector(KVConnectorBase_V1):
             return self._prefill_worker.obey(orders.prefill) or None, None
         if self._receiver is None:
             return None, None
+        orders = self._get_connector_metadata()
+        assert isinstance(orders, Orders)
+        # What this step does not see ended, vLLM hears of with the next, which comes after a rest of 1 ms.
+        self._receiver.wait(orders.decode.soon, IDLE_WAIT_S)
         here = set()
         while self._receiver.ended:
             ended = self._receiver.ended.popleft()

@@ -130,10 +130,14 @@ class DecodeScheduler:
 
     def orders(self, scheduled: int) -> DecodeOrders:
         """What this step's workers are to do; `scheduled`: tokens that the step computes."""
+        at_rest = self._idle > IDLE_STEPS and not scheduled
         self._idle = 0 if scheduled or self._orders.loads or self._orders.given_up else self._idle + 1
         if self._waiting:
             self._listen()
         self._listened = False
+        if at_rest:
+            waiting = [request.kv_transfer_params for request in self._waiting.values()]
+            self._orders.soon = [params["wp1"]["handoff"] for params in waiting if self._done_of(params) is not None]
         orders, self._orders = self._orders, DecodeOrders()
         return orders
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from wp1.serving.transfer.ipc.copying import Copier
 from wp1.serving.transfer.ipc.exports import Peer, PeerError
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, from_runs
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, unpack
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,14 @@ def in_advance(load: Load) -> Message:
 
 @dataclass(slots=True)
 class DecodeOrders:
-    """From the scheduler's half to the workers, with each step. given_up: handoff and prefill engine."""
+    """From the scheduler's half to the workers, with each step.
+
+    given_up: handoff and prefill engine; soon: handoffs whose prompt is done, and for whose KV the step has time.
+    """
 
     loads: list[Load] = field(default_factory=list)
     given_up: list[tuple[str, str]] = field(default_factory=list)
+    soon: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -86,7 +90,7 @@ class Ended:
 
 
 class Receiver:
-    """All state belongs to the thread that calls `handle`; other threads use `order` and `ended`.
+    """All state belongs to the thread that calls `handle`; other threads use `obey`, `wait` and `ended`.
 
     copier, block_bytes: of our cache; open_peer: maps the KV of an engine by name; verify: compare sums of the blocks.
     """
@@ -116,6 +120,7 @@ class Receiver:
         self._advanced: dict[str, tuple[str | None, tuple[Any, ...]]] = {}  # by handoff, until their step's orders come
         self._orders: deque[Message] = deque()
         self.ended: deque[Ended] = deque()
+        self._news = threading.Event()  # that one more is over
         self._thread = threading.Thread(target=self._run, name="wp1-kv", daemon=True)
 
     def start(self) -> None:
@@ -141,6 +146,15 @@ class Receiver:
             while load.over is not None and not load.over.wait(LIFE_SIGN_S):
                 if not self._thread.is_alive():
                     raise RuntimeError("the thread that takes KV over has ended")
+
+    def wait(self, handoffs: list[str], seconds: float) -> None:
+        """From the engine's own thread: until these are over, or for so long."""
+        until = time.monotonic() + seconds
+        while any(handoff not in self._over for handoff in handoffs):
+            left = until - time.monotonic()
+            if left <= 0 or not self._news.wait(left):
+                return
+            self._news.clear()
 
     def lose(self, engine: str) -> None:
         """From the engine's own thread: a prefill engine has died."""
@@ -224,7 +238,7 @@ class Receiver:
         source.heard = time.monotonic()
         if message["epoch"] > source.epoch:
             source.epoch, source.blocks = message["epoch"], []
-        blocks = from_runs(message["blocks"])
+        blocks = unpack(message["blocks"])
         if kind == "done":
             source.blocks, source.until = blocks, message["until"]
         elif source.until is None and message["first"] == len(source.blocks):
@@ -286,12 +300,14 @@ class Receiver:
             self._end(load, None if ours == source.sum else f"sums of the blocks differ: {source.sum}, here {ours}")
 
     def _end(self, load: Load, error: str | None = None) -> None:
-        self._forget(load.handoff, load.engine)
         moved = load.copied * self._block_bytes
         now = time.monotonic()
         figures = (load.copy_s, load.wait_s, load.copied, load.runs)
         report = (load.handoff, load.t_begin or now, now, moved, error, *figures)
+        # A step waits for the first, and the other engine has time.
         self._tell(load, error, report)
+        self._forget(load.handoff, load.engine)
+        self._news.set()
 
     def _tell(self, load: Load, error: str | None, report: tuple[Any, ...] | None) -> None:
         if load.in_advance:

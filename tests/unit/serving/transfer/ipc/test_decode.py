@@ -9,11 +9,11 @@ import pytest
 from tests.stress.engines import Request
 from wp1.serving.transfer.ipc import decode
 from wp1.serving.transfer.ipc.decode import DecodeScheduler
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, pack
 from wp1.serving.transfer.ipc.receiver import Load, in_advance
 
 SOURCE, TOKENS = "prefill-0", 16
-DONE = {"handoff": "h", "epoch": 0, "blocks": [[5, 3]], "until": 1e12, "token": 99}
+DONE = {"handoff": "h", "epoch": 0, "blocks": pack([5, 6, 7]), "until": 1e12, "token": 99}
 
 
 class World:
@@ -316,6 +316,21 @@ def test_kv_that_comes_now_waits_behind_nobody_whose_prompt_is_not_done(world: W
     # Once it decodes, the short one's blocks come beside the steps.
     world.scheduler.arrived({request.request_id})
     assert world.scheduler.to_come(short, 0) == (40, True)
+
+
+@pytest.mark.parametrize(("idle", "scheduled"), [(decode.IDLE_STEPS + 1, 0), (decode.IDLE_STEPS, 0), (9, 1)])
+def test_a_step_has_time_for_kv_that_comes_now_where_nothing_else_is_to_be_done(
+    world: World, idle: int, scheduled: int
+) -> None:
+    for name in ("done", "not-done"):
+        world.scheduler.allocated(_early(400, handoff=name, name=name), list(range(1, 30)), 400)
+    world.scheduler.orders(0)
+    world.say_done("done")
+    world.scheduler._idle = idle
+    at_rest = idle > decode.IDLE_STEPS and not scheduled
+    assert world.scheduler.orders(scheduled).soon == ["done"] * at_rest
+    world.scheduler.arrived({"done"})
+    assert world.scheduler.orders(0).soon == []
 
 
 def test_an_engine_listens_for_the_token_after_a_prompt_that_is_cached_whole(world: World) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.stress.engines import Request
 from wp1.serving.transfer.ipc import prefill
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, to_runs
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, pack
 from wp1.serving.transfer.ipc.prefill import Hold, PrefillOrders, PrefillScheduler, PrefillWorker, Ready
 
 READER = "decode-0"
@@ -68,7 +68,7 @@ def test_a_prompt_without_a_reader_is_held_and_nobody_is_told(
     params = scheduler.finished(request, [5, 6, 7], True)
     assert params is not None
     assert (params["do_remote_prefill"], params["remote_engine_id"]) == (True, "prefill-0")
-    assert params["wp1"]["blocks"] == [[5, 3]]
+    assert params["wp1"]["blocks"] == pack([5, 6, 7])
     assert all(list(box.waiting()) == [] for box in boxes.values())
     [hold] = scheduler.orders({}, []).holds
     assert (hold.request, hold.handoff, hold.blocks) == ("r", "h", [5, 6, 7])
@@ -87,7 +87,7 @@ def test_the_end_is_told_to_the_scheduler_and_every_rank(
     for box in boxes.values():
         [message] = box.waiting()
         assert (message["kind"], message["handoff"], message["token"]) == ("done", "h", 99)
-        assert (message["epoch"], message["blocks"]) == (0, [[5, 3]])
+        assert (message["epoch"], message["blocks"]) == (0, pack([5, 6, 7]))
         assert before + 60 <= message["until"] <= time.monotonic() + 60
 
 
@@ -184,7 +184,7 @@ def test_a_chunk_is_told_when_its_kernels_have_ended(worker: Worker) -> None:
     assert worker.heard() == []  # in order
     worker.ended[0] = True
     worker.obey()
-    expected = [(0, to_runs([5, 6])), (2, to_runs([9]))]
+    expected = [(0, pack([5, 6])), (2, pack([9]))]
     assert [(message["first"], message["blocks"]) for message in worker.heard()] == expected
 
 
