@@ -95,6 +95,9 @@ class PrefillScheduler:
             if prompt is None or reader is None:
                 continue
             computed = prompt.request.num_computed_tokens + tokens
+            if computed >= prompt.request.num_prompt_tokens:
+                last = {"kind": "last", "handoff": _ours(prompt.request)["handoff"]}
+                self._tell(reader, last, [f"{reader}.scheduler"])
             whole = min(computed, prompt.request.num_prompt_tokens) // self._block_tokens
             # The last chunk is told when its token is there, with all the rest.
             if prompt.told < whole and computed < prompt.request.num_prompt_tokens:

@@ -84,11 +84,24 @@ def test_the_end_is_told_to_the_scheduler_and_every_rank(
     request.output_token_ids.append(99)
     before = time.monotonic()
     scheduler.finished(request, [5, 6, 7], True)
-    for box in boxes.values():
-        [message] = box.waiting()
+    for name, box in boxes.items():
+        *before_that, message = box.waiting()
+        assert before_that == [{"kind": "last", "handoff": "h"}] * name.endswith("scheduler")
         assert (message["kind"], message["handoff"], message["token"]) == ("done", "h", 99)
         assert (message["epoch"], message["blocks"]) == (0, pack([5, 6, 7]))
         assert before + 60 <= message["until"] <= time.monotonic() + 60
+
+
+def test_the_scheduler_there_hears_when_the_last_chunk_is_begun(
+    scheduler: PrefillScheduler, boxes: dict[str, Mailbox]
+) -> None:
+    heard = [box for name, box in boxes.items() if name.endswith("scheduler")]
+    request = _request(40)
+    scheduler.allocated(request, [5, 6, 7])
+    _step(scheduler, request, 39)
+    assert [list(box.waiting()) for box in heard] == [[]]
+    _step(scheduler, request, 1)
+    assert [list(box.waiting()) for box in heard] == [[{"kind": "last", "handoff": "h"}]]
 
 
 def test_a_preempted_prompt_begins_a_new_epoch(scheduler: PrefillScheduler, boxes: dict[str, Mailbox]) -> None:

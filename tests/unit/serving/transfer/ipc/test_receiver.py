@@ -399,6 +399,35 @@ def test_a_step_that_has_time_sees_the_end_of_kv_that_comes_now(folder: Path) ->
     receiver.stop()
 
 
+@pytest.mark.parametrize("peer_dies", [False, True])
+def test_a_step_waits_for_what_it_needs(folder: Path, monkeypatch: pytest.MonkeyPatch, peer_dies: bool) -> None:
+    monkeypatch.setattr(receiver_module, "LIFE_SIGN_S", 0.02)
+    copies, sender = Copies(), Sender(folder)
+    Mailbox(folder, f"{SOURCE}.0")
+    peer = LivingPeer(SOURCE, f"{SOURCE}.0", [], 100, [], 0)
+    receiver = Receiver(Mailbox(folder, "decode-0.0"), sender, "decode-0.0", copies, 10, lambda _: peer, False)
+    receiver.meet(SOURCE)
+    receiver.start()
+    receiver.obey(DecodeOrders(loads=[Load("r", "h", SOURCE, 0, [1], None)]))
+    assert receiver.not_over([("r", "h")]) == {"r"}
+
+    def end() -> None:
+        assert not receiver.ended
+        if peer_dies:
+            peer.living = False
+        else:
+            sender.send("decode-0.0", done([11]))
+
+    timer = threading.Timer(0.05, end)
+    timer.start()
+    receiver.obey(DecodeOrders(needed=["h"]))
+    timer.join()
+    [ended] = receiver.ended
+    assert ended.error == (f"engine {SOURCE} died before its KV was here" if peer_dies else None)
+    assert receiver.not_over([("r", "h")]) == set()
+    receiver.stop()
+
+
 def test_a_step_does_not_wait_for_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiver_module, "LIFE_SIGN_S", 0.01)
     world = World()
