@@ -3,8 +3,8 @@
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from wp1.plan import Cell
 from wp1.records import LoopLag
@@ -13,24 +13,39 @@ PERIOD_S = 0.02
 # Samples of about a second go into one line.
 SAMPLES = 50
 
+_open: list[None] = []  # one for each `garbage_left` that has not ended
 
-@asynccontextmanager
-async def watched(cell: Cell, repeat: int, write: Callable[[LoopLag], None]) -> AsyncIterator[None]:
-    """Writes the lags of the running loop while the body runs.
 
-    Meanwhile the garbage collector leaves alone what was there before: going through all that vLLM and torch have
-    imported stops the loop for 60 ms and more.
+@contextmanager
+def garbage_left() -> Iterator[None]:
+    """While the body runs, the garbage collector leaves alone what was there before: going through all that vLLM and
+    torch have imported stops the loop for 60 ms and more.
+
+    Within another of these, only what came since the other began is gone through, and stays with it: a run has one
+    around all its repeats, lest each of them begins with going through everything.
     """
     gc.collect()
     gc.freeze()
-    watch = asyncio.create_task(_watch(cell, repeat, write))
+    _open.append(None)
     try:
         yield
     finally:
-        watch.cancel()
-        with suppress(asyncio.CancelledError):
-            await watch
-        gc.unfreeze()
+        _open.pop()
+        if not _open:
+            gc.unfreeze()
+
+
+@asynccontextmanager
+async def watched(cell: Cell, repeat: int, write: Callable[[LoopLag], None]) -> AsyncIterator[None]:
+    """Writes the lags of the running loop while the body runs, with `garbage_left`."""
+    with garbage_left():
+        watch = asyncio.create_task(_watch(cell, repeat, write))
+        try:
+            yield
+        finally:
+            watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await watch
 
 
 async def _watch(cell: Cell, repeat: int, write: Callable[[LoopLag], None]) -> None:

@@ -79,6 +79,7 @@ async def measure(
             warm=[],
             began=time.monotonic() - took,
         )
+        stack.enter_context(loop_lag.garbage_left())
         gpus = sorted({gpu for arm in prepared.arms for _, place in places_of(arm) for gpu in place.gpus})
         for collector in prepared.collectors:
             collector.start(run_dir, gpus)

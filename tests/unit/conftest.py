@@ -16,6 +16,7 @@ from tests.double import TINY, DoubleBackend
 from wp1 import callbacks, main
 from wp1.analysis.summary import read_json
 from wp1.identity import PARENT_VARIABLE
+from wp1.loop_lag import garbage_left
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Swept:
 
 
 Sweep = Callable[..., Swept]
+Command = Callable[..., tuple[int, str, str]]
 
 
 class Left(BaseException):
@@ -67,6 +69,13 @@ class Left(BaseException):
 
 def leave(code: int, message: str = "") -> None:
     raise Left(code, message)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def garbage_of_tests_left() -> Iterator[None]:
+    """Else every run would let the garbage collector go through all that the tests before have imported."""
+    with garbage_left():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -90,23 +99,32 @@ def undisturbed() -> Iterator[None]:
 
 
 @pytest.fixture
-def sweep(
-    double: type[DoubleBackend], tmp_path: Path, store: str, undisturbed: None, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> Sweep:  # fmt: skip
+def command(
+    double: type[DoubleBackend], undisturbed: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Command:
+    """`python -m wp1 WORDS` in this process: exit code, standard error with the last words, standard output."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     # The real one ends the process, that of the tests too.
     monkeypatch.setattr(main, "_leave", leave)
 
-    def run(*overrides: str) -> Swept:
-        arguments = ["-m", f"root={tmp_path}", f"tracking.uri={store}", *TINY, *overrides]
-        monkeypatch.setattr(sys, "argv", ["wp1", *arguments])
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["wp1", *words])
+        main._failures.clear()
         before = os.environ.get(PARENT_VARIABLE)
         with pytest.raises(Left) as left:
             main.main()
-        (folder,) = (tmp_path / "multirun").iterdir()
         assert os.environ.get(PARENT_VARIABLE) == before
         seen = capfd.readouterr()
-        return Swept(left.value.code, seen.err + left.value.message, seen.out, folder, store)
+        return left.value.code, seen.err + left.value.message, seen.out
+
+    return run
+
+
+@pytest.fixture
+def sweep(command: Command, tmp_path: Path, store: str) -> Sweep:
+    def run(*overrides: str) -> Swept:
+        code, said, out = command("-m", f"root={tmp_path}", f"tracking.uri={store}", *TINY, *overrides)
+        (folder,) = (tmp_path / "multirun").iterdir()
+        return Swept(code, said, out, folder, store)
 
     return run
