@@ -1,5 +1,6 @@
 """What tests share: a composed configuration, and marks by folder."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from tests.double import DoubleBackend, fresh
+from tests.double import DoubleBackend, fresh, unpainted
 from wp1 import hardware, schema
+from wp1.analysis import style
 from wp1.main import CONF
 
 # Third-party data that tests read where it lies beside the checkout, and skip where it does not.
@@ -24,6 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 Compose = Callable[..., DictConfig]
+# In the place of a test's own folder, in what is composed once for all that ask for the same.
+ELSEWHERE = "a-test-s-folder"
 
 
 @pytest.fixture
@@ -31,14 +35,30 @@ def config(tmp_path: Path) -> Compose:
     """Composes conf/ with overrides, as the command line would, resolved and typed; runs land in tmp_path."""
 
     def compose_(*overrides: str) -> DictConfig:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return schema.resolve(compose("config", [f"root={tmp_path}", *overrides]))
+        cfg = _composed(*overrides).copy()
+        if cfg.root == ELSEWHERE:
+            cfg.root = str(tmp_path)
+        return schema.resolve(cfg)
 
     return compose_
 
 
+@functools.cache
+def _composed(*overrides: str) -> DictConfig:
+    """Many tests ask for the same; what differs is where their runs land."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [f"root={ELSEWHERE}", *overrides])
+
+
 @pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[DoubleBackend]:
+def without_pixels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are made up to their pixels, which take most of a report's time, unless the test is marked `painted`."""
+    if not request.node.get_closest_marker("painted"):
+        monkeypatch.setattr(style, "save", unpainted)
+
+
+@pytest.fixture
+def double(without_pixels: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[DoubleBackend]:
     """The engine double in the backend's place, for this test alone, on a machine with 24 GiB free."""
     backend = fresh()
     monkeypatch.setattr("wp1.serving.vllm_backend.VLLMBackend", backend)

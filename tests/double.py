@@ -1,15 +1,23 @@
-"""A serving backend for unit tests of everything around an engine. It has no model: its tokens count up from the seed.
+"""Doubles for unit tests of what is around: a serving backend, and a plot's last step.
+
+The backend is for everything around an engine. It has no model: its tokens count up from the seed.
 
 No configuration reaches it: `wp1.schema` refuses targets outside wp1, and tests put it in VLLMBackend's place.
 """
 
 import asyncio
+import base64
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
+from wp1.analysis import style
 from wp1.records import Request
 from wp1.serving.backend import Chunk, EngineDiedError, EngineInfo, EngineTimes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Overrides of a model that is made in no time; the double has no use for it.
 TINY = (
@@ -162,3 +170,17 @@ class DoubleBackend:
 def fresh() -> type[DoubleBackend]:
     """A class of its own for each test, as what the engines do is kept with the class."""
     return type("Fresh", (DoubleBackend,), {"started": [], "stopped": [], "noted": [], "engines": {}})
+
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+
+
+def unpainted(figure: "Figure", path: Path) -> None:
+    """In `wp1.analysis.style.save`'s place, for tests of what is around plots: everything but layout and pixels."""
+    import matplotlib.pyplot as plt
+
+    style.thousands(figure)
+    path.write_bytes(PIXEL)
+    plt.close(figure)

@@ -229,10 +229,11 @@ def resolve(cfg: DictConfig) -> DictConfig:
         # Absolute, so that what is derived from it means the same from any folder.
         OmegaConf.update(cfg, "root", str(Path(str(cfg.root)).expanduser().resolve()))
         plain = OmegaConf.to_container(cfg, resolve=True)
-        unknown = sorted(_unknown_keys(plain, OmegaConf.structured(Config)))
+        schema = OmegaConf.structured(Config)
+        unknown = sorted(_unknown_keys(plain, schema))
         if unknown:
             raise ConfigError(unknown_key_message(unknown[0]))
-        typed = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        typed = OmegaConf.merge(schema, plain)
         missing = sorted(OmegaConf.missing_keys(typed))
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(str(error))) from error

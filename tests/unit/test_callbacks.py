@@ -27,6 +27,7 @@ def artifacts_of(run: Any) -> Path:
     return Path(run.info.artifact_uri.removeprefix("file://"))
 
 
+@pytest.mark.painted
 def test_a_sweep_of_two_schedulers_is_one_run_with_its_comparison(sweep: Sweep) -> None:
     done = sweep("scheduler=agg,disagg")
     assert done.code == 0

@@ -37,6 +37,7 @@ def change(run_dir: Path, **parts: Any) -> None:
     path.write_text(json.dumps(read_json(path) | parts))
 
 
+@pytest.mark.painted
 def test_two_runs_side_by_side(make: Make, tmp_path: Path) -> None:
     page, said = compare([make(1), make(2, "scheduler=disagg")], None)
     assert page == tmp_path / "outputs" / "comparisons" / "00000001-00000002" / "comparison.md"

@@ -31,6 +31,7 @@ def _run(config: Compose, tmp_path: Path, *overrides: str) -> run_module.Outcome
         return run_module.run(cfg, tmp_path / "outputs" / RUN_ID, RUN_ID, screen)
 
 
+@pytest.mark.painted
 def test_e5_leaves_table_plots_and_words(config: Compose, double: Any, tmp_path: Path) -> None:
     outcome = _run(config, tmp_path)
     assert (outcome.status, outcome.reason) == ("completed", None)
@@ -129,6 +130,7 @@ def test_a_run_that_was_stopped_before_its_first_request_says_that_nothing_was_m
     assert (check["name"], check["passed"]) == ("requests answered", False)
 
 
+@pytest.mark.painted
 def test_notes_are_kept_of_an_engine_that_dies(config: Compose, double: Any, tmp_path: Path) -> None:
     double.dies_at = 3
     outcome = _run(config, tmp_path)

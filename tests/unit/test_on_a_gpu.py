@@ -53,6 +53,7 @@ class Nvml:
         return next(self._joules)
 
 
+@pytest.mark.painted
 def test_e2_on_a_gpu(config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = hardware.Gpu(0, "NVIDIA H100 80GB HBM3", 80 << 30)
     monkeypatch.setattr(hardware, "gpus", lambda: (card,))

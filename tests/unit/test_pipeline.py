@@ -32,6 +32,7 @@ def _run(config: Compose, tmp_path: Path, *overrides: str) -> run_module.Outcome
         return run_module.run(cfg, tmp_path / "outputs" / RUN_ID, RUN_ID, screen)
 
 
+@pytest.mark.painted
 def test_e0_leaves_everything_a_run_leaves(config: Compose, double: Any, tmp_path: Path) -> None:
     outcome = _run(config, tmp_path)
     assert (outcome.status, outcome.reason) == ("completed", None)
@@ -57,6 +58,7 @@ def test_e0_leaves_everything_a_run_leaves(config: Compose, double: Any, tmp_pat
     assert double.started == double.stopped == ["agg-0"]
 
 
+@pytest.mark.painted
 def test_the_report_is_made_again_with_the_same_bytes(config: Compose, double: Any, tmp_path: Path) -> None:
     outcome = _run(config, tmp_path)
     assert outcome.report is not None
@@ -83,6 +85,7 @@ def test_an_unexpected_cache_hit_fails_the_run(config: Compose, double: Any, tmp
     assert "prefix cache" in (_run(config, tmp_path).reason or "")
 
 
+@pytest.mark.painted
 def test_an_engine_that_dies_fails_the_run_and_keeps_its_records(config: Compose, double: Any, tmp_path: Path) -> None:
     double.dies_at = 5
     outcome = _run(config, tmp_path)
@@ -159,6 +162,7 @@ def test_a_run_that_is_stopped_leaves_a_page_at_once_and_its_plots_to_later(
     assert (folder / "itl.png").is_file()
 
 
+@pytest.mark.painted
 def test_a_question_may_hold_anything(config: Compose, double: Any, tmp_path: Path) -> None:
     """Signs that markdown, formulas in plots or line-splitting could trip over."""
     path = tmp_path / "odd.jsonl"
@@ -224,6 +228,7 @@ def test_replicas_all_serve(config: Compose, double: Any, tmp_path: Path) -> Non
     assert engines == {"agg-0", "agg-1"}
 
 
+@pytest.mark.painted
 def test_a_run_that_was_killed_still_has_a_report(config: Compose, double: Any, tmp_path: Path) -> None:
     """What kill -9 leaves: no end in the metadata, no summary, a torn last record of a repeat that is not done."""
     outcome = _run(config, tmp_path)
@@ -248,6 +253,7 @@ E3 = (
 )
 
 
+@pytest.mark.painted
 def test_e3_compares_both_arms(config: Compose, double: Any, tmp_path: Path) -> None:
     outcome = _run(config, tmp_path, *E3)
     assert (outcome.status, outcome.reason) == ("completed", None)
@@ -321,6 +327,7 @@ QUICK = ("experiment.measure_peaks=false", "experiment.goodput_budget_s=null", "
 PEAKS = {"device": "a test", "flops": 1e9, "bytes_per_s": 1e8, "kind": "measured", "source": "a test"}
 
 
+@pytest.mark.painted
 def test_e1_fits_a_curve_through_its_lengths(
     config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +346,7 @@ def test_e1_fits_a_curve_through_its_lengths(
     assert (outcome.run_dir / "artifacts" / "e1_by_length.csv").read_text().count("random weights") == 3
 
 
+@pytest.mark.painted
 def test_e2_crosses_lengths_with_loads(config: Compose, double: Any, tmp_path: Path) -> None:
     lists = ("experiment.prompt_lens=[16,64]", "experiment.concurrencies=[1,6]", *QUICK)
     outcome = _run(config, tmp_path, "experiment=e2", *lists)
@@ -356,6 +364,7 @@ def test_e2_crosses_lengths_with_loads(config: Compose, double: Any, tmp_path: P
     assert (outcome.report.parent / RUN_ID / "load.png").is_file()  # type: ignore[union-attr]
 
 
+@pytest.mark.painted
 def test_e2_at_rates(config: Compose, double: Any, tmp_path: Path) -> None:
     lists = ("experiment.prompt_lens=[16]", "experiment.request_rates=[50,200]", *QUICK)
     outcome = _run(config, tmp_path, "experiment=e2", *lists)
@@ -368,6 +377,7 @@ def test_e2_at_rates(config: Compose, double: Any, tmp_path: Path) -> None:
     assert "rates of the experiment, no search" in outcome.report.read_text()  # type: ignore[union-attr]
 
 
+@pytest.mark.painted
 def test_a_search_for_goodput_is_in_the_folder_and_the_report(config: Compose, double: Any, tmp_path: Path) -> None:
     lists = ("experiment.prompt_lens=[16]", "experiment.concurrencies=[1,2]", "experiment.measure_peaks=false")
     # Time enough for a few probes also on a busy machine; it ends sooner by how near it got.
@@ -388,6 +398,7 @@ def test_a_search_for_goodput_is_in_the_folder_and_the_report(config: Compose, d
     assert (outcome.run_dir / "goodput.jsonl").read_text().count("\n") == len(found["path"]) + 1
 
 
+@pytest.mark.painted
 def test_a_trace_is_replayed_and_its_load_described(config: Compose, double: Any, tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     rows = [{"timestamp": 10 * n, "input_length": 600, "output_length": 3, "hash_ids": [0, n + 1]} for n in range(60)]

@@ -1,6 +1,5 @@
 """A run's folder becomes one readable MLflow run, and nothing that goes wrong there costs the run."""
 
-import base64
 import contextlib
 import json
 import os
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.double import PIXEL
 from tests.unit.analysis import synthetic
 from wp1 import tracking
 from wp1.errors import WP1Error
@@ -27,9 +27,6 @@ from wp1.publication.page import report_html
 from wp1.track import track
 
 STARTED, ENDED = "2026-11-23T09:37:31+00:00", "2026-11-23T09:38:49+00:00"
-PIXEL = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
-)
 
 
 def distribution(p50: float) -> dict[str, float]:

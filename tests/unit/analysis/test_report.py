@@ -12,6 +12,8 @@ from wp1.analysis.comparison import METRICS
 from wp1.analysis.markdown import ms
 from wp1.report import make_report
 
+pytestmark = pytest.mark.usefixtures("without_pixels")
+
 SHAPES = {
     "e3": Shape(repeats=2, count=4, queue_factor=0.3),
     "decode_streams": Shape(repeats=1, count=6, first_token="decode", labels=("random weights", "colocated")),
@@ -26,6 +28,7 @@ SHAPES = {
 }  # fmt: skip
 
 
+@pytest.mark.painted
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_same_folder_gives_the_same_bytes(tmp_path: Path, name: str) -> None:
     folder = make_run(tmp_path, SHAPES[name])
@@ -89,6 +92,7 @@ def test_words_that_do_not_occur_are_not_explained(tmp_path: Path) -> None:
     assert "## KV transfer" not in text
 
 
+@pytest.mark.painted
 def test_one_arm_has_no_comparison(tmp_path: Path) -> None:
     folder = make_run(tmp_path, Shape(arms=("agg",), lengths=(256,), rates=(0,), repeats=1, count=2, handoffs=False))
     text = make_report(folder, tmp_path / "reports").read_text()
@@ -117,6 +121,7 @@ def test_the_files_of_a_comparison(tmp_path: Path) -> None:
     assert (handoff["agg"], handoff["delta"]) == ("", "")
 
 
+@pytest.mark.painted
 def test_an_arm_that_never_ran_leaves_a_report(tmp_path: Path) -> None:
     """The first arm's engines did not start, or the run was stopped before the second's turn."""
     folder = make_run(tmp_path, SHAPES["e3"])

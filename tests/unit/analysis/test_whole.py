@@ -20,6 +20,8 @@ from wp1.records import iter_records
 from wp1.report import make_report
 from wp1.run import run
 
+pytestmark = pytest.mark.usefixtures("without_pixels")
+
 SHAPE = Shape(lengths=(256,), rates=(0,), repeats=2, count=3)
 CELL = "256-conc1"
 
