@@ -17,8 +17,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from wp1 import progress
-from wp1.errors import ConfigError, unreadable
+from wp1.errors import ConfigError
 from wp1.identity import DECISIVE, settings_of
+from wp1.places import MANIFEST, run_or_sweep
 from wp1.plan import Arm
 from wp1.progress import Unit
 
@@ -62,21 +63,16 @@ def _recorded(folder: Path) -> tuple[list[str], str, str]:
     """The words of the folder's command, its root, and the setting that names the folder."""
     from wp1.analysis import whole
     from wp1.analysis.summary import read_config, read_json
-    from wp1.analysis.sweep import MANIFEST, OF_MANIFEST
+    from wp1.analysis.sweep import OF_MANIFEST
 
     try:
-        is_sweep, is_run = ((folder / name).is_file() for name in (MANIFEST, "run_metadata.json"))
-    except OSError as error:
-        raise unreadable(error, folder) from error
-    if is_sweep:
+        kind = run_or_sweep(folder)
+    except ConfigError as error:
+        raise ConfigError(f"resume={error}") from error
+    if kind == "sweep":
         manifest = read_json(folder / MANIFEST)
         manifest.require(*OF_MANIFEST)
         return _words(folder / MANIFEST, manifest["command"]), _root(folder / MANIFEST, manifest), "hydra.sweep.dir"
-    if not is_run:
-        raise ConfigError(
-            f"resume={folder} is no folder to go on with: name that of a run, as outputs/run-..., or of a sweep, as "
-            "multirun/..."
-        )
     whole.check(folder)
     path = folder / "run_metadata.json"
     metadata, config = read_json(path), read_config(folder)

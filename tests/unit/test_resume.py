@@ -302,8 +302,9 @@ def test_an_empty_word_names_no_folder() -> None:
 
 def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for folder in (tmp_path, tmp_path / "file", tmp_path / "none"):
-        with pytest.raises(ConfigError, match=f"resume={folder} is no folder to go on with"):
+    told = {tmp_path: "has no run_metadata.json", tmp_path / "file": "is no folder", tmp_path / "none": "is not there"}
+    for folder, why in told.items():
+        with pytest.raises(ConfigError, match=rf"^resume={folder} {why}.*: name the folder of a run, .* sweep"):
             resume.arguments([f"resume={folder}"])
 
 
@@ -361,7 +362,7 @@ def test_a_folder_that_may_not_be_read_is_one_line(
 
     with monkeypatch.context() as shut:
         shut.setattr(Path, method, refuse)
-        with pytest.raises(ConfigError, match=rf"^{run_dir}/\S+ cannot be read \(Permission denied\): "):
+        with pytest.raises(ConfigError, match=rf"^(resume=)?{run_dir}\S* cannot be read \(Permission denied\): "):
             resume.arguments([f"resume={run_dir}"])
 
 
