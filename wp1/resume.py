@@ -60,8 +60,11 @@ def arguments(words: list[str]) -> list[str]:
 
 
 def _recorded(folder: Path) -> tuple[list[str], str, str]:
-    """The words of the folder's command, its root, and the setting that names the folder."""
-    from wp1.analysis import whole
+    """The words of the folder's command, its root, and the setting that names the folder.
+
+    Whether a run's folder has lost lines is asked when its configuration is there, as of each job of a sweep:
+    `check_same`.
+    """
     from wp1.analysis.summary import read_config, read_json
     from wp1.analysis.sweep import OF_MANIFEST
 
@@ -73,7 +76,6 @@ def _recorded(folder: Path) -> tuple[list[str], str, str]:
         manifest = read_json(folder / MANIFEST)
         manifest.require(*OF_MANIFEST)
         return _words(folder / MANIFEST, manifest["command"]), _root(folder / MANIFEST, manifest), "hydra.sweep.dir"
-    whole.check(folder)
     path = folder / "run_metadata.json"
     metadata, config = read_json(path), read_config(folder)
     job = metadata.get("sweep")
@@ -133,7 +135,10 @@ def writer_in(folder: Path) -> int | None:
 
 
 def check_same(cfg: Any, run_dir: Path) -> None:
-    """Raises ConfigError that says how the configuration differs from the one that the run began with."""
+    """Raises ConfigError that says how the configuration differs from the one that the run began with.
+
+    So it does where the folder has lost lines (`whole.check`): figures of what is left would be taken for all of them.
+    """
     from wp1.analysis import whole
     from wp1.analysis.summary import read_config
 
