@@ -63,7 +63,8 @@ def section(
         lines = [[number(length), text(why)] for length, why in left_out]
         parts.append(table(["prompt tokens", "why not measured"], lines, "rl"))
     parts.append(_beside_calculated(rows))
-    parts.append(capacity_report.fits(pools, capacity.fits_of(pools, rows, metadata, config["workload"]["output_len"])))
+    fits = capacity.fits_of(pools, rows, metadata, config["workload"]["output_len"])
+    parts.append(capacity_report.fits(pools, fits, unit_of(row.total for row in rows)))
     if price:
         parts.append(capacity_report.price(price))
     if memory.one_each(config, requests):

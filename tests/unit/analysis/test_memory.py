@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wp1.analysis import capacity, capacity_report, memory, memory_report, tables
+from wp1.analysis.markdown import GIB
+from wp1.analysis.markdown import MIB as MIB_
 
 MIB = 1 << 20
 MODEL = {
@@ -159,7 +161,11 @@ def test_what_is_left_by_the_parts_is_of_what_vllm_allows_itself() -> None:
     notes[0]["note"]["vllm"] = {"requested_memory": 900 * MIB, "available_kv_cache_memory_bytes": POOL}
     metadata = _metadata(("agg", "agg", "agg-0"))
     [pool] = capacity.pools_of(memory.rows_of(notes, REQUESTS, metadata), metadata)
-    assert pool.left == (900 - 100 - 60 - 3 - 20 - 10 - 30) * MIB
+    left = 900 - 100 - 60 - 3 - 20 - 10 - 30
+    assert pool.left == left * MIB
+    for unit, row in ((MIB_, f"| 16.0 | {left:.1f} |"), (GIB, f"| 0.02 | {left / 1024:.2f} |")):
+        text = capacity_report.fits([pool], [], unit)
+        assert f"| KV pool, {unit[0]} | left by the parts, {unit[0]} |" in text and row in text
 
 
 ENGINES = [("agg", "agg", "agg-0"), ("disagg", "prefill", "prefill-0"), ("disagg", "decode", "decode-0")]
