@@ -54,6 +54,8 @@ class Row:
     decode_peak: int | None = None
     core_process: int | None = None  # beside the worker: the engine's process with the scheduler, host memory
     vllm: dict[str, int] = field(default_factory=dict)
+    # Of the embedding and the output layer, the matrix of each, where a kernel may keep a copy beside the original.
+    matrix: int | None = None
 
     @property
     def total(self) -> int:
@@ -64,6 +66,19 @@ class Row:
     def unexplained_share(self) -> float | None:
         """Of what the device reports."""
         return None if not self.reported else self.parts["unexplained"] / self.reported
+
+    @property
+    def copied(self) -> bool:
+        """Whether the weights are beyond the calculated ones by two copies of that matrix, to the host's tolerance.
+
+        vLLM's unquantised layers on a CPU have their weights packed for oneDNN and drop the original, but for those of
+        the embedding and the output layer (`dispatch_cpu_unquantized_gemm(layer, remove_weight=False)`), which are
+        packed once for each of the two, be they one tensor or two.
+        """
+        if self.kind != "host" or not self.matrix:
+            return False
+        beyond = self.parts["weights"] - self.calculated["weights"] - 2 * self.matrix
+        return abs(beyond) <= UNEXPLAINED_SHARE["host"] * self.parts["weights"]
 
     @property
     def adds_up(self) -> bool:
@@ -257,6 +272,8 @@ def _calculate(row: Row, requests: pl.DataFrame, model: Mapping[str, Any], engin
         "kv_in_use_blocks": row.calculated_blocks * block * a_token,
         "kv_reserved": settings["kv_blocks"] * block * a_token,
     }
+    if shape is not None:
+        row.matrix = shape["vocab"] * shape["hidden"] * shape["element_bytes"] // ranks
     if row.prefill_peak is not None and shape is not None:
         wide = 3 * shape["intermediate"] // ranks + 2 * shape["hidden"]
         row.calculated["activations"] = chunk * wide * shape["element_bytes"]

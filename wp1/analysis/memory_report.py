@@ -183,26 +183,41 @@ def _beside_calculated(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     how = "\n".join(f"- **{title}**: {words}" for _, title, words in CALCULATED)
-    return "\n\n".join(
-        [
-            f"### Measured beside calculated, {unit[0]}",
-            table(
-                ["engine", "weights", "calculated", "difference", "KV reserved", "calculated", "difference"],
-                constant,
-                "lrrrrrr",
-            ),
-            table(
-                [
-                    "engine", "prompt tokens", "KV in use", "by tokens", "difference", "by blocks", "difference",
-                    "blocks: engine / calculated", "activations", "calculated", "difference",
-                ],
-                by_length,
-                "lrrrrrrrrrr",
-            ),
-            f"Calculated:\n\n{how}",
-            _vllm_says(list(engines.values()), unit),
-        ]
-    ).rstrip()  # fmt: skip
+    parts = [
+        f"### Measured beside calculated, {unit[0]}",
+        table(
+            ["engine", "weights", "calculated", "difference", "KV reserved", "calculated", "difference"],
+            constant,
+            "lrrrrrr",
+        ),
+        table(
+            [
+                "engine", "prompt tokens", "KV in use", "by tokens", "difference", "by blocks", "difference",
+                "blocks: engine / calculated", "activations", "calculated", "difference",
+            ],
+            by_length,
+            "lrrrrrrrrrr",
+        ),
+        f"Calculated:\n\n{how}",
+        _copies(list(engines.values()), unit),
+        _vllm_says(list(engines.values()), unit),
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part)
+
+
+def _copies(rows: Sequence[Row], unit: Unit) -> str:
+    """Why weights on a CPU take more than was calculated, where that is it."""
+    copied = [row for row in rows if row.copied]
+    if not copied:
+        return ""
+    whose = "" if len(copied) == len(rows) else f" of {', '.join(map(_named, copied))}"
+    beyond = max(row.parts["weights"] - row.calculated["weights"] for row in copied)
+    return (
+        f"Weights{whose} are up to {size_in(beyond, unit)} more than calculated, 2 × "
+        f"{size_in(copied[0].matrix or 0, unit)} of it for the matrices (vocabulary × hidden size) of the embedding "
+        "and the output layer: vLLM packs every matrix for its CPU kernels and drops the original, but of these two "
+        "it keeps that beside the copy, of which each has one even where they share the original."
+    )
 
 
 def _named(row: Row) -> str:

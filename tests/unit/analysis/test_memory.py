@@ -16,7 +16,7 @@ MODEL = {
     "kv_bytes_per_token": 1 << 10,
     "weight_bytes": 100 * MIB,
     "max_len": 4096,
-    "shape": {"hidden": 64, "intermediate": 256, "kv_heads": 8, "element_bytes": 2},
+    "shape": {"hidden": 64, "intermediate": 256, "kv_heads": 8, "vocab": 81920, "element_bytes": 2},
 }
 SETTINGS = {"kv_blocks": 1024, "block_size": 16, "max_num_seqs": 8, "max_num_batched_tokens": 2048}
 POOL = 16 * MIB
@@ -92,6 +92,7 @@ def test_parts_on_a_gpu(process: bool) -> None:
     assert row.calculated["kv_in_use"] == 1024 << 10
     assert row.calculated["kv_reserved"] == row.kv_pool
     assert row.calculated["activations"] == 1024 * (3 * 256 + 2 * 64) * 2
+    assert row.matrix == 10 * MIB and not row.copied
 
 
 def test_engines_that_share_a_gpu_have_even_shares_of_what_is_beside_torch() -> None:
@@ -154,6 +155,21 @@ def test_bytes_and_blocks_agree_to_a_block_a_request(blocks: int, block: int, to
         assert (fit.by_blocks == 0) == (fit.why is not None and fit.why.startswith("does not fit"))
     assert fits[-1].by_blocks == 0 or fits[-1].tokens > capacity.LONGEST
     assert pool.longest_by_blocks <= pool.longest_predicted
+
+
+@pytest.mark.parametrize(("weights", "copied"), [(120, True), (124, True), (100, False), (110, False), (160, False)])
+def test_weights_that_a_cpu_s_kernels_copied_are_told_where_that_is_it(weights: int, copied: bool) -> None:
+    """100 MiB are calculated, 10 are the embedding's: two copies of that and no other surplus are explained."""
+    host = memory.Row(
+        "agg", "agg", "agg-0", 0, "1024-conc1", 1024, "host", 400 * MIB, "resident memory", 1000 * MIB,
+        {name: 0 for name, _ in memory.PARTS} | {"weights": weights * MIB},
+    )  # fmt: skip
+    host.calculated, host.matrix = {"weights": 100 * MIB}, 10 * MIB
+    text = memory_report._beside_calculated([host])
+    assert ("2 × 10.0 MiB of it for the matrices" in text) == copied
+    assert (f"up to {weights - 100}.0 MiB more than calculated" in text) == copied
+    host.kind = "gpu"
+    assert "matrices" not in memory_report._beside_calculated([host])
 
 
 def test_what_is_left_by_the_parts_is_of_what_vllm_allows_itself() -> None:
