@@ -19,6 +19,11 @@ CALCULATED = (
     ("kv_reserved", "KV reserved", "the engine's blocks × bytes of a block"),
     ("activations", "activations, prefill", "largest chunk × (3 × intermediate + 2 × hidden size) × bytes an element"),
 )
+KEPT_WITHIN_STEP = (
+    "Activations are more than calculated: on a host their peak is one of resident memory, which has in it what the C "
+    "library keeps of memory that was freed within the step; and as nothing is compiled there (enforce_eager), the MLP "
+    "has a buffer more than the calculated ones, between its activation function and the product with its other half."
+)
 HOW_TO_READ = {
     "host": """\
 - **weights**: what resident memory grew by while the model was loaded, with copies that kernels made for themselves.
@@ -200,6 +205,7 @@ def _beside_calculated(rows: Sequence[Row]) -> str:
         ),
         f"Calculated:\n\n{how}",
         _copies(list(engines.values()), unit),
+        KEPT_WITHIN_STEP if any(row.kept_within_step for row in rows) else "",
         _vllm_says(list(engines.values()), unit),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)

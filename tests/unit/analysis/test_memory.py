@@ -172,6 +172,21 @@ def test_weights_that_a_cpu_s_kernels_copied_are_told_where_that_is_it(weights: 
     assert "matrices" not in memory_report._beside_calculated([host])
 
 
+@pytest.mark.parametrize(
+    ("kind", "eager", "taken", "said"),
+    [("host", True, 20, True), ("host", True, 10, False), ("host", False, 20, False), ("gpu", True, 20, False)],
+)
+def test_activations_beyond_the_calculated_are_explained_where_a_host_keeps_them(
+    kind: str, eager: bool, taken: int, said: bool
+) -> None:
+    row = memory.Row(
+        "agg", "agg", "agg-0", 0, "1024-conc1", 1024, kind, 400 * MIB, "resident memory", 1000 * MIB,
+        {name: 0 for name, _ in memory.PARTS} | {"activations": taken * MIB}, {"activations": 10 * MIB},
+        one_by_one=eager,
+    )  # fmt: skip
+    assert (memory_report.KEPT_WITHIN_STEP in memory_report._beside_calculated([row])) == said
+
+
 def test_what_is_left_by_the_parts_is_of_what_vllm_allows_itself() -> None:
     notes = _gpu("agg", "agg", "agg-0", True)
     notes[0]["note"]["vllm"] = {"requested_memory": 900 * MIB, "available_kv_cache_memory_bytes": POOL}
