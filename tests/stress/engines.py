@@ -327,6 +327,10 @@ class DecodeEngine:
         self._loading: dict[str, Request] = {}
         self._running: list[Request] = []
         self._now: list[Request] = []  # whose KV comes within this step
+        self._ahead: list[Request] = []  # whose KV was called here, for the next step to wait for
+        self._called: list[set[str]] = [set() for _ in range(ranks)]  # requests that were, and whose KV is not over
+        self._failed_ahead: dict[str, str] = {}
+        self._blocks_back: list[list[int]] = []  # free once the next step's orders are obeyed
         self.preemptions = 0
         self.moved: Counter[str] = Counter()  # bytes and blocks by the connector's account, and requests
 
@@ -347,6 +351,13 @@ class DecodeEngine:
                     self._scheduler.finished(request)
                     self._pool.take_back(request.blocks)
                     return True
+        for request in self._ahead:
+            if request.request_id == name:
+                self._ahead.remove(request)
+                self._scheduler.finished(request)
+                self._blocks_back.append(request.blocks)
+                self._failed_ahead.pop(name, None)
+                return True
         request = self._loading.get(name)
         if request is None or not request.output_len:
             return False
@@ -356,7 +367,7 @@ class DecodeEngine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._loading or self._running)
+        return bool(self._waiting or self._loading or self._ahead or self._running)
 
     @property
     def given(self) -> int:
@@ -368,7 +379,8 @@ class DecodeEngine:
         Less the words about those that were given up before: the latest REMEMBERED of them are kept.
         """
         beside = self._scheduler
-        ours = len(beside._waiting) + len(beside._at_once) + len(beside._decoding)
+        ours = len(beside._waiting) + len(beside._at_once) + len(beside._decoding) + len(beside._ahead)
+        ours += sum(map(len, self._called)) + len(self._failed_ahead)
         return ours + sum(len(r._loads) + len(r._sources) + len(r._advanced) for r in self._receivers)
 
     def stop(self) -> None:
@@ -391,13 +403,21 @@ class DecodeEngine:
         ended: list[tuple[Request, str | None]] = []
         while self._waiting and self._admit(self._waiting[0]):
             pass
-        orders = self._scheduler.orders(len(self._running) + len(self._now))
+        computing = [request.request_id for request in (*self._running, *self._now, *self._ahead)]
+        orders = self._scheduler.orders(computing)
         for receiver in self._receivers:
             receiver.obey(pickle.loads(pickle.dumps(orders)))  # as each worker gets its own
+        while self._blocks_back:
+            self._pool.take_back(self._blocks_back.pop())
         self._decode(ended)
-        here, failed = self._results()
+        here, failed = self._results(orders.ahead)
+        for request in self._ahead:
+            self.moved["ahead"] += 1
+            self._begun(request, self._failed_ahead.pop(request.request_id, None), ended)
+        self._ahead = []
         for request in self._now:
-            self._begun_at_once(request, failed.pop(request.request_id, None), ended)
+            self.moved["at once"] += request.request_id not in failed
+            self._begun(request, failed.pop(request.request_id, None), ended)
         self._now = []
         for name, why in failed.items():
             request = self._loading[name]
@@ -408,36 +428,46 @@ class DecodeEngine:
         self._scheduler.arrived(here)
         for name in here:
             request = self._loading.pop(name)
-            if request.output_len:
+            called = any(name == of for of, _ in orders.ahead)
+            if request.output_len and called:
+                self._ahead.append(request)
+            elif request.output_len:
                 self._start(request)
+            elif called:
+                self._blocks_back.append(request.blocks)
+                self._failed_ahead.pop(name, None)
             else:
                 self._pool.take_back(request.blocks)
         return ended
 
-    def _begun_at_once(self, request: Request, why: str | None, ended: list[tuple[Request, str | None]]) -> None:
+    def _begun(self, request: Request, why: str | None, ended: list[tuple[Request, str | None]]) -> None:
         """A request whose first token was computed in this step, with KV that came within it."""
         if why is None:
-            self.moved["at once"] += 1
             self._start(request)
             return
         self._scheduler.finished(request)
         self._pool.take_back(request.blocks)
         ended.append((request, why))
 
-    def _results(self) -> tuple[set[str], dict[str, str]]:
-        """Requests whose loads are over on all ranks, and those that failed on one."""
+    def _results(self, ahead: list[tuple[str, str]]) -> tuple[set[str], dict[str, str]]:
+        """Requests whose loads are over on all ranks, or called so, and those that failed on one."""
         here: set[str] = set()
         failed = {}
-        for receiver in self._receivers:
-            of_rank = []
+        for receiver, called in zip(self._receivers, self._called, strict=True):
+            of_rank = list(receiver.not_over(ahead))
+            called |= set(of_rank)
             while receiver.ended:
                 end = receiver.ended.popleft()
-                if not end.at_once:
+                if not end.at_once and end.request not in called:
                     of_rank.append(end.request)
-                if end.error is not None:
+                if end.error is not None and end.request in called:
+                    if any(request.request_id == end.request for request in (*self._ahead, *self._loading.values())):
+                        self._failed_ahead[end.request] = end.error
+                elif end.error is not None:
                     failed[end.request] = end.error
                 elif end.report is not None:
                     self.moved.update(bytes=end.report[3], blocks=end.report[7], runs=end.report[8])
+                called.discard(end.request)
             assert len(of_rank) == len(set(of_rank)), "a load ended twice"
             here |= self._here.all_said(set(of_rank))
         return here, failed

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from wp1.serving.transfer.ipc import decode as decode_module
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, pack
 from wp1.serving.transfer.ipc.receiver import DecodeOrders, Ended, Load, in_advance
 
 BLOCK_TOKENS = 16
@@ -29,7 +29,8 @@ MOST_TOKENS = 300
 AT_ONCE_TOKENS = 192
 BLOCK_BYTES = 2 * BLOCK_TOKENS * 16 * 2  # K and V of 16 numbers of two bytes
 RANKS = 2
-DONE, ABORTED, ARRIVES, FAILS = 0.15, 0.03, 0.5, 0.05  # a step, the last two on each rank
+# In a step, the last two on each rank.
+LAST, DONE, ABORTED, ARRIVES, FAILS = 0.3, 0.15, 0.03, 0.5, 0.05
 # Requests in flight up to which the next begins, and tokens they decode at most: an engine that is idle, or never.
 LOADS = (((1, 1, 1, 2), 6), ((1, 1, 2, 6), 12), ((8, 12), 80))
 CONFIG = {
@@ -47,6 +48,8 @@ class Asked:
     tokens: int
     expected: list[int]
     done: Message | None  # to be said yet
+    last: bool = False  # its last chunk was said to be computed
+    failed: bool = False  # a load of it
 
 
 class Played:
@@ -56,7 +59,8 @@ class Played:
         self._asked = asked
         self._chance = chance
         self._counts = counts
-        self._loading: dict[str, Load] = {}
+        self.loading: dict[str, Load] = {}
+        self.over: set[str] = set()  # handoffs
         self.ended: deque[Ended] = deque()
 
     def fence(self) -> str:
@@ -65,19 +69,32 @@ class Played:
     def obey(self, orders: DecodeOrders, after: Any) -> None:
         assert not orders.loads or after == self.fence(), "a load does not wait for the steps before"
         given_up = {handoff for handoff, _ in orders.given_up}
-        for load in list(self._loading.values()):
+        for load in list(self.loading.values()):
             if load.handoff in given_up:
                 self._end(load, "given up")
-        self._loading |= {load.request: load for load in orders.loads}
-        for load in list(self._loading.values()):
+        self.loading |= {load.request: load for load in orders.loads}
+        for load in list(self.loading.values()):
             arrives = self._asked[load.request].done is None and self._chance.random() < ARRIVES
-            if load.at_once or arrives:
+            needed = load.handoff in orders.needed
+            if load.at_once or arrives or needed:
                 failed = self._chance.random() < FAILS
-                self._counts[f"failed {'at once' if load.at_once else 'beside'}"] += failed
+                kind = "at once" if load.at_once else "ahead" if needed else "beside"
+                self._counts[f"failed {kind}"] += failed
                 self._end(load, "played" if failed else None)
 
+    def not_over(self, requests: list[tuple[str, str]]) -> set[str]:
+        return {request for request, handoff in requests if handoff not in self.over}
+
+    def wait(self, handoffs: list[str], seconds: float) -> None:
+        for load in list(self.loading.values()):
+            if load.handoff in handoffs and self._chance.random() < ARRIVES:
+                self._counts["waited for"] += 1
+                self._end(load, None)
+
     def _end(self, load: Load, error: str | None) -> None:
-        del self._loading[load.request]
+        del self.loading[load.request]
+        self.over.add(load.handoff)
+        self._asked[load.request].failed |= error == "played"
         self.ended.append(Ended(load.request, error, load.blocks, load.at_once, (load.handoff, 0.0, 0.0, 0, error)))
 
 
@@ -123,8 +140,9 @@ class Decode:
         self._steps: deque[tuple[Any, Any]] = deque()  # launched, and not looked at yet
         self._free = self._blocks_free()
         self.counts: Counter[str] = Counter()
-        for worker in self._workers:
-            worker._receiver = worker._copier = Played(self._asked, self._chance, self.counts)
+        self._played = [Played(self._asked, self._chance, self.counts) for _ in self._workers]
+        for worker, played in zip(self._workers, self._played, strict=True):
+            worker._receiver = worker._copier = played
 
     def _blocks_free(self) -> int:
         return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
@@ -145,6 +163,9 @@ class Decode:
                 self._ask(begun)
             for name in living:
                 asked = self._asked[name]
+                if asked.done is not None and not asked.last and self._chance.random() < LAST:
+                    asked.last = True
+                    self._sender.send("decode-0.scheduler", {"kind": "last", "handoff": name})
                 if asked.done is not None and self._chance.random() < DONE:
                     self._sender.send("decode-0.scheduler", asked.done)
                     asked.done = None
@@ -154,8 +175,12 @@ class Decode:
             idle = 0 if self._step() else idle + 1
             assert idle < 10_000, f"nothing goes on: {living}"
         half = self._half
-        assert not (half._decoding or half._waiting or half._at_once), (half._decoding, half._waiting, half._at_once)
+        left = (half._decoding, half._waiting, half._at_once, half._ahead)
+        assert not any(left), left
         assert self._blocks_free() == self._free, "blocks are lost"
+        wrong = [name for name, asked in self._asked.items() if asked.failed and asked.request.num_output_tokens]
+        assert not wrong, f"they went on without their KV: {wrong}"
+        assert not any(worker._ahead or worker._failed_ahead for worker in self._workers)
         self.counts["preempted"] = sum(asked.request.num_preemptions for asked in self._asked.values())
 
     def _ask(self, number: int) -> None:
@@ -169,7 +194,7 @@ class Decode:
         prompt = [chance.randrange(1, 1000) for _ in range(tokens)]
         if chance.random() < 0.5:  # cached from another, maybe
             prompt = (chance.choice(self._heads) + prompt)[:tokens]
-        blocks = [[1, -(-tokens // BLOCK_TOKENS)]]
+        blocks = pack(list(range(1, 1 - (-tokens // BLOCK_TOKENS))))
         words = {"handoff": name, "epoch": 0, "blocks": blocks, "until": 1e12, "token": token}
         kind = chance.choice(("early", "early", "late", "plain"))
         of_kind = {"early": {"handoff": name, "wants_token": self._wants_token}, "late": words}
@@ -231,9 +256,20 @@ class Decode:
         from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 
         here, broken = set(), set()
-        for worker in self._workers:
+        orders = step.kv_connector_metadata.decode
+        self.counts["ahead"] += len(orders.ahead)
+        for asked in self._asked.values():
+            if asked.request.request_id in orders.needed and asked.done is not None:
+                self._sender.send("decode-0.scheduler", asked.done)  # which the step waits for
+                asked.done = None
+        for worker, played in zip(self._workers, self._played, strict=True):
             worker.bind_connector_metadata(step.kv_connector_metadata)
             worker.start_load_kv(None)
+            assert not played.loading.keys() & step.num_scheduled_tokens.keys(), "it computes on what is not here"
+            written = {block: load.request for load in played.loading.values() for block in load.blocks}
+            for request in self.scheduler.running:
+                [blocks] = self.scheduler.kv_cache_manager.get_block_ids(request.request_id)
+                assert not written.keys() & set(blocks), "a load writes to another request's blocks"
             self._here.update(worker.get_finished(step.finished_req_ids)[1] or ())
             broken |= worker.get_block_ids_with_load_errors()
         for name in [name for name, ranks in self._here.items() if ranks == RANKS]:

@@ -20,7 +20,7 @@ from vllm.v1.request import RequestStatus
 from wp1.serving.transfer import ipc
 from wp1.serving.transfer.ipc import exports
 from wp1.serving.transfer.ipc.copying import Copier, copier_of
-from wp1.serving.transfer.ipc.decode import DecodeScheduler
+from wp1.serving.transfer.ipc.decode import IDLE_WAIT_S, DecodeScheduler
 from wp1.serving.transfer.ipc.kinds import obstacle_in_engine, specs_of
 from wp1.serving.transfer.ipc.layout import LayoutError, layout_of
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender
@@ -74,6 +74,8 @@ class IpcConnector(KVConnectorBase_V1):
         self._broken: set[int] = set()
         self._rows: list[tuple[Any, ...]] = []
         self._new: set[str] = set()  # requests that were given blocks in this step
+        self._ahead: dict[str, str] = {}  # handoffs by request whose KV was called here, until it is
+        self._failed_ahead: dict[str, list[int]] = {}  # our blocks by handoff, until a step needs them
         self._prefill_worker: PrefillWorker | None = None
         self._receiver: Receiver | None = None
         self._copier: Copier | None = None
@@ -179,16 +181,30 @@ class IpcConnector(KVConnectorBase_V1):
             return self._prefill_worker.obey(orders.prefill) or None, None
         if self._receiver is None:
             return None, None
-        here = set()
+        orders = self._get_connector_metadata()
+        assert isinstance(orders, Orders)
+        # What this step does not see ended, vLLM hears of with the next, which comes after a rest of 1 ms.
+        self._receiver.wait(orders.decode.soon, IDLE_WAIT_S)
+        here = self._receiver.not_over(orders.decode.ahead)
+        self._ahead |= {request: handoff for request, handoff in orders.decode.ahead if request in here}
         while self._receiver.ended:
             ended = self._receiver.ended.popleft()
-            # Nobody waits for the end of what a step has computed on already.
-            if not ended.at_once:
+            handoff = self._ahead.pop(ended.request, None)
+            # Nobody waits for the end of what a step has computed on already, or was called here.
+            if handoff is None and not ended.at_once:
                 here.add(ended.request)
-            if ended.error is not None:
+            if ended.error is not None and handoff is not None:
+                self._failed_ahead[handoff] = ended.blocks
+            elif ended.error is not None:
                 self._broken.update(ended.blocks)
             if ended.report is not None:
                 self._rows.append(ended.report)
+        # vLLM looks for who has a broken block among those that wait for KV and those that the step computed.
+        given_up = {handoff for handoff, _ in orders.decode.given_up}
+        for handoff in orders.decode.needed:
+            blocks = self._failed_ahead.pop(handoff, [])
+            if handoff not in given_up:
+                self._broken.update(blocks)
         return None, here or None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
@@ -245,7 +261,7 @@ class IpcConnector(KVConnectorBase_V1):
             orders.prefill = self._prefill.orders(scheduler_output.num_scheduled_tokens, grown)
             self._new = set()
         if self._decode is not None:
-            orders.decode = self._decode.orders(scheduler_output.total_num_scheduled_tokens)
+            orders.decode = self._decode.orders(scheduler_output.num_scheduled_tokens)
         return orders
 
     def update_connector_output(self, connector_output: Any) -> None:

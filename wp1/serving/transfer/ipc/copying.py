@@ -37,15 +37,10 @@ def copier_of(layout: Layout) -> Copier:
     return HostCopier(layout) if layout.storages[0].device.type == "cpu" else DeviceCopier(layout)
 
 
-def runs_of(source: list[int], target: list[int]) -> list[tuple[int, int, int]]:
-    """(source, target, blocks) of neighbours on both sides, as many as possible in one."""
-    runs: list[tuple[int, int, int]] = []
-    for here, there in zip(source, target, strict=True):
-        if runs and runs[-1][0] + runs[-1][2] == here and runs[-1][1] + runs[-1][2] == there:
-            runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)
-        else:
-            runs.append((here, there, 1))
-    return runs
+def begins_of(source: list[int], target: list[int]) -> np.ndarray:
+    """Where in both lists runs of neighbours on both sides begin, as few as can be. ValueError: one list is shorter."""
+    pairs = np.array([source, target], dtype=np.int64)
+    return np.flatnonzero((np.diff(pairs, axis=1, prepend=pairs[:, :1]) != 1).any(axis=0))
 
 
 def _check(peer: Peer, source: list[int]) -> None:
@@ -71,7 +66,8 @@ class HostCopier:
         theirs = self._peers.get(peer.pidfd)
         if theirs is None:
             theirs = self._peers[peer.pidfd] = _block_views(peer.memory, peer.regions, peer.num_blocks)
-        runs = runs_of(source, target)
+        begins = begins_of(source, target).tolist()
+        runs = [(source[n], target[n], end - n) for n, end in itertools.pairwise([*begins, len(source)])]
         for ours, their in zip(self._blocks, theirs, strict=True):
             for here, there, count in runs:
                 ours[there : there + count] = their[here : here + count]
@@ -131,7 +127,8 @@ class DeviceCopier:
             tables = self._tables.get(peer.pidfd)
             if tables is None:
                 tables = self._tables[peer.pidfd] = self._tables_of(peer)
-            blocks = torch.tensor([source, target], dtype=torch.int64).pin_memory().to(self._device, non_blocking=True)
+            pairs = torch.from_numpy(np.array([source, target], dtype=np.int64))
+            blocks = pairs.pin_memory().to(self._device, non_blocking=True)
             if after is not None:
                 self._stream.wait_event(after)
             self._begin.record()
@@ -143,8 +140,9 @@ class DeviceCopier:
                 # Who hears that it failed gives our blocks to others.
                 self._stream.synchronize()
                 raise
+        runs = len(begins_of(source, target))  # while the device is at work
         self._end.synchronize()
-        return self._begin.elapsed_time(self._end) / 1e3, len(runs_of(source, target))
+        return self._begin.elapsed_time(self._end) / 1e3, runs
 
     def forget(self, peer: Peer) -> None:
         self._tables.pop(peer.pidfd, None)

@@ -4,9 +4,13 @@ There are two ways. Beside the engine's steps, as the blocks get ready: vLLM giv
 schedules it when it hears that all is there, up to two idle steps of a millisecond later. Or within the step that
 computes the first token, when the prompt is done: that wins those milliseconds where nobody else is decoding, who would
 have to wait for the copy, and where the copy is short. It then is under way by mail while the step is still prepared.
+
+Where nobody at all would have to wait and the step needs nothing but the KV (first_token=decode), vLLM hears that all
+is there while the prompt's last chunk is still computed. Its rests and the preparation of the step, which grows with
+the prompt, pass in that time, and the step waits for the KV before it computes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Message
@@ -36,6 +40,9 @@ class DecodeScheduler:
         self._waiting: dict[str, Any] = {}  # vllm.v1.request.Request by id, until its KV is here
         self._at_once: dict[str, tuple[int, Message]] = {}  # tokens cached here, and the source's word, until allocated
         self._decoding: set[str] = set()
+        self._ahead: dict[str, str] = {}  # handoffs by request, from when their KV is called here until a step needs it
+        self._sources: set[str] = set()  # engines that KV came from
+        self._last: dict[str, None] = {}  # handoffs whose last chunk is being computed
         self._done: dict[str, Message] = {}  # by handoff, as the prefill engine says
         self._orders = DecodeOrders()
         self._idle = 0
@@ -50,12 +57,14 @@ class DecodeScheduler:
         params = _ours(request)
         if params is None:
             return 0, False
+        self._sources.add(params["remote_engine_id"])
         tokens = max(0, params["wp1_tokens"] - computed)
         if tokens == 0:
             # All of it is cached here, and the token after it comes from the prefill engine all the same.
             known = not params["wp1"].get("wants_token") or self._awaited(params) is not None
             return (0 if known else None), False
-        if tokens > self._at_once_tokens or self._decoding:
+        foreseen = self._foreseeable(params) and self._done_of(params) is None
+        if tokens > self._at_once_tokens or self._decoding or foreseen:
             return tokens, True
         done = self._awaited(params)
         if done is None:
@@ -64,6 +73,14 @@ class DecodeScheduler:
         self._place_token(request, done)
         # A step computes one token at least: where the prompt ends there, its last once more.
         return min(tokens, request.num_prompt_tokens - 1 - computed), False
+
+    def _foreseeable(self, params: Any) -> bool:
+        """Whether a step for this request may wait for the end of its prompt.
+
+        That holds up everybody else, so there must be one prefill engine: no other prompt then ends much before.
+        """
+        asked_early = "blocks" not in params["wp1"] and not params["wp1"].get("wants_token")
+        return asked_early and self._at_once_tokens > 0 and len(self._sources) == 1
 
     def _awaited(self, params: Any) -> Message | None:
         """The same as `_done_of`, where nothing else is to be done after a moment of listening."""
@@ -85,7 +102,7 @@ class DecodeScheduler:
         engine that computes the prompt. The word that is waited for ends this at once. It has come already where a
         prompt is done whose KV is still to come: a step sees that, which nobody may hold up.
         """
-        if self._idle <= IDLE_STEPS or self._listened:
+        if self._idle <= IDLE_STEPS or self._listened or self._ahead:
             return
         if any(self._done_of(request.kv_transfer_params) is not None for request in self._waiting.values()):
             return
@@ -128,23 +145,45 @@ class DecodeScheduler:
             self._to_workers(in_advance(load))
         self._orders.loads.append(load)
 
-    def orders(self, scheduled: int) -> DecodeOrders:
-        """What this step's workers are to do; `scheduled`: tokens that the step computes."""
+    def orders(self, scheduled: Collection[str]) -> DecodeOrders:
+        """What this step's workers are to do; `scheduled`: requests that the step computes tokens of."""
+        at_rest = self._idle > IDLE_STEPS and not scheduled
         self._idle = 0 if scheduled or self._orders.loads or self._orders.given_up else self._idle + 1
+        if at_rest and self._waiting:
+            self._foresee()
         if self._waiting:
             self._listen()
+        if at_rest and self._waiting:
+            self._foresee()
         self._listened = False
+        self._orders.needed += [self._ahead.pop(name) for name in list(self._ahead) if name in scheduled]
         orders, self._orders = self._orders, DecodeOrders()
         return orders
+
+    def _foresee(self) -> None:
+        """In a step that has nothing else to do: whose KV comes now, or as good as now."""
+        waiting = {name: request.kv_transfer_params for name, request in self._waiting.items()}
+        done = [name for name, params in waiting.items() if self._done_of(params) is not None]
+        self._orders.soon = [waiting[name]["wp1"]["handoff"] for name in done]
+        if len(waiting) > 1 or self._decoding or done:
+            return
+        [(name, params)] = waiting.items()
+        handoff = params["wp1"]["handoff"]
+        if name not in self._ahead and handoff in self._last and self._foreseeable(params):
+            self._ahead[name] = handoff
+            self._orders.ahead.append((name, handoff))
 
     def _hear(self) -> None:
         """Takes what prefill engines say."""
         for message in self._mailbox.waiting():
             if message["kind"] == "done":
                 self._done[message["handoff"]] = message
+            elif message["kind"] == "last":
+                self._last[message["handoff"]] = None
         # Requests that were given up before their prompt was done leave theirs behind.
-        while len(self._done) > REMEMBERED:
-            del self._done[next(iter(self._done))]
+        for heard in (self._done, self._last):
+            while len(heard) > REMEMBERED:
+                del heard[next(iter(heard))]
 
     def arrived(self, requests: set[str]) -> None:
         """The KV of these requests is here, or will not come. Decoding begins with the prefill engine's token."""
@@ -162,6 +201,7 @@ class DecodeScheduler:
         """
         params = request.kv_transfer_params
         params["do_remote_prefill"] = False
+        self._last.pop(params["wp1"]["handoff"], None)
         self._place_token(request, self._done.pop(params["wp1"]["handoff"], None))
 
     def _place_token(self, request: Any, done: Message | None) -> None:
@@ -185,13 +225,20 @@ class DecodeScheduler:
         """A request has ended, and if its KV has not come yet, nobody waits for it any more."""
         self._decoding.discard(request.request_id)
         self._at_once.pop(request.request_id, None)
+        handoff = self._ahead.pop(request.request_id, None)
+        if handoff is not None:
+            # vLLM gives its blocks to others, and they may still be written to.
+            self._orders.needed.append(handoff)
+            self._orders.given_up.append((handoff, request.kv_transfer_params["remote_engine_id"]))
         params = _ours(request)
         if params is None:
             return
         self._waiting.pop(request.request_id, None)
         self._hear()  # as the word of a prompt that was not waited for to the end would stay
         self._done.pop(params["wp1"]["handoff"], None)
-        self._orders.given_up.append((params["wp1"]["handoff"], params["remote_engine_id"]))
+        self._last.pop(params["wp1"]["handoff"], None)
+        if handoff is None:
+            self._orders.given_up.append((params["wp1"]["handoff"], params["remote_engine_id"]))
 
 
 def _ours(request: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, to_runs
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, pack
 
 # Beyond a lease, for a decode engine that began to read in time.
 GRACE_S = 2.0
@@ -95,6 +95,9 @@ class PrefillScheduler:
             if prompt is None or reader is None:
                 continue
             computed = prompt.request.num_computed_tokens + tokens
+            if computed >= prompt.request.num_prompt_tokens:
+                last = {"kind": "last", "handoff": _ours(prompt.request)["handoff"]}
+                self._tell(reader, last, [f"{reader}.scheduler"])
             whole = min(computed, prompt.request.num_prompt_tokens) // self._block_tokens
             # The last chunk is told when its token is there, with all the rest.
             if prompt.told < whole and computed < prompt.request.num_prompt_tokens:
@@ -122,7 +125,7 @@ class PrefillScheduler:
         done = {
             "handoff": handoff,
             "epoch": prompt.epoch,
-            "blocks": to_runs(blocks),
+            "blocks": pack(blocks),
             "until": until,
             "token": request.output_token_ids[0],
         }
@@ -176,7 +179,7 @@ class PrefillWorker:
         while self._computing and self._computing[0][0]():
             for ready in self._computing.popleft()[1]:
                 message = {"kind": "ready", "handoff": ready.handoff, "epoch": ready.epoch, "first": ready.first}
-                self._sender.send(f"{ready.reader}.{self._rank}", message | {"blocks": to_runs(ready.blocks)})
+                self._sender.send(f"{ready.reader}.{self._rank}", message | {"blocks": pack(ready.blocks)})
         for hold in orders.holds:
             self._held[hold.handoff] = hold
         now = time.monotonic()

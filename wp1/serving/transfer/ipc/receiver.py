@@ -15,7 +15,7 @@ from typing import Any
 
 from wp1.serving.transfer.ipc.copying import Copier
 from wp1.serving.transfer.ipc.exports import Peer, PeerError
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, from_runs
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, unpack
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,19 @@ def in_advance(load: Load) -> Message:
 
 @dataclass(slots=True)
 class DecodeOrders:
-    """From the scheduler's half to the workers, with each step. given_up: handoff and prefill engine."""
+    """From the scheduler's half to the workers, with each step.
+
+    given_up: handoff and prefill engine.
+    soon: handoffs whose prompt is done, and for whose KV the step has time.
+    ahead: request and handoff whose KV is to be called here before it is, as nothing else is to be done meanwhile.
+    needed: handoffs that must be over before the step computes.
+    """
 
     loads: list[Load] = field(default_factory=list)
     given_up: list[tuple[str, str]] = field(default_factory=list)
+    soon: list[str] = field(default_factory=list)
+    ahead: list[tuple[str, str]] = field(default_factory=list)
+    needed: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -86,7 +95,7 @@ class Ended:
 
 
 class Receiver:
-    """All state belongs to the thread that calls `handle`; other threads use `order` and `ended`.
+    """All state belongs to the thread that calls `handle`; other threads use `obey`, `wait`, `not_over` and `ended`.
 
     copier, block_bytes: of our cache; open_peer: maps the KV of an engine by name; verify: compare sums of the blocks.
     """
@@ -116,6 +125,7 @@ class Receiver:
         self._advanced: dict[str, tuple[str | None, tuple[Any, ...]]] = {}  # by handoff, until their step's orders come
         self._orders: deque[Message] = deque()
         self.ended: deque[Ended] = deque()
+        self._change = threading.Condition()  # of what is over, together with `ended`
         self._thread = threading.Thread(target=self._run, name="wp1-kv", daemon=True)
 
     def start(self) -> None:
@@ -139,8 +149,26 @@ class Receiver:
             self._sender.send(self._name, {"kind": "wake"})
         for load in orders.loads:
             while load.over is not None and not load.over.wait(LIFE_SIGN_S):
-                if not self._thread.is_alive():
-                    raise RuntimeError("the thread that takes KV over has ended")
+                self._check_life()
+        while not self.wait(orders.needed, LIFE_SIGN_S):
+            self._check_life()
+
+    def _check_life(self) -> None:
+        """While a step waits, nobody can tell that an engine has died. Raises RuntimeError where our thread has."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the thread that takes KV over has ended")
+        self._orders.append({"kind": "look"})
+        self._sender.send(self._name, {"kind": "wake"})
+
+    def wait(self, handoffs: list[str], seconds: float) -> bool:
+        """From the engine's own thread: until these are over, or for so long. Whether they are."""
+        with self._change:
+            return self._change.wait_for(lambda: all(handoff in self._over for handoff in handoffs), seconds)
+
+    def not_over(self, requests: list[tuple[str, str]]) -> set[str]:
+        """From the engine's own thread: of requests and their handoffs, whose end is not in `ended` nor was there."""
+        with self._change:
+            return {request for request, handoff in requests if handoff not in self._over}
 
     def lose(self, engine: str) -> None:
         """From the engine's own thread: a prefill engine has died."""
@@ -185,6 +213,8 @@ class Receiver:
                 self._give_up(message["handoff"], message["engine"])
             case "lose":
                 self._lose(message["engine"])
+            case "look":
+                self._look()
             case "ready" | "done" | "failed" | "sum":
                 if message["handoff"] not in self._over:
                     self._say(message)
@@ -224,7 +254,7 @@ class Receiver:
         source.heard = time.monotonic()
         if message["epoch"] > source.epoch:
             source.epoch, source.blocks = message["epoch"], []
-        blocks = from_runs(message["blocks"])
+        blocks = unpack(message["blocks"])
         if kind == "done":
             source.blocks, source.until = blocks, message["until"]
         elif source.until is None and message["first"] == len(source.blocks):
@@ -286,12 +316,13 @@ class Receiver:
             self._end(load, None if ours == source.sum else f"sums of the blocks differ: {source.sum}, here {ours}")
 
     def _end(self, load: Load, error: str | None = None) -> None:
-        self._forget(load.handoff, load.engine)
         moved = load.copied * self._block_bytes
         now = time.monotonic()
         figures = (load.copy_s, load.wait_s, load.copied, load.runs)
         report = (load.handoff, load.t_begin or now, now, moved, error, *figures)
-        self._tell(load, error, report)
+        with self._change:
+            self._forget(load.handoff, load.engine)
+            self._tell(load, error, report)
 
     def _tell(self, load: Load, error: str | None, report: tuple[Any, ...] | None) -> None:
         if load.in_advance:
@@ -313,6 +344,13 @@ class Receiver:
             self._copier.forget(peer)
             peer.close()
 
+    def _look(self) -> None:
+        """Ends what comes from engines that have died."""
+        for load in list(self._loads.values()):
+            peer = self._peers.get(load.engine)
+            if peer is not None and not peer.alive():
+                self._end(load, f"engine {load.engine} died before its KV was here")
+
     def _give_up(self, handoff: str, engine: str) -> None:
         load = self._loads.get(handoff)
         if load is not None:
@@ -324,8 +362,10 @@ class Receiver:
         """Nobody here reads its blocks any more."""
         self._loads.pop(handoff, None)
         self._sources.pop(handoff, None)
-        self._over[handoff] = None
-        if len(self._over) > REMEMBERED:
-            self._over.popitem(last=False)
+        with self._change:
+            self._over[handoff] = None
+            if len(self._over) > REMEMBERED:
+                self._over.popitem(last=False)
+            self._change.notify_all()
         rank = self._name.rpartition(".")[2]
         self._sender.send(f"{engine}.{rank}", {"kind": "release", "handoff": handoff})

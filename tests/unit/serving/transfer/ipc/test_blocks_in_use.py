@@ -11,7 +11,7 @@ import pytest
 from tests.stress.engines import DECODE, FACTS, PREFILL, Cache
 from wp1.serving.transfer.ipc import exports
 from wp1.serving.transfer.ipc.copying import HostCopier
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender, pack
 from wp1.serving.transfer.ipc.receiver import DecodeOrders, Load, Receiver
 
 BLOCKS, PROMPT, OTHER = 30, 4711, 99
@@ -59,7 +59,7 @@ class Engines:
         self.receiver.start()
 
     def load(self, blocks: list[int]) -> None:
-        done = {"handoff": "h", "epoch": 0, "blocks": [[1, 2]], "until": time.monotonic() + 60, "token": 1}
+        done = {"handoff": "h", "epoch": 0, "blocks": pack([1, 2]), "until": time.monotonic() + 60, "token": 1}
         orders = DecodeOrders(loads=[Load("r", "h", PREFILL, 0, blocks, done)])
         self.receiver.obey(orders, self.copier.fence())
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wp1.serving.transfer.ipc.copying import HostCopier, runs_of
+from wp1.serving.transfer.ipc.copying import HostCopier, begins_of
 from wp1.serving.transfer.ipc.exports import Peer, PeerError
 from wp1.serving.transfer.ipc.layout import Layout, layout_of
 
@@ -42,7 +42,7 @@ def test_copies_as_numpy_would(count: int) -> None:
     seconds, runs = HostCopier(_layout(ours)).copy(_peer(_layout(theirs)), source, target)
     assert all(np.array_equal(ours[name].numpy(), expected[name]) for name in LAYERS)
     assert seconds >= 0
-    assert runs == len(runs_of(source, target)) <= count
+    assert runs == len(begins_of(source, target)) <= count
 
 
 def test_a_block_that_the_peer_does_not_have_is_an_error() -> None:
@@ -57,14 +57,15 @@ PAIRS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20)
 @given(PAIRS)
 def test_runs_are_the_same_blocks_in_the_same_order(pairs: list[tuple[int, int]]) -> None:
     source, target = [here for here, _ in pairs], [there for _, there in pairs]
-    runs = runs_of(source, target)
+    begins = [*begins_of(source, target), len(pairs)]
+    runs = [(*pairs[n], end - n) for n, end in itertools.pairwise(begins)] if pairs else []
     assert [(here + n, there + n) for here, there, count in runs for n in range(count)] == pairs
     assert all(a[0] + a[2] != b[0] or a[1] + a[2] != b[1] for a, b in itertools.pairwise(runs))
 
 
 def test_runs_of_different_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        runs_of([1, 2], [1])
+    with pytest.raises(ValueError, match="shape"):
+        begins_of([1, 2], [1])
 
 
 def _change_byte(caches: dict[str, torch.Tensor]) -> None:

@@ -9,11 +9,11 @@ import pytest
 from tests.stress.engines import Request
 from wp1.serving.transfer.ipc import decode
 from wp1.serving.transfer.ipc.decode import DecodeScheduler
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, pack
 from wp1.serving.transfer.ipc.receiver import Load, in_advance
 
 SOURCE, TOKENS = "prefill-0", 16
-DONE = {"handoff": "h", "epoch": 0, "blocks": [[5, 3]], "until": 1e12, "token": 99}
+DONE = {"handoff": "h", "epoch": 0, "blocks": pack([5, 6, 7]), "until": 1e12, "token": 99}
 
 
 class World:
@@ -62,17 +62,17 @@ def test_a_load_is_of_the_blocks_that_the_prompt_fills(world: World) -> None:
     request = _late(40)
     assert world.scheduler.to_come(request, 0) == (40, True)
     world.scheduler.allocated(request, [1, 2, 3, 4], 40)
-    orders = world.scheduler.orders(0)
+    orders = world.scheduler.orders(())
     assert orders.loads == [Load("r", "h", SOURCE, 0, [1, 2, 3], DONE)]
     assert orders.given_up == []
-    assert world.scheduler.orders(0).loads == []
+    assert world.scheduler.orders(()).loads == []
 
 
 def test_the_beginning_is_cached(world: World) -> None:
     request = _early(40)
     assert world.scheduler.to_come(request, 16) == (24, True)
     world.scheduler.allocated(request, [1, 2, 3], 24)
-    assert world.scheduler.orders(0).loads == [Load("r", "h", SOURCE, 1, [2, 3], None)]
+    assert world.scheduler.orders(()).loads == [Load("r", "h", SOURCE, 1, [2, 3], None)]
 
 
 def test_other_requests_are_left_alone(world: World) -> None:
@@ -81,7 +81,7 @@ def test_other_requests_are_left_alone(world: World) -> None:
         assert world.scheduler.to_come(request, 0) == (0, False)
         world.scheduler.allocated(request, [1, 2], 0)
         world.scheduler.finished(request)
-        orders = world.scheduler.orders(20)
+        orders = world.scheduler.orders(["other"])
         assert (orders.loads, orders.given_up) == ([], [])
 
 
@@ -127,13 +127,13 @@ def test_a_preempted_request_computes_its_prompt_itself(world: World) -> None:
     """The source's blocks are free by then."""
     request = _late(40)
     world.scheduler.allocated(request, [1, 2, 3], 40)
-    world.scheduler.orders(0)
+    world.scheduler.orders(())
     world.scheduler.arrived({"r"})
     request.num_preemptions, request.num_computed_tokens = 1, 0
     assert world.scheduler.to_come(request, 0) == (0, False)
     world.scheduler.allocated(request, [4, 5, 6], 0)
     world.scheduler.finished(request)
-    orders = world.scheduler.orders(0)
+    orders = world.scheduler.orders(())
     assert (orders.loads, orders.given_up) == ([], [])
 
 
@@ -144,11 +144,11 @@ def test_a_prompt_that_is_cached_whole_waits_for_its_token_and_releases_its_sour
     assert world.scheduler.to_come(request, 32) == (0, False)
     world.scheduler.allocated(request, [1, 2, 3], 0)
     assert request.prompt_token_ids[-1] == 99
-    orders = world.scheduler.orders(1)
+    orders = world.scheduler.orders(["other"])
     assert (orders.loads, orders.given_up) == ([], [("h", SOURCE)])
     request.num_computed_tokens = 33
     world.scheduler.finished(request)
-    assert world.scheduler.orders(0).given_up == []
+    assert world.scheduler.orders(()).given_up == []
 
 
 @pytest.mark.parametrize("allocated", [False, True])
@@ -157,12 +157,12 @@ def test_a_request_that_ends_before_its_kv_came_gives_it_up(world: World, alloca
     if allocated:
         world.scheduler.allocated(request, [1, 2, 3], 40)
         request.num_computed_tokens = 40
-        world.scheduler.orders(0)
+        world.scheduler.orders(())
     world.scheduler.finished(request)
-    orders = world.scheduler.orders(0)
+    orders = world.scheduler.orders(())
     assert (orders.loads, orders.given_up) == ([], [("h", SOURCE)])
     world.scheduler.arrived({"r"})  # the load's end, which the worker says
-    assert world.scheduler.orders(0).given_up == []
+    assert world.scheduler.orders(()).given_up == []
 
 
 def test_tokens_of_requests_that_were_given_up_are_not_kept_for_ever(
@@ -184,9 +184,9 @@ def _seconds(world: World, steps: int = 1, **words: Any) -> float:
 
 def test_an_engine_that_only_waits_does_so_in_peace(world: World) -> None:
     world.scheduler.allocated(_early(40), [1, 2, 3], 40)
-    world.scheduler.orders(0)
+    world.scheduler.orders(())
     for _ in range(decode.IDLE_STEPS):
-        world.scheduler.orders(0)
+        world.scheduler.orders(())
     assert _seconds(world, 4) >= 4 * decode.IDLE_WAIT_S
     # Neither while others decode, nor once the word is there.
     waits = [_seconds(world, 4, scheduled=1)]
@@ -200,16 +200,16 @@ def test_an_engine_without_work_takes_a_short_prompt_over_within_its_step(world:
     world.at_once()
     request = _early(40)
     assert world.scheduler.to_come(request, 0) == (None, False)
-    assert world.scheduler.orders(0).loads == []
+    assert world.scheduler.orders(()).loads == []
     done = world.say_done()
     assert world.scheduler.to_come(request, 0) == (40, False)
     # vLLM names the blocks that the prompt fills by their hashes when it gives them.
     assert request.prompt_token_ids == request._all_token_ids == [7] * 40 + [99]
     world.scheduler.allocated(request, [1, 2, 3], 40)
-    assert world.scheduler.orders(1).loads == [Load("r", "h", SOURCE, 0, [1, 2, 3], done, at_once=True)]
+    assert world.scheduler.orders(["other"]).loads == [Load("r", "h", SOURCE, 0, [1, 2, 3], done, at_once=True)]
     assert world.scheduler._done == world.scheduler._at_once == {}
     world.scheduler.finished(request)
-    assert world.scheduler.orders(0).given_up == []
+    assert world.scheduler.orders(()).given_up == []
 
 
 @pytest.mark.parametrize("computed", [0, 16, 32])
@@ -219,7 +219,7 @@ def test_a_prompt_that_ends_there_has_its_last_token_computed_once_more(world: W
     world.say_done()
     assert world.scheduler.to_come(request, computed) == (47 - computed, False)
     world.scheduler.allocated(request, [1, 2, 3], 47 - computed)
-    [load] = world.scheduler.orders(1).loads
+    [load] = world.scheduler.orders(["other"]).loads
     # All of its blocks all the same: the last is whole only with what the source has in it.
     assert (load.first, load.blocks) == (computed // 16, [1, 2, 3][computed // 16 :])
 
@@ -231,7 +231,7 @@ def test_all_but_the_last_token_is_cached(world: World) -> None:
     world.say_done()
     assert world.scheduler.to_come(request, 32) == (0, False)
     world.scheduler.allocated(request, [1, 2, 3], 0)
-    orders = world.scheduler.orders(1)
+    orders = world.scheduler.orders(["other"])
     assert (orders.loads, orders.given_up) == ([], [("h", SOURCE)])
 
 
@@ -240,7 +240,7 @@ def test_a_prompt_that_was_done_before_waits_for_no_word(world: World) -> None:
     request = _late(40)
     assert world.scheduler.to_come(request, 16) == (24, False)
     world.scheduler.allocated(request, [1, 2, 3], 24)
-    assert world.scheduler.orders(1).loads == [Load("r", "h", SOURCE, 1, [2, 3], DONE, at_once=True)]
+    assert world.scheduler.orders(["other"]).loads == [Load("r", "h", SOURCE, 1, [2, 3], DONE, at_once=True)]
 
 
 def test_nobody_who_decodes_waits_for_a_copy(world: World) -> None:
@@ -266,7 +266,7 @@ def test_who_gets_no_blocks_is_asked_again(world: World) -> None:
     world.scheduler.allocated(Request("other", None, [7] * 20), [8, 9], 0)
     assert world.scheduler.to_come(request, 0) == (40, True)
     world.scheduler.allocated(request, [1, 2, 3], 40)
-    assert world.scheduler.orders(1).loads == [Load("r", "h", SOURCE, 0, [1, 2, 3], None)]
+    assert world.scheduler.orders(["other"]).loads == [Load("r", "h", SOURCE, 0, [1, 2, 3], None)]
     world.scheduler.arrived({"r"})
     assert request.prompt_token_ids[-1] == 99
 
@@ -276,7 +276,7 @@ def test_who_gives_up_before_the_prompt_is_done_gives_it_up(world: World) -> Non
     request = _early(40)
     world.scheduler.to_come(request, 0)
     world.scheduler.finished(request)
-    orders = world.scheduler.orders(0)
+    orders = world.scheduler.orders(())
     assert (orders.loads, orders.given_up) == ([], [("h", SOURCE)])
 
 
@@ -285,7 +285,7 @@ def test_an_engine_listens_for_a_short_prompt_once_a_step(world: World) -> None:
     request = _early(40)
     for _ in range(decode.IDLE_STEPS + 1):
         world.scheduler.to_come(request, 0)
-        world.scheduler.orders(0)
+        world.scheduler.orders(())
     begin = time.perf_counter()
     world.scheduler.to_come(request, 0)
     first = time.perf_counter() - begin
@@ -293,7 +293,7 @@ def test_an_engine_listens_for_a_short_prompt_once_a_step(world: World) -> None:
     assert time.perf_counter() - begin - first < first
     assert first >= decode.IDLE_WAIT_S
     # The word ends it.
-    world.scheduler.orders(0)
+    world.scheduler.orders(())
     world.say_done()
     assert world.scheduler.to_come(request, 0) == (40, False)
 
@@ -304,18 +304,121 @@ def test_kv_that_comes_now_waits_behind_nobody_whose_prompt_is_not_done(world: W
     world.at_once()
     request = _early(400, handoff="long", name="long") if long == "early" else _late(400)
     world.scheduler.allocated(request, list(range(1, 30)), 400)
-    world.scheduler.orders(0)
+    world.scheduler.orders(())
     world.say_done("long")
     world.scheduler._idle = decode.IDLE_STEPS + 1
     short = _early(40, handoff="short", name="short")
     begin = time.perf_counter()
     for _ in range(4):
         assert world.scheduler.to_come(short, 0) == (None, False)
-        world.scheduler.orders(0)
+        world.scheduler.orders(())
     assert time.perf_counter() - begin < 2 * decode.IDLE_WAIT_S  # and not four times that
     # Once it decodes, the short one's blocks come beside the steps.
     world.scheduler.arrived({request.request_id})
     assert world.scheduler.to_come(short, 0) == (40, True)
+
+
+@pytest.mark.parametrize(("idle", "scheduled"), [(decode.IDLE_STEPS + 1, 0), (decode.IDLE_STEPS, 0), (9, 1)])
+def test_a_step_has_time_for_kv_that_comes_now_where_nothing_else_is_to_be_done(
+    world: World, idle: int, scheduled: int
+) -> None:
+    for name in ("done", "not-done"):
+        world.scheduler.allocated(_early(400, handoff=name, name=name), list(range(1, 30)), 400)
+    world.scheduler.orders(())
+    world.say_done("done")
+    world.scheduler._idle = idle
+    at_rest = idle > decode.IDLE_STEPS and not scheduled
+    assert world.scheduler.orders(scheduled).soon == ["done"] * at_rest
+    world.scheduler.arrived({"done"})
+    assert world.scheduler.orders(()).soon == []
+
+
+class Foreseeing:
+    """An idle engine that waits for one prompt, whose last chunk is being computed."""
+
+    def __init__(self, world: World, wants_token: bool = False, last: bool = True) -> None:
+        self.world = world
+        world.at_once()
+        self.request = _early(400, wants_token=wants_token)
+        assert world.scheduler.to_come(self.request, 0) == (400, True)
+        world.scheduler.allocated(self.request, list(range(1, 26)), 400)
+        world.scheduler.orders(())
+        if last:
+            world.sender.send("decode-0.scheduler", {"kind": "last", "handoff": "h"})
+        world.scheduler._idle = decode.IDLE_STEPS + 1
+
+    def ahead(self, *scheduled: str) -> list[tuple[str, str]]:
+        return self.world.scheduler.orders(scheduled).ahead
+
+
+def test_kv_is_called_here_while_the_last_chunk_is_computed_and_waited_for_by_its_step(world: World) -> None:
+    foreseeing = Foreseeing(world)
+    begin = time.perf_counter()
+    assert foreseeing.ahead() == [("r", "h")]
+    assert foreseeing.ahead() == []
+    assert time.perf_counter() - begin < decode.IDLE_WAIT_S  # nothing else is listened for then
+    world.scheduler.arrived({"r"})
+    assert world.scheduler.orders(["other"]).needed == []
+    assert world.scheduler.orders(["r"]).needed == ["h"]
+    assert world.scheduler.orders(["r"]).needed == []
+    world.scheduler.finished(foreseeing.request)
+    orders = world.scheduler.orders(())
+    assert (orders.needed, orders.given_up, world.scheduler._last) == ([], [], {})
+
+
+def test_no_step_waits_for_a_prompt_that_is_not_at_its_end(world: World) -> None:
+    assert Foreseeing(world, last=False).ahead() == []
+
+
+def test_no_step_waits_for_a_token_that_it_begins_with(world: World) -> None:
+    assert Foreseeing(world, wants_token=True).ahead() == []
+
+
+def test_no_step_waits_where_one_is_computing(world: World) -> None:
+    foreseeing = Foreseeing(world)
+    assert foreseeing.ahead("other") == []
+    for _ in range(decode.IDLE_STEPS):
+        assert foreseeing.ahead() == []
+
+
+def test_no_step_waits_where_others_decode(world: World) -> None:
+    foreseeing = Foreseeing(world)
+    world.scheduler.allocated(Request("other", None, [7] * 20), [40, 41], 0)
+    assert foreseeing.ahead() == []
+
+
+def test_no_step_waits_where_others_wait_as_well(world: World) -> None:
+    foreseeing = Foreseeing(world)
+    world.scheduler.allocated(_early(400, handoff="i", name="other"), list(range(30, 60)), 400)
+    world.scheduler._orders.loads.clear()
+    assert foreseeing.ahead() == []
+
+
+def test_no_step_waits_where_another_engine_may_end_its_prompts_before(world: World) -> None:
+    foreseeing = Foreseeing(world)
+    other = _late(400)
+    other.kv_transfer_params["remote_engine_id"] = "prefill-1"
+    world.scheduler.to_come(other, 0)
+    assert foreseeing.ahead() == []
+
+
+def test_no_step_waits_where_nothing_is_taken_over_within_steps(world: World) -> None:
+    foreseeing = Foreseeing(world)
+    world.at_once(0)
+    assert foreseeing.ahead() == []
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+def test_who_gives_up_what_was_called_here_has_the_next_step_wait_for_its_blocks(world: World, arrived: bool) -> None:
+    """vLLM takes them for free from then on, and a copy may be under way."""
+    foreseeing = Foreseeing(world)
+    assert foreseeing.ahead() == [("r", "h")]
+    if arrived:
+        world.scheduler.arrived({"r"})
+    world.scheduler.finished(foreseeing.request)
+    orders = world.scheduler.orders(())
+    assert (orders.needed, orders.given_up) == (["h"], [("h", SOURCE)])
+    assert not world.scheduler._ahead
 
 
 def test_an_engine_listens_for_the_token_after_a_prompt_that_is_cached_whole(world: World) -> None:
@@ -338,9 +441,9 @@ def test_nothing_is_remembered_of_what_is_over(world: World, asked: bool) -> Non
         # A third of them gets as far as that, and another its blocks.
         if n % 3 and world.scheduler.to_come(request, 0) == (40, False) and n % 3 == 1:
             world.scheduler.allocated(request, [1, 2, 3], 40)
-            world.scheduler.orders(1)
+            world.scheduler.orders(["other"])
         world.scheduler.finished(request)
-        world.scheduler.orders(0)
+        world.scheduler.orders(())
     left = world.scheduler
     assert left._done == left._waiting == left._at_once == {}
     assert left._decoding == set()
@@ -352,10 +455,10 @@ def test_a_copy_begins_in_advance_once_no_step_can_be_on_its_way(world: World, i
     request = _early(40)
     for _ in range(idle):
         world.scheduler.to_come(request, 0)
-        world.scheduler.orders(0)
+        world.scheduler.orders(())
     done = world.say_done()
     world.scheduler.to_come(request, 0)
     world.scheduler.allocated(request, [1, 2, 3], 40)
-    [load] = world.scheduler.orders(1).loads
+    [load] = world.scheduler.orders(["other"]).loads
     assert load == Load("r", "h", SOURCE, 0, [1, 2, 3], done, at_once=True)
     assert world.advanced == [in_advance(load)] * (idle > decode.IDLE_STEPS)

@@ -19,7 +19,7 @@ from wp1 import hardware
 from wp1.serving.transfer.ipc import exports
 from wp1.serving.transfer.ipc.copying import copier_of
 from wp1.serving.transfer.ipc.exports import COMPARED, PeerError, offer, open_peer
-from wp1.serving.transfer.ipc.mailbox import Sender
+from wp1.serving.transfer.ipc.mailbox import Sender, pack
 from wp1.serving.transfer.ipc.receiver import Load, Receiver
 
 BLOCKS = 50
@@ -119,7 +119,7 @@ def test_the_memory_of_a_lost_engine_is_unmapped(
         False,
     )
     receiver.meet("prefill-0")
-    done = {"handoff": "h", "epoch": 0, "blocks": [[1, 2]], "until": time.monotonic() + 60, "token": 1}
+    done = {"handoff": "h", "epoch": 0, "blocks": pack([1, 2]), "until": time.monotonic() + 60, "token": 1}
     receiver.handle({"kind": "load", "load": Load("r", "h", "prefill-0", 0, [7, 8], done)})
     assert cache.holds([7, 8], NUMBER)
     assert _mapped() > before

@@ -1,5 +1,6 @@
 """Messages between processes: whole, in order, to whoever lives, and for nobody else."""
 
+import json
 import os
 import socket
 import struct
@@ -10,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wp1.serving.transfer.ipc import mailbox
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender, from_runs, to_runs
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Sender, pack, unpack
 
 
 def _collect(box: Mailbox, count: int, within_s: float = 10) -> list[dict]:
@@ -143,10 +146,10 @@ def test_a_dead_process_refuses(folder: Path) -> None:
 def test_a_long_prompt_in_scattered_blocks(folder: Path, blocks: int) -> None:
     box, sender = Mailbox(folder, "a.0"), Sender(folder)
     numbers = list(range(2 * blocks, 0, -2))
-    message = {"kind": "done", "blocks": to_runs(numbers)}
+    message = {"kind": "done", "blocks": pack(numbers)}
     assert sender.send("a.0", message)
     [found] = _collect(box, 1)
-    assert from_runs(found["blocks"]) == numbers
+    assert unpack(found["blocks"]) == numbers
 
 
 def test_receive_waits(folder: Path) -> None:
@@ -165,9 +168,12 @@ def test_closed(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("numbers", "runs"), [([], []), ([4, 5, 6, 9], [[4, 3], [9, 1]]), ([3, 2, 1], [[3, 1], [2, 1], [1, 1]])]
-)
-def test_runs(numbers: list[int], runs: list[list[int]]) -> None:
-    assert to_runs(numbers) == runs
-    assert from_runs(runs) == numbers
+@given(st.lists(st.integers(0, 2**32 - 1)))
+def test_block_numbers_in_a_message(numbers: list[int]) -> None:
+    assert unpack(json.loads(json.dumps(pack(numbers)))) == numbers
+
+
+@pytest.mark.parametrize("text", ["AAAA", "AAAAAA", "not base64", "AAAAAB!="])
+def test_text_that_is_no_block_numbers(text: str) -> None:
+    with pytest.raises(ValueError):
+        unpack(text)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.stress.engines import Request
 from wp1.serving.transfer.ipc import prefill
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, to_runs
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, pack
 from wp1.serving.transfer.ipc.prefill import Hold, PrefillOrders, PrefillScheduler, PrefillWorker, Ready
 
 READER = "decode-0"
@@ -68,7 +68,7 @@ def test_a_prompt_without_a_reader_is_held_and_nobody_is_told(
     params = scheduler.finished(request, [5, 6, 7], True)
     assert params is not None
     assert (params["do_remote_prefill"], params["remote_engine_id"]) == (True, "prefill-0")
-    assert params["wp1"]["blocks"] == [[5, 3]]
+    assert params["wp1"]["blocks"] == pack([5, 6, 7])
     assert all(list(box.waiting()) == [] for box in boxes.values())
     [hold] = scheduler.orders({}, []).holds
     assert (hold.request, hold.handoff, hold.blocks) == ("r", "h", [5, 6, 7])
@@ -84,11 +84,24 @@ def test_the_end_is_told_to_the_scheduler_and_every_rank(
     request.output_token_ids.append(99)
     before = time.monotonic()
     scheduler.finished(request, [5, 6, 7], True)
-    for box in boxes.values():
-        [message] = box.waiting()
+    for name, box in boxes.items():
+        *before_that, message = box.waiting()
+        assert before_that == [{"kind": "last", "handoff": "h"}] * name.endswith("scheduler")
         assert (message["kind"], message["handoff"], message["token"]) == ("done", "h", 99)
-        assert (message["epoch"], message["blocks"]) == (0, [[5, 3]])
+        assert (message["epoch"], message["blocks"]) == (0, pack([5, 6, 7]))
         assert before + 60 <= message["until"] <= time.monotonic() + 60
+
+
+def test_the_scheduler_there_hears_when_the_last_chunk_is_begun(
+    scheduler: PrefillScheduler, boxes: dict[str, Mailbox]
+) -> None:
+    heard = [box for name, box in boxes.items() if name.endswith("scheduler")]
+    request = _request(40)
+    scheduler.allocated(request, [5, 6, 7])
+    _step(scheduler, request, 39)
+    assert [list(box.waiting()) for box in heard] == [[]]
+    _step(scheduler, request, 1)
+    assert [list(box.waiting()) for box in heard] == [[{"kind": "last", "handoff": "h"}]]
 
 
 def test_a_preempted_prompt_begins_a_new_epoch(scheduler: PrefillScheduler, boxes: dict[str, Mailbox]) -> None:
@@ -184,7 +197,7 @@ def test_a_chunk_is_told_when_its_kernels_have_ended(worker: Worker) -> None:
     assert worker.heard() == []  # in order
     worker.ended[0] = True
     worker.obey()
-    expected = [(0, to_runs([5, 6])), (2, to_runs([9]))]
+    expected = [(0, pack([5, 6])), (2, pack([9]))]
     assert [(message["first"], message["blocks"]) for message in worker.heard()] == expected
 
 

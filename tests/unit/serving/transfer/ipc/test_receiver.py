@@ -1,6 +1,7 @@
 """What a receiver makes of loads and words that come in any order: the right bytes, one end, one release."""
 
 import json
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from wp1.serving.transfer.ipc import receiver as receiver_module
 from wp1.serving.transfer.ipc.exports import Peer, PeerError
-from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, to_runs
+from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, pack
 from wp1.serving.transfer.ipc.receiver import DecodeOrders, Load, Receiver, in_advance
 
 SOURCE = "prefill-0"
@@ -96,12 +97,12 @@ class World:
 
 
 def ready(first: int, blocks: list[int], epoch: int = 0) -> Message:
-    return {"kind": "ready", "handoff": "h", "epoch": epoch, "first": first, "blocks": to_runs(blocks)}
+    return {"kind": "ready", "handoff": "h", "epoch": epoch, "first": first, "blocks": pack(blocks)}
 
 
 def done(blocks: list[int], epoch: int = 0, lease_s: float = 60) -> Message:
     until = time.monotonic() + lease_s
-    return {"kind": "done", "handoff": "h", "epoch": epoch, "blocks": to_runs(blocks), "until": until, "token": 1}
+    return {"kind": "done", "handoff": "h", "epoch": epoch, "blocks": pack(blocks), "until": until, "token": 1}
 
 
 def test_done_before_load() -> None:
@@ -375,6 +376,55 @@ def test_what_a_step_computes_on_is_there_when_its_orders_are_obeyed(folder: Pat
     [ended] = receiver.ended
     assert (ended.at_once, ended.error is None, ended.blocks) == (True, not given_up, [1, 2])
     assert copies.there == ({} if given_up else {1: 11, 2: 12})
+    receiver.stop()
+
+
+def test_a_step_that_has_time_sees_the_end_of_kv_that_comes_now(folder: Path) -> None:
+    copies, sender = Copies(), Sender(folder)
+    Mailbox(folder, f"{SOURCE}.0")
+    peer = LivingPeer(SOURCE, f"{SOURCE}.0", [], 100, [], 0)
+    receiver = Receiver(Mailbox(folder, "decode-0.0"), sender, "decode-0.0", copies, 10, lambda _: peer, False)
+    receiver.start()
+    receiver.obey(DecodeOrders(loads=[Load("r", "h", SOURCE, 0, [1], None), Load("s", "i", SOURCE, 0, [2], None)]))
+    for name in "ih":
+        timer = threading.Timer(0.05, sender.send, ("decode-0.0", done([11]) | {"handoff": name}))
+        timer.start()
+        receiver.wait([name], 30)
+        assert receiver.ended.popleft().request == {"h": "r", "i": "s"}[name]
+        timer.join()
+    begin = time.perf_counter()
+    receiver.wait(["h", "i"], 30)  # told already
+    receiver.wait(["other"], 0.01)
+    assert 0.01 <= time.perf_counter() - begin < 10
+    receiver.stop()
+
+
+@pytest.mark.parametrize("peer_dies", [False, True])
+def test_a_step_waits_for_what_it_needs(folder: Path, monkeypatch: pytest.MonkeyPatch, peer_dies: bool) -> None:
+    monkeypatch.setattr(receiver_module, "LIFE_SIGN_S", 0.02)
+    copies, sender = Copies(), Sender(folder)
+    Mailbox(folder, f"{SOURCE}.0")
+    peer = LivingPeer(SOURCE, f"{SOURCE}.0", [], 100, [], 0)
+    receiver = Receiver(Mailbox(folder, "decode-0.0"), sender, "decode-0.0", copies, 10, lambda _: peer, False)
+    receiver.meet(SOURCE)
+    receiver.start()
+    receiver.obey(DecodeOrders(loads=[Load("r", "h", SOURCE, 0, [1], None)]))
+    assert receiver.not_over([("r", "h")]) == {"r"}
+
+    def end() -> None:
+        assert not receiver.ended
+        if peer_dies:
+            peer.living = False
+        else:
+            sender.send("decode-0.0", done([11]))
+
+    timer = threading.Timer(0.05, end)
+    timer.start()
+    receiver.obey(DecodeOrders(needed=["h"]))
+    timer.join()
+    [ended] = receiver.ended
+    assert ended.error == (f"engine {SOURCE} died before its KV was here" if peer_dies else None)
+    assert receiver.not_over([("r", "h")]) == set()
     receiver.stop()
 
 
