@@ -221,8 +221,8 @@ def _copies(rows: Sequence[Row], unit: Unit) -> str:
     return (
         f"Weights{whose} are up to {size_in(beyond, unit)} more than calculated, 2 × "
         f"{size_in(copied[0].matrix or 0, unit)} of it for the matrices (vocabulary × hidden size) of the embedding "
-        "and the output layer: vLLM packs every matrix for its CPU kernels and drops the original, but of these two "
-        "it keeps that beside the copy, of which each has one even where they share the original."
+        "and the output layer: vLLM packs every matrix for its CPU kernels and drops the original; of these two it "
+        "keeps the original too, and packs it for each, even where they share it."
     )
 
 
