@@ -264,12 +264,16 @@ class Decode:
                 asked.done = None
         for worker, played in zip(self._workers, self._played, strict=True):
             worker.bind_connector_metadata(step.kv_connector_metadata)
-            worker.start_load_kv(None)
+            before = getattr(step, "has_sync_kv_loads", True)  # as vLLM itself does
+            if before:
+                worker.start_load_kv(None)
             assert not played.loading.keys() & step.num_scheduled_tokens.keys(), "it computes on what is not here"
             written = {block: load.request for load in played.loading.values() for block in load.blocks}
             for request in self.scheduler.running:
                 [blocks] = self.scheduler.kv_cache_manager.get_block_ids(request.request_id)
                 assert not written.keys() & set(blocks), "a load writes to another request's blocks"
+            if not before:
+                worker.start_load_kv(None)
             self._here.update(worker.get_finished(step.finished_req_ids)[1] or ())
             broken |= worker.get_block_ids_with_load_errors()
         for name in [name for name, ranks in self._here.items() if ranks == RANKS]:

@@ -80,6 +80,7 @@ class IpcConnector(KVConnectorBase_V1):
         self._receiver: Receiver | None = None
         self._copier: Copier | None = None
         self._after: Any = None  # a fence, from the beginning of a step to its `start_load_kv`
+        self._obeyed = False  # this step's orders, before its `start_load_kv`
         self._prefill: PrefillScheduler | None = None
         self._decode: DecodeScheduler | None = None
         if role is not KVConnectorRole.SCHEDULER:
@@ -153,17 +154,23 @@ class IpcConnector(KVConnectorBase_V1):
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
+        if self._receiver is None or self._copier is None:
+            return
+        assert isinstance(connector_metadata, Orders)
+        orders = connector_metadata.decode
         # Here and not in start_load_kv: vLLM may call that after this step's own kernels, for which no load must wait.
-        if self._copier is not None and isinstance(connector_metadata, Orders) and connector_metadata.decode.loads:
-            self._after = self._copier.fence()
+        self._after = self._copier.fence() if orders.loads else None
+        # Nor may they be launched before what they need is there.
+        self._obeyed = bool(orders.needed)
+        if self._obeyed:
+            self._receiver.obey(orders, self._after)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        if self._receiver is None:
+        if self._receiver is None or self._obeyed:
             return
         orders = self._get_connector_metadata()
         assert isinstance(orders, Orders)
         self._receiver.obey(orders.decode, self._after)
-        self._after = None
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         pass
