@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from wp1 import schema
 from wp1.errors import ConfigError
 from wp1.identity import PARENT_VARIABLE
+from wp1.places import MANIFEST
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,6 @@ class SweepCallback(Callback):
         if config.hydra.mode != RunMode.MULTIRUN or error is None or (run_dir / "run_metadata.json").is_file():
             return
         from wp1.analysis.summary import write_json
-        from wp1.analysis.sweep import MANIFEST
 
         # This may be another process than the sweep's, so what there is to say goes through the folder.
         if not (Path(config.hydra.sweep.dir) / MANIFEST).is_file():

@@ -19,7 +19,7 @@ from wp1.analysis.summary import read_config
 from wp1.analysis.sweep import Job
 from wp1.analysis.sweep_plot import sweep_plot
 from wp1.analysis.sweep_report import PAGE, PAIRS, PLOT, ROWS, contrast, jobs_table, reasons
-from wp1.errors import ConfigError, WP1Error, unforeseen, unreadable
+from wp1.errors import ConfigError, WP1Error, access_told, unforeseen
 from wp1.identity import settings_of
 from wp1.places import comparisons_of, folder_named, report_of
 
@@ -113,12 +113,10 @@ def main() -> None:
     )
     words = parser.parse_args()
     try:
-        page, said = compare(words.runs, words.out)
+        with access_told(words.out or words.runs[0]):
+            page, said = compare(words.runs, words.out)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except PermissionError as error:
-        print(f"error: {unreadable(error, words.out or words.runs[0])}", file=sys.stderr)
         sys.exit(2)
     except WP1Error as error:
         sys.exit(f"error: {error}")

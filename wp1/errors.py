@@ -1,5 +1,8 @@
 """The two ways a run ends early, each told to the user in one line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class WP1Error(Exception):
     """The run failed; what was measured before is kept. Exit code 1."""
@@ -19,3 +22,14 @@ def unreadable(error: OSError, where: object) -> ConfigError:
     return ConfigError(
         f"{error.filename or where} cannot be read ({error.strerror or error}): ask for access to it, or name another"
     )
+
+
+@contextmanager
+def access_told(where: object) -> Iterator[None]:
+    """A PermissionError within becomes a ConfigError of one line; where: what is named if the error names no file."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ConfigError(
+            f"no access to {error.filename or where} ({error.strerror or error}): ask for it, or name another folder"
+        ) from error

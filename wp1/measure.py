@@ -44,7 +44,7 @@ class _Session:
     notes: MemoryNotes
     write: Write  # of what is no request
     done: list[progress.Done]
-    warm: list[Scheduler]  # those that have been warmed up
+    warm: set[Scheduler]  # those that have been warmed up
     began: float  # monotonic; what an earlier session of the run took lies before it
 
     def save(self) -> None:
@@ -76,7 +76,7 @@ async def measure(
             notes=_memory_notes(cfg, run_dir, stack),
             write=_event_writer(prepared.arms, run_dir, stack),
             done=done,
-            warm=[],
+            warm=set(),
             began=time.monotonic() - took,
         )
         stack.enter_context(loop_lag.garbage_left())
@@ -231,7 +231,7 @@ async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: li
     begin = time.monotonic()
     if not (cfg.workload.warmup_once and scheduler in session.warm):
         await warmup.warm_up(cfg, cell, repeats[0], material, scheduler, engines, write)
-        session.warm.append(scheduler)
+        session.warm.add(scheduler)
     warmup_s = time.monotonic() - begin
     batches = {repeat: prompts.measured(cfg, cell, repeat, material) for repeat in repeats}
     died: set[str] = set()

@@ -12,7 +12,7 @@ from pathlib import Path
 from wp1.analysis import packet
 from wp1.analysis.summary import read_config
 from wp1.console import Screen
-from wp1.errors import WP1Error, unforeseen, unreadable
+from wp1.errors import WP1Error, access_told, unforeseen
 from wp1.places import folder_named, reports_of
 from wp1.report import make_report
 
@@ -35,10 +35,10 @@ def main() -> None:
     )
     words = parser.parse_args()
     try:
-        code, said = make(words.runs, words.out, words.title, words.partial, words.missing)
+        with access_told(", ".join(map(str, words.runs))):
+            code, said = make(words.runs, words.out, words.title, words.partial, words.missing)
     except (WP1Error, OSError) as error:
-        told = unreadable(error, ", ".join(map(str, words.runs))) if isinstance(error, PermissionError) else error
-        print("error:", told, file=sys.stderr)
+        print("error:", error, file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         given = ", ".join(map(str, words.runs))

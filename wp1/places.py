@@ -8,11 +8,17 @@ as it lies, and nothing goes to that root.
 import os
 from argparse import ArgumentTypeError
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from wp1.errors import ConfigError, unreadable
+
+# What a sweep's folder has at its top, as a run's has run_metadata.json.
+MANIFEST = "sweep.json"
 PACKAGE = Path(__file__).parent
 # conf/ lies beside the package in a checkout, and inside it in a wheel.
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+_NAMED = "name the folder of a run, as in outputs/run-..., or of a sweep, as in multirun/..."
 
 
 def project_root() -> Path:
@@ -27,6 +33,35 @@ def folder_named(word: str) -> Path:
     if not word:
         raise ArgumentTypeError("an empty word is no folder")
     return Path(word)
+
+
+def kind_of(folder: Path) -> Literal["run", "sweep"] | None:
+    """Whether a folder is one of a run or of a sweep; None where it is neither.
+
+    Raises ConfigError that names the folder and says why, where it is not there, is no folder or cannot be looked into.
+    """
+    try:
+        if (folder / MANIFEST).is_file():
+            return "sweep"
+        if (folder / "run_metadata.json").is_file():
+            return "run"
+        # A file, or a folder that may not be listed, has neither too.
+        with os.scandir(folder):
+            return None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        why = "is not there" if isinstance(error, FileNotFoundError) else "is no folder"
+        raise ConfigError(f"{folder} {why}: {_NAMED}") from error
+    except OSError as error:
+        # Of the file that was looked for nobody knows whether it is there.
+        raise unreadable(OSError(error.errno, error.strerror), folder) from error
+
+
+def run_or_sweep(folder: Path) -> Literal["run", "sweep"]:
+    """`kind_of` a folder that must be of one of them: raises ConfigError where it is of neither, too."""
+    kind = kind_of(folder)
+    if kind is None:
+        raise ConfigError(f"{folder} has no run_metadata.json and no {MANIFEST}: {_NAMED}")
+    return kind
 
 
 def at_home(folder: Path, root: str) -> bool:

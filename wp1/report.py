@@ -11,11 +11,11 @@ from typing import Any
 from wp1.analysis import whole
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import read_config, read_metadata, summarise
-from wp1.analysis.sweep import MANIFEST, read_jobs, read_manifest
+from wp1.analysis.sweep import read_jobs, read_manifest
 from wp1.analysis.sweep_report import write_comparison
 from wp1.collectors import Collector
-from wp1.errors import ConfigError, WP1Error, unforeseen, unreadable
-from wp1.places import folder_named, reports_of
+from wp1.errors import ConfigError, WP1Error, access_told, unforeseen
+from wp1.places import folder_named, reports_of, run_or_sweep
 
 
 def collectors_of(config: dict[str, Any]) -> list[Collector]:
@@ -69,15 +69,14 @@ def main() -> None:
     )
     words = parser.parse_args()
     try:
-        if (words.run_dir / MANIFEST).is_file():
-            page = make_comparison(words.run_dir)
-        else:
-            page = make_report(words.run_dir, words.reports or reports_of(words.run_dir, read_config(words.run_dir)))
+        with access_told(words.run_dir):
+            if run_or_sweep(words.run_dir) == "sweep":
+                page = make_comparison(words.run_dir)
+            else:
+                reports = words.reports or reports_of(words.run_dir, read_config(words.run_dir))
+                page = make_report(words.run_dir, reports)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except PermissionError as error:
-        print(f"error: {unreadable(error, words.run_dir)}", file=sys.stderr)
         sys.exit(2)
     except (WP1Error, OSError) as error:
         sys.exit(f"error: {error}")

@@ -17,8 +17,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from wp1 import progress
-from wp1.errors import ConfigError, unreadable
+from wp1.errors import ConfigError
 from wp1.identity import DECISIVE, settings_of
+from wp1.places import MANIFEST, run_or_sweep
 from wp1.plan import Arm
 from wp1.progress import Unit
 
@@ -59,25 +60,22 @@ def arguments(words: list[str]) -> list[str]:
 
 
 def _recorded(folder: Path) -> tuple[list[str], str, str]:
-    """The words of the folder's command, its root, and the setting that names the folder."""
-    from wp1.analysis import whole
+    """The words of the folder's command, its root, and the setting that names the folder.
+
+    Whether a run's folder has lost lines is asked when its configuration is there, as of each job of a sweep:
+    `check_same`.
+    """
     from wp1.analysis.summary import read_config, read_json
-    from wp1.analysis.sweep import MANIFEST, OF_MANIFEST
+    from wp1.analysis.sweep import OF_MANIFEST
 
     try:
-        is_sweep, is_run = ((folder / name).is_file() for name in (MANIFEST, "run_metadata.json"))
-    except OSError as error:
-        raise unreadable(error, folder) from error
-    if is_sweep:
+        kind = run_or_sweep(folder)
+    except ConfigError as error:
+        raise ConfigError(f"resume={error}") from error
+    if kind == "sweep":
         manifest = read_json(folder / MANIFEST)
         manifest.require(*OF_MANIFEST)
         return _words(folder / MANIFEST, manifest["command"]), _root(folder / MANIFEST, manifest), "hydra.sweep.dir"
-    if not is_run:
-        raise ConfigError(
-            f"resume={folder} is no folder to go on with: name that of a run, as outputs/run-..., or of a sweep, as "
-            "multirun/..."
-        )
-    whole.check(folder)
     path = folder / "run_metadata.json"
     metadata, config = read_json(path), read_config(folder)
     job = metadata.get("sweep")
@@ -137,7 +135,10 @@ def writer_in(folder: Path) -> int | None:
 
 
 def check_same(cfg: Any, run_dir: Path) -> None:
-    """Raises ConfigError that says how the configuration differs from the one that the run began with."""
+    """Raises ConfigError that says how the configuration differs from the one that the run began with.
+
+    So it does where the folder has lost lines (`whole.check`): figures of what is left would be taken for all of them.
+    """
     from wp1.analysis import whole
     from wp1.analysis.summary import read_config
 

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from wp1 import identity, resume
+from wp1.analysis import whole
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import summarise, write_json
 from wp1.collectors import Collector
@@ -152,6 +153,7 @@ def _finish(
         metadata.update(status=status, reason=reason, ended=datetime.now(UTC).isoformat(timespec="seconds"))
         write_json(run_dir / "run_metadata.json", metadata)
 
+    metadata["lines"] = whole.lines_of(run_dir)
     mark()
     summary = summarise(run_dir, collectors)
     metadata["labels"] = summary["labels"]

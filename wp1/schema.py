@@ -5,6 +5,7 @@ The dataclasses are what Hydra composes `conf/` into: a wrong type or an unknown
 Checks that need the model's own configuration are in `wp1.serving.fit`.
 """
 
+import dataclasses
 import difflib
 import re
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from wp1.plan import has_length, open_loop
 from wp1.quality import settings
 from wp1.serving.placement import engine_sizes
 from wp1.workload.limits import check_list, check_workload
+
+# true or false, as `resolve` sees to: where the type is bool, OmegaConf takes any number for true.
+Truth = Any
 
 
 @dataclass
@@ -62,7 +66,7 @@ class Transfer:
     direction: str | None = None  # pull or push, of NIXL
     overlap: str | None = None  # on or off, of ipc
     at_once_mib: float | None = None  # of ipc
-    verify: bool = False  # of ipc
+    verify: Truth = False  # of ipc
     environment: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -119,11 +123,11 @@ class Workload:
     output_distribution: str = "fixed"  # fixed, uniform, normal or lognormal
     output_spread: float = 0.0  # uniform: half the width / mean; else standard deviation / mean
     output_max: int | None = None  # tokens; None: the upper end of uniform, else four times the mean
-    ignore_eos: bool = False
+    ignore_eos: Truth = False
     num_requests: int | None = None  # None: the whole dataset or trace
     num_warmup: int = 1  # rounds at least
     max_warmup: int = 5  # rounds at most
-    warmup_once: bool = False  # before the first cell after engines have started, and before no other
+    warmup_once: Truth = False  # before the first cell after engines have started, and before no other
     concurrency: int = 1
     request_rate: float = 0.0  # requests/s; 0: closed loop of `concurrency`
     arrivals: str = "poisson"  # constant, gamma or ramp; for request_rate > 0
@@ -145,7 +149,7 @@ class Slo:
 
 @dataclass
 class Tracking:
-    enabled: bool = True
+    enabled: Truth = True
     uri: str = MISSING
     timeout_s: float = 20.0
 
@@ -155,7 +159,7 @@ class Experiment:
     name: str = MISSING
     question: str = ""
     repeats: int = 1
-    same_tokens: bool = False
+    same_tokens: Truth = False
     prompt_lens: list[int] | None = None  # tokens; None: workload.prompt_len
     doubling_from: int | None = None  # tokens; prompt lengths from here by doubling to what model.max_len has room for
     request_rates: list[float] | None = None  # requests/s; None: workload.request_rate
@@ -164,11 +168,11 @@ class Experiment:
     # Seconds of arrivals a repeat at a rate, at least; None: what workload.num_requests gives.
     arrivals_s: float | None = None
     # What the device can do at most, for MFU and MBU: measured once before the engines start if no table states it.
-    measure_peaks: bool = False
+    measure_peaks: Truth = False
     # The search for the highest rate that keeps the SLO, at every prompt length after the cells.
     goodput_budget_s: float | None = None  # seconds a prompt length; None: no search
     goodput_within: float = 0.1  # the search ends when the two nearest rates differ by this share
-    memory: bool = False  # engines take notes of their memory, into memory.jsonl
+    memory: Truth = False  # engines take notes of their memory, into memory.jsonl
 
 
 @dataclass
@@ -190,6 +194,14 @@ class Config:
     root: str = MISSING
     resume: str | None = None  # the folder of a run or sweep to go on with
 
+
+TRUTHS = [
+    f"{group.name}.{key.name}"
+    for group in dataclasses.fields(Config)
+    if dataclasses.is_dataclass(group.default_factory)
+    for key in dataclasses.fields(group.default_factory)
+    if isinstance(key.default, bool)
+]
 
 # Parts that take keys of somebody else's making. Hydra wants a plus before a key that it does not know yet; nobody who
 # writes backend.engine.block_size=32 means anything else.
@@ -235,6 +247,9 @@ def resolve(cfg: DictConfig) -> DictConfig:
             raise ConfigError(unknown_key_message(unknown[0]))
         typed = OmegaConf.merge(schema, plain)
         missing = sorted(OmegaConf.missing_keys(typed))
+        for key in TRUTHS:
+            if not isinstance(value := OmegaConf.select(typed, key), bool):
+                raise ConfigError(f"{key}={value} is neither true nor false: set {key}=true or {key}=false")
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(str(error))) from error
     if missing:

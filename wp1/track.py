@@ -14,8 +14,8 @@ from typing import Any
 from wp1.analysis import sweep
 from wp1.analysis.summary import read_config, read_json, read_metadata, write_json
 from wp1.analysis.sweep_report import PAGE, PLOT, write_comparison
-from wp1.errors import ConfigError, WP1Error, unreadable
-from wp1.places import at_home, folder_named, project_root, report_of, reports_of
+from wp1.errors import ConfigError, WP1Error, access_told
+from wp1.places import at_home, folder_named, project_root, report_of, reports_of, run_or_sweep
 from wp1.report import make_report
 from wp1.resume import writer_in
 from wp1.tracking import close_sweep, open_sweep, publish, shown
@@ -144,10 +144,10 @@ def main() -> None:
     code = 0
     for folder in words.runs:
         try:
-            for place in track_sweep(folder, uri) if (folder / sweep.MANIFEST).is_file() else [track(folder, uri)]:
-                print(place, flush=True)
+            with access_told(folder):
+                for place in track_sweep(folder, uri) if run_or_sweep(folder) == "sweep" else [track(folder, uri)]:
+                    print(place, flush=True)
         except (WP1Error, OSError) as error:
-            error = unreadable(error, folder) if isinstance(error, PermissionError) else error
             print(f"error: {error}", file=sys.stderr)
             code = 2 if isinstance(error, ConfigError) and code != 1 else 1
         except KeyboardInterrupt:

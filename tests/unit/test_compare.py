@@ -102,7 +102,7 @@ def test_one_run_is_nothing_to_compare(make: Make) -> None:
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no run's folder"):
+    with pytest.raises(ConfigError, match=f"{tmp_path} has no run_metadata.json and no sweep.json: name "):
         compare([tmp_path, tmp_path], None)
 
 

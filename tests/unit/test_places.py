@@ -1,10 +1,13 @@
 """A run's folder that was copied from another machine is read and written as it lies."""
 
+import errno
 import importlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,3 +143,63 @@ def test_an_empty_word_is_no_folder(
         importlib.import_module(f"wp1.{command}").main()
     assert ended.value.code == 2
     assert capsys.readouterr().err.endswith("an empty word is no folder\n")
+
+
+COMMANDS = ("report", "compare", "track", "packet")
+
+
+def told_by(command: str, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The one line of a command that refuses its folder, which it takes for bad input."""
+    monkeypatch.setattr("sys.argv", [command, *words])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"wp1.{command}").main()
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+def refuse(path: Path, *_: Any, **__: Any) -> None:
+    """As root, whom tests may run as, everything may be read and written."""
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_that_is_none_says_why(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    neither = "no run in it" if command == "packet" else "no run_metadata.json and no sweep.json"
+    told = {"file": "is no folder", "none": "is not there", "empty": f"has {neither}"}
+    for name, why in told.items():
+        line = told_by(command, [str(tmp_path / name)], capsys, monkeypatch)
+        assert line.startswith(f"error: {tmp_path / name} {why}: name ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("method", ["is_file", "scandir"])
+def test_a_folder_that_may_not_be_looked_into_is_named(
+    command: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as shut:
+        shut.setattr(*((Path, method) if method == "is_file" else (places.os, method)), refuse)
+        line = told_by(command, [str(tmp_path)], capsys, shut)
+    assert line.startswith(f"error: {tmp_path} cannot be read (Permission denied): ask for access to it")
+
+
+@pytest.mark.parametrize(
+    ("command", "more"), [("report", []), ("compare", ["copy"]), ("track", []), ("packet", ["--partial"])]
+)
+def test_a_place_that_may_not_be_written_is_one_line(
+    command: str,
+    more: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = make_run(tmp_path, SMALL)
+    shutil.copytree(folder, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    line = told_by(command, [str(folder), *more], capsys, monkeypatch)
+    assert line.startswith(f"error: no access to {tmp_path}") and line.endswith("ask for it, or name another folder")

@@ -309,8 +309,9 @@ def test_an_empty_word_names_no_folder() -> None:
 
 def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for folder in (tmp_path, tmp_path / "file", tmp_path / "none"):
-        with pytest.raises(ConfigError, match=f"resume={folder} is no folder to go on with"):
+    told = {tmp_path: "has no run_metadata.json", tmp_path / "file": "is no folder", tmp_path / "none": "is not there"}
+    for folder, why in told.items():
+        with pytest.raises(ConfigError, match=rf"^resume={folder} {why}.*: name the folder of a run, .* sweep"):
             resume.arguments([f"resume={folder}"])
 
 
@@ -350,9 +351,10 @@ def test_what_a_run_s_file_lacks_is_named(
     group, _, name = key.rpartition(".")
     del (content[group] if group else content)[name]
     (run_dir / file).write_text(json.dumps(content))
-    # The configuration is held against the records of a run that completed.
+    # Before anything is composed, or when the configuration is held against the records of a run that completed.
     with pytest.raises(ConfigError, match=re.escape(f"{run_dir}/{said}: restore it from a copy")):
         resume.arguments([f"resume={run_dir}"])
+        resume.check_same(config(*TINY), run_dir)
 
 
 @pytest.mark.parametrize("method", ["is_file", "read_text", "open"])
@@ -361,15 +363,28 @@ def test_a_folder_that_may_not_be_read_is_one_line(
 ) -> None:
     """As root, whom tests may run as, everything may be read."""
     run_dir = tmp_path / "outputs" / RUN_ID
-    go(config(*TINY), run_dir)
+    cfg = config(*TINY)
+    go(cfg, run_dir)
 
     def refuse(self: Path, *_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
     with monkeypatch.context() as shut:
         shut.setattr(Path, method, refuse)
-        with pytest.raises(ConfigError, match=rf"^{run_dir}/\S+ cannot be read \(Permission denied\): "):
+        with pytest.raises(ConfigError, match=rf"^(resume=)?{run_dir}\S* cannot be read \(Permission denied\): "):
             resume.arguments([f"resume={run_dir}"])
+        if method != "is_file":
+            with pytest.raises(ConfigError, match=rf"^{run_dir}/\S+ cannot be read \(Permission denied\): "):
+                resume.check_same(cfg, run_dir)
+
+
+def test_a_run_that_has_lost_lines_does_not_go_on(config: Compose, double: Any, tmp_path: Path) -> None:
+    run_dir = tmp_path / "outputs" / RUN_ID
+    go(config(*TINY), run_dir)
+    records = run_dir / "records.jsonl"
+    records.write_text("".join(records.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ConfigError, match=r"records\.jsonl has \d+ of the \d+ measured requests that cells\.jsonl has"):
+        resume.check_same(config(*TINY), run_dir)
 
 
 def test_metadata_that_a_run_would_add_to_is_there_before_an_engine_starts(

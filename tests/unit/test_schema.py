@@ -1,5 +1,6 @@
 """Bad input is refused by a message that names the key to change."""
 
+import dataclasses
 import re
 
 import pytest
@@ -137,6 +138,27 @@ def test_contradictions_name_the_key(config: Compose, overrides: list[str], name
 def test_keys_added_with_a_plus_are_refused(config: Compose, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         config(override)
+
+
+@pytest.mark.parametrize("key", schema.TRUTHS)
+def test_what_is_true_or_false_takes_nothing_else(config: Compose, key: str) -> None:
+    """Of these OmegaConf would make true."""
+    for value in ("3", "yes"):
+        with pytest.raises(ConfigError, match=rf"^{key}=\S+ is neither true nor false: set {key}=true or {key}=false$"):
+            config(f"{key}={value}")
+    assert OmegaConf.select(config(f"{key}=true"), key) is True
+
+
+def test_every_key_that_is_true_or_false_is_looked_at() -> None:
+    assert {"workload.warmup_once", "tracking.enabled", "transfer.verify"} <= set(schema.TRUTHS)
+    parts = [group.default_factory for group in dataclasses.fields(schema.Config)]
+    assert not [
+        field.name
+        for part in parts
+        if dataclasses.is_dataclass(part)
+        for field in dataclasses.fields(part)
+        if field.type is bool
+    ]
 
 
 def test_a_missing_value_is_named() -> None:

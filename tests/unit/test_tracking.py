@@ -460,4 +460,4 @@ def test_the_command_fails_in_one_line(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "wp1.track", str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=Path(tracking.__file__).parent.parent, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith("error: ") and "config.yaml" in done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path} has no run_metadata.json and no sweep.json: name ")

@@ -92,7 +92,7 @@ def _prefill(found: Mapping[str, Any], path: Path, n: str, mark: str) -> None:
     lengths = [row["prompt_len"] for row in found["rows"]]
     for axes in (speed, use):
         log_axes(axes, lengths, y=False, narrow=True)
-        axes.set_ylim(bottom=0)
+        style.from_zero(axes)
         axes.set_xlabel("prompt tokens")
         sns.despine(ax=axes)
     speed.yaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")

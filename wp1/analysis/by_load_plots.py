@@ -141,7 +141,7 @@ def _scale(axes: Any, logarithmic: bool = True) -> None:
     plain = FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 and v == round(v) else f"{v:g}")
     axes.yaxis.set_major_formatter(plain)
     if not logarithmic or not values.size or values.max() / values.min() <= style.WIDE:
-        axes.set_ylim(bottom=0)
+        style.from_zero(axes)
         return
     style.logarithmic(axes, values.min(), values.max(), plain)
 

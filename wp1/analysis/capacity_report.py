@@ -4,18 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wp1.analysis import capacity
-from wp1.analysis.markdown import GIB, Unit, in_unit, ms, number, size_in, table, unit_of
+from wp1.analysis.markdown import Unit, in_unit, ms, number, size_in, table, unit_of
 from wp1.analysis.memory import PARTS
 
 NAMES = dict(PARTS)
 
 
-def fits(pools: Sequence[capacity.Pool], found: Sequence[capacity.Fit]) -> str:
-    """What the pools hold: the longest request, and requests of each length at once."""
-    unit = GIB
+def fits(pools: Sequence[capacity.Pool], found: Sequence[capacity.Fit], unit: Unit) -> str:
+    """What the pools hold: the longest request, and requests of each length at once. unit: of the tables beside it."""
     header = [
-        "engine", "KV pool, GiB", "left by the parts, GiB", "longest request by bytes", "by the engine's blocks",
-        "model.max_len",
+        "engine", f"KV pool, {unit[0]}", f"left by the parts, {unit[0]}", "longest request by bytes",
+        "by the engine's blocks", "model.max_len",
     ]  # fmt: skip
     lines = [
         [

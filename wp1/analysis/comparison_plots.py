@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis import cells, metrics, style, tables
+from wp1.analysis import cells, device_plots, metrics, style, tables
 from wp1.analysis.plots import Plot
 
 PHASES = (
@@ -66,8 +66,9 @@ def handoff_plots(folder: Path, queues: pl.DataFrame, measured: pl.DataFrame, ma
     made = []
     for (arm,), samples in queues.group_by("arm", maintain_order=True):
         path = folder / f"queues-{arm}.png"
-        _queues(samples.sort("t"), measured.filter(pl.col("arm") == arm), str(arm), path, mark)
-        made.append((f"Requests in each place of {arm} over time; shaded while measured.", path))
+        cut = _queues(samples.sort("t"), measured.filter(pl.col("arm") == arm), str(arm), path, mark)
+        seams = f" At a dotted line {arm} was not up for a time, which is left out." if cut else ""
+        made.append((f"Requests in each place of {arm} over time; shaded while measured.{seams}", path))
     return made
 
 
@@ -143,10 +144,10 @@ def _scale(column: Any) -> None:
     wide = values.size > 0 and values.min() > 0 and values.max() / values.min() > style.WIDE
     for axes in column:
         axes.yaxis.set_major_formatter(plain)
-        if not wide:
-            axes.set_ylim(bottom=0)
-            continue
-        style.logarithmic(axes, values.min(), values.max(), plain)
+        if wide:
+            style.logarithmic(axes, values.min(), values.max(), plain)
+    if not wide:
+        style.from_zero(*column)
 
 
 def _legend_below(figure: Any, axes: Any, columns: int = 6) -> None:
@@ -285,31 +286,52 @@ def first_token(rows: pl.DataFrame) -> tuple[float, float]:
     return ttft - (way or 0.0), ttft
 
 
-def _queues(samples: pl.DataFrame, measured: pl.DataFrame, arm: str, path: Path, mark: str) -> None:
-    """A panel for each place, in the order that a request passes them."""
+def _queues(samples: pl.DataFrame, measured: pl.DataFrame, arm: str, path: Path, mark: str) -> bool:
+    """A panel for each place, in the order that a request passes them. Returns whether time is left out."""
     import matplotlib.pyplot as plt
     import seaborn as sns
     from matplotlib.ticker import MaxNLocator
 
-    start = float(samples["t"][0])
+    # Nobody samples in another arm's turn, and between the sessions of a run that was resumed.
+    times = samples["t"].to_numpy()
+    parts = device_plots.sessions(times, times.size)
+    moments, places, seams = _end_to_end(parts)
     seconds, lengths = _broken_where_idle(samples)
     figure, grid = plt.subplots(len(PLACES), 1, figsize=(style.WIDTH, 5.6), sharex=True)
     palette = sns.color_palette(style.PALETTE)
     windows = measured.group_by("cell", "repeat").agg(begin=pl.min("t_sent"), end=pl.max("t_end")).drop_nulls()
     for axes, (name, words, colour) in zip(grid, PLACES, strict=True):
         for begin, end in windows.select("begin", "end").sort("begin").iter_rows():
-            axes.axvspan(begin - start, end - start, color="grey", alpha=0.13, linewidth=0)
-        axes.fill_between(seconds - start, lengths[name], step="post", color=palette[colour], linewidth=0.6)
+            span = np.interp([begin, end], moments, places)
+            axes.axvspan(*span, color="grey", alpha=0.13, linewidth=0)
+        for seam in seams:
+            axes.axvline(seam, color="black", linestyle=":", linewidth=1)
+        x = np.interp(seconds, moments, places)
+        axes.fill_between(x, lengths[name], step="post", color=palette[colour], linewidth=0.6)
         axes.set_ylim(0, 1.15 * max(1.0, float(np.nanmax(lengths[name]))))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
         axes.margins(x=0)
         axes.set_title(words, fontsize="small", fontweight="normal")
         axes.grid(axis="x", visible=False)
         sns.despine(ax=axes)
-    grid[-1].set_xlabel("s")
+    grid[-1].set_xlabel(f"s, without the time in which {arm} was not up" if seams else "s")
     figure.supylabel("requests", fontsize="medium")
     style.over_all(figure, f"Queues of {arm} over time", mark)
     style.save(figure, path)
+    return bool(seams)
+
+
+def _end_to_end(parts: Sequence[tuple[float, float]]) -> tuple[list[float], list[float], list[float]]:
+    """Begins and ends of stretches of time (s), their places on an axis where one follows the other, and the seams."""
+    pause = device_plots.SEAM * sum(end - begin for begin, end in parts)
+    left, moments, places, seams = 0.0, [], [], []
+    for begin, end in parts:
+        if moments:
+            seams.append(left - pause / 2)
+        moments += [begin, end]
+        places += [left, left + end - begin]
+        left = places[-1] + pause
+    return moments, places, seams
 
 
 def _broken_where_idle(samples: pl.DataFrame, gap_s: float = 1.0) -> tuple[np.ndarray, dict[str, np.ndarray]]:

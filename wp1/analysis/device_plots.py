@@ -46,7 +46,7 @@ def device_plot(samples: pl.DataFrame, measured: pl.DataFrame, resumed: int, pat
                 axes.axvline(left - pause / 2, color="black", linestyle=":", linewidth=1)
         left += end - begin + pause
     for axes in (memory, load):
-        axes.set_ylim(bottom=0)
+        style.from_zero(axes)
         axes.margins(x=0)
         sns.despine(ax=axes)
     memory.set(

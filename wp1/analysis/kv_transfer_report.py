@@ -7,7 +7,7 @@ from wp1.analysis.markdown import fixed, ms, number, percent, short, table
 
 HOW_TO_READ = """\
 - **handoff**: the prefill engine's first token → the KV cache usable in the decode engine, with the wait for a place
-  there; part of TTFT only where the decode engine streams the first token.
+  there; nothing where it was usable before, and part of TTFT only where the decode engine streams the first token.
 - **transfer**: from the first byte that moves to the last"""
 OF_COPY = """\
 - **copy**: the time in which bytes moved, by the connector's own clock (a GPU's events); **copy GB/s** (1e9 bytes):

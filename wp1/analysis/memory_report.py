@@ -19,6 +19,11 @@ CALCULATED = (
     ("kv_reserved", "KV reserved", "the engine's blocks × bytes of a block"),
     ("activations", "activations, prefill", "largest chunk × (3 × intermediate + 2 × hidden size) × bytes an element"),
 )
+KEPT_WITHIN_STEP = (
+    "Activations are more than calculated: on a host their peak is one of resident memory, which has in it what the C "
+    "library keeps of memory that was freed within the step; and as nothing is compiled there (enforce_eager), the MLP "
+    "has a buffer more than the calculated ones, between its activation function and the product with its other half."
+)
 HOW_TO_READ = {
     "host": """\
 - **weights**: what resident memory grew by while the model was loaded, with copies that kernels made for themselves.
@@ -63,7 +68,8 @@ def section(
         lines = [[number(length), text(why)] for length, why in left_out]
         parts.append(table(["prompt tokens", "why not measured"], lines, "rl"))
     parts.append(_beside_calculated(rows))
-    parts.append(capacity_report.fits(pools, capacity.fits_of(pools, rows, metadata, config["workload"]["output_len"])))
+    fits = capacity.fits_of(pools, rows, metadata, config["workload"]["output_len"])
+    parts.append(capacity_report.fits(pools, fits, unit_of(row.total for row in rows)))
     if price:
         parts.append(capacity_report.price(price))
     if memory.one_each(config, requests):
@@ -182,26 +188,42 @@ def _beside_calculated(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     how = "\n".join(f"- **{title}**: {words}" for _, title, words in CALCULATED)
-    return "\n\n".join(
-        [
-            f"### Measured beside calculated, {unit[0]}",
-            table(
-                ["engine", "weights", "calculated", "difference", "KV reserved", "calculated", "difference"],
-                constant,
-                "lrrrrrr",
-            ),
-            table(
-                [
-                    "engine", "prompt tokens", "KV in use", "by tokens", "difference", "by blocks", "difference",
-                    "blocks: engine / calculated", "activations", "calculated", "difference",
-                ],
-                by_length,
-                "lrrrrrrrrrr",
-            ),
-            f"Calculated:\n\n{how}",
-            _vllm_says(list(engines.values()), unit),
-        ]
-    ).rstrip()  # fmt: skip
+    parts = [
+        f"### Measured beside calculated, {unit[0]}",
+        table(
+            ["engine", "weights", "calculated", "difference", "KV reserved", "calculated", "difference"],
+            constant,
+            "lrrrrrr",
+        ),
+        table(
+            [
+                "engine", "prompt tokens", "KV in use", "by tokens", "difference", "by blocks", "difference",
+                "blocks: engine / calculated", "activations", "calculated", "difference",
+            ],
+            by_length,
+            "lrrrrrrrrrr",
+        ),
+        f"Calculated:\n\n{how}",
+        _copies(list(engines.values()), unit),
+        KEPT_WITHIN_STEP if any(row.kept_within_step for row in rows) else "",
+        _vllm_says(list(engines.values()), unit),
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part)
+
+
+def _copies(rows: Sequence[Row], unit: Unit) -> str:
+    """Why weights on a CPU take more than was calculated, where that is it."""
+    copied = [row for row in rows if row.copied]
+    if not copied:
+        return ""
+    whose = "" if len(copied) == len(rows) else f" of {', '.join(map(_named, copied))}"
+    beyond = max(row.parts["weights"] - row.calculated["weights"] for row in copied)
+    return (
+        f"Weights{whose} are up to {size_in(beyond, unit)} more than calculated, 2 × "
+        f"{size_in(copied[0].matrix or 0, unit)} of it for the matrices (vocabulary × hidden size) of the embedding "
+        "and the output layer: vLLM packs every matrix for its CPU kernels and drops the original; of these two it "
+        "keeps the original too, and packs it for each, even where they share it."
+    )
 
 
 def _named(row: Row) -> str:

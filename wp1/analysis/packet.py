@@ -19,7 +19,7 @@ from wp1.analysis.markdown import table, text
 from wp1.analysis.origin import LOCAL_CHANGES, LOCAL_CHANGES_MEANING, code_of, command_of
 from wp1.analysis.summary import read_config, read_json, read_metadata
 from wp1.errors import ConfigError, WP1Error
-from wp1.places import report_of
+from wp1.places import kind_of, report_of
 
 EXPERIMENTS = ("e0", "e1", "e2", "e3", "e4", "e5", "e6")
 PAGE = "README.md"
@@ -84,7 +84,7 @@ def find(paths: Iterable[Path]) -> list[Run]:
     """The runs that are, or are within, these folders, oldest first. Raises WP1Error for a folder that has none."""
     found: dict[Path, Run] = {}
     for path in paths:
-        files = [path / "run_metadata.json"] if (path / "run_metadata.json").is_file() else _below(path)
+        files = [path / "run_metadata.json"] if kind_of(path) == "run" else _below(path)
         if not files:
             raise WP1Error(f"{path} has no run in it: name folders of runs, as in outputs/run-..., or one above them")
         for file in files:
@@ -94,7 +94,7 @@ def find(paths: Iterable[Path]) -> list[Run]:
 
 def has_runs(path: Path) -> bool:
     """Whether the folder is one of a run, or has some in it."""
-    return (path / "run_metadata.json").is_file() or bool(_below(path))
+    return kind_of(path) == "run" or bool(_below(path))
 
 
 def _below(path: Path) -> list[Path]:

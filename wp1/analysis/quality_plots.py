@@ -178,7 +178,7 @@ def _perplexity(arms: Mapping[str, Any], both: Sequence[Mapping[str, Any]], path
     if highest > 100:
         axes.set_yscale("log")
     else:
-        axes.set_ylim(bottom=0)
+        style.from_zero(axes)
     axes.set(xlabel="position in the text up to, tokens", ylabel="perplexity")
     axes.set_title(style.title("Perplexity by position", mark))
     axes.legend(frameon=False)

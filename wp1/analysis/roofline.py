@@ -164,7 +164,7 @@ def words(found: Mapping[str, Any], queue_share: float | None = None) -> str:
 
 def _phases(requests: pl.DataFrame, shape: Architecture | None, chunk: int | None) -> dict[str, float]:
     """Seconds, FLOPs and bytes of both phases of one repeat."""
-    rows = requests.with_columns(t_decodable=pl.coalesce("t_decode_scheduled", "t_engine_first_token"))
+    rows = requests.with_columns(t_decodable=pl.max_horizontal("t_decode_scheduled", "t_engine_first_token"))
     prefills = rows.drop_nulls(["t_scheduled", "t_engine_first_token", "prompt_tokens"])
     decodes = rows.drop_nulls(["t_decodable", "t_engine_last_token", "prompt_tokens"]).filter(
         pl.col("output_tokens") > 1

@@ -15,6 +15,7 @@ from wp1.analysis.summary import read_config, read_metadata
 from wp1.analysis.sweep import Job, Pair
 from wp1.errors import ConfigError
 from wp1.identity import DECISIVE, settings_of
+from wp1.places import run_or_sweep
 
 # Settings of a workload that may differ between cells of one name: the name has them, or they change how much was sent
 # and not what.
@@ -30,15 +31,11 @@ def folders_of(given: Sequence[Path]) -> list[Path]:
     """The runs' folders; of a sweep's folder those of its jobs. Raises ConfigError where one is neither."""
     found: list[Path] = []
     for folder in given:
-        if (folder / sweep.MANIFEST).is_file():
+        if run_or_sweep(folder) == "sweep":
             jobs = sweep.read_jobs(folder, sweep.read_manifest(folder))
             found += [job.run_dir for job in jobs if job.run_dir is not None]
-        elif (folder / "run_metadata.json").is_file():
-            found.append(folder)
         else:
-            raise ConfigError(
-                f"{folder} is no run's folder and no sweep's: name them as outputs/run-... or multirun/..."
-            )
+            found.append(folder)
     if len(dict.fromkeys(folder.resolve() for folder in found)) < 2:
         raise ConfigError("there is nothing to compare: name two runs or more")
     return found

@@ -68,6 +68,18 @@ def length_ticks(axes: Any, places: Sequence[float], labels: Sequence[str], narr
     axes.set_xticks(places, labels, **({"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}))
 
 
+def from_zero(*panels: Any) -> None:
+    """Y axes from zero to beyond the highest point of all of them, with room for its mark.
+
+    The margin that an axis has by itself is a share of what lies between lowest and highest point, and where these are
+    close that is less than half a mark.
+    """
+    # Of one without points it is minus infinity.
+    highest = max(axes.dataLim.y1 for axes in panels)
+    for axes in panels:
+        axes.set_ylim(0, 1.06 * highest if highest > 0 else None)
+
+
 def logarithmic(axes: Any, lowest: float, highest: float, formatter: Any) -> None:
     """A logarithmic y axis for values from `lowest` to `highest`, with a few numbers at round places and no others."""
     import numpy as np

@@ -17,8 +17,8 @@ import polars as pl
 from wp1.analysis import arms, metrics, tables
 from wp1.analysis.summary import read_config, read_json, write_json
 from wp1.errors import WP1Error
+from wp1.places import MANIFEST
 
-MANIFEST = "sweep.json"
 # What a sweep that goes on needs of it.
 OF_MANIFEST = ("command", "root", "jobs", "status", "tracking", "parent_run_id")
 # Of each cell; the names are those of summary.json.

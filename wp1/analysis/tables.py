@@ -251,6 +251,8 @@ def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
     queue_ms         scheduled - intended arrival: the client's delay and the (prefill) engine's queue
     prefill_ms       the (prefill) engine's first token - scheduled
     handoff_ms       scheduled in the decode engine, its KV there - the prefill engine's first token; null if aggregated
+                     and zero where the KV was there first, as of a copy within the prefill's last step, whose end the
+                     engine stamps after it: nobody waited, and decoding counts from the prefill's end
     decode_step_ms   from the end of prefill (if aggregated) or of the handoff to the first token at the client that
                      decoding made
     decode_ms        from there to the last token at the client
@@ -270,7 +272,8 @@ def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
     by_decode = (pl.col("t_decode_first_token") <= first).fill_null(False)
     # A handoff whose end is not known must not pass for a step of decoding.
     handed_over = pl.any_horizontal(pl.col("handoff_id", "t_decode_sent", "t_decode_scheduled").is_not_null())
-    decodable = pl.when(handed_over).then("t_decode_scheduled").otherwise("t_engine_first_token")
+    computed, there = pl.col("t_engine_first_token"), pl.col("t_decode_scheduled")
+    decodable = pl.when(handed_over).then(pl.when(there < computed).then(computed).otherwise(there)).otherwise(computed)
     decoded = pl.when(by_decode).then(first).otherwise(pl.col("t_tokens").list.get(1, null_on_oob=True))
     delivered = pl.when(by_decode).then("t_decode_first_token").otherwise("t_engine_first_token")
     timed = records.with_columns(
@@ -278,8 +281,8 @@ def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
         tpot_ms=pl.when(gaps > 0).then((last - first) / gaps * 1e3),
         e2e_ms=pl.when(ok).then((last - pl.col("t_intended")) * 1e3),
         queue_ms=(pl.col("t_scheduled") - pl.col("t_intended")) * 1e3,
-        prefill_ms=(pl.col("t_engine_first_token") - pl.col("t_scheduled")) * 1e3,
-        handoff_ms=(pl.col("t_decode_scheduled") - pl.col("t_engine_first_token")) * 1e3,
+        prefill_ms=(computed - pl.col("t_scheduled")) * 1e3,
+        handoff_ms=((there - computed) * 1e3).clip(lower_bound=0),
         decode_step_ms=(decoded - decodable) * 1e3,
         decode_ms=pl.when(ok).then((last - decodable) * 1e3),
         delivery_ms=(first - delivered) * 1e3,
@@ -296,18 +299,19 @@ def with_handoff_times(records: pl.DataFrame) -> pl.DataFrame:
 
     transfer_ms      bytes moving: transfer end - begin
     decode_queue_ms  sent to the decode engine - prefill done: waiting for a place there; 0 where it was sent before
-    handoff_ms       scheduled in the decode engine, its KV there - prefill done
-    stall_ms         the part of the handoff that delays the request. What moves while prefill still computes delays
-                     nothing, so it counts from prefill's end, and is zero where the KV was usable by then.
+    handoff_ms       scheduled in the decode engine, its KV there - prefill done; zero where the KV was there by then,
+                     as of a copy within the prefill's last step, whose end the engine stamps after it
+    stall_ms         the part of the handoff that delays the request: all of it, as what moves while prefill still
+                     computes delays nothing and lies before it
     copy_ms          bytes moving by the connector's own clock (a GPU's events), where it has one
     wait_ms          that blocks which were ready waited for their copy, where the connector knows
     """
-    handoff = (pl.col("t_decode_scheduled") - pl.col("t_prefill_done")) * 1e3
+    handoff = ((pl.col("t_decode_scheduled") - pl.col("t_prefill_done")) * 1e3).clip(lower_bound=0)
     return records.with_columns(
         transfer_ms=(pl.col("t_transfer_end") - pl.col("t_transfer_begin")) * 1e3,
         decode_queue_ms=((pl.col("t_decode_sent") - pl.col("t_prefill_done")) * 1e3).clip(lower_bound=0),
         handoff_ms=handoff,
-        stall_ms=handoff.clip(lower_bound=0),
+        stall_ms=handoff,
         copy_ms=pl.col("copy_s") * 1e3,
         wait_ms=pl.col("wait_s") * 1e3,
     )

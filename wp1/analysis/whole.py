@@ -2,8 +2,9 @@
 
 Lines that are gone would pass for requests that never were. So what is there is counted and held against what the run
 itself says: its measured requests against cells.jsonl, else summary.json, else the plan in config.yaml; its handoffs,
-examples, searches and notes of memory against the records. Of a run that did not complete only those repeats count that
-cells.jsonl has as measured to their end: the rest is short by right.
+examples, searches and notes of memory against the records; and the lines of every file, those of samples too, against
+how many there were when it ended. Of a run that did not complete only those repeats count that cells.jsonl has as
+measured to their end: the rest is short by right.
 """
 
 from collections import Counter
@@ -63,6 +64,29 @@ def _check(run_dir: Path) -> None:
         searched = {(arm, cells.parse(cell).prompt_len) for arm, cell in measured.select("arm", "cell").iter_rows()}
         ended = [(probe.arm, probe.prompt_len) for probe in goodput.read(run_dir) if probe.ended is not None]
         _held(run_dir / goodput.FILE, "searches for goodput", searched, ended)
+    # Last, as it says least of what is gone.
+    for name, count in metadata.get("lines", {}).items():
+        path = run_dir / name
+        # A file that is not there is told by what is missed of it, here or on the page (`absent`).
+        if path.is_file() and (there := _lines(path)) < count:
+            raise ConfigError(
+                f"{path} has {there:,} of the {count:,} lines that it had when the run ended: {_how(path)}"
+            )
+
+
+def lines_of(run_dir: Path) -> dict[str, int]:
+    """How many lines each file has that has one a request, sample or the like: a run that ends notes it of itself."""
+    found = sorted(path for path in run_dir.glob("*.jsonl") if not path.name.endswith(".apart.jsonl"))
+    return {path.name: _lines(path) for path in found}
+
+
+def _lines(path: Path) -> int:
+    count, last = 0, b"\n"
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            count, last = count + block.count(b"\n"), block[-1:]
+    # A last line without its end is one, too.
+    return count + (last != b"\n")
 
 
 def absent(run_dir: Path, config: Mapping[str, Any]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from wp1 import labels as label_words
 from wp1.analysis import sweep, sweep_report
+from wp1.places import MANIFEST
 from wp1.publication.entry import MAX_TAG, STATUS, TRAINING_VIEW, Entry, experiment_of, milliseconds, user
 from wp1.publication.page import report_html
 
@@ -25,7 +26,7 @@ def sweep_entry(folder: Path, manifest: dict[str, Any], pages: Mapping[str, str]
         markdown = page.read_text(encoding="utf-8")
         html = report_html(markdown, folder, f"Sweep {manifest['sweep']}")
         texts = {page.name: markdown, page.with_suffix(".html").name: html}
-    names = (sweep.MANIFEST, sweep_report.ROWS, sweep_report.PAIRS, sweep_report.PLOT)
+    names = (MANIFEST, sweep_report.ROWS, sweep_report.PAIRS, sweep_report.PLOT)
     return Entry(
         experiment=experiment_of(manifest),
         question=manifest["question"],

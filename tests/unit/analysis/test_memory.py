@@ -8,13 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wp1.analysis import capacity, capacity_report, memory, memory_report, tables
+from wp1.analysis.markdown import GIB
+from wp1.analysis.markdown import MIB as MIB_
 
 MIB = 1 << 20
 MODEL = {
     "kv_bytes_per_token": 1 << 10,
     "weight_bytes": 100 * MIB,
     "max_len": 4096,
-    "shape": {"hidden": 64, "intermediate": 256, "kv_heads": 8, "element_bytes": 2},
+    "shape": {"hidden": 64, "intermediate": 256, "kv_heads": 8, "vocab": 81920, "element_bytes": 2},
 }
 SETTINGS = {"kv_blocks": 1024, "block_size": 16, "max_num_seqs": 8, "max_num_batched_tokens": 2048}
 POOL = 16 * MIB
@@ -90,6 +92,7 @@ def test_parts_on_a_gpu(process: bool) -> None:
     assert row.calculated["kv_in_use"] == 1024 << 10
     assert row.calculated["kv_reserved"] == row.kv_pool
     assert row.calculated["activations"] == 1024 * (3 * 256 + 2 * 64) * 2
+    assert row.matrix == 10 * MIB and not row.copied
 
 
 def test_engines_that_share_a_gpu_have_even_shares_of_what_is_beside_torch() -> None:
@@ -154,12 +157,46 @@ def test_bytes_and_blocks_agree_to_a_block_a_request(blocks: int, block: int, to
     assert pool.longest_by_blocks <= pool.longest_predicted
 
 
+@pytest.mark.parametrize(("weights", "copied"), [(120, True), (124, True), (100, False), (110, False), (160, False)])
+def test_weights_that_a_cpu_s_kernels_copied_are_told_where_that_is_it(weights: int, copied: bool) -> None:
+    """100 MiB are calculated, 10 are the embedding's: two copies of that and no other surplus are explained."""
+    host = memory.Row(
+        "agg", "agg", "agg-0", 0, "1024-conc1", 1024, "host", 400 * MIB, "resident memory", 1000 * MIB,
+        {name: 0 for name, _ in memory.PARTS} | {"weights": weights * MIB},
+    )  # fmt: skip
+    host.calculated, host.matrix = {"weights": 100 * MIB}, 10 * MIB
+    text = memory_report._beside_calculated([host])
+    assert ("2 × 10.0 MiB of it for the matrices" in text) == copied
+    assert (f"up to {weights - 100}.0 MiB more than calculated" in text) == copied
+    host.kind = "gpu"
+    assert "matrices" not in memory_report._beside_calculated([host])
+
+
+@pytest.mark.parametrize(
+    ("kind", "eager", "taken", "said"),
+    [("host", True, 20, True), ("host", True, 10, False), ("host", False, 20, False), ("gpu", True, 20, False)],
+)
+def test_activations_beyond_the_calculated_are_explained_where_a_host_keeps_them(
+    kind: str, eager: bool, taken: int, said: bool
+) -> None:
+    row = memory.Row(
+        "agg", "agg", "agg-0", 0, "1024-conc1", 1024, kind, 400 * MIB, "resident memory", 1000 * MIB,
+        {name: 0 for name, _ in memory.PARTS} | {"activations": taken * MIB}, {"activations": 10 * MIB},
+        one_by_one=eager,
+    )  # fmt: skip
+    assert (memory_report.KEPT_WITHIN_STEP in memory_report._beside_calculated([row])) == said
+
+
 def test_what_is_left_by_the_parts_is_of_what_vllm_allows_itself() -> None:
     notes = _gpu("agg", "agg", "agg-0", True)
     notes[0]["note"]["vllm"] = {"requested_memory": 900 * MIB, "available_kv_cache_memory_bytes": POOL}
     metadata = _metadata(("agg", "agg", "agg-0"))
     [pool] = capacity.pools_of(memory.rows_of(notes, REQUESTS, metadata), metadata)
-    assert pool.left == (900 - 100 - 60 - 3 - 20 - 10 - 30) * MIB
+    left = 900 - 100 - 60 - 3 - 20 - 10 - 30
+    assert pool.left == left * MIB
+    for unit, row in ((MIB_, f"| 16.0 | {left:.1f} |"), (GIB, f"| 0.02 | {left / 1024:.2f} |")):
+        text = capacity_report.fits([pool], [], unit)
+        assert f"| KV pool, {unit[0]} | left by the parts, {unit[0]} |" in text and row in text
 
 
 ENGINES = [("agg", "agg", "agg-0"), ("disagg", "prefill", "prefill-0"), ("disagg", "decode", "decode-0")]

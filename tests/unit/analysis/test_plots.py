@@ -59,6 +59,40 @@ def test_the_line_of_a_device_is_broken_where_the_run_was(
     assert ("resumed" in caption) == bool(resumed)
 
 
+@pytest.mark.parametrize("values", [(690.0, 830.0), (3.5, 3.5), (0.001, 12.0), ()])
+def test_no_mark_is_cut_at_the_top(figures: list[Any], values: tuple[float, ...]) -> None:
+    """On an axis from zero the highest point has room for more than half a mark, however close the points are."""
+    import matplotlib.pyplot as plt
+
+    figure, both = plt.subplots(1, 2, sharey=True, figsize=(style.WIDTH, 2.4))
+    both[0].errorbar(range(len(values)), values, marker="s", markersize=4.5)
+    style.from_zero(*both)
+    figure.canvas.draw()
+    top = both[0].get_window_extent().y1
+    for axes in both:
+        assert axes.get_ylim()[0] == 0
+        assert all(top - axes.transData.transform((0, value))[1] > figure.dpi * 4.5 / 72 / 2 for value in values)
+    plt.close(figure)
+
+
+def test_the_queues_of_an_arm_lie_end_to_end_where_it_was_not_up(figures: list[Any], tmp_path: Path) -> None:
+    """Ten seconds of queues, another arm's turn of an hour, and ten seconds more, of each the second half measured."""
+    times = [0.1 * n for n in range(100)] + [3600 + 0.1 * n for n in range(100)]
+    samples = pl.DataFrame({"t": times, "arm": "disagg"} | {name: [0, 1] * 100 for name in tables.QUEUES})
+    measured = pl.DataFrame(
+        {"arm": "disagg", "cell": "c", "repeat": [0, 1], "t_sent": [5.0, 3605.0], "t_end": [9.0, 3609.0]}
+    )
+    [(caption, _)] = comparison_plots.handoff_plots(tmp_path, samples, measured, "")
+    assert "At a dotted line disagg was not up" in caption
+    for axes in figures[0].axes:
+        assert axes.get_xlim()[1] < 22
+        assert [line.get_linestyle() for line in axes.lines] == [":"]
+        assert [round(span.get_width(), 6) for span in axes.patches] == [4, 4]
+    one = samples.filter(pl.col("t") < 100)
+    [(caption, _)] = comparison_plots.handoff_plots(tmp_path, one, measured.filter(pl.col("repeat") == 0), "")
+    assert "dotted" not in caption and not figures[1].axes[0].lines
+
+
 @pytest.mark.parametrize("first_token", ["prefill", "decode"])
 def test_the_phases_to_the_first_token_add_up_to_ttft(figures: list[Any], tmp_path: Path, first_token: str) -> None:
     folder = make_run(tmp_path, Shape(lengths=(256,), repeats=1, count=6, first_token=first_token))

@@ -70,6 +70,17 @@ def test_the_phases_add_up_to_the_whole(record: dict[str, Any]) -> None:
     assert row["e2e_ms"] == pytest.approx(sum(row[f"{p}_ms"] or 0 for p in ("queue", "prefill", "handoff", "decode")))
 
 
+@pytest.mark.parametrize("early", [0.0003, 0.0])
+def test_kv_that_is_there_before_the_prefill_s_end_leaves_no_handoff(early: float) -> None:
+    """The word leaves before the engine stamps the first token; phases are no less than nothing and add up."""
+    row = _latencies(HANDED_OVER | {"t_decode_scheduled": HANDED_OVER["t_engine_first_token"] - early})
+    assert row["handoff_ms"] == 0
+    phases = ("queue", "prefill", "handoff", "decode")
+    assert row["e2e_ms"] == pytest.approx(sum(row[f"{phase}_ms"] for phase in phases))
+    at_once = _latencies(HANDED_OVER | {"t_decode_scheduled": HANDED_OVER["t_engine_first_token"]})
+    assert row["decode_step_ms"] == pytest.approx(at_once["decode_step_ms"])
+
+
 def test_a_request_of_one_token_has_no_step_of_decoding() -> None:
     assert _latencies(HANDED_OVER | {"output_tokens": 1, "t_tokens": [10.6]})["decode_step_ms"] is None
 
@@ -90,7 +101,8 @@ def test_what_moves_beside_prefill_delays_nothing() -> None:
     overlapping = _handoff(t_transfer_begin=10.1)
     assert overlapping["transfer_ms"] == pytest.approx(700)
     assert overlapping["stall_ms"] == pytest.approx(400)
-    assert _handoff(t_transfer_begin=10.1, t_decode_scheduled=10.4)["stall_ms"] == 0
+    early = _handoff(t_transfer_begin=10.1, t_decode_scheduled=10.4)
+    assert early["handoff_ms"] == early["stall_ms"] == 0
 
 
 def test_a_handoff_that_failed_has_no_times_it_did_not_get_to() -> None:

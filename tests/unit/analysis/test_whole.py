@@ -221,3 +221,34 @@ def test_the_plan_says_how_many_there_were(config: Compose, double: Any, tmp_pat
     records.write_text("".join(line for line in lines if line not in gone))
     with pytest.raises(ConfigError, match=r"that the plan in config\.yaml has"):
         whole.check(folder)
+
+
+SAMPLES = ("device.jsonl", "loop.jsonl", "queues.jsonl")
+
+
+def test_every_line_that_was_there_when_the_run_ended_counts(config: Compose, double: Any, tmp_path: Path) -> None:
+    cfg = config(*TINY, "scheduler=disagg", "experiment.same_tokens=false")
+    with Screen() as screen:
+        folder = run(cfg, tmp_path / "run-20260101T000000Z-00000000", "run-20260101T000000Z-00000000", screen).run_dir
+    whole.check(folder)
+    noted = read_json(folder / "run_metadata.json")["lines"]
+    assert {*SAMPLES, "engine_stats.jsonl", "handoffs.jsonl", "records.jsonl", progress.FILE} == set(noted)
+    for name in SAMPLES:
+        before = (folder / name).read_bytes()
+        drop(folder / name, noted[name])
+        with pytest.raises(
+            ConfigError,
+            match=rf"{name} has {noted[name] - 1} of the {noted[name]} lines that it had when the run ended",
+        ):
+            whole.check(folder)
+        # One that a packet had no room for is told on the page.
+        (folder / name).unlink()
+        whole.check(folder)
+        (folder / name).write_bytes(before.removesuffix(b"\n"))
+        whole.check(folder)
+    # A repeat that is gone from the two files that would tell on each other.
+    for name in ("records.jsonl", progress.FILE):
+        rows = (folder / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join(row for row in rows if json.loads(row)["repeat"] != 1))
+    with pytest.raises(ConfigError, match=r"has \d+ of the \d+ "):
+        whole.check(folder)
