@@ -3,9 +3,10 @@
     python -m tests.stress.scheduler --requests 2000
 
 Two workers' halves have receivers that are played, and the steps overlap as in vLLM's engine (async scheduling). What
-must hold, whatever version of vLLM is installed: what a step computes on is loaded with that step, each request has its
-first token in its place when it is scheduled, the connector knows who decodes, and in the end nobody holds blocks and
-nothing is remembered.
+must hold, whatever version of vLLM is installed: what a step computes on is loaded with that step, each block that it
+reads is the request's own prompt or tells vLLM that it is broken, each request has its first token in its place when it
+is scheduled, the connector knows who decodes, nobody fails by what another loads, and in the end nobody holds blocks and
+nothing is remembered. Half of the engines have prefix caching, where blocks of one request are found by the next.
 """
 
 import argparse
@@ -30,7 +31,9 @@ AT_ONCE_TOKENS = 192
 BLOCK_BYTES = 2 * BLOCK_TOKENS * 16 * 2  # K and V of 16 numbers of two bytes
 RANKS = 2
 # In a step, the last two on each rank.
-LAST, DONE, ABORTED, ARRIVES, FAILS = 0.3, 0.15, 0.03, 0.5, 0.05
+LAST, ABORTED, ARRIVES, FAILS = 0.3, 0.03, 0.5, 0.05
+DONE = (0.05, 0.15)  # one of them in an engine
+GONE = 0.15  # of steps that wait, whose client goes away meanwhile: its prompt is given up, too
 # Requests in flight up to which the next begins, and tokens they decode at most: an engine that is idle, or never.
 LOADS = (((1, 1, 1, 2), 6), ((1, 1, 2, 6), 12), ((8, 12), 80))
 CONFIG = {
@@ -50,6 +53,8 @@ class Asked:
     done: Message | None  # to be said yet
     last: bool = False  # its last chunk was said to be computed
     failed: bool = False  # a load of it
+    gone: bool = False  # while a step waited for its KV
+    aborted: bool = False
 
 
 class Played:
@@ -62,6 +67,7 @@ class Played:
         self.loading: dict[str, Load] = {}
         self.over: set[str] = set()  # handoffs
         self.ended: deque[Ended] = deque()
+        self.content: dict[int, list[int]] = {}  # by block: the tokens up to its end whose KV it has; none: unknown
 
     def fence(self) -> str:
         return "the steps before"
@@ -73,11 +79,12 @@ class Played:
             if load.handoff in given_up:
                 self._end(load, "given up")
         self.loading |= {load.request: load for load in orders.loads}
+        self.content |= {block: [] for load in orders.loads for block in load.blocks}
         for load in list(self.loading.values()):
             arrives = self._asked[load.request].done is None and self._chance.random() < ARRIVES
             needed = load.handoff in orders.needed
             if load.at_once or arrives or needed:
-                failed = self._chance.random() < FAILS
+                failed = self._asked[load.request].gone or self._chance.random() < FAILS
                 kind = "at once" if load.at_once else "ahead" if needed else "beside"
                 self._counts[f"failed {kind}"] += failed
                 self._end(load, "played" if failed else None)
@@ -94,7 +101,10 @@ class Played:
     def _end(self, load: Load, error: str | None) -> None:
         del self.loading[load.request]
         self.over.add(load.handoff)
-        self._asked[load.request].failed |= error == "played"
+        asked = self._asked[load.request]
+        asked.failed |= error == "played"
+        for place, block in enumerate(load.blocks, start=load.first + 1):
+            self.content[block] = asked.expected[: min(place * BLOCK_TOKENS, asked.tokens)] if error is None else []
         self.ended.append(Ended(load.request, error, load.blocks, load.at_once, (load.handoff, 0.0, 0.0, 0, error)))
 
 
@@ -139,6 +149,9 @@ class Decode:
         self._here: Counter[str] = Counter()  # ranks on which a load is over
         self._steps: deque[tuple[Any, Any]] = deque()  # launched, and not looked at yet
         self._free = self._blocks_free()
+        self._caching = config.cache_config.enable_prefix_caching
+        self._done = self._chance.choice(DONE)
+        self._broken: set[str] = set()  # requests that read what they must not, and for which vLLM was told so
         self.counts: Counter[str] = Counter()
         self._played = [Played(self._asked, self._chance, self.counts) for _ in self._workers]
         for worker, played in zip(self._workers, self._played, strict=True):
@@ -166,12 +179,11 @@ class Decode:
                 if asked.done is not None and not asked.last and self._chance.random() < LAST:
                     asked.last = True
                     self._sender.send("decode-0.scheduler", {"kind": "last", "handoff": name})
-                if asked.done is not None and self._chance.random() < DONE:
+                if asked.done is not None and self._chance.random() < self._done:
                     self._sender.send("decode-0.scheduler", asked.done)
                     asked.done = None
             if living and self._chance.random() < ABORTED:
-                self.counts["aborted"] += 1
-                self.scheduler.finish_requests(self._chance.choice(living), RequestStatus.FINISHED_ABORTED)
+                self._abort(self._chance.choice(living))
             idle = 0 if self._step() else idle + 1
             assert idle < 10_000, f"nothing goes on: {living}"
         half = self._half
@@ -180,8 +192,26 @@ class Decode:
         assert self._blocks_free() == self._free, "blocks are lost"
         wrong = [name for name, asked in self._asked.items() if asked.failed and asked.request.num_output_tokens]
         assert not wrong, f"they went on without their KV: {wrong}"
+        failed = {name for name, asked in self._asked.items() if asked.request.status is RequestStatus.FINISHED_ERROR}
+        assert all(self._asked[name].request.is_finished() for name in self._broken)
+        wrong = [name for name in self._broken - failed if not self._asked[name].aborted]
+        assert not wrong, f"they went on with broken blocks: {wrong}"
+        # With prefix caching, who found a block that then failed has it no more than who loaded it.
+        wrong = [name for name in failed if not self._asked[name].failed and not self._caching]
+        assert not wrong, f"they failed by what others load: {wrong}"
         assert not any(worker._ahead or worker._failed_ahead for worker in self._workers)
         self.counts["preempted"] = sum(asked.request.num_preemptions for asked in self._asked.values())
+
+    def _abort(self, name: str) -> None:
+        from vllm.v1.request import RequestStatus
+
+        if self._caching and self._asked[name].failed:
+            # vLLM itself has others find a block whose load failed within a step if the request is aborted before that
+            # step's outcome is looked at.
+            return
+        self.counts["aborted"] += 1
+        self._asked[name].aborted = True
+        self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
 
     def _ask(self, number: int) -> None:
         from vllm import SamplingParams
@@ -196,7 +226,7 @@ class Decode:
             prompt = (chance.choice(self._heads) + prompt)[:tokens]
         blocks = pack(list(range(1, 1 - (-tokens // BLOCK_TOKENS))))
         words = {"handoff": name, "epoch": 0, "blocks": blocks, "until": 1e12, "token": token}
-        kind = chance.choice(("early", "early", "late", "plain"))
+        kind = chance.choice(("early", "early", "early", "late", "plain"))
         of_kind = {"early": {"handoff": name, "wants_token": self._wants_token}, "late": words}
         params = {"do_remote_prefill": True, "remote_engine_id": "prefill-0", "wp1_tokens": tokens}
         extra = {"kv_transfer_params": params | {"wp1": of_kind[kind]}} if kind in of_kind else None
@@ -223,11 +253,18 @@ class Decode:
             step = self.scheduler.schedule()
             scheduled = step.total_num_scheduled_tokens
             self._look_at(step)
+            blocks_of = self.scheduler.kv_cache_manager.get_block_ids
+            self._blocks = {name: blocks_of(name)[0] for name in step.num_scheduled_tokens}
             self._steps.appendleft((step, self._computed(step)))
             if len(self._steps) < 2 and (scheduled or self.scheduler.has_requests()):
                 return scheduled > 0
         if self._steps:
-            self.scheduler.update_from_output(*self._steps.pop())
+            step, output = self._steps.pop()
+            # As vLLM does before it looks at an output.
+            for name in step.num_scheduled_tokens:
+                if self._asked[name].gone and not self._asked[name].request.is_finished():
+                    self._abort(name)
+            self.scheduler.update_from_output(step, output)
         half, living = self._half, set(self.scheduler.requests)
         assert living >= half._decoding | set(half._waiting), "the connector was not told that a request has ended"
         assert half._decoding >= {request.request_id for request in self.scheduler.running}, "it misses who decodes"
@@ -260,8 +297,12 @@ class Decode:
         self.counts["ahead"] += len(orders.ahead)
         for asked in self._asked.values():
             if asked.request.request_id in orders.needed and asked.done is not None:
-                self._sender.send("decode-0.scheduler", asked.done)  # which the step waits for
+                asked.gone = self._chance.random() < GONE
+                self.counts["gone"] += asked.gone
+                if not asked.gone:
+                    self._sender.send("decode-0.scheduler", asked.done)  # which the step waits for
                 asked.done = None
+        reads: dict[str, list[int]] = {}
         for worker, played in zip(self._workers, self._played, strict=True):
             worker.bind_connector_metadata(step.kv_connector_metadata)
             before = getattr(step, "has_sync_kv_loads", True)  # as vLLM itself does
@@ -272,6 +313,8 @@ class Decode:
             for request in self.scheduler.running:
                 [blocks] = self.scheduler.kv_cache_manager.get_block_ids(request.request_id)
                 assert not written.keys() & set(blocks), "a load writes to another request's blocks"
+            for name, blocks in self._unknown(step, played).items():
+                reads.setdefault(name, []).extend(blocks)
             if not before:
                 worker.start_load_kv(None)
             self._here.update(worker.get_finished(step.finished_req_ids)[1] or ())
@@ -279,6 +322,10 @@ class Decode:
         for name in [name for name, ranks in self._here.items() if ranks == RANKS]:
             here.add(name)
             del self._here[name]
+        for name, blocks in reads.items():
+            known = name in self._broken or set(blocks) <= broken
+            assert known, f"{name} is computed on {blocks}, which are not its prompt's"
+            self._broken.add(name)
         names = list(step.num_scheduled_tokens)
         return ModelRunnerOutput(
             req_ids=names,
@@ -286,6 +333,30 @@ class Decode:
             sampled_token_ids=[[] if self._asked[name].request.is_prefill_chunk else [7] for name in names],
             kv_connector_output=KVConnectorOutput(finished_recving=here or None, invalid_block_ids=broken),
         )
+
+    def _unknown(self, step: Any, played: Played) -> dict[str, list[int]]:
+        """By request of the step: blocks that it reads on this rank and that have not its KV. What it writes is there.
+
+        Who reads such a block writes nothing that is worth anything.
+        """
+        cached = step.scheduled_cached_reqs
+        begins = {one.req_id: one.num_computed_tokens for one in step.scheduled_new_reqs}
+        begins |= dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        wrong = {}
+        for name, count in step.num_scheduled_tokens.items():
+            tokens, begin = self._asked[name].expected + [7] * self._most_output, begins[name]
+            blocks = self._blocks[name]
+            ends = [(block, min(n * BLOCK_TOKENS, begin)) for n, block in enumerate(blocks, start=1)]
+            unknown = [
+                block
+                for n, (block, end) in enumerate(ends)
+                if n * BLOCK_TOKENS < begin and played.content.get(block, [])[:end] != tokens[:end]
+            ]
+            if unknown:
+                wrong[name] = unknown
+            for n in range(begin // BLOCK_TOKENS, -(-(begin + count) // BLOCK_TOKENS)):
+                played.content[blocks[n]] = [] if unknown else tokens[: min((n + 1) * BLOCK_TOKENS, begin + count)]
+        return wrong
 
 
 def engine_config(folder: Path) -> Any:
@@ -317,7 +388,7 @@ def engine_config(folder: Path) -> Any:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=2000, help="in all; a sixth with each number of blocks, twice")
+    parser.add_argument("--requests", type=int, default=2000, help="in all; a twelfth in each of twelve engines")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     decode_module.IDLE_WAIT_S = 0.0002  # nobody computes here meanwhile
@@ -327,9 +398,12 @@ def main() -> int:
         counts: Counter[str] = Counter()
         for number, blocks in enumerate((30, 60, 400)):
             for first_token in ("prefill", "decode"):
-                decode = Decode(config, Path(folder) / "kv", blocks, first_token, asked.seed + number)
-                decode.run(asked.requests // 6)
-                counts += decode.counts
+                for caching in (False, True):
+                    config.cache_config.enable_prefix_caching = caching
+                    decode = Decode(config, Path(folder) / "kv", blocks, first_token, asked.seed + number)
+                    decode.run(asked.requests // 12)
+                    assert not (caching and decode.counts["ahead"]), "others may find what is not here"
+                    counts += decode.counts
         print(json.dumps(dict(counts), indent=2))
     return 0
 

@@ -93,7 +93,8 @@ class IpcConnector(KVConnectorBase_V1):
         else:
             box = Mailbox(folder, f"{self._engine}.scheduler")
             at_once = self._at_once_tokens(block_tokens)
-            self._decode = DecodeScheduler(box, block_tokens, at_once, self._to_workers)
+            found_by_others = bool(vllm_config.cache_config.enable_prefix_caching)
+            self._decode = DecodeScheduler(box, block_tokens, at_once, self._to_workers, not found_by_others)
 
     def _to_workers(self, message: Message) -> None:
         for rank in range(self._config.parallel_config.tensor_parallel_size):

@@ -7,7 +7,8 @@ have to wait for the copy, and where the copy is short. It then is under way by 
 
 Where nobody at all would have to wait and the step needs nothing but the KV (first_token=decode), vLLM hears that all
 is there while the prompt's last chunk is still computed. Its rests and the preparation of the step, which grows with
-the prompt, pass in that time, and the step waits for the KV before it computes.
+the prompt, pass in that time, and the step waits for the KV before it computes. Not with prefix caching: vLLM has blocks
+found by others once it heard that they are here, also where their request is then given up and they never are.
 """
 
 from collections.abc import Callable, Collection
@@ -31,12 +32,17 @@ class DecodeScheduler:
         block_tokens: int,
         at_once_tokens: int = 0,
         to_workers: Callable[[Message], None] = lambda _: None,
+        foresees: bool = True,
     ) -> None:
-        """at_once_tokens: up to how many tokens' KV is taken over within a step; to_workers: sends to receivers."""
+        """at_once_tokens: up to how many tokens' KV is taken over within a step; to_workers: sends to receivers.
+
+        foresees: whether a step may wait for the end of its prompt.
+        """
         self._mailbox = mailbox
         self._to_workers = to_workers
         self._block_tokens = block_tokens
         self._at_once_tokens = at_once_tokens
+        self._foresees = foresees
         self._waiting: dict[str, Any] = {}  # vllm.v1.request.Request by id, until its KV is here
         self._at_once: dict[str, tuple[int, Message]] = {}  # tokens cached here, and the source's word, until allocated
         self._decoding: set[str] = set()
@@ -80,7 +86,7 @@ class DecodeScheduler:
         That holds up everybody else, so there must be one prefill engine: no other prompt then ends much before.
         """
         asked_early = "blocks" not in params["wp1"] and not params["wp1"].get("wants_token")
-        return asked_early and self._at_once_tokens > 0 and len(self._sources) == 1
+        return asked_early and self._foresees and self._at_once_tokens > 0 and len(self._sources) == 1
 
     def _awaited(self, params: Any) -> Message | None:
         """The same as `_done_of`, where nothing else is to be done after a moment of listening."""
@@ -140,8 +146,9 @@ class DecodeScheduler:
             done,
             at_once,
         )
-        # After so many idle steps nothing is on its way in the GPU that could still write to these blocks.
-        if at_once and self._idle > IDLE_STEPS:
+        # After so many idle steps nothing is on its way in the GPU that could still write to these blocks; what was
+        # called here and given up since the last orders may be.
+        if at_once and self._idle > IDLE_STEPS and not self._orders.needed:
             self._to_workers(in_advance(load))
         self._orders.loads.append(load)
 
@@ -230,14 +237,14 @@ class DecodeScheduler:
             # vLLM gives its blocks to others, and they may still be written to.
             self._orders.needed.append(handoff)
             self._orders.given_up.append((handoff, request.kv_transfer_params["remote_engine_id"]))
-        params = _ours(request)
-        if params is None:
+        params = request.kv_transfer_params
+        if not params or "wp1" not in params:
             return
         self._waiting.pop(request.request_id, None)
-        self._hear()  # as the word of a prompt that was not waited for to the end would stay
+        self._hear()  # as the word of a prompt that was not waited for to the end would stay, or was called here before
         self._done.pop(params["wp1"]["handoff"], None)
         self._last.pop(params["wp1"]["handoff"], None)
-        if handoff is None:
+        if handoff is None and _ours(request) is not None:
             self._orders.given_up.append((params["wp1"]["handoff"], params["remote_engine_id"]))
 
 

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 REMEMBERED = 10_000
 # After which a step that waits for KV looks whether somebody still works on it.
 LIFE_SIGN_S = 1.0
+# For which a step waits at most: what it waits for may have stopped without having died, or begun anew after a preemption.
+# Nobody else goes on meanwhile, nobody is given up, and vLLM's executor ends an engine whose step takes 300 s.
+LONGEST_STEP_S = 240.0
 
 
 @dataclass(slots=True)
@@ -150,8 +153,11 @@ class Receiver:
         for load in orders.loads:
             while load.over is not None and not load.over.wait(LIFE_SIGN_S):
                 self._check_life()
+        deadline = time.monotonic() + LONGEST_STEP_S
         while not self.wait(orders.needed, LIFE_SIGN_S):
             self._check_life()
+            if time.monotonic() > deadline:
+                self._orders.extend({"kind": "overdue", "handoff": handoff} for handoff in orders.needed)
 
     def _check_life(self) -> None:
         """While a step waits, nobody can tell that an engine has died. Raises RuntimeError where our thread has."""
@@ -213,6 +219,9 @@ class Receiver:
                 self._give_up(message["handoff"], message["engine"])
             case "lose":
                 self._lose(message["engine"])
+            case "overdue":
+                if (load := self._loads.get(message["handoff"])) is not None:
+                    self._end(load, f"a step waited {LONGEST_STEP_S:g} s for the end of its prompt")
             case "look":
                 self._look()
             case "ready" | "done" | "failed" | "sum":

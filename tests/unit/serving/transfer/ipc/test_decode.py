@@ -366,6 +366,18 @@ def test_kv_is_called_here_while_the_last_chunk_is_computed_and_waited_for_by_it
     assert (orders.needed, orders.given_up, world.scheduler._last) == ([], [], {})
 
 
+def test_the_words_that_come_after_kv_was_called_here_are_not_kept(world: World) -> None:
+    foreseeing = Foreseeing(world)
+    assert foreseeing.ahead() == [("r", "h")]
+    world.scheduler.arrived({"r"})
+    world.scheduler.orders(["r"])
+    for kind in ("last", "done"):  # the first where the prompt was preempted meanwhile
+        world.sender.send("decode-0.scheduler", {"kind": kind, "handoff": "h"})
+    world.scheduler.finished(foreseeing.request)
+    assert world.scheduler._done == world.scheduler._last == {}
+    assert world.scheduler.orders(()).given_up == []
+
+
 def test_no_step_waits_for_a_prompt_that_is_not_at_its_end(world: World) -> None:
     assert Foreseeing(world, last=False).ahead() == []
 
@@ -405,6 +417,13 @@ def test_no_step_waits_where_another_engine_may_end_its_prompts_before(world: Wo
 def test_no_step_waits_where_nothing_is_taken_over_within_steps(world: World) -> None:
     foreseeing = Foreseeing(world)
     world.at_once(0)
+    assert foreseeing.ahead() == []
+
+
+def test_no_step_waits_where_others_find_what_vllm_is_told_to_be_here(world: World) -> None:
+    """With prefix caching, and a request that is given up while its step waits: its blocks have nothing."""
+    foreseeing = Foreseeing(world)
+    world.scheduler._foresees = False
     assert foreseeing.ahead() == []
 
 
@@ -462,3 +481,17 @@ def test_a_copy_begins_in_advance_once_no_step_can_be_on_its_way(world: World, i
     [load] = world.scheduler.orders(["other"]).loads
     assert load == Load("r", "h", SOURCE, 0, [1, 2, 3], done, at_once=True)
     assert world.advanced == [in_advance(load)] * (idle > decode.IDLE_STEPS)
+
+
+def test_no_copy_begins_in_advance_while_one_that_was_called_here_may_write_to_the_same_blocks(world: World) -> None:
+    foreseeing = Foreseeing(world)
+    assert foreseeing.ahead() == [("r", "h")]
+    world.scheduler.arrived({"r"})
+    world.scheduler.finished(foreseeing.request)  # vLLM gives its blocks to the next
+    world.scheduler._idle = decode.IDLE_STEPS + 1
+    other = _late(40)
+    assert world.scheduler.to_come(other, 0) == (40, False)
+    world.scheduler.allocated(other, [1, 2, 3], 40)
+    assert world.advanced == []
+    orders = world.scheduler.orders(["r"])
+    assert (orders.needed, len(orders.loads)) == (["h"], 1)

@@ -399,9 +399,10 @@ def test_a_step_that_has_time_sees_the_end_of_kv_that_comes_now(folder: Path) ->
     receiver.stop()
 
 
-@pytest.mark.parametrize("peer_dies", [False, True])
-def test_a_step_waits_for_what_it_needs(folder: Path, monkeypatch: pytest.MonkeyPatch, peer_dies: bool) -> None:
+@pytest.mark.parametrize("end", ["here", "peer dies", "never"])
+def test_a_step_waits_for_what_it_needs(folder: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     monkeypatch.setattr(receiver_module, "LIFE_SIGN_S", 0.02)
+    monkeypatch.setattr(receiver_module, "LONGEST_STEP_S", 0.1 if end == "never" else 60)
     copies, sender = Copies(), Sender(folder)
     Mailbox(folder, f"{SOURCE}.0")
     peer = LivingPeer(SOURCE, f"{SOURCE}.0", [], 100, [], 0)
@@ -411,19 +412,24 @@ def test_a_step_waits_for_what_it_needs(folder: Path, monkeypatch: pytest.Monkey
     receiver.obey(DecodeOrders(loads=[Load("r", "h", SOURCE, 0, [1], None)]))
     assert receiver.not_over([("r", "h")]) == {"r"}
 
-    def end() -> None:
+    def happen() -> None:
         assert not receiver.ended
-        if peer_dies:
+        if end == "peer dies":
             peer.living = False
-        else:
+        elif end == "here":
             sender.send("decode-0.0", done([11]))
 
-    timer = threading.Timer(0.05, end)
+    timer = threading.Timer(0.05, happen)
     timer.start()
     receiver.obey(DecodeOrders(needed=["h"]))
     timer.join()
     [ended] = receiver.ended
-    assert ended.error == (f"engine {SOURCE} died before its KV was here" if peer_dies else None)
+    errors = {
+        "here": None,
+        "peer dies": f"engine {SOURCE} died before its KV was here",
+        "never": "a step waited 0.1 s for the end of its prompt",
+    }
+    assert ended.error == errors[end]
     assert receiver.not_over([("r", "h")]) == set()
     receiver.stop()
 
