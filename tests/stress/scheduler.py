@@ -1,12 +1,12 @@
 """vLLM's own scheduler with the decode engine's half of transfer=ipc, no model: random prompts, ends and failures.
 
-    python -m tests.stress.scheduler --requests 2000
+    python -m tests.stress.scheduler --requests 6000
 
 Two workers' halves have receivers that are played, and the steps overlap as in vLLM's engine (async scheduling). What
 must hold, whatever version of vLLM is installed: what a step computes on is loaded with that step, each block that it
-reads is the request's own prompt or tells vLLM that it is broken, each request has its first token in its place when it
-is scheduled, the connector knows who decodes, nobody fails by what another loads, and in the end nobody holds blocks and
-nothing is remembered. Half of the engines have prefix caching, where blocks of one request are found by the next.
+reads is of the request's own prompt or vLLM is told that it is broken, each request has its first token in its place
+when it is scheduled, the connector knows who decodes, nobody fails by what another loads, and in the end nobody holds
+blocks and nothing is remembered. Half of the engines have prefix caching, where a request finds blocks of others.
 """
 
 import argparse
@@ -32,10 +32,10 @@ BLOCK_BYTES = 2 * BLOCK_TOKENS * 16 * 2  # K and V of 16 numbers of two bytes
 RANKS = 2
 # In a step, the last two on each rank.
 LAST, ABORTED, ARRIVES, FAILS = 0.3, 0.03, 0.5, 0.05
-DONE = (0.05, 0.15)  # one of them in an engine
 GONE = 0.15  # of steps that wait, whose client goes away meanwhile: its prompt is given up, too
-# Requests in flight up to which the next begins, and tokens they decode at most: an engine that is idle, or never.
-LOADS = (((1, 1, 1, 2), 6), ((1, 1, 2, 6), 12), ((8, 12), 80))
+# Requests in flight up to which the next begins, tokens they decode at most, and how likely a prompt is done with a step:
+# an engine that is idle, or never.
+LOADS = (((1, 1, 1, 2), 6, 0.05), ((1, 1, 2, 6), 12, 0.15), ((8, 12), 80, 0.15))
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 64,
     "num_attention_heads": 4, "num_hidden_layers": 1, "num_key_value_heads": 1, "vocab_size": 32_000,
@@ -143,14 +143,13 @@ class Decode:
         self._sender = Sender(folder)
         self._chance = random.Random(seed)
         self._wants_token = first_token == "prefill"
-        self._in_flight, self._most_output = LOADS[seed % len(LOADS)]
+        self._in_flight, self._most_output, self._done = LOADS[seed % len(LOADS)]
         self._heads = [[self._chance.randrange(1, 1000) for _ in range(64)] for _ in range(3)]
         self._asked: dict[str, Asked] = {}
         self._here: Counter[str] = Counter()  # ranks on which a load is over
         self._steps: deque[tuple[Any, Any]] = deque()  # launched, and not looked at yet
         self._free = self._blocks_free()
         self._caching = config.cache_config.enable_prefix_caching
-        self._done = self._chance.choice(DONE)
         self._broken: set[str] = set()  # requests that read what they must not, and for which vLLM was told so
         self.counts: Counter[str] = Counter()
         self._played = [Played(self._asked, self._chance, self.counts) for _ in self._workers]
@@ -187,8 +186,11 @@ class Decode:
             idle = 0 if self._step() else idle + 1
             assert idle < 10_000, f"nothing goes on: {living}"
         half = self._half
-        left = (half._decoding, half._waiting, half._at_once, half._ahead)
+        left: Any = (half._decoding, half._waiting, half._at_once, half._ahead)
         assert not any(left), left
+        half._hear()
+        left = [name for name in half._done.keys() | half._last.keys() if self._asked[name].request.num_output_tokens]
+        assert not left, f"words are remembered of {left}"
         assert self._blocks_free() == self._free, "blocks are lost"
         wrong = [name for name, asked in self._asked.items() if asked.failed and asked.request.num_output_tokens]
         assert not wrong, f"they went on without their KV: {wrong}"
@@ -388,7 +390,7 @@ def engine_config(folder: Path) -> Any:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=2000, help="in all; a twelfth in each of twelve engines")
+    parser.add_argument("--requests", type=int, default=6000, help="in all; a twelfth in each of twelve engines")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     decode_module.IDLE_WAIT_S = 0.0002  # nobody computes here meanwhile

@@ -7,8 +7,8 @@ have to wait for the copy, and where the copy is short. It then is under way by 
 
 Where nobody at all would have to wait and the step needs nothing but the KV (first_token=decode), vLLM hears that all
 is there while the prompt's last chunk is still computed. Its rests and the preparation of the step, which grows with
-the prompt, pass in that time, and the step waits for the KV before it computes. Not with prefix caching: vLLM has blocks
-found by others once it heard that they are here, also where their request is then given up and they never are.
+the prompt, pass in that time, and the step waits for the KV before it computes. Not with prefix caching: others find
+blocks once vLLM heard that they are here, also where their request is then given up and they never are.
 """
 
 from collections.abc import Callable, Collection

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 REMEMBERED = 10_000
 # After which a step that waits for KV looks whether somebody still works on it.
 LIFE_SIGN_S = 1.0
-# For which a step waits at most: what it waits for may have stopped without having died, or begun anew after a preemption.
-# Nobody else goes on meanwhile, nobody is given up, and vLLM's executor ends an engine whose step takes 300 s.
+# For which a step waits at most: what it waits for may hang, or be queued anew after a preemption. Nobody else goes on
+# meanwhile, and vLLM's executor ends an engine whose step takes 300 s.
 LONGEST_STEP_S = 240.0
 
 
