@@ -17,6 +17,9 @@ from typing import Any
 from wp1.analysis import style
 from wp1.analysis.markdown import short, table
 
+# In the plot one connector's place from the next, as a factor of tokens.
+SPREAD = 1.05
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -197,7 +200,10 @@ def _ratio(rates: Mapping[tuple[str, int], float | None], tokens: int) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """GB/s by tokens: the medians as lines, from the lowest to the highest as bands."""
+    """GB/s by tokens: the medians as lines, from the lowest to the highest as bars.
+
+    Bars side by side, as bands of seven connectors that all reach from 5 to 1,000 would hide one another.
+    """
     style.use()
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -207,8 +213,9 @@ def plot(results: Results, path: Path) -> None:
     plain = _copy(results.facts)
     series += [(plain, tokens, rate) for tokens, rate in results.plain]
     names = list(dict.fromkeys(name for name, *_ in series))
+    aside = {name: SPREAD ** (place - (len(names) - 1) / 2) for place, name in enumerate(names)}
     sns.lineplot(
-        x=[tokens for _, tokens, _ in series],
+        x=[tokens * aside[name] for name, tokens, _ in series],
         y=[rate for *_, rate in series],
         hue=[name for name, *_ in series],
         style=[name for name, *_ in series],
@@ -218,6 +225,7 @@ def plot(results: Results, path: Path) -> None:
         dashes=False,
         estimator="median",
         errorbar=("pi", 100),
+        err_style="bars",
         ax=axes,
     )
     counts = sorted({len(_of(results.rows, name, n)) for name, n, _ in series if name != plain})

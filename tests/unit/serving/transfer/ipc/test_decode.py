@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -175,10 +174,10 @@ def test_tokens_of_requests_that_were_given_up_are_not_kept_for_ever(
     assert list(world.scheduler._done) == [str(n) for n in range(4, 9)]
 
 
-def _seconds(world: World, steps: int = 1, **words: Any) -> float:
+def _seconds(world: World, steps: int = 1, *scheduled: str) -> float:
     begin = time.perf_counter()
     for _ in range(steps):
-        world.scheduler.orders(words.get("scheduled", 0))
+        world.scheduler.orders(scheduled)
     return time.perf_counter() - begin
 
 
@@ -189,7 +188,7 @@ def test_an_engine_that_only_waits_does_so_in_peace(world: World) -> None:
         world.scheduler.orders(())
     assert _seconds(world, 4) >= 4 * decode.IDLE_WAIT_S
     # Neither while others decode, nor once the word is there.
-    waits = [_seconds(world, 4, scheduled=1)]
+    waits = [_seconds(world, 4, "other")]
     world.scheduler._idle = decode.IDLE_STEPS + 1
     world.say_done()
     waits.append(_seconds(world, 4))
@@ -318,9 +317,9 @@ def test_kv_that_comes_now_waits_behind_nobody_whose_prompt_is_not_done(world: W
     assert world.scheduler.to_come(short, 0) == (40, True)
 
 
-@pytest.mark.parametrize(("idle", "scheduled"), [(decode.IDLE_STEPS + 1, 0), (decode.IDLE_STEPS, 0), (9, 1)])
+@pytest.mark.parametrize(("idle", "scheduled"), [(decode.IDLE_STEPS + 1, ()), (decode.IDLE_STEPS, ()), (9, ("other",))])
 def test_a_step_has_time_for_kv_that_comes_now_where_nothing_else_is_to_be_done(
-    world: World, idle: int, scheduled: int
+    world: World, idle: int, scheduled: tuple[str, ...]
 ) -> None:
     for name in ("done", "not-done"):
         world.scheduler.allocated(_early(400, handoff=name, name=name), list(range(1, 30)), 400)
@@ -409,6 +408,7 @@ def test_no_step_waits_where_others_wait_as_well(world: World) -> None:
 def test_no_step_waits_where_another_engine_may_end_its_prompts_before(world: World) -> None:
     foreseeing = Foreseeing(world)
     other = _late(400)
+    assert other.kv_transfer_params is not None
     other.kv_transfer_params["remote_engine_id"] = "prefill-1"
     world.scheduler.to_come(other, 0)
     assert foreseeing.ahead() == []
