@@ -1,8 +1,15 @@
 """A tenth of `make stress`: no block lost, none released twice, every block the one that it should be."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.stress.ipc import stress
+
+ROOT = Path(__file__).parents[5]
 
 
 @pytest.mark.parametrize(
@@ -18,3 +25,12 @@ def test_handoffs_of_random_sizes_with_random_aborts(handoffs: int, settings: di
     assert result["well"] > handoffs / 3
     assert result["given up"] > handoffs / 10
     assert result["preempted in prefill"] > 0 or handoffs < 500  # too few for what comes once in fifty steps
+
+
+def test_the_connector_beside_vllms_own_scheduler() -> None:
+    """In a process of its own, as it sets up vLLM's."""
+    asked = [sys.executable, "-m", "tests.stress.scheduler", "--requests", "600"]
+    done = subprocess.run(asked, check=False, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout[done.stdout.index("{") :])
+    assert min(result[kind] for kind in ("at once", "ahead", "failed beside", "aborted", "plain")) > 0
