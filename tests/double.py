@@ -57,7 +57,7 @@ class DoubleBackend:
         self.alive = True
         self.forgotten: list[str] = []
 
-    def check(self) -> None:
+    def check(self, longest_sampled: int) -> None:
         pass
 
     async def __aenter__(self) -> Self:

@@ -196,6 +196,11 @@ def test_the_engine_describes_itself(engine: VLLMBackend) -> None:
     assert info.settings["kv_blocks"] == int(0.75 * (1 << 30)) // (info.settings["block_size"] * 23_040)
 
 
+def test_a_prompt_that_a_cpu_cannot_sample_is_refused_before(engine: VLLMBackend) -> None:
+    with pytest.raises(ConfigError, match=r"workload\.temperature: .* and the longest has 100000: .*_tokens=100000"):
+        engine.check(100_000)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -209,8 +214,8 @@ def test_the_engine_describes_itself(engine: VLLMBackend) -> None:
 def test_what_the_engine_would_refuse_is_refused_before(
     engine: VLLMBackend, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], message: str
 ) -> None:
-    engine.check()
+    engine.check(0)
     monkeypatch.setattr(engine, "_engine_arguments", arguments)
     with pytest.raises(ConfigError, match=message) as refusal:
-        engine.check()
+        engine.check(0)
     assert "\n" not in str(refusal.value)

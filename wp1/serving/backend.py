@@ -59,8 +59,11 @@ class ServingBackend(Protocol):
 
     name: str
 
-    def check(self) -> None:
-        """Raises ConfigError where the engine would refuse its settings. Starts nothing."""
+    def check(self, longest_sampled: int) -> None:
+        """Raises ConfigError where the engine would refuse its settings, or could not serve. Starts nothing.
+
+        longest_sampled: tokens of the longest prompt that is answered at a temperature above 0; 0 where none is.
+        """
         ...
 
     async def __aenter__(self) -> Self: ...
@@ -116,7 +119,7 @@ class Scheduler(Protocol):
 
     mode: str
 
-    def check(self) -> None:
+    def check(self, longest_sampled: int) -> None:
         """`ServingBackend.check` of an engine of every pool."""
         ...
 
