@@ -156,12 +156,12 @@ class DecodeScheduler:
         """What this step's workers are to do; `scheduled`: requests that the step computes tokens of."""
         at_rest = self._idle > IDLE_STEPS and not scheduled
         self._idle = 0 if scheduled or self._orders.loads or self._orders.given_up else self._idle + 1
-        if at_rest and self._waiting:
-            self._foresee()
         if self._waiting:
+            if at_rest:
+                self._foresee()  # nothing is listened for where that calls KV here
             self._listen()
-        if at_rest and self._waiting:
-            self._foresee()
+            if at_rest:
+                self._foresee()
         self._listened = False
         self._orders.needed += [self._ahead.pop(name) for name in list(self._ahead) if name in scheduled]
         orders, self._orders = self._orders, DecodeOrders()

@@ -354,11 +354,9 @@ class Receiver:
             peer.close()
 
     def _look(self) -> None:
-        """Ends what comes from engines that have died."""
-        for load in list(self._loads.values()):
-            peer = self._peers.get(load.engine)
-            if peer is not None and not peer.alive():
-                self._end(load, f"engine {load.engine} died before its KV was here")
+        """Lets go of engines that have died."""
+        for engine in [engine for engine, peer in self._peers.items() if not peer.alive()]:
+            self._lose(engine)
 
     def _give_up(self, handoff: str, engine: str) -> None:
         load = self._loads.get(handoff)
