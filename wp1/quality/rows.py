@@ -5,10 +5,7 @@ from typing import Any
 
 from wp1.quality import infinitebench, longbench, longbench_v2, pg19
 from wp1.quality.tasks import Row
-
-
-class BadRowError(ValueError):
-    """A row that cannot be used; the message says what is wrong with it and nothing of where it is."""
+from wp1.row_files import BadRowError, id_of, whole
 
 
 def read(task: str, benchmark: str, fields: Mapping[str, Any], default_id: str) -> Row:
@@ -112,10 +109,8 @@ def _pg19(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
 
 
 def _id(fields: Mapping[str, Any], names: tuple[str, ...], default: str) -> str:
-    value = next((fields[name] for name in names if fields.get(name) is not None), default)
-    if not isinstance(value, str | int):
-        raise BadRowError(f'has a "{names[0]}" that is neither text nor number')
-    return str(value)
+    name = next((name for name in names if fields.get(name) is not None), None)
+    return default if name is None else id_of(fields[name], name)
 
 
 def _text(fields: Mapping[str, Any], name: str, default: str | None = None) -> str:
@@ -124,10 +119,8 @@ def _text(fields: Mapping[str, Any], name: str, default: str | None = None) -> s
         return default
     if not isinstance(value, str):
         raise BadRowError(f'has no "{name}": a text is needed' if value is None else f'has a "{name}" that is no text')
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise BadRowError(f'has half a character (a lone surrogate) in "{name}"') from None
+    if not whole(value):
+        raise BadRowError(f'has half a character (a lone surrogate) in "{name}"')
     return value
 
 
