@@ -61,9 +61,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self._odd: list[str] = []
-        self._decoder = json.JSONDecoder(
-            parse_constant=self._constant, parse_float=self._float, parse_int=self._int
-        )
+        self._decoder = json.JSONDecoder(parse_constant=self._constant, parse_float=self._float, parse_int=self._int)
 
     def row(self, text: str) -> dict[str, Any] | BadRowError:
         """A whole text as a row."""
@@ -77,7 +75,7 @@ class _Reader:
         return BadRowError(f"is not JSON: there is more after its end: {rest[:20]!r}") if rest else found
 
     def value(self, text: str, start: int) -> tuple[dict[str, Any] | BadRowError, int]:
-        """The row that begins at `start`, and where it ends. Raises ValueError or RecursionError for what is no JSON."""
+        """The row that begins at `start`, and where it ends. Raises ValueError or RecursionError if it is no JSON."""
         self._odd.clear()
         found, end = self._decoder.raw_decode(text, start)
         if self._odd:

@@ -50,7 +50,7 @@ def check(cfg: Any) -> None:
 def _check_questions(dataset: Any) -> None:
     if dataset.source == "file":
         if dataset.path is None:
-            raise ConfigError("dataset.path is empty: set dataset.path=FILE.jsonl, or a file of another form: see conf/dataset/file.yaml")
+            raise ConfigError("dataset.path is empty: set dataset.path=FILE, its forms are in conf/dataset/file.yaml")
         if not Path(dataset.path).expanduser().is_file():
             raise ConfigError(f"dataset.path={dataset.path} is not a file: name one of JSON objects")
     elif dataset.path is not None:

@@ -121,26 +121,3 @@ def _row(fields: dict[str, Any], where: str, default_id: str) -> Question:
     if not isinstance(context, str):
         raise BadRowError('has a "context" that is no text')
     return Question(of_id, question, context, output_len=chats.output_len_of(fields), where=where)
-
-
-def lengths(questions: list[Question], answer_tokens: list[int | None], cap: int) -> list[int | None]:
-    """How long each answer is to be, in tokens: what the row says, else as long as its recorded answer, at most `cap`.
-
-    answer_tokens: of each question its recorded answer's tokens, None for none. None: the row says nothing.
-    """
-    own = (row.output_len or recorded for row, recorded in zip(questions, answer_tokens, strict=True))
-    return [None if length is None else max(1, min(length, cap)) for length in own]
-
-
-def summary(found: Questions, path: Path, own: list[int | None], prompts: list[int], cap: int) -> dict[str, Any]:
-    """What run_metadata.json says of a file of questions. own: output lengths by row before the cap, in tokens."""
-    stated = [length for length in own if length is not None]
-    return {
-        "file": str(path),
-        "rows": len(found.rows),
-        "bad_rows": len(found.bad),
-        "first_bad": found.bad[:5],
-        "prompt_tokens": [min(prompts), max(prompts)],
-        "output_lengths_by_row": len(stated),
-        "cut_to_output_len": sum(length > cap for length in stated),
-    }

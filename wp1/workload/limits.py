@@ -90,9 +90,7 @@ def _outputs(workload: Any) -> str:
 def _check_trace(cfg: Any) -> None:
     workload = cfg.workload
     if workload.trace_path is None:
-        raise ConfigError(
-            "workload.trace_path is empty: set workload.trace_path=FILE, see conf/workload/trace.yaml"
-        )
+        raise ConfigError("workload.trace_path is empty: set workload.trace_path=FILE, see conf/workload/trace.yaml")
     if not Path(workload.trace_path).expanduser().is_file():
         raise ConfigError(f"workload.trace_path={workload.trace_path} is not a file: name a trace, JSON or CSV")
     if workload.request_rate or cfg.experiment.request_rates is not None:

@@ -1,7 +1,7 @@
 """Recorded traffic, to be sent again as it came: one request a row, in one of five formats.
 
-mooncake  FAST 2025; github.com/kvcache-ai/Mooncake. JSON: `timestamp` (ms), `input_length`, `output_length` (tokens) and
-          `hash_ids`, one for each block of 512 prompt tokens
+mooncake  FAST 2025; github.com/kvcache-ai/Mooncake. JSON: `timestamp` (ms), `input_length` and `output_length`
+          (tokens), and `hash_ids`, one for each block of 512 prompt tokens
 bailian   Qwen-Bailian; github.com/alibaba-edu/qwen-bailian-usagetraces-anon. JSON: the same names with `timestamp` in
           seconds and blocks of 16 tokens, and `chat_id`, `parent_chat_id`, `turn`, `type`
 azure     AzurePublicDataset's LLM inference traces, 2023 and 2024. CSV: TIMESTAMP (date and time), ContextTokens,
@@ -128,10 +128,8 @@ def read(workload: Any) -> Trace:
     path = Path(workload.trace_path).expanduser()
     asked = FORMATS.get(getattr(workload, "trace_format", "auto"))
     columns = _columns(path)
-    if columns is not None or asked in CSV_FORMATS:
-        found = _csv(path, columns or [], asked)
-    else:
-        found = _json(path, asked)
+    is_csv = columns is not None or asked in CSV_FORMATS
+    found = _csv(path, columns or [], asked) if is_csv else _json(path, asked)
     if not found.rows:
         raise ConfigError(f"workload.trace_path={path} has no requests: JSON objects are needed, one a line, or a CSV")
     rows = sorted(found.rows, key=lambda row: row.time_s)[: workload.num_requests]
@@ -185,9 +183,7 @@ def _columns(path: Path) -> list[str] | None:
 def _csv(path: Path, columns: list[str], asked: Format | None) -> Trace:
     if asked is not None and asked not in CSV_FORMATS:
         raise ConfigError(f"{path} is a CSV, and {KEY}={asked.name} is JSON: set {KEY}=auto")
-    fitting = [
-        format_ for format_ in CSV_FORMATS if {format_.time, format_.prompt, format_.output} <= set(columns)
-    ]
+    fitting = [format_ for format_ in CSV_FORMATS if {format_.time, format_.prompt, format_.output} <= set(columns)]
     if not fitting or (asked is not None and asked not in fitting):
         known = "; ".join(f"{f.name} has {f.time}, {f.prompt}, {f.output}" for f in CSV_FORMATS)
         of = f" of {KEY}={asked.name}" if asked is not None else ""
@@ -293,7 +289,7 @@ def _format_of(rows: Iterable[tuple[str, dict[str, Any]]]) -> Format:
             format_ = BAILIAN if any(key in fields for key in CHAT_KEYS) else MOONCAKE
         else:
             raise ConfigError(
-                f'{where} has no time: write "timestamp" (ms, as Mooncake\'s traces; s, as Qwen-Bailian\'s) or '
+                f"{where} has no time: write \"timestamp\" (ms, as Mooncake's traces; s, as Qwen-Bailian's) or "
                 f'"time_s"; it has the fields {row_files.fields_of(fields)}'
             )
         if found is not None and format_ is not found[0]:
@@ -349,9 +345,7 @@ def _told(
     where, told = _misfit(rows, given, shown.block)
     sizes = f"blocks of {' or '.join(map(str, fitting))} tokens fit" if fitting else "no block size fits all rows"
     hint = either if asked is None and shown is not OWN else "mend the hash_ids, or leave them out"
-    raise ConfigError(
-        f"{where} has {told}, which does not fit {shown.words} blocks of {shown.block}; {sizes}: {hint}"
-    )
+    raise ConfigError(f"{where} has {told}, which does not fit {shown.words} blocks of {shown.block}; {sizes}: {hint}")
 
 
 def _misfit(rows: list[Row], given: list[tuple[str, dict[str, Any]]], block: int) -> tuple[str, str]:
