@@ -200,6 +200,7 @@ def _array(path: Path, max_line: int) -> Iterator[Place]:
         at = _past_blanks(text, at)
         line, counted = line + text.count("\n", counted, at), at
         if text[at : at + 1] == "]" and not number:
+            at += 1
             break
         number += 1
         # Several rows may stand on one line.
@@ -223,9 +224,10 @@ def _array(path: Path, max_line: int) -> Iterator[Place]:
             raise ConfigError(
                 f"{path}:{line} is not JSON: a comma or the end of the array is missing after row {number}"
             )
-    if rest := text[at + (not number) :].strip():
+    at = _past_blanks(text, at)
+    if at < len(text):
         line += text.count("\n", counted, at)
-        raise ConfigError(f"{path}:{line} is not JSON: there is more after the array's end: {rest[:20]!r}")
+        raise ConfigError(f"{path}:{line} is not JSON: there is more after the array's end: {text[at : at + 20]!r}")
 
 
 def _whole(path: Path, begins: bytes) -> Iterator[Place] | None:
