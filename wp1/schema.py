@@ -20,8 +20,7 @@ from wp1.errors import ConfigError
 from wp1.plan import has_length, open_loop
 from wp1.quality import settings
 from wp1.serving.placement import engine_sizes
-from wp1.workload import trace
-from wp1.workload.limits import check_list, check_workload
+from wp1.workload.limits import TRACE_FORMATS, check_list, check_workload
 
 # true or false, as `resolve` sees to: where the type is bool, OmegaConf takes any number for true.
 Truth = Any
@@ -324,7 +323,7 @@ def _check_values(cfg: Any) -> None:
     _one_of("dataset.source", cfg.dataset.source, "builtin", "file", "hub")
     _one_of("dataset.on_bad_row", cfg.dataset.on_bad_row, "error", "skip")
     _one_of("workload.prompts", cfg.workload.prompts, "dataset", "judged", "random", "text", "trace")
-    _one_of("workload.trace_format", cfg.workload.trace_format, "auto", *trace.FORMATS)
+    _one_of("workload.trace_format", cfg.workload.trace_format, "auto", *TRACE_FORMATS)
     _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant", "gamma", "ramp")
     _one_of("workload.output_distribution", cfg.workload.output_distribution, "fixed", "uniform", "normal", "lognormal")
     for key in ("model", "dataset", "experiment", "slo", "transfer"):

@@ -13,6 +13,8 @@ from wp1.plan import has_length, open_loop, prompt_lens
 
 # Where the long end of a distribution is cut, unless workload.output_max says: four times the mean.
 CUT = 4
+# Of recorded traffic; `wp1.workload.trace` says what each is.
+TRACE_FORMATS = ("mooncake", "bailian", "azure", "burstgpt", "wp1")
 
 
 def longest(workload: Any) -> int:

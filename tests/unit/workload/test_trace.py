@@ -14,6 +14,7 @@ from wp1.errors import ConfigError
 from wp1.plan import plan
 from wp1.schema import Workload
 from wp1.workload import prompts, trace
+from wp1.workload.limits import TRACE_FORMATS
 from wp1.workload.prompts import Material
 
 MOONCAKE = [
@@ -263,6 +264,7 @@ def test_a_format_that_the_file_has_not_is_refused(tmp_path: Path) -> None:
 def test_the_key_is_checked(config: Compose, tmp_path: Path) -> None:
     path = _write(tmp_path / "t.jsonl", MOONCAKE)
     said = ("workload=trace", f"workload.trace_path={path}", "experiment.same_tokens=false")
+    assert tuple(trace.FORMATS) == TRACE_FORMATS
     schema.check(config(*said, "workload.trace_format=bailian"))
     with pytest.raises(ConfigError, match=r"workload\.trace_format=mooncak is not known: set .* auto or mooncake or"):
         schema.check(config(*said, "workload.trace_format=mooncak"))
