@@ -18,7 +18,7 @@ from wp1.errors import ConfigError
 from wp1.quality import builtin, ruler
 from wp1.quality.book import Passages
 from wp1.quality.fill import PADDING, Draft, Filler
-from wp1.quality.ruler_prompts import DEPTHS, Made, RulerPrompts
+from wp1.quality.ruler_prompts import DEPTHS, Made, RulerPrompts, qa_set
 from wp1.quality.tasks import find
 
 MADE = [name for name in ruler.names() if name not in ruler.FILES]
@@ -188,6 +188,17 @@ def test_documents_come_from_the_official_files(tmp_path: Path, tokens: WordToke
         # Documents are of 100 to 170 tokens here.
         assert 4096 - 180 <= len(made.ids) + find(task).max_tokens <= 4096
         assert made.row.context.count("Document ") > 3
+    # The same of JSONL: HotpotQA's questions, SQuAD's articles.
+    files = {}
+    for task, name, key in (("qa_1", "squad.json", "data"), ("qa_2", "hotpot.json", None)):
+        given = json.loads((tmp_path / name).read_text())
+        files[task] = tmp_path / f"{name}l"
+        files[task].write_text("".join(json.dumps(row) + "\n" for row in (given[key] if key else given)))
+        again = RulerPrompts(tokens, 4096, passages, files).make(task, 42, 5)
+        assert again.row == RulerPrompts(tokens, 4096, passages, _qa_files(tmp_path)).make(task, 42, 5).row
+    files["qa_2"].write_text('{"question": "a\\ud83d"}\n')
+    with pytest.raises(ConfigError, match=r"dataset\.hotpot: .*hotpot\.jsonl:1 has half a character"):
+        qa_set.__wrapped__("qa_2", files["qa_2"])
     (tmp_path / "hotpot.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"dataset\.squad=.*hotpot\.json is no such set"):
         RulerPrompts(tokens, 4096, passages, {"qa_1": tmp_path / "hotpot.json"}).make("qa_1", 1, 0)
