@@ -10,6 +10,7 @@ Several at once, with their overall mean (LongBench's over its categories):
   python -m wp1.score hotpotqa a.jsonl qasper b.jsonl     a task before its files
   python -m wp1.score hotpotqa.jsonl preds_passkey.jsonl  files that are called after their tasks
   python -m wp1.score longbench FOLDER                    all files of a folder that are called after its tasks
+  python -m wp1.score longbench_e FOLDER                  LongBench-E's, which are called after LongBench's
 """
 
 import argparse
@@ -31,6 +32,8 @@ from wp1.row_files import BadRowError
 
 PREDICTIONS = ("prediction", "pred", "response")
 REFERENCES = ("answers", "ground_truth", "label", "outputs", "answer")
+# LongBench-E, on the command line.
+E = f"{longbench.NAME}_e"
 # What only one benchmark's own prediction files have.
 MARKS = {
     "ground_truth": infinitebench.NAME,
@@ -186,12 +189,12 @@ def _named(words: Sequence[str]) -> list[tuple[Task, list[Path]]]:
     task, benchmark, waits = None, None, ""
     for word in words:
         if (path := Path(word).expanduser()).is_dir():
-            files = _files_of(path, benchmark)
+            files = _files_of(path, benchmark, task)
         elif path.is_file() and (task is not None or not _is_name(word)):
             files = [(task or _find(path, benchmark), path)]
         elif waits:
             raise ConfigError(f"{word} is not there: name a file of predictions, or a folder of such, after {waits}")
-        elif word in tasks.benchmarks() and word != longbench_v2.NAME:
+        elif word in (*tasks.benchmarks(), E) and word != longbench_v2.NAME:
             task, benchmark, waits = None, word, word
             continue
         elif task is not None and not _is_name(word) and ("." in word or "/" in word):
@@ -217,21 +220,29 @@ def _is_name(word: str) -> bool:
 
 
 def _find(path: Path, benchmark: str | None) -> Task:
-    called = _task_in(path.stem, benchmark)
+    """The task that a file is called after. Raises ConfigError if it is called after none."""
+    called = _task_in(path.stem, longbench.NAME if benchmark == E else benchmark)
+    if benchmark == E and called is not None:
+        # LongBench-E's own files have LongBench's names.
+        called = f"{called.removesuffix('_e')}_e"
+        called = called if called in longbench.names() else None
     if called is None:
         raise ConfigError(f"{path} is not called after a task: name its task before it (--list has them)")
-    return find(f"{benchmark}/{called}" if benchmark else called)
+    return find(called)
 
 
-def _files_of(folder: Path, benchmark: str | None) -> list[tuple[Task, Path]]:
-    found = [
-        (_find(path, benchmark), path)
-        for path in sorted(folder.iterdir())
-        if path.suffix in (".jsonl", ".json") and _task_in(path.stem, benchmark) is not None
-    ]
+def _files_of(folder: Path, benchmark: str | None, task: Task | None) -> list[tuple[Task, Path]]:
+    """The files of a folder that are called after tasks: of a benchmark, or one task's."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".jsonl", ".json") and path.is_file():
+            with suppress(ConfigError):
+                found.append((_find(path, benchmark), path))
+    if task is not None:
+        found = [(task, path) for of, path in found if of.name.removesuffix("_e") == task.name.removesuffix("_e")]
     if not found:
-        of = f" of {benchmark}" if benchmark else ""
-        raise ConfigError(f"{folder} has no file that is called after a task{of}, as hotpotqa.jsonl")
+        of = task.name if task is not None else benchmark
+        raise ConfigError(f"{folder} has no file that is called after a task{f' of {of}' if of else ''}")
     return found
 
 
@@ -282,7 +293,7 @@ def _by_benchmark(scored: Sequence[Scores]) -> dict[str, list[Scores]]:
     found: dict[str, list[Scores]] = defaultdict(list)
     for one in scored:
         lengths = one.task.benchmark == longbench.NAME and one.task.name.endswith("_e")
-        found[f"{one.task.benchmark}_e" if lengths else one.task.benchmark].append(one)
+        found[E if lengths else one.task.benchmark].append(one)
     return {name: of for name, of in found.items() if len(of) > 1}
 
 

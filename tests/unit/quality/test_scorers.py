@@ -297,12 +297,16 @@ def test_length_groups_have_means_over_files(
     rows = [{"pred": "Rum", "answers": ["Rum"], "length": n} for n in (3999, 4000, 7999, 8000)]
     one = _file(tmp_path / "hotpotqa.jsonl", *rows)
     other = _file(tmp_path / "qasper_e.jsonl", *[row | {"pred": "Gin"} for row in rows])
-    code, said = _command(capsys, monkeypatch, "hotpotqa_e", str(one), "qasper_e", str(other), "--json")
-    assert code == 0
-    overall = json.loads(said)["overall"]["longbench_e"]
-    assert {name: (group["mean"], group["n"]) for name, group in overall["groups"].items()} == {
-        "0-4k": (50, 2), "4-8k": (50, 4), "8k+": (50, 2),
-    }  # fmt: skip
+    for words in (("hotpotqa_e", str(one), "qasper_e", str(other)), ("longbench_e", str(tmp_path))):
+        code, said = _command(capsys, monkeypatch, *words, "--json")
+        assert code == 0
+        overall = json.loads(said)["overall"]["longbench_e"]
+        assert {name: (group["mean"], group["n"]) for name, group in overall["groups"].items()} == {
+            "0-4k": (50, 2), "4-8k": (50, 4), "8k+": (50, 2),
+        }  # fmt: skip
+    code, said = _command(capsys, monkeypatch, "hotpotqa_e", str(tmp_path))
+    assert re.search(r"^longbench/hotpotqa_e.*\nall +100.00", said)
+    assert "qasper" not in said
 
 
 def test_tasks_are_listed_and_a_wrong_command_is_told(
