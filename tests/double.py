@@ -57,7 +57,7 @@ class DoubleBackend:
         self.alive = True
         self.forgotten: list[str] = []
 
-    def check(self, longest_sampled: int) -> None:
+    def check(self) -> None:
         pass
 
     async def __aenter__(self) -> Self:

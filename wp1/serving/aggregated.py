@@ -45,8 +45,8 @@ class AggregatedScheduler:
         self._turn = itertools.cycle(range(replicas))
         self._stack = AsyncExitStack()
 
-    def check(self, longest_sampled: int) -> None:
-        self._engines[0].check(longest_sampled)
+    def check(self) -> None:
+        self._engines[0].check()
 
     async def __aenter__(self) -> Self:
         await start_all(self._engines, self._stack)

@@ -59,11 +59,8 @@ class ServingBackend(Protocol):
 
     name: str
 
-    def check(self, longest_sampled: int) -> None:
-        """Raises ConfigError where the engine would refuse its settings, or could not serve. Starts nothing.
-
-        longest_sampled: tokens of the longest prompt that is answered at a temperature above 0; 0 where none is.
-        """
+    def check(self) -> None:
+        """Raises ConfigError if the engine would refuse its settings, or could not serve. Starts nothing."""
         ...
 
     async def __aenter__(self) -> Self: ...
@@ -119,7 +116,7 @@ class Scheduler(Protocol):
 
     mode: str
 
-    def check(self, longest_sampled: int) -> None:
+    def check(self) -> None:
         """`ServingBackend.check` of an engine of every pool."""
         ...
 

@@ -109,9 +109,9 @@ class DisaggregatedScheduler:
         self._numbers = itertools.count()
         self._stack = AsyncExitStack()
 
-    def check(self, longest_sampled: int) -> None:
+    def check(self) -> None:
         for pool in (self._prefill, self._decode):
-            next(iter(pool.values())).check(longest_sampled)
+            next(iter(pool.values())).check()
 
     async def __aenter__(self) -> Self:
         await start_all([*self._prefill.values(), *self._decode.values()], self._stack)

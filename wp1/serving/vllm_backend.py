@@ -139,6 +139,8 @@ class VLLMBackend:
         if hardware.device_type() == "cpu":
             # Compiling for two cores takes longer than it saves in a run.
             arguments["enforce_eager"] = True
+            # Without it, a seeded request whose prompt is computed in pieces ends the engine.
+            arguments["worker_cls"] = "wp1.serving.cpu_worker.Worker"
         if self._memory:
             arguments["worker_cls"] = memory_of.worker_class()
         if self._place.sharing > 1 and self._place.gpus:
@@ -156,7 +158,7 @@ class VLLMBackend:
             arguments.worker_extension_cls = self._worker_extension
         return arguments.create_engine_config()
 
-    def check(self, longest_sampled: int) -> None:
+    def check(self) -> None:
         set_environment()
         from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -180,14 +182,6 @@ class VLLMBackend:
             raise ConfigError(
                 f"transfer=ipc moves the KV of attention, and {self._model.name} keeps a state of another kind beside "
                 "it: use transfer=nixl_push"
-            )
-        chunk = config.scheduler_config.max_num_batched_tokens
-        if longest_sampled > chunk and config.device_config.device_type == "cpu":
-            # Between chunks vLLM turns a request's generator back, which torch has on GPUs only.
-            raise ConfigError(
-                f"workload.temperature: on a CPU vLLM samples no prompt of more than {chunk} tokens, which it computes "
-                f"in pieces, and the longest has {longest_sampled}: set workload.temperature=0 or "
-                f"backend.engine.max_num_batched_tokens={longest_sampled}"
             )
 
     async def __aenter__(self) -> Self:
