@@ -59,8 +59,9 @@ def remember_generators(runner: Any) -> None:
     batch = getattr(runner, "input_batch", None)
     generators: dict[int, torch.Generator] = getattr(batch, "generators", {})
     for place, generator in generators.items():
-        if not isinstance(generator, RewindingGenerator):
-            generator = RewindingGenerator.of(generator)
+        if isinstance(generator, RewindingGenerator):
+            generator.remember()
+        else:
             # In both places: a request that is preempted takes its generator from the second when it comes back.
-            generators[place] = runner.requests[batch.req_ids[place]].generator = generator
-        generator.remember()
+            own = RewindingGenerator.of(generator)
+            generators[place] = runner.requests[batch.req_ids[place]].generator = own
