@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -140,6 +141,7 @@ class _Sender:
         self._ahead = _Ahead(requests)
         self._requests = self._tokens = 0  # in flight
         self._ended = asyncio.Event()  # a request, since it was cleared
+        self._released = -math.inf  # when a request last waited for others to end; monotonic
         self._dead = dead
         self._died = asyncio.Event()
         if dead is not None:
@@ -189,26 +191,30 @@ class _Sender:
                     sent.create_task(self._one(request, due, ramp, held_s))
 
     async def _admitted(self, request: Request, due: float, ramp: bool) -> float | None:
-        """Waits until the request may be in flight: seconds that this took. None if it failed meanwhile."""
-        begin, tokens, late = time.monotonic(), len(request.prompt), due + request.timeout_s
-        waited = False
+        """Waits until the request may be in flight. Returns the seconds since `due` that it, or another one before it,
+        had to wait for that; None if it failed meanwhile.
+        """
+        tokens, late = len(request.prompt), due + request.timeout_s
         while not self._bounds.admits(self._requests + 1, self._tokens + tokens):
             if self._died.is_set():
                 self._fail(request, due, ramp)
                 return None
-            if time.monotonic() >= late:
-                self._time_out(request, due, ramp)
-                return None
-            waited = True
             self._ended.clear()
             await _wait(self._ended, late)
-        return time.monotonic() - begin if waited else 0.0
+            self._released = time.monotonic()
+            if self._released >= late:
+                break
+        held_s = max(0.0, self._released - due)
+        if held_s >= request.timeout_s:
+            self._time_out(request, due, ramp)
+            return None
+        return held_s
 
     async def _one(self, request: Request, t_intended: float, ramp: bool, held_s: float = 0.0) -> None:
         record = new_record(request, t_intended)
         record.ramp, record.held_s = ramp, held_s
         if held_s:
-            request = replace(request, timeout_s=max(0.0, request.timeout_s - held_s))
+            request = replace(request, timeout_s=request.timeout_s - held_s)
         tokens = len(request.prompt)
         self._requests += 1
         self._tokens += tokens

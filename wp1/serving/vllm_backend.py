@@ -333,8 +333,6 @@ class VLLMBackend:
 
         Raises EngineDiedError if it died, or hangs: then it is ended, and what it serves fails.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         asked = asyncio.ensure_future(call)
         begin, computed = time.monotonic(), _computed_s(self._processes)
         try:
@@ -347,7 +345,10 @@ class VLLMBackend:
                     raise await self._died()
                 computed = now
             return asked.result()
-        except EngineDeadError as error:
+        except Exception as error:
+            # vLLM's EngineDeadError among others, which it raises once it has noticed.
+            if isinstance(error, EngineDiedError) or self.alive:
+                raise
             raise await self._died() from error
         finally:
             asked.cancel()
