@@ -223,9 +223,10 @@ class VLLMBackend:
         except Exception as error:
             self._kill()
             _kept.append(error)
-            # vLLM means its own log, whose last lines follow.
+            # vLLM means its own log, where the cause is, and whose last lines follow.
             told = str(error).replace(" See root cause above.", "")
-            raise EngineStartError(f"engine {self.name} did not start: {told}" + self._last_lines()) from error
+            cause = cause_of_death(self._log, self._log_start, None, None) or told
+            raise EngineStartError(f"engine {self.name} did not start: {cause}" + self._last_lines()) from error
         self._startup_s = time.monotonic() - start
         self._processes = _tree(core.pid for core in self._cores())
         self._check_rope()

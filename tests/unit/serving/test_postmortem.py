@@ -41,9 +41,7 @@ def _cause(folder: Path, text: str, pids: tuple[int, ...] | None = (5, 7), code:
 OFFSET = "CPU Generator does not use offset"
 # A call that failed and that the engine survived.
 SURVIVED = _worker("AttributeError: no such method") + "(EngineCore pid=5) INFO 11-29 09:26:00 [core.py:9] going on\n"
-OTHER = "(EngineCore pid=6) ERROR 11-29 09:26:00 [core.py:1512] EngineCore encountered a fatal error.\n" + (
-    "(EngineCore pid=6) ERROR 11-29 09:26:00 [core.py:1512] KeyError: 'another engine'\n"
-)
+OTHER = _core("KeyError: 'another engine'").replace("pid=5", "pid=6")
 
 
 @pytest.mark.parametrize(
@@ -53,6 +51,13 @@ OTHER = "(EngineCore pid=6) ERROR 11-29 09:26:00 [core.py:1512] EngineCore encou
         (_core("ValueError: bad block", "RuntimeError: step failed") + CLIENT, "ValueError: bad block"),
         (_core("torch.OutOfMemoryError: CUDA out of memory. Tried"), "OutOfMemoryError: CUDA out of memory. Tried"),
         (_core("AssertionError"), "AssertionError"),
+        (_core("queue.Empty"), "Empty"),
+        (_raised(CORE, "EngineCore failed to start.", "ValueError: no room", "RuntimeError: x"), "ValueError: no room"),
+        (
+            _raised(WORKER, "WorkerProc failed to start.", "OSError: no weights")
+            + _raised(CORE, "EngineCore failed to start.", "Exception: WorkerProc initialization failed due to an exc"),
+            "OSError: no weights",
+        ),
         (_core(PASSED_ON.format("gone from the log")), "gone from the log"),
         (SURVIVED + _worker("OSError: disk") + _core(PASSED_ON.format("disk")), "OSError: disk"),
         (OTHER + _core("KeyError: 'mine'"), "KeyError: 'mine'"),

