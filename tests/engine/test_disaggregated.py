@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,16 @@ def _same_tokens_and_bytes(pools: Pools, *lengths: int) -> list[Handoff]:
         assert (record.t_decode_scheduled or 0) > (record.t_engine_first_token or 0)
     assert all(pools.free().values())
     return [pools.handoffs[f"parity-{length}"] for length in lengths]
+
+
+def test_seeded_prompts_that_are_computed_in_pieces_are_sampled(early: Pools) -> None:
+    """Both engines sample the last piece of a prompt, and turn the request's generator back after the others."""
+    requests = [_request(f"sampled{n}", length, temperature=1.0) for n, length in enumerate((600, 30, 300))]
+    records = early.serve(*requests)
+    assert [(record.status, record.error) for record in records] == [("ok", None)] * 3
+    # One at a time, as in a batch the logits depend on what else is in it.
+    [first], [again] = (early.serve(replace(requests[0], request_id=name)) for name in ("alone", "again"))
+    assert first.token_ids == again.token_ids
 
 
 def test_kv_read_from_memory_gives_the_tokens_of_one_engine_and_every_byte_is_counted(early: Pools) -> None:
