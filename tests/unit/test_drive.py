@@ -152,6 +152,27 @@ def test_what_is_due_after_an_engine_died_fails_at_once(rate: float, concurrency
         assert later[-1].t_intended - records[0].t_intended == pytest.approx(38)
 
 
+@pytest.mark.parametrize("rate", [0.0, 1000.0])
+def test_what_is_in_flight_elsewhere_is_given_up(rate: float) -> None:
+    """Another engine may have minutes of work, for a cell that has failed."""
+
+    class Another(Mortal):
+        async def serve(self, request: Request, record: RequestRecord) -> None:
+            if request.request_id != "r0":
+                self.seconds = 60
+            await super().serve(request, record)
+
+    scheduler = Another(0.05, dies_at=1)
+    begin = time.monotonic()
+    records = _drive(scheduler, 5, 3, rate)
+    assert time.monotonic() - begin < 10
+    assert len(records) == 5
+    assert {(record.status, record.cause) for record in records} == {("error", "engine_died")}
+    given_up = [record for record in records if record.error == "given up: engine agg-0 died: OSError: x"]
+    assert len(given_up) == scheduler.served - 1
+    assert all(record.t_sent is not None for record in given_up)
+
+
 def test_nothing_is_sent_if_an_engine_died_before() -> None:
     scheduler = Mortal(0.01, dies_at=99)
     records: list[RequestRecord] = []

@@ -341,7 +341,8 @@ class VLLMBackend:
     async def _answer(self, call: Coroutine[Any, Any, T], what: str, within_s: float | None = None) -> T:
         """What the engine answers to something that is not a request; what: it was asked for, in words.
 
-        within_s: None is ANSWER_S. Raises EngineDiedError if it died, or hangs: then it is ended, and what it serves fails.
+        within_s: None is ANSWER_S.
+        Raises EngineDiedError if the engine died or hangs: then it is ended, and what it serves fails.
         """
         asked = asyncio.ensure_future(call)
         begin = looked = time.monotonic()
