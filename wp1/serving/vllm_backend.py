@@ -417,9 +417,12 @@ class VLLMBackend:
             ended = True
         except EngineDeadError as error:
             raise await self._died() from error
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:
             ended = True
-            raise WP1Error(f"engine {self.name} refused the request: {error}") from error
+            # vLLM's EngineGenerateError has no words of its own.
+            cause = error.__cause__ or error
+            told = str(error) or f"{type(cause).__name__}: {cause}"
+            raise WP1Error(f"engine {self.name} refused the request: {told}") from error
         finally:
             self._begun.pop(request.request_id, None)
             if not ended:

@@ -93,3 +93,26 @@ def test_a_slow_answer_is_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     backend._processes = [Process(computes=True)]
     assert asyncio.run(backend.memory("begin")) == "notes"
     assert backend.alive
+
+
+def test_an_engine_that_computes_may_take_its_time_over_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked only whether it is there, as its requests wait: they time out on their own."""
+
+    async def hangs() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(vllm_backend, "LOOK_S", 0.02)
+    monkeypatch.setattr(vllm_backend, "ANSWER_S", 0.1)
+    backend = _backend(tmp_path / "engine.log", None)
+    backend._engine.is_sleeping = hangs
+    backend._processes = [Process(computes=True)]
+
+    async def go() -> None:
+        asking = asyncio.create_task(backend._still_answers())
+        await asyncio.sleep(0.4)
+        assert not asking.done()
+        asking.cancel()
+
+    asyncio.run(go())
+    assert backend.alive
+    assert not backend._processes[0].killed
