@@ -77,15 +77,17 @@ class Ledger:
             self._settle(handoff)
 
     def _complete(self, handoff: Handoff) -> bool:
-        reported = sum(report.bytes for report in self._reports.get(handoff.handoff_id, ()))
+        reported = sum(report.bytes or 0 for report in self._reports.get(handoff.handoff_id, ()))
         return reported >= (handoff.bytes_expected or 0) > 0
 
     def _settle(self, handoff: Handoff) -> None:
         del self._unsettled[handoff.handoff_id]
         arrived = [report for report in self._reports.pop(handoff.handoff_id, ()) if not report.failed]
         if arrived:
-            handoff.bytes = sum(report.bytes for report in arrived)
-            handoff.blocks = round(handoff.bytes / self._block_bytes)
+            sizes = [report.bytes for report in arrived if report.bytes is not None]
+            if len(sizes) == len(arrived):
+                handoff.bytes = sum(sizes)
+                handoff.blocks = round(handoff.bytes / self._block_bytes)
             handoff.t_transfer_begin = min(report.t_begin for report in arrived)
             handoff.t_transfer_end = max(report.t_end for report in arrived)
             handoff.copy_s = max((r.copy_s for r in arrived if r.copy_s is not None), default=None)

@@ -30,7 +30,7 @@ class TransferReport:
     handoff_id: str
     t_begin: float
     t_end: float
-    bytes: int
+    bytes: int | None  # None: they moved, and the connector cannot tell how many
     failed: str | None = None  # why, where it did not arrive
     # Where the connector knows: seconds in which bytes moved, by the device's clock; seconds that blocks which were
     # ready waited for that; blocks; and in how many runs of neighbours they lay.
