@@ -20,7 +20,7 @@ from wp1.serving.ledger import Ledger
 from wp1.serving.placement import places
 from wp1.serving.serve import WELL_ENDED, TransferError, add_tokens, closing, outcome
 from wp1.serving.starting import kv_free, start_all
-from wp1.serving.transfer import KVTransfer
+from wp1.serving.transfer import Kept, KVTransfer
 
 # Queue lengths are noted, and engines looked after, ten times a second.
 WATCH_PERIOD_S = 0.1
@@ -74,7 +74,10 @@ class DisaggregatedScheduler:
         self._transfer = transfer
         self._kv_bytes_per_token = kv_bytes_per_token
         self._write = write
-        sizes = [tensor_parallel] * prefill + [decode_tensor_parallel or tensor_parallel] * decode
+        decode_size = decode_tensor_parallel or tensor_parallel
+        sizes = [tensor_parallel] * prefill + [decode_size] * decode
+        # Each rank of the larger side moves its part, to or from one rank of the other.
+        self._transfers = max(tensor_parallel, decode_size)
         self._places = places(sizes, devices, hardware.gpu_indices(), hardware.cores())
         if transfer.overlap:
             prefill_gpus = {gpu for place in self._places[:prefill] for gpu in place.gpus}
@@ -121,9 +124,16 @@ class DisaggregatedScheduler:
         except BaseException:
             await self._stack.aclose()
             raise
-        block_tokens = next(iter(self._prefill.values())).info().settings["block_size"]
-        block_bytes = block_tokens * self._kv_bytes_per_token
-        self._ledger = Ledger(self._write, self._transfer.name, block_tokens, block_bytes)
+        settings = next(iter(self._decode.values())).info().settings
+        block_tokens = settings["block_size"]
+        self._ledger = Ledger(
+            self._write,
+            self._transfer.name,
+            block_tokens,
+            block_tokens * self._kv_bytes_per_token,
+            transfers=self._transfers,
+            keeps=settings.get("prefix_caching", False),
+        )
         self._broker = KVBroker(
             [_room(engine, self._max_prefilled) for engine in self._prefill.values()],
             [_room(engine) for engine in self._decode.values()],
@@ -182,6 +192,7 @@ class DisaggregatedScheduler:
         one_token = request.max_tokens == 1
         handoff = self._ledger.open(request, f"{next(self._numbers)}-{secrets.token_hex(4)}", ticket.source)
         async with AsyncExitStack() as stack:
+            stack.callback(self._ledger.forget, handoff)
             early = None if one_token else await stack.enter_async_context(self._asked_early(request, ticket, handoff))
             await self._serve_phases(request, record, ticket, handoff, early)
 
@@ -402,7 +413,10 @@ class DisaggregatedScheduler:
     def _on_kv_stats(self, stats: dict[str, Any]) -> None:
         if self._ledger is not None:
             for report in self._transfer.reports(stats):
-                self._ledger.report(report)
+                if isinstance(report, Kept):
+                    self._ledger.keep(report)
+                else:
+                    self._ledger.report(report)
 
     def _lose(self, name: str) -> None:
         """An engine died: nobody is sent to it any more, and handoffs from it are not waited for."""
@@ -426,9 +440,11 @@ class DisaggregatedScheduler:
                     await engine.forget_peer(peer)
 
     async def _look_after(self) -> None:
-        """Notes the queues' lengths, and engines that died with nobody waiting for their answer."""
+        """Notes the queues' lengths, overdue handoffs, and engines that died with nobody waiting for their answer."""
         assert self._broker is not None
+        assert self._ledger is not None
         while True:
+            self._ledger.sweep()
             self._write(QueueLengths(time.monotonic(), self.mode, **self._broker.lengths()))
             for name, engine in (self._prefill | self._decode).items():
                 if not engine.alive:

@@ -365,6 +365,7 @@ class VLLMBackend:
             settings={
                 "block_size": cache.block_size,
                 "kv_blocks": cache.num_gpu_blocks,
+                "prefix_caching": bool(cache.enable_prefix_caching),
                 "max_num_seqs": config.scheduler_config.max_num_seqs,
                 "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
                 "enforce_eager": config.model_config.enforce_eager,

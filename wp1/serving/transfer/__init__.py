@@ -40,6 +40,29 @@ class TransferReport:
     runs: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a decode engine's connector says before a transfer: the first `tokens` of the prompt need not come.
+
+    They are whole blocks that the engine had in its own prefix cache, by vLLM's scheduler; or all tokens of the prompt,
+    where the engine has the rest too or computes it itself.
+    """
+
+    handoff_id: str
+    tokens: int
+
+
+# In an engine's connector stats: rows of TransferReport and of Kept.
+MOVED_ROWS = "wp1_transfers"
+KEPT_ROWS = "wp1_kept"
+
+
+def reports_in(stats: dict[str, Any]) -> "list[TransferReport | Kept]":
+    """What both connectors of wp1 report. What was kept comes first, as it is known first."""
+    kept = [Kept(*row) for row in stats.get(KEPT_ROWS, ())]
+    return [*kept, *(TransferReport(*row) for row in stats.get(MOVED_ROWS, ()))]
+
+
 class KVTransfer(Protocol):
     """Settings of a connector for both ends, and what it says of each transfer. Cheap; no engine, no vllm."""
 
@@ -87,6 +110,6 @@ class KVTransfer(Protocol):
         """How the decode side's connector calls the engine that has the KV."""
         ...
 
-    def reports(self, stats: dict[str, Any]) -> list[TransferReport]:
-        """The transfers in what an engine's connector counted since the last time."""
+    def reports(self, stats: dict[str, Any]) -> list[TransferReport | Kept]:
+        """The transfers in what an engine's connector counted since the last time, and what needed none."""
         ...

@@ -14,10 +14,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import connector as vllm_nixl
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 
+from wp1.serving.transfer import KEPT_ROWS, MOVED_ROWS
 from wp1.serving.transfer.nixl_meter import Meter
-
-# In an engine's stats: rows of `wp1.serving.transfer.TransferReport`.
-ROWS = "wp1_transfers"
 
 
 class Stats(NixlKVConnectorStats):
@@ -25,10 +23,11 @@ class Stats(NixlKVConnectorStats):
 
     def reset(self) -> None:
         super().reset()
-        self.data[ROWS] = []
+        self.data[MOVED_ROWS] = []
+        self.data[KEPT_ROWS] = []
 
     def is_empty(self) -> bool:
-        return super().is_empty() and not self.data[ROWS]
+        return super().is_empty() and not self.data[MOVED_ROWS] and not self.data[KEPT_ROWS]
 
 
 @contextmanager
@@ -69,6 +68,7 @@ class _Metered:
         if self.connector_worker is not None:
             self.connector_worker.nixl_wrapper = Meter(self.connector_worker.nixl_wrapper, ours["timeout_s"])
             self.connector_worker.xfer_stats = Stats()
+        self._kept = Stats()  # of the scheduler's side
         if self.connector_scheduler is not None:
             # Not by vLLM's variable: engines of one process start side by side, and would read each other's.
             self.connector_scheduler.side_channel_port = ours["port"]
@@ -84,6 +84,15 @@ class _Metered:
             return (there, True) if there > 0 else (0, False)
         return super().get_num_new_matched_tokens(request, num_computed_tokens)  # type: ignore[misc]
 
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """vLLM has decided how many tokens are to come; those before them it has in its own prefix cache."""
+        params = request.kv_transfer_params
+        if params and params.get("do_remote_prefill") and (tokens := params.get("wp1_tokens")):
+            kept = tokens - num_external_tokens if num_external_tokens > 0 else tokens
+            row: Any = (request.request_id, kept)
+            self._kept.data[KEPT_ROWS].append(row)
+        super().update_state_after_alloc(request, blocks, num_external_tokens)  # type: ignore[misc]
+
     def peer_lost(self, engine_id: str) -> None:
         """An engine died: what was to come from it will not, so its requests are told, and their blocks freed.
 
@@ -97,10 +106,10 @@ class _Metered:
 
     def get_kv_connector_stats(self) -> Any:
         if self.connector_worker is None:
-            return None
+            return None if self._kept.is_empty() else self._kept.clone_and_reset()
         meter = self.connector_worker.nixl_wrapper
         rows, meter.rows = meter.rows, []
-        self.connector_worker.xfer_stats.data[ROWS].extend(rows)
+        self.connector_worker.xfer_stats.data[MOVED_ROWS].extend(rows)
         return super().get_kv_connector_stats()  # type: ignore[misc]
 
     @classmethod
