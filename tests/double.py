@@ -42,6 +42,7 @@ class DoubleBackend:
     noted: list[tuple[str, str]]  # engine and moment of every note of its memory, and "served" for every request
     engines: dict[str, "DoubleBackend"]
     kv_lost = False  # it never arrives
+    kept_tokens: int | None = None  # of each prompt that is fetched, in its prefix cache; None: it has none
     kv_blocks = 1000
     block_tokens = 16
     max_num_seqs = 64
@@ -116,10 +117,14 @@ class DoubleBackend:
         while self.kv_lost:
             await asyncio.sleep(0.001)
         await asyncio.sleep(self.gap_s)
-        blocks = -(-source.held.pop(request.request_id, 0) // self.block_tokens)
+        kept = self.kept_tokens or 0
+        blocks = -(-source.held.pop(request.request_id, 0) // self.block_tokens) - kept // self.block_tokens
         size = blocks * self.block_tokens * self.settings["model"].kv_bytes_per_token
         row = (f"{request.request_id}-0123abcd", begin, time.monotonic(), size, None)
-        self.settings["on_kv_stats"]({"wp1_transfers": [row]})
+        stats: dict[str, list[Any]] = {"wp1_transfers": [row] if size else []}
+        if self.kept_tokens is not None:
+            stats["wp1_kept"] = [(row[0], kept)]
+        self.settings["on_kv_stats"](stats)
 
     async def meet(self, peers: list[str]) -> None:
         self.met = peers
@@ -159,6 +164,7 @@ class DoubleBackend:
             "dtype": "none",
             "kv_blocks": self.kv_blocks,
             "block_size": self.block_tokens,
+            "prefix_caching": self.kept_tokens is not None,
             "max_num_seqs": self.max_num_seqs,
             "max_num_batched_tokens": 2048,
             "enforce_eager": True,

@@ -1,6 +1,7 @@
 """Real KV between real engines: the tokens, the bytes, and what faults leave. Tests that break an engine come last."""
 
 import asyncio
+import dataclasses
 import gc
 import os
 import signal
@@ -218,15 +219,14 @@ def test_a_prefill_engine_that_is_killed_harms_only_what_it_had(early: Pools) ->
 
 def _what_was_there_does_not_move(pools: Pools) -> None:
     """Blocks of 128 tokens that the decode engine computed or got for an earlier request."""
-    first = _request("there", 300)
-    pools.serve(first)
+    there = random_token_ids(300, 49152, seed=1)
+    pools.serve(dataclasses.replace(_request("there"), prompt=there))
     for name, prompt, kept, blocks in (
-        ("two blocks", first.prompt[:256] + first.prompt[:100], 256, 1),
-        ("one block", first.prompt[:128] + first.prompt[:300], 128, 3),
-        ("none", first.prompt[1:], 0, 3),
+        ("two blocks", there[:256] + there[:100], 256, 1),
+        ("one block", there[:128] + there[:300], 128, 3),
+        ("none", there[1:], 0, 3),
     ):
-        request = _request(name)
-        request.prompt = prompt
+        request = dataclasses.replace(_request(name), prompt=prompt)
         [record] = pools.serve(request)
         assert record.status == "ok", record.error
         handoff = pools.handoffs[name]
@@ -242,8 +242,7 @@ def test_kv_that_was_there_is_not_read(after: Pools) -> None:
 
 def test_a_prompt_that_was_there_whole_moves_nothing(after: Pools) -> None:
     for name in ("whole", "again"):
-        request = _request(name)
-        request.prompt = _request("whole", 256).prompt
+        request = dataclasses.replace(_request(name), prompt=_request("whole", 256).prompt)
         [record] = after.serve(request)
         assert record.status == "ok", record.error
     again = after.handoffs["again"]

@@ -106,6 +106,36 @@ def test_a_handoff_is_accounted_for(backend: type[DoubleBackend]) -> None:
     assert times == sorted(times)  # type: ignore[type-var]
 
 
+@pytest.mark.parametrize(("kept", "blocks"), [(0, 3), (16, 2), (32, 1)])
+def test_what_the_decode_engine_had_is_not_expected_and_the_line_is_written_at_once(
+    backend: type[DoubleBackend], kept: int, blocks: int
+) -> None:
+    backend.kept_tokens = kept
+    world = World(backend)
+
+    async def body() -> list[Handoff]:
+        await world.serve()
+        return world.handoffs
+
+    [handoff] = _run(world, body)
+    assert (handoff.tokens, handoff.tokens_kept, handoff.blocks) == (40, kept, blocks)
+    assert handoff.bytes == handoff.bytes_expected == blocks * 1600
+
+
+def test_of_what_is_never_handed_over_nothing_is_kept(backend: type[DoubleBackend]) -> None:
+    world = World(backend)
+
+    async def body() -> int:
+        await world.serve(0, tokens=1)
+        world.engine("prefill-0").kill()
+        await world.serve(1)
+        assert world.scheduler._ledger is not None
+        return len(world.scheduler._ledger._open)
+
+    assert _run(world, body) == 0
+    assert world.handoffs == []
+
+
 @pytest.mark.parametrize(
     ("scheduled", "copy_s", "usable"),
     [
