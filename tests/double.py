@@ -102,7 +102,11 @@ class DoubleBackend:
                     chunk.cached_tokens = self.cached_tokens
                     chunk.times = EngineTimes(queued, scheduled, min(scheduled + self.gap_s, chunk.t), chunk.t)
                     if params.get("do_remote_decode"):
-                        chunk.kv_transfer_params = {"do_remote_prefill": True, "remote_engine_id": self.name}
+                        chunk.kv_transfer_params = {
+                            "do_remote_prefill": True,
+                            "remote_engine_id": self.name,
+                            "remote_request_id": request.request_id,
+                        }
                 yield chunk
             finished = True
         finally:
@@ -114,6 +118,10 @@ class DoubleBackend:
     async def _fetch(self, request: Request, params: dict[str, Any]) -> None:
         source = self.peers[params["remote_engine_id"]]
         begin = time.monotonic()
+        if self.kept_tokens is not None and self.kept_tokens >= params["wp1_tokens"]:
+            # Nothing is fetched, and the side that would write is told by nobody but wp1.
+            self.settings["on_kv_stats"]({"wp1_kept": [(f"{request.request_id}-0123abcd", params["wp1_tokens"])]})
+            return
         while self.kv_lost:
             await asyncio.sleep(0.001)
         await asyncio.sleep(self.gap_s)
@@ -131,6 +139,9 @@ class DoubleBackend:
 
     async def forget_peer(self, peer: str) -> None:
         self.forgotten.append(peer)
+
+    async def let_go(self, request: str) -> None:
+        self.held.pop(request, None)
 
     async def kv_free(self) -> bool:
         return not self.held

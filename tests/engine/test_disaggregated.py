@@ -240,15 +240,18 @@ def test_kv_that_was_there_is_not_read(after: Pools) -> None:
     _what_was_there_does_not_move(after)
 
 
-def test_a_prompt_that_was_there_whole_moves_nothing(after: Pools) -> None:
+@pytest.mark.parametrize("way", ["after", "pushing"])
+def test_a_prompt_that_was_there_whole_moves_nothing(way: str, request: pytest.FixtureRequest) -> None:
+    pools: Pools = request.getfixturevalue(way)
     for name in ("whole", "again"):
-        request = dataclasses.replace(_request(name), prompt=_request("whole", 256).prompt)
-        [record] = after.serve(request)
+        asked = dataclasses.replace(_request(name), prompt=_request("whole", 256).prompt)
+        [record] = pools.serve(asked)
         assert record.status == "ok", record.error
-    again = after.handoffs["again"]
+    again = pools.handoffs["again"]
     assert (again.tokens, again.tokens_kept, again.bytes, again.bytes_expected) == (256, 256, 0, 0)
     assert again.t_transfer_begin is None
-    assert all(after.free().values())
+    # Neither waits for the end of a lease.
+    assert all(pools.free(LEASE_S / 3).values())
 
 
 def test_kv_read_afterwards_gives_the_tokens_of_one_engine(after: Pools) -> None:

@@ -107,6 +107,7 @@ class DisaggregatedScheduler:
         self._limits: dict[Ticket, asyncio.Timeout] = {}  # of handoffs on their way
         self._lost: set[str] = set()
         self._peers: dict[str, str] = {}  # prefill engines by the connectors' names for them
+        self._unfetched: dict[str, str] = {}  # by handoff: `KVTransfer.unfetched`
         self._tasks: set[asyncio.Task[None]] = set()  # that free KV
         self._watch: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
@@ -193,6 +194,7 @@ class DisaggregatedScheduler:
         handoff = self._ledger.open(request, f"{next(self._numbers)}-{secrets.token_hex(4)}", ticket.source)
         async with AsyncExitStack() as stack:
             stack.callback(self._ledger.forget, handoff)
+            stack.callback(self._unfetched.pop, handoff.handoff_id, None)
             early = None if one_token else await stack.enter_async_context(self._asked_early(request, ticket, handoff))
             await self._serve_phases(request, record, ticket, handoff, early)
 
@@ -277,6 +279,8 @@ class DisaggregatedScheduler:
             return
         asked = self._for_decode(request, handoff, prefilled.token_ids)
         params = self._transfer.decode_params(prefilled.kv_transfer_params, len(request.prompt))
+        if (unfetched := self._transfer.unfetched(prefilled.kv_transfer_params)) is not None:
+            self._unfetched[handoff.handoff_id] = unfetched
         record.t_decode_sent = handoff.t_decode_sent = time.monotonic()
         async with closing(self._chunks(self._decode[target], asked, params)) as stream:
             await self._decoding(stream, anext(stream), record, ticket, handoff)
@@ -414,9 +418,21 @@ class DisaggregatedScheduler:
         if self._ledger is not None:
             for report in self._transfer.reports(stats):
                 if isinstance(report, Kept):
-                    self._ledger.keep(report)
+                    if (handoff := self._ledger.keep(report)) is not None:
+                        self._let_go(handoff)
                 else:
                     self._ledger.report(report)
+
+    def _let_go(self, handoff: Handoff) -> None:
+        """The decode engine had all of a prompt, so the prefill engine need not wait to be asked for it."""
+        request, engine = self._unfetched.get(handoff.handoff_id), self._prefill[handoff.source]
+
+        async def tell(request: str) -> None:
+            with suppress(Exception):  # its lease ends by itself
+                await engine.let_go(request)
+
+        if request is not None and engine.alive:
+            self._in_background(tell(request))
 
     def _lose(self, name: str) -> None:
         """An engine died: nobody is sent to it any more, and handoffs from it are not waited for."""

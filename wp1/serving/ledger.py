@@ -73,12 +73,17 @@ class Ledger:
             account.reports.append(report)
             self._settle_if_told(account)
 
-    def keep(self, kept: Kept) -> None:
-        """What a decode engine says before a transfer: so many of the prompt's tokens need not come."""
+    def keep(self, kept: Kept) -> Handoff | None:
+        """What a decode engine says before a transfer: so many of the prompt's tokens need not come.
+
+        Returns the handoff where none does.
+        """
         account = self._account(kept.handoff_id)
-        if account is not None:
-            account.kept = kept.tokens
-            self._settle_if_told(account)
+        if account is None:
+            return None
+        account.kept = kept.tokens
+        self._settle_if_told(account)
+        return account.handoff if kept.tokens >= account.handoff.tokens else None
 
     def failure(self, handoff_id: str) -> str | None:
         """Why the connector says that a transfer failed, if it does."""

@@ -345,6 +345,9 @@ class VLLMBackend:
     async def forget_peer(self, peer: str) -> None:
         await self._engine.collective_rpc("wp1_peer_lost", args=(peer,))
 
+    async def let_go(self, request: str) -> None:
+        await self._engine.collective_rpc("wp1_let_go", args=(request,))
+
     async def kv_free(self) -> bool:
         # vLLM resets its prefix cache only while no block is in use.
         return await self._engine.reset_prefix_cache()

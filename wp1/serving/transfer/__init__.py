@@ -110,6 +110,13 @@ class KVTransfer(Protocol):
         """How the decode side's connector calls the engine that has the KV."""
         ...
 
+    def unfetched(self, from_prefill: dict[str, Any]) -> str | None:
+        """How the prefill engine calls a request of which nothing was fetched, as the decode engine had all of it.
+
+        None where the connector itself lets go of its KV.
+        """
+        ...
+
     def reports(self, stats: dict[str, Any]) -> list[TransferReport | Kept]:
         """The transfers in what an engine's connector counted since the last time, and what needed none."""
         ...

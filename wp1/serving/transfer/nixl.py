@@ -86,6 +86,10 @@ class NixlTransfer:
     def peer(self, from_prefill: dict[str, Any]) -> str:
         return from_prefill["remote_engine_id"]
 
+    def unfetched(self, from_prefill: dict[str, Any]) -> str | None:
+        # A side that reads says that it needs nothing; to one that writes nobody says so, until the lease ends.
+        return from_prefill.get("remote_request_id") if self._direction == "push" else None
+
     def reports(self, stats: dict[str, Any]) -> list[TransferReport | Kept]:
         return reports_in(stats)
 

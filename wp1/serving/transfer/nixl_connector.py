@@ -87,11 +87,15 @@ class _Metered:
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """vLLM has decided how many tokens are to come; those before them it has in its own prefix cache."""
         params = request.kv_transfer_params
-        if params and params.get("do_remote_prefill") and (tokens := params.get("wp1_tokens")):
-            kept = tokens - num_external_tokens if num_external_tokens > 0 else tokens
-            row: Any = (request.request_id, kept)
-            self._kept.data[KEPT_ROWS].append(row)
+        tokens = params.get("wp1_tokens") if params and params.get("do_remote_prefill") else None
         super().update_state_after_alloc(request, blocks, num_external_tokens)  # type: ignore[misc]
+        if tokens is None:
+            return
+        row: Any = (request.request_id, tokens - num_external_tokens if num_external_tokens > 0 else tokens)
+        self._kept.data[KEPT_ROWS].append(row)
+        if num_external_tokens <= 0:
+            # vLLM's push side would take it for one that was given up before it began, and wait for its KV.
+            params["do_remote_prefill"] = False
 
     def peer_lost(self, engine_id: str) -> None:
         """An engine died: what was to come from it will not, so its requests are told, and their blocks freed.
@@ -136,3 +140,16 @@ class WorkerExtension:
 
         connector: Any = get_kv_transfer_group()
         connector.peer_lost(engine_id)
+
+    def wp1_let_go(self, request: str) -> None:
+        """In a prefill engine: the KV of this request will not be asked for, so its lease ends now."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        connector: Any = get_kv_transfer_group()
+        held = connector.connector_worker._reqs_to_send
+        if request in held:
+            # vLLM 0.26 looks at the first only.
+            del held[request]
+            others = dict(held)
+            held.clear()
+            held.update({request: 0.0} | others)

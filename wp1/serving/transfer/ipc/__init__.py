@@ -102,6 +102,9 @@ class IpcTransfer:
     def peer(self, from_prefill: dict[str, Any]) -> str:
         return from_prefill["remote_engine_id"]
 
+    def unfetched(self, from_prefill: dict[str, Any]) -> str | None:
+        return None
+
     def reports(self, stats: dict[str, Any]) -> list[TransferReport | Kept]:
         return reports_in(stats)
 
