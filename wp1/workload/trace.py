@@ -336,7 +336,8 @@ def _told(
         return shown, None
     if shown.block in fitting:
         return shown, shown.block
-    if asked is not None:
+    # Of wp1's own rows and of a format that is said the time is known, and the size is told by the fit.
+    if asked is not None or shown is OWN:
         if len(fitting) == 1:
             return shown, fitting[0]
         if all(len(row.blocks) <= math.ceil(row.prompt_len / shown.block) for row in rows):

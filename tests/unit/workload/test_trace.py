@@ -164,6 +164,9 @@ def test_another_block_size_is_taken_where_the_format_is_said(tmp_path: Path, bl
         assert (found.format.name, found.block) == (name, block)
         assert [row.time_s * second for row in found.rows] == [0, 1, 2]
     assert _shared(*_ids(found.rows[:2])) == 3 * block + 5
+    names = {"timestamp": "time_s", "input_length": "prompt_len", "output_length": "output_len"}
+    own = _read(tmp_path, [{names.get(key, key): value for key, value in row.items()} for row in rows])
+    assert (own.format.name, own.block) == ("wp1", block)
 
 
 @pytest.mark.parametrize(
