@@ -74,7 +74,7 @@ def read(dataset: Any) -> Questions:
     """
     path, found = path_of(dataset), Questions()
     seen: set[str] = set()
-    skip = dataset.get("on_bad_row", "error") == "skip"
+    skip = getattr(dataset, "on_bad_row", "error") == "skip"
     for number, (where, fields) in enumerate(row_files.read(path), start=1):
         try:
             found.rows.append(_checked(fields, where, number, seen))
