@@ -472,6 +472,9 @@ class VLLMBackend:
     async def forget_peer(self, peer: str) -> None:
         await self._answer(self._engine.collective_rpc("wp1_peer_lost", args=(peer,)), "to forget an engine that died")
 
+    async def let_go(self, request: str) -> None:
+        await self._engine.collective_rpc("wp1_let_go", args=(request,))
+
     async def kv_free(self) -> bool:
         # vLLM resets its prefix cache only while no block is in use.
         return await self._answer(self._engine.reset_prefix_cache(), "whether its KV is free")
@@ -496,6 +499,7 @@ class VLLMBackend:
             settings={
                 "block_size": cache.block_size,
                 "kv_blocks": cache.num_gpu_blocks,
+                "prefix_caching": bool(cache.enable_prefix_caching),
                 "max_num_seqs": config.scheduler_config.max_num_seqs,
                 "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
                 "enforce_eager": config.model_config.enforce_eager,
