@@ -62,7 +62,7 @@ class DisaggregatedScheduler:
         max_prefilled: int,
         transfer: KVTransfer,
         lease_s: float,
-        kv_bytes_per_token: int,
+        kv_bytes_per_token: int | None,
         make_backend: Callable[..., ServingBackend],
         write: Callable[[Handoff | QueueLengths], None],
         replicas: None,
@@ -121,8 +121,10 @@ class DisaggregatedScheduler:
         except BaseException:
             await self._stack.aclose()
             raise
-        block_tokens = next(iter(self._prefill.values())).info().settings["block_size"]
-        block_bytes = block_tokens * self._kv_bytes_per_token
+        settings = next(iter(self._prefill.values())).info().settings
+        block_tokens = settings["block_size"]
+        # The engine's own figure, as its cache may have another dtype than the configuration lets expect.
+        block_bytes = settings.get("kv_block_bytes") or block_tokens * (self._kv_bytes_per_token or 0)
         self._ledger = Ledger(self._write, self._transfer.name, block_tokens, block_bytes)
         self._broker = KVBroker(
             [_room(engine, self._max_prefilled) for engine in self._prefill.values()],

@@ -18,6 +18,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import connector as vllm_nixl
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 
+from wp1.serving import kv_layout
+
 # In an engine's stats: rows of `wp1.serving.transfer.TransferReport`.
 ROWS = "wp1_transfers"
 
@@ -203,7 +205,7 @@ class NixlPushConnector(_Metered, vllm_nixl.NixlPushConnector):
     pass
 
 
-class WorkerExtension:
+class WorkerExtension(kv_layout.WorkerExtension):
     """What vLLM adds to its workers by worker_extension_cls, to be called through AsyncLLM.collective_rpc."""
 
     def wp1_meet(self, engines: list[str]) -> None:
