@@ -120,7 +120,7 @@ def of(config: Mapping[str, Any], element_bytes: int, kv_element_bytes: int | No
         heads=known(lambda: model_kinds.heads_of(text)),
         kv_heads=known(lambda: model_kinds.kv_heads_of(text)),
         head_size=known(lambda: model_kinds.head_size_of(text)),
-        intermediate=known(lambda: model_kinds.intermediate_of(text)) if unlike is None else 0,
+        intermediate=known(lambda: model_kinds.intermediate_of(text)),
         vocab=known(lambda: model_kinds.size(text, "vocab_size")),
         tied=bool(known(lambda: model_kinds.tied_of(config, text))),
         element_bytes=element_bytes,

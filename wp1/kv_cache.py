@@ -102,13 +102,11 @@ def _cache_element(config: Config, text: Config, element_bytes: int, cache_dtype
     # compressed-tensors has a mapping, ModelOpt a name, at the top or one level down.
     inner = quantised.get("quantization")
     inner = inner if isinstance(inner, Mapping) else quantised
-    scheme: Any = next(
-        (where[key] for where in (quantised, inner) for key in ("kv_cache_scheme", "kv_cache_quant_algo") if where.get(key)),
-        None,
-    )
+    keys = ("kv_cache_scheme", "kv_cache_quant_algo")
+    scheme: Any = next((where[key] for where in (quantised, inner) for key in keys if where.get(key)), None)
     if scheme is None:
         return element_bytes
-    if isinstance(scheme, Mapping) and scheme.get("num_bits") == 8 or str(scheme).lower() == "fp8":
+    if (isinstance(scheme, Mapping) and scheme.get("num_bits") == 8) or str(scheme).lower() == "fp8":
         return 1
     raise UnknownKindError(f"elements of the KV cache are quantised as {scheme!r}")
 

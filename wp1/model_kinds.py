@@ -1,8 +1,8 @@
 """Kinds of models, by `model_type`: what their config.json leaves unsaid.
 
-A configuration names its kind and a few sizes. How many matrices an MLP has, which layers keep keys and values, and what
-a missing field means follow from the kind. Values: the model classes of vLLM 0.32 and the configuration classes of
-transformers 5; tests/engine/test_published_models.py compares the results with vLLM's own KV cache specification.
+A configuration names its kind and a few sizes. How many matrices an MLP has, which layers keep keys and values, and
+what a missing field means follow from the kind. Values: the model classes of vLLM 0.32 and the configuration classes
+of transformers 5; tests/engine/test_published_models.py compares the results with vLLM's own KV cache specification.
 A kind that is not here is unknown: wp1 then gives no figure that depends on it.
 """
 
@@ -80,7 +80,6 @@ ATTENTION_KINDS: dict[str, Kind] = {
     "gpt_bigcode": Kind(2, tied=True),
     "gpt_neox": Kind(2),
     "gptj": Kind(2),
-    "codegen": Kind(2),
     "opt": Kind(2, tied=True),
     "bloom": Kind(2, tied=True),
     "mpt": Kind(2, tied=True),
@@ -117,9 +116,12 @@ HYBRID_KINDS: dict[str, Kind] = {
     "qwen3_next": Kind(None, head_size=256, kv_heads=2),
 }
 # No rotary positions: learned ones, a bias by distance, or none at all.
-WITHOUT_ROPE = ("gpt2", "gpt_bigcode", "opt", "bloom", "mpt", "biogpt", "xglm", "nemotron_h", "jamba", "mamba", "mamba2")
+WITHOUT_ROPE = (
+    "gpt2", "gpt_bigcode", "opt", "bloom", "mpt", "biogpt", "xglm", "nemotron_h", "jamba", "mamba", "mamba2",
+)  # fmt: skip
 
 # Reasons why the FLOP formulas of a dense decoder do not hold, by keys that only such models have.
+QUANTISED = "quantised weights"
 UNLIKE = {
     "mixture of experts": (
         "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "moe_intermediate_size",
@@ -131,7 +133,7 @@ UNLIKE = {
         "mamba_num_heads", "ssm_state_size", "linear_num_key_heads", "linear_conv_kernel_dim", "conv_L_cache",
         "lru_width", "attn_layer_period", "full_attn_idxs", "attn_layer_indices",
     ),
-    "quantised weights": ("quantization_config", "compression_config"),
+    QUANTISED: ("quantization_config", "compression_config"),
     "layers that share keys and values": ("num_kv_shared_layers",),
 }  # fmt: skip
 WINDOW = "a sliding window of attention"
@@ -232,7 +234,7 @@ def intermediate_of(text: Config) -> int:
             return size(text, key)
     if text.get("expansion_ratio"):
         return int(text["expansion_ratio"] * hidden)
-    if text.get("model_type") in ("gpt2", "gpt_bigcode", "gptj", "codegen", "bloom", "mpt", "falcon"):
+    if text.get("model_type") in ("gpt2", "gpt_bigcode", "gptj", "bloom", "mpt", "falcon"):
         return 4 * hidden
     raise UnknownKindError("the configuration does not state intermediate_size")
 
@@ -241,28 +243,31 @@ def unlike_of(config: Config, text: Config) -> str | None:
     """Why the FLOP formulas of `wp1.architecture` do not hold for this model; None if they do."""
     for reason, keys in UNLIKE.items():
         # A wrapper says outside of its language model how its weights are stored.
-        if any(text.get(key) or (reason == "quantised weights" and config.get(key)) for key in keys):
+        if any(text.get(key) or (reason == QUANTISED and config.get(key)) for key in keys):
             return reason
     if set(text.get("layer_types") or ()) - set(ATTENTION):
         return "layers of other kinds"
-    try:
-        if kind_of(text).matrices is None:
-            return f"layers of model_type {text['model_type']!r}"
-        reach = text.get("max_position_embeddings") or float("inf")
-        # A window as long as the longest context hides nothing.
-        if any(window is not None and window < reach for window in windows_of(text)):
-            return WINDOW
-    except UnknownKindError as error:
-        return f"this model: {error}"
     if text.get("word_embed_proj_dim") not in (None, text.get("hidden_size")):
         return "an embedding of another width than the layers"
-    return None
+    try:
+        return _unlike_layers(text)
+    except UnknownKindError as error:
+        return f"this model: {error}"
+
+
+def _unlike_layers(text: Config) -> str | None:
+    """Raises UnknownKindError if the kind is unknown, or does not say which layers have a window."""
+    if kind_of(text).matrices is None:
+        return f"layers of model_type {text['model_type']!r}"
+    reach = text.get("max_position_embeddings") or float("inf")
+    # A window as long as the longest context hides nothing.
+    return WINDOW if any(window is not None and window < reach for window in windows_of(text)) else None
 
 
 def windows_of(text: Config) -> list[int | None]:
     """The window, in tokens, of each attention layer of a kind with attention in every layer; None: all tokens."""
     kind, layers = kind_of(text), size(text, "num_hidden_layers")
-    window = text["sliding_window"] if "sliding_window" in text else kind.window
+    window = text.get("sliding_window", kind.window)
     # The Qwen kinds name a window that they use only if they say so.
     used = text.get("use_sliding_window", not str(text.get("model_type")).startswith("qwen"))
     if not window or not used:

@@ -6,9 +6,11 @@ in which any request was in it (union of intervals), so what requests share is n
 
 Work is counted once, and by who did it. Prompt tokens from the prefix cache are left out of a prefill's FLOPs, but the
 others attend to them, and decoding reads their KV. A disaggregated request's prefill is that of its prefill engine. If
-the decode engine gives the first token (first_token=decode), it computes the prompt's last token again, which is one of
-its steps. Work done again after a preemption is not useful and not counted; its time is. What limits a phase is the roofline's word (Williams et al., 2009): of the
-times that its FLOPs and its bytes would take at the peaks, the longer.
+the decode engine gives the first token (scheduler.first_token=decode), it computes the prompt's last token again, which
+is one of its steps. Work done again after a preemption is not useful and not counted; its time is.
+
+What limits a phase is the roofline's word (Williams et al., 2009): of the times that its FLOPs and its bytes would take
+at the peaks, the longer.
 """
 
 from collections.abc import Mapping, Sequence

@@ -23,8 +23,10 @@ def layers_of(groups: Sequence[Any]) -> list[dict[str, Any]]:
     """
     found: dict[tuple[Any, ...], int] = {}
     for group in groups:
+        # A group of layers with blocks of several sizes holds a specification for each.
         several = getattr(group.kv_cache_spec, "kv_cache_specs", None)
-        for spec in (several or dict.fromkeys(group.layer_names, group.kv_cache_spec)).values():
+        specs: dict[str, Any] = several or dict.fromkeys(group.layer_names, group.kv_cache_spec)
+        for spec in specs.values():
             bare = getattr(spec, "real_page_size_bytes", spec.page_size_bytes)
             key = (type(spec).__name__, spec.block_size, bare, spec.page_size_bytes)
             found[key] = found.get(key, 0) + 1

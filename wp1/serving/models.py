@@ -26,7 +26,6 @@ BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPE_BYTES = {"auto": 2, "float32": 4, "bfloat16": 2, "float16": 2, "half": 2, "float": 4}
 # Of a safetensors file, the dtypes that vLLM converts to the one it serves in; others it keeps as they are.
 STORED_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-QUANTISED = "quantised weights"
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class ServedModel:
         """Of the weights as they are served, by the files; random weights of unknown layers have no size: None."""
         files = weight_files(self.folder)
         if files:
-            converts = self.quantisation is None and architecture_quantised(self.config) is None
+            converts = self.quantisation is None and not _quantised(self.config)
             return sum(_served_bytes(file, self._element_bytes if converts else None) for file in files)
         shape = self.shape
         if shape is None or shape.unlike not in (None, model_kinds.WINDOW):
@@ -117,7 +116,9 @@ class ServedModel:
         if shape.unlike is not None:
             return shape
         if self.quantisation is not None:
-            return dataclasses.replace(shape, unlike=f"{QUANTISED} (backend.engine.quantization={self.quantisation})")
+            return dataclasses.replace(
+                shape, unlike=f"{model_kinds.QUANTISED} (backend.engine.quantization={self.quantisation})"
+            )
         if self.cache_dtype != "auto" and kv_element is None:
             return dataclasses.replace(shape, unlike=f"a KV cache of {self.cache_dtype}")
         return shape
@@ -127,13 +128,10 @@ class ServedModel:
         return DTYPE_BYTES.get(self.dtype, 2)
 
 
-def architecture_quantised(config: dict[str, Any]) -> str | None:
-    """The method by which a checkpoint's weights are quantised; None if they are not."""
-    for where in (config, model_kinds.text_of(config)):
-        for key in model_kinds.UNLIKE[QUANTISED]:
-            if where.get(key):
-                return str(where[key].get("quant_method") if isinstance(where[key], dict) else where[key])
-    return None
+def _quantised(config: dict[str, Any]) -> bool:
+    """Whether a checkpoint's weights are quantised, which a wrapper may say outside of its language model."""
+    keys = model_kinds.UNLIKE[model_kinds.QUANTISED]
+    return any(where.get(key) for where in (config, model_kinds.text_of(config)) for key in keys)
 
 
 def weight_files(folder: Path) -> list[Path]:
