@@ -19,7 +19,7 @@ def by_vllm() -> dict[str, Any]:
         [sys.executable, "-m", "tests.engine.vllm_kv_specs"],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=300,
         check=False,
         cwd=Path(__file__).parents[2],
         env=os.environ | {"HF_HUB_OFFLINE": "1"},

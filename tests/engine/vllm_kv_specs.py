@@ -23,11 +23,13 @@ def main() -> None:
 
     # Each model's class is looked at in a process of its own, which takes seconds.
     registry._run_in_subprocess = lambda look: look()
-    print(json.dumps({name: sizes(dict(model.config)) for name, model in MODELS.items()}))
+    # One folder for all: the processes of a group, here one, meet in a file of it for as long as this one runs.
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps({name: sizes(dict(model.config), Path(folder)) for name, model in MODELS.items()}))
 
 
-def sizes(config: dict[str, Any]) -> dict[str, int]:
-    """Parameters, bytes of KV a token, and bytes of recurrent state a request."""
+def sizes(config: dict[str, Any], folder: Path) -> dict[str, int]:
+    """Parameters, bytes of KV a token, and bytes of recurrent state a request. folder: for files of it."""
     import torch
     from vllm.config import get_layers_from_vllm_config, set_current_vllm_config
     from vllm.distributed import parallel_state
@@ -35,30 +37,29 @@ def sizes(config: dict[str, Any]) -> dict[str, int]:
     from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
     from vllm.model_executor.model_loader.utils import initialize_model
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config))
-        arguments = EngineArgs(
-            folder, load_format="dummy", skip_tokenizer_init=True, enforce_eager=True, max_model_len=1024
-        )
-        vllm_config = arguments.create_engine_config()
-        with set_current_vllm_config(vllm_config):
-            # Models with experts need a group more than others.
-            if parallel_state.model_parallel_is_initialized():
-                parallel_state.destroy_model_parallel()
-            parallel_state.init_distributed_environment(1, 0, f"file://{folder}/meeting", 0, "gloo")
-            parallel_state.initialize_model_parallel(1, 1)
-            with torch.device("cpu" if config["model_type"] in READS_BACK else "meta"):
-                model = initialize_model(vllm_config)
-        found = {"parameters": sum(weight.numel() for weight in model.parameters()), "token_bytes": 0, "state_bytes": 0}
-        for layer in get_layers_from_vllm_config(vllm_config, AttentionLayerBase).values():  # type: ignore[type-abstract]
-            # One that uses another layer's keys and values has none of its own.
-            if getattr(layer, "kv_sharing_target_layer_name", None):
-                continue
-            spec: Any = layer.get_kv_cache_spec(vllm_config)
-            if type(spec).__name__ == "MambaSpec":
-                found["state_bytes"] += spec.real_page_size_bytes
-            else:
-                found["token_bytes"] += spec.real_page_size_bytes // spec.block_size
+    (folder / "config.json").write_text(json.dumps(config))
+    arguments = EngineArgs(
+        str(folder), load_format="dummy", skip_tokenizer_init=True, enforce_eager=True, max_model_len=1024
+    )
+    vllm_config = arguments.create_engine_config()
+    with set_current_vllm_config(vllm_config):
+        # Models with experts need a group more than others.
+        if parallel_state.model_parallel_is_initialized():
+            parallel_state.destroy_model_parallel()
+        parallel_state.init_distributed_environment(1, 0, f"file://{folder}/meeting", 0, "gloo")
+        parallel_state.initialize_model_parallel(1, 1)
+        with torch.device("cpu" if config["model_type"] in READS_BACK else "meta"):
+            model = initialize_model(vllm_config)
+    found = {"parameters": sum(weight.numel() for weight in model.parameters()), "token_bytes": 0, "state_bytes": 0}
+    for layer in get_layers_from_vllm_config(vllm_config, AttentionLayerBase).values():  # type: ignore[type-abstract]
+        # One that uses another layer's keys and values has none of its own.
+        if getattr(layer, "kv_sharing_target_layer_name", None):
+            continue
+        spec: Any = layer.get_kv_cache_spec(vllm_config)
+        if type(spec).__name__ == "MambaSpec":
+            found["state_bytes"] += spec.real_page_size_bytes
+        else:
+            found["token_bytes"] += spec.real_page_size_bytes // spec.block_size
     return found
 
 
