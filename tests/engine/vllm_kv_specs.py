@@ -1,7 +1,8 @@
 """vLLM's own KV cache specification and parameter count of published models, as JSON on standard output.
 
 Run as `python -m tests.engine.vllm_kv_specs`. vLLM makes each model's layers from its config.json without memory for
-their weights, and no engine starts. It sets up what a process has once, so this is a process of its own.
+their weights, and no engine starts. Its specifications are added up as an engine's are at its start. vLLM sets up what
+a process has once, so this is a process of its own.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.published import MODELS
+from wp1.serving import kv_layout
 
 # Their constructors read a value back from a tensor, which one without memory does not have. Weights that nobody writes
 # take no memory on a host either.
@@ -36,6 +38,7 @@ def sizes(config: dict[str, Any], folder: Path) -> dict[str, int]:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
     from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
 
     (folder / "config.json").write_text(json.dumps(config))
     arguments = EngineArgs(
@@ -50,17 +53,21 @@ def sizes(config: dict[str, Any], folder: Path) -> dict[str, int]:
         parallel_state.initialize_model_parallel(1, 1)
         with torch.device("cpu" if config["model_type"] in READS_BACK else "meta"):
             model = initialize_model(vllm_config)
-    found = {"parameters": sum(weight.numel() for weight in model.parameters()), "token_bytes": 0, "state_bytes": 0}
-    for layer in get_layers_from_vllm_config(vllm_config, AttentionLayerBase).values():  # type: ignore[type-abstract]
+    specs = {}
+    for name, layer in get_layers_from_vllm_config(vllm_config, AttentionLayerBase).items():  # type: ignore[type-abstract]
         # One that uses another layer's keys and values has none of its own.
-        if getattr(layer, "kv_sharing_target_layer_name", None):
-            continue
-        spec: Any = layer.get_kv_cache_spec(vllm_config)
-        if type(spec).__name__ == "MambaSpec":
-            found["state_bytes"] += spec.real_page_size_bytes
-        else:
-            found["token_bytes"] += spec.real_page_size_bytes // spec.block_size
-    return found
+        if not getattr(layer, "kv_sharing_target_layer_name", None):
+            specs[name] = layer.get_kv_cache_spec(vllm_config)
+    # An engine's core chooses the order of a block's dimensions, which changes no size.
+    vllm_config.cache_config.kv_cache_layout = "LBNHC"
+    with set_current_vllm_config(vllm_config):
+        groups = get_kv_cache_groups(vllm_config, specs)
+    found = kv_layout.measured([kv_layout.layers_of(groups)], shards=1)
+    return {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "token_bytes": found["kv_token_bytes"],
+        "state_bytes": found["kv_state_bytes"],
+    }
 
 
 if __name__ == "__main__":
