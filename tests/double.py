@@ -117,7 +117,7 @@ class DoubleBackend:
             await asyncio.sleep(0.001)
         await asyncio.sleep(self.gap_s)
         blocks = -(-source.held.pop(request.request_id, 0) // self.block_tokens)
-        size = blocks * self.block_tokens * self.settings["model"].kv_bytes_per_token
+        size = blocks * self.block_tokens * (self.settings["model"].kv_bytes_per_token or 0)
         row = (f"{request.request_id}-0123abcd", begin, time.monotonic(), size, None)
         self.settings["on_kv_stats"]({"wp1_transfers": [row]})
 
@@ -137,7 +137,7 @@ class DoubleBackend:
         """Notes of a worker on a host with round figures: no memory is measured here."""
         type(self).noted.append((self.name, moment))
         mib = 1 << 20
-        pool = self.kv_blocks * self.block_tokens * self.settings["model"].kv_bytes_per_token
+        pool = self.kv_blocks * self.block_tokens * (self.settings["model"].kv_bytes_per_token or 0)
         if moment == "start":
             taken = {"imported": 500, "device": 505, "weights": 805, "profiled": 806, "kv_cache": 808, "ready": 810}
             stages = [
