@@ -12,6 +12,8 @@ from wp1 import goodput, loop_lag, progress
 from wp1.analysis.summary import write_json
 from wp1.budget import left_of_begun, predict, repeat_of
 from wp1.console import Screen, Tally
+from wp1.control import FILE as CONTROL
+from wp1.control import Control
 from wp1.drive import drive
 from wp1.errors import WP1Error
 from wp1.plan import Arm, Cell, Stint, stints
@@ -22,6 +24,7 @@ from wp1.serving.engines import Engines, Write, places_of
 from wp1.serving.memory.notes import MemoryNotes
 from wp1.serving.placement import engine_sizes
 from wp1.workload import prompts, warmup
+from wp1.workload.prompts import REPEATED
 
 # Seconds for which engines on a GPU are watched before they have anything to do.
 IDLE_S = 1.0
@@ -42,6 +45,8 @@ class _Session:
     records: RecordWriter
     lags: RecordWriter  # of the event loop
     notes: MemoryNotes
+    control: Control
+    again: RecordWriter | None  # of requests that are asked again; None: none are
     write: Write  # of what is no request
     done: list[progress.Done]
     warm: set[Scheduler]  # those that have been warmed up
@@ -74,6 +79,8 @@ async def measure(
             records=stack.enter_context(RecordWriter(run_dir / "records.jsonl")),
             lags=stack.enter_context(RecordWriter(run_dir / "loop.jsonl")),
             notes=_memory_notes(cfg, run_dir, stack),
+            control=Control(_asked_again(cfg), alike=cfg.workload.prompts in REPEATED),
+            again=stack.enter_context(RecordWriter(run_dir / CONTROL)) if _asked_again(cfg) else None,
             write=_event_writer(prepared.arms, run_dir, stack),
             done=done,
             warm=set(),
@@ -106,6 +113,7 @@ async def _stint(session: _Session, stint: Stint) -> list[str]:
             if scheduler is None or not scheduler.alive:
                 scheduler = await _start(session, stint)
             died += await _cell(session, scheduler, cell, repeats)
+            died += await _control(session, scheduler, cell, repeats)
         if 0 in stint.repeats and (lengths := _to_search(session, stint.arm)):
             if scheduler is None or not scheduler.alive:
                 scheduler = await _start(session, stint)
@@ -243,7 +251,8 @@ async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: li
                 session.notes.around(scheduler, cell, repeat),
                 loop_lag.watched(cell, repeat, session.lags.write),
             ):
-                await drive(scheduler, requests, _sink(session.records, tally, died), arrivals, cell.concurrency)
+                sink = _sink(session.records, tally, died, session.control.note)
+                await drive(scheduler, requests, sink, arrivals, cell.concurrency)
             seconds = round(time.monotonic() - begin, 3)
             found = progress.Done(
                 cell.arm, cell.name, repeat, len(requests), seconds, round(warmup_s, 3), min(died, default=None)
@@ -254,10 +263,30 @@ async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: li
     return sorted(died)
 
 
-def _sink(writer: RecordWriter, tally: Tally, died: set[str]) -> Callable[[RequestRecord], None]:
+async def _control(session: _Session, scheduler: Scheduler, cell: Cell, repeats: list[int]) -> list[str]:
+    """Asks some of a cell's requests again. Returns what there is to say of engines that died."""
+    died: set[str] = set()
+    if session.again is not None and scheduler.alive:
+        batches = {repeat: prompts.measured(session.cfg, cell, repeat, session.prepared.material) for repeat in repeats}
+        with session.screen.step(f"{cell.arm} {cell.name}: asking some again, for what is said of tokens"):
+            await session.control.ask(scheduler, batches, _sink(session.again, None, died))
+    return sorted(died)
+
+
+def _asked_again(cfg: Any) -> int:
+    """How many requests of a cell are asked again; sampled answers differ by chance, and are not compared."""
+    return cfg.experiment.control if cfg.workload.temperature == 0 else 0
+
+
+def _sink(
+    writer: RecordWriter, tally: Tally | None, died: set[str], note: Callable[[RequestRecord], None] | None = None
+) -> Callable[[RequestRecord], None]:
     def write(record: RequestRecord) -> None:
         writer.write(record)
-        tally.add(record)
+        if tally is not None:
+            tally.add(record)
+        if note is not None:
+            note(record)
         if record.cause == "engine_died":
             died.add(record.error or "an engine died")
 
