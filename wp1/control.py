@@ -16,7 +16,8 @@ from wp1.records import Request, RequestRecord
 from wp1.serving.backend import Scheduler
 
 FILE = "control.jsonl"
-# What seconds a cell's control may take; of long prompts on a CPU it asks fewer again.
+# Seconds after the first answer, in which an engine may still compile what it needs for log-probabilities: of long
+# prompts on a CPU fewer are asked again.
 ENOUGH_S = 20.0
 
 
@@ -49,13 +50,13 @@ class Control:
     async def ask(
         self, scheduler: Scheduler, batches: Mapping[int, Sequence[Request]], sink: Callable[[RequestRecord], None]
     ) -> None:
-        """Asks again what is to be asked of a cell, one request at a time, for ENOUGH_S seconds at most.
+        """Asks again what is to be asked of a cell, one request at a time, until ENOUGH_S are over.
 
         batches: the requests of its repeats that have just been measured.
         """
-        begin = time.monotonic()
+        first: float | None = None
         for request, parted in self._chosen(batches):
-            if not scheduler.alive or time.monotonic() - begin > ENOUGH_S:
+            if not scheduler.alive or (first is not None and time.monotonic() - first > ENOUGH_S):
                 return
 
             def marked(record: RequestRecord, parted: bool = parted) -> None:
@@ -65,6 +66,7 @@ class Control:
             # As a warm-up's, its handoff is in no figure.
             again = dataclasses.replace(request, warmup=True, margins=True)
             await drive(scheduler, [again], marked, None, 1)
+            first = first or time.monotonic()
 
     def _chosen(self, batches: Mapping[int, Sequence[Request]]) -> Iterator[tuple[Request, bool]]:
         """Requests, and whether each is asked because its tokens parted: the first of repeat 0, then parted ones."""

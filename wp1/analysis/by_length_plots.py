@@ -9,8 +9,7 @@ import numpy as np
 from wp1.analysis import style
 from wp1.analysis.by_length import curve
 from wp1.analysis.plots import Plot
-
-MARKERS = ("o", "s", "D", "^")
+from wp1.analysis.style import MARKERS
 
 
 def length_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> list[Plot]:

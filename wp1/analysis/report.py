@@ -88,7 +88,7 @@ def write_report(
     config = read_config(run_dir)
     answers = config["workload"]["prompts"] == "dataset"
     requests = tables.requests(run_dir / "records.jsonl", tables.bulk_of(config, compared=False))
-    queues = tables.queues(run_dir / "queues.jsonl")
+    queues, handoffs = tables.queues(run_dir / "queues.jsonl"), tables.handoffs(run_dir / "handoffs.jsonl")
     measured = requests.filter(~pl.col("warmup"))
     folder = reports / metadata["run_id"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def write_report(
         _latency(summary) if not (one_each or nothing) else "",
         drawn(plots.request_plots, measured, mark) if not one_each else "",
         drawn(plots.device_plots, measured, read_samples(run_dir), metadata),
-        drawn(comparison_plots.handoff_plots, queues, measured, mark) if not one_each else "",
+        drawn(comparison_plots.handoff_plots, queues, requests, mark, handoffs) if not one_each else "",
         device_report.section(summary["profiling"].get("device")) if not nothing else "",
         _checks(summary) if not nothing else "",
         _failures(requests),
