@@ -257,9 +257,10 @@ def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) 
             rows = answered.filter((pl.col("arm") == arm) & (pl.col("cell") == cell.name)).drop_nulls("ttft_ms")
             if rows.height:
                 panels.setdefault(cell.prompt, []).append((f"{cell.load} · {arm}" if cell.load else arm, rows))
-    heights = [len(bars) + 1.4 for bars in panels.values()]
+    heights = [len(bars) + 0.3 for bars in panels.values()]
+    # Inches: what is around them all, a line of each bar, and title and ticks of each panel.
     figure, grid = plt.subplots(
-        len(panels), 1, figsize=(style.WIDTH, 1.25 + 0.26 * sum(heights)), squeeze=False,
+        len(panels), 1, figsize=(style.WIDTH, 1.25 + 0.25 * sum(heights) + 0.52 * len(panels)), squeeze=False,
         gridspec_kw={"height_ratios": heights},
     )  # fmt: skip
     palette = sns.color_palette(style.PALETTE)

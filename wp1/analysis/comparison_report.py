@@ -91,6 +91,8 @@ def side_by_side(found: Comparison) -> str:
 
 def tokens(found: Mapping[str, Any]) -> str:
     """Whether both gave the same tokens, in a sentence."""
+    if why := found["parity"].get("why_not"):
+        return f"Tokens are not compared: {why}."
     return f"Same tokens: {parity.in_words(found['parity'], '**')}."
 
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from wp1.analysis import tables
 
-# Begin and end of a stay in each of `tables.QUEUES`. Each place follows the one before, so that a request is in one at a
+# Begin and end of a stay in each of `tables.QUEUES`. Each place follows the one before, and a request is in one at a
 # time: what moves while its prompt is still computed is not counted before that is done.
 STAYS = {
     "prefill_waiting": ("t_sent", "t_queued"),

@@ -132,7 +132,8 @@ def contrast(content: dict[str, Any], of: list[Pair]) -> str:
         parts.append(f"**Not on equal devices**: {a} had {counts[0]}, {b} had {counts[1]}.")
     if differ := sorted({part for pair in of for part in sweep.unlike(pair)}):
         parts.append(f"What was sent, or the model it was sent to, is not the same in both: see {', '.join(differ)}.")
-    parts.append(comparison_report.tokens(content))
+    else:
+        parts.append(comparison_report.tokens(content))
     return "\n\n".join(part for part in (*parts, _scores(of, a, b), comparison_report.tables_of(content)) if part)
 
 
