@@ -240,6 +240,8 @@ def plot(results: Results, path: Path) -> None:
     axes.set(xscale="log", xlabel="tokens in the prompt", ylabel="GB/s", title=title)
     rates = [rate for *_, rate in series]
     style.logarithmic(axes, min(rates), max(rates), "{x:,g}")
+    # What stands beside its place counts in no limits of its own.
+    axes.set_ylim(min(rates) / 1.25, max(rates) * 1.25)
     lengths = sorted({tokens for _, tokens, _ in series})
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()

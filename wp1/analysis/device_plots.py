@@ -30,7 +30,6 @@ def device_plot(samples: pl.DataFrame, measured: pl.DataFrame, resumed: int, pat
     colours = dict(zip(devices, sns.color_palette(style.PALETTE, len(devices)), strict=True))
     left = 0.0
     looks = {device: style.LINES[n % len(style.LINES)] for n, device in enumerate(devices)}
-    windows = _windows(measured)
     for n, (begin, end) in enumerate(parts):
         for (device,), rows in samples.filter(pl.col("t").is_between(begin, end)).group_by(
             "device", maintain_order=True
@@ -39,8 +38,9 @@ def device_plot(samples: pl.DataFrame, measured: pl.DataFrame, resumed: int, pat
             named = {"color": colours[device], "label": str(device) if n == 0 else None, "linestyle": looks[device]}
             memory.plot(seconds, rows["memory_bytes"].to_numpy() / GIB, linewidth=1.4, **named)
             load.plot(seconds, rows["utilisation"].to_numpy(), linewidth=0.8, **named)
+        windows = _windows(measured.filter(pl.col("t_sent").is_between(begin, end)))
         for axes in (memory, load):
-            for window in windows[(windows[:, 0] >= begin) & (windows[:, 0] <= end)]:
+            for window in windows:
                 axes.axvspan(*(window - begin + left), color="grey", alpha=0.15, linewidth=0)
             if n:
                 axes.axvline(left - pause / 2, color="black", linestyle=":", linewidth=1)
