@@ -9,6 +9,9 @@ import numpy as np
 from wp1.analysis import style
 from wp1.analysis.plots import Plot
 
+# Of the bars of each arm, as colours alone would tell them apart.
+HATCHES = ("", "////", "....", "xxxx")
+
 
 def quality_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> list[Plot]:
     """Every plot that there is data for; (caption, file) of each."""
@@ -61,7 +64,10 @@ def _tasks(arms: Mapping[str, Any], path: Path, mark: str) -> None:
             # Of several arms the colour tells them apart, else the benchmark.
             colour = of_arms[arm] if len(arms) > 1 else colours[benchmarks.index(name[0])]
             label = arm if len(arms) > 1 else name[0]
-            axes.barh(y, task["mean"], height=height, color=colour, label=label, linewidth=0)
+            hatch = HATCHES[k % len(HATCHES)]
+            axes.barh(
+                y, task["mean"], height=height, color=colour, label=label, linewidth=0, hatch=hatch, edgecolor="white"
+            )
             spread = [[max(0.0, task["mean"] - task["low"])], [max(0.0, task["high"] - task["mean"])]]
             axes.errorbar(task["mean"], y, xerr=spread, color="black", linewidth=0.9, capsize=2)
             axes.text(min(task["high"] + 1.5, 101), y, f"n = {task['n']}", va="center", fontsize=7, color="0.35")
