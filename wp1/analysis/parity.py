@@ -17,7 +17,9 @@ from wp1.workload.prompts import REPEATED
 
 # Of the two best log-probabilities, in nats: what rounding can turn round, by the engines' data type. Of bfloat16 it is
 # two steps of a logit between 16 and 32, which has 8 significant bits: 2 x 2^(4 - 7). The others have 3 and 16 bits
-# more. In control passes of SmolLM2-135M on a CPU nothing that parted was further apart (docs/metrics.md).
+# more. Measured with SmolLM2-135M in bfloat16 on two CPU cores (workload=text, 120 tokens, eight at a time against one
+# at a time): of 24 answers of 64 tokens 9 parted, where the two best were 0 to 0.125 nats apart; of all 1,536 places of
+# these answers 10 % are within 0.25 nats.
 MARGIN_NATS = {"bfloat16": 0.25, "float16": 0.25 / 2**3, "float32": 0.25 / 2**16}
 # Of requests that part by more than that, how many are named.
 MOST_NAMED = 3
