@@ -13,7 +13,7 @@ from wp1.analysis.summary import write_json
 from wp1.budget import left_of_begun, predict, repeat_of
 from wp1.console import Screen, Tally
 from wp1.control import FILE as CONTROL
-from wp1.control import Control
+from wp1.control import Control, count_of
 from wp1.drive import drive
 from wp1.errors import WP1Error
 from wp1.plan import Arm, Cell, Stint, stints
@@ -69,6 +69,7 @@ async def measure(
     with ExitStack() as stack:
         done = [one for one in progress.read(run_dir) if one.died is None]
         took = sum(one.seconds + one.warmup_s for one in done) + sum(start["seconds"] for start in metadata["starts"])
+        again = count_of(cfg, metadata["sweep"] is not None)
         session = _Session(
             cfg,
             prepared,
@@ -79,8 +80,8 @@ async def measure(
             records=stack.enter_context(RecordWriter(run_dir / "records.jsonl")),
             lags=stack.enter_context(RecordWriter(run_dir / "loop.jsonl")),
             notes=_memory_notes(cfg, run_dir, stack),
-            control=Control(_asked_again(cfg), alike=cfg.workload.prompts in REPEATED),
-            again=stack.enter_context(RecordWriter(run_dir / CONTROL)) if _asked_again(cfg) else None,
+            control=Control(again, alike=cfg.workload.prompts in REPEATED),
+            again=stack.enter_context(RecordWriter(run_dir / CONTROL)) if again else None,
             write=_event_writer(prepared.arms, run_dir, stack),
             done=done,
             warm=set(),
@@ -271,11 +272,6 @@ async def _control(session: _Session, scheduler: Scheduler, cell: Cell, repeats:
         with session.screen.step(f"{cell.arm} {cell.name}: asking some again, for what is said of tokens"):
             await session.control.ask(scheduler, batches, _sink(session.again, None, died))
     return sorted(died)
-
-
-def _asked_again(cfg: Any) -> int:
-    """How many requests of a cell are asked again; sampled answers differ by chance, and are not compared."""
-    return cfg.experiment.control if cfg.workload.temperature == 0 else 0
 
 
 def _sink(

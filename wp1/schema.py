@@ -174,8 +174,8 @@ class Experiment:
     goodput_within: float = 0.1  # the search ends when the two nearest rates differ by this share
     memory: Truth = False  # engines take notes of their memory, into memory.jsonl
     # Requests of a cell that are asked again after its repeats, with the two best log-probabilities of each token, for
-    # what is said where tokens part (`wp1.control`). They are in no figure.
-    control: int = 0
+    # what is said where tokens part (`wp1.control`). They are in no figure. None: six if tokens will be compared.
+    control: int | None = 0
 
 
 @dataclass

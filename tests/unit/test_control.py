@@ -14,6 +14,7 @@ from wp1 import schema
 from wp1.analysis import tables, whole
 from wp1.analysis.summary import read_config, read_json
 from wp1.console import Screen
+from wp1.control import count_of
 from wp1.errors import ConfigError
 from wp1.records import read_records
 from wp1.run import Outcome, run
@@ -61,6 +62,16 @@ def test_nothing_is_asked_again_of_sampled_answers(
     assert "control.jsonl" not in whole.absent(outcome.run_dir, read_config(outcome.run_dir))
     with pytest.raises(ConfigError, match=r"experiment\.control=3 has no effect with workload\.temperature"):
         schema.check_overrides(config("workload.temperature=0.5"), ["experiment.control=3"])
+
+
+def test_a_run_whose_tokens_nobody_compares_asks_none_again(config: Compose) -> None:
+    random = config(GREEDY, "workload=random", "experiment.same_tokens=false")
+    assert [count_of(random, in_sweep) for in_sweep in (False, True)] == [0, 6]
+    random.experiment.control = 2
+    assert count_of(random, False) == 2
+    assert count_of(config(GREEDY), False) == 6
+    assert count_of(config("experiment=e3"), False) == 2
+    assert count_of(config("experiment=e2"), True) == 0
 
 
 def test_e3_asks_again_what_parted_and_says_whether_rounding_explains_it(
