@@ -15,11 +15,8 @@ from typing import Any
 from wp1.drive import drive
 from wp1.records import Request, RequestRecord
 from wp1.serving.backend import Scheduler
-from wp1.workload.prompts import REPEATED
 
 FILE = "control.jsonl"
-# Requests of a cell, of an experiment that does not say how many.
-DEFAULT = 6
 # Seconds after the first answer, in which an engine may still compile what it needs for log-probabilities: of long
 # prompts on a CPU fewer are asked again.
 ENOUGH_S = 20.0
@@ -31,18 +28,9 @@ def name_of(request_id: str, alike: bool) -> str:
     return re.sub(r"/r\d+/", "/", name, count=1) if alike else name
 
 
-def count_of(cfg: Any, in_sweep: bool) -> int:
-    """How many requests of a cell are asked again by their place (`experiment.control`).
-
-    None of sampled ones, which differ by chance and are not compared. Where the experiment does not say how many, none
-    either of a single arm whose prompts differ in every repeat, unless it is a job of a sweep: nothing is there to
-    compare its tokens with.
-    """
-    if cfg.workload.temperature > 0:
-        return 0
-    if cfg.experiment.control is not None:
-        return cfg.experiment.control
-    return DEFAULT if in_sweep or len(cfg.arms) > 1 or cfg.workload.prompts in REPEATED else 0
+def count_of(cfg: Any) -> int:
+    """How many requests of a cell are asked again by their place; sampled answers differ by chance, and none is."""
+    return cfg.experiment.control if cfg.workload.temperature == 0 else 0
 
 
 class Control:

@@ -24,7 +24,6 @@ from wp1.errors import ConfigError, unreadable
 from wp1.plan import has_length, plan
 from wp1.quality.asking import FILE as EXAMPLES
 from wp1.records import read_rows
-from wp1.workload.prompts import REPEATED
 
 RECORDS = "records.jsonl"
 # Arm and cell; where it is known, the repeat too.
@@ -102,10 +101,7 @@ def absent(run_dir: Path, config: Mapping[str, Any]) -> dict[str, str]:
     if any(target.startswith("wp1.collectors.device.") for target in collectors):
         left["device.jsonl"] = "memory, load, power and energy of the devices"
     left |= {"engine_stats.jsonl": "KV use, waiting and preemptions in the engines", "loop.jsonl": "event-loop lag"}
-    asked = config["experiment"].get("control", 0)
-    if asked is None:
-        asked = len(schedulers) > 1 or config["workload"]["prompts"] in REPEATED
-    if asked and config["workload"].get("temperature") == 0:
+    if config["experiment"].get("control") and config["workload"].get("temperature") == 0:
         left[CONTROL] = "how close tokens were that part"
     if any(scheduler.get("mode") == "disagg" for scheduler in schedulers):
         left |= {"handoffs.jsonl": "KV transfer", "queues.jsonl": "queue lengths"}
