@@ -37,6 +37,7 @@ class DoubleBackend:
     dies_at: int | None = None
     cached_tokens = 0
     drift = False  # other tokens each time, in spite of the seed
+    margin = 2.0  # nats between the two best tokens, wherever they are asked for
     started: list[str]
     stopped: list[str]
     noted: list[tuple[str, str]]  # engine and moment of every note of its memory, and "served" for every request
@@ -99,6 +100,8 @@ class DoubleBackend:
                     raise EngineDiedError(f"engine {self.name} died: killed by the test")
                 await asyncio.sleep(self.gap_s)
                 chunk = Chunk(time.monotonic(), [first + n], f"{first + n} ")
+                if request.margins:
+                    chunk.margins = [self.margin]
                 if n == request.max_tokens - 1:
                     chunk.finish_reason, chunk.prompt_tokens = "length", len(request.prompt)
                     chunk.cached_tokens = self.cached_tokens

@@ -11,6 +11,8 @@ from wp1 import goodput, loop_lag, progress
 from wp1.analysis.summary import write_json
 from wp1.budget import left_of_begun, predict, repeat_of
 from wp1.console import Screen, Tally
+from wp1.control import FILE as CONTROL
+from wp1.control import Control, count_of
 from wp1.drive import Sink, drive, in_flight_of
 from wp1.errors import WP1Error
 from wp1.plan import Arm, Cell, Stint, stints
@@ -21,6 +23,7 @@ from wp1.serving.engines import Engines, Write, places_of
 from wp1.serving.memory.notes import MemoryNotes
 from wp1.serving.placement import engine_sizes
 from wp1.workload import prompts, warmup
+from wp1.workload.prompts import REPEATED
 
 # Seconds for which engines on a GPU are watched before they have anything to do.
 IDLE_S = 1.0
@@ -42,6 +45,8 @@ class _Session:
     records: RecordWriter
     lags: RecordWriter  # of the event loop
     notes: MemoryNotes
+    control: Control
+    again: RecordWriter | None  # of requests that are asked again; None: none are
     write: Write  # of what is no request
     done: list[progress.Done]
     warm: set[Scheduler]  # those that have been warmed up
@@ -64,6 +69,7 @@ async def measure(
     with ExitStack() as stack:
         done = [one for one in progress.read(run_dir) if one.died is None]
         took = sum(one.seconds + one.warmup_s for one in done) + sum(start["seconds"] for start in metadata["starts"])
+        again = count_of(cfg)
         session = _Session(
             cfg,
             prepared,
@@ -74,6 +80,8 @@ async def measure(
             records=stack.enter_context(RecordWriter(run_dir / "records.jsonl")),
             lags=stack.enter_context(RecordWriter(run_dir / "loop.jsonl")),
             notes=_memory_notes(cfg, run_dir, stack),
+            control=Control(again, alike=cfg.workload.prompts in REPEATED),
+            again=stack.enter_context(RecordWriter(run_dir / CONTROL)) if again else None,
             write=_event_writer(prepared.arms, run_dir, stack),
             done=done,
             warm=set(),
@@ -106,6 +114,7 @@ async def _stint(session: _Session, stint: Stint) -> list[str]:
             if scheduler is None or not scheduler.alive:
                 scheduler = await _start(session, stint)
             died += await _cell(session, scheduler, cell, repeats)
+            died += await _control(session, scheduler, cell, repeats)
         if 0 in stint.repeats and (lengths := _to_search(session, stint.arm)):
             if scheduler is None or not scheduler.alive:
                 scheduler = await _start(session, stint)
@@ -253,7 +262,7 @@ async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: li
                 session.notes.around(scheduler, cell, repeat),
                 loop_lag.watched(cell, repeat, session.lags.write),
             ):
-                sink = _noting(lambda record: _keep(record, session.records, tally), died)
+                sink = _noting(lambda record: _keep(record, session, tally), died)
                 dead = min(died, default=None)
                 await drive(scheduler, requests, sink, arrivals, cell.concurrency, bounds, dead)
             seconds = round(time.monotonic() - begin, 3)
@@ -266,9 +275,20 @@ async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: li
     return sorted(died)
 
 
-def _keep(record: RequestRecord, writer: RecordWriter, tally: Tally) -> None:
-    writer.write(record)
+async def _control(session: _Session, scheduler: Scheduler, cell: Cell, repeats: list[int]) -> list[str]:
+    """Asks some of a cell's requests again. Returns what there is to say of engines that died."""
+    died: set[str] = set()
+    if session.again is not None and scheduler.alive:
+        batches = {repeat: prompts.measured(session.cfg, cell, repeat, session.prepared.material) for repeat in repeats}
+        with session.screen.step(f"{cell.arm} {cell.name}: asking some again, for what is said of tokens"):
+            await session.control.ask(scheduler, batches, _noting(session.again.write, died))
+    return sorted(died)
+
+
+def _keep(record: RequestRecord, session: _Session, tally: Tally) -> None:
+    session.records.write(record)
     tally.add(record)
+    session.control.note(record)
 
 
 def _noting(sink: Sink, died: set[str]) -> Sink:

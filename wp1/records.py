@@ -43,6 +43,7 @@ class Request:
     example: str = ""  # whose answer this is judged by, in examples.jsonl
     stop: list[str] = field(default_factory=list)  # texts that end the answer
     nll_window: int | None = None  # tokens; the prompt's log-likelihood is wanted, summed over windows of so many
+    margins: bool = False  # for every output token, how far apart the two best were is wanted (`ControlRecord`)
 
 
 @dataclass(slots=True)
@@ -94,6 +95,15 @@ class RequestRecord:
     nll_window: int | None = None  # tokens a window
     # Negative log-likelihood in nats of the prompt's tokens, summed over each window; the very first token has none.
     nll: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class ControlRecord(RequestRecord):
+    """A measured request that was asked again (`wp1.control`): part of no figure, and in a file of its own."""
+
+    # Log-probability of the best token less that of the second best (nats), for each output token.
+    margins: list[float] = field(default_factory=list)
+    parted: bool = False  # asked because another arm had answered with other tokens, and not by its place in the cell
 
 
 @dataclass(slots=True)
@@ -186,7 +196,8 @@ class LoopLag:
 
 def new_record(request: Request, t_intended: float) -> RequestRecord:
     """A record of a request that has not ended; its status is "aborted" until it has."""
-    return RequestRecord(
+    kind = ControlRecord if request.margins else RequestRecord
+    return kind(
         request_id=request.request_id,
         arm=request.arm,
         cell=request.cell,
@@ -240,6 +251,8 @@ def _rounded(record: Row) -> dict[str, Any]:
     if isinstance(record, RequestRecord):
         row["t_tokens"] = [round(t, 6) for t in record.t_tokens]
         row["nll"] = [round(sum_, 4) for sum_ in record.nll]
+    if isinstance(record, ControlRecord):
+        row["margins"] = [round(margin, 5) for margin in record.margins]
     return row
 
 

@@ -24,7 +24,7 @@ from wp1.plan import Arm
 from wp1.progress import Unit
 
 # Files with a line for what belongs to one repeat of a cell, and those with one for a moment of the monotonic clock.
-OF_UNITS = ("records.jsonl", "handoffs.jsonl", "loop.jsonl", "memory.jsonl")
+OF_UNITS = ("records.jsonl", "control.jsonl", "handoffs.jsonl", "loop.jsonl", "memory.jsonl")
 OF_MOMENTS = ("device.jsonl", "queues.jsonl", "engine_stats.jsonl")
 # Of run_metadata.json, what a run that goes on adds to.
 NOTED = ("labels", "pools", "starts", "taken_over", "kv_held", "skipped")

@@ -174,6 +174,9 @@ class Experiment:
     goodput_budget_s: float | None = None  # seconds a prompt length; None: no search
     goodput_within: float = 0.1  # the search ends when the two nearest rates differ by this share
     memory: Truth = False  # engines take notes of their memory, into memory.jsonl
+    # Requests of a cell that are asked again after its repeats, with the two best log-probabilities of each token, for
+    # what is said where tokens part (`wp1.control`). They are in no figure. None: CONTROL with same_tokens.
+    control: int | None = 0
 
 
 @dataclass
@@ -232,6 +235,10 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
+# Requests of a cell that are asked again, of an experiment that compares tokens and does not say how many.
+CONTROL = 6
+
+
 def resolve(cfg: DictConfig) -> DictConfig:
     """The composed configuration, resolved and typed, with keys that are not in the schema refused.
 
@@ -259,6 +266,8 @@ def resolve(cfg: DictConfig) -> DictConfig:
     if missing:
         raise ConfigError(f"{missing[0]} has no value: set {missing[0]}=...")
     assert isinstance(typed, DictConfig)
+    if typed.experiment.control is None:
+        typed.experiment.control = CONTROL if typed.experiment.same_tokens else 0
     if same_tokens_aside(typed) is not None:
         typed.experiment.same_tokens = False
     return typed
@@ -390,6 +399,7 @@ def _check_values(cfg: Any) -> None:
         ("experiment.time_budget_s", cfg.experiment.time_budget_s, 1),
         ("experiment.goodput_budget_s", cfg.experiment.goodput_budget_s, 1),
         ("experiment.arrivals_s", cfg.experiment.arrivals_s, 0.001),
+        ("experiment.control", cfg.experiment.control, 0),
         ("experiment.goodput_within", cfg.experiment.goodput_within, 0.001),
         ("seed", cfg.seed, 0),
     ]
@@ -543,6 +553,11 @@ def check_overrides(cfg: Any, overrides: list[str]) -> None:
             raise ConfigError(
                 f"{override.lstrip('+')} has no effect beside experiment.request_rates: "
                 f"set experiment.request_rates=[{cfg.workload.request_rate:g}]"
+            )
+        if cfg.workload.temperature > 0 and re.match(r"\+*experiment\.control=[1-9]", override):
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect with workload.temperature={cfg.workload.temperature:g}: sampled "
+                "tokens differ by chance, and are not compared. Set workload.temperature=0, or drop it"
             )
         if open_loop(cfg) and override.lstrip("+").startswith("experiment.concurrencies="):
             raise ConfigError(

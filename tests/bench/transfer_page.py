@@ -18,8 +18,8 @@ from typing import Any
 from wp1.analysis import style
 from wp1.analysis.markdown import short, table
 
-# In the plot one connector's place from the next, as a factor of tokens.
-SPREAD = 1.05
+# In the plot from one connector's bar to the next: points.
+BESIDE_PT = 3
 # A plain copy may be disturbed, which makes it slower, and by nothing faster: below this part of the fastest of as many
 # tokens, one is left out.
 OUTLIER = 0.5
@@ -234,11 +234,13 @@ def _ratio(rates: Mapping[tuple[str, int], float | None], tokens: int) -> str:
 def plot(results: Results, path: Path) -> None:
     """GB/s by tokens: the medians as lines, from the lowest to the highest as bars.
 
-    Bars side by side, as bands of seven connectors that all reach from 5 to 1,000 would hide one another.
+    Lines stand at their true places. Bars stand some points beside them, as those of seven connectors that all reach
+    from 5 to 1,000 would hide one another.
     """
     style.use()
     import matplotlib.pyplot as plt
     import seaborn as sns
+    from matplotlib.transforms import ScaledTranslation
 
     figure, axes = plt.subplots(figsize=(style.WIDTH, 4.4))
     found = results.rates()
@@ -247,9 +249,8 @@ def plot(results: Results, path: Path) -> None:
     for tokens in dict.fromkeys(tokens for tokens, _ in results.plain):
         series += [(plain, tokens, rate) for rate in results.plain_rates(tokens)[0]]
     names = list(dict.fromkeys(name for name, *_ in series))
-    aside = {name: SPREAD ** (place - (len(names) - 1) / 2) for place, name in enumerate(names)}
     sns.lineplot(
-        x=[tokens * aside[name] for name, tokens, _ in series],
+        x=[tokens for _, tokens, _ in series],
         y=[rate for *_, rate in series],
         hue=[name for name, *_ in series],
         style=[name for name, *_ in series],
@@ -258,16 +259,23 @@ def plot(results: Results, path: Path) -> None:
         markers=True,
         dashes=False,
         estimator="median",
-        errorbar=("pi", 100),
-        err_style="bars",
+        errorbar=None,
         ax=axes,
     )
+    for place, (name, colour) in enumerate(zip(names, sns.color_palette(style.PALETTE, len(names)), strict=True)):
+        aside = ScaledTranslation(BESIDE_PT * (place - (len(names) - 1) / 2) / 72, 0, figure.dpi_scale_trans)
+        for tokens in {tokens for of, tokens, _ in series if of == name}:
+            rates = [rate for of, n, rate in series if (of, n) == (name, tokens)]
+            ends = (min(rates), max(rates))
+            axes.plot([tokens] * 2, ends, color=colour, linewidth=1.2, transform=axes.transData + aside)
     counts = sorted({len(_of(found, name, n)) for name, n, _ in series if name != plain})
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     title = style.title("KV between engines", f" · median and range of {n} handoffs")
     axes.set(xscale="log", xlabel="tokens in the prompt", ylabel="GB/s", title=title)
     rates = [rate for *_, rate in series]
     style.logarithmic(axes, min(rates), max(rates), "{x:,g}")
+    # What stands beside its place counts in no limits of its own.
+    axes.set_ylim(min(rates) / 1.25, max(rates) * 1.25)
     lengths = sorted({tokens for _, tokens, _ in series})
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()

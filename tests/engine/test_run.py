@@ -37,7 +37,7 @@ def test_e0_from_the_command_line(start: Start) -> None:
 
 
 def test_random_weights_serve_token_ids_and_are_labelled(start: Start) -> None:
-    run = start(*TINY_SHAPE, "workload.output_len=8")
+    run = start(*TINY_SHAPE, "workload.output_len=8", "workload.temperature=0")
     code, output = run.finish()
     assert code == 0, output
     metadata = read_json(run.run_dir / "run_metadata.json")
@@ -45,6 +45,9 @@ def test_random_weights_serve_token_ids_and_are_labelled(start: Start) -> None:
     assert "random weights" in (run.root / "outputs" / "reports" / f"{metadata['run_id']}.md").read_text()
     records = [record for record in run.records() if not record.warmup]
     assert all(record.output_tokens > 0 and record.text == "" for record in records)
+    # Asked again, without a tokenizer too.
+    again = [json.loads(line) for line in (run.run_dir / "control.jsonl").read_text().splitlines()]
+    assert again and all(len(line["margins"]) == line["output_tokens"] for line in again)
     # The prompt is the question's bytes.
     assert records[0].prompt_tokens == len("What is the capital of France?")
     assert "random weights" in _is_in_mlflow(run, "FINISHED").data.tags["labels"]

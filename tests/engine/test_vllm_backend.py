@@ -19,7 +19,7 @@ from wp1.analysis import memory, tables
 from wp1.console import output_to
 from wp1.errors import ConfigError
 from wp1.main import CONF
-from wp1.records import Request, RequestRecord, new_record
+from wp1.records import ControlRecord, Request, RequestRecord, new_record
 from wp1.serving import models, vllm_backend
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.memory import Moment
@@ -117,6 +117,17 @@ def test_the_seed_decides_what_is_sampled(loop: Loop, engine: VLLMBackend) -> No
     )
     assert first.token_ids == again.token_ids
     assert first.token_ids != other.token_ids
+
+
+def test_asking_how_close_the_two_best_tokens_were_changes_no_token(loop: Loop, engine: VLLMBackend) -> None:
+    plain = _ask(loop, engine, _request(name="plain"))
+    asked = _ask(loop, engine, replace(_request(name="asked"), margins=True))
+    assert asked.token_ids == plain.token_ids
+    assert isinstance(asked, ControlRecord) and not isinstance(plain, ControlRecord)
+    assert len(asked.margins) == asked.output_tokens
+    # Logits of bfloat16 lie on steps: those above 16 an eighth of a nat apart, and smaller ones on parts of that.
+    assert all(0 <= margin < 100 for margin in asked.margins)
+    assert all(margin * 128 == pytest.approx(round(margin * 128), abs=0.02) for margin in asked.margins)
 
 
 def test_seeded_prompts_that_are_computed_in_pieces_are_answered_and_repeat(loop: Loop, engine: VLLMBackend) -> None:

@@ -25,7 +25,12 @@ def make(config: Compose, double: type[DoubleBackend], tmp_path: Path) -> Make:
 
     def make_(number: int, *overrides: str) -> Path:
         run_id = f"run-20260101T000000Z-0000000{number}"
-        words = ("experiment.same_tokens=false", "workload.num_requests=8", "experiment.repeats=1")
+        words = (
+            "experiment.same_tokens=false",
+            "workload.num_requests=8",
+            "experiment.repeats=1",
+            "workload.temperature=0",
+        )
         with Screen() as screen:
             return run(config(*TINY, *words, *overrides), tmp_path / "outputs" / run_id, run_id, screen).run_dir
 

@@ -26,11 +26,16 @@ def table_of(run_dir: Path, experiment: str) -> Path:
 
 
 def contents(
-    requests: pl.DataFrame, arms: Sequence[str], slo: Mapping[str, Any], devices: Mapping[str, int]
+    requests: pl.DataFrame,
+    arms: Sequence[str],
+    slo: Mapping[str, Any],
+    devices: Mapping[str, int],
+    tokens: parity.Basis | None = None,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """What is known of the first two arms against each other, for JSON, and as a table (`comparison.compare`).
 
-    requests: `tables.requests` with the rows of all arms; devices: how many each arm uses.
+    requests: `tables.requests` with the rows of all arms; devices: how many each arm uses; tokens: what a comparison
+    of tokens goes by.
     """
     measured = requests.filter(~pl.col("warmup"))
     a, b = (measured.filter(pl.col("arm") == arm) for arm in arms[:2])
@@ -52,7 +57,7 @@ def contents(
             arm: comparison.goodput(part, slo, devices[arm]).to_dicts()
             for arm, part in zip(arms[:2], (a, b), strict=True)
         },
-        "parity": parity.parity(a, b),
+        "parity": parity.parity(a, b, tokens),
         "overall": {
             arm: metrics.latency(part) | {"slo_attainment": metrics.attainment(part, *metrics.limits(slo))}
             for arm, part in zip(arms[:2], (a, b), strict=True)

@@ -9,8 +9,7 @@ import numpy as np
 from wp1.analysis import style
 from wp1.analysis.by_length import curve
 from wp1.analysis.plots import Plot
-
-MARKERS = ("o", "s", "D", "^")
+from wp1.analysis.style import MARKERS
 
 
 def length_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> list[Plot]:
@@ -54,12 +53,14 @@ def _ttft(found: Mapping[str, Any], path: Path, n: str, mark: str) -> None:
         if fitted:
             a, b, c = (fitted[key]["value"] for key in "abc")
             x = np.geomspace(fitted["lengths"][0], fitted["lengths"][-1], 200)
-            axes.plot(x, curve((a, b, c), x), color=colours[arm], linewidth=1.2, label=f"{name}a + b n + c n²")
+            whole, quadratic = ("-", ":") if k % 2 == 0 else ("--", "-.")
+            looks = {"color": colours[arm], "linewidth": 1.2}
+            axes.plot(x, curve((a, b, c), x), linestyle=whole, label=f"{name}a + b n + c n²", **looks)
             if c > 0:
                 bottom = min(row["ttft_ms"]["value"] for row in rows) / 3
                 part = c * x**2
                 shown = part >= bottom
-                axes.plot(x[shown], part[shown], color=colours[arm], linewidth=1.2, linestyle=":", label=f"{name}c n²")
+                axes.plot(x[shown], part[shown], linestyle=quadratic, label=f"{name}c n²", **looks)
     log_axes(axes, [row["prompt_len"] for row in found["rows"]])
     axes.set(
         xlabel="prompt tokens", ylabel="TTFT, ms", title=style.title(f"What prompt length costs, {n} a length", mark)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from wp1.analysis import metrics, style
-from wp1.analysis.by_length_plots import MARKERS, points
+from wp1.analysis.by_length_plots import points
 from wp1.analysis.plots import Plot
 
 PANELS = (
@@ -61,9 +61,8 @@ def _panels(rows: list[dict[str, Any]], path: Path, about: str, mark: str) -> No
             known = [(row, _figure(row, column)) for row in rows if row["prompt"] == prompt]
             shown = [(row, figure) for row, figure in known if figure]
             if shown:
-                # Side by side, so that one interval does not hide another.
-                x = [loads.index(_load(row)) + 0.1 * (k - (len(prompts) - 1) / 2) for row, _ in shown]
-                looks = {"label": _words(prompt), "color": palette[k % 10], "marker": MARKERS[k % 4]}
+                x = [loads.index(_load(row)) for row, _ in shown]
+                looks = {"label": _words(prompt), "color": palette[k % 10], **style.series(k, len(prompts))}
                 points(axes, x, [figure for _, figure in shown], scale, **looks)
         axes.set_title(title, fontsize="medium")
         axes.set_ylabel(unit)
@@ -89,10 +88,11 @@ def _frontier(rows: list[dict[str, Any]], path: Path, about: str, mark: str) -> 
 
     figure, axes = plt.subplots(figsize=(style.WIDTH, 4.2))
     palette = sns.color_palette(style.PALETTE)
-    for k, prompt in enumerate(dict.fromkeys(row["prompt"] for row in rows)):
+    prompts = list(dict.fromkeys(row["prompt"] for row in rows))
+    for k, prompt in enumerate(prompts):
         shown = [row for row in rows if row["prompt"] == prompt and row["output_tokens_per_s_per_device"]]
         x = [row["output_tokens_per_s_per_device"]["value"] for row in shown]
-        looks = {"label": _words(prompt), "color": palette[k % 10], "marker": MARKERS[k % 4]}
+        looks = {"label": _words(prompt), "color": palette[k % 10], **style.series(k, len(prompts))}
         points(axes, x, [row["tpot_ms"] for row in shown], **looks)
         # The ends of a line say which way the load grows; names at every point would run into each other.
         for n, place in {0: (-4, -12), len(shown) - 1: (5, 5)}.items():

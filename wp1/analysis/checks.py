@@ -6,22 +6,27 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import arms, cells, tables
-from wp1.analysis.parity import in_words, parity
+from wp1.analysis.parity import Basis, apart_in_words, in_words, itself, parity, why_not
 
 
 def all_checks(
-    config: Any, requests: pl.DataFrame, handoffs: pl.DataFrame | None = None, kv_held: Sequence[str] | None = None
+    config: Any,
+    requests: pl.DataFrame,
+    handoffs: pl.DataFrame | None = None,
+    kv_held: Sequence[str] | None = None,
+    tokens: Basis | None = None,
 ) -> list[dict[str, Any]]:
     """`name`, `passed` and `detail` of every check that applies; where nothing was measured, that alone.
 
     From the run's configuration and its tables (`tables.requests`, `tables.handoffs`; None: there were none).
     kv_held: engines (arm/name) that still held KV blocks when no request was left; None: nobody looked.
+    tokens: what a comparison of tokens goes by (`parity.basis_of`).
     """
     if requests["warmup"].all():
         return [_some_answers(requests)]
     found = [_no_unexpected_cache_hits(config, requests), _some_answers(requests)]
     if config["experiment"]["same_tokens"]:
-        found.append(_same_tokens(requests))
+        found.append(_same_tokens(config, requests, tokens or Basis()))
     moved = pl.DataFrame(schema=tables.HANDOFF_SCHEMA) if handoffs is None else handoffs
     moved = moved.filter(~pl.col("warmup"))
     if moved.height:
@@ -31,8 +36,8 @@ def all_checks(
     if moved.height and kv_held is not None:
         found.append(_freed(kv_held))
     names = arms.names_of(config)
-    if names and config["workload"]["temperature"] == 0:
-        found.append(_same_in_both(requests, *names[:2]))
+    if names and why_not(config) is None:
+        found.append(_same_in_both(requests, names[0], names[1], tokens))
     return found
 
 
@@ -70,8 +75,11 @@ def _no_unexpected_cache_hits(config: Any, requests: pl.DataFrame) -> dict[str, 
     return _result("prefix cache", unexpected == 0, detail)
 
 
-def _same_tokens(requests: pl.DataFrame) -> dict[str, Any]:
-    """The same question with the same seed gives the same tokens in every repeat."""
+def _same_tokens(config: Any, requests: pl.DataFrame, tokens: Basis) -> dict[str, Any]:
+    """The same question with the same seed gives the same tokens in every repeat.
+
+    Greedy ones may part where the two best tokens are so close that rounding decides between them.
+    """
     measured = requests.filter(~pl.col("warmup"))
     # The repeat is the only part of a request's id that differs.
     keyed = measured.with_columns(question=pl.col("request_id").str.replace(r"/r\d+/", "/"))
@@ -83,10 +91,17 @@ def _same_tokens(requests: pl.DataFrame) -> dict[str, Any]:
         (pl.col("answers") == 1) & (pl.col("answered") == repeats) & (pl.col("times") == repeats)
     ).height
     total = groups.height
+    complete = groups.filter((pl.col("answered") == repeats) & (pl.col("times") == repeats)).height
+    detail = f"{same} of {total} questions gave the same tokens in all {repeats} repeats"
+    explained = False
+    if same < total and config["workload"].get("temperature") == 0:
+        parted = itself(measured, Basis(again=tokens.again, alike=True, margin=tokens.margin))["parted"]
+        explained = complete == total and not parted["beyond"] and not parted["unknown"]
+        detail += apart_in_words(parted, tokens.margin)
     return _result(
         "same seed, same tokens",
-        total > 0 and same == total and int(repeats) > 1,  # pyright: ignore[reportArgumentType]
-        f"{same} of {total} questions gave the same tokens in all {repeats} repeats",
+        total > 0 and (same == total or explained) and int(repeats) > 1,  # pyright: ignore[reportArgumentType]
+        detail,
     )
 
 
@@ -129,9 +144,9 @@ def _freed(kv_held: Sequence[str]) -> dict[str, Any]:
     return _result("KV blocks freed", not names, detail)
 
 
-def _same_in_both(requests: pl.DataFrame, a: str, b: str) -> dict[str, Any]:
+def _same_in_both(requests: pl.DataFrame, a: str, b: str, tokens: Basis | None) -> dict[str, Any]:
     """Reported and not judged: on a GPU other batches may round another way, and greedy decoding amplifies it."""
-    found = parity(requests.filter(pl.col("arm") == a), requests.filter(pl.col("arm") == b))
+    found = parity(requests.filter(pl.col("arm") == a), requests.filter(pl.col("arm") == b), tokens)
     name = "same tokens in both arms"
     if found["same"] < found["compared"]:
         name += ", told and not judged"

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis import cells, device_plots, metrics, style, tables
+from wp1.analysis import cells, device_plots, metrics, occupancy, style, tables
+from wp1.analysis.markdown import ms
 from wp1.analysis.plots import Plot
 
 PHASES = (
@@ -18,17 +19,16 @@ PHASES = (
 )
 # The place of each phase's colour in the palette; the first four are the same in every plot of requests.
 PHASE_COLOURS = (7, 1, 4, 0)
-# Places of `tables.QUEUES` in words, with the colour of the phase that each belongs to.
+# Places of `occupancy.stays` in words, with the colour of the phase that each belongs to.
 PLACES = (
     ("prefill_waiting", "in wp1, waiting for a place in a prefill engine", 7),
-    ("prefilling", "in a prefill engine: its queue, and prefill", 1),
-    ("decode_waiting", "prefilled, waiting for a place to decode; KV held in the prefill engine", 3),
-    ("transferring", "transfer", 4),
-    ("decoding", "decode", 0),
+    ("prefilling", "in a prefill engine, its queue and prefill", 1),
+    ("decode_waiting", "prefilled, waiting for a place to decode, KV held in the prefill engine", 3),
+    ("transferring", "KV moving to a decode engine, its prompt computed", 4),
+    ("decoding", "in a decode engine, its queue and decoding", 0),
 )
-MARKERS = ("o", "s", "D", "^")
-# More points than pixels say nothing more.
-MAX_POINTS = 1500
+# Of a time axis, about as many as its pixels.
+SLICES = 700
 
 
 def arm_plots(folder: Path, measured: pl.DataFrame, arms: Sequence[str], slo: dict[str, Any], mark: str) -> list[Plot]:
@@ -60,15 +60,30 @@ def arm_plots(folder: Path, measured: pl.DataFrame, arms: Sequence[str], slo: di
     return made
 
 
-def handoff_plots(folder: Path, queues: pl.DataFrame, measured: pl.DataFrame, mark: str) -> list[Plot]:
-    """Queue lengths over time, one file an arm that has any; (caption, file)."""
+def handoff_plots(
+    folder: Path, queues: pl.DataFrame, requests: pl.DataFrame, mark: str, handoffs: pl.DataFrame | None = None
+) -> list[Plot]:
+    """Requests in each place over time, one file an arm that has any; (caption, file).
+
+    queues: `tables.queues`, which say when the arm was up; requests, handoffs: what was where, by their own times.
+    """
     style.use()
     made = []
+    rows = pl.concat([pl.DataFrame(schema=tables.RECORD_SCHEMA), requests], how="diagonal_relaxed")
+    moved = pl.DataFrame(schema=tables.HANDOFF_SCHEMA) if handoffs is None else handoffs
     for (arm,), samples in queues.group_by("arm", maintain_order=True):
         path = folder / f"queues-{arm}.png"
-        cut = _queues(samples.sort("t"), measured.filter(pl.col("arm") == arm), str(arm), path, mark)
+        of_arm = pl.col("arm") == arm
+        slice_s, cut = _queues(samples["t"], rows.filter(of_arm), moved.filter(of_arm), str(arm), path, mark)
         seams = f" At a dotted line {arm} was not up for a time, which is left out." if cut else ""
-        made.append((f"Requests in each place of {arm} over time; shaded while measured.{seams}", path))
+        made.append(
+            (
+                f"Requests in each place of {arm} over time, from begin and end of each request's stay there. Dark is "
+                f"the mean over slices of {slice_s * 1e3:,.0f} ms, so that its area is the time that requests spent "
+                f"there; pale is the most at any moment of a slice. Shaded while measured.{seams}",
+                path,
+            )
+        )
     return made
 
 
@@ -108,15 +123,14 @@ def _means(
         values = rows.filter(pl.col("cell") == of_load.get(prompt, ""))[column].drop_nulls().to_numpy()
         if values.size:
             low, high = metrics.mean_interval(values)
-            # Side by side, so that one arm's interval does not hide the other's.
-            xs.append(place + 0.12 * (n - (len(arms) - 1) / 2))
+            xs.append(place)
             means.append(float(values.mean()))
             lows.append(low)
             highs.append(high)
     spread = np.abs(np.array([lows, highs]) - np.array(means))
     axes.errorbar(
         xs, means, yerr=spread if means else None, label=arm, color=style.arm_colours(arms)[arm],
-        marker=MARKERS[n % len(MARKERS)], markersize=4, linewidth=1.4, elinewidth=1.2, capsize=2.5,
+        linewidth=1.4, elinewidth=1.2, **style.series(n, len(arms)),
     )  # fmt: skip
 
 
@@ -217,7 +231,7 @@ def _shares(
         of_cell = rows.filter(pl.col("cell") == of_tick.get(tick, ""))
         if of_cell.height:
             met = int(of_cell.select(metrics.met(*limits).sum()).item())
-            xs.append(place + 0.12 * (n - (len(arms) - 1) / 2))
+            xs.append(place)
             shares.append(100 * met / of_cell.height)
             bounds.append([100 * bound for bound in metrics.wilson(met, of_cell.height)])
     if not xs:
@@ -226,8 +240,8 @@ def _shares(
     # Rounding may put a bound a hair beyond the share.
     spread = np.maximum([shares - low, high - shares], 0)
     axes.errorbar(
-        xs, shares, yerr=spread, label=arm, color=style.arm_colours(arms)[arm], marker=MARKERS[n % len(MARKERS)],
-        markersize=4, linewidth=1.4, elinewidth=1.2, capsize=2.5, clip_on=False,
+        xs, shares, yerr=spread, label=arm, color=style.arm_colours(arms)[arm], linewidth=1.4, elinewidth=1.2,
+        clip_on=False, **style.series(n, len(arms)),
     )  # fmt: skip
 
 
@@ -243,9 +257,10 @@ def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) 
             rows = answered.filter((pl.col("arm") == arm) & (pl.col("cell") == cell.name)).drop_nulls("ttft_ms")
             if rows.height:
                 panels.setdefault(cell.prompt, []).append((f"{cell.load} · {arm}" if cell.load else arm, rows))
-    heights = [len(bars) + 1.4 for bars in panels.values()]
+    heights = [len(bars) + 0.3 for bars in panels.values()]
+    # Inches: what is around them all, a line of each bar, and title and ticks of each panel.
     figure, grid = plt.subplots(
-        len(panels), 1, figsize=(style.WIDTH, 1.25 + 0.26 * sum(heights)), squeeze=False,
+        len(panels), 1, figsize=(style.WIDTH, 1.25 + 0.25 * sum(heights) + 0.52 * len(panels)), squeeze=False,
         gridspec_kw={"height_ratios": heights},
     )  # fmt: skip
     palette = sns.color_palette(style.PALETTE)
@@ -286,19 +301,25 @@ def first_token(rows: pl.DataFrame) -> tuple[float, float]:
     return ttft - (way or 0.0), ttft
 
 
-def _queues(samples: pl.DataFrame, measured: pl.DataFrame, arm: str, path: Path, mark: str) -> bool:
-    """A panel for each place, in the order that a request passes them. Returns whether time is left out."""
+def _queues(
+    up: pl.Series, requests: pl.DataFrame, handoffs: pl.DataFrame, arm: str, path: Path, mark: str
+) -> tuple[float, bool]:
+    """A panel for each place, in the order that a request passes them. up: moments at which the arm was up (seconds).
+
+    Returns how long a slice of the axis is, in seconds, and whether time is left out.
+    """
     import matplotlib.pyplot as plt
     import seaborn as sns
     from matplotlib.ticker import MaxNLocator
 
     # Nobody samples in another arm's turn, and between the sessions of a run that was resumed.
-    times = samples["t"].to_numpy()
-    parts = device_plots.sessions(times, times.size)
+    parts = device_plots.sessions(up.sort().to_numpy(), up.len())
     moments, places, seams = _end_to_end(parts)
-    seconds, lengths = _broken_where_idle(samples)
-    figure, grid = plt.subplots(len(PLACES), 1, figsize=(style.WIDTH, 5.6), sharex=True)
+    total = sum(end - begin for begin, end in parts)
+    found = occupancy.stays(requests, handoffs)
+    figure, grid = plt.subplots(len(PLACES), 1, figsize=(style.WIDTH, 6.4), sharex=True)
     palette = sns.color_palette(style.PALETTE)
+    measured = requests.filter(~pl.col("warmup").fill_null(False))
     windows = measured.group_by("cell", "repeat").agg(begin=pl.min("t_sent"), end=pl.max("t_end")).drop_nulls()
     for axes, (name, words, colour) in zip(grid, PLACES, strict=True):
         for begin, end in windows.select("begin", "end").sort("begin").iter_rows():
@@ -306,19 +327,34 @@ def _queues(samples: pl.DataFrame, measured: pl.DataFrame, arm: str, path: Path,
             axes.axvspan(*span, color="grey", alpha=0.13, linewidth=0)
         for seam in seams:
             axes.axvline(seam, color="black", linestyle=":", linewidth=1)
-        x = np.interp(seconds, moments, places)
-        axes.fill_between(x, lengths[name], step="post", color=palette[colour], linewidth=0.6)
-        axes.set_ylim(0, 1.15 * max(1.0, float(np.nanmax(lengths[name]))))
+        highest = 1.0
+        for begin, end in parts:
+            # No slice lies across a seam.
+            edges = np.linspace(begin, end, 2 + round(SLICES * (end - begin) / total) if total else 2)
+            mean, most = occupancy.sliced(found[name], edges)
+            x = np.interp(edges, moments, places)
+            for values, alpha in ((most, 0.35), (mean, 1.0)):
+                shown = np.append(values, values[-1]).astype(float)
+                axes.fill_between(x, shown, step="post", color=palette[colour], alpha=alpha, linewidth=0)
+            highest = max(highest, float(most.max()))
+        axes.set_ylim(0, 1.15 * highest)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
         axes.margins(x=0)
-        axes.set_title(words, fontsize="small", fontweight="normal")
+        axes.set_title(f"{words}{_stays_in_words(found[name])}", fontsize="small", fontweight="normal")
         axes.grid(axis="x", visible=False)
         sns.despine(ax=axes)
     grid[-1].set_xlabel(f"s, without the time in which {arm} was not up" if seams else "s")
-    figure.supylabel("requests", fontsize="medium")
-    style.over_all(figure, f"Queues of {arm} over time", mark)
+    figure.supylabel("requests (dark: mean, pale: most)", fontsize="medium")
+    style.over_all(figure, f"Where the requests of {arm} were", mark)
     style.save(figure, path)
-    return bool(seams)
+    return total / SLICES, bool(seams)
+
+
+def _stays_in_words(of_place: np.ndarray) -> str:
+    """How many stays there were, and their mean: what is shorter than a pixel cannot be read off the axis."""
+    if not len(of_place):
+        return ": none"
+    return f": n = {len(of_place):,}, mean {ms(float((of_place[:, 1] - of_place[:, 0]).mean()) * 1e3)} ms"
 
 
 def _end_to_end(parts: Sequence[tuple[float, float]]) -> tuple[list[float], list[float], list[float]]:
@@ -332,27 +368,3 @@ def _end_to_end(parts: Sequence[tuple[float, float]]) -> tuple[list[float], list
         places += [left, left + end - begin]
         left = places[-1] + pause
     return moments, places, seams
-
-
-def _broken_where_idle(samples: pl.DataFrame, gap_s: float = 1.0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Times and lengths, thinned so that peaks stay, with a hole wherever nobody sampled, as in another arm's turn."""
-    times = samples["t"].to_numpy()
-    stretch = max(1, -(-times.size // MAX_POINTS))
-    group = np.concatenate([[0], np.cumsum(np.diff(times) > gap_s)])
-    bins = pl.DataFrame({"group": group, "bin": np.arange(times.size) // stretch, "t": times}).hstack(
-        samples.select(tables.QUEUES).cast(pl.Float64)
-    )
-    rows = bins.group_by("group", "bin", maintain_order=True).agg(pl.min("t"), pl.col(tables.QUEUES).max())
-    xs: list[float] = []
-    ys: dict[str, list[float]] = {name: [] for name in tables.QUEUES}
-    before = None
-    for row in rows.iter_rows(named=True):
-        if before is not None and row["group"] != before:
-            xs.append(xs[-1])
-            for name in tables.QUEUES:
-                ys[name].append(float("nan"))
-        before = row["group"]
-        xs.append(row["t"])
-        for name in tables.QUEUES:
-            ys[name].append(row[name])
-    return np.array(xs), {name: np.array(values) for name, values in ys.items()}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wp1.analysis import cells, metrics
+from wp1.analysis import cells, metrics, parity
 from wp1.analysis.comparison import METRICS
 from wp1.analysis.markdown import ms, percent, short, table
 
@@ -86,7 +86,14 @@ def side_by_side(found: Comparison) -> str:
     """A table for each cell, and goodput."""
     if found is None:
         return ""
-    return "\n\n".join(["## Side by side", _basis(found), tables_of(found)])
+    return "\n\n".join(["## Side by side", _basis(found), tokens(found), tables_of(found)])
+
+
+def tokens(found: Mapping[str, Any]) -> str:
+    """Whether both gave the same tokens, in a sentence."""
+    if why := found["parity"].get("why_not"):
+        return f"Tokens are not compared: {why}."
+    return f"Same tokens: {parity.in_words(found['parity'], '**')}."
 
 
 def tables_of(found: Mapping[str, Any]) -> str:

@@ -56,7 +56,7 @@ def _bars(rows: Sequence[Row]) -> list[Bar]:
     bars = []
     for length in sorted({row.prompt_len for row in rows}):
         of_length = [row for row in rows if row.prompt_len == length]
-        bars.append((f"{length:,}", {name: max(0, together(of_length, name)) for name, _ in PARTS}))
+        bars.append((style.tokens(length), {name: max(0, together(of_length, name)) for name, _ in PARTS}))
     return bars
 
 

@@ -27,8 +27,8 @@ PAGE = "README.md"
 FILES = ("summary.json", "run_metadata.json", "config.yaml")
 # The first are left out last.
 LINES = (
-    "records.jsonl", "cells.jsonl", "examples.jsonl", "goodput.jsonl", "handoffs.jsonl", "memory.jsonl",
-    "queues.jsonl", "engine_stats.jsonl", "device.jsonl", "loop.jsonl",
+    "records.jsonl", "cells.jsonl", "examples.jsonl", "goodput.jsonl", "control.jsonl", "handoffs.jsonl",
+    "memory.jsonl", "queues.jsonl", "engine_stats.jsonl", "device.jsonl", "loop.jsonl",
 )  # fmt: skip
 # Of all compressed files of a packet.
 MAX_BYTES = 5 << 20

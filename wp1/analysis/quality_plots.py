@@ -9,7 +9,8 @@ import numpy as np
 from wp1.analysis import style
 from wp1.analysis.plots import Plot
 
-MARKERS = "osD^"
+# Of the bars of each arm, as colours alone would tell them apart.
+HATCHES = ("", "////", "....", "xxxx")
 
 
 def quality_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> list[Plot]:
@@ -63,7 +64,10 @@ def _tasks(arms: Mapping[str, Any], path: Path, mark: str) -> None:
             # Of several arms the colour tells them apart, else the benchmark.
             colour = of_arms[arm] if len(arms) > 1 else colours[benchmarks.index(name[0])]
             label = arm if len(arms) > 1 else name[0]
-            axes.barh(y, task["mean"], height=height, color=colour, label=label, linewidth=0)
+            hatch = HATCHES[k % len(HATCHES)]
+            axes.barh(
+                y, task["mean"], height=height, color=colour, label=label, linewidth=0, hatch=hatch, edgecolor="white"
+            )
             spread = [[max(0.0, task["mean"] - task["low"])], [max(0.0, task["high"] - task["mean"])]]
             axes.errorbar(task["mean"], y, xerr=spread, color="black", linewidth=0.9, capsize=2)
             axes.text(min(task["high"] + 1.5, 101), y, f"n = {task['n']}", va="center", fontsize=7, color="0.35")
@@ -89,14 +93,11 @@ def _lengths(arms: Mapping[str, Any], path: Path, mark: str) -> None:
         rows = [row for row in of["by_length"] if row["mean"] is not None]
         counts = sorted({row["n"] for row in rows})
         n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        # Beside each other, as intervals at the same length would hide each other.
-        x = [row["bucket"] * 1.04 ** (k - (len(arms) - 1) / 2) for row in rows]
+        x = [row["bucket"] for row in rows]
         y = [row["mean"] for row in rows]
         spread = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
-        label = f"{arm}, n = {n} a length"
-        axes.errorbar(
-            x, y, yerr=np.maximum(spread, 0), marker=MARKERS[k % 4], capsize=2.5, color=colours[arm], label=label
-        )
+        looks = {"color": colours[arm], "label": f"{arm}, n = {n} a length", **style.series(k, len(arms))}
+        axes.errorbar(x, y, yerr=np.maximum(spread, 0), **looks)
     _length_axis(axes, sorted({row["bucket"] for of in arms.values() for row in of["by_length"]}))
     axes.set(ylim=(-3, 103), ylabel="mean score of the tasks, %", xlabel="prompt length up to, tokens")
     axes.set_title(style.title("Score by prompt length", mark))
@@ -157,21 +158,21 @@ def _perplexity(arms: Mapping[str, Any], both: Sequence[Mapping[str, Any]], path
         rows = of["perplexity"]
         if not rows:
             continue
-        x, y = [row["to"] * 1.03**k for row in rows], [row["mean"] for row in rows]
+        x, y = [row["to"] for row in rows], [row["mean"] for row in rows]
         spread = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
         fewest = f", {rows[-1]['texts']} at the end" if rows[-1]["texts"] != rows[0]["texts"] else ""
         label = f"{arm}, {rows[0]['texts']} texts{fewest}"
-        axes.errorbar(
-            x, y, yerr=np.maximum(spread, 0), marker=MARKERS[k % 4], capsize=2.5, color=colours[arm], label=label
-        )
+        # Dashed is the first arm over the other's texts.
+        looks = {"color": colours[arm], "label": label, **style.series(k, len(arms)), "linestyle": "-"}
+        axes.errorbar(x, y, yerr=np.maximum(spread, 0), **looks)
         highest = max(highest, *(row["high"] for row in rows))
     if both:
         first = next(iter(arms))
         rows = [row["a"] | {"to": row["to"]} for row in both]
         spread = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
         axes.errorbar(
-            [row["to"] * 0.97 for row in rows], [row["mean"] for row in rows], yerr=np.maximum(spread, 0),
-            marker=MARKERS[0], markerfacecolor="white", linestyle="--", capsize=2.5, color=colours[first],
+            [row["to"] for row in rows], [row["mean"] for row in rows], yerr=np.maximum(spread, 0),
+            **{**style.series(0, 3), "markerfacecolor": "white", "linestyle": "--"}, color=colours[first],
             label=f"{first}, the same {rows[0]['texts']} texts as {list(arms)[1]}",
         )  # fmt: skip
     _length_axis(axes, sorted({row["to"] for of in arms.values() for row in of["perplexity"]}))

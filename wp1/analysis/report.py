@@ -71,7 +71,11 @@ HOW_TO_READ_ARMS = """\
   of pairs of the same request (of a rate: of repeats); **≠ 0**: whether it excludes zero, with a dash where fewer than
   six pairs (of a rate: repeats) are too few to tell, or where answers differ in length and a figure grows with it. Of
   twenty such intervals about one excludes zero by chance.
-- **goodput**: the highest request rate tested with an SLO attainment of at least 90 %, per device."""
+- **goodput**: the highest request rate tested with an SLO attainment of at least 90 %, per device.
+- **same tokens**: greedy answers to the same prompt, token by token. **The same arm against itself** is the control:
+  requests that one arm was asked more than once. Another batch adds up in another order, so where the two best tokens
+  are close rounding decides between them; **nats** are the difference of their log-probabilities at the first token
+  that is another, from requests that were asked once more after their cell (`control.jsonl`, in no figure)."""
 
 
 def write_report(
@@ -84,7 +88,7 @@ def write_report(
     config = read_config(run_dir)
     answers = config["workload"]["prompts"] == "dataset"
     requests = tables.requests(run_dir / "records.jsonl", tables.bulk_of(config, compared=False))
-    queues = tables.queues(run_dir / "queues.jsonl")
+    queues, handoffs = tables.queues(run_dir / "queues.jsonl"), tables.handoffs(run_dir / "handoffs.jsonl")
     measured = requests.filter(~pl.col("warmup"))
     folder = reports / metadata["run_id"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +130,7 @@ def write_report(
         _latency(summary) if not (one_each or nothing) else "",
         drawn(plots.request_plots, measured, mark) if not one_each else "",
         drawn(plots.device_plots, measured, read_samples(run_dir), metadata),
-        drawn(comparison_plots.handoff_plots, queues, measured, mark) if not one_each else "",
+        drawn(comparison_plots.handoff_plots, queues, requests, mark, handoffs) if not one_each else "",
         device_report.section(summary["profiling"].get("device")) if not nothing else "",
         _checks(summary) if not nothing else "",
         _failures(requests),
@@ -376,6 +380,7 @@ def _files(run_dir: Path, page: Path, metadata: dict[str, Any]) -> str:
         name
         for name in (
             "records.jsonl",
+            "control.jsonl",
             "summary.json",
             "run_metadata.json",
             "config.yaml",

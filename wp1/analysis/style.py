@@ -13,6 +13,8 @@ PALETTE = "colorblind"
 ARMS = {"agg": 2, "disagg": 3}
 OTHER_ARMS = (9, 5, 6, 8)
 WIDTH = 7.2  # inches
+MARKERS = ("o", "s", "D", "^")
+LINES = ("-", "--", "-.", ":")
 # Values that differ by more than this factor get a logarithmic axis: on a linear one the lower could not be read.
 WIDE = 12
 
@@ -45,6 +47,19 @@ def arm_colours(arms: Sequence[str]) -> dict[str, Any]:
     others = [arm for arm in dict.fromkeys(arms) if arm not in ARMS]
     places = ARMS | {arm: OTHER_ARMS[n % len(OTHER_ARMS)] for n, arm in enumerate(others)}
     return {arm: palette[places[arm]] for arm in arms}
+
+
+def series(k: int, count: int) -> dict[str, Any]:
+    """How the k-th of some lines with marks and intervals is drawn, so that each is seen without its colour.
+
+    All stand at their true places, where they may lie on each other: so those that are drawn first have the larger
+    marks and the wider caps.
+    """
+    below = min(count - 1 - k, 3)
+    return {
+        "marker": MARKERS[k % 4], "linestyle": LINES[k % 4], "markersize": 4.5 + 1.8 * below,
+        "capsize": 2.5 + 2.0 * below, "zorder": 2 + 0.1 * k,
+    }  # fmt: skip
 
 
 def title(text: str, mark: str, most: int = 62) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import polars as pl
 import yaml
 
-from wp1.analysis import arms, by_length, by_load, capacity, checks, goodput, memory, metrics, quality, tables
+from wp1.analysis import arms, by_length, by_load, capacity, checks, goodput, memory, metrics, parity, quality, tables
 from wp1.collectors import Collector, load
+from wp1.control import FILE as CONTROL
 from wp1.errors import ConfigError
 from wp1.goodput import read as read_probes
 from wp1.labels import CLIENT_LATE
@@ -112,7 +113,11 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
         "labels": metadata["labels"],
         "skipped": metadata.get("skipped", []),
         "checks": checks.all_checks(
-            config, requests, tables.handoffs(run_dir / "handoffs.jsonl"), metadata.get("kv_held")
+            config,
+            requests,
+            tables.handoffs(run_dir / "handoffs.jsonl"),
+            metadata.get("kv_held"),
+            parity.basis_of(config, metadata, tables.control(run_dir / CONTROL)),
         ),
         "slo": {
             **config["slo"],
@@ -168,7 +173,8 @@ def _compare(run_dir: Path, config: dict[str, Any], metadata: dict[str, Any], re
     names = arms.names_of(config)
     if not names:
         return
-    content, rows = arms.contents(requests, names, config["slo"], arms.devices_of(metadata["pools"], names))
+    tokens = parity.basis_of(config, metadata, tables.control(run_dir / CONTROL))
+    content, rows = arms.contents(requests, names, config["slo"], arms.devices_of(metadata["pools"], names), tokens)
     known = {key: metadata[key] for key in ("run_id", "experiment", "labels")}
     write_json(arms.file_of(run_dir, metadata["experiment"]), known | content)
     path = arms.table_of(run_dir, metadata["experiment"])

@@ -14,10 +14,12 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import arms, metrics, tables
+from wp1.analysis import arms, metrics, parity, tables
 from wp1.analysis.summary import read_config, read_json, write_json
+from wp1.control import FILE as CONTROL
 from wp1.errors import WP1Error
 from wp1.places import MANIFEST
+from wp1.workload.prompts import REPEATED
 
 # What a sweep that goes on needs of it.
 OF_MANIFEST = ("command", "root", "jobs", "status", "tracking", "parent_run_id")
@@ -265,7 +267,7 @@ def side_by_side(names: tuple[str, str], of: list[Pair]) -> tuple[dict[str, Any]
             limits.append(read_config(job.run_dir)["slo"])
     # Attainment of different limits is not one figure.
     slo = limits[0] if all(other == limits[0] for other in limits) else {"ttft_ms": None, "tpot_ms": None}
-    content, table = arms.contents(pl.concat(parts), names, slo, devices)
+    content, table = arms.contents(pl.concat(parts), names, slo, devices, _tokens(names, of))
     jobs = [{"cell": cell, "job_a": pair.a.number, "job_b": pair.b.number} for pair in of for cell in pair.cells]
     named = table.join(pl.DataFrame(jobs), on="cell", maintain_order="left")
     return content, named.select(
@@ -273,7 +275,61 @@ def side_by_side(names: tuple[str, str], of: list[Pair]) -> tuple[dict[str, Any]
     )
 
 
+def _tokens(names: tuple[str, str], of: list[Pair]) -> parity.Basis:
+    """What a comparison of the tokens of two sides goes by."""
+    again, alike, margin = [], True, 0.0
+    for pair in of:
+        for job, arm, name in zip((pair.a, pair.b), pair.arms, names, strict=True):
+            assert job.run_dir is not None
+            asked = tables.control(job.run_dir / CONTROL).filter(pl.col("arm") == arm)
+            again.append(asked.filter(pl.col("cell").is_in(pair.cells)).with_columns(arm=pl.lit(name)))
+            alike = alike and read_config(job.run_dir)["workload"]["prompts"] in REPEATED
+            margin = max(margin, parity.margin_of(job.metadata["pools"]))
+    why = next((why for why in map(tokens_differ, of) if why is not None), None)
+    return parity.Basis(why, pl.concat(again), alike, margin)
+
+
+# Settings of a workload that change no token: when requests are given up, and what is sent before them.
+NO_TOKENS = ("timeout_s", "num_warmup", "max_warmup", "warmup_once")
+# Engine arguments that change what is computed, and not only how.
+OF_NUMBERS = ("quantization", "kv_cache_dtype", "speculative_config")
+
+
 def unlike(pair: Pair) -> list[str]:
     """The parts of the two configurations that decide what is sent and are not the same."""
-    configs = [read_config(job.run_dir) for job in (pair.a, pair.b) if job.run_dir is not None]
-    return [key for key in ("seed", "model", "dataset", "workload") if configs[0][key] != configs[1][key]]
+    a, b = _sent(pair)
+    return [key for key in ("seed", "model", "dataset", "workload") if a[key] != b[key]]
+
+
+def _sent(pair: Pair) -> list[dict[str, Any]]:
+    """The configurations of both, less what is nothing to their tokens."""
+    configs = [dict(read_config(job.run_dir)) for job in (pair.a, pair.b) if job.run_dir is not None]
+    for config in configs:
+        config["workload"] = {key: value for key, value in config["workload"].items() if key not in NO_TOKENS}
+    return configs
+
+
+def tokens_differ(pair: Pair) -> str | None:
+    """Why two jobs need not give the same tokens; None where they have to, but for rounding."""
+    configs = _sent(pair)
+    for config in configs:
+        if (temperature := config["workload"].get("temperature") or 0) > 0:
+            return f"answers were sampled (workload.temperature={temperature:g}), so that they differ by chance"
+    if parts := unlike(pair):
+        return f"what was sent, or the model it was sent to, is not the same in both ({', '.join(parts)})"
+    digests = [(job.metadata.get("model") or {}).get("digest") for job in (pair.a, pair.b)]
+    if digests[0] != digests[1]:
+        return "they had other weights"
+    for key in ("rope", *OF_NUMBERS):
+        a, b = (_of_model(config, arm, key) for config, arm in zip(configs, pair.arms, strict=True))
+        if a != b:
+            return f"{key} is not the same in both, so that they are not the same model"
+    return None
+
+
+def _of_model(config: dict[str, Any], arm: str, key: str) -> Any:
+    """The rotary scaling of an arm, or one of its engines' arguments."""
+    if key != "rope":
+        return ((config.get("backend") or {}).get("engine") or {}).get(key)
+    own = ((config.get("arms") or {}).get(arm) or config.get("scheduler") or {}).get("rope")
+    return own or config.get("rope")

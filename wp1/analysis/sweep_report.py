@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from wp1 import labels
-from wp1.analysis import comparison_report, origin, parity, quality, quality_report, sweep, tables
+from wp1.analysis import comparison_report, origin, quality, quality_report, sweep, tables
 from wp1.analysis.markdown import ms, table, text
 from wp1.analysis.report import HOW_TO_READ_ARMS
 from wp1.analysis.summary import read_config
@@ -133,7 +133,7 @@ def contrast(content: dict[str, Any], of: list[Pair]) -> str:
     if differ := sorted({part for pair in of for part in sweep.unlike(pair)}):
         parts.append(f"What was sent, or the model it was sent to, is not the same in both: see {', '.join(differ)}.")
     else:
-        parts.append(f"Same tokens: {parity.in_words(content['parity'])}.")
+        parts.append(comparison_report.tokens(content))
     return "\n\n".join(part for part in (*parts, _scores(of, a, b), comparison_report.tables_of(content)) if part)
 
 

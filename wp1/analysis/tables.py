@@ -57,6 +57,12 @@ RECORD_SCHEMA: Schema = {
     "nll_window": pl.Int64,
     "nll": pl.List(pl.Float64),
 }
+# Of control.jsonl, what is read of it.
+CONTROL_SCHEMA: Schema = {
+    **{name: RECORD_SCHEMA[name] for name in ("request_id", "arm", "cell", "repeat", "status", "token_ids")},
+    "margins": pl.List(pl.Float64),
+    "parted": pl.Boolean,
+}
 HANDOFF_SCHEMA: Schema = {
     "handoff_id": pl.String,
     "request_id": pl.String,
@@ -170,6 +176,15 @@ def handoffs(path: Path) -> pl.DataFrame:
     """
     rows = read(path, HANDOFF_SCHEMA, "handoff", OF_HANDOFF)
     return with_handoff_times(rows.unique("handoff_id", keep="last", maintain_order=True))
+
+
+def control(path: Path) -> pl.DataFrame:
+    """One row an answered request that was asked again (`wp1.control`); empty where there is no file.
+
+    A last line torn by a crash is left out. Raises ConfigError naming file and line of what is none.
+    """
+    rows = read(path, CONTROL_SCHEMA, "request that was asked again", tuple(CONTROL_SCHEMA))
+    return rows.filter(pl.col("status") == "ok").unique("request_id", keep="last", maintain_order=True)
 
 
 def queues(path: Path) -> pl.DataFrame:

@@ -19,6 +19,7 @@ from omegaconf.errors import ConfigAttributeError
 from wp1 import goodput, progress
 from wp1.analysis import cells, memory, quality, tables
 from wp1.analysis.summary import read_config, read_json, read_metadata
+from wp1.control import FILE as CONTROL
 from wp1.errors import ConfigError, unreadable
 from wp1.plan import has_length, plan
 from wp1.quality.asking import FILE as EXAMPLES
@@ -100,6 +101,8 @@ def absent(run_dir: Path, config: Mapping[str, Any]) -> dict[str, str]:
     if any(target.startswith("wp1.collectors.device.") for target in collectors):
         left["device.jsonl"] = "memory, load, power and energy of the devices"
     left |= {"engine_stats.jsonl": "KV use, waiting and preemptions in the engines", "loop.jsonl": "event-loop lag"}
+    if config["experiment"].get("control") and config["workload"].get("temperature") == 0:
+        left[CONTROL] = "how close tokens were that part"
     if any(scheduler.get("mode") == "disagg" for scheduler in schedulers):
         left |= {"handoffs.jsonl": "KV transfer", "queues.jsonl": "queue lengths"}
     if config["experiment"].get("memory"):

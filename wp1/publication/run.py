@@ -175,7 +175,7 @@ def _files(run_dir: Path, experiment: str) -> list[tuple[Path, str | None]]:
     """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads."""
     always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "goodput.jsonl", "examples.jsonl")
     limited = ("engine.log", "device.jsonl", "engine_stats.jsonl", "handoffs.jsonl", "queues.jsonl", "memory.jsonl")
-    limited += ("loop.jsonl",)
+    limited += ("loop.jsonl", "control.jsonl")
     found = [run_dir / name for name in always]
     found += [arms.file_of(run_dir, experiment), *sorted((run_dir / "artifacts").glob("*.csv"))]
     found = [path for path in found if path.is_file()]

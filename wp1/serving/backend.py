@@ -65,6 +65,7 @@ class Chunk:
     times: EngineTimes | None = None
     kv_transfer_params: dict[str, Any] | None = None  # of a prefill whose KV is to be fetched
     nll: list[float] | None = None  # of the prompt, as in RequestRecord; on the first chunk, where it was asked for
+    margins: list[float] | None = None  # of each of token_ids, as in ControlRecord; where they were asked for
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from typing import Any
 
 from wp1.errors import WP1Error
-from wp1.records import RequestRecord
+from wp1.records import ControlRecord, RequestRecord
 from wp1.serving.backend import CLOSE_S, Chunk, EngineDiedError
 
 WELL_ENDED = ("stop", "length", "repetition")
@@ -87,6 +87,8 @@ def add_tokens(record: RequestRecord, chunk: Chunk) -> None:
     record.text += chunk.text
     if chunk.nll is not None:
         record.nll = chunk.nll
+    if chunk.margins is not None and isinstance(record, ControlRecord):
+        record.margins.extend(chunk.margins)
 
 
 def add_end(record: RequestRecord, chunk: Chunk) -> None:

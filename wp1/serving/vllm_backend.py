@@ -73,6 +73,9 @@ SILENT_S, LONG_SILENT_S = 2.0, 30.0
 # To map another engine's KV and copy one block, for which a kernel is compiled: seconds.
 MEET_TIMEOUT_S = 120.0
 
+# The difference of two log-probabilities is not written as more than that.
+MOST_NATS = 1000.0
+
 # Errors of engines that did not start. Their frames hold what vLLM had opened; when Python collects that, ZeroMQ waits
 # for ever for messages that nobody will take. So it is never collected, and the process leaves without (`main._leave`).
 _kept: list[BaseException] = []
@@ -426,6 +429,8 @@ class VLLMBackend:
                 chunk = Chunk(now, list(part.token_ids), part.text)
                 if request.nll_window is not None and output.prompt_logprobs:
                     chunk.nll = window_sums(output.prompt_logprobs, output.prompt_token_ids, request.nll_window)
+                if request.margins and part.logprobs is not None:
+                    chunk.margins = [margin(of_token) for of_token in part.logprobs]
                 if output.finished:
                     chunk.finish_reason = part.finish_reason
                     chunk.prompt_tokens = len(output.prompt_token_ids or ())
@@ -468,6 +473,8 @@ class VLLMBackend:
             ignore_eos=request.ignore_eos,
             detokenize=self._model.has_tokenizer,
             stop=request.stop or None,
+            # They are taken beside the choice of a token, and change none.
+            logprobs=2 if request.margins else None,
             # 0: of the prompt's own tokens, and of no others.
             prompt_logprobs=None if request.nll_window is None else 0,
             output_kind=RequestOutputKind.DELTA,
@@ -599,6 +606,16 @@ def window_sums(logprobs: Any, token_ids: Any, window: int) -> list[float]:
         if of_token is not None:
             sums[place // window] -= of_token[token].logprob
     return sums
+
+
+def margin(of_token: Any) -> float:
+    """By how much the best token is more likely than the second best: the difference of their log-probabilities, nats.
+
+    of_token: vLLM's mapping of token ids to log-probabilities at one place of an answer, the two best among them.
+    """
+    best, second = sorted((found.logprob for found in of_token.values()), reverse=True)[:2]
+    # A token that is ruled out has minus infinity, which no file can hold.
+    return min(best - second, MOST_NATS)
 
 
 def chat_token_ids(tokenizer: Any, chat: Any) -> list[int]:

@@ -20,6 +20,8 @@ from wp1.workload.limits import longest
 # Warm-up prompts are of their own kind, so that nothing they leave behind can serve a measured one.
 WARMUP_QUESTION = "Count from one to ten in words."
 WARMUP_TOKENS = 8
+# Of these prompts (workload.prompts) every repeat of a cell asks the same.
+REPEATED = ("dataset", "judged")
 
 Encode = Callable[[str], list[int]]
 

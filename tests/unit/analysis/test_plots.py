@@ -1,6 +1,7 @@
 """What plots make of a run's records and samples, beside how they look."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.analysis.synthetic import Shape, make_run
-from wp1.analysis import by_length, by_length_plots, comparison_plots, device_plots, plots, style, tables
+from wp1.analysis import (
+    by_length,
+    by_length_plots,
+    by_load_plots,
+    comparison_plots,
+    device_plots,
+    plots,
+    quality_plots,
+    style,
+    tables,
+)
 from wp1.collectors.device import SCHEMA
 
 
 @pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The figures that are made, instead of files."""
+    import matplotlib.pyplot as plt
+
     made: list[Any] = []
     monkeypatch.setattr(style, "save", lambda figure, path: made.append(figure))
     style.use()
-    return made
+    yield made
+    plt.close("all")
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=0, max_size=30), st.integers(0, 4))
@@ -219,3 +233,115 @@ def test_axes_have_their_thousands_apart() -> None:
     assert "2,500" in [label.get_text() for label in axes.get_yticklabels()]
     assert not [label for label in axes.get_xticklabels() if "," in label.get_text()]
     plt.close(figure)
+
+
+def _drawn(axes: Any) -> dict[str, np.ndarray]:
+    """By label, the places of the marks of each line with intervals, and that these stand on its marks."""
+    found = {}
+    for container in axes.containers:
+        line, _, bars = container.lines
+        found[str(container.get_label())] = line.get_xdata()
+        for bar in bars:
+            assert [segment[0][0] for segment in bar.get_segments()] == list(line.get_xdata())
+    return found
+
+
+def test_points_of_several_arms_stand_at_their_true_places(figures: list[Any], tmp_path: Path) -> None:
+    """On a steep line a step aside is a step down: disagg's lay below agg's where the table had it above."""
+    shape = Shape(lengths=(256, 1024), rates=(0, 0.5, 1), repeats=1, count=4)
+    rows = tables.requests(make_run(tmp_path, shape) / "records.jsonl").filter(~pl.col("warmup"))
+    comparison_plots.arm_plots(tmp_path, rows, ["agg", "disagg"], shape.slo, "")
+    latency, _, attainment = figures
+    for axes in latency.axes:
+        assert {label: list(x) for label, x in _drawn(axes).items()} == {"agg": [0, 1], "disagg": [0, 1]}
+    for axes in attainment.axes:
+        ticks = list(axes.get_xticks())
+        assert {label: list(x) for label, x in _drawn(axes).items()} == {"agg": ticks, "disagg": ticks}
+    # What lies on another is told from it by its mark and its line too.
+    looks = {(c.lines[0].get_marker(), c.lines[0].get_linestyle()) for c in latency.axes[0].containers}
+    assert len(looks) == 2
+
+
+def test_points_of_several_lengths_stand_at_their_loads(figures: list[Any], tmp_path: Path) -> None:
+    rows = [
+        {"arm": "agg", "prompt": prompt, "concurrency": load, "request_rate": None, "ok": 4, "kv_use_peak": 0.5}
+        | {name: {"n": 4, "value": 1.0 * load, "low": 0.5, "high": 90.0} for name, *_ in by_load_plots.PANELS[:-1]}
+        for prompt in ("256", "1024", "4096")
+        for load in (1, 8, 64)
+    ]
+    by_load_plots.load_plots(tmp_path, {"rows": rows}, "")
+    for axes in figures[0].axes:
+        assert [list(x) for x in _drawn(axes).values()] == [[0, 1, 2]] * 3
+
+
+def test_scores_and_perplexity_stand_at_their_lengths(figures: list[Any], tmp_path: Path) -> None:
+    spread = {"mean": 50.0, "low": 40.0, "high": 60.0, "n": 3}
+    arms = {
+        arm: {
+            "by_length": [spread | {"bucket": length} for length in (1024, 2048)],
+            "perplexity": [spread | {"to": length, "texts": 3} for length in (1024, 2048)],
+        }
+        for arm in ("yarn", "unscaled", "third")
+    }
+    both = [{"to": length, "texts": 2, "a": spread | {"texts": 2}} for length in (1024, 2048)]
+    quality_plots._lengths(arms, tmp_path / "x.png", "")
+    quality_plots._perplexity(arms, both, tmp_path / "y.png", "")
+    for figure, count in zip(figures, (3, 4), strict=True):
+        assert [list(x) for x in _drawn(figure.axes[0]).values()] == [[1024, 2048]] * count
+
+
+def test_a_transfer_is_drawn_as_long_as_it_took(figures: list[Any], tmp_path: Path) -> None:
+    """Three transfers of 0.6 ms in 20 s, and samples of a tenth of a second that each meet one."""
+    begins = (2.0, 9.0, 16.0)
+    requests = pl.DataFrame(
+        [
+            {"request_id": f"disagg/c/r0/{n}", "arm": "disagg", "cell": "c", "repeat": 0, "warmup": False,
+             "status": "ok", "handoff_id": f"h{n}", "t_sent": t - 1, "t_queued": t - 0.9, "t_scheduled": t - 0.5,
+             "t_engine_first_token": t, "t_decode_sent": t, "t_decode_scheduled": t + 0.01, "t_end": t + 2}
+            for n, t in enumerate(begins)
+        ],
+        schema=tables.RECORD_SCHEMA,
+    )  # fmt: skip
+    handoffs = pl.DataFrame(
+        [
+            {"handoff_id": f"h{n}", "request_id": f"disagg/c/r0/{n}", "arm": "disagg", "t_transfer_begin": t - 0.3,
+             "t_transfer_end": t + 0.0006}
+            for n, t in enumerate(begins)
+        ],
+        schema=tables.HANDOFF_SCHEMA,
+    )  # fmt: skip
+    times = np.arange(0, 20.05, 0.1)
+    samples = pl.DataFrame({"t": times, "arm": "disagg"} | {name: [1] * times.size for name in tables.QUEUES})
+    [(caption, _)] = comparison_plots.handoff_plots(tmp_path, samples, requests, "", handoffs)
+    assert "begin and end of each request's stay" in caption
+    expected = {"prefilling": 0.9, "transferring": 0.0006, "decoding": 1.9994}
+    for axes, (name, *_) in zip(figures[0].axes, comparison_plots.PLACES, strict=True):
+        most, mean = axes.collections
+        assert _area(mean) == pytest.approx(3 * expected.get(name, 0.1 if name == "prefill_waiting" else 0), rel=1e-6)
+        # The pale ones say that there was one at all, within a slice.
+        assert _area(most) <= 3 * (expected.get(name, 0.1) + 2 * 20 / comparison_plots.SLICES)
+        if name == "transferring":
+            assert axes.get_title(loc="left").endswith("n = 3, mean 0.60 ms")
+
+
+def _area(filled: Any) -> float:
+    x, y = filled.get_paths()[0].vertices.T
+    return float(abs(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2)
+
+
+def test_what_is_shaded_of_a_device_was_measured(figures: list[Any], tmp_path: Path) -> None:
+    """Between the turns of two arms engines start."""
+    rows = [
+        {"t": float(t), "device": f"cuda:{n}", "memory_bytes": 1 << 30, "utilisation": 50.0, "power_w": None,
+         "energy_j": None, "note": None}
+        for t in range(60)
+        for n in range(2)
+    ]  # fmt: skip
+    measured = pl.DataFrame(
+        {"arm": ["agg", "agg", "disagg"], "cell": "c", "repeat": 0, "t_sent": [5.0, 7.0, 40.0], "t_end": [8.0, 9.0, 50]}
+    )
+    device_plots.device_plot(pl.DataFrame(rows, schema=SCHEMA), measured, 0, tmp_path / "x.png", "")
+    for axes in figures[0].axes:
+        assert [(span.get_x(), span.get_width()) for span in axes.patches] == [(5, 4), (40, 10)]
+        assert len({line.get_linestyle() for line in axes.lines}) == 2
+    assert len(figures[0].legends) == 1

@@ -237,6 +237,57 @@ def test_what_makes_a_comparison_unfair_is_said(tmp_path: Path, other: dict[str,
     assert said in page_of(folder)
 
 
+@pytest.mark.parametrize(
+    ("config", "metadata", "said"),
+    [
+        (
+            {"workload": {"prompts": "random", "temperature": 0.2}},
+            {},
+            "answers were sampled (workload.temperature=0.2)",
+        ),
+        ({}, {"model": {"digest": "other"}}, "they had other weights"),
+        ({"rope": {"type": "yarn", "factor": 4.0}}, {}, "rope is not the same in both"),
+        ({"backend": {"engine": {"kv_cache_dtype": "fp8"}}}, {}, "kv_cache_dtype is not the same in both"),
+        ({"workload": {"prompts": "random", "timeout_s": 9.0}}, {}, None),
+        ({"backend": {"engine": {"block_size": 32}}}, {}, None),
+    ],
+)
+def test_tokens_that_need_not_be_equal_are_not_compared(
+    tmp_path: Path, config: dict[str, Any], metadata: dict[str, Any], said: str | None
+) -> None:
+    folder = make_sweep(tmp_path, [])
+    both = [make_run(folder, n, [f"s={n}"]) for n in range(2)]
+    # Where the workload is not the same, that is said instead.
+    for run_dir in both if "temperature" in config.get("workload", {}) else both[1:]:
+        for name, other, read in (("config.yaml", config, yaml.safe_load), ("run_metadata.json", metadata, json.loads)):
+            (run_dir / name).write_text(json.dumps(read((run_dir / name).read_text()) | other))
+    page = page_of(folder)
+    assert ("Tokens are not compared: " in page) == (said is not None)
+    assert (said or "Same tokens: 8 of 8 requests gave the same tokens") in page
+    assert ("gave the same tokens" in page) == (said is None)
+
+
+def test_jobs_tell_by_what_they_were_asked_again_whether_rounding_parts_them(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path, [])
+    make_run(folder, 0, ["s=1"])
+    run_dir = make_run(folder, 1, ["s=2"])
+    path = run_dir / "records.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines[:2]:
+        line["token_ids"][2] = 9
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = [
+        {key: line[key] for key in ("request_id", "arm", "cell", "repeat", "status", "token_ids")}
+        | {"margins": [5, 5, margin, 5], "parted": False}
+        for line, margin in zip(lines, (0.125, 1.5), strict=False)
+    ]
+    (run_dir / "control.jsonl").write_text("".join(json.dumps(line) + "\n" for line in again))
+    page = page_of(folder)
+    assert "Same tokens: 6 of 8 requests gave the same tokens" in page
+    assert "the same arm against itself: 2 of 2 (s=2)" in page
+    assert "were within 0.25 nats in 1 of 2, which rounding explains; **in 1 they were further apart" in page
+
+
 def test_a_sweep_without_an_answer_has_a_page_and_no_plot(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, [["a=1"]], status="interrupted")
     make_run(folder, 0, ["a=1"], status="interrupted", cells=())
