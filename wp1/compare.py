@@ -12,7 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import runs, sweep
+from wp1 import files, locks
+from wp1.analysis import runs, sweep, tables
 from wp1.analysis.markdown import table, text
 from wp1.analysis.report import HOW_TO_READ_ARMS
 from wp1.analysis.summary import read_config
@@ -38,8 +39,8 @@ def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
     pairs = runs.pairs(jobs, found)
     doubts = runs.warnings(jobs)
     folder = out or default_folder(jobs)
-    folder.mkdir(parents=True, exist_ok=True)
-    found.write_csv(folder / ROWS, float_precision=3)
+    files.real_folder(folder)
+    tables.write_csv(found, folder / ROWS, 3)
     sections, frames, words = [], [], []
     for pair in pairs:
         names = sweep.names_of(pair)
@@ -48,7 +49,7 @@ def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
         words.append(f"{names[1]} against {names[0]}: {content['words']}")
         marks = ", ".join(sweep.all_labels([pair.a, pair.b]))
         frames.append(frame.with_columns(labels=pl.lit(marks or None, pl.String)))
-    pl.concat(frames).write_csv(folder / PAIRS, float_precision=4)
+    tables.write_csv(pl.concat(frames), folder / PAIRS, 4)
     plotted = sweep_plot(folder / PLOT, jobs, found)
     parts = [
         f"# {len(jobs)} runs side by side",
@@ -62,7 +63,7 @@ def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
         _again(given),
     ]
     page = folder / PAGE
-    page.write_text("\n\n".join(part.rstrip("\n") for part in parts if part) + "\n", encoding="utf-8")
+    files.write_text(page, "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n")
     return page, [*doubts, *words]
 
 

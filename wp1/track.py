@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from wp1 import files, locks
 from wp1.analysis import sweep
 from wp1.analysis.summary import read_config, read_json, read_metadata, write_json
 from wp1.analysis.sweep_report import PAGE, PLOT, write_comparison
@@ -92,7 +93,7 @@ def _page(run_dir: Path) -> Path:
 
 def _lacks_plots(metadata: Mapping[str, Any], page: Path) -> bool:
     """Whether a run was stopped and left its page without plots, as somebody was waiting then."""
-    return metadata["status"] == "interrupted" and not any((page.parent / metadata["run_id"]).glob("*.png"))
+    return metadata["status"] == "interrupted" and not files.plain_files(page.parent / metadata["run_id"], "*.png")
 
 
 def store_for(folder: Path, config: Mapping[str, Any]) -> str:

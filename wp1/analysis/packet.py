@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from wp1 import labels
+from wp1 import files, labels, locks
 from wp1.analysis import whole
 from wp1.analysis.markdown import table, text
 from wp1.analysis.origin import LOCAL_CHANGES, LOCAL_CHANGES_MEANING, code_of, command_of
@@ -98,7 +98,10 @@ def has_runs(path: Path) -> bool:
 
 
 def _below(path: Path) -> list[Path]:
-    return [file for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}/run_metadata.json")]
+    """The metadata of runs within a folder, and not of those that a link in it leads to."""
+    found = [file for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}/run_metadata.json")]
+    base = path.resolve()
+    return [file for file in found if files.is_plain(file) and file.resolve() == base / file.relative_to(path)]
 
 
 def choose(runs: Sequence[Run]) -> dict[str, Run]:
@@ -155,7 +158,7 @@ def write(chosen: dict[str, Run], out: Path, title: str, missing: Sequence[str])
         _contents(too_large, sorted({file for files in left_out.values() for file in files})),
     ]
     page = out / PAGE
-    page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    files.write_text(page, "\n\n".join(part for part in parts if part) + "\n")
     return page
 
 
@@ -184,25 +187,25 @@ def _copy(run: Run, target: Path) -> list[str]:
     target.mkdir()
     root, page = str(read_config(run.folder)["root"]), run.report
     sources = [run.folder / name for name in FILES]
-    sources += sorted(run.folder.glob("*_summary.json")) + sorted((run.folder / "artifacts").glob("*.csv"))
+    sources += files.plain_files(run.folder, "*_summary.json") + files.plain_files(run.folder / "artifacts", "*.csv")
     for source in sources:
         if source.is_file():
-            (target / source.name).write_bytes(_portable(source.read_bytes(), root))
+            files.write_bytes(target / source.name, _portable(files.read_bytes(source), root))
     for name in LINES:
         source = run.folder / name
         if source.is_file():
             # No name and no time within: the same records have the same bytes.
-            packed = gzip.compress(_portable(source.read_bytes(), root), 9, mtime=0)
-            (target / f"{name}.gz").write_bytes(packed)
+            packed = gzip.compress(_portable(files.read_bytes(source), root), 9, mtime=0)
+            files.write_bytes(target / f"{name}.gz", packed)
     if page is not None:
-        run_id, content = run.metadata["run_id"], page.read_text(encoding="utf-8")
+        run_id, content = run.metadata["run_id"], files.read_text(page)
         # What the page does not show is of an older page.
-        for plot in sorted((page.parent / run_id).glob("*.png")):
+        for plot in files.plain_files(page.parent / run_id, "*.png"):
             if f"]({run_id}/{plot.name})" in content:
-                shutil.copyfile(plot, target / plot.name)
-        (target / "report.md").write_text(_relinked(content, target, root), encoding="utf-8")
+                files.write_bytes(target / plot.name, files.read_bytes(plot))
+        files.write_text(target / "report.md", _relinked(content, target, root))
     there = {file.name.removesuffix(".gz") for file in target.iterdir()}
-    return sorted({file.name for file in run.folder.iterdir() if file.is_file()} - there)
+    return sorted({file.name for file in run.folder.iterdir() if files.is_plain(file)} - there - {locks.FILE})
 
 
 def _portable(content: bytes, root: str) -> bytes:
@@ -337,7 +340,7 @@ def _chapter(name: str, run: Run, key: list[str] | None) -> str:
 
 def _key_parts_of(report: Path, name: str) -> list[str] | None:
     """`key_parts` of a report's file; None where there is none."""
-    return key_parts(report.read_text(encoding="utf-8"), name) if report.is_file() else None
+    return key_parts(files.read_text(report), name) if report.is_file() else None
 
 
 def key_parts(page: str, name: str, most_words: int = 12) -> list[str]:

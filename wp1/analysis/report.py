@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1 import labels
+from wp1 import files, labels, targets
 from wp1.analysis import (
     arms,
     by_length_plots,
@@ -86,8 +86,7 @@ def write_report(
     requests = tables.requests(run_dir / "records.jsonl", tables.bulk_of(config, compared=False))
     queues = tables.queues(run_dir / "queues.jsonl")
     measured = requests.filter(~pl.col("warmup"))
-    folder = reports / metadata["run_id"]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = files.real_folder(files.real_folder(reports) / metadata["run_id"])
     names = arms.names_of(config)
     one_each = memory.one_each(config, measured)
     nothing = measured.is_empty()
@@ -105,6 +104,7 @@ def write_report(
         _head(metadata),
         "" if with_plots else _without_plots(run_dir),
         _absent(run_dir, config),
+        _unknown_collectors(config),
         "**Nothing was measured**: the run ended before its first request did." if nothing else "",
         quality_report.section(summary.get("quality"), quality.scored(run_dir, requests)),
         drawn(quality_plots.quality_plots, summary.get("quality"), mark),
@@ -135,8 +135,8 @@ def write_report(
         _files(run_dir, page, metadata),
     ]
     content = "\n\n".join(part for part in parts if part) + "\n"
-    page.write_text(content, encoding="utf-8")
-    for plot in folder.glob("*.png"):
+    files.write_text(page, content)
+    for plot in files.plain_files(folder, "*.png"):
         if f"({folder.name}/{plot.name})" not in content:
             # Of an earlier page, of fewer requests or by other rules.
             plot.unlink()
@@ -153,6 +153,14 @@ def _absent(run_dir: Path, config: dict[str, Any]) -> str:
     gone = whole.absent(run_dir, config)
     what = "; ".join(f"{shows} (no `{name}`)" for name, shows in gone.items())
     return f"> **Not in this folder**, and so not on this page: {what}." if gone else ""
+
+
+def _unknown_collectors(config: dict[str, Any]) -> str:
+    """Collectors that the folder names and wp1 does not have: nothing that a folder names is run."""
+    unknown = [str(name) for name, part in (config["collectors"] or {}).items() if targets.wrong_collector(part)]
+    if not unknown:
+        return ""
+    return f"> **Not made**: {', '.join(map(text, unknown))} of `collectors`, which no collector of this wp1 is."
 
 
 def _pictures(folder: Path, pictures: list[plots.Plot]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1 import labels
+from wp1 import files, labels
 from wp1.analysis import comparison_report, origin, parity, quality, quality_report, sweep, tables
 from wp1.analysis.markdown import ms, table, text
 from wp1.analysis.report import HOW_TO_READ_ARMS
@@ -33,7 +33,7 @@ def write_comparison(folder: Path, with_plot: bool = True) -> Path:
     manifest = sweep.read_manifest(folder)
     jobs = sweep.read_jobs(folder, manifest)
     found = sweep.rows(jobs)
-    found.write_csv(folder / ROWS, float_precision=3)
+    tables.write_csv(found, folder / ROWS, 3)
     shared, frames = [], []
     for names, of in sweep.contrasts(sweep.pairs(jobs, found)).items():
         content, frame = sweep.side_by_side(names, of)
@@ -42,7 +42,7 @@ def write_comparison(folder: Path, with_plot: bool = True) -> Path:
         frames.append(frame.with_columns(labels=pl.lit(marks or None, pl.String)))
     (folder / PAIRS).unlink(missing_ok=True)
     if frames:
-        pl.concat(frames).write_csv(folder / PAIRS, float_precision=4)
+        tables.write_csv(pl.concat(frames), folder / PAIRS, 4)
     if not with_plot:
         # Of an earlier session.
         (folder / PLOT).unlink(missing_ok=True)
@@ -58,7 +58,7 @@ def write_comparison(folder: Path, with_plot: bool = True) -> Path:
         _files(folder, manifest, jobs, bool(frames)),
     ]
     page = folder / PAGE
-    page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    files.write_text(page, "\n\n".join(part for part in parts if part) + "\n")
     return page
 
 
@@ -159,7 +159,7 @@ def _files(folder: Path, manifest: dict[str, Any], jobs: list[Job], compared: bo
         if job.run_dir is not None:
             page = report_of(job.run_dir, read_config(job.run_dir), job.metadata["run_id"])
             links += [f"[job {job.number}]({os.path.relpath(page, folder.resolve())})"] if page else []
-    files = ", ".join(f"[{name}]({name})" for name in (ROWS, *([PAIRS] if compared else [])))
+    own = ", ".join(f"[{name}]({name})" for name in (ROWS, *([PAIRS] if compared else [])))
     command = origin.again(manifest["command"][1:])
     reports = f"Reports of the runs: {', '.join(links)}. " if links else ""
-    return f"## Again\n\n```\n{command}\n```\n\n{reports}This comparison as tables: {files}."
+    return f"## Again\n\n```\n{command}\n```\n\n{reports}This comparison as tables: {own}."

@@ -4,7 +4,6 @@ On GPUs through NVML. Without one, the same samples are of the host: resident me
 their CPU load, labelled "host" wherever they appear.
 """
 
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1 import hardware
+from wp1 import files, hardware
 from wp1.analysis import spans, tables
 from wp1.collectors.sampling import Sample, gpu_reader, host_reader, note
 
@@ -48,7 +47,7 @@ class GPUStatsCollector:
         self._thread.start()
 
     def _loop(self, read: Callable[[], list[Sample]], path: Path) -> None:
-        with path.open("a") as out:
+        with files.appended(path) as out:
             due = time.monotonic()
             while not self._stop.is_set():
                 try:
@@ -57,7 +56,7 @@ class GPUStatsCollector:
                     samples = [note("device", f"sampling ended early ({type(error).__name__}: {error})")]
                     self._stop.set()
                 for sample in samples:
-                    out.write(json.dumps(sample) + "\n")
+                    out.write(f"{files.json_text(sample)}\n".encode())
                 out.flush()
                 # An absolute schedule: a late sample does not push back the next.
                 due = max(due + self._period, time.monotonic())
@@ -116,7 +115,7 @@ def load_window(measured: pl.DataFrame) -> np.ndarray:
 def idle_windows(run_dir: Path) -> np.ndarray:
     """When engines were up and had nothing to do, as the run noted it (n x 2, seconds)."""
     try:
-        metadata = json.loads((run_dir / "run_metadata.json").read_text(encoding="utf-8"))
+        metadata = files.parsed(files.read_text(run_dir / "run_metadata.json"))
         # Engines of a sweep may be up from the job before.
         starts = [*metadata["starts"], *metadata.get("taken_over", [])]
     except (OSError, ValueError, KeyError):

@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from wp1 import files as plain
 from wp1 import labels as label_words
 from wp1.analysis import arms
 from wp1.analysis.summary import read_config, read_json, read_metadata
@@ -45,7 +46,7 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
         raise WP1Error(f"{run_dir} is of a run that has not ended")
     texts = _report(run_dir, reports, metadata["run_id"])
     of_cells = cells.measured(summary)
-    plots = sorted((reports / metadata["run_id"]).glob("*.png"))
+    plots = plain.plain_files(reports / metadata["run_id"], "*.png")
     entry = Entry(
         experiment=experiment_of(metadata),
         question=metadata["question"],
@@ -172,14 +173,17 @@ def _comparison(run_dir: Path, experiment: str) -> dict[str, Any] | None:
 
 
 def _files(run_dir: Path, experiment: str) -> list[tuple[Path, str | None]]:
-    """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads."""
+    """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads.
+
+    A link is left out: what it leads to need not be of the run.
+    """
     always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "goodput.jsonl", "examples.jsonl")
     limited = ("engine.log", "device.jsonl", "engine_stats.jsonl", "handoffs.jsonl", "queues.jsonl", "memory.jsonl")
     limited += ("loop.jsonl",)
     found = [run_dir / name for name in always]
-    found += [arms.file_of(run_dir, experiment), *sorted((run_dir / "artifacts").glob("*.csv"))]
-    found = [path for path in found if path.is_file()]
-    logs = [run_dir / name for name in limited if (run_dir / name).is_file()]
+    found += [arms.file_of(run_dir, experiment), *plain.plain_files(run_dir / "artifacts", "*.csv")]
+    found = [path for path in found if plain.is_plain(path)]
+    logs = [run_dir / name for name in limited if plain.is_plain(run_dir / name)]
     found += [path for path in logs if path.stat().st_size <= MAX_LOG_BYTES]
     return [(path, None if path.parent == run_dir else path.parent.name) for path in found]
 
@@ -189,7 +193,7 @@ def _report(run_dir: Path, reports: Path, run_id: str) -> dict[str, str]:
     page = reports / f"{run_id}.md"
     if not page.is_file():
         return {}
-    text = page.read_text(encoding="utf-8")
+    text = plain.read_text(page)
     markdown = text.replace(f"]({run_id}/", "](plots/").replace(f"]({os.path.relpath(run_dir, reports)}/", "](")
     return {"report.md": markdown, "report.html": report_html(markdown, reports / run_id, run_id)}
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wp1 import files as plain
 from wp1 import labels as label_words
 from wp1.analysis import sweep, sweep_report
 from wp1.places import MANIFEST
@@ -23,7 +24,7 @@ def sweep_entry(folder: Path, manifest: dict[str, Any], pages: Mapping[str, str]
     page = folder / sweep_report.PAGE
     texts = {}
     if page.is_file():
-        markdown = page.read_text(encoding="utf-8")
+        markdown = plain.read_text(page)
         html = report_html(markdown, folder, f"Sweep {manifest['sweep']}")
         texts = {page.name: markdown, page.with_suffix(".html").name: html}
     names = (MANIFEST, sweep_report.ROWS, sweep_report.PAIRS, sweep_report.PLOT)
@@ -37,7 +38,7 @@ def sweep_entry(folder: Path, manifest: dict[str, Any], pages: Mapping[str, str]
         tags=_sweep_tags(manifest, jobs),
         params={},
         metrics={},
-        files=[(folder / name, None) for name in names if (folder / name).is_file()],
+        files=[(folder / name, None) for name in names if plain.is_plain(folder / name)],
         texts=texts,
         description=_sweep_description(manifest, jobs, pages, bool(texts)),
     )

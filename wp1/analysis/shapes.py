@@ -1,0 +1,142 @@
+"""What the files of a run's folder must look like, so far as they are read: a wrong kind of value is named, with its key.
+
+A key that is not there is no matter of these tables: some are newer than a folder, and `summary.Content` names the rest.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+# Of arms, cells, engines and the like, which stand in pages and in names of files.
+NAME = re.compile(r"[\w.][\w.+:-]{0,199}")
+# A kind of value in words, and whether a value is one.
+Kind = tuple[str, Callable[[Any], bool]]
+
+
+def _is_moment(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and datetime.fromisoformat(value) is not None
+    except ValueError:
+        return False
+
+
+def _is_number(value: Any) -> bool:
+    # Beyond this a whole number is no float any more, and nothing that is counted here comes near.
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e18
+
+
+TEXT: Kind = ("a text", lambda value: isinstance(value, str))
+NAMED: Kind = ("a name", lambda value: isinstance(value, str) and NAME.fullmatch(value) is not None)
+NUMBER: Kind = ("a number", lambda value: isinstance(value, int | float) and _is_number(value))
+WHOLE: Kind = ("a whole number", lambda value: isinstance(value, int) and _is_number(value))
+TRUTH: Kind = ("true or false", lambda value: isinstance(value, bool))
+MOMENT: Kind = ("a moment as 2026-01-31T12:00:00+00:00", _is_moment)
+OBJECT: Kind = ("an object", lambda value: isinstance(value, dict))
+
+
+class Maybe:
+    """What may be null."""
+
+    def __init__(self, shape: Any) -> None:
+        self.shape = shape
+
+
+class Each:
+    """An object whose keys are free; all its values are of one shape."""
+
+    def __init__(self, shape: Any, keys: Kind = TEXT) -> None:
+        self.shape, self.keys = shape, keys
+
+
+# A Kind, Maybe or Each; [shape] for a list of one shape; {key: shape} for an object with these keys.
+_GPU = {"name": TEXT, "memory_gib": NUMBER}
+_GIT = {"commit": TEXT, "branch": Maybe(TEXT), "dirty": TRUTH}
+_SWEEP = {"name": NAMED, "job": WHOLE, "overrides": [TEXT]}
+_ROPE = {"type": TEXT, "factor": NUMBER, "original_max_len": WHOLE, "max_len": WHOLE}
+_ENGINE = {
+    "name": NAMED,
+    "devices": [TEXT],
+    "startup_s": NUMBER,
+    "settings": {"dtype": TEXT, "kv_blocks": Maybe(WHOLE), "block_size": Maybe(WHOLE)},
+}
+_POOL = {"arm": NAMED, "phases": [TEXT], "engines": [_ENGINE], "colocated": TRUTH}
+_START = {"arm": NAMED, "repeats": [WHOLE], "seconds": NUMBER, "idle": [NUMBER], "from": TEXT}
+_SKIPPED = {"cell": NAMED, "kind": TEXT, "reason": TEXT}
+METADATA: Mapping[str, Any] = {
+    # Whether the id and the experiment are names, `summary.read_metadata` asks.
+    "run_id": TEXT, "status": TEXT, "reason": Maybe(TEXT), "started": MOMENT, "ended": Maybe(MOMENT),
+    "experiment": TEXT, "question": TEXT, "config_hash": TEXT, "seed": WHOLE, "command": [TEXT],
+    "sweep": Maybe(_SWEEP), "parent_run_id": Maybe(TEXT), "git": Maybe(_GIT),
+    "hardware": {"gpus": [_GPU], "cpu": TEXT, "cores": WHOLE, "memory_gib": NUMBER, "driver": Maybe(TEXT)},
+    "versions": Each(TEXT), "tags": OBJECT, "labels": [TEXT],
+    "model": {
+        "name": TEXT, "digest": TEXT, "max_len": WHOLE, "random_weights": TRUTH, "rope": _ROPE,
+        "kv_bytes_per_token": Maybe(NUMBER), "weight_bytes": Maybe(WHOLE), "shape": Maybe(OBJECT),
+    },
+    "transfer": Maybe({"name": TEXT, "why": TEXT}), "pools": [_POOL], "starts": [_START], "taken_over": [_START],
+    "skipped": [_SKIPPED], "resumed": [OBJECT], "kv_held": [TEXT], "lines": Each(WHOLE), "boot": Maybe(TEXT),
+    "boots": [{"boot": Maybe(TEXT), "moved_s": NUMBER}], "ropes": Each(_ROPE, NAMED),
+    "peaks": Maybe({"flops": NUMBER, "bytes_per_s": NUMBER, "kind": TEXT, "source": TEXT}), "dataset": Maybe(OBJECT),
+}  # fmt: skip
+CONFIG: Mapping[str, Any] = {
+    "root": TEXT, "scheduler": Maybe({"mode": TEXT}), "arms": Maybe(Each({"mode": TEXT}, NAMED)), "model": OBJECT,
+    "dataset": OBJECT, "collectors": Maybe(Each(OBJECT)), "seed": WHOLE, "tags": Maybe(OBJECT), "backend": OBJECT,
+    "workload": {
+        "prompts": TEXT, "output_len": WHOLE, "temperature": NUMBER, "concurrency": WHOLE, "request_rate": NUMBER,
+        "num_requests": Maybe(WHOLE),
+    },
+    "slo": {"name": TEXT, "ttft_ms": Maybe(NUMBER), "tpot_ms": Maybe(NUMBER), "e2e_ms": Maybe(NUMBER)},
+    "tracking": {"enabled": TRUTH, "uri": TEXT, "timeout_s": NUMBER},
+    "experiment": {
+        "name": TEXT, "repeats": WHOLE, "prompt_lens": Maybe([WHOLE]), "request_rates": Maybe([NUMBER]),
+        "concurrencies": Maybe([WHOLE]), "goodput_budget_s": Maybe(NUMBER),
+    },
+}  # fmt: skip
+MANIFEST: Mapping[str, Any] = {
+    "sweep": NAMED, "status": TEXT, "started": MOMENT, "ended": Maybe(MOMENT), "experiment": NAMED, "question": TEXT,
+    "command": [TEXT], "overrides": [TEXT], "jobs": [[TEXT]], "root": TEXT,
+    "tracking": {"enabled": TRUTH, "uri": TEXT, "timeout_s": NUMBER}, "parent_run_id": Maybe(TEXT),
+}  # fmt: skip
+JOB: Mapping[str, Any] = {"job": WHOLE, "overrides": [TEXT], "status": TEXT, "reason": TEXT}
+
+
+def unlike(value: Any, shape: Any, at: str = "") -> str | None:
+    """The first thing that is not of the shape, in words, as `seed is 'x', and not a whole number`; None if all is."""
+    if isinstance(shape, Maybe):
+        return None if value is None else unlike(value, shape.shape, at)
+    if isinstance(shape, Each):
+        if not isinstance(value, dict):
+            return _said(at, value, OBJECT[0])
+        strange = next((key for key in value if not shape.keys[1](key)), None)
+        if strange is not None:
+            return f"{at} has the key {_short(strange)}, which is not {shape.keys[0]}"
+        return _first(unlike(part, shape.shape, f"{at}.{key}") for key, part in value.items())
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return _said(at, value, "a list")
+        return _first(unlike(part, shape[0], f"{at}[{n}]") for n, part in enumerate(value))
+    if isinstance(shape, Mapping):
+        if not isinstance(value, dict):
+            return _said(at, value, OBJECT[0])
+        inside = f"{at}." if at else ""
+        return _first(unlike(value[key], part, f"{inside}{key}") for key, part in shape.items() if key in value)
+    words, fits = shape
+    return None if fits(value) else _said(at, value, words)
+
+
+def _first(found: Any) -> str | None:
+    return next((one for one in found if one is not None), None)
+
+
+def _said(at: str, value: Any, words: str) -> str:
+    return f"{at or 'it'} is {_short(value)}, and not {words}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, int) and abs(value) > 1 << 64:
+        # Python refuses to write thousands of digits out.
+        return "a number of very many digits"
+    told = repr(value)
+    return told if len(told) <= 60 else f"{told[:59]}…"
