@@ -39,7 +39,14 @@ def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
     pairs = runs.pairs(jobs, found)
     doubts = runs.warnings(jobs)
     folder = out or default_folder(jobs)
-    files.real_folder(folder)
+    with locks.written(files.real_folder(folder)):
+        return _write(folder, folders, jobs, found, pairs, doubts, given)
+
+
+def _write(
+    folder: Path, folders: list[Path], jobs: list[Job], found: pl.DataFrame, pairs: list[sweep.Pair],
+    doubts: list[str], given: list[Path],
+) -> tuple[Path, list[str]]:  # fmt: skip
     tables.write_csv(found, folder / ROWS, 3)
     sections, frames, words = [], [], []
     for pair in pairs:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from wp1 import files, labels
+from wp1 import files, labels, redaction
 from wp1.analysis import arms, metrics
 from wp1.analysis.cells import ordered
 from wp1.analysis.summary import read_config
@@ -43,7 +43,7 @@ class Screen:
         self._terminal.close()
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(redaction.text(text), markup=False)
 
     def end(self, outcome: "Outcome", published: str | None) -> None:
         """What came out, in a few lines, and where it lies."""

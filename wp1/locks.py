@@ -1,4 +1,4 @@
-"""Who writes into a folder: one process at a time, by a lock that the kernel drops when the process ends, however it does.
+"""One process at a time writes into a folder, by a lock that the kernel drops when the process ends, however it does.
 
 Runs and sweeps hold it from their first file to their last, and so do the commands that write into their folders. The
 lock is on the folder itself. Where the file system refuses that, as NFS does, it is on a file `wp1.lock` in it.

@@ -5,6 +5,7 @@ clock on the same machine). Latencies are derived from them later, in `wp1.analy
 """
 
 import dataclasses
+import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -213,10 +214,10 @@ class RecordWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[bytes] | None = None
+        self._file: IO[str] | None = None
 
     def __enter__(self) -> "RecordWriter":
-        self._file = files.appended(self.path)
+        self._file = io.TextIOWrapper(files.appended(self.path), encoding="utf-8", newline="")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -228,7 +229,7 @@ class RecordWriter:
         assert self._file is not None
         if isinstance(record, RequestRecord | Handoff):
             without_nan(record)
-        self._file.write(f"{files.json_text(_rounded(record))}\n".encode())
+        self._file.write(f"{files.json_text(_rounded(record))}\n")
         self._file.flush()
 
 

@@ -63,6 +63,14 @@ def make_comparison(folder: Path) -> Path:
     return write_comparison(folder)
 
 
+def _made(folder: Path, reports: Path | None) -> Path:
+    kind = run_or_sweep(folder)
+    with locks.written(folder):
+        if kind == "sweep":
+            return make_comparison(folder)
+        return make_report(folder, reports or reports_of(folder, read_config(folder)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m wp1.report", description=__doc__)
     parser.add_argument(
@@ -76,11 +84,7 @@ def main() -> None:
     words = parser.parse_args()
     try:
         with access_told(words.run_dir):
-            if run_or_sweep(words.run_dir) == "sweep":
-                page = make_comparison(words.run_dir)
-            else:
-                reports = words.reports or reports_of(words.run_dir, read_config(words.run_dir))
-                page = make_report(words.run_dir, reports)
+            page = _made(words.run_dir, words.reports)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,11 +1,11 @@
-"""What the files of a run's folder must look like, so far as they are read: a wrong kind of value is named, with its key.
+"""What the files of a run's folder must look like, so far as they are read: a value of a wrong kind is named by its key.
 
-A key that is not there is no matter of these tables: some are newer than a folder, and `summary.Content` names the rest.
+These tables say nothing of keys that are missing: some are newer than a folder, and `summary.Content` names the rest.
 """
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -106,32 +106,33 @@ def unlike(value: Any, shape: Any, at: str = "") -> str | None:
     """The first thing that is not of the shape, in words, as `seed is 'x', and not a whole number`; None if all is."""
     if isinstance(shape, Maybe):
         return None if value is None else unlike(value, shape.shape, at)
+    words, fits = _kind_of(shape)
+    if not fits(value):
+        return f"{at or 'it'} is {_short(value)}, and not {words}"
     if isinstance(shape, Each):
-        if not isinstance(value, dict):
-            return _said(at, value, OBJECT[0])
         strange = next((key for key in value if not shape.keys[1](key)), None)
         if strange is not None:
             return f"{at} has the key {_short(strange)}, which is not {shape.keys[0]}"
-        return _first(unlike(part, shape.shape, f"{at}.{key}") for key, part in value.items())
+    parts = (unlike(part, of_part, f"{at}{step}") for part, of_part, step in _parts(value, shape, at))
+    return next((wrong for wrong in parts if wrong is not None), None)
+
+
+def _kind_of(shape: Any) -> Kind:
+    """What a value of this shape is, whatever it has in it."""
     if isinstance(shape, list):
-        if not isinstance(value, list):
-            return _said(at, value, "a list")
-        return _first(unlike(part, shape[0], f"{at}[{n}]") for n, part in enumerate(value))
-    if isinstance(shape, Mapping):
-        if not isinstance(value, dict):
-            return _said(at, value, OBJECT[0])
-        inside = f"{at}." if at else ""
-        return _first(unlike(value[key], part, f"{inside}{key}") for key, part in shape.items() if key in value)
-    words, fits = shape
-    return None if fits(value) else _said(at, value, words)
+        return "a list", lambda value: isinstance(value, list)
+    return OBJECT if isinstance(shape, Each | Mapping) else shape
 
 
-def _first(found: Any) -> str | None:
-    return next((one for one in found if one is not None), None)
-
-
-def _said(at: str, value: Any, words: str) -> str:
-    return f"{at or 'it'} is {_short(value)}, and not {words}"
+def _parts(value: Any, shape: Any, at: str) -> Iterator[tuple[Any, Any, str]]:
+    """The parts of a value, with their shapes and the step to each."""
+    if isinstance(shape, list):
+        yield from ((part, shape[0], f"[{n}]") for n, part in enumerate(value))
+    elif isinstance(shape, Each):
+        yield from ((part, shape.shape, f".{key}") for key, part in value.items())
+    elif isinstance(shape, Mapping):
+        dot = "." if at else ""
+        yield from ((value[key], part, f"{dot}{key}") for key, part in shape.items() if key in value)
 
 
 def _short(value: Any) -> str:

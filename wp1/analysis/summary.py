@@ -104,7 +104,7 @@ def read_config(run_dir: Path) -> Content:
 
 
 def _check_size(value: Any, left: list[int]) -> None:
-    """Raises ValueError for more values than `left` says: a few lines of YAML whose parts name each other are millions."""
+    """Raises ValueError for more values than `left` says: few lines of YAML that name each other can be millions."""
     left[0] -= 1
     if left[0] < 0:
         raise ValueError(f"it has more than {MOST_VALUES:,} values")

@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from wp1 import redaction
 from wp1.analysis import arms, metrics, shapes, tables
 from wp1.analysis.summary import read_config, read_json, write_json
 from wp1.errors import WP1Error
@@ -61,9 +62,9 @@ def new_manifest(name: str, cfg: Any, jobs: list[list[str]], overrides: list[str
         "ended": None,
         "experiment": cfg.experiment.name,
         "question": cfg.experiment.question,
-        "command": ["wp1", *sys.argv[1:]],
-        "overrides": overrides,
-        "jobs": jobs,
+        "command": ["wp1", *redaction.words(sys.argv[1:])],
+        "overrides": redaction.words(overrides),
+        "jobs": [redaction.words(job) for job in jobs],
         "root": cfg.root,
         "tracking": {key: cfg.tracking[key] for key in ("enabled", "uri", "timeout_s")},
         "parent_run_id": None,
@@ -76,7 +77,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    write_json(folder / MANIFEST, manifest)
+    """Writes sweep.json, without what is secret in the address of its store."""
+    tracking = manifest["tracking"]
+    shown = tracking | {"uri": redaction.text(tracking["uri"])} if "uri" in tracking else tracking
+    write_json(folder / MANIFEST, manifest | {"tracking": shown})
 
 
 def read_jobs(folder: Path, manifest: dict[str, Any]) -> list[Job]:

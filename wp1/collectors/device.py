@@ -28,6 +28,10 @@ SCHEMA: tables.Schema = {
 }
 
 
+# Samples that are further apart than this, and than ten times the usual, are of two sessions; seconds.
+SILENT_S = 5.0
+
+
 class GPUStatsCollector:
     """Samples at `hz` between start and stop; `profiling.device` has average and peak over the measured window."""
 
@@ -148,7 +152,9 @@ def _average_and_peak(rows: pl.DataFrame, column: str, name: str, scale: float) 
 def energy(samples: pl.DataFrame, windows: np.ndarray, requests: pl.DataFrame) -> dict[str, Any] | None:
     """Joules of all GPUs within the windows, and by output token of the answered requests; None without figures.
 
-    From the cards' energy counters where they have them, else from power, linear between samples.
+    From the cards' energy counters where they have them, else from power, linear between samples that follow each
+    other: nothing is known of a time in which nobody looked, as between two sessions of a run. A device that was not
+    looked at in any of the windows has no part in it.
     """
     joules, sources = 0.0, set()
     for _, rows in samples.group_by("device", maintain_order=True):
@@ -161,8 +167,10 @@ def energy(samples: pl.DataFrame, windows: np.ndarray, requests: pl.DataFrame) -
             total = np.concatenate([[0.0], np.cumsum(np.diff(times) * (watts[1:] + watts[:-1]) / 2)])
         else:
             continue
-        sources.add("counter" if counted.height > 1 else "power")
-        joules += float(sum(np.interp(end, times, total) - np.interp(begin, times, total) for begin, end in windows))
+        of_device = [taken for begin, end in windows if (taken := _between(begin, end, times, total)) is not None]
+        if of_device:
+            sources.add("counter" if counted.height > 1 else "power")
+            joules += float(sum(of_device))
     if not sources or not len(windows):
         return None
     tokens = int(requests.filter(pl.col("status") == "ok")["output_tokens"].sum())
@@ -171,3 +179,15 @@ def energy(samples: pl.DataFrame, windows: np.ndarray, requests: pl.DataFrame) -
         "joules_per_output_token": round(joules / tokens, 4) if tokens else None,
         "from": " and ".join(sorted(sources)),
     }
+
+
+def _between(begin: float, end: float, times: np.ndarray, total: np.ndarray) -> float | None:
+    """Joules from a counter's samples between two moments; None where none of them is of that time."""
+    gaps = np.diff(times)
+    sessions = np.split(np.arange(times.size), np.flatnonzero(gaps > max(SILENT_S, 10 * float(np.median(gaps)))) + 1)
+    found = None
+    for session in sessions:
+        own, counted = times[session], total[session]
+        if own.size > 1 and end >= own[0] and begin <= own[-1]:
+            found = (found or 0.0) + float(np.interp(end, own, counted) - np.interp(begin, own, counted))
+    return found

@@ -23,7 +23,11 @@ def report_html(markdown: str, plots: Path, title: str) -> str:
     tokens: list[Token] = parser.parse(markdown)
     for token in (child for block in tokens for child in block.children or []):
         picture = plots / Path(str(token.attrGet("src") or "")).name
-        if token.type == "image" and "/" not in str(token.attrGet("src")).removeprefix("plots/") and files.is_plain(picture):
+        if (
+            token.type == "image"
+            and "/" not in str(token.attrGet("src")).removeprefix("plots/")
+            and files.is_plain(picture)
+        ):
             token.attrSet("src", f"data:image/png;base64,{base64.b64encode(files.read_bytes(picture)).decode()}")
         elif token.type == "image":
             # wp1 makes no such picture, so it would be fetched from wherever somebody wants it to be.
