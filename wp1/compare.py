@@ -14,7 +14,7 @@ import polars as pl
 
 from wp1 import files, locks
 from wp1.analysis import runs, sweep, tables
-from wp1.analysis.markdown import table, text
+from wp1.analysis.markdown import fence, table, text
 from wp1.analysis.report import HOW_TO_READ_ARMS
 from wp1.analysis.summary import read_config
 from wp1.analysis.sweep import Job
@@ -60,7 +60,10 @@ def _write(
     plotted = sweep_plot(folder / PLOT, jobs, found)
     parts = [
         f"# {len(jobs)} runs side by side",
-        "\n".join(f"> **{doubt.partition(':')[0]}**{doubt[len(doubt.partition(':')[0]) :]}\n" for doubt in doubts),
+        "\n".join(
+            f"> **{text(doubt.partition(':')[0])}**{text(doubt[len(doubt.partition(':')[0]) :], 1000)}\n"
+            for doubt in doubts
+        ),
         _settings(folders, jobs, folder),
         f"![Mean TTFT and TPOT of each run, with 95 % bootstrap intervals]({PLOT})" if plotted else "",
         jobs_table(jobs, found),
@@ -92,7 +95,7 @@ def _settings(folders: list[Path], jobs: list[Job], beside: Path) -> str:
         ["experiment", *(job.metadata["experiment"] for job in jobs)],
         ["started", *(job.metadata["started"] for job in jobs)],
         ["report", *(_report(job, beside) for job in jobs)],
-        *([key, *(text(runs.said(config, key), 80) for config in configs)] for key in keys),
+        *([text(key, 80), *(text(runs.said(config, key), 80) for config in configs)] for key in keys),
     ]
     same = "" if keys else "\n\nThe configurations are the same."
     return f"## What differs in configuration\n\n{table(header, body, 'l' * len(header))}{same}"
@@ -107,7 +110,7 @@ def _report(job: Job, beside: Path) -> str:
 
 def _again(given: list[Path]) -> str:
     command = shlex.join(["python", "-m", "wp1.compare", *map(str, given)])
-    return f"## Again\n\n```\n{command}\n```\n\nThis comparison as tables: [{ROWS}]({ROWS}), [{PAIRS}]({PAIRS})."
+    return f"## Again\n\n{fence(command)}\n\nThis comparison as tables: [{ROWS}]({ROWS}), [{PAIRS}]({PAIRS})."
 
 
 def main() -> None:

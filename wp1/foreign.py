@@ -54,15 +54,15 @@ def _doubt(word: str, folder: Path, root: str) -> str | None:
         return "which stands for a secret that is not in the folder"
     if "${" in value:
         return "which is looked up on this machine"
-    if re.split(r"[./@:]", key)[0] == "hydra" or "/" in key or "@" in key:
-        return "a setting of Hydra's, which can name code of somebody else's"
     if key == "tracking.uri" and not is_own_store(value.strip("'\""), folder, root):
         return "a store that is not known to be yours"
-    return _of_engines(key, value)
+    return _of_code(key, value)
 
 
-def _of_engines(key: str, value: str) -> str | None:
-    """Why a setting would reach what engines run; None if it does not."""
+def _of_code(key: str, value: str) -> str | None:
+    """Why a setting could have other code run than wp1's; None if it cannot."""
+    if re.split(r"[./@:]", key)[0] == "hydra" or "/" in key or "@" in key:
+        return "a setting of Hydra's, which can name code of somebody else's"
     if key.startswith(("transfer.environment", "transfer.extra")):
         return "which reaches the environment or the connector of the engines"
     argument = key.removeprefix("backend.engine.")

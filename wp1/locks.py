@@ -24,7 +24,11 @@ _of_command = ExitStack()
 
 
 class BusyError(WP1Error):
-    """Another process writes into the folder."""
+    """Another process writes into the folder; `who` says which."""
+
+    def __init__(self, folder: Path, who: str) -> None:
+        super().__init__(f"{folder} is being written by {who}: wait for it, or end it")
+        self.who = who
 
 
 @contextmanager
@@ -74,7 +78,7 @@ def _locked(here: Path, named: Path, within_s: float) -> int:
         if _taken(descriptor, deadline):
             return descriptor
     os.close(descriptor)
-    raise BusyError(f"{named} is being written by {_writer(here)}: wait for it, or end it")
+    raise BusyError(named, _writer(here))
 
 
 def _taken(descriptor: int, deadline: float) -> bool:

@@ -126,7 +126,7 @@ def _hold(folder: Path) -> None:
     try:
         locks.hold(folder, GONE_WITHIN_S)
     except locks.BusyError as error:
-        raise ConfigError(f"resume={error}") from error
+        raise ConfigError(f"resume={folder} goes on in {error.who} already: wait for it, or end it") from error
     except OSError as error:
         raise ConfigError(f"resume={folder} cannot be locked ({error.strerror}): name a folder that can") from error
     # Engines of a run that was killed, or one of a version without locks.

@@ -15,7 +15,7 @@ from typing import Any
 
 from wp1 import files, labels, locks
 from wp1.analysis import whole
-from wp1.analysis.markdown import table, text
+from wp1.analysis.markdown import code, fence, inert, table, text
 from wp1.analysis.origin import LOCAL_CHANGES, LOCAL_CHANGES_MEANING, code_of, command_of
 from wp1.analysis.summary import read_config, read_json, read_metadata
 from wp1.errors import ConfigError, WP1Error
@@ -225,9 +225,9 @@ def _relinked(page: str, target: Path, root: str) -> str:
         for there in (name, f"{name}.gz"):
             if (target / there).is_file():
                 return f"{found[1]}[{words}]({there})"
-        return found[0] if "//" in found[3] else words
+        return words
 
-    return re.sub(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", link, _portable_text(page, root))
+    return re.sub(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", link, inert(_portable_text(page, root)))
 
 
 def _shrink(out: Path) -> list[str]:
@@ -250,8 +250,8 @@ def _overview(chosen: dict[str, Run], missing: Sequence[str]) -> str:
         metadata = run.metadata
         rows.append(
             [
-                f"[{name.upper()}](#{name})", metadata["question"], metadata["status"],
-                metadata["model"].get("name"), ", ".join(metadata["labels"]) or None,
+                f"[{name.upper()}](#{name})", text(metadata["question"]), metadata["status"],
+                text(metadata["model"].get("name") or "—"), ", ".join(metadata["labels"]) or None,
                 f"`{metadata['config_hash'][:12]}`", metadata["started"][:16].replace("T", " "),
             ]
         )  # fmt: skip
@@ -287,12 +287,12 @@ def _beginning(said: str) -> str:
 
 def _setting(chosen: dict[str, Run]) -> str:
     machines = sorted({machine_of(run) for run in chosen.values()})
-    rows = [["hardware", "; ".join(machines)]]
+    rows = [["hardware", text("; ".join(machines), 2000)]]
     for key in ("driver", "os"):
         values = sorted(
             {str(run.metadata["hardware"][key]) for run in chosen.values() if run.metadata["hardware"].get(key)}
         )
-        rows += [[key, ", ".join(values)]] if values else []
+        rows += [[key, text(", ".join(values))]] if values else []
     rows.append(["versions", ", ".join(_versions(chosen))])
     states = [git for run in chosen.values() if (git := run.metadata["git"])]
     commits: dict[str, list[str]] = {}
@@ -326,14 +326,14 @@ def _versions(chosen: dict[str, Run]) -> list[str]:
 def _chapter(name: str, run: Run, key: list[str] | None) -> str:
     """One experiment: its words, key table and picture, what was skipped, its command. key: None without a report."""
     metadata = run.metadata
-    parts = [f'<a id="{name}"></a>', f"## {name.upper()}: {metadata['question'] or metadata['experiment']}"]
+    parts = [f'<a id="{name}"></a>', f"## {name.upper()}: {text(metadata['question'] or metadata['experiment'])}"]
     if not run.completed:
         parts.append(f"> **{metadata['status']}**: {text(metadata['reason'] or 'no reason was written', 300)}")
     if run.lost is not None:
         parts.append(f"> **Not whole**: {text(run.lost, 300)}")
     parts += key or []
     parts += [_skipped(metadata), _failed(run.folder)]
-    parts.append(f"```\n{run.command}\n```")
+    parts.append(fence(run.command))
     parts.append(f"[The whole report]({name}/report.md)" if key is not None else "It has no report.")
     return "\n\n".join(part for part in parts if part)
 
@@ -387,11 +387,11 @@ def _failed(folder: Path) -> str:
     if not summary.is_file():
         return ""
     broken = [check for check in read_json(summary)["checks"] if not check["passed"]]
-    return "\n".join(f"- **FAILED** {check['name']}: {text(check['detail'], 300)}" for check in broken)
+    return "\n".join(f"- **FAILED** {text(check['name'])}: {text(check['detail'], 300)}" for check in broken)
 
 
 def _again(chosen: dict[str, Run]) -> str:
-    return "## Again\n\n```\n" + "\n".join(run.command for run in chosen.values()) + "\n```"
+    return "## Again\n\n" + fence("\n".join(run.command for run in chosen.values()))
 
 
 def _contents(too_large: Sequence[str], left_out: Sequence[str]) -> str:
@@ -406,7 +406,7 @@ def _contents(too_large: Sequence[str], left_out: Sequence[str]) -> str:
             "says what it cannot show for it."
         )
     if left_out:
-        lines.append(f"Not part of a packet: {', '.join(f'`{name}`' for name in left_out)}.")
+        lines.append(f"Not part of a packet: {', '.join(map(code, left_out))}.")
     return "## What is here\n\n" + "\n\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.markdown import ms, number, table, text
+from wp1.analysis.markdown import code, ms, number, table, text
 from wp1.quality.scoring import FEW
 
 EXAMPLES = 3  # best and worst
@@ -95,11 +95,12 @@ def score_cell(score: Mapping[str, Any] | None) -> str | None:
 def _source(source: Mapping[str, Any]) -> str:
     kind = {
         "builtin": "Built in",
-        "hub": f"From the hub, {source['from']}" + (f" at {source['revision']}" if source["revision"] else ""),
-        "file": f"From {source['from']}",
+        "hub": f"From the hub, {text(str(source['from']))}"
+        + (f" at {text(str(source['revision']))}" if source["revision"] else ""),
+        "file": f"From {text(str(source['from']))}",
     }[source["source"]]
     bad = f" {source['bad_rows']} bad rows were left out." if source["bad_rows"] else ""
-    return f"{kind}; {sum(source['examples'].values())} examples, digest `{source['digest'][:12]}`.{bad}"
+    return f"{kind}; {sum(source['examples'].values())} examples, digest {code(source['digest'][:12])}.{bad}"
 
 
 def _words(of: Mapping[str, Any]) -> str:
@@ -134,14 +135,14 @@ def _tasks(of: Mapping[str, Any]) -> str:
             failed = f" ({task['failed']} failed)" if task["failed"] else ""
             rows.append(
                 [
-                    f"{benchmark}/{task['task']}", task["metric"], f"{task['n']}{failed}", score_cell(task),
+                    f"{benchmark}/{task['task']}", text(task["metric"]), f"{task['n']}{failed}", score_cell(task),
                     number(task["prompt_tokens"]), ms(task["ttft_ms"].get("mean")), ms(task["tpot_ms"].get("mean")),
                 ]
             )  # fmt: skip
         if overall["tasks"] > 1:
             rows.append([f"**{benchmark}**", "mean of the tasks", overall["n"], score_cell(overall), None, None, None])
     rows += [
-        [name, "mean of the tasks", score["n"], score_cell(score), None, None, None]
+        [text(name), "mean of the tasks", score["n"], score_cell(score), None, None, None]
         for name, score in of["groups"].items()
     ]
     if not rows:

@@ -32,7 +32,7 @@ from wp1.analysis import (
     tables,
     whole,
 )
-from wp1.analysis.markdown import ms, number, percent, rate, short, table, text
+from wp1.analysis.markdown import code, fence, ms, number, percent, rate, short, table, text
 from wp1.analysis.summary import read_config, read_json
 from wp1.collectors import load
 from wp1.collectors.device import read_samples
@@ -168,12 +168,12 @@ def _pictures(folder: Path, pictures: list[plots.Plot]) -> str:
 
 
 def _head(metadata: dict[str, Any]) -> str:
-    question = f": {metadata['question']}" if metadata["question"] else ""
+    question = f": {text(metadata['question'])}" if metadata["question"] else ""
     lines = [f"# {metadata['experiment'].upper()}{question}", ""]
     status = "unfinished (still running, or killed)" if metadata["status"] == "running" else metadata["status"]
     # An engine's last lines are in the reason, after its first line.
     reason = (metadata["reason"] or "").splitlines()
-    status += f": {reason[0]}" if reason else ""
+    status += f": {text(reason[0], 1000)}" if reason else ""
     lines.append(
         f"**{status}** · `{metadata['run_id']}` · {metadata['started']} · "
         f"configuration `{metadata['config_hash'][:12]}`"
@@ -212,14 +212,14 @@ def _answers(requests: pl.DataFrame, names: list[str], whose: str, summary: dict
         )
     more = f"\n\nThe first {most} of {first.height}; all are in records.jsonl." if first.height > most else ""
     header = ["question", "answer", "prompt tokens", "output tokens", "TTFT ms", "TPOT ms"]
-    found = {check["name"]: f"{check['detail']}." for check in summary["checks"]}
+    found = {check["name"]: f"{text(check['detail'])}." for check in summary["checks"]}
     said = [found.get("requests answered", ""), found.get("same seed, same tokens", "")]
     head = [f"## Answers, first repeat{of_arm}", " ".join(filter(None, said)), whose]
     return "\n\n".join(part for part in (*head, table(header, rows, "llrrrr") + more) if part)
 
 
 def _skipped(summary: dict[str, Any]) -> str:
-    rows = [[cells.parse(one["cell"]).words, one["kind"], one["reason"]] for one in summary["skipped"]]
+    rows = [[cells.parse(one["cell"]).words, one["kind"], text(one["reason"])] for one in summary["skipped"]]
     return f"## Skipped\n\n{table(['cell', 'for', 'reason'], rows, 'lll')}" if rows else ""
 
 
@@ -251,7 +251,8 @@ def _latency(summary: dict[str, Any]) -> str:
         limits = metrics.limits_in_words(summary["slo"])
         together = ", all arms and cells together" if len(profile["cells"]) > 1 else ""
         parts.append(
-            f"SLO `{summary['slo']['name']}` ({limits}): attained by {percent(attained)} of all requests sent{together}"
+            f"SLO {code(summary['slo']['name'])} ({limits}): attained by {percent(attained)} of all requests "
+            f"sent{together}"
             f"{' in the steady state, where there is one' if load.has_windows(summary) else ''}."
         )
     return "\n\n".join(parts)
@@ -267,7 +268,7 @@ def _emphasised(note: str) -> str:
 
 
 def _checks(summary: dict[str, Any]) -> str:
-    rows = [["passed" if c["passed"] else "**FAILED**", c["name"], c["detail"]] for c in summary["checks"]]
+    rows = [["passed" if c["passed"] else "**FAILED**", c["name"], text(c["detail"], 2000)] for c in summary["checks"]]
     return "## Checks\n\n" + table(["", "check", "what was found"], rows, "lll")
 
 
@@ -311,13 +312,20 @@ def _setting(metadata: dict[str, Any]) -> str:
     model, hardware = metadata["model"], metadata["hardware"]
     gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in hardware["gpus"])
     rows = [
-        ["hardware", gpus or f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB, no GPU used"]
+        [
+            "hardware",
+            text(gpus or f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB, no GPU used"),
+        ]
     ]
     if model:
         rope = model["rope"]
-        scaled = "as the model has it" if rope["written_as"] is None else f"written as {rope['written_as']}"
+        scaled = "as the model has it" if rope["written_as"] is None else f"written as {text(str(rope['written_as']))}"
         rows += [
-            ["model", f"{model['name']}, weights `{model['digest'][:12]}`, max_len {number(model['max_len'])} tokens"],
+            [
+                "model",
+                f"{text(model['name'])}, weights {code(model['digest'][:12])}, "
+                f"max_len {number(model['max_len'])} tokens",
+            ],
             [
                 "rope",
                 f"{rope['type']}, factor {rope['factor']:g} from {number(rope['original_max_len'])} tokens, {scaled}",
@@ -327,7 +335,7 @@ def _setting(metadata: dict[str, Any]) -> str:
     peaks = metadata.get("peaks")
     if peaks:
         figures = f"{short(peaks['flops'] / 1e12)} TFLOP/s, {short(peaks['bytes_per_s'] / 1e9)} GB/s"
-        rows.append(["peaks of a device", f"{figures} ({peaks['kind']}: {peaks['source']})"])
+        rows.append(["peaks of a device", f"{figures} ({text(peaks['kind'])}: {text(peaks['source'])})"])
     several = len({pool.get("arm") for pool in metadata["pools"]}) > 1
     for pool in metadata["pools"]:
         for engine in pool["engines"]:
@@ -340,7 +348,7 @@ def _setting(metadata: dict[str, Any]) -> str:
             of_arm = f"{pool['arm']}: " if several else ""
             rows.append([f"{of_arm}engine {engine['name']}", what])
     if metadata.get("transfer"):
-        rows.append(["KV transfer", f"{metadata['transfer']['name']}: {metadata['transfer']['why']}"])
+        rows.append(["KV transfer", f"{metadata['transfer']['name']}: {text(metadata['transfer']['why'])}"])
     if several and metadata.get("starts"):
         # Engines of an arm start side by side; arms take turns.
         starts = [
@@ -386,4 +394,4 @@ def _files(run_dir: Path, page: Path, metadata: dict[str, Any]) -> str:
         if (run_dir / name).exists()
     ]
     links = ", ".join(f"[{name}]({where}/{name})" for name in names)
-    return f"## Again\n\n```\n{origin.command_of(metadata)}\n```\n\nFiles of this run: {links}."
+    return f"## Again\n\n{fence(origin.command_of(metadata))}\n\nFiles of this run: {links}."

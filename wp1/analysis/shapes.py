@@ -1,4 +1,4 @@
-"""What the files of a run's folder must look like, so far as they are read: a value of a wrong kind is named by its key.
+"""What the files of a run's folder must look like, so far as they are read: a value of a wrong kind is named.
 
 These tables say nothing of keys that are missing: some are newer than a folder, and `summary.Content` names the rest.
 """
@@ -28,6 +28,9 @@ def _is_number(value: Any) -> bool:
 
 
 TEXT: Kind = ("a text", lambda value: isinstance(value, str))
+# Of labels, versions and the like: words that Markdown makes nothing of.
+_WORDS = re.compile(r"[\w][\w .,+:()-]{0,199}")
+LABEL: Kind = ("plain words", lambda value: isinstance(value, str) and _WORDS.fullmatch(value) is not None)
 NAMED: Kind = ("a name", lambda value: isinstance(value, str) and NAME.fullmatch(value) is not None)
 NUMBER: Kind = ("a number", lambda value: isinstance(value, int | float) and _is_number(value))
 WHOLE: Kind = ("a whole number", lambda value: isinstance(value, int) and _is_number(value))
@@ -52,30 +55,30 @@ class Each:
 
 # A Kind, Maybe or Each; [shape] for a list of one shape; {key: shape} for an object with these keys.
 _GPU = {"name": TEXT, "memory_gib": NUMBER}
-_GIT = {"commit": TEXT, "branch": Maybe(TEXT), "dirty": TRUTH}
+_GIT = {"commit": NAMED, "branch": Maybe(TEXT), "dirty": TRUTH}
 _SWEEP = {"name": NAMED, "job": WHOLE, "overrides": [TEXT]}
-_ROPE = {"type": TEXT, "factor": NUMBER, "original_max_len": WHOLE, "max_len": WHOLE}
+_ROPE = {"type": NAMED, "factor": NUMBER, "original_max_len": WHOLE, "max_len": WHOLE}
 _ENGINE = {
     "name": NAMED,
-    "devices": [TEXT],
+    "devices": [LABEL],
     "startup_s": NUMBER,
-    "settings": {"dtype": TEXT, "kv_blocks": Maybe(WHOLE), "block_size": Maybe(WHOLE)},
+    "settings": {"dtype": NAMED, "kv_blocks": Maybe(WHOLE), "block_size": Maybe(WHOLE)},
 }
-_POOL = {"arm": NAMED, "phases": [TEXT], "engines": [_ENGINE], "colocated": TRUTH}
-_START = {"arm": NAMED, "repeats": [WHOLE], "seconds": NUMBER, "idle": [NUMBER], "from": TEXT}
-_SKIPPED = {"cell": NAMED, "kind": TEXT, "reason": TEXT}
+_POOL = {"arm": NAMED, "phases": [LABEL], "engines": [_ENGINE], "colocated": TRUTH}
+_START = {"arm": NAMED, "repeats": [WHOLE], "seconds": NUMBER, "idle": [NUMBER], "from": NAMED}
+_SKIPPED = {"cell": NAMED, "kind": LABEL, "reason": TEXT}
 METADATA: Mapping[str, Any] = {
     # Whether the id and the experiment are names, `summary.read_metadata` asks.
-    "run_id": TEXT, "status": TEXT, "reason": Maybe(TEXT), "started": MOMENT, "ended": Maybe(MOMENT),
-    "experiment": TEXT, "question": TEXT, "config_hash": TEXT, "seed": WHOLE, "command": [TEXT],
+    "run_id": TEXT, "status": LABEL, "reason": Maybe(TEXT), "started": MOMENT, "ended": Maybe(MOMENT),
+    "experiment": TEXT, "question": TEXT, "config_hash": NAMED, "seed": WHOLE, "command": [TEXT],
     "sweep": Maybe(_SWEEP), "parent_run_id": Maybe(TEXT), "git": Maybe(_GIT),
     "hardware": {"gpus": [_GPU], "cpu": TEXT, "cores": WHOLE, "memory_gib": NUMBER, "driver": Maybe(TEXT)},
-    "versions": Each(TEXT), "tags": OBJECT, "labels": [TEXT],
+    "versions": Each(LABEL, LABEL), "tags": OBJECT, "labels": [LABEL],
     "model": {
         "name": TEXT, "digest": TEXT, "max_len": WHOLE, "random_weights": TRUTH, "rope": _ROPE,
         "kv_bytes_per_token": Maybe(NUMBER), "weight_bytes": Maybe(WHOLE), "shape": Maybe(OBJECT),
     },
-    "transfer": Maybe({"name": TEXT, "why": TEXT}), "pools": [_POOL], "starts": [_START], "taken_over": [_START],
+    "transfer": Maybe({"name": NAMED, "why": TEXT}), "pools": [_POOL], "starts": [_START], "taken_over": [_START],
     "skipped": [_SKIPPED], "resumed": [OBJECT], "kv_held": [TEXT], "lines": Each(WHOLE), "boot": Maybe(TEXT),
     "boots": [{"boot": Maybe(TEXT), "moved_s": NUMBER}], "ropes": Each(_ROPE, NAMED),
     "peaks": Maybe({"flops": NUMBER, "bytes_per_s": NUMBER, "kind": TEXT, "source": TEXT}), "dataset": Maybe(OBJECT),
@@ -95,11 +98,11 @@ CONFIG: Mapping[str, Any] = {
     },
 }  # fmt: skip
 MANIFEST: Mapping[str, Any] = {
-    "sweep": NAMED, "status": TEXT, "started": MOMENT, "ended": Maybe(MOMENT), "experiment": NAMED, "question": TEXT,
+    "sweep": NAMED, "status": LABEL, "started": MOMENT, "ended": Maybe(MOMENT), "experiment": NAMED, "question": TEXT,
     "command": [TEXT], "overrides": [TEXT], "jobs": [[TEXT]], "root": TEXT,
     "tracking": {"enabled": TRUTH, "uri": TEXT, "timeout_s": NUMBER}, "parent_run_id": Maybe(TEXT),
 }  # fmt: skip
-JOB: Mapping[str, Any] = {"job": WHOLE, "overrides": [TEXT], "status": TEXT, "reason": TEXT}
+JOB: Mapping[str, Any] = {"job": WHOLE, "overrides": [TEXT], "status": LABEL, "reason": TEXT}
 
 
 def unlike(value: Any, shape: Any, at: str = "") -> str | None:

@@ -16,6 +16,7 @@ import polars as pl
 
 from wp1 import redaction
 from wp1.analysis import arms, metrics, shapes, tables
+from wp1.analysis.markdown import plain
 from wp1.analysis.summary import read_config, read_json, write_json
 from wp1.errors import WP1Error
 from wp1.places import MANIFEST
@@ -149,7 +150,8 @@ def name_of(job: Job, keys: list[str]) -> str:
     """What tells a job from the others of its sweep: `scheduler=disagg`."""
     called = titles(keys)
     return (
-        ", ".join(f"{called[key]}={job.overrides[key]}" for key in keys if key in job.overrides) or f"job {job.number}"
+        plain(", ".join(f"{called[key]}={job.overrides[key]}" for key in keys if key in job.overrides))
+        or f"job {job.number}"
     )
 
 

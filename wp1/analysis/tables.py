@@ -20,7 +20,7 @@ PART_BYTES = 64 << 20
 # Of any number in a line: seconds of thirty million years, bytes of a thousand terabytes.
 MOST = 1e15
 # Columns that stand in pages, in names of files and in keys.
-NAMES = ("arm", "cell")
+NAMES = ("arm", "cell", "status", "cause", "phase", "device", "engine")
 
 RECORD_SCHEMA: Schema = {
     "request_id": pl.String,
