@@ -17,8 +17,8 @@ from wp1.places import CONF, at_home
 from wp1.redaction import REDACTED
 from wp1.redaction import word as shown_word
 
-# Options of a recorded command; any other can name configuration, or code, that lies elsewhere.
-OPTIONS = ("-m", "--multirun")
+# How options of Hydra's begin, also shortened, that name configuration or state which lies elsewhere.
+OPTIONS = ("-c", "--c", "-e", "--e", "-p", "--p")
 # Arguments of engines that name classes, files or code, or reach them.
 _REACHES_CODE = re.compile(
     r"trust|cls|class|plugin|processor|parser|loader|load_format|config|override|import|module|path|dir|env|"
@@ -45,11 +45,11 @@ def check(folder: Path, kept: Sequence[str], typed: Sequence[str], root: str) ->
 
 def _doubt(word: str, folder: Path, root: str) -> str | None:
     """Why a word is not taken from a folder; None if it is."""
-    if word in OPTIONS or (word.startswith("~") and "=" not in word and not word.startswith("~hydra")):
-        return None
-    key, mark, value = word.lstrip("+~").partition("=")
-    if not mark:
+    if word.startswith(OPTIONS):
         return "an option that can name code of somebody else's"
+    key, _, value = word.lstrip("+~").partition("=")
+    if word.startswith("-") or ("=" not in word and not word.startswith("~")):
+        return None
     if REDACTED in value:
         return "which stands for a secret that is not in the folder"
     if "${" in value:

@@ -9,7 +9,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from wp1 import files
@@ -20,7 +20,8 @@ FILE = "wp1.lock"
 WITHIN_S = 10.0
 # Descriptors that this process holds a lock by, and how often it has asked for each.
 _held: dict[Path, tuple[int, int]] = {}
-_of_command = ExitStack()
+# Those that are held until the command ends.
+_of_command: list[Path] = []
 
 
 class BusyError(WP1Error):
@@ -38,29 +39,41 @@ def written(folder: Path, within_s: float = WITHIN_S) -> Iterator[None]:
     within_s: seconds to wait for another process. Raises BusyError, in one line, if it writes for longer; OSError if
     the folder cannot be opened or has no locks.
     """
-    here = folder.resolve()
-    descriptor, count = _held.get(here) or (_locked(here, folder, within_s), 0)
-    _held[here] = descriptor, count + 1
+    here = _take(folder, within_s)
     try:
         yield
     finally:
-        descriptor, count = _held.pop(here)
-        if count > 1:
-            _held[here] = descriptor, count - 1
-        else:
-            os.close(descriptor)
+        _give(here)
+
+
+def _take(folder: Path, within_s: float) -> Path:
+    here = folder.resolve()
+    descriptor, count = _held.get(here) or (_locked(here, folder, within_s), 0)
+    _held[here] = descriptor, count + 1
+    return here
+
+
+def _give(here: Path) -> None:
+    descriptor, count = _held.pop(here)
+    if count > 1:
+        _held[here] = descriptor, count - 1
+    else:
+        os.close(descriptor)
 
 
 def hold(folder: Path, within_s: float = WITHIN_S) -> None:
     """As `written`, until the command ends that is within `command`. Raises as `written` does."""
-    _of_command.enter_context(written(folder, within_s))
+    _of_command.append(_take(folder, within_s))
 
 
 @contextmanager
 def command() -> Iterator[None]:
     """What `hold` has locked is free again at the end."""
-    with _of_command:
+    try:
         yield
+    finally:
+        while _of_command:
+            _give(_of_command.pop())
 
 
 def _locked(here: Path, named: Path, within_s: float) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 from wp1 import files
+from wp1.analysis import shapes
 from wp1.errors import ConfigError, WP1Error
 
 Of = TypeVar("Of")
@@ -290,10 +291,10 @@ def iter_records(path: Path) -> Iterator[RequestRecord]:
                 raise WP1Error(f"{path}:{number} is no request record: {error}") from error
 
 
-def read_rows(path: Path, content: str, *needed: str) -> list[dict[str, Any]]:
+def read_rows(path: Path, content: str, *needed: str, shape: Any = shapes.OBJECT) -> list[dict[str, Any]]:
     """The objects of a JSONL file in order; [] where there is none. A last line that was torn by a crash is left out.
 
-    content: what a line is, in words; needed: keys that it may not lack.
+    content: what a line is, in words; needed: keys that it may not lack; shape: of `shapes`, that it must have.
     Raises ConfigError naming the file and line of what is no such thing.
     """
     # Bytes: a text may hold what other splitting takes for a line's end.
@@ -306,6 +307,8 @@ def read_rows(path: Path, content: str, *needed: str) -> list[dict[str, Any]]:
             row = None
         if not isinstance(row, dict) or not row.keys() >= set(needed):
             raise ConfigError(f"{path}:{number} is no {content}: restore the file from a copy")
+        if (wrong := shapes.unlike(row, shape)) is not None:
+            raise ConfigError(f"{path}:{number} is no {content} ({wrong}): restore the file from a copy")
         rows.append(row)
     return rows
 
@@ -315,6 +318,5 @@ def read_as(kind: type[Of], path: Path, content: str) -> list[Of]:
     fields = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
     needed = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     names = {f.name for f in fields}
-    return [
-        kind(**{key: value for key, value in row.items() if key in names}) for row in read_rows(path, content, *needed)
-    ]
+    rows = read_rows(path, content, *needed, shape=shapes.of_fields(kind))
+    return [kind(**{key: value for key, value in row.items() if key in names}) for row in rows]

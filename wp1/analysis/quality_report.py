@@ -125,6 +125,8 @@ def _words(of: Mapping[str, Any]) -> str:
         )
     if of["cut"]:
         said.append(f"Too long for the model, and cut by the rules of their task: {of['cut']} prompts.")
+    if of.get("odd"):
+        said.append(f"The rule of their task fails on {of['odd']} answers, which score zero.")
     return " ".join(said)
 
 

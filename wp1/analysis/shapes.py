@@ -7,10 +7,12 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 # Of arms, cells, engines and the like, which stand in pages and in names of files.
 NAME = re.compile(r"[\w.][\w.+:-]{0,199}")
+# Of whole numbers: nothing that is counted comes near.
+MOST = 10**18
 # A kind of value in words, and whether a value is one.
 Kind = tuple[str, Callable[[Any], bool]]
 
@@ -23,8 +25,9 @@ def _is_moment(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    # Beyond this a whole number is no float any more, and nothing that is counted here comes near.
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e18
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < MOST if isinstance(value, int) else math.isfinite(value)
 
 
 TEXT: Kind = ("a text", lambda value: isinstance(value, str))
@@ -37,6 +40,9 @@ WHOLE: Kind = ("a whole number", lambda value: isinstance(value, int) and _is_nu
 TRUTH: Kind = ("true or false", lambda value: isinstance(value, bool))
 MOMENT: Kind = ("a moment as 2026-01-31T12:00:00+00:00", _is_moment)
 OBJECT: Kind = ("an object", lambda value: isinstance(value, dict))
+
+
+OF_TYPE: Mapping[Any, Kind] = {str: TEXT, int: WHOLE, float: NUMBER, bool: TRUTH}
 
 
 class Maybe:
@@ -103,6 +109,29 @@ MANIFEST: Mapping[str, Any] = {
     "tracking": {"enabled": TRUTH, "uri": TEXT, "timeout_s": NUMBER}, "parent_run_id": Maybe(TEXT),
 }  # fmt: skip
 JOB: Mapping[str, Any] = {"job": WHOLE, "overrides": [TEXT], "status": LABEL, "reason": TEXT}
+
+EXAMPLE: Mapping[str, Any] = {
+    "cell": NAMED, "example": TEXT, "task": TEXT, "category": Maybe(TEXT), "metric": TEXT, "length": Maybe(NUMBER),
+    "depth": Maybe(NUMBER), "difficulty": Maybe(TEXT), "length_group": Maybe(TEXT), "label": TEXT,
+    "prompt_tokens": WHOLE, "tokens_before": WHOLE, "all_classes": Maybe([TEXT]),
+}  # fmt: skip
+NOTE: Mapping[str, Any] = {
+    "t": NUMBER, "arm": NAMED, "pool": NAMED, "engine": NAMED, "moment": NAMED, "cell": Maybe(NAMED),
+    "repeat": Maybe(WHOLE), "note": OBJECT,
+}  # fmt: skip
+
+
+def of_fields(kind: type) -> Mapping[str, Any]:
+    """The shape of a dataclass's fields, of those that are texts, numbers and truths."""
+    found = {}
+    for name, annotated in get_type_hints(kind).items():
+        kinds = [part for part in (get_args(annotated) or (annotated,)) if part is not type(None)]
+        shape = OF_TYPE.get(kinds[0]) if len(kinds) == 1 else None
+        if shape is not None:
+            # What stands in pages and keys.
+            shape = NAMED if name in ("arm", "cell") else shape
+            found[name] = Maybe(shape) if type(None) in get_args(annotated) else shape
+    return found
 
 
 def unlike(value: Any, shape: Any, at: str = "") -> str | None:

@@ -101,7 +101,8 @@ def jobs_table(jobs: list[Job], found: pl.DataFrame) -> str:
     ]
     body = [
         [
-            row["job"], *(text(row[key] or "—", 60) for key in keys), *(_named(row[name]) for name in arm), _named(row["cell"]),
+            row["job"], *(text(row[key] or "—", 60) for key in keys), *(_named(row[name]) for name in arm),
+            _named(row["cell"]),
             *(row[name] for name, _ in COUNTS), *(ms(row[name]) for name, _ in TIMES),
             row["status"] if row["status"] == "completed" else f"**{row['status']}**",
         ]

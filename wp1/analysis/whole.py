@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from wp1 import files, goodput, progress
-from wp1.analysis import cells, memory, quality, tables
+from wp1.analysis import cells, memory, quality, shapes, tables
 from wp1.analysis.summary import read_config, read_json, read_metadata
 from wp1.errors import ConfigError, unreadable
 from wp1.plan import has_length, plan
@@ -53,7 +53,7 @@ def _check(run_dir: Path) -> None:
         _held(run_dir / "handoffs.jsonl", "handoffs", named, tables.handoffs(run_dir / "handoffs.jsonl")["handoff_id"])
     if config["workload"]["prompts"] == "judged":
         asked = set(measured.select("cell", "example").iter_rows())
-        lines = read_rows(run_dir / EXAMPLES, "example", *quality.NEEDED)
+        lines = read_rows(run_dir / EXAMPLES, "example", *quality.NEEDED, shape=shapes.EXAMPLE)
         _held(run_dir / EXAMPLES, "examples", asked, [(line["cell"], line["example"]) for line in lines])
     if config["experiment"].get("memory"):
         notes = memory.read_notes(run_dir)
