@@ -1,4 +1,4 @@
-"""Files of a folder that anybody may have made: links lead nowhere, and what is written is JSON that everybody reads."""
+"""Files of a folder that anybody may have made: links lead nowhere, and what is written is JSON."""
 
 import json
 import os

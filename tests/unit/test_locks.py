@@ -36,9 +36,9 @@ def other(tmp_path: Path) -> Any:
 
 
 def test_a_folder_that_another_process_writes_is_refused_in_one_line(other: Any, tmp_path: Path) -> None:
-    with pytest.raises(locks.BusyError, match=r"is being written by another process: wait for it, or end it$"):
-        with locks.written(tmp_path, within_s=0.2):
-            pass
+    said = r"is being written by another process: wait for it, or end it$"
+    with pytest.raises(locks.BusyError, match=said), locks.written(tmp_path, within_s=0.2):
+        pass
 
 
 def test_a_killed_process_holds_no_folder(other: Any, tmp_path: Path) -> None:

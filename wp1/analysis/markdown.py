@@ -22,10 +22,12 @@ def table(header: list[str], rows: list[list[Any]], align: str) -> str:
 
 # Signs that a terminal or a browser obeys instead of showing them: controls, and those that turn the direction of text.
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-# Signs that Markdown makes something of, wherever they stand or where they stand so: brackets, emphasis, an address.
+# Signs that Markdown makes something of, wherever they stand or where they stand so: brackets, emphasis, an address,
+# also one that viewers find without a mark, as example.org.
 _MARKS = re.compile(
-    r"[\\`*\[\]|$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|~~|^[#>+\-=~](?=[\s#>+\-=~]|$)|^\d+[.)](?=\s|$)|"
-    r"(?<=\w):(?=\S)|//|@|(?<=\w)\.(?=[^\W\d_])"
+    r"[\\`*\[\]|$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|~~|^[#>+\-=~](?=[\s#>+\-=~]|$)|^\d+[.)](?=\s|$)|//|@|"
+    r"(?<=\w)\.(?=(?:[a-z]{2}|com|org|net|edu|gov|info|biz|pro|web|name|shop|aero|asia|coop)(?!\w))|(?<=www)\.",
+    re.IGNORECASE,
 )
 
 
