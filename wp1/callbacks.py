@@ -8,7 +8,7 @@ left no run.
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 # Folder and manifest of the sweep that this process has begun and not yet ended.
 _open: list[tuple[Path, dict[str, Any]]] = []
-# That nobody else writes into it.
-_lock = ExitStack()
 
 
 class SweepCallback(Callback):
@@ -106,7 +104,7 @@ def _begin(folder: Path, cfg: DictConfig, jobs: list[list[str]], overrides: list
 
     # Secrets of the configuration are known from here on.
     redaction.config({str(key): value for key, value in _plain(cfg).items()})
-    _lock.enter_context(locks.written(folder))
+    locks.hold(folder)
     manifest = sweep.new_manifest(folder.name, cfg, jobs, overrides)
     sweep.write_manifest(folder, manifest)
     _open.append((folder, manifest))
@@ -141,7 +139,7 @@ def _take_up(folder: Path, config: DictConfig) -> None:
     tracking = {key: config.tracking[key] for key in ("enabled", "uri", "timeout_s")}
     manifest = sweep.read_manifest(folder) | {"status": "running", "ended": None, "tracking": tracking}
     manifest["root"] = str(Path(str(config.root)).expanduser().resolve())
-    _lock.enter_context(locks.written(folder))
+    locks.hold(folder)
     _open.append((folder, manifest))
     if manifest["tracking"]["enabled"]:
         with Screen() as screen:
@@ -176,8 +174,7 @@ def end_sweep(stopped: bool) -> None:
     """
     if not _open:
         return
-    with _lock:
-        _end(*_open.pop(), stopped)
+    _end(*_open.pop(), stopped)
 
 
 def _end(folder: Path, manifest: dict[str, Any], stopped: bool) -> None:
