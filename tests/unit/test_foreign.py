@@ -220,7 +220,7 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (line(lambda row: b"\xff\xfe"), r"records\.jsonl:3 is"),
     (line(lambda row: b"[" * 300_000), r"records\.jsonl:3 is"),
     (line(lambda row: row | {"bytes": 1e300}, "handoffs.jsonl"), r"handoffs\.jsonl:3 is no handoff"),
-    (file_of("cells.jsonl", '{"arm":"a","cell":[],"repeat":0,"requests":1,"seconds":1,"warmup_s":0}\n'), r"cells.jsonl:1"),
+    (file_of("cells.jsonl", '{"arm":"a","cell":1,"repeat":0,"requests":1,"seconds":1,"warmup_s":0}\n'), "jsonl:1 is"),
     (file_of("goodput.jsonl", '{"arm":"agg","prompt_len":"x","number":0}\n'), r"goodput\.jsonl:1 .*prompt_len is 'x'"),
     (file_of("examples.jsonl", '{"cell":1}\n'), r"examples\.jsonl:1"),
     (file_of("device.jsonl", '{"t":1,"device":"<img>"}\n'), r"device\.jsonl:1"),
