@@ -112,14 +112,13 @@ def _writer(folder: Path) -> str:
 
 
 def writer_in(folder: Path) -> int | None:
-    """The other process on this machine that has a file in the folder open for writing."""
+    """The process on this machine that has a file in the folder open for writing, other than for its lock."""
     import psutil
 
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and any(
-                Path(file.path).is_relative_to(folder) and file.mode != "r" for file in process.open_files()
-            ):
+            opened = [Path(file.path) for file in process.open_files() if file.mode != "r"]
+            if any(path.is_relative_to(folder) and path.name != FILE for path in opened):
                 return process.pid
         except (psutil.Error, OSError):
             continue

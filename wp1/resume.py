@@ -73,6 +73,7 @@ def _recorded(folder: Path) -> tuple[list[str], str, str]:
     Whether a run's folder has lost lines is asked when its configuration is there, as of each job of a sweep:
     `check_same`.
     """
+    from wp1.analysis import shapes
     from wp1.analysis.summary import read_config, read_json
     from wp1.analysis.sweep import OF_MANIFEST
 
@@ -85,7 +86,7 @@ def _recorded(folder: Path) -> tuple[list[str], str, str]:
         manifest.require(*OF_MANIFEST)
         return _words(folder / MANIFEST, manifest["command"]), _root(folder / MANIFEST, manifest), "hydra.sweep.dir"
     path = folder / "run_metadata.json"
-    metadata, config = read_json(path), read_config(folder)
+    metadata, config = read_json(path, shapes.METADATA), read_config(folder)
     job = metadata.get("sweep")
     words = _words(path, ["wp1", *job["overrides"]] if job else metadata["command"])
     return words, _root(folder / "config.yaml", config), "hydra.run.dir"

@@ -176,8 +176,10 @@ def _pages(client: "MlflowClient", folder: Path, manifest: dict[str, Any]) -> di
 
 
 def _not_published(run_dir: Path, uri: str, reason: str) -> str:
-    root = read_config(run_dir)["root"]
-    to = "" if is_own_store(uri, run_dir, root) else f" --uri {shlex.quote(shown(uri))}"
+    to = f" --uri {shlex.quote(shown(uri))}"
+    # What cannot be read is named in the reason.
+    with contextlib.suppress(WP1Error):
+        to = "" if is_own_store(uri, run_dir, read_config(run_dir)["root"]) else to
     return (
         f"not in MLflow (tracking.uri={shown(uri)}): {reason}. "
         f"The run is safe; publish it later with: python -m wp1.track {shlex.quote(str(run_dir))}{to}"

@@ -125,7 +125,7 @@ def server() -> Iterator[tuple[str, list[str | None]]]:
 
         do_POST = do_GET  # noqa: N815
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
     found = http.server.HTTPServer(("127.0.0.1", 0), Handler)
