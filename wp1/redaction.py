@@ -28,7 +28,7 @@ _FORMS = re.compile(
 )
 # In a message or a log: key=value, "key": "value" and what a request's header says.
 _PAIR = re.compile(
-    rf"(?P<key>\b[\w.-]*?(?:{_WORDS})|key)(?P<between>=[\"']?|[\"']\s*:\s*[\"']|:\s*(?:bearer|basic)\s+)"
+    rf"(?P<key>\b[\w.-]*?(?:{_WORDS}))(?P<between>=[\"']?|[\"']\s*:\s*[\"']|:\s*(?:bearer|basic)\s+)"
     r"(?P<value>[^\s\"',;&}\]]+)",
     re.IGNORECASE,
 )
