@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from wp1 import resume, schema
+from wp1 import __version__, command, resume, schema
 from wp1.callbacks import sweep_closed
 from wp1.errors import ConfigError, WP1Error
 from wp1.identity import RUN_ID, new_run_id
@@ -105,6 +106,8 @@ def main() -> None:
             _job()
     except KeyboardInterrupt:
         _leave(130, "interrupted; what was measured is kept")
+    except BrokenPipeError:  # nobody reads what is printed
+        raise
     except Exception as error:
         # Jobs keep their errors to themselves (`_failures`), so this is Hydra's, composing them.
         _leave(2, f"error: {hydra_message(error)}")
@@ -124,6 +127,10 @@ def check_options(words: list[str]) -> None:
 
     parser = get_args_parser()
     parser.error = refuse
+    for action in parser._actions:
+        if "--version" in action.option_strings:
+            # Hydra's would print Hydra's own.
+            action.version = f"wp1 {__version__}"  # type: ignore[attr-defined]
     known, unknown = parser.parse_known_args(words)
     for word in unknown:
         if not word.startswith("-"):
@@ -136,6 +143,8 @@ def check_options(words: list[str]) -> None:
         if word.lstrip("+~").startswith("="):
             raise ConfigError(f"{word} names no key: settings are key=value, see python -m wp1 --help")
         if "=" not in word and not word.startswith("~"):
+            if word in command.NAMES:
+                raise ConfigError(f"{word} is a command, not a setting: name it first, as in python -m wp1 {word} ...")
             raise ConfigError(f"{word} is no setting: those are key=value, see python -m wp1 --help")
 
 
@@ -188,6 +197,7 @@ def _leave(code: int, message: str = "") -> NoReturn:
     if "vllm" not in sys.modules:
         sys.exit(code)
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # nobody reads it any more
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)

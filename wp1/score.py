@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from wp1 import command
 from wp1.errors import ConfigError
 from wp1.quality import longbench, longbench_v2, scoring
 from wp1.quality.tasks import Row, Task, find
@@ -95,7 +96,7 @@ def _line(name: str, score: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m wp1.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("task", help="as hotpotqa, longbench/hotpotqa, passkey, niah_single_1, longbench_v2")
@@ -107,8 +108,6 @@ def main() -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
     if words.json:
         print(json.dumps(found, indent=1))
         return
@@ -119,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)
