@@ -96,6 +96,7 @@ def undisturbed() -> Iterator[None]:
         signal.signal(number, handler)
     main._failures.clear()
     callbacks._open.clear()
+    callbacks._begun.clear()
 
 
 @pytest.fixture
