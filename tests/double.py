@@ -55,9 +55,10 @@ class DoubleBackend:
         self.peers = type(self).engines
         self.peers[name] = self
         self.alive = True
+        self.death: str | None = None
         self.forgotten: list[str] = []
 
-    def check(self, longest_sampled: int) -> None:
+    def check(self) -> None:
         pass
 
     async def __aenter__(self) -> Self:
@@ -70,6 +71,7 @@ class DoubleBackend:
     def kill(self) -> None:
         """As kill -9 of its processes would: what it serves fails, and its KV is gone."""
         self.alive = False
+        self.death = f"engine {self.name} died: killed by the test"
         self.held.clear()
 
     async def generate(

@@ -64,6 +64,8 @@ class RequestRecord:
     t_intended: float = 0.0
     ramp: bool = False  # due while the rate still grew (workload.arrivals=ramp)
     t_sent: float | None = None
+    # Seconds for which it was not sent, as too many others were in flight in an over-saturated open loop.
+    held_s: float = 0.0
     t_queued: float | None = None
     t_scheduled: float | None = None
     t_engine_first_token: float | None = None

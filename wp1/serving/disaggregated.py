@@ -14,7 +14,7 @@ from typing import Any, Self
 from wp1 import hardware
 from wp1.errors import WP1Error
 from wp1.records import Handoff, QueueLengths, Request, RequestRecord
-from wp1.serving.backend import Chunk, EngineDiedError, ServingBackend
+from wp1.serving.backend import Chunk, EngineDiedError, ServingBackend, answered, death_of
 from wp1.serving.broker import EngineRoom, KVBroker, PoolLostError, Ticket
 from wp1.serving.ledger import Ledger
 from wp1.serving.placement import places
@@ -102,22 +102,22 @@ class DisaggregatedScheduler:
         self._broker: KVBroker | None = None
         self._ledger: Ledger | None = None
         self._limits: dict[Ticket, asyncio.Timeout] = {}  # of handoffs on their way
-        self._lost: set[str] = set()
+        self._lost: dict[str, str] = {}  # engines that died, and why
         self._peers: dict[str, str] = {}  # prefill engines by the connectors' names for them
         self._tasks: set[asyncio.Task[None]] = set()  # that free KV
         self._watch: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
         self._stack = AsyncExitStack()
 
-    def check(self, longest_sampled: int) -> None:
+    def check(self) -> None:
         for pool in (self._prefill, self._decode):
-            next(iter(pool.values())).check(longest_sampled)
+            next(iter(pool.values())).check()
 
     async def __aenter__(self) -> Self:
         await start_all([*self._prefill.values(), *self._decode.values()], self._stack)
         try:
             for engine in self._decode.values():
-                await engine.meet(list(self._prefill))
+                await answered(engine.name, engine.meet(list(self._prefill)), "to meet the prefill engines")
         except BaseException:
             await self._stack.aclose()
             raise
@@ -171,7 +171,10 @@ class DisaggregatedScheduler:
         try:
             return await self._broker.prefill(prompt_tokens, prompt_tokens + max_tokens)
         except PoolLostError as error:
-            raise EngineDiedError(str(error)) from error
+            raise self._pool_lost(error) from error
+
+    def _pool_lost(self, error: PoolLostError) -> EngineDiedError:
+        return EngineDiedError(f"{error}: {'; '.join(self._lost.values())}")
 
     async def _serve(self, request: Request, record: RequestRecord, ticket: Ticket) -> None:
         """Prefill, handoff and decode of a request that has its place in the prefill pool."""
@@ -252,11 +255,11 @@ class DisaggregatedScheduler:
         try:
             target = await self._broker.decode(ticket)
         except PoolLostError as error:
-            raise EngineDiedError(str(error)) from error
+            raise self._pool_lost(error) from error
         record.phase, record.decode_engine, handoff.target = "handoff", target, target
-        if not self._prefill[ticket.source].alive:
-            self._lose(ticket.source)
-            raise EngineDiedError(handoff_error(handoff, f"engine {ticket.source} died with the KV"))
+        if not (source := self._prefill[ticket.source]).alive:
+            self._lose(source, death_of(source))
+            raise EngineDiedError(handoff_error(handoff, self._died_when(ticket.source, "with the KV")))
         if prefilled.kv_transfer_params is None:
             raise TransferError(handoff_error(handoff, f"engine {ticket.source} did not say where the KV is"))
         self._peers[ticket.source] = self._transfer.peer(prefilled.kv_transfer_params)
@@ -323,8 +326,8 @@ class DisaggregatedScheduler:
             try:
                 async for chunk in stream:
                     yield chunk
-            except EngineDiedError:
-                self._lose(engine.name)
+            except EngineDiedError as error:
+                self._lose(engine, str(error))
                 raise
 
     async def _until_there(
@@ -340,7 +343,7 @@ class DisaggregatedScheduler:
         except TimeoutError as error:
             if ticket.source in self._lost:
                 raise EngineDiedError(
-                    handoff_error(handoff, f"engine {ticket.source} died during the handoff")
+                    handoff_error(handoff, self._died_when(ticket.source, "during the handoff"))
                 ) from error
             reason = f"the KV was not there after {self._transfer.timeout_s:g} s (transfer.timeout_s)"
             raise TransferError(handoff_error(handoff, reason)) from error
@@ -404,11 +407,16 @@ class DisaggregatedScheduler:
             for report in self._transfer.reports(stats):
                 self._ledger.report(report)
 
-    def _lose(self, name: str) -> None:
-        """An engine died: nobody is sent to it any more, and handoffs from it are not waited for."""
+    def _died_when(self, name: str, when: str) -> str:
+        """Why an engine died, and when: "engine prefill-0 died during the handoff: ..."."""
+        return self._lost[name].replace(" died", f" died {when}", 1)
+
+    def _lose(self, engine: ServingBackend, why: str) -> None:
+        """Takes a dead engine out of routing, and ends the wait for handoffs from it. why: in a line."""
+        name = engine.name
         if name in self._lost:
             return
-        self._lost.add(name)
+        self._lost[name] = why
         if self._broker is not None:
             self._broker.lose(name)
         for ticket, limit in self._limits.items():
@@ -423,16 +431,16 @@ class DisaggregatedScheduler:
         for engine in self._decode.values():
             if engine.alive:
                 with suppress(Exception):
-                    await engine.forget_peer(peer)
+                    await answered(engine.name, engine.forget_peer(peer), "to forget an engine that died")
 
     async def _look_after(self) -> None:
         """Notes the queues' lengths, and engines that died with nobody waiting for their answer."""
         assert self._broker is not None
         while True:
             self._write(QueueLengths(time.monotonic(), self.mode, **self._broker.lengths()))
-            for name, engine in (self._prefill | self._decode).items():
+            for engine in (self._prefill | self._decode).values():
                 if not engine.alive:
-                    self._lose(name)
+                    self._lose(engine, death_of(engine))
             await asyncio.sleep(WATCH_PERIOD_S)
 
     def backends(self) -> dict[str, list[ServingBackend]]:
