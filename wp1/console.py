@@ -136,8 +136,11 @@ class Screen:
     def step(self, text: str, kept: bool = True) -> Iterator[Callable[[str], None]]:
         """A line with a running clock while something takes long; the caller may say what it is at.
 
-        kept: the line stays when it is over.
+        kept: the line stays when it is over; a log gets no line that would not.
         """
+        if not kept and not self.console.is_terminal:
+            yield lambda what: None
+            return
         with Progress(
             SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(), console=self.console, redirect_stdout=False, redirect_stderr=False,
