@@ -6,6 +6,8 @@ One of each kind is run with real engines in `tests/engine/test_commands.py`.
 import argparse
 import json
 import re
+import socket
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -161,6 +163,27 @@ def test_targets_of_make_are_there_and_know_their_variables(one: Documented) -> 
     for word in variables:
         name = word.partition("=")[0]
         assert f"$({name}" in rule[1], f"make {target} has no {name}="
+
+
+def test_a_port_that_is_in_use_is_one_line_that_names_another(tmp_path: Path) -> None:
+    # Without its set-up, which tests are not to start.
+    makefile = tmp_path / "Makefile"
+    makefile.write_text((REPO / "Makefile").read_text(encoding="utf-8").replace("\nui: setup", "\nui:"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = [
+            subprocess.run(words, check=False, capture_output=True, text=True, cwd=REPO, timeout=60)
+            for words in (
+                ["make", "-f", str(makefile), "ui", f"PORT={port}"],
+                ["launch/mlflow_server.sh", str(tmp_path / "store"), "127.0.0.1", str(port)],
+            )
+        ]
+    for one in done:
+        assert one.returncode == 2
+        assert one.stdout == ""
+        (line,) = one.stderr.splitlines()
+        assert f"port {port}" in line and "is in use" in line and "5001" in line
+    assert "make ui PORT=5001" in done[0].stderr
 
 
 def test_scripts_are_there() -> None:
