@@ -2,11 +2,13 @@
 
 import asyncio
 import itertools
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from wp1.records import Request, RequestRecord, new_record
 from wp1.serving.backend import Scheduler
@@ -19,6 +21,8 @@ Sink = Callable[[RequestRecord], None]
 AHEAD = 64
 # Between two that are made in one pause, so that the streams of others are not held up.
 LET_GO_S = 0.002
+# After an engine has died, for its own requests to hear of it, before those in other engines are given up.
+GIVE_UP_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ async def drive(
 ) -> None:
     """All requests: open loop, each when `schedule` says; or, without one, in a closed loop of `concurrency`.
 
-    Once an engine has died, the requests that are left fail at once with that reason, and none of them is sent: the
-    cell cannot be measured any more. Those in flight in other engines end as they may.
+    Once an engine has died, the cell cannot be measured any more: the requests that are left fail at once with that
+    reason and are not sent, and those in flight in other engines are given up.
 
     bounds: of an open loop. dead: the reason, if an engine died before.
     Cancelled, it leaves a record of every request in flight.
@@ -140,6 +144,8 @@ class _Sender:
         self._ahead = _Ahead(requests)
         self._requests = self._tokens = 0  # in flight
         self._ended = asyncio.Event()  # a request, since it was cleared
+        self._released = -math.inf  # when a request last waited for others to end; monotonic
+        self._in_flight: set[asyncio.Task[None]] = set()
         self._dead = dead
         self._died = asyncio.Event()
         if dead is not None:
@@ -162,7 +168,7 @@ class _Sender:
             self._ahead.make()
         async with asyncio.TaskGroup() as users:
             for _ in range(concurrency):
-                users.create_task(user())
+                self._start(users, user())
         if self._died.is_set():
             await self._fail_rest((time.monotonic(), False) for _ in itertools.count())
 
@@ -186,29 +192,38 @@ class _Sender:
                 if (request := self._ahead.take()) is None:
                     return
                 if (held_s := await self._admitted(request, due, ramp)) is not None:
-                    sent.create_task(self._one(request, due, ramp, held_s))
+                    self._start(sent, self._one(request, due, ramp, held_s))
+
+    def _start(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> None:
+        task = group.create_task(work)
+        self._in_flight.add(task)
+        task.add_done_callback(self._in_flight.discard)
 
     async def _admitted(self, request: Request, due: float, ramp: bool) -> float | None:
-        """Waits until the request may be in flight: seconds that this took. None if it failed meanwhile."""
-        begin, tokens, late = time.monotonic(), len(request.prompt), due + request.timeout_s
-        waited = False
+        """Waits until the request may be in flight. Returns the seconds since `due` that it, or another one before it,
+        had to wait for that; None if it failed meanwhile.
+        """
+        tokens, late = len(request.prompt), due + request.timeout_s
         while not self._bounds.admits(self._requests + 1, self._tokens + tokens):
             if self._died.is_set():
                 self._fail(request, due, ramp)
                 return None
-            if time.monotonic() >= late:
-                self._time_out(request, due, ramp)
-                return None
-            waited = True
             self._ended.clear()
             await _wait(self._ended, late)
-        return time.monotonic() - begin if waited else 0.0
+            self._released = time.monotonic()
+            if self._released >= late:
+                break
+        held_s = max(0.0, self._released - due)
+        if held_s >= request.timeout_s:
+            self._time_out(request, due, ramp)
+            return None
+        return held_s
 
     async def _one(self, request: Request, t_intended: float, ramp: bool, held_s: float = 0.0) -> None:
         record = new_record(request, t_intended)
         record.ramp, record.held_s = ramp, held_s
         if held_s:
-            request = replace(request, timeout_s=max(0.0, request.timeout_s - held_s))
+            request = replace(request, timeout_s=request.timeout_s - held_s)
         tokens = len(request.prompt)
         self._requests += 1
         self._tokens += tokens
@@ -218,10 +233,22 @@ class _Sender:
             self._requests -= 1
             self._tokens -= tokens
             if record.cause == "engine_died":
-                self._dead = self._dead or record.error
-                self._died.set()
+                self._die(record.error)
+            elif self._died.is_set() and record.status == "aborted":
+                record.status, record.cause, record.error = "error", "engine_died", f"given up: {self._dead}"
             self._ended.set()
             self._sink(record)
+
+    def _die(self, why: str | None) -> None:
+        if self._died.is_set():
+            return
+        self._dead = why
+        self._died.set()
+        asyncio.get_running_loop().call_later(GIVE_UP_S, self._give_up)
+
+    def _give_up(self) -> None:
+        for task in self._in_flight:
+            task.cancel()
 
     async def _fail_rest(self, places: Iterable[tuple[float, bool]]) -> None:
         held_since = time.monotonic()

@@ -112,10 +112,11 @@ class Handoff:
     status: Literal["ok", "failed"] = "failed"
     error: str | None = None
     phase: Phase | None = None  # where one that failed had come to
-    tokens: int = 0  # whose KV is moved: the prompt's
+    tokens: int = 0  # the prompt's, whose KV the decode engine needs
+    tokens_kept: int | None = None  # the first of them, which need not move: `wp1.serving.transfer.Kept`
     blocks: int | None = None  # moved, by the connector
     bytes: int | None = None  # moved, by the connector
-    bytes_expected: int | None = None  # blocks that the tokens fill x bytes of a block
+    bytes_expected: int | None = None  # blocks that hold the tokens not kept x bytes of a block
     block_bytes: int | None = None
     # Where the connector knows: seconds in which bytes moved, and that blocks which were ready waited for that, on the
     # slowest rank; runs of neighbours in which the blocks lay, on one.

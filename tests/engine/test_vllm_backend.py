@@ -2,11 +2,14 @@
 
 import asyncio
 import gc
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 import polars as pl
+import psutil
 import pytest
 from hydra import compose, initialize_config_dir
 
@@ -17,11 +20,12 @@ from wp1.console import output_to
 from wp1.errors import ConfigError
 from wp1.main import CONF
 from wp1.records import Request, RequestRecord, new_record
-from wp1.serving import models
+from wp1.serving import models, vllm_backend
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.memory import Moment
 from wp1.serving.placement import Place
 from wp1.serving.serve import collect
+from wp1.serving.starting import kv_free
 from wp1.serving.vllm_backend import VLLMBackend
 from wp1.workload.prompts import random_token_ids
 
@@ -241,3 +245,25 @@ def test_what_the_engine_would_refuse_is_refused_before(
     with pytest.raises(ConfigError, match=message) as refusal:
         engine.check()
     assert "\n" not in str(refusal.value)
+
+
+def test_an_engine_that_hangs_is_ended_and_said_to_be(
+    loop: Loop, engine: VLLMBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last test, as it ends the engine: its processes are stopped, as by a kernel that does not come back."""
+    monkeypatch.setattr(vllm_backend, "LOOK_S", 3.0)
+    for process in engine._processes:
+        process.suspend()
+    assert loop(kv_free([engine], within_s=0.5), timeout_s=5) == {"agg-0": False}
+    record = _ask(loop, engine, _request(timeout_s=3))
+    assert (record.status, record.output_tokens) == ("timeout", 0)
+    deadline = time.monotonic() + 30
+    while engine.alive and time.monotonic() < deadline:
+        time.sleep(0.1)
+    why = r"engine agg-0 died: it did not answer within \d+ s \(whether it is there\), and was ended"
+    assert re.fullmatch(why, engine.death or "")
+    begin = time.monotonic()
+    after = _ask(loop, engine, _request(name="after"))
+    assert (after.status, after.cause, after.error) == ("error", "engine_died", engine.death)
+    assert time.monotonic() - begin < 3
+    assert psutil.wait_procs(engine._processes, timeout=10)[1] == []

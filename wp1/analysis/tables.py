@@ -71,6 +71,7 @@ HANDOFF_SCHEMA: Schema = {
     "error": pl.String,
     "phase": pl.String,
     "tokens": pl.Int64,
+    "tokens_kept": pl.Int64,
     "blocks": pl.Int64,
     "bytes": pl.Int64,
     "bytes_expected": pl.Int64,

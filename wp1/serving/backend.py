@@ -125,6 +125,10 @@ class ServingBackend(Protocol):
         """Gives up KV that was to come from an engine that died, by the name that the KV connectors give it."""
         ...
 
+    async def let_go(self, request: str) -> None:
+        """Frees the KV that is held for a request, by its name here, of which nothing will be fetched."""
+        ...
+
     async def kv_free(self) -> bool:
         """Whether every KV block is free: no request holds one, nor does a handoff."""
         ...

@@ -20,7 +20,7 @@ from wp1.serving.ledger import Ledger
 from wp1.serving.placement import places
 from wp1.serving.serve import WELL_ENDED, TransferError, add_tokens, closing, outcome
 from wp1.serving.starting import kv_free, start_all
-from wp1.serving.transfer import KVTransfer
+from wp1.serving.transfer import Kept, KVTransfer
 
 # Queue lengths are noted, and engines looked after, ten times a second.
 WATCH_PERIOD_S = 0.1
@@ -74,7 +74,10 @@ class DisaggregatedScheduler:
         self._transfer = transfer
         self._kv_bytes_per_token = kv_bytes_per_token
         self._write = write
-        sizes = [tensor_parallel] * prefill + [decode_tensor_parallel or tensor_parallel] * decode
+        decode_size = decode_tensor_parallel or tensor_parallel
+        sizes = [tensor_parallel] * prefill + [decode_size] * decode
+        # Each rank of the larger side moves its part, to or from one rank of the other.
+        self._transfers = max(tensor_parallel, decode_size)
         self._places = places(sizes, devices, hardware.gpu_indices(), hardware.cores())
         if transfer.overlap:
             prefill_gpus = {gpu for place in self._places[:prefill] for gpu in place.gpus}
@@ -104,6 +107,7 @@ class DisaggregatedScheduler:
         self._limits: dict[Ticket, asyncio.Timeout] = {}  # of handoffs on their way
         self._lost: dict[str, str] = {}  # engines that died, and why
         self._peers: dict[str, str] = {}  # prefill engines by the connectors' names for them
+        self._unfetched: dict[str, str] = {}  # by handoff: `KVTransfer.unfetched`
         self._tasks: set[asyncio.Task[None]] = set()  # that free KV
         self._watch: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
@@ -121,9 +125,16 @@ class DisaggregatedScheduler:
         except BaseException:
             await self._stack.aclose()
             raise
-        block_tokens = next(iter(self._prefill.values())).info().settings["block_size"]
-        block_bytes = block_tokens * self._kv_bytes_per_token
-        self._ledger = Ledger(self._write, self._transfer.name, block_tokens, block_bytes)
+        settings = next(iter(self._decode.values())).info().settings
+        block_tokens = settings["block_size"]
+        self._ledger = Ledger(
+            self._write,
+            self._transfer.name,
+            block_tokens,
+            block_tokens * self._kv_bytes_per_token,
+            transfers=self._transfers,
+            keeps=settings.get("prefix_caching", False),
+        )
         self._broker = KVBroker(
             [_room(engine, self._max_prefilled) for engine in self._prefill.values()],
             [_room(engine) for engine in self._decode.values()],
@@ -185,6 +196,8 @@ class DisaggregatedScheduler:
         one_token = request.max_tokens == 1
         handoff = self._ledger.open(request, f"{next(self._numbers)}-{secrets.token_hex(4)}", ticket.source)
         async with AsyncExitStack() as stack:
+            stack.callback(self._ledger.forget, handoff)
+            stack.callback(self._unfetched.pop, handoff.handoff_id, None)
             early = None if one_token else await stack.enter_async_context(self._asked_early(request, ticket, handoff))
             await self._serve_phases(request, record, ticket, handoff, early)
 
@@ -269,6 +282,8 @@ class DisaggregatedScheduler:
             return
         asked = self._for_decode(request, handoff, prefilled.token_ids)
         params = self._transfer.decode_params(prefilled.kv_transfer_params, len(request.prompt))
+        if (unfetched := self._transfer.unfetched(prefilled.kv_transfer_params)) is not None:
+            self._unfetched[handoff.handoff_id] = unfetched
         record.t_decode_sent = handoff.t_decode_sent = time.monotonic()
         async with closing(self._chunks(self._decode[target], asked, params)) as stream:
             await self._decoding(stream, anext(stream), record, ticket, handoff)
@@ -405,7 +420,22 @@ class DisaggregatedScheduler:
     def _on_kv_stats(self, stats: dict[str, Any]) -> None:
         if self._ledger is not None:
             for report in self._transfer.reports(stats):
-                self._ledger.report(report)
+                if isinstance(report, Kept):
+                    if (handoff := self._ledger.keep(report)) is not None:
+                        self._let_go(handoff)
+                else:
+                    self._ledger.report(report)
+
+    def _let_go(self, handoff: Handoff) -> None:
+        """The decode engine had all of a prompt, so the prefill engine need not wait to be asked for it."""
+        request, engine = self._unfetched.get(handoff.handoff_id), self._prefill[handoff.source]
+
+        async def tell(request: str) -> None:
+            with suppress(Exception):  # its lease ends by itself
+                await engine.let_go(request)
+
+        if request is not None and engine.alive:
+            self._in_background(tell(request))
 
     def _died_when(self, name: str, when: str) -> str:
         """Why an engine died, and when: "engine prefill-0 died during the handoff: ..."."""
@@ -434,9 +464,11 @@ class DisaggregatedScheduler:
                     await answered(engine.name, engine.forget_peer(peer), "to forget an engine that died")
 
     async def _look_after(self) -> None:
-        """Notes the queues' lengths, and engines that died with nobody waiting for their answer."""
+        """Notes the queues' lengths, overdue handoffs, and engines that died with nobody waiting for their answer."""
         assert self._broker is not None
+        assert self._ledger is not None
         while True:
+            self._ledger.sweep()
             self._write(QueueLengths(time.monotonic(), self.mode, **self._broker.lengths()))
             for engine in (self._prefill | self._decode).values():
                 if not engine.alive:

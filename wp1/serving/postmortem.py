@@ -24,12 +24,14 @@ LONGEST = 300  # characters of a message
 
 _PROCESS = re.compile(r"^\((?P<name>[^()]*?) ?pid=(?P<pid>\d+)\) ?")
 _LOGGED = re.compile(r"^(?P<level>[A-Z]+) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?")
-_EXCEPTION = re.compile(
-    r"^(?:[A-Za-z_]\w*\.)*(?P<kind>[A-Za-z_]\w*(?:Error|Exception|Failure|Interrupt|Exit))(?:: (?P<text>.*))?$"
-)
+_TRACEBACK = "Traceback (most recent call last):"
+# The line after a traceback's frames, which are indented.
+_EXCEPTION = re.compile(r"^(?:\w+\.)*(?P<kind>\w+)(?:: (?P<text>.*))?$")
 _PASSED_ON = re.compile(r"Worker failed with error '(?P<text>.*)', please check", re.DOTALL)
 _WORKER_ENDED = re.compile(r"Worker proc (?P<name>\S+) died unexpectedly(?: \(exit code: (?P<code>-?\d+)\))?")
-_FATAL = "EngineCore encountered a fatal error"
+_FATAL = re.compile(r"EngineCore (encountered a fatal error|failed to start)")
+# Of a core whose worker did not start; the worker's own error is after the second.
+_NO_WORKER, _WORKER_FATAL = "WorkerProc initialization failed", "WorkerProc failed to start"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def cause_of_death(log: Path, start: int, pids: Collection[int] | None, exit_cod
     exit_code: of its core, as Python has it: negative for a signal, None if it is not known.
     """
     lines = _lines(log, start, pids)
-    fatal = next((n for n, line in enumerate(lines) if _FATAL in line.text), len(lines))
+    fatal = next((n for n, line in enumerate(lines) if _FATAL.search(line.text)), len(lines))
     # A worker that was killed comes first; after a fatal error, the core ends its workers itself.
     return _worker_ended(lines[:fatal]) or _raised(lines, fatal) or ended(exit_code, "its process")
 
@@ -86,18 +88,29 @@ def _raised(lines: list[_Line], begin: int) -> str | None:
     """The error that ended the core's loop, or the worker's error that it passed on. begin: the line that says so."""
     if begin == len(lines):
         return None
-    core = lines[begin].pid
-    errors = (_EXCEPTION.match(line.text) for line in lines[begin + 1 :] if line.pid == core)
-    first = next((error for error in errors if error), None)
+    first = _first_error(lines, begin)
     if first is None:
         return None
-    passed_on = _PASSED_ON.search(first["text"] or "")
+    text = first["text"] or ""
+    if text.startswith(_NO_WORKER):
+        worker = next((n for n, line in enumerate(lines[:begin]) if _WORKER_FATAL in line.text), None)
+        return _in_words((_first_error(lines, worker) if worker is not None else None) or first)
+    passed_on = _PASSED_ON.search(text)
     if passed_on is None:
         return _in_words(first)
-    told = passed_on["text"]
+    told, core = passed_on["text"], lines[begin].pid
     workers = [_EXCEPTION.match(line.text) for line in lines[:begin] if line.pid != core]
     same = [error for error in workers if error and told and (error["text"] or "").startswith(told.splitlines()[0])]
     return _in_words(same[-1]) if same else _cut(told)
+
+
+def _first_error(lines: list[_Line], begin: int) -> re.Match[str] | None:
+    """The first error that the process which wrote line `begin` wrote after it: of a chain, the cause."""
+    written = [line.text for line in lines[begin + 1 :] if line.pid == lines[begin].pid]
+    if _TRACEBACK not in written:
+        return None
+    below = written[written.index(_TRACEBACK) + 1 :]
+    return next((_EXCEPTION.match(text) for text in below if text and not text[0].isspace()), None)
 
 
 def _in_words(error: re.Match[str]) -> str:

@@ -34,11 +34,12 @@ class RewindingGenerator(torch.Generator):
     def get_offset(self) -> int:
         return 0
 
-    def set_offset(self, offset: int) -> None:
+    def set_offset(self, offset: int) -> "RewindingGenerator":
         """Undoes what was drawn in this step. vLLM asks for nothing else, so other offsets are errors."""
         if offset >= 0:
             raise ValueError(f"a generator on a CPU is only ever turned back, and {offset} is not back")
         self.set_state(self._kept)
+        return self
 
 
 class SeededSampling:
@@ -56,7 +57,7 @@ def remember_generators(runner: Any) -> None:
     runner: vLLM's model runner. Its second version has no generators: there a token's random numbers follow from the
     seed and the token's place, and nothing is turned back.
     """
-    batch = getattr(runner, "input_batch", None)
+    batch: Any = getattr(runner, "input_batch", None)
     generators: dict[int, torch.Generator] = getattr(batch, "generators", {})
     for place, generator in generators.items():
         if isinstance(generator, RewindingGenerator):

@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import difflib
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -63,8 +64,9 @@ OWN_ARGUMENTS = {
 # time, it is stopped or deadlocked. If they have, it may be in a long step, and has `ANSWER_S`.
 LOOK_S = 20.0
 COMPUTES = 0.02  # of a core
-# Seconds without any output after which an engine is asked whether it still answers, once a request is given up.
-SILENT_S = 2.0
+# Seconds without any output after which an engine is asked whether it still answers: once a request is given up, and
+# while requests are in flight.
+SILENT_S, LONG_SILENT_S = 2.0, 30.0
 # To map another engine's KV and copy one block, for which a kernel is compiled: seconds.
 MEET_TIMEOUT_S = 120.0
 
@@ -140,7 +142,9 @@ class VLLMBackend:
         self._processes: list[psutil.Process] = []  # the engine's core and its workers
         self._cause: str | None = None  # of its death
         self._heard = 0.0  # when it last streamed something; monotonic
+        self._begun: dict[str, float] = {}  # requests in flight, and when they were sent; monotonic
         self._asking: asyncio.Task[None] | None = None  # whether it still answers
+        self._watching: asyncio.Task[None] | None = None
 
     def arguments(self) -> dict[str, Any]:
         """The engine arguments as passed to vLLM."""
@@ -223,12 +227,14 @@ class VLLMBackend:
         except Exception as error:
             self._kill()
             _kept.append(error)
-            # vLLM means its own log, whose last lines follow.
+            # vLLM means its own log, where the cause is, and whose last lines follow.
             told = str(error).replace(" See root cause above.", "")
-            raise EngineStartError(f"engine {self.name} did not start: {told}" + self._last_lines()) from error
+            cause = cause_of_death(self._log, self._log_start, None, None) or told
+            raise EngineStartError(f"engine {self.name} did not start: {cause}" + self._last_lines()) from error
         self._startup_s = time.monotonic() - start
         self._processes = _tree(core.pid for core in self._cores())
         self._check_rope()
+        self._watching = asyncio.create_task(self._watch())
         return self
 
     def _start(self) -> Any:
@@ -282,8 +288,9 @@ class VLLMBackend:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._asking is not None:
-            self._asking.cancel()
+        for task in (self._asking, self._watching):
+            if task is not None:
+                task.cancel()
         if self._engine is not None:
             engine, self._engine = self._engine, None
             ending = asyncio.ensure_future(asyncio.to_thread(engine.shutdown))
@@ -324,44 +331,63 @@ class VLLMBackend:
         return list(getattr(getattr(resources, "engine_manager", None), "processes", ()))
 
     def _end_processes(self) -> None:
+        """Ends this engine by force; all of the run's, if this version of vLLM does not say which are its own."""
+        if not self._processes:
+            self._kill()
         for process in self._processes:
             with suppress(psutil.Error):
                 process.kill()
 
-    async def _answer(self, call: Coroutine[Any, Any, T], what: str) -> T:
+    async def _answer(self, call: Coroutine[Any, Any, T], what: str, within_s: float | None = None) -> T:
         """What the engine answers to something that is not a request; what: it was asked for, in words.
 
-        Raises EngineDiedError if it died, or hangs: then it is ended, and what it serves fails.
+        within_s: None is ANSWER_S.
+        Raises EngineDiedError if the engine died or hangs: then it is ended, and what it serves fails.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         asked = asyncio.ensure_future(call)
-        begin, computed = time.monotonic(), _computed_s(self._processes)
+        begin = looked = time.monotonic()
+        computed = _computed_s(self._processes)
         try:
-            while not (await asyncio.wait([asked], timeout=LOOK_S))[0]:
-                now = _computed_s(self._processes)
-                waited = time.monotonic() - begin
-                if now - computed < COMPUTES * LOOK_S or waited >= ANSWER_S:
-                    self._cause = f"it did not answer within {waited:.0f} s ({what}), and was ended"
+            while not (await asyncio.wait([asked], timeout=min(1.0, LOOK_S)))[0]:
+                if not self.alive:  # vLLM leaves the question open when its engine dies
+                    raise await self._died()
+                now = time.monotonic()
+                if now - looked < LOOK_S:
+                    continue
+                before, computed = computed, _computed_s(self._processes)
+                stands_still = bool(self._processes) and computed - before < COMPUTES * (now - looked)
+                looked = now
+                if stands_still or now - begin >= (within_s or ANSWER_S):
+                    self._cause = f"it did not answer within {now - begin:.0f} s ({what}), and was ended"
                     self._end_processes()
                     raise await self._died()
-                computed = now
             return asked.result()
-        except EngineDeadError as error:
+        except Exception as error:
+            # vLLM's EngineDeadError among others, which it raises once it has noticed.
+            if isinstance(error, EngineDiedError) or self.alive:
+                raise
             raise await self._died() from error
         finally:
             asked.cancel()
 
-    def _ask_if_silent(self) -> None:
-        """A request was given up. If the engine has streamed nothing for a while, it may hang: is it still there?"""
-        if time.monotonic() - self._heard < SILENT_S or not self.alive:
+    async def _watch(self) -> None:
+        """Finds an engine that hangs while requests wait for it, long before they time out."""
+        while True:
+            await asyncio.sleep(1)
+            if self._begun:
+                self._ask_if_silent(LONG_SILENT_S, min(self._begun.values()))
+
+    def _ask_if_silent(self, seconds: float, since: float = 0.0) -> None:
+        """Asks the engine whether it still answers, if it has streamed nothing for so long, nor since that moment."""
+        if time.monotonic() - max(self._heard, since) < seconds or not self.alive:
             return
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._still_answers())
 
     async def _still_answers(self) -> None:
-        with suppress(EngineDiedError):
-            await self._answer(self._engine.is_sleeping(), "whether it is there")
+        # As long as it computes it may: one step over a whole long prompt on a CPU takes its time.
+        with suppress(Exception):
+            await self._answer(self._engine.is_sleeping(), "whether it is there", within_s=math.inf)
 
     async def generate(
         self, request: Request, kv_transfer_params: dict[str, Any] | None = None
@@ -373,6 +399,7 @@ class VLLMBackend:
         sampling = self._sampling(request, kv_transfer_params)
         ended = False
         stream = self._engine.generate(self._prompt(request), sampling, request.request_id)
+        self._begun[request.request_id] = time.monotonic()
         try:
             async for output in stream:
                 now = self._heard = time.monotonic()
@@ -390,12 +417,16 @@ class VLLMBackend:
             ended = True
         except EngineDeadError as error:
             raise await self._died() from error
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:
             ended = True
-            raise WP1Error(f"engine {self.name} refused the request: {error}") from error
+            # vLLM's EngineGenerateError has no words of its own.
+            cause = error.__cause__ or error
+            told = str(error) or f"{type(cause).__name__}: {cause}"
+            raise WP1Error(f"engine {self.name} refused the request: {told}") from error
         finally:
+            self._begun.pop(request.request_id, None)
             if not ended:
-                self._ask_if_silent()
+                self._ask_if_silent(SILENT_S)
             # Closing early aborts the request in the engine.
             await stream.aclose()
 
@@ -441,6 +472,9 @@ class VLLMBackend:
     async def forget_peer(self, peer: str) -> None:
         await self._answer(self._engine.collective_rpc("wp1_peer_lost", args=(peer,)), "to forget an engine that died")
 
+    async def let_go(self, request: str) -> None:
+        await self._engine.collective_rpc("wp1_let_go", args=(request,))
+
     async def kv_free(self) -> bool:
         # vLLM resets its prefix cache only while no block is in use.
         return await self._answer(self._engine.reset_prefix_cache(), "whether its KV is free")
@@ -465,6 +499,7 @@ class VLLMBackend:
             settings={
                 "block_size": cache.block_size,
                 "kv_blocks": cache.num_gpu_blocks,
+                "prefix_caching": bool(cache.enable_prefix_caching),
                 "max_num_seqs": config.scheduler_config.max_num_seqs,
                 "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
                 "enforce_eager": config.model_config.enforce_eager,
