@@ -186,6 +186,7 @@ def test_a_run_is_shown_as_it_was(tmp_path: Path, store: str, run_id: str) -> No
     assert not {"root", "model.repo", "backend._target_", "tracking.uri"} & set(params)
 
     assert run.data.metrics == {
+        "_latency/ttft_ms_mean": 63.5, "_latency/ttft_ms_p99": 5,
         "latency/requests": 2, "latency/ok": 2,
         "latency/ttft_ms/mean": 63.5, "latency/ttft_ms/p50": 63.5, "latency/ttft_ms/p90": 3, "latency/ttft_ms/p95": 4,
         "latency/ttft_ms/p99": 5, "latency/queue_ms/mean": 1, "latency/queue_ms/p99": 5,
