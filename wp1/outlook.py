@@ -104,15 +104,13 @@ class Outlook:
         if self.warmups or self.done:
             return f"about {in_words(seconds)} to go, going by the requests so far{budget}"
         late = [
-            str(cell.prompt_len)
+            cell.prompt_len
             for ((arm, cell), *_) in self._cells().values()
             if (floor := self.floors[arm.name]) and cell.prompt_len and floor(cell.prompt_len) > self.timeout_s
         ]
-        told = (
-            f"; one request of {' or '.join(dict.fromkeys(late))} tokens would take longer than workload.timeout_s="
-            f"{self.timeout_s:g}"
-        )
-        return f"at least about {in_words(seconds)} at this device's peaks{told if late else ''}{budget}"
+        told = f"; a request of {min(late):,} tokens or more would take longer than " if late else ""
+        told += f"workload.timeout_s={self.timeout_s:g}" if late else ""
+        return f"at least about {in_words(seconds)} at this device's peaks{told}{budget}"
 
     def _cells(self) -> dict[str, list[tuple[Arm, Cell]]]:
         """All cells that are not skipped, by name, each with its arms."""
