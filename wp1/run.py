@@ -71,6 +71,10 @@ def run(
             }
         metadata["labels"] = prepared.labels
         metadata["skipped"] = prepared.skipped
+        metadata["inputs"] = prepared.inputs
+        metadata["notes"] = prepared.notes
+        for note in prepared.notes:
+            screen.say(note)
         metadata["peaks"] = prepared.peaks
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer

@@ -415,4 +415,8 @@ def test_a_trace_is_replayed_and_its_load_described(config: Compose, double: Any
     cell = outcome.summary["profiling"]["load"]["cells"]["agg/trace-speed1"]
     assert cell["offered_per_s"] == pytest.approx(100, rel=0.01)
     assert cell["loop_lag_ms"]["n"] > 20
-    assert "steady state" in outcome.report.read_text()  # type: ignore[union-attr]
+    page = outcome.report.read_text()  # type: ignore[union-attr]
+    assert "steady state" in page
+    assert "trace trace.jsonl in Mooncake's format" in page
+    inputs = read_json(outcome.run_dir / "run_metadata.json")["inputs"]
+    assert (inputs["trace"]["format"], inputs["trace"]["block_tokens"]) == ("mooncake", 512)

@@ -316,6 +316,7 @@ def _setting(metadata: dict[str, Any]) -> str:
             ],
             ["KV", f"{number(model['kv_bytes_per_token'])} bytes a token"],
         ]
+    rows += [["input", text(note)] for note in metadata.get("notes", ())]
     peaks = metadata.get("peaks")
     if peaks:
         figures = f"{short(peaks['flops'] / 1e12)} TFLOP/s, {short(peaks['bytes_per_s'] / 1e9)} GB/s"
