@@ -31,7 +31,7 @@ OTHERS = [one for one in ALL if one.program.startswith("wp1.")]
 TARGETS = [one for one in ALL if one.program == "make"]
 # Options of a group that say nothing without others.
 WITH = {
-    "workload=trace": ["workload.trace_path=FILE.jsonl"],
+    "workload=trace": ["workload.trace_path=FILE"],
     "workload=judged": ["experiment=e4"],
     "rope=yarn": ["rope.factor=2"],
     "dataset=file": ["dataset.path=FILE.jsonl"],
@@ -66,7 +66,7 @@ def files(tmp_path: Path) -> dict[str, str]:
     trace, rows = tmp_path / "trace.jsonl", tmp_path / "rows.jsonl"
     trace.write_text(json.dumps({"time_s": 0, "prompt_len": 8, "output_len": 4}) + "\n")
     rows.write_text(json.dumps({"question": "What is the capital of France?"}) + "\n")
-    return {"trace_path=FILE.jsonl": f"trace_path={trace}", "dataset.path=": f"dataset.path={rows}"}
+    return {"trace_path=FILE": f"trace_path={trace}", "dataset.path=": f"dataset.path={rows}"}
 
 
 def _compose(words: list[str], files: dict[str, str]) -> None:
@@ -206,5 +206,5 @@ def test_a_run_and_a_sweep_can_be_resumed_as_the_texts_say(
 
 
 def test_refused_words_name_what_to_do(files: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match=r"workload\.trace_path is empty: set workload\.trace_path=FILE\.jsonl"):
+    with pytest.raises(ConfigError, match=r"workload\.trace_path is empty: set workload\.trace_path=FILE"):
         _compose(["workload=trace"], files)
