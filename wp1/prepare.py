@@ -124,7 +124,10 @@ def _cells_that_fit(
     lowered = dict(served)
     for arm in arms:
         model = served[arm.name]
-        room, a_token = fit.longest_request(model, cfg, places_of(arm)), model.kv_bytes_per_token
+        cache = model.kv_cache
+        if cache is None:
+            continue
+        room = fit.longest_request(model, cfg, places_of(arm))
         needed = {cell.name: min(model.max_len, (cell.prompt_len or 0) + longest(cfg.workload)) for cell in arm.cells}
         fitting = [tokens for tokens in needed.values() if tokens <= room]
         if not fitting or len(fitting) == len(needed):
@@ -136,10 +139,10 @@ def _cells_that_fit(
                     "cell": name,
                     "kind": "memory",
                     "reason": (
-                        f"a request of {tokens:,} tokens needs {fit.gib(tokens * a_token)} of KV, and there is room "
-                        f"for {room:,} tokens ({fit.gib(room * a_token)})"
+                        f"a request of {tokens:,} tokens needs {fit.gib(cache.least(tokens))} of KV, and there is room "
+                        f"for {room:,} tokens ({fit.gib(cache.least(room))})"
                     ),
-                    "needed_bytes": tokens * a_token,
+                    "needed_bytes": cache.least(tokens),
                 }
     return lowered, list(skipped.values())
 
