@@ -38,6 +38,8 @@ packet: setup ## one folder with a page of the runs of E0 to E6 in DIR=... (OUT=
 	@$(PYTHON_VENV) -m wp1.packet $(DIR) --out $(or $(OUT),packet) $(ARGS)
 
 ui: setup ## MLflow's page on this machine, port 5000 (PORT=...)
+	$(if $(shell launch/port_is_free.sh 127.0.0.1 $(or $(PORT),5000)),,$(error \
+	  port $(or $(PORT),5000) is in use, or is no port: name another, as in make ui PORT=5001))
 	@echo "MLflow starts at http://127.0.0.1:$(or $(PORT),5000) (about 20 s); choose 'Model training' at its top left"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true \
 	  $(PYTHON_VENV) -m mlflow server --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db" \

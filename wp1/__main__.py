@@ -1,11 +1,27 @@
-"""python -m wp1"""
+"""`python -m wp1` and the command `wp1`: a run, or another command by its name, as in `wp1 report RUN_DIR`."""
 
 import sys
 
+from wp1 import command
+
+
+def main() -> None:
+    command.run(_main)
+
+
+def _main() -> None:
+    # Imported here, so that Ctrl-C meanwhile ends like any other.
+    if sys.argv[1:] and sys.argv[1] in command.NAMES:
+        from importlib import import_module
+
+        module = import_module(f"wp1.{sys.argv.pop(1)}")
+        module.main()
+    else:
+        from wp1.main import main as main_of_runs
+
+        main_of_runs()
+
+
 # Engine processes are spawned, which imports this module again under another name.
 if __name__ == "__main__":
-    try:
-        from wp1.main import main
-    except KeyboardInterrupt:  # while it was importing
-        sys.exit(130)
     main()

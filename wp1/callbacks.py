@@ -1,5 +1,6 @@
 """Hydra's callback for sweeps (`python -m wp1 -m ...`): one MLflow run above the sweep's runs, and their comparison.
 
+It also knows what became of jobs that ran in other processes, as under launchers such as joblib's: `failed_elsewhere`.
 Hydra makes a warning of what a callback raises, so what goes wrong here is said in a line of its own. Everything that
 the end of a sweep needs lies in its folder by then: `sweep.json`, the jobs' folders, and a `job.json` of each job that
 left no run.
@@ -9,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from wp1 import files, locks, redaction, schema
-from wp1.errors import ConfigError
+from wp1.errors import ConfigError, WP1Error
 from wp1.identity import PARENT_VARIABLE
 from wp1.places import MANIFEST
 
@@ -29,10 +31,24 @@ log = logging.getLogger(__name__)
 _open: list[tuple[Path, dict[str, Any]]] = []
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A sweep that a process has begun."""
+
+    process: int
+    folder: Path
+    jobs: int | None  # None where the sweeper finds out as it goes on
+    ended_here: set[int] = field(default_factory=set)  # numbers of jobs
+
+
+_begun: list[_Begun] = []
+
+
 class SweepCallback(Callback):
     """Opens a sweep before its first job, notes jobs that left no run, and closes it after the last."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        _begun[:] = [_Begun(os.getpid(), Path(config.hydra.sweep.dir).absolute(), _number_of_jobs(config))]
         if config.get("resume") is not None:
             _take_up(Path(config.hydra.sweep.dir).absolute(), config)
             return
@@ -50,17 +66,27 @@ class SweepCallback(Callback):
             _begin(folder, cfg, jobs, list(config.hydra.overrides.task))
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        if config.hydra.mode == RunMode.MULTIRUN:
-            _without_secrets(Path(config.hydra.sweep.dir) / "multirun.yaml")
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        _without_secrets(Path(config.hydra.sweep.dir) / "multirun.yaml")
+        if _elsewhere():
+            # Of a sweep that goes on: what the job said the last time.
+            (Path(config.hydra.runtime.output_dir) / "job.json").unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
         error, run_dir = job_return.return_value, Path(config.hydra.runtime.output_dir)
-        if config.hydra.mode != RunMode.MULTIRUN or error is None or (run_dir / "run_metadata.json").is_file():
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        elsewhere = _elsewhere()
+        if not elsewhere:
+            _begun[0].ended_here.add(config.hydra.job.num)
+        if error is None or (not elsewhere and (run_dir / "run_metadata.json").is_file()):
             return
         from wp1.analysis.summary import write_json
 
-        # This may be another process than the sweep's, so what there is to say goes through the folder.
-        if not (Path(config.hydra.sweep.dir) / MANIFEST).is_file():
+        # Nothing is left of a sweep of which no job could run. In another process than the sweep's the folder is the
+        # only way to say what went wrong.
+        if not elsewhere and not (Path(config.hydra.sweep.dir) / MANIFEST).is_file():
             return
         status = "refused" if isinstance(error, ConfigError) else "failed"
         job = {"job": config.hydra.job.num, "overrides": redaction.words(config.hydra.overrides.task)}
@@ -82,6 +108,68 @@ def planned_jobs(config: DictConfig) -> list[list[str]]:
     if not config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
         words = [word for word in words if not word.is_sweep_override()]
     return BasicSweeper.split_arguments(words, max_batch_size=None)[0]
+
+
+def _number_of_jobs(config: DictConfig) -> int | None:
+    """None where the sweeper is not Hydra's, or the words cannot be read, which Hydra says."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    if not config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+        return None
+    try:
+        return len(planned_jobs(config))
+    except Exception:
+        return None
+
+
+def _elsewhere() -> bool:
+    """Whether this is another process than the one that has begun the sweep."""
+    return not _begun or _begun[0].process != os.getpid()
+
+
+def sweep_began() -> bool:
+    """Whether this process has begun a sweep."""
+    return not _elsewhere()
+
+
+def failed_elsewhere() -> list[BaseException]:
+    """What went wrong in jobs of this process's sweep that ran in other processes, by what they left in its folder.
+
+    KeyboardInterrupt of a job that a signal stopped. A job of which there is no trace has failed too.
+    """
+    if _elsewhere():
+        return []
+    from wp1.analysis.summary import read_json
+
+    sweep = _begun[0]
+    found: dict[int, BaseException | None] = {}
+    for path in (*sweep.folder.rglob("run_metadata.json"), *sweep.folder.rglob("job.json")):
+        try:
+            left = read_json(path)
+            job = left if path.name == "job.json" else left["sweep"]
+            # What `job.json` says came last.
+            found[int(job["job"])] = _error_of(int(job["job"]), left["status"], left["reason"])
+        except (WP1Error, KeyError, TypeError, ValueError):
+            # A file that cannot be read, or of a run that somebody has put there.
+            continue
+    numbers = range(sweep.jobs) if sweep.jobs is not None else sorted(found)
+    if not numbers and not sweep.ended_here:
+        return [WP1Error(f"no job left anything in {sweep.folder}: the launcher's own output may say why")]
+    missing = {
+        n: WP1Error(f"job {n}: ended without a word; {sweep.folder / str(n)} and the launcher's output may say why")
+        for n in numbers
+    }
+    return [error for n in numbers if n not in sweep.ended_here and (error := found.get(n, missing[n])) is not None]
+
+
+def _error_of(number: int, status: str, reason: str | None) -> BaseException | None:
+    """How a job ended, as the error that it would have been in this process; None where it completed."""
+    if status == "completed":
+        return None
+    if status == "interrupted":
+        return KeyboardInterrupt()
+    kind = ConfigError if status == "refused" else WP1Error
+    return kind(f"job {number}: {'killed before it ended' if status == 'running' else reason}")
 
 
 def _first_that_can_run(config: DictConfig, jobs: list[list[str]]) -> DictConfig | None:

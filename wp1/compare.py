@@ -3,7 +3,6 @@
 The first is what the others are held against; a sweep's folder stands for its runs. Makes a page, tables and a plot.
 """
 
-import argparse
 import os
 import shlex
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1 import files, locks
+from wp1 import command, files, locks
 from wp1.analysis import runs, sweep, tables
 from wp1.analysis.markdown import fence, table, text
 from wp1.analysis.report import HOW_TO_READ_ARMS
@@ -114,7 +113,7 @@ def _again(given: list[Path]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m wp1.compare", description=__doc__)
+    parser = command.Parser(prog="python -m wp1.compare", description=__doc__)
     parser.add_argument("runs", type=folder_named, nargs="+", help="runs' folders, as in outputs/run-..., or a sweep's")
     parser.add_argument(
         "--out",
@@ -139,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

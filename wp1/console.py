@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +11,16 @@ from typing import TYPE_CHECKING, Self
 
 import polars as pl
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +29,7 @@ from wp1.analysis import arms, metrics
 from wp1.analysis.cells import ordered
 from wp1.analysis.summary import read_config
 from wp1.analysis.tables import bulk_of, requests
+from wp1.budget import in_words
 from wp1.collectors import load
 from wp1.records import RequestRecord
 
@@ -122,11 +133,18 @@ class Screen:
         self.console.print(grid)
 
     @contextmanager
-    def step(self, text: str) -> Iterator[Callable[[str], None]]:
-        """A line with a running clock while something takes long; the caller may say what it is at."""
+    def step(self, text: str, kept: bool = True) -> Iterator[Callable[[str], None]]:
+        """A line with a running clock while something takes long; the caller may say what it is at.
+
+        kept: the line stays when it is over; a log gets no line that would not.
+        """
+        if not kept and not self.console.is_terminal:
+            yield lambda what: None
+            return
         with Progress(
             SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(), console=self.console, redirect_stdout=False, redirect_stderr=False,
+            transient=not kept,
         ) as progress:  # fmt: skip
             task = progress.add_task(text, total=1)
             try:
@@ -139,21 +157,61 @@ class Screen:
 
     @contextmanager
     def requests(self, text: str, total: int) -> Iterator["Tally"]:
-        """A bar over requests; failed ones are counted beside it."""
+        """A bar over requests; failed ones are counted beside it, and it says when the whole run will be over."""
+        left = _Left()
         with Progress(
             SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), BarColumn(),
-            MofNCompleteColumn(), TimeElapsedColumn(),
+            MofNCompleteColumn(), TimeElapsedColumn(), left,
             console=self.console, redirect_stdout=False, redirect_stderr=False,
         ) as progress:  # fmt: skip
-            yield Tally(progress, text, total)
+            tally = Tally(progress, text, total)
+            left.tally = tally
+            yield tally
+
+
+class _Left(ProgressColumn):
+    """How long the run goes on, all its cells together."""
+
+    max_refresh = 1.0
+    tally: "Tally | None" = None
+
+    def render(self, task: Task) -> Text:
+        seconds = None if self.tally is None else self.tally.left_s(time.monotonic())
+        # Nothing when the last request of the last cell is answered.
+        return Text("" if seconds is None or seconds < 0.5 else f"about {in_words(seconds)} to go")
 
 
 class Tally:
+    """Counts the requests of one bar, and knows how long the run goes on by what it is told and by their pace."""
+
     def __init__(self, progress: Progress, text: str, total: int) -> None:
         self._progress, self._text, self._failed = progress, text, 0
         self._task = progress.add_task(text, total=total)
+        self._begin, self._requests, self._ended = time.monotonic(), total, 0
+        self._span_s = 0.0
+        self._expected_s: float | None = None
+        self._rest_s: float | None = None
+
+    def expect(self, requests: int, span_s: float, expected_s: float | None, rest_s: float | None) -> None:
+        """A repeat begins: its requests, the seconds over which they are sent, those that it is expected to take, and
+        those that the rest of the run will take after it."""
+        self._begin, self._requests, self._ended = time.monotonic(), requests, 0
+        self._span_s, self._expected_s, self._rest_s = span_s, expected_s, rest_s
+
+    def left_s(self, now: float) -> float | None:
+        """Seconds until the run is over; None while that is not known."""
+        passed = now - self._begin
+        if self._ended:
+            # What has ended in that time says more than a prediction from other cells.
+            here = max(self._span_s - passed, passed / self._ended * (self._requests - self._ended))
+        elif self._expected_s is not None:
+            here = max(0.0, self._span_s - passed, self._expected_s - passed)
+        else:
+            return None
+        return None if self._rest_s is None else max(0.0, here) + self._rest_s
 
     def add(self, record: RequestRecord) -> None:
+        self._ended += 1
         self._failed += record.status != "ok"
         description = f"{self._text} [red]({self._failed} failed)" if self._failed else self._text
         self._progress.update(self._task, advance=1, description=description)

@@ -6,17 +6,21 @@ import re
 import shutil
 import signal
 import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from wp1 import locks, redaction, resume, schema
-from wp1.callbacks import sweep_closed
+from wp1 import __version__, command, locks, redaction, resume, schema
+from wp1.callbacks import failed_elsewhere, sweep_began, sweep_closed
 from wp1.errors import ConfigError, WP1Error
 from wp1.identity import RUN_ID, new_run_id, new_sweep_id
 from wp1.launcher import engines_of_sweep
@@ -110,15 +114,39 @@ def main() -> None:
             _job()
     except KeyboardInterrupt:
         _leave(130, "interrupted; what was measured is kept")
+    except BrokenPipeError:  # nobody reads what is printed
+        raise
     except Exception as error:
-        # Jobs keep their errors to themselves (`_failures`), so this is Hydra's, composing them.
+        # Jobs keep their errors to themselves (`_failures`), so this is Hydra's, composing them, or a launcher's.
+        if sweep_began() and not _is_bad_input(error):
+            _tell_failures()
+            _leave(1, f"failed: {type(error).__name__}: {schema.one_line(str(error))} (of hydra/launcher or sweeper)")
         _leave(2, f"error: {hydra_message(error)}")
+    _leave(_tell_failures())
+
+
+def _is_bad_input(error: Exception) -> bool:
+    """Whether an error that ended a sweep is of what was typed: else a launcher or sweeper has failed."""
+    if isinstance(error, (HydraException, OmegaConfBaseException, OSError, ConfigError)):
+        return True
+    # Composing, Hydra also raises errors of other kinds: it asserts where a part without keys is given one.
+    return any(frame.name == "load_sweep_config" for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _tell_failures() -> int:
+    """Says what went wrong in each job, and returns the exit code: of several kinds a failed run's, but for Ctrl-C."""
     code = 0
-    for error in _failures:
+    interrupted = False
+    for error in [*_failures, *failed_elsewhere()]:
+        if isinstance(error, KeyboardInterrupt):
+            interrupted = True
+            continue
         bad_input = isinstance(error, ConfigError)
         print("error:" if bad_input else "failed:", redaction.text(str(error)), file=sys.stderr)
         code = code if code == 1 else 2 if bad_input else 1
-    _leave(code)
+    if interrupted:
+        print("interrupted; what was measured is kept", file=sys.stderr)
+    return 130 if interrupted else code
 
 
 def check_options(words: list[str]) -> None:
@@ -129,6 +157,10 @@ def check_options(words: list[str]) -> None:
 
     parser = get_args_parser()
     parser.error = refuse
+    for action in parser._actions:
+        if "--version" in action.option_strings:
+            # Hydra's would print Hydra's own.
+            action.version = f"wp1 {__version__}"  # type: ignore[attr-defined]
     known, unknown = parser.parse_known_args(words)
     for word in unknown:
         if not word.startswith("-"):
@@ -141,6 +173,8 @@ def check_options(words: list[str]) -> None:
         if word.lstrip("+~").startswith("="):
             raise ConfigError(f"{word} names no key: settings are key=value, see python -m wp1 --help")
         if "=" not in word and not word.startswith("~"):
+            if word in command.NAMES:
+                raise ConfigError(f"{word} is a command, not a setting: name it first, as in python -m wp1 {word} ...")
             raise ConfigError(f"{word} is no setting: those are key=value, see python -m wp1 --help")
 
 
@@ -193,6 +227,7 @@ def _leave(code: int, message: str = "") -> NoReturn:
     if "vllm" not in sys.modules:
         sys.exit(code)
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # nobody reads it any more
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)

@@ -9,12 +9,13 @@ from typing import Any
 
 from wp1 import goodput, loop_lag, progress
 from wp1.analysis.summary import write_json
-from wp1.budget import left_of_begun, predict, repeat_of
+from wp1.budget import Repeat
 from wp1.console import Screen, Tally
 from wp1.control import FILE as CONTROL
 from wp1.control import Control, count_of
 from wp1.drive import Sink, drive, in_flight_of
 from wp1.errors import WP1Error
+from wp1.outlook import Outlook, floors
 from wp1.plan import Arm, Cell, Stint, stints
 from wp1.prepare import Prepared
 from wp1.records import EngineStats, Handoff, QueueLengths, RecordWriter, RequestRecord
@@ -23,6 +24,7 @@ from wp1.serving.engines import Engines, Write, places_of
 from wp1.serving.memory.notes import MemoryNotes
 from wp1.serving.placement import engine_sizes
 from wp1.workload import prompts, warmup
+from wp1.workload.arrivals import Schedule
 from wp1.workload.prompts import REPEATED
 
 # Seconds for which engines on a GPU are watched before they have anything to do.
@@ -51,6 +53,11 @@ class _Session:
     done: list[progress.Done]
     warm: set[Scheduler]  # those that have been warmed up
     began: float  # monotonic; what an earlier session of the run took lies before it
+    outlook: Outlook
+
+    @property
+    def spent_s(self) -> float:
+        return time.monotonic() - self.began
 
     def save(self) -> None:
         write_json(self.run_dir / "run_metadata.json", self.metadata)
@@ -70,6 +77,16 @@ async def measure(
         done = [one for one in progress.read(run_dir) if one.died is None]
         took = sum(one.seconds + one.warmup_s for one in done) + sum(start["seconds"] for start in metadata["starts"])
         again = count_of(cfg)
+        outlook = Outlook(
+            prepared.arms,
+            floors(cfg, prepared),
+            lambda cell: len(prompts.measured(cfg, cell, 0, prepared.material)),
+            cfg.workload.timeout_s,
+            cfg.experiment.time_budget_s,
+            done,
+            metadata["skipped"],
+            metadata["starts"],
+        )
         session = _Session(
             cfg,
             prepared,
@@ -86,13 +103,21 @@ async def measure(
             done=done,
             warm=set(),
             began=time.monotonic() - took,
+            outlook=outlook,
         )
         stack.enter_context(loop_lag.garbage_left())
         gpus = sorted({gpu for arm in prepared.arms for _, place in places_of(arm) for gpu in place.gpus})
         for collector in prepared.collectors:
             collector.start(run_dir, gpus)
             stack.callback(collector.stop)
-        for stint in stints(prepared.arms, cfg.experiment.repeats):
+        planned = stints(prepared.arms, cfg.experiment.repeats)
+        outlook.starts_left = len(planned)
+        outlook.searches_s = sum(
+            len(_to_search(session, arm)) * (cfg.experiment.goodput_budget_s or 0.0) for arm in prepared.arms
+        )
+        _say_what_it_takes(session)
+        for stint in planned:
+            outlook.starts_left -= 1
             died += await _stint(session, stint)
     if died:
         raise WP1Error(died[0])
@@ -153,6 +178,17 @@ async def _search(session: _Session, scheduler: Scheduler, arm: Arm, lengths: li
             raise WP1Error(died[0])
 
     await goodput.search(session.cfg, arm.name, lengths, session.run_dir, measure_one)
+    session.outlook.searches_s -= len(lengths) * session.cfg.experiment.goodput_budget_s
+
+
+def _say_what_it_takes(session: _Session) -> None:
+    """Before the first engine starts: how much there is to do and, as far as that is known, how long it will take."""
+    arms, outlook = session.prepared.arms, session.outlook
+    cells = [cell for arm in arms for cell in arm.cells if cell.name not in [one["cell"] for one in outlook.skipped]]
+    requests = sum(outlook.requests_of(cell) * cell.repeats for cell in cells)
+    told = outlook.said(session.spent_s) or "how long they take is said after the warm-up"
+    count = f"{len(cells)} cell{'s' * (len(cells) > 1)}, {requests:,} request{'s' * (requests > 1)}"
+    session.screen.say(f"{count}: {told}; engine starts are not counted")
 
 
 def _skipped(session: _Session, arm: Arm, cell: Cell) -> bool:
@@ -160,40 +196,16 @@ def _skipped(session: _Session, arm: Arm, cell: Cell) -> bool:
     skipped: list[dict[str, Any]] = session.metadata["skipped"]
     if cell.name in [one["cell"] for one in skipped]:
         return True
-    most = session.cfg.experiment.time_budget_s
-    if most is None or cell.name in [one.cell for one in session.done]:
+    if cell.name in [one.cell for one in session.done]:
         return False
-    cells = {other.name: other for other in arm.cells}
-    planned = [one for one in session.done if one.cell in cells]
-    before = [
-        repeat_of(cells[one.cell], one.requests, one.seconds + one.warmup_s) for one in planned if one.arm == arm.name
-    ]
-    one_repeat = predict(repeat_of(cell, _requests_of(session, cell)), before)
-    if one_repeat is None:
+    found = session.outlook.reason_to_skip(arm, cell, session.spent_s + session.outlook.promised())
+    if found is None:
         return False
-    repeats = cell.repeats * len(session.prepared.arms)
-    begun = time.monotonic() - session.began + left_of_begun(planned, repeats)
-    if begun + repeats * one_repeat <= most:
-        return False
-    skipped.append(
-        {
-            "cell": cell.name,
-            "kind": "time",
-            "reason": (
-                f"would take about {repeats * one_repeat:,.0f} s; {begun:,.0f} s of experiment.time_budget_s={most:g} "
-                "are spent or promised to cells begun before"
-            ),
-            "predicted_s": round(repeats * one_repeat, 1),
-        }
-    )
-    session.screen.say(f"skipped {cell.name}: {skipped[-1]['reason']}")
+    reason, seconds = found
+    skipped.append({"cell": cell.name, "kind": "time", "reason": reason, "predicted_s": round(seconds, 1)})
+    session.screen.say(f"skipped {cell.name}: {reason}")
     session.save()
     return True
-
-
-def _requests_of(session: _Session, cell: Cell) -> int:
-    """Requests of one repeat of a cell."""
-    return len(prompts.measured(session.cfg, cell, 0, session.prepared.material))
 
 
 async def _start(session: _Session, stint: Stint) -> Scheduler:
@@ -248,13 +260,18 @@ async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: li
     died: set[str] = set()
     begin = time.monotonic()
     if not (cfg.workload.warmup_once and scheduler in session.warm):
-        await warmup.warm_up(cfg, cell, repeats[0], material, scheduler, len(engines), _noting(write, died))
+        with session.screen.step(f"warming up {cell.arm} {cell.name}", kept=False):
+            sink = _timing(session, cell, _noting(write, died))
+            await warmup.warm_up(cfg, cell, repeats[0], material, scheduler, len(engines), sink)
         session.warm.add(scheduler)
     warmup_s = time.monotonic() - begin
+    if not session.done and (told := session.outlook.said(session.spent_s)) is not None:
+        session.screen.say(told)
     batches = {repeat: prompts.measured(cfg, cell, repeat, material) for repeat in repeats}
     with session.screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches.values()))) as tally:
-        for repeat, requests in batches.items():
+        for number, (repeat, requests) in enumerate(batches.items()):
             arrivals = prompts.arrivals(cfg, cell, repeat, material)
+            _expect(session, tally, cell, len(requests), arrivals, len(batches) - number)
             begin = time.monotonic()
             # One that died while nobody asked it anything; the engines that are left are not what the cell is about.
             died.update([] if died else _deaths(scheduler))
@@ -283,6 +300,32 @@ async def _control(session: _Session, scheduler: Scheduler, cell: Cell, repeats:
         with session.screen.step(f"{cell.arm} {cell.name}: asking some again, for what is said of tokens"):
             await session.control.ask(scheduler, batches, _noting(session.again.write, died))
     return sorted(died)
+
+
+def _expect(
+    session: _Session, tally: Tally, cell: Cell, requests: int, arrivals: Schedule | None, repeats: int
+) -> None:
+    """Tells the progress line how long what follows will take: this repeat, the others of its cell, the whole run.
+
+    repeats: of the cell that are still to come in one go, this one included.
+    """
+    arm = next(arm for arm in session.prepared.arms if arm.name == cell.arm)
+    one = session.outlook.one_repeat(arm, cell)
+    rest = session.outlook.left(session.spent_s, (cell.arm, cell.name, repeats))
+    span = float(arrivals.offsets[-1]) if arrivals is not None and len(arrivals) else 0.0
+    tally.expect(requests, span, one, None if one is None or rest is None else (repeats - 1) * one + rest)
+
+
+def _timing(session: _Session, cell: Cell, sink: Sink) -> Sink:
+    """The sink of a warm-up; its last request in each arm is what a run is first predicted from."""
+
+    def note(record: RequestRecord) -> None:
+        sink(record)
+        if record.t_tokens:
+            seconds = record.t_tokens[-1] - record.t_intended
+            session.outlook.warmups[cell.arm] = [Repeat(cell.prompt_len, 1, 0.0, 1, seconds)]
+
+    return note
 
 
 def _keep(record: RequestRecord, session: _Session, tally: Tally) -> None:

@@ -5,11 +5,10 @@ that is not there is made. It fails where an experiment is missing, failed or ha
 of several machines, unless --partial.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from wp1 import locks
+from wp1 import command, locks
 from wp1.analysis import packet
 from wp1.analysis.summary import read_config
 from wp1.console import Screen
@@ -20,7 +19,7 @@ from wp1.report import make_report
 
 def main() -> None:
     """Exit codes: 0 done, 1 the packet is not whole, 2 bad input."""
-    parser = argparse.ArgumentParser(prog="python -m wp1.packet", description=__doc__)
+    parser = command.Parser(prog="python -m wp1.packet", description=__doc__)
     parser.add_argument(
         "runs", nargs="+", type=folder_named, metavar="RUN", help="a run's folder, or one with runs in it"
     )
@@ -95,4 +94,4 @@ def _found(runs: list[Path]) -> list[packet.Run]:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

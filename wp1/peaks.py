@@ -6,7 +6,6 @@ no table states them (`wp1.stated_peaks`). It takes a few seconds, wants the mac
 Measured again, the higher figures are kept.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from wp1 import hardware
+from wp1 import command, hardware
 from wp1.errors import ConfigError
 from wp1.serving.models import cache_folder
 from wp1.stated_peaks import stated
@@ -147,7 +146,7 @@ def _highest(peaks: Peaks, before: Any) -> Peaks:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m wp1.peaks", description=__doc__)
+    parser = command.Parser(prog="python -m wp1.peaks", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one line of JSON, for programs")
     as_json = parser.parse_args().json
     name = device_name(hardware.describe())
@@ -170,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

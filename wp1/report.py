@@ -3,12 +3,11 @@
 The same with a sweep's folder makes the comparison of its jobs again.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from wp1 import locks, targets
+from wp1 import command, locks, targets
 from wp1.analysis import whole
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import read_config, read_metadata, summarise
@@ -72,7 +71,7 @@ def _made(folder: Path, reports: Path | None) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m wp1.report", description=__doc__)
+    parser = command.Parser(prog="python -m wp1.report", description=__doc__)
     parser.add_argument(
         "run_dir", type=folder_named, help="a run's folder, as in outputs/run-..., or a sweep's, in multirun/"
     )
@@ -96,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

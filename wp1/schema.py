@@ -571,11 +571,36 @@ def check_overrides(cfg: Any, overrides: list[str]) -> None:
                 f"{override.lstrip('+')} has no effect with workload.temperature={cfg.workload.temperature:g}: sampled "
                 "tokens differ by chance, and are not compared. Set workload.temperature=0, or drop it"
             )
+        if override.lstrip("+").startswith("workload.concurrency="):
+            _check_concurrency(cfg, override.lstrip("+"))
         if open_loop(cfg) and override.lstrip("+").startswith("experiment.concurrencies="):
             raise ConfigError(
                 f"{override.lstrip('+')} has no effect where requests come at a rate: drop it, or drop "
                 "experiment.request_rates and choose workload=random"
             )
+
+
+def _check_concurrency(cfg: Any, given: str) -> None:
+    """Refuses a number of requests at a time beside a rate, where it could be taken for a cap, which there is not."""
+    experiment, workload = cfg.experiment, cfg.workload
+    if workload.prompts == "trace":
+        raise ConfigError(f"{given} has no effect on a trace, which has its own times and no cap: drop it")
+    if experiment.request_rates is not None:
+        if 0 not in experiment.request_rates:
+            raise ConfigError(
+                f"{given} has no effect beside experiment.request_rates, and is no cap on requests in flight: drop one "
+                "of the two"
+            )
+    elif workload.request_rate > 0:
+        raise ConfigError(
+            f"{given} has no effect beside workload.request_rate={workload.request_rate:g}, and is no cap on requests "
+            "in flight: drop it, or set workload.request_rate=0 for a closed loop"
+        )
+    elif experiment.concurrencies is not None:
+        raise ConfigError(
+            f"{given} has no effect beside experiment.concurrencies: set "
+            f"experiment.concurrencies=[{workload.concurrency}]"
+        )
 
 
 def _check_model(model: Any) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wp1 import row_files
+from wp1 import command, row_files
 from wp1.errors import ConfigError
 from wp1.quality import infinitebench, longbench, longbench_v2, pg19, rows, ruler, scoring, tasks
 from wp1.quality.tasks import Row, Task, find
@@ -298,7 +298,7 @@ def _by_benchmark(scored: Sequence[Scores]) -> dict[str, list[Scores]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m wp1.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
@@ -311,16 +311,13 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print the names of all tasks, with metric and category")
     words = parser.parse_args()
     if words.list:
-        with suppress(BrokenPipeError):
-            print(_list(), flush=True)
+        print(_list())
         return
     try:
         scored = [scores_of(task, paths) for task, paths in _named(words.words)]
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
     if not words.json:
         _print(scored)
     elif len(scored) == 1:
@@ -331,4 +328,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

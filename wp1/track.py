@@ -3,7 +3,6 @@
 Again replaces what is there. A sweep's folder stands for its runs, which go below one that has their comparison.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from wp1 import files, foreign, locks, redaction
+from wp1 import command, files, foreign, locks, redaction
 from wp1.analysis import sweep
 from wp1.analysis.summary import read_config, read_json, read_metadata, write_json
 from wp1.analysis.sweep_report import PAGE, PLOT, write_comparison
@@ -142,7 +141,7 @@ def _refuse_while_written(folder: Path, what: str) -> None:
 
 def main() -> None:
     """Exit codes: 0 done, 1 something was not published, 2 bad input alone."""
-    parser = argparse.ArgumentParser(prog="python -m wp1.track", description=__doc__)
+    parser = command.Parser(prog="python -m wp1.track", description=__doc__)
     parser.add_argument("runs", type=folder_named, nargs="+", help="runs' folders, as in outputs/run-..., or sweeps'")
     parser.add_argument(
         "--uri",
@@ -160,11 +159,11 @@ def main() -> None:
             with access_told(folder):
                 for place in _tracked(folder, uri):
                     print(place, flush=True)
+        except BrokenPipeError:  # nobody reads what is printed, which is no fault of the folder
+            raise
         except (WP1Error, OSError) as error:
             print(f"error: {redaction.text(str(error))}", file=sys.stderr)
             code = 2 if isinstance(error, ConfigError) and code != 1 else 1
-        except KeyboardInterrupt:
-            sys.exit(130)
         except Exception as error:
             print(f"error: {folder} is no whole run ({unforeseen(error)})", file=sys.stderr)
             code = 1
@@ -172,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

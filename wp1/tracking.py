@@ -120,7 +120,7 @@ def open_sweep(folder: Path, manifest: dict[str, Any], uri: str) -> str:
         if there:
             client.update_run(there[0], status="RUNNING")
             return there[0]
-        return client.create_run(experiment, entry.start_ms, entry.tags, entry.run_id).info.run_id
+        return client.create_run(experiment, entry.start_ms, entry.tags, entry.name).info.run_id
 
 
 def close_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> str | None:
@@ -301,7 +301,7 @@ def _send(store: Store, entry: Entry) -> str:
     """
     client, experiment = _experiment(store, entry)
     tags = entry.tags | _parent_tag(client, entry.parent)
-    made = [client.create_run(experiment, entry.start_ms, tags, entry.run_id).info.run_id]
+    made = [client.create_run(experiment, entry.start_ms, tags, entry.name).info.run_id]
     try:
         _fill(client, experiment, made[0], entry)
         for cell in entry.cells:
@@ -355,7 +355,7 @@ def _place(store: Store, experiment: str, run: str, entry: Entry) -> str:
     if store.database is None:
         return f"{store.uri}/{_page(experiment, run)}?{TRAINING_VIEW}"
     viewer = "make ui" if store.in_project else f"mlflow server --backend-store-uri {shlex.quote(store.uri)}"
-    return f"{entry.experiment}/{entry.run_id} in {store.shown}, {viewer} shows it"
+    return f"{entry.experiment}/{entry.name} in {store.shown}, {viewer} shows it"
 
 
 def _experiment(store: Store, entry: Entry) -> "tuple[MlflowClient, str]":

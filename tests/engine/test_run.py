@@ -154,6 +154,6 @@ def _is_in_mlflow(run: UserRun, status: str):
     experiment = client.get_experiment_by_name("wp1-e0")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.level = 'run'")
-    assert [found.info.run_name for found in runs] == [run.run_dir.name]
+    assert [found.data.tags["run_id"] for found in runs] == [run.run_dir.name]
     assert runs[0].info.status == status
     return runs[0]

@@ -38,14 +38,19 @@ class Swept:
         return pl.read_csv(self.folder / "comparison.csv")
 
     def runs(self, state: str = "active") -> dict[str, Any]:
-        """Everything in MLflow by name."""
+        """Everything in MLflow: runs by their id, sweeps by their folder's name, cells by what they are shown as."""
         from mlflow import MlflowClient
         from mlflow.entities import ViewType
 
         client = MlflowClient(self.store)
         view = ViewType.ACTIVE_ONLY if state == "active" else ViewType.ALL
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        return {str(run.info.run_name): run for run in client.search_runs(experiments, run_view_type=view)}
+        found = client.search_runs(experiments, run_view_type=view)
+        named_by = {"run": "run_id", "sweep": "sweep"}
+        return {
+            str(run.data.tags.get(named_by.get(run.data.tags.get("level", ""), ""), run.info.run_name)): run
+            for run in found
+        }
 
     @property
     def parent(self) -> Any:
@@ -96,6 +101,7 @@ def undisturbed() -> Iterator[None]:
         signal.signal(number, handler)
     main._failures.clear()
     callbacks._open.clear()
+    callbacks._begun.clear()
 
 
 @pytest.fixture

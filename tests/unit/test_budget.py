@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wp1.budget import Repeat, left_of_begun, predict
+from wp1.architecture import Architecture
+from wp1.budget import Repeat, at_least, floor_of, in_words, left_of_begun, predict
 from wp1.progress import Done
 
 
@@ -78,3 +79,61 @@ def test_a_prediction_is_a_time(wanted: Repeat, before: list[Repeat]) -> None:
 def test_what_has_begun_is_promised_the_rest_of_its_repeats() -> None:
     done = [Done("agg", "a", 0, 4, 2.0, 1.0), Done("disagg", "a", 0, 4, 5.0, 0.0), Done("agg", "b", 0, 4, 1.0, 0.0)]
     assert left_of_begun(done, repeats_in_all=4) == pytest.approx(2 * 4.0 + 3 * 1.0)
+
+
+# SmolLM2-135M's.
+SHAPE = Architecture(30, 576, 9, 3, 64, 1536, 49152, True, 2)
+PEAKS = {"flops": 2e11, "bytes_per_s": 2e10}
+
+
+def test_what_a_request_takes_at_least_is_its_flops_or_bytes_at_the_peaks() -> None:
+    floor = floor_of(SHAPE, PEAKS, 1, 1)
+    assert floor is not None
+    assert floor(4096) == pytest.approx(SHAPE.prefill_flops(4096) / 2e11)
+    # One token more is bound by memory.
+    longer = floor_of(SHAPE, PEAKS, 2, 1)
+    assert longer is not None
+    assert longer(4096) - floor(4096) == pytest.approx(SHAPE.decode_bytes(4097) / 2e10)
+    assert floor_of(None, PEAKS, 1, 1) is None
+    assert floor_of(SHAPE, None, 1, 1) is None
+    over_two = floor_of(SHAPE, PEAKS, 1, 2)
+    assert over_two is not None and over_two(4096) == pytest.approx(floor(4096) / 2)
+
+
+def test_attention_is_foreseen_from_short_prompts() -> None:
+    """By proportion 131,072 tokens would take 256 times as long as 512; by their FLOPs 5,300 times."""
+    floor = floor_of(SHAPE, PEAKS, 1, 1)
+    assert floor is not None
+    seconds = {n: 3 * floor(n) + 0.1 for n in (512, 1024, 131_072)}
+    before = [closed(n, seconds[n], requests=1) for n in (512, 1024)]
+    assert predict(closed(131_072, requests=1), before, floor) == pytest.approx(seconds[131_072])
+    assert at_least(131_072, before, floor) == pytest.approx(seconds[131_072])
+    assert (predict(closed(131_072, requests=1), before) or 0) < seconds[131_072] / 5
+
+
+def test_nothing_is_for_certain_from_one_length_but_what_the_peaks_allow() -> None:
+    """A time that is all overhead does not grow with the prompt."""
+    floor = floor_of(SHAPE, PEAKS, 16, 1)
+    assert floor is not None
+    before = [closed(16, 100.0, requests=1)]
+    assert at_least(8192, before, floor) == pytest.approx(100 + floor(8192) - floor(16))
+    assert at_least(8192, before) is None
+    assert at_least(8192, [open_loop(16, 1.0, 100.0)], floor) is None
+    assert at_least(None, before, floor) is None
+    assert at_least(16, before, floor) is None
+
+
+def test_before_anything_is_measured_the_peaks_say_the_least() -> None:
+    floor = floor_of(SHAPE, PEAKS, 16, 1)
+    assert floor is not None
+    assert predict(closed(512, requests=4), [], floor) == pytest.approx(4 * floor(512))
+    assert predict(closed(None), [], floor) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 s"), (45.4, "45 s"), (99, "99 s"), (130, "2 min"), (5000, "83 min"), (11_400, "3 h 10 min"),
+     (10_800, "3 h"), (93_600, "26 h")],
+)  # fmt: skip
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words

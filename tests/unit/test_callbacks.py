@@ -54,7 +54,7 @@ def test_a_sweep_of_two_schedulers_is_one_run_with_its_comparison(sweep: Sweep) 
     report = done.folder.parents[1] / "outputs" / "reports" / f"{done.table['run_id'][0]}.md"
     assert "scheduler=agg\n" in report.read_text()
     assert re.search(r"^compared .*/comparison\.md$", done.said, re.MULTILINE)
-    assert re.search(rf"^mlflow   wp1-e0/{done.folder.name} in ", done.said, re.MULTILINE)
+    assert re.search(r"^mlflow   wp1-e0/e0 sweep scheduler=agg,disagg \d\d:\d\d in ", done.said, re.MULTILINE)
     assert done.manifest["status"] == "completed"
 
     # Made again, it is the same; of jobs that have lost records none is made.
@@ -82,9 +82,12 @@ def test_a_sweep_can_be_published_later_and_again(sweep: Sweep) -> None:
     done = sweep("scheduler=agg,disagg", *UNTRACKED)
     assert done.folder.name not in done.runs()
     first = list(track_sweep(done.folder, done.store))
-    assert [place.split(" in ")[0] for place in first] == [
-        f"wp1-e0/{name}" for name in (*done.table["run_id"], done.folder.name)
+    assert [re.sub(r" \d\d:\d\d.*", "", place) for place in first] == [
+        "wp1-e0/e0 agg llama31_8b_shape job 0",
+        "wp1-e0/e0 disagg llama31_8b_shape job 1",
+        "wp1-e0/e0 sweep scheduler=agg,disagg",
     ]
+    assert {*done.table["run_id"], done.folder.name} <= set(done.runs())
     parent = done.parent
     names = {path.name for path in artifacts_of(parent).iterdir()}
     assert {"comparison.html", "comparison.png", "sweep.json"} <= names

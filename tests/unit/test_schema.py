@@ -197,6 +197,30 @@ def test_a_load_that_would_not_be_used_is_refused(config: Compose) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "beside"),
+    [
+        (["workload.request_rate=2", "workload=random"], r"workload\.request_rate=2, and is no cap"),
+        (["workload=poisson"], r"workload\.request_rate=1, and is no cap"),
+        (["experiment=e3", "experiment.request_rates=[1,2]"], r"experiment\.request_rates, and is no cap"),
+        (["experiment=e2"], r"experiment\.concurrencies: set experiment\.concurrencies=\[4\]"),
+        (["workload=trace"], r"a trace, which has its own times and no cap"),
+    ],
+)
+def test_requests_at_a_time_beside_a_rate_are_refused(config: Compose, words: list[str], beside: str) -> None:
+    for said in ("workload.concurrency=4", "++workload.concurrency=4"):
+        with pytest.raises(ConfigError, match=rf"^workload\.concurrency=4 has no effect (beside|on) {beside}"):
+            schema.check_overrides(config(*words, said), [*words, said])
+    # What a file of conf/ says beside it is not the user's.
+    schema.check_overrides(config(*words), words)
+
+
+def test_requests_at_a_time_are_those_of_a_rate_of_0(config: Compose) -> None:
+    words = ["experiment=e3", "workload.concurrency=4"]
+    schema.check_overrides(config(*words), words)
+    schema.check_overrides(config("workload.concurrency=4"), ["workload.concurrency=4"])
+
+
+@pytest.mark.parametrize(
     ("words", "why"),
     [
         ([], None),

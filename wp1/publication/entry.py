@@ -4,7 +4,7 @@ import getpass
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Entry:
     experiment: str
     question: str
     run_id: str  # wp1's
+    name: str  # what MLflow shows it as
     status: str
     start_ms: int
     end_ms: int
@@ -37,9 +38,17 @@ class Entry:
     description: str  # markdown, with {run} for the address of its page
     parent: str | None = None  # the MLflow run that it belongs under, if that is there
     dataset: dict[str, str] | None = None  # name, digest and source of what a judged run asked
-    name: str | None = None  # what MLflow shows it as, if not run_id
     curves: list[tuple[str, float, int]] = field(default_factory=list)  # metric, value, prompt length (tokens) as step
     cells: list["Entry"] = field(default_factory=list)  # runs below this one
+
+
+def name_of(experiment: str, what: Iterable[str | None], started: str) -> str:
+    """What MLflow shows a run or sweep as, such as `e3 agg+disagg llama31_8b_shape 14:05`; its id is a tag.
+
+    started: an ISO 8601 moment. The time of day is in UTC, as in wp1's own ids.
+    """
+    clock = datetime.fromisoformat(started).astimezone(UTC).strftime("%H:%M")
+    return " ".join([experiment, *(word for word in what if word), clock])
 
 
 def experiment_of(known: dict[str, Any]) -> str:

@@ -12,6 +12,11 @@ PARTS = (
     "queue_ms", "prefill_ms", "handoff_ms", "decode_step_ms", "delivery_ms", "client_delay_ms", "stall_ms",
     "decode_queue_ms", "bytes_a_handoff", "loop_lag_ms",
 )  # fmt: skip
+# What MLflow's pages for comparing runs open on: one begins with the first metric, one with what its name sorts first.
+FIRST = "_latency"
+HEADLINES = (
+    ("ttft_ms", "mean"), ("ttft_ms", "p99"), ("tpot_ms", "mean"), ("tpot_ms", "p99"), ("e2e_ms", "mean"),
+)  # fmt: skip
 # Of a comparison, what one looks for first; the rest is in its table.
 COMPARED = ("ttft_ms/mean", "tpot_ms/mean", "e2e_ms/mean")
 # Of a cell at a load.
@@ -26,10 +31,13 @@ NOT_METRICS = ("cells", "samples", "statuses", "window_s")
 def metrics_of(summary: dict[str, Any], compared: dict[str, Any] | None = None) -> dict[str, float]:
     """The figures of the run as a whole, as `latency/ttft_ms/p50`, `device/cuda_0/memory_gib_peak` and the like.
 
+    First the latencies that one compares runs by, as `_latency/ttft_ms_mean`, or of each arm as
+    `_latency/ttft_ms_mean.disagg`.
     compared: of a run with several arms (`arms.contents`), which adds each arm's as `disagg/latency/ttft_ms/p50` and
     `disagg/goodput/1024`, and of each cell how the arms differ as `comparison/1024-rate0.5/ttft_ms/mean/ratio`.
     """
-    found = [number for name, profile in summary["profiling"].items() for number in numbers(name, profile)]
+    found = list(_headlines(summary, compared))
+    found += [number for name, profile in summary["profiling"].items() for number in numbers(name, profile)]
     if summary["slo"]["attainment"] is not None:
         found.append(("slo/attainment", float(summary["slo"]["attainment"])))
     found += _beside_latency(summary)
@@ -37,6 +45,18 @@ def metrics_of(summary: dict[str, Any], compared: dict[str, Any] | None = None) 
     if compared is not None:
         found += _compared(compared)
     return named(found)
+
+
+def _headlines(summary: dict[str, Any], compared: dict[str, Any] | None) -> Iterator[tuple[str, float]]:
+    if compared is None:
+        of = {"": summary["profiling"].get("latency", {}).get("overall", {})}
+    else:
+        of = {f".{arm}": compared["overall"][arm] for arm in compared["arms"]}
+    for name, part in HEADLINES:
+        for arm, figures in of.items():
+            value = figures.get(name, {}).get(part)
+            if value is not None and math.isfinite(value):
+                yield f"{FIRST}/{name}_{part}{arm}", float(value)
 
 
 def _beside_latency(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:

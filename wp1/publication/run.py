@@ -24,6 +24,7 @@ from wp1.publication.entry import (
     Entry,
     experiment_of,
     milliseconds,
+    name_of,
     named,
     user,
 )
@@ -52,6 +53,7 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
         experiment=experiment_of(metadata),
         question=metadata["question"],
         run_id=metadata["run_id"],
+        name=_name(metadata, config),
         status=STATUS[metadata["status"]],
         start_ms=milliseconds(metadata["started"]),
         end_ms=milliseconds(metadata["ended"]),
@@ -69,6 +71,14 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
     return entry
 
 
+def _name(metadata: dict[str, Any], config: dict[str, Any]) -> str:
+    """What tells a run from others at a glance: experiment, schedulers, model, of a sweep its job, and when."""
+    arms_of = list(config.get("arms") or {}) or [config.get("scheduler", {}).get("mode")]
+    job = metadata.get("sweep") or {}
+    what = ["+".join(filter(None, arms_of)), metadata["model"].get("name"), f"job {job['job']}" if job else None]
+    return name_of(metadata["experiment"], what, metadata["started"])
+
+
 def _cell_entry(run: Entry, cell: cells.Cell, config: dict[str, Any]) -> Entry:
     """The MLflow run of one cell of a run: what tells it from others as params, its figures as metrics, no files."""
     scheduler = (config.get("arms") or {}).get(cell.arm) or config.get("scheduler", {})
@@ -83,6 +93,7 @@ def _cell_entry(run: Entry, cell: cells.Cell, config: dict[str, Any]) -> Entry:
         experiment=run.experiment,
         question=run.question,
         run_id=run.run_id,
+        name=f"{cell.arm} {cell.name}",
         status=run.status if cell.reason is None else "KILLED",
         start_ms=run.start_ms,
         end_ms=run.end_ms,
@@ -94,7 +105,6 @@ def _cell_entry(run: Entry, cell: cells.Cell, config: dict[str, Any]) -> Entry:
         files=[],
         texts={},
         description=f"{text(cell.arm)}, {text(cell.words)} of {run.run_id}{reason}",
-        name=f"{cell.arm} {cell.name}",
     )
 
 

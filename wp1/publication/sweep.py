@@ -11,7 +11,7 @@ from wp1.analysis import sweep, sweep_report
 from wp1.analysis.markdown import inert, text
 from wp1.analysis.markdown import plain as as_plain
 from wp1.places import MANIFEST
-from wp1.publication.entry import MAX_TAG, STATUS, TRAINING_VIEW, Entry, experiment_of, milliseconds, user
+from wp1.publication.entry import MAX_TAG, STATUS, TRAINING_VIEW, Entry, experiment_of, milliseconds, name_of, user
 from wp1.publication.page import report_html
 
 
@@ -34,6 +34,7 @@ def sweep_entry(folder: Path, manifest: dict[str, Any], pages: Mapping[str, str]
         experiment=experiment_of(manifest),
         question=manifest["question"],
         run_id=manifest["sweep"],
+        name=_name(manifest),
         status=STATUS.get(manifest["status"], "RUNNING"),
         start_ms=started,
         end_ms=milliseconds(manifest["ended"]) if manifest["ended"] else started,
@@ -44,6 +45,15 @@ def sweep_entry(folder: Path, manifest: dict[str, Any], pages: Mapping[str, str]
         texts=texts,
         description=_sweep_description(manifest, jobs, pages, bool(texts)),
     )
+
+
+def _name(manifest: dict[str, Any], most: int = 80) -> str:
+    """What was swept, and when."""
+    jobs = [sweep.by_key(overrides) for overrides in manifest["jobs"]]
+    values = {key: list(dict.fromkeys(job[key] for job in jobs if key in job)) for job in jobs for key in job}
+    swept = " ".join(f"{key}={','.join(found)}" for key, found in values.items() if len(found) > 1)
+    what = swept if len(swept) <= most else f"{swept[: most - 1]}…"
+    return name_of(manifest["experiment"], ["sweep", what], manifest["started"])
 
 
 def _sweep_tags(manifest: dict[str, Any], jobs: list[sweep.Job]) -> dict[str, str]:

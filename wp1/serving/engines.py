@@ -207,12 +207,14 @@ def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
     return targets.partial(_plain(cfg.transfer))(pools=pools)
 
 
-def _kv_bytes_per_token(model: ServedModel, ranks: int) -> int:
+def _kv_bytes_per_token(model: ServedModel, ranks: int) -> int | None:
     """Over the tensor-parallel ranks of an engine, of which some hold the same heads where there are more than heads.
 
     Of a decode engine that is what has to come, wherever it comes from: every byte of its blocks is written once.
+    None if the model's configuration does not say; the engine does once it is up.
     """
-    return model.kv_bytes_per_token * ranks // model.kv_shards(ranks)
+    each = model.kv_bytes_per_token
+    return None if each is None else each * ranks // model.kv_shards(ranks)
 
 
 def make_scheduler(

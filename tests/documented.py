@@ -1,0 +1,79 @@
+"""The commands that the texts for users name: README, docs, comments of conf/ and Makefile, launch/ and `--help`."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+REPO = Path(__file__).parents[1]
+TEXTS = [
+    REPO / "README.md",
+    *sorted((REPO / "docs").glob("*.md")),
+    REPO / "docs" / "results" / "README.md",
+    REPO / "launch" / "README.md",
+    REPO / "Makefile",
+    *sorted((REPO / "conf").rglob("*.yaml")),
+    # What `--help` of the modules prints.
+    *sorted((REPO / "wp1").glob("*.py")),
+]
+COMMAND = re.compile(r"(?:\.venv/bin/)?(?:python -m (wp1(?:\.\w+)?)|make(?= [a-z])|(launch/\w+\.sh))")
+# Groups of conf/ that a user chooses from.
+GROUPS = sorted(path.name for path in (REPO / "conf").iterdir() if path.is_dir() and path.name != "hydra")
+SETTINGS = re.compile(rf"`((?:{'|'.join(GROUPS)})=\w+(?: [\w.]+=[^`\s]+)*)`")
+
+
+@dataclass(frozen=True)
+class Documented:
+    """One command of a text."""
+
+    place: str  # file and line
+    program: str  # wp1, wp1.report, make or launch/packet.sh
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.place}: {' '.join((self.program, *self.words))}"
+
+
+def commands() -> list[Documented]:
+    """All commands, each once."""
+    found: dict[tuple[str, ...], Documented] = {}
+    for path in TEXTS:
+        for number, text in _statements(path):
+            match = COMMAND.match(text)
+            if match is None:
+                continue
+            program = match[1] or match[2] or "make"
+            words = _words(text[match.end() :])
+            one = Documented(f"{path.relative_to(REPO)}:{number}", program, words)
+            found.setdefault((program, *words), one)
+    return list(found.values())
+
+
+def settings() -> list[Documented]:
+    """Settings in running text that begin with a choice from a group, as `workload=text`."""
+    found: dict[str, Documented] = {}
+    for path in (path for path in TEXTS if path.suffix == ".md"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            for words in SETTINGS.findall(line):
+                if not re.search(r"[|…]", words):
+                    found.setdefault(words, Documented(f"{path.relative_to(REPO)}:{number}", "wp1", _words(words)))
+    return list(found.values())
+
+
+def _statements(path: Path) -> list[tuple[int, str]]:
+    """Line number and text of everything in a file that may be a command: spans of code, lines of code and comments."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        spans = re.findall(r"`+([^`]+)`+", line)
+        bare = re.sub(r"`[^`]*`", "", line)
+        # A comment of a YAML or Make file, the header of `--help`, a module's first line, a line of a block of code.
+        bare = re.sub(r'^\s*(#\s*|""")?', "", bare)
+        found += [(number, text) for text in (*spans, bare) if COMMAND.match(text)]
+    return found
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """The words of a command: what follows two blanks, a `#`, a colon or the end of a sentence is said about it."""
+    text = text.replace("…", "").replace("...", "").rstrip()
+    text = re.split(r"\s{2,}|\s#|:\s|:$|;|\)|\.$|, ", text, maxsplit=1)[0]
+    return tuple(word.rstrip(",") for word in shlex.split(text))
