@@ -54,7 +54,7 @@ def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
         f"# {len(jobs)} runs side by side",
         "\n".join(f"> **{doubt.partition(':')[0]}**{doubt[len(doubt.partition(':')[0]) :]}\n" for doubt in doubts),
         _settings(folders, jobs, folder),
-        f"![Mean TTFT and TPOT of each run, with 95 % bootstrap intervals]({PLOT})" if plotted else "",
+        f"![Mean TTFT and TPOT of each run, with 95 % intervals]({PLOT})" if plotted else "",
         jobs_table(jobs, found),
         reasons(jobs, found),
         *sections,
