@@ -32,7 +32,7 @@ def of_slots(slots: np.ndarray, column: pl.Series) -> Values:
         there = ~np.isnan(numbers)
         return Values(slots[there], numbers[there])
     # Gaps stay in the precision that they have: there may be a hundred million of them.
-    counts = column.list.len().fill_null(0).to_numpy()
+    counts = column.list.len().fill_null(0).cast(pl.Int64).to_numpy()
     numbers = column.explode(empty_as_null=False, keep_nulls=False)
     return Values(np.repeat(slots, counts), numbers.to_numpy())
 
@@ -56,10 +56,18 @@ class Sample:
         parts = self._parts(found, statistic)
         value = intervals.figure_of(found.numbers, statistic) if parts is None else parts.value
         figure: dict[str, float | int] = {"n": int(found.numbers.size), "value": round(value, 4)}
-        interval = None if parts is None else intervals.around(parts, not_negative=bool(found.numbers.min() >= 0))
+        interval = None if parts is None else self._interval(found, parts, statistic)
         if interval is None:
             return figure
         return figure | {"low": round(interval.low, 4), "high": round(interval.high, 4)}
+
+    def _interval(self, found: Values, parts: intervals.Parts, statistic: str) -> intervals.Interval | None:
+        if statistic == "mean":
+            return intervals.around(parts, not_negative=bool(found.numbers.min() >= 0))
+        made = intervals.around_percentile(parts, found.numbers, statistic)
+        if made is None or found.numbers.min() < 0:
+            return made
+        return made._replace(low=max(0.0, made.low))
 
     def by_repeat(self, column: str) -> dict[int, float]:
         """The mean of a column in each repeat."""

@@ -184,7 +184,7 @@ def _row(a: Values, b: Values, statistic: str, of: Units) -> dict[str, Any]:
         if count and pairs > 1:
             found = intervals.between(*(intervals.in_parts(side, part_of_slot, count, statistic) for side in (a, b)))
         if statistic == "share":
-            found = intervals.wider(found, intervals.paired(_differences(a, b, of)))
+            found = intervals.of_shares(found, _differences(a, b, of))
     judged = found is not None and (found.parts >= intervals.MIN_REPEATS if of.are_repeats else pairs >= MIN_PAIRS)
     return _figures(a.numbers.size, b.numbers.size, of_a, of_b, found, judged, of.are_repeats)
 
@@ -241,7 +241,7 @@ def _figures(
     }
     if found is None or delta is None or not judged:
         return row
-    row |= {"excludes_zero": bool(found.low > 0 or found.high < 0), "p": found.p}
+    row |= {"excludes_zero": bool(found.low > 0 or found.high < 0), "p": float(f"{found.p:.6g}")}
     if repeats:
         row["detectable"] = _rounded(intervals.detectable(found.error, found.parts))
         row["repeats_needed"] = intervals.repeats_needed(delta, found.error, found.parts)
@@ -250,7 +250,7 @@ def _figures(
 
 def _rounded(value: float | None) -> float | None:
     # Of crumbs alone: a share of 0.89996 is not 0.9. Adding zero turns -0.0 into 0.0.
-    return None if value is None else float(f"{value:.9g}") + 0.0
+    return None if value is None else round(float(f"{value:.9g}"), 9) + 0.0
 
 
 def goodput(requests: pl.DataFrame, slo: Mapping[str, Any], devices: int) -> pl.DataFrame:

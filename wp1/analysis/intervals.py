@@ -23,7 +23,9 @@ Z = 1.959964  # of a 95 % interval of the normal law
 # From as many repeats on, they are the units.
 MIN_REPEATS = 3
 # Requests are put into so many batches at most: more would be shorter than what neighbours share.
-MAX_BATCHES = 30
+MAX_BATCHES = 10
+# As many pairs of each part that differ show how much a share of them varies.
+ENOUGH_DIFFER = 5
 # Fewer parts than these have no percentile of their own that an interval could be made of.
 MIN_PARTS = 3
 # The chance with which a difference is to be seen that is called one that would have been.
@@ -98,7 +100,7 @@ def parts_of(of: Units, present: np.ndarray, statistic: str, values: int) -> tup
 
 def _least(statistic: str) -> int:
     """As many values have a percentile that is not just their largest."""
-    return max(5, math.ceil(1 / (1 - quantile_of(statistic)) - 1e-9))
+    return math.ceil(1 / (1 - quantile_of(statistic)) - 1e-9)
 
 
 def quantile_of(statistic: str) -> float:
@@ -110,7 +112,11 @@ def figure_of(numbers: np.ndarray, statistic: str) -> float:
     """The mean or a percentile ("p95", by linear interpolation) of all numbers."""
     if statistic in ("mean", "share"):
         return float(numbers.mean(dtype=float))
-    return float(np.percentile(numbers, float(statistic[1:])))
+    rank = (numbers.size - 1) * quantile_of(statistic)
+    low, high = math.floor(rank), math.ceil(rank)
+    # As numpy's percentile, in a tenth of its time for the few values of a part.
+    picked = np.partition(numbers, (low, high))
+    return float(picked[low]) + (rank - low) * (float(picked[high]) - float(picked[low]))
 
 
 def in_parts(of: Values, part_of_slot: np.ndarray, count: int, statistic: str) -> Parts:
@@ -152,8 +158,28 @@ def around(found: Parts, not_negative: bool = False) -> Interval | None:
     own = found.of_part[np.isfinite(found.of_part)]
     if own.size < 2:
         return None
-    made = _student(found.value, own)
+    made = _student(found.value, own, float(np.abs(own).max()))
     return made._replace(low=max(0.0, made.low)) if not_negative else made
+
+
+def around_percentile(found: Parts, numbers: np.ndarray, statistic: str) -> Interval | None:
+    """The interval of a percentile: over parts, and never narrower than between the values that hold it by their rank.
+
+    The ranks are those of the binomial law (David & Nagaraja, Order Statistics, 2003, section 7.1). None where there
+    are too few values for such a rank above or below: p95 takes 72, of which fewer do not show what lies beyond it.
+    """
+    from scipy import special
+
+    over, q, n = around(found), quantile_of(statistic), numbers.size
+    reach = 2 + int(6 * math.sqrt(n * q * (1 - q)) + 10)
+    ranks = np.arange(max(0, int(n * q) - reach), min(n, int(n * q) + reach) + 1)
+    below = special.bdtr(ranks, n, q)  # the chance that at most so many values lie below the percentile
+    under, beyond = ranks[below <= ALPHA / 2], ranks[below >= 1 - ALPHA / 2]
+    if over is None or not under.size or not beyond.size or beyond[0] >= n:
+        return None
+    low, high = int(under[-1]), int(beyond[0])
+    picked = np.partition(numbers, (low, high))
+    return over._replace(low=min(over.low, float(picked[low])), high=max(over.high, float(picked[high])))
 
 
 def between(a: Parts, b: Parts) -> Interval | None:
@@ -167,15 +193,16 @@ def between(a: Parts, b: Parts) -> Interval | None:
     if differences.size < 2:
         return None
     value = b.value - a.value
-    made = _student(float(differences.mean()), differences)
+    made = _student(float(differences.mean()), differences, float(np.nanmax(np.abs([a.of_part, b.of_part]))))
     p = made.p if value * differences.mean() > 0 else 1.0
     return made._replace(low=min(made.low, value), high=max(made.high, value), p=p)
 
 
-def _student(middle: float, own: np.ndarray) -> Interval:
-    # Rounding leaves crumbs where all parts are equal.
+def _student(middle: float, own: np.ndarray, size: float) -> Interval:
+    """size: of the figures that these are, or are differences of: rounding leaves crumbs of it where all are equal."""
     spread = float(own.std(ddof=1))
-    error = spread / math.sqrt(own.size) if spread > 1e-12 * float(np.abs(own).max()) else 0.0
+    error = spread / math.sqrt(own.size) if spread > 1e-12 * size else 0.0
+    middle = middle if abs(middle) > 1e-12 * size else 0.0
     half = t_quantile(own.size - 1) * error
     return Interval(middle - half, middle + half, p_value(middle, error, own.size - 1), error, own.size)
 
@@ -220,7 +247,7 @@ def of_share(found: Parts, met: float, sent: int) -> tuple[float, float]:
 
 
 def paired(differences: np.ndarray) -> Interval | None:
-    """The interval of a mean difference of paired scores or shares in -1..1, most of which are 0, 1 or -1.
+    """The interval of a mean difference of paired scores in -1..1, most of which are 0, 1 or -1.
 
     As Bonett & Price (Journal of Educational and Behavioral Statistics 37, 2012) have it for pairs that are right or
     wrong: with one more pair each way, so that a few pairs that agree are no certainty.
@@ -233,6 +260,14 @@ def paired(differences: np.ndarray) -> Interval | None:
     error = math.sqrt(square / count)
     p = math.erfc(abs(middle) / error / math.sqrt(2)) if error else 1.0
     return Interval(max(-1.0, middle - Z * error), min(1.0, middle + Z * error), p, error, differences.size)
+
+
+def of_shares(over: Interval | None, differences: np.ndarray) -> Interval | None:
+    """The interval of the difference of two shares: that over parts, once enough pairs differ in them to show how much
+    a share varies; until then never narrower than `paired`, as parts that are alike by chance are no certainty."""
+    if over is not None and (differences != 0).sum() >= ENOUGH_DIFFER * over.parts:
+        return over
+    return wider(over, paired(differences))
 
 
 def wider(one: Interval | None, other: Interval | None) -> Interval | None:

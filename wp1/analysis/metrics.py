@@ -21,7 +21,7 @@ GOODPUT_ATTAINMENT = 0.9
 def distribution(values: Any, units: Units | None = None) -> dict[str, Any]:
     """n, mean with its 95 % interval, min, p50/p90/p95/p99 (linear interpolation) and max, to 3 decimals.
 
-    units: of each value, NaN ones included (`units_of`); without, all are of one repeat, in the order as they came.
+    units: of each value, NaN ones included (`units_of`); without, each value is independent of all others.
     """
     array = np.asarray(values, dtype=float)
     there = ~np.isnan(array)
@@ -40,7 +40,7 @@ def gap_distribution(gaps: pl.Series, units: Units | None = None) -> dict[str, A
     every = gaps.explode(empty_as_null=False, keep_nulls=False).to_numpy()
     if not every.size:
         return {"n": 0}
-    counts = gaps.list.len().fill_null(0).to_numpy()
+    counts = gaps.list.len().fill_null(0).cast(pl.Int64).to_numpy()
     having = counts > 0
     sums = np.zeros(counts.size)
     sums[having] = np.add.reduceat(every, (np.cumsum(counts) - counts)[having], dtype=float)
@@ -60,6 +60,11 @@ def units_of(requests: pl.DataFrame) -> Units:
     return intervals.units(requests["repeat"].to_numpy(), bootstrap.order_of(requests["request_id"]))
 
 
+def in_order(count: int) -> Units:
+    """Of so many values that came one after the other, where neighbours may be alike."""
+    return Units(np.arange(count, dtype=np.int32), False)
+
+
 def mean_interval(
     values: np.ndarray, counts: np.ndarray | None = None, units: Units | None = None
 ) -> tuple[float, float]:
@@ -70,10 +75,10 @@ def mean_interval(
     """
     values = np.asarray(values, dtype=float)
     counts = np.ones(values.size) if counts is None else np.asarray(counts, dtype=float)
-    if units is None:
-        units = Units(np.arange(values.size, dtype=np.int32), False)
-    part, count = intervals.parts_of(units, counts > 0, "mean", values.size)
-    parts = intervals.of_ratio(np.bincount(part, values, count), np.bincount(part, counts, count))
+    if units is not None:
+        part, count = intervals.parts_of(units, counts > 0, "mean", values.size)
+        values, counts = np.bincount(part, values, count), np.bincount(part, counts, count)
+    parts = intervals.of_ratio(values, counts)
     found = intervals.around(parts, not_negative=bool((values >= 0).all()))
     return (parts.value, parts.value) if found is None else (found.low, found.high)
 

@@ -226,8 +226,8 @@ def _reached(means: Sequence[tuple[int, float]], enough: float) -> int | None:
 def differences(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
     """Second minus first in percentage points, over the same examples, by task and overall, with 95 % intervals.
 
-    a, b: rows of `scored`. n: examples; identical: the share of answers that are the same text; shown: whether the
-    difference stands, of a task among those of all tasks (`intervals.false_discovery`), null where fewer than six
+    a, b: rows of `scored`. n: examples; identical: the share of answers that are the same text; shown: of a task,
+    whether its difference stands among those of all tasks (`intervals.false_discovery`), null where fewer than six
     examples cannot tell; perplexity: `perplexity.of_both`.
     """
     keys = ["cell", "repeat", "example"]
@@ -246,17 +246,13 @@ def differences(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
         "n": overall["n"],
         "identical": round(float((pairs["said"] == pairs["said_b"]).mean()), 4),  # type: ignore[arg-type]
         "tasks": tasks,
-        "overall": overall | {"shown": intervals.false_discovery([_judged(overall)])[0]},
+        "overall": overall,
         "perplexity": perplexity.of_both(a, b),
     }
 
 
-# From fewer examples nobody can tell a difference.
-MIN_EXAMPLES = 6
-
-
 def _judged(row: Mapping[str, Any]) -> float | None:
-    return row["p"] if row["n"] >= MIN_EXAMPLES else None
+    return row["p"] if row["n"] >= scoring.MIN_EXAMPLES else None
 
 
 def _delta(values: np.ndarray, examples: Sequence[Hashable] | None = None) -> dict[str, Any]:
@@ -275,7 +271,7 @@ def _delta(values: np.ndarray, examples: Sequence[Hashable] | None = None) -> di
         "delta": round(100 * float(of.mean()), 3),
         "low": round(100 * found.low, 3),
         "high": round(100 * found.high, 3),
-        "p": found.p,
+        "p": float(f"{found.p:.6g}"),
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.markdown import ms, number, table, text
-from wp1.quality.scoring import FEW
+from wp1.quality.scoring import FEW, MIN_EXAMPLES
 
 EXAMPLES = 3  # best and worst
 PART = ("position in the text", "texts", "tokens")  # of a row of perplexity
@@ -79,7 +79,7 @@ def _difference_in_words(found: Mapping[str, Any] | None, a: str, b: str) -> str
         return ""
     overall = found["overall"]
     both = f"Over the {found['n']} examples that both were asked"
-    if not overall["shown"]:
+    if _apart(overall) != "yes":
         return f"{both}, no difference between the scores of {a} and {b} could be shown ({_signed(overall)} points)."
     more = "more" if overall["delta"] > 0 else "less"
     ends = sorted([abs(overall["low"]), abs(overall["high"])])
@@ -247,7 +247,10 @@ def _signed(row: Mapping[str, Any]) -> str:
 
 
 def _apart(row: Mapping[str, Any]) -> str:
-    return {True: "yes", False: "no", None: "—"}[row["shown"]]
+    """Whether a difference is shown: of a task among all of them, overall by its own interval."""
+    if row["n"] < MIN_EXAMPLES:
+        return "—"
+    return "yes" if row.get("shown", row["low"] > 0 or row["high"] < 0) else "no"
 
 
 def _examples(rows: pl.DataFrame, arm: str) -> str:

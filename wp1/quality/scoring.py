@@ -18,6 +18,8 @@ ENOUGH = 10
 ENOUGH_APART = 5
 # Fewer than these and a score says little; reports mark it.
 FEW = 30
+# From fewer nobody can tell a difference.
+MIN_EXAMPLES = 6
 
 
 def by_example(values: Sequence[float], examples: Sequence[Hashable] | None) -> np.ndarray:
