@@ -23,7 +23,7 @@ STATISTICS = ("mean", "p50", "p95", "rate", "attainment")
 SPREAD, NOISE = 0.5, 0.05  # of the logarithms of lengths, and of an answer's noise
 # A limit that nine in ten requests keep.
 LIMIT = float(np.exp(SPREAD * special.ndtri(0.9)))
-TRIALS = 4000
+TRIALS = 2000
 # Cells of one comparison, for how often anything at all is claimed of it.
 CELLS = 4
 
@@ -40,7 +40,7 @@ class Design:
     @property
     def trials(self) -> int:
         """Fewer of large ones, which take longest and differ least."""
-        return max(TRIALS // 8, min(TRIALS, TRIALS * 2000 // (self.repeats * self.requests)))
+        return max(TRIALS // 4, min(TRIALS, TRIALS * 2000 // (self.repeats * self.requests)))
 
 
 DESIGNS = (

@@ -27,7 +27,12 @@ def write_run(folder: Path, requests: int, tokens: int, chunk: int = 50_000) -> 
                     _write(file, rng, due[begin : begin + chunk], f"512-rate{rate}", repeat, begin, tokens)
                 start = due[-1] + 10
     (folder / "config.yaml").write_text(yaml.safe_dump(_config(folder)))
-    engine = {"name": "agg-0", "devices": ["cuda:0"], "startup_s": 30.0, "settings": {"max_num_batched_tokens": 8192}}
+    engine = {
+        "name": "agg-0",
+        "devices": ["cuda:0"],
+        "startup_s": 30.0,
+        "settings": {"max_num_batched_tokens": 8192, "dtype": "bfloat16", "kv_blocks": 100, "block_size": 16},
+    }
     metadata = {
         "run_id": folder.name, "experiment": "e2", "config_hash": "0" * 64, "labels": ["synthetic"],
         "status": "completed", "reason": None, "started": "2026-01-01T00:00:00+00:00",
