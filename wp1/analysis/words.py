@@ -96,17 +96,17 @@ def _power(by: Rows, names: list[str]) -> list[str]:
         least = sorted(row["detectable"] / row["a"] for row in unsure if row["metric"] == metric)
         if least:
             ends = [share(least[0])] if len(least) == 1 else [share(least[0]), share(least[-1])]
-            said.append(f"{TITLES[metric]} would have to differ by {' to '.join(ends)}")
+            said.append(f"{' to '.join(ends)} in {TITLES[metric]}")
     needed = [row for row in unsure if (row["repeats_needed"] or 0) > row["units"]]
     sentences = [
-        f"Where none could be shown, {many} can hardly tell: for four of five such runs to show it, "
-        f"{' and '.join(said)}."
+        f"Where none could be shown, it would have to be {' and '.join(said)}, by cell, for four of five runs of {many} "
+        "to show it."
     ]
     if needed:
         row = min(needed, key=lambda row: row["repeats_needed"])
         sentences.append(
-            f"Differences as large as these would need {row['repeats_needed']} repeats or more (`experiment.repeats`; "
-            f"{row['repeats_needed']} for {TITLES[row['metric']]} at {cells.parse(row['cell']).words})."
+            f"To show differences as large as these takes {row['repeats_needed']} repeats at least "
+            f"(`experiment.repeats`), for {TITLES[row['metric']]} at {cells.parse(row['cell']).words}."
         )
     return sentences
 
