@@ -13,6 +13,11 @@ LATENCIES = (
     "ttft_ms", "tpot_ms", "e2e_ms", "queue_ms", "prefill_ms", "handoff_ms", "decode_step_ms", "delivery_ms",
     "client_delay_ms",
 )  # fmt: skip
+# What the figures of a cell are made of.
+OF_LATENCY = (
+    "request_id", "arm", "cell", "repeat", "status", "cause", "t_intended", "t_sent", "t_end", "prompt_tokens",
+    "output_tokens", "window_begin", "window_end", "steady", *LATENCIES, "itl_ms",
+)  # fmt: skip
 PERCENTILES = (50, 90, 95, 99)
 # Attainment from which on a request rate counts as served.
 GOODPUT_ATTAINMENT = 0.9
@@ -88,6 +93,8 @@ def latency(requests: pl.DataFrame) -> dict[str, Any]:
 
     Counts are of all requests; latencies and rates of the steady state, where an open loop has one (`steady`).
     """
+    # What is needed alone, as it is filtered twice.
+    requests = requests.select(name for name in OF_LATENCY if name in requests.columns)
     ok = requests.filter(pl.col("status") == "ok")
     of_figures = steady.of_figures(ok)
     units = units_of(of_figures)
@@ -125,7 +132,7 @@ def delivered(requests: pl.DataFrame) -> tuple[int, int, float]:
     answered = ok.select((ended | ~windowed).sum()).item()
     begun = pl.col("t_intended") + pl.col("ttft_ms") / 1e3
     inside = (begun >= pl.col("window_begin")) & ended
-    tokens = int(ok.filter(~windowed | inside)["output_tokens"].sum())
+    tokens = int(ok.select(pl.col("output_tokens").filter(~windowed | inside).sum()).item())
     across = ok.filter(
         windowed & ~inside & (begun <= pl.col("window_end")) & (pl.col("t_end") >= pl.col("window_begin"))
     )

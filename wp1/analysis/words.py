@@ -47,7 +47,11 @@ def in_words(rows: pl.DataFrame, a: str, b: str, unlike: Unlike | None = None) -
     if len(untold) == len(compared):
         return " ".join([f"{over}, nothing can be told: {TOO_FEW}.", *left_out])
     different = [cell for cell in compared if cell in (unlike or {})]
-    blocks = [_few_repeats(by, compared), _extremes(by, compared, b, bool(different)), _beyond(by, compared, a, b)]
+    blocks = [
+        _few_repeats(by, compared, a, b),
+        _extremes(by, compared, b, bool(different)),
+        _beyond(by, compared, a, b),
+    ]
     blocks.append(_lengths(different, compared, a, b, unlike or {}))
     helped = f"{over}, {b} helped against {a}:" if better else f"{over}, nothing shows that {b} helped against {a}."
     hurt = "It hurt:" if worse else "Nothing shows that it hurt."
@@ -71,15 +75,15 @@ def in_words(rows: pl.DataFrame, a: str, b: str, unlike: Unlike | None = None) -
     return "\n\n".join(block for block in [*blocks, " ".join(sentences)] if block)
 
 
-def _few_repeats(by: Rows, names: list[str]) -> str:
+def _few_repeats(by: Rows, names: list[str], a: str, b: str) -> str:
     """That one or two repeats say nothing of another, before anything that they say."""
     few = [cell for cell in names if by.get((cell, "ttft_ms/mean"), {}).get("over") == "requests"]
     if not few:
         return ""
     where = "" if len(few) == len(names) else f" for {_listed(few)}"
     return (
-        f"**Fewer than three repeats**{where}: what is said holds for the requests of these repeats and says nothing "
-        "of another run. Three repeats or more can tell (`experiment.repeats`)."
+        f"**Fewer than three repeats**{where}: what is said of {b} against {a} holds for the requests of these repeats "
+        "and says nothing of another run. Three repeats or more can tell (`experiment.repeats`)."
     )
 
 
@@ -99,8 +103,8 @@ def _power(by: Rows, names: list[str]) -> list[str]:
             said.append(f"{' to '.join(ends)} in {TITLES[metric]}")
     needed = [row for row in unsure if (row["repeats_needed"] or 0) > row["units"]]
     sentences = [
-        f"Where none could be shown, it would have to be {' and '.join(said)}, by cell, for four of five runs of {many} "
-        "to show it."
+        f"Where none could be shown, it would have to be {' and '.join(said)}, by cell, for four of five runs of "
+        f"{many} to show it."
     ]
     if needed:
         row = min(needed, key=lambda row: row["repeats_needed"])
