@@ -42,6 +42,7 @@ class DoubleBackend:
     noted: list[tuple[str, str]]  # engine and moment of every note of its memory, and "served" for every request
     engines: dict[str, "DoubleBackend"]
     kv_lost = False  # it never arrives
+    kept_tokens: int | None = None  # of each prompt that is fetched, in its prefix cache; None: it has none
     kv_blocks = 1000
     block_tokens = 16
     max_num_seqs = 64
@@ -55,9 +56,10 @@ class DoubleBackend:
         self.peers = type(self).engines
         self.peers[name] = self
         self.alive = True
+        self.death: str | None = None
         self.forgotten: list[str] = []
 
-    def check(self, longest_sampled: int) -> None:
+    def check(self) -> None:
         pass
 
     async def __aenter__(self) -> Self:
@@ -70,6 +72,7 @@ class DoubleBackend:
     def kill(self) -> None:
         """As kill -9 of its processes would: what it serves fails, and its KV is gone."""
         self.alive = False
+        self.death = f"engine {self.name} died: killed by the test"
         self.held.clear()
 
     async def generate(
@@ -101,7 +104,11 @@ class DoubleBackend:
                     chunk.cached_tokens = self.cached_tokens
                     chunk.times = EngineTimes(queued, scheduled, min(scheduled + self.gap_s, chunk.t), chunk.t)
                     if params.get("do_remote_decode"):
-                        chunk.kv_transfer_params = {"do_remote_prefill": True, "remote_engine_id": self.name}
+                        chunk.kv_transfer_params = {
+                            "do_remote_prefill": True,
+                            "remote_engine_id": self.name,
+                            "remote_request_id": request.request_id,
+                        }
                 yield chunk
             finished = True
         finally:
@@ -113,19 +120,30 @@ class DoubleBackend:
     async def _fetch(self, request: Request, params: dict[str, Any]) -> None:
         source = self.peers[params["remote_engine_id"]]
         begin = time.monotonic()
+        if self.kept_tokens is not None and self.kept_tokens >= params["wp1_tokens"]:
+            # Nothing is fetched, and the side that would write is told by nobody but wp1.
+            self.settings["on_kv_stats"]({"wp1_kept": [(f"{request.request_id}-0123abcd", params["wp1_tokens"])]})
+            return
         while self.kv_lost:
             await asyncio.sleep(0.001)
         await asyncio.sleep(self.gap_s)
-        blocks = -(-source.held.pop(request.request_id, 0) // self.block_tokens)
+        kept = self.kept_tokens or 0
+        blocks = -(-source.held.pop(request.request_id, 0) // self.block_tokens) - kept // self.block_tokens
         size = blocks * self.block_tokens * self.settings["model"].kv_bytes_per_token
         row = (f"{request.request_id}-0123abcd", begin, time.monotonic(), size, None)
-        self.settings["on_kv_stats"]({"wp1_transfers": [row]})
+        stats: dict[str, list[Any]] = {"wp1_transfers": [row] if size else []}
+        if self.kept_tokens is not None:
+            stats["wp1_kept"] = [(row[0], kept)]
+        self.settings["on_kv_stats"](stats)
 
     async def meet(self, peers: list[str]) -> None:
         self.met = peers
 
     async def forget_peer(self, peer: str) -> None:
         self.forgotten.append(peer)
+
+    async def let_go(self, request: str) -> None:
+        self.held.pop(request, None)
 
     async def kv_free(self) -> bool:
         return not self.held
@@ -159,6 +177,7 @@ class DoubleBackend:
             "dtype": "none",
             "kv_blocks": self.kv_blocks,
             "block_size": self.block_tokens,
+            "prefix_caching": self.kept_tokens is not None,
             "max_num_seqs": self.max_num_seqs,
             "max_num_batched_tokens": 2048,
             "enforce_eager": True,

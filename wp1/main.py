@@ -74,6 +74,8 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
         if resuming and resume.is_complete(run_dir, reports_of(run_dir, cfg)):
             screen.say(f"{run_dir} is complete: nothing is left to measure")
             return
+        if (why := schema.same_tokens_aside(composed)) is not None:
+            screen.say(f"experiment.same_tokens is left aside: {why}")
         outcome = run(cfg, run_dir, run_id, screen, _sweep(), engines_of_sweep(), resuming)
         published = publish_or_say(run_dir, cfg.tracking, screen) if cfg.tracking.enabled else None
         screen.end(outcome, published)

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,12 @@ from wp1 import goodput, loop_lag, progress
 from wp1.analysis.summary import write_json
 from wp1.budget import left_of_begun, predict, repeat_of
 from wp1.console import Screen, Tally
-from wp1.drive import drive
+from wp1.drive import Sink, drive, in_flight_of
 from wp1.errors import WP1Error
 from wp1.plan import Arm, Cell, Stint, stints
 from wp1.prepare import Prepared
 from wp1.records import EngineStats, Handoff, QueueLengths, RecordWriter, RequestRecord
-from wp1.serving.backend import Scheduler
+from wp1.serving.backend import Scheduler, death_of
 from wp1.serving.engines import Engines, Write, places_of
 from wp1.serving.memory.notes import MemoryNotes
 from wp1.serving.placement import engine_sizes
@@ -25,8 +24,9 @@ from wp1.workload import prompts, warmup
 
 # Seconds for which engines on a GPU are watched before they have anything to do.
 IDLE_S = 1.0
-# After the last request, for blocks that are still on their way to be freed.
-KV_FREE_WITHIN_S = 5.0
+# After the last request: for blocks that are on their way to be freed, and for the step under way of a request that was
+# given up.
+KV_FREE_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,18 @@ async def _stint(session: _Session, stint: Stint) -> list[str]:
             if scheduler.alive:
                 # What a dead engine did not fetch is held until its lease ends: no leak that a run fails of for good.
                 session.metadata["kv_held"] += [f"{stint.arm.name}/{name}" for name in held]
+            for reason in set(_deaths(scheduler)) - set(died):
+                session.screen.say(f"after the last request: {reason}")
             # Engines for shorter prompts than model.max_len are not what the next job asks for.
             clean = not held and all(one["kind"] != "memory" for one in session.metadata["skipped"])
     finally:
         await session.engines.leave(clean)
     return died
+
+
+def _deaths(scheduler: Scheduler) -> list[str]:
+    """What there is to say of engines that died."""
+    return [death_of(engine) for pool in scheduler.backends().values() for engine in pool if not engine.alive]
 
 
 def _to_search(session: _Session, arm: Arm) -> list[int]:
@@ -227,23 +234,28 @@ def _memory_notes(cfg: Any, run_dir: Path, stack: ExitStack) -> MemoryNotes:
 async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: list[int]) -> list[str]:
     """Some repeats of a cell, after its warm-up. Returns what there is to say of engines that died."""
     cfg, material, write = session.cfg, session.prepared.material, session.records.write
-    engines = sum(len(pool["engines"]) for pool in scheduler.pools())
+    engines = [engine for pool in scheduler.pools() for engine in pool["engines"]]
+    bounds = in_flight_of(sum(engine["settings"]["max_num_seqs"] for engine in engines))
+    died: set[str] = set()
     begin = time.monotonic()
     if not (cfg.workload.warmup_once and scheduler in session.warm):
-        await warmup.warm_up(cfg, cell, repeats[0], material, scheduler, engines, write)
+        await warmup.warm_up(cfg, cell, repeats[0], material, scheduler, len(engines), _noting(write, died))
         session.warm.add(scheduler)
     warmup_s = time.monotonic() - begin
     batches = {repeat: prompts.measured(cfg, cell, repeat, material) for repeat in repeats}
-    died: set[str] = set()
     with session.screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches.values()))) as tally:
         for repeat, requests in batches.items():
             arrivals = prompts.arrivals(cfg, cell, repeat, material)
             begin = time.monotonic()
+            # One that died while nobody asked it anything; the engines that are left are not what the cell is about.
+            died.update([] if died else _deaths(scheduler))
             async with (
                 session.notes.around(scheduler, cell, repeat),
                 loop_lag.watched(cell, repeat, session.lags.write),
             ):
-                await drive(scheduler, requests, _sink(session.records, tally, died), arrivals, cell.concurrency)
+                sink = _noting(lambda record: _keep(record, session.records, tally), died)
+                dead = min(died, default=None)
+                await drive(scheduler, requests, sink, arrivals, cell.concurrency, bounds, dead)
             seconds = round(time.monotonic() - begin, 3)
             found = progress.Done(
                 cell.arm, cell.name, repeat, len(requests), seconds, round(warmup_s, 3), min(died, default=None)
@@ -254,11 +266,17 @@ async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: li
     return sorted(died)
 
 
-def _sink(writer: RecordWriter, tally: Tally, died: set[str]) -> Callable[[RequestRecord], None]:
-    def write(record: RequestRecord) -> None:
-        writer.write(record)
-        tally.add(record)
+def _keep(record: RequestRecord, writer: RecordWriter, tally: Tally) -> None:
+    writer.write(record)
+    tally.add(record)
+
+
+def _noting(sink: Sink, died: set[str]) -> Sink:
+    """The sink, noting what requests were told of engines that died."""
+
+    def note(record: RequestRecord) -> None:
+        sink(record)
         if record.cause == "engine_died":
             died.add(record.error or "an engine died")
 
-    return write
+    return note

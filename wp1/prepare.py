@@ -69,14 +69,13 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
     tell("making prompts")
     made_of = material.prepare(cfg, model, arms[0].cells, tell)
     transfer: dict[str, str] = {}
-    longest_prompt = max(cell.prompt_len or 0 for arm in arms for cell in arm.cells)
     for arm in arms:
         if arm.scheduler.mode == "disagg":
             chosen = make_transfer(cfg, arm, served[arm.name])
             transfer = {"name": chosen.name, "why": chosen.why()}
         if key_of(cfg, arm.scheduler) != up:
             scheduler = make_scheduler(cfg, arm, served[arm.name], engine_log, kill=lambda: None, write=lambda _: None)
-            scheduler.check(longest_prompt if cfg.workload.temperature > 0 else 0)
+            scheduler.check()
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
     labels += ["built-in tasks"] * (made_of.asked is not None and cfg.dataset.source == "builtin")
     known = peaks.for_run(hardware.describe(), cfg.experiment.measure_peaks, tell)

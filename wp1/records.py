@@ -64,6 +64,8 @@ class RequestRecord:
     t_intended: float = 0.0
     ramp: bool = False  # due while the rate still grew (workload.arrivals=ramp)
     t_sent: float | None = None
+    # Seconds for which it was not sent, as too many others were in flight in an over-saturated open loop.
+    held_s: float = 0.0
     t_queued: float | None = None
     t_scheduled: float | None = None
     t_engine_first_token: float | None = None
@@ -110,10 +112,11 @@ class Handoff:
     status: Literal["ok", "failed"] = "failed"
     error: str | None = None
     phase: Phase | None = None  # where one that failed had come to
-    tokens: int = 0  # whose KV is moved: the prompt's
+    tokens: int = 0  # the prompt's, whose KV the decode engine needs
+    tokens_kept: int | None = None  # the first of them, which need not move: `wp1.serving.transfer.Kept`
     blocks: int | None = None  # moved, by the connector
     bytes: int | None = None  # moved, by the connector
-    bytes_expected: int | None = None  # blocks that the tokens fill x bytes of a block
+    bytes_expected: int | None = None  # blocks that hold the tokens not kept x bytes of a block
     block_bytes: int | None = None
     # Where the connector knows: seconds in which bytes moved, and that blocks which were ready waited for that, on the
     # slowest rank; runs of neighbours in which the blocks lay, on one.

@@ -203,6 +203,9 @@ TRUTHS = [
     if isinstance(key.default, bool)
 ]
 
+# How a command line may say so, in Hydra's grammar and OmegaConf's.
+TRUE = ("true", "yes", "y", "on", "1")
+
 # Parts that take keys of somebody else's making. Hydra wants a plus before a key that it does not know yet; nobody who
 # writes backend.engine.block_size=32 means anything else.
 FREE_FORM = re.compile(
@@ -255,7 +258,27 @@ def resolve(cfg: DictConfig) -> DictConfig:
     if missing:
         raise ConfigError(f"{missing[0]} has no value: set {missing[0]}=...")
     assert isinstance(typed, DictConfig)
+    if same_tokens_aside(typed) is not None:
+        typed.experiment.same_tokens = False
     return typed
+
+
+def same_tokens_aside(cfg: Any) -> str | None:
+    """Why `experiment.same_tokens`, which is on, says nothing under this load, so that `resolve` turns it off.
+
+    None if the check is off, or if it can be made: it needs equal prompts, computed one at a time. In a batch the
+    logits depend slightly on what else is in it, which is up to chance when requests overlap.
+    """
+    workload = cfg.workload
+    if not cfg.experiment.same_tokens:
+        return None
+    if workload.prompts not in ("dataset", "judged"):
+        return f"{workload.prompts} prompts differ in every repeat"
+    if open_loop(cfg):
+        return "requests that come at a rate overlap differently in every repeat"
+    if max(cfg.experiment.concurrencies or [workload.concurrency]) > 1:
+        return "several requests at a time are batched differently in every repeat"
+    return None
 
 
 def _unknown_keys(given: Any, schema: Any, prefix: str = "") -> list[str]:
@@ -498,6 +521,10 @@ def _check_doubling(cfg: Any) -> None:
 def check_overrides(cfg: Any, overrides: list[str]) -> None:
     """Refuses what was said on the command line and would have no effect. Raises ConfigError."""
     for override in overrides:
+        if re.match(r"\+*experiment\.same_tokens=", override) and override.partition("=")[2].lower() in TRUE:
+            asked = OmegaConf.merge(cfg, {"experiment": {"same_tokens": True}})
+            if (why := same_tokens_aside(asked)) is not None:
+                raise ConfigError(f"experiment.same_tokens=true compares repeats of a prompt, and {why}: drop it")
         if cfg.workload.prompts == "judged" and re.match(r"\+*workload\.(output_\w+|ignore_eos)=", override):
             raise ConfigError(
                 f"{override.lstrip('+')} has no effect on a judged dataset, whose tasks say how long an answer may be: "
@@ -551,14 +578,8 @@ def _check_rope(rope: Any, name: str = "rope") -> None:
 
 
 def _check_workload(cfg: Any) -> None:
-    workload = cfg.workload
     settings.check(cfg)
     _check_cells(cfg)
     check_workload(cfg)
-    if cfg.experiment.same_tokens and workload.prompts not in ("dataset", "judged"):
-        raise ConfigError(
-            f"experiment.same_tokens compares repeats of a question, and {workload.prompts} prompts differ in each: "
-            "set experiment.same_tokens=false"
-        )
     if cfg.experiment.same_tokens and cfg.experiment.repeats < 2:
         raise ConfigError("experiment.same_tokens needs two repeats: raise experiment.repeats, or set it to false")

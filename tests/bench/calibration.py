@@ -40,7 +40,7 @@ class Design:
     @property
     def trials(self) -> int:
         """Fewer of large ones, which take longest and differ least."""
-        return max(TRIALS // 4, min(TRIALS, TRIALS * 2000 // (self.repeats * self.requests)))
+        return max(TRIALS // 2, min(TRIALS, TRIALS * 2000 // (self.repeats * self.requests)))
 
 
 DESIGNS = (

@@ -241,9 +241,17 @@ async def _handoffs(scheduler: Any, model: Any, variant: str, length: int, words
 
 
 def _measured(variant: str, tokens: int, record: RequestRecord, handoff: Handoff) -> Measured:
-    seconds = handoff.copy_s or _span(handoff.t_transfer_begin, handoff.t_transfer_end)
+    """Raises RuntimeError where the connector's account is none to make a rate of."""
     if handoff.bytes is None:
-        raise RuntimeError(f"{variant}, {tokens} tokens: the connector reported no transfer")
+        raise RuntimeError(f"{variant}, {tokens} tokens: the connector reported no bytes")
+    if handoff.bytes != handoff.bytes_expected:
+        raise RuntimeError(
+            f"{variant}, {tokens} tokens: the connector reported {handoff.bytes:,} bytes and the prompt has "
+            f"{handoff.bytes_expected:,}"
+        )
+    seconds = handoff.copy_s or _span(handoff.t_transfer_begin, handoff.t_transfer_end)
+    if seconds <= 0:
+        raise RuntimeError(f"{variant}, {tokens} tokens: by its own clock the transfer took no time")
     prefill = _span(record.t_scheduled, record.t_engine_first_token)
     queue = _span(record.t_intended, record.t_scheduled)
     return Measured(
@@ -266,7 +274,7 @@ def _span(begin: float | None, end: float | None) -> float:
 
 def _plain_copy(lengths: set[int], results: Results) -> dict[int, float]:
     """GB/s of copying as many bytes as a prompt has, by torch's own means, between the engines' devices."""
-    size = {row.tokens: row.bytes for row in results.rows if row.tokens in lengths}
+    size = {row.tokens: row.bytes for row in results.rates() if row.tokens in lengths}
     if not size:
         return {}
     gpus = hardware.gpu_indices()
@@ -294,7 +302,7 @@ for size in sizes:
         else:
             target.copy_(source, non_blocking=True)
     times = []
-    for _ in range(8):
+    for _ in range(12):
         if cuda:
             torch.cuda.synchronize(here)
             with torch.cuda.device(here):
@@ -305,7 +313,8 @@ for size in sizes:
             begin = time.perf_counter()
             copy()
             times.append(time.perf_counter() - begin)
-    found.append(rows * 65536 / sorted(times)[len(times) // 2] / 1e9)
+    warm = sorted(times[3:])
+    found.append(rows * 65536 / warm[len(warm) // 2] / 1e9)
 print(json.dumps(found))
 """
 

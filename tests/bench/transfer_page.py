@@ -8,6 +8,7 @@ transfer.md, transfer.png
 """
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from wp1.analysis.markdown import short, table
 
 # In the plot one connector's place from the next, as a factor of tokens.
 SPREAD = 1.05
+# A plain copy may be disturbed, which makes it slower, and by nothing faster: below this part of the fastest of as many
+# tokens, one is left out.
+OUTLIER = 0.5
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,16 @@ class Results:
     def has(self, variant: str, tokens: int) -> bool:
         return any((row.variant, row.tokens) == (variant, tokens) for row in self.rows)
 
+    def rates(self) -> list[Measured]:
+        """The rows that are a measurement: with bytes, and a rate. Others are of a connector that could not count."""
+        return [row for row in self.rows if row.bytes > 0 and 0 < row.gb_per_s < math.inf]
+
+    def plain_rates(self, tokens: int) -> tuple[list[float], list[float]]:
+        """GB/s of plain copies of as many bytes: those to go by, and the outliers."""
+        found = sorted(rate for n, rate in self.plain if n == tokens)
+        good = [rate for rate in found if rate >= OUTLIER * found[-1] > 0]
+        return good, found[: len(found) - len(good)]
+
     def add(self, rows: list[Measured]) -> None:
         self.rows += rows
         _append(self.folder / "rows.jsonl", map(vars, rows))
@@ -95,7 +109,7 @@ class Results:
         """The page, also as a file, with its plot beside it."""
         page = page_of(self)
         (self.folder / "transfer.md").write_text(page, encoding="utf-8")
-        if self.rows:
+        if self.rates():
             plot(self, self.folder / "transfer.png")
         return page
 
@@ -115,11 +129,11 @@ def _append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def page_of(results: Results) -> str:
-    rows, facts = results.rows, results.facts
+    rows, facts = results.rates(), results.facts
     variants = list(dict.fromkeys(row.variant for row in rows))
     lengths = sorted({row.tokens for row in rows})
     copy = _copy(facts)
-    plain = {n: _median(rate for tokens, rate in results.plain if tokens == n) for n in lengths}
+    plain = {n: _median(results.plain_rates(n)[0]) for n in lengths}
     rates = {(v, n): _median(_rates(rows, v, n)) for v in variants for n in lengths}
     by_variant = [[v, *(_rate(rates[v, n], plain[n]) for n in lengths)] for v in variants]
     by_variant.append([copy, *(_rate(plain[n], plain[n]) for n in lengths)])
@@ -150,6 +164,7 @@ def page_of(results: Results) -> str:
         "",
         table(["connector", *(f"{n:,}" for n in lengths)], by_variant, "l" + "r" * len(lengths)),
         "",
+        *_spread(results, lengths),
         "From the end of prefill to the decode engine's first token at the client, in ms, and of that: until the KV"
         " was there, from there until it was scheduled, and from there to its first token in the engine; at the end the"
         " slowest and the fastest handoff in GB/s:",
@@ -157,6 +172,8 @@ def page_of(results: Results) -> str:
         table(["connector", "tokens", "handoffs", *PARTS.values(), "GB/s"], waits, "lrrrrrrr"),
         "",
     ]
+    for variant, n in dict.fromkeys((row.variant, row.tokens) for row in results.rows if row not in rows):
+        lines += [f"{variant}, {n:,} tokens: the connector reported no bytes, so there is no rate.", ""]
     for variant, reason in results.missing.items():
         lines += [f"{variant} was not measured to its end: {' '.join(reason.split())}", ""]
     return "\n".join(lines)
@@ -169,6 +186,21 @@ PARTS = {"whole": "whole", "there": "KV there", "scheduled": "scheduled", "token
 def _copy(facts: Mapping[str, Any]) -> str:
     """What the plain copy beside the connectors is."""
     return "copy from GPU to GPU" if facts["apart"] else "plain gather"
+
+
+def _spread(results: Results, lengths: list[int]) -> list[str]:
+    """How far the plain copies of a length lie apart, and which were left out."""
+    lines = []
+    for n in lengths:
+        good, outliers = results.plain_rates(n)
+        if len(good) + len(outliers) < 2:
+            continue
+        ends = " to ".join(dict.fromkeys((short(good[0]), short(good[-1])))) + " GB/s" if good else "none"
+        apart = f", left out as disturbed: {', '.join(map(short, outliers))}" if outliers else ""
+        lines.append(f"{n:,} tokens: {ends}{apart}")
+    if not lines:
+        return []
+    return [f"Of the {_copy(results.facts)} the median, of measurements at " + "; at ".join(lines) + ".", ""]
 
 
 def _of(rows: list[Measured], variant: str, tokens: int) -> list[Measured]:
@@ -209,9 +241,11 @@ def plot(results: Results, path: Path) -> None:
     import seaborn as sns
 
     figure, axes = plt.subplots(figsize=(style.WIDTH, 4.4))
-    series = [(row.variant, row.tokens, row.gb_per_s) for row in results.rows]
+    found = results.rates()
+    series = [(row.variant, row.tokens, row.gb_per_s) for row in found]
     plain = _copy(results.facts)
-    series += [(plain, tokens, rate) for tokens, rate in results.plain]
+    for tokens in dict.fromkeys(tokens for tokens, _ in results.plain):
+        series += [(plain, tokens, rate) for rate in results.plain_rates(tokens)[0]]
     names = list(dict.fromkeys(name for name, *_ in series))
     aside = {name: SPREAD ** (place - (len(names) - 1) / 2) for place, name in enumerate(names)}
     sns.lineplot(
@@ -228,7 +262,7 @@ def plot(results: Results, path: Path) -> None:
         err_style="bars",
         ax=axes,
     )
-    counts = sorted({len(_of(results.rows, name, n)) for name, n, _ in series if name != plain})
+    counts = sorted({len(_of(found, name, n)) for name, n, _ in series if name != plain})
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     title = style.title("KV between engines", f" · median and range of {n} handoffs")
     axes.set(xscale="log", xlabel="tokens in the prompt", ylabel="GB/s", title=title)

@@ -1,12 +1,14 @@
 """Real KV between real engines: the tokens, the bytes, and what faults leave. Tests that break an engine come last."""
 
 import asyncio
+import dataclasses
 import gc
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from wp1.workload.prompts import random_token_ids
 
 # Of SmolLM2-135M in BF16.
 KV_BYTES_PER_TOKEN = 23_040
+CACHING = "backend.engine.enable_prefix_caching=true"
 # So that a lease, which is as long as a request may take, ends while a test waits.
 LEASE_S = 12
 
@@ -131,13 +134,14 @@ def early(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool
 def after(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
     """Memory to memory once the prompt is computed."""
     with ExitStack() as stack:
-        yield Pools(loop, tmp_path_factory.mktemp("after"), stack, "transfer=ipc", "transfer.overlap=off")
+        words = ("transfer=ipc", "transfer.overlap=off", CACHING)
+        yield Pools(loop, tmp_path_factory.mktemp("after"), stack, *words)
 
 
 @pytest.fixture(scope="module")
 def pushing(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
     with ExitStack() as stack:
-        yield Pools(loop, tmp_path_factory.mktemp("push"), stack, "transfer=nixl_push")
+        yield Pools(loop, tmp_path_factory.mktemp("push"), stack, "transfer=nixl_push", CACHING)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +153,7 @@ def pulling(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Po
             stack,
             "transfer=nixl_pull",
             "transfer.timeout_s=6",
+            "scheduler.first_token=decode",
             # Through sockets alone a read needs the other side to answer, so that one that stands still stops it.
             "++transfer.environment.UCX_TLS='tcp,self'",
         )
@@ -171,6 +176,16 @@ def _same_tokens_and_bytes(pools: Pools, *lengths: int) -> list[Handoff]:
         assert (record.t_decode_scheduled or 0) > (record.t_engine_first_token or 0)
     assert all(pools.free().values())
     return [pools.handoffs[f"parity-{length}"] for length in lengths]
+
+
+def test_seeded_prompts_that_are_computed_in_pieces_are_sampled(early: Pools) -> None:
+    """Both engines sample the last piece of a prompt, and turn the request's generator back after the others."""
+    requests = [_request(f"sampled{n}", length, temperature=1.0) for n, length in enumerate((600, 30, 300))]
+    records = early.serve(*requests)
+    assert [(record.status, record.error) for record in records] == [("ok", None)] * 3
+    # One at a time, as in a batch the logits depend on what else is in it.
+    [first], [again] = (early.serve(replace(requests[0], request_id=name)) for name in ("alone", "again"))
+    assert first.token_ids == again.token_ids
 
 
 def test_kv_read_from_memory_gives_the_tokens_of_one_engine_and_every_byte_is_counted(early: Pools) -> None:
@@ -213,6 +228,43 @@ def test_a_prefill_engine_that_is_killed_harms_only_what_it_had(early: Pools) ->
     assert early.free(LEASE_S + 5) == {"decode-0": True}
 
 
+def _what_was_there_does_not_move(pools: Pools) -> None:
+    """Blocks of 128 tokens that the decode engine computed or got for an earlier request."""
+    there = random_token_ids(300, 49152, seed=1)
+    pools.serve(dataclasses.replace(_request("there"), prompt=there))
+    for name, prompt, kept, blocks in (
+        ("two blocks", there[:256] + there[:100], 256, 1),
+        ("one block", there[:128] + there[:300], 128, 3),
+        ("none", there[1:], 0, 3),
+    ):
+        request = dataclasses.replace(_request(name), prompt=prompt)
+        [record] = pools.serve(request)
+        assert record.status == "ok", record.error
+        handoff = pools.handoffs[name]
+        assert (handoff.tokens_kept, handoff.blocks) == (kept, blocks), name
+        assert handoff.bytes == handoff.bytes_expected == blocks * 128 * KV_BYTES_PER_TOKEN
+        assert record.token_ids == pools.alone(request).token_ids, name
+    assert all(pools.free().values())
+
+
+def test_kv_that_was_there_is_not_read(after: Pools) -> None:
+    _what_was_there_does_not_move(after)
+
+
+@pytest.mark.parametrize("way", ["after", "pushing"])
+def test_a_prompt_that_was_there_whole_moves_nothing(way: str, request: pytest.FixtureRequest) -> None:
+    pools: Pools = request.getfixturevalue(way)
+    for name in ("whole", "again"):
+        asked = dataclasses.replace(_request(name), prompt=_request("whole", 256).prompt)
+        [record] = pools.serve(asked)
+        assert record.status == "ok", record.error
+    again = pools.handoffs["again"]
+    assert (again.tokens, again.tokens_kept, again.bytes, again.bytes_expected) == (256, 256, 0, 0)
+    assert again.t_transfer_begin is None
+    # Neither waits for the end of a lease.
+    assert all(pools.free(LEASE_S / 3).values())
+
+
 def test_kv_read_afterwards_gives_the_tokens_of_one_engine(after: Pools) -> None:
     [long] = _same_tokens_and_bytes(after, 1000)
     assert (long.t_prefill_done or 0) <= (long.t_decode_sent or 0) <= (long.t_transfer_begin or 0)
@@ -246,8 +298,12 @@ def test_pushed_kv_gives_the_tokens_of_one_engine_and_every_byte_is_counted(push
     _same_tokens_and_bytes(pushing, 1, 129, 1000)
 
 
+def test_kv_that_was_there_is_not_pushed(pushing: Pools) -> None:
+    _what_was_there_does_not_move(pushing)
+
+
 def test_pulled_kv_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pulling: Pools) -> None:
-    _same_tokens_and_bytes(pulling, 1, 129, 1000)
+    _same_tokens_and_bytes(pulling, 1, 128, 129, 1000)
 
 
 def test_a_transfer_that_stands_still_is_given_up_and_others_go_on(pulling: Pools) -> None:

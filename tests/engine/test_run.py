@@ -128,16 +128,18 @@ def test_an_engine_killed_in_the_middle_fails_the_run(start: Start) -> None:
     os.kill(worker[0], signal.SIGKILL)
     code, output = run.finish()
     assert code == 1, output
-    assert "failed: engine agg-0 died" in output
+    died_of = "engine agg-0 died: its worker was killed by SIGKILL (by the system if memory ran out)"
+    assert f"failed: {died_of}\n" in output
     run.wait_until_gone()
     records = run.records()
     assert records[2].status == "ok"
     died = [record for record in records if record.status == "error"]
     assert died
-    assert {record.cause for record in died} == {"engine_died"}
+    assert {(record.cause, record.error) for record in died} == {("engine_died", died_of)}
+    assert sum(record.t_sent is not None for record in died) == 1
     metadata = read_json(run.run_dir / "run_metadata.json")
     assert metadata["status"] == "failed"
-    assert "engine agg-0 died" in metadata["reason"]
+    assert metadata["reason"] == died_of
     summary = json.loads((run.run_dir / "summary.json").read_text())
     assert summary["profiling"]["latency"]["overall"]["failed"] == len(died)
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.bench import transfer
 from tests.bench.transfer_page import DiffersError, Measured, Results
+from wp1.records import Handoff, Request, new_record
 
 FACTS: dict[str, Any] = {
     "machine": "NVIDIA H100 80GB HBM3",
@@ -78,6 +79,76 @@ def test_the_page_says_how_far_handoffs_lie_apart(tmp_path: Path) -> None:
     assert fastest.split("|")[2].strip() == "1.5"
     [best] = [line for line in page.splitlines() if line.startswith("| best ipc / best NIXL")]
     assert best.split("|")[2].strip() == "50"
+
+
+def test_a_connector_that_reports_no_bytes_has_no_rate_and_the_plot_is_made(tmp_path: Path) -> None:
+    """As NIXL's did under vLLM 0.33: rows of 0 bytes, and plain copies of as many, one row of 64 KiB at 2 GB/s."""
+    results = Results.begin(tmp_path, FACTS)
+    results.add(rows("ipc", 1024))
+    results.add_plain({1024: 1587.0})
+    results.add([Measured("NIXL push", 1024, 0, 0.0, 30.0, 16.0, 4.0, 9.0)] * 5)
+    results.add_plain({1024: 2.0})
+    page = results.write_page()
+    assert (tmp_path / "transfer.png").exists()
+    [plain] = [line for line in page.splitlines() if line.startswith("| plain gather")]
+    assert plain.split("|")[2].strip() == "1,587 (1)"
+    assert "measurements at 1,024 tokens: 1,587 GB/s, left out as disturbed: 2." in page
+    assert "NIXL push, 1,024 tokens: the connector reported no bytes, so there is no rate." in page
+    assert "| NIXL push" not in page
+    assert "794" not in page
+
+
+def test_the_plain_copy_is_of_the_bytes_that_a_prompt_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = Results.begin(tmp_path, FACTS)
+    results.add([*rows("ipc", 1024), Measured("NIXL push", 1024, 0, 0.0, 30.0, 16.0, 4.0, 9.0)])
+    asked: list[Any] = []
+
+    def run(words: list[str], **_: Any) -> Any:
+        asked.append(json.loads(words[-1]))
+        return type("Ran", (), {"stdout": "[1400.0]"})
+
+    monkeypatch.setattr(transfer.subprocess, "run", run)
+    monkeypatch.setattr(transfer.hardware, "gpu_indices", lambda: [0])
+    assert transfer._plain_copy({1024}, results) == {1024: 1400.0}
+    assert asked == [[[1024 * 131072], 0, 0]]
+
+
+def test_plain_copies_lie_apart_as_the_page_says(tmp_path: Path) -> None:
+    results = Results.begin(tmp_path, FACTS)
+    results.add(rows("ipc", 1024))
+    for rate in (1500.0, 1000.0, 1400.0, 700.0):
+        results.add_plain({1024: rate})
+    page = results.write_page()
+    assert "at 1,024 tokens: 1,000 to 1,500 GB/s, left out as disturbed: 700." in page
+    [plain] = [line for line in page.splitlines() if line.startswith("| plain gather")]
+    assert plain.split("|")[2].strip() == "1,400 (1)"
+
+
+def test_nothing_but_rows_without_bytes_makes_a_page(tmp_path: Path) -> None:
+    results = Results.begin(tmp_path, FACTS)
+    results.add([Measured("NIXL push", 1024, 0, 0.0, 30.0, 16.0, 4.0, 9.0)])
+    results.add_plain({1024: 0.0})
+    assert "reported no bytes" in results.write_page()
+    assert not (tmp_path / "transfer.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"bytes": None}, "reported no bytes"),
+        ({"bytes": 0}, "reported 0 bytes and the prompt has 1,600"),
+        ({"bytes": 3200}, "reported 3,200 bytes and the prompt has 1,600"),
+        ({"t_transfer_end": 1.0}, "took no time"),
+    ],
+)
+def test_an_account_that_gives_no_rate_is_an_error(changes: dict[str, Any], error: str) -> None:
+    times = {"t_transfer_begin": 1.0, "t_transfer_end": 2.0}
+    handoff = Handoff("7-0a", "r0", "disagg", "c", 0, False, "prefill-0", "decode-0", "nixl_push")
+    for name, value in ({"bytes": 1600, "bytes_expected": 1600} | times | changes).items():
+        setattr(handoff, name, value)
+    record = new_record(Request("r0", "disagg", "c", 0, [1], 5, seed=0), 0.0)
+    with pytest.raises(RuntimeError, match=error):
+        transfer._measured("NIXL push", 1024, record, handoff)
 
 
 def test_calls_add_to_one_folder_and_the_page_needs_no_engine(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.double import TINY
+from tests.unit.conftest import Command
+
 REPO = Path(__file__).parents[2]
 
 
@@ -92,3 +95,15 @@ def test_a_folder_that_is_no_run_is_one_line(module: str, tmp_path: Path) -> Non
     assert len(done.stderr.strip().splitlines()) == 1
     assert str(tmp_path) in done.stderr
     assert time.monotonic() - start < 30
+
+
+def test_same_tokens_is_left_aside_with_one_word(command: Command, tmp_path: Path) -> None:
+    """E0 asks for it, and every command without experiment= is E0."""
+    few = ("workload.num_requests=2", "workload.request_rate=50", "tracking=none", f"root={tmp_path}")
+    code, said, _ = command(*TINY, "workload=poisson", *few, "workload.prompt_len=32")
+    assert code == 0, said
+    assert "experiment.same_tokens is left aside: random prompts differ in every repeat\n" in said
+    assert "same seed, same tokens" not in said
+    code, said, _ = command(*TINY, "workload=poisson", *few, "experiment.same_tokens=true")
+    assert code == 2
+    assert "experiment.same_tokens=true compares repeats of a prompt, and random prompts differ" in said

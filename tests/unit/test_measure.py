@@ -1,8 +1,10 @@
 """Cells that are skipped, and engines that die between them, with the engine double in the backend's place."""
 
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import Compose
@@ -14,6 +16,8 @@ from wp1.errors import ConfigError
 from wp1.hardware import GIB
 from wp1.records import read_records
 from wp1.run import Outcome, run
+from wp1.serving import vllm_backend
+from wp1.workload import arrivals, prompts
 
 RUN_ID = "run-20260101T000000Z-00000000"
 LENGTHS = (
@@ -52,6 +56,55 @@ def test_an_engine_that_dies_in_a_cell_is_started_again_for_the_next(
     assert _measured(outcome) == {("agg", "32-conc1"): 4, ("agg", "64-conc1"): 1, ("agg", "128-conc1"): 4}
     assert len(metadata["starts"]) == 2
     assert double.started == double.stopped == ["agg-0", "agg-0"]
+
+
+# At this rate the requests of a repeat are due within a quarter of an hour.
+SLOWLY = ("workload=poisson", "workload.prompt_len=32", "workload.request_rate=0.01", "workload.num_requests=8")
+DIED = "engine agg-0 died: killed by the test"
+
+
+@pytest.mark.parametrize("dies_at", [1, 3])
+@pytest.mark.parametrize("scheduler", [(), ("scheduler.replicas=2",)])
+def test_an_open_loop_ends_when_an_engine_dies(
+    config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int, scheduler: tuple[str]
+) -> None:
+    """In its warm-up, or with its first request: nothing more is sent, to this engine or another."""
+    monkeypatch.setattr(prompts, "schedule", lambda *_: arrivals.Schedule(np.arange(8) * 100.0))
+    double.dies_at = dies_at
+    begin = time.monotonic()
+    outcome, metadata = _run(config, tmp_path, *SLOWLY, *scheduler, "workload.num_warmup=2", "workload.max_warmup=2")
+    assert time.monotonic() - begin < 60
+    assert (outcome.status, outcome.reason, metadata["reason"]) == ("failed", DIED, DIED)
+    records = [record for record in read_records(outcome.run_dir / "records.jsonl") if not record.warmup]
+    assert len(records) == 16
+    assert {(record.status, record.cause, record.error) for record in records if record.status != "ok"} == {
+        ("error", "engine_died", DIED)
+    }
+    assert sum(record.t_sent is not None for record in records) <= 1
+    assert all(engine.served <= dies_at for engine in double.engines.values())
+
+
+def test_a_disaggregated_cell_ends_when_one_of_several_engines_dies(
+    config: Compose, double: Any, tmp_path: Path
+) -> None:
+    class Second(double):
+        async def generate(self, *words: Any) -> Any:
+            if self.name == "decode-1":
+                self.kill()
+            async for chunk in super().generate(*words):
+                yield chunk
+
+    pools = ("scheduler=disagg", "scheduler.decode=2", "workload.num_warmup=0", "experiment.repeats=2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm_backend, "VLLMBackend", Second)
+        outcome, metadata = _run(config, tmp_path, *pools)
+    assert outcome.status == "failed"
+    assert metadata["reason"] == "engine decode-1 died: killed by the test"
+    records = read_records(outcome.run_dir / "records.jsonl")
+    assert len(records) == 12
+    # Prompts go to the decode engines in turn.
+    assert [record.status for record in records] == ["ok"] + ["error"] * 11
+    assert all(record.phase == "queue" and record.t_sent is None for record in records[2:])
 
 
 def test_a_cell_that_would_not_end_in_time_is_skipped_with_its_figure(

@@ -4,11 +4,13 @@ import dataclasses
 import re
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tests.conftest import Compose
 from wp1 import schema
 from wp1.errors import ConfigError
+from wp1.places import CONF
 
 
 def test_the_default_configuration_is_e0_and_passes(config: Compose) -> None:
@@ -87,7 +89,6 @@ def test_every_model_composes_and_passes(config: Compose, model: str) -> None:
         (["workload=trace", "workload.trace_path=/no/such"], "workload.trace_path=/no/such is not a file"),
         (["workload=trace", "workload.trace_path=pyproject.toml", "workload.request_rate=1"], "workload.trace_speed"),
         (["workload=random", "workload.trace_speed=2"], "workload.trace_speed has no effect on random"),
-        (["workload=trace", "workload.trace_path=pyproject.toml"], "trace prompts differ in each"),
         (["workload.num_warmup=6"], "workload.max_warmup=5"),
         (["workload.temperature=-1"], "workload.temperature"),
         (["workload.top_p=0"], "workload.top_p"),
@@ -111,7 +112,6 @@ def test_every_model_composes_and_passes(config: Compose, model: str) -> None:
         (["root=''"], "root"),
         (["model=llama31_8b", "model.path=''"], "model.path"),
         (["backend.kv_cache_gib=inf"], "backend.kv_cache_gib"),
-        (["workload=random"], "experiment.same_tokens"),
         (["experiment.repeats=1"], "experiment.same_tokens"),
         (["seed=99999999999"], "seed"),
         (["workload.timeout_s=inf"], "workload.timeout_s"),
@@ -194,6 +194,48 @@ def test_a_load_that_would_not_be_used_is_refused(config: Compose) -> None:
         with pytest.raises(ConfigError, match=r"experiment\.concurrencies=\[1,2\] has no effect"):
             schema.check_overrides(config("experiment=e2", said, rates), [said])
     schema.check_overrides(config("experiment=e2", said), [said])
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([], None),
+        (["experiment=e4"], None),  # asks for no such check
+        (["dataset=subsets", "workload=judged"], "several requests at a time"),
+        (["dataset=subsets", "workload=judged", "workload.concurrency=1"], None),
+        (["workload=random"], "random prompts differ in every repeat"),
+        (["workload=text"], "text prompts differ in every repeat"),
+        (["workload=poisson"], "random prompts differ in every repeat"),
+        (["workload=gamma", "workload.request_rate=2"], "random prompts differ in every repeat"),
+        (["workload=ramp"], "random prompts differ in every repeat"),
+        (["workload=chat"], "random prompts differ in every repeat"),
+        (["workload=trace", "workload.trace_path=pyproject.toml"], "trace prompts differ in every repeat"),
+        (["workload.request_rate=2"], "requests that come at a rate overlap differently in every repeat"),
+        (["workload.concurrency=4"], "several requests at a time are batched differently in every repeat"),
+        (["experiment.concurrencies=[1,4]", "workload.num_requests=6"], "several requests at a time"),
+        (["scheduler=disagg"], None),
+    ],
+)
+def test_same_tokens_of_e0_is_left_aside_under_a_load_that_makes_it_meaningless(
+    config: Compose, words: list[str], why: str | None
+) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", words)
+    said = schema.same_tokens_aside(composed)
+    assert (said is None) if why is None else (said or "").startswith(why)
+    cfg = config(*words)
+    schema.check(cfg)
+    assert cfg.experiment.same_tokens == (why is None and cfg.experiment.name == "e0")
+    asked = ["experiment.same_tokens=true"]
+    if why is not None:
+        with pytest.raises(ConfigError, match=f"experiment.same_tokens=true compares repeats of a prompt, and {why}"):
+            schema.check_overrides(config(*words, *asked), [*words, *asked])
+    schema.check_overrides(config(*words, "experiment.same_tokens=false"), ["experiment.same_tokens=false"])
+
+
+def test_e0_is_greedy(config: Compose) -> None:
+    """Every command without experiment= inherits it."""
+    assert (config().workload.temperature, config().workload.top_p) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("slo", ["none", "interactive", "mlperf_8b", "mlperf_8b_fast", "long_context", "summarisation"])

@@ -100,17 +100,15 @@ def _handoffs(handoffs: pl.DataFrame) -> dict[str, Any]:
 
 
 def _kv_bytes(arrived: pl.DataFrame) -> dict[str, Any]:
-    """What moved is what the prompt's tokens fill, to a block a request; bytes nobody measured prove nothing."""
-    near = (pl.col("bytes") - pl.col("bytes_expected")).abs() <= pl.col("block_bytes")
-    judged = arrived.with_columns(near=near.fill_null(False))
+    """What moved is what was not there yet of the prompt's blocks; bytes nobody measured prove nothing.
+
+    To the byte: every connector moves whole blocks, the last one too, and one block may be all that there is to move.
+    """
+    judged = arrived.with_columns(same=(pl.col("bytes") == pl.col("bytes_expected")).fill_null(False))
     silent = judged.filter(pl.col("bytes").is_null())
-    unknown = judged.filter(
-        pl.col("bytes").is_not_null() & pl.any_horizontal(pl.col("bytes_expected", "block_bytes").is_null())
-    )
-    other = judged.filter(
-        ~pl.col("near") & pl.all_horizontal(pl.col("bytes", "bytes_expected", "block_bytes").is_not_null())
-    )
-    detail = f"{judged['near'].sum()} of {judged.height} handoffs moved the bytes expected, to one block"
+    unknown = judged.filter(pl.col("bytes").is_not_null() & pl.col("bytes_expected").is_null())
+    other = judged.filter(~pl.col("same") & pl.all_horizontal(pl.col("bytes", "bytes_expected").is_not_null()))
+    detail = f"{judged['same'].sum()} of {judged.height} handoffs moved the bytes expected, to the byte"
     for rows, what in (
         (silent, "the connector reported none"),
         (unknown, "what to expect is not known"),
@@ -121,7 +119,7 @@ def _kv_bytes(arrived: pl.DataFrame) -> dict[str, Any]:
     if other.height:
         row = other.sort("handoff_id").row(0, named=True)
         detail += f", as {row['bytes']:,} instead of {row['bytes_expected']:,}"
-    return _result("KV bytes", bool(judged["near"].all()), detail)
+    return _result("KV bytes", bool(judged["same"].all()), detail)
 
 
 def _freed(kv_held: Sequence[str]) -> dict[str, Any]:

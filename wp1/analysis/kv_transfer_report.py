@@ -15,11 +15,12 @@ OF_COPY = """\
 OF_SPAN = """\
 - **GB/s over transfers** (1e9 bytes): bytes / time in which any transfer was under way, its launching and messages
   included."""
+TIMES = ("copy_ms", "transfer_ms", "handoff_ms", "stall_ms", "decode_queue_ms")
 STALL = "- **stall**: the part of the handoff that delays the request; **stall ratio**: sum of stalls / sum of E2E."
 
 
 def section(profile: Mapping[str, Any]) -> str:
-    """A row for each cell and one for all; "" for a run without handoffs.
+    """A row for each cell and one for all, which has no times of its own; "" for a run without handoffs.
 
     Rates are of the copying itself where the connector has a clock of its own. Over whole transfers they are only given
     where none began before its prompt was computed: its pauses are the prefill's.
@@ -31,14 +32,17 @@ def section(profile: Mapping[str, Any]) -> str:
     rows = []
     for name, cell in cells.items():
         size = cell["bytes_a_handoff"].get("mean")
-        copy = [_times(cell["copy_ms"]), _rate(cell["copy_gb_per_s"])] if own_clock else []
+        # A median over short and long prompts together is of neither.
+        mixed = cell is profile["overall"] and len(profile["cells"]) > 1
+        times = {key: None if mixed else _times(cell[key]) for key in TIMES}
+        copy = [times["copy_ms"], _rate(cell["copy_gb_per_s"])] if own_clock else []
         rows.append(
             [
                 name,
                 number(cell["handoffs"]) + (f" ({number(cell['failed'])} failed)" if cell["failed"] else ""),
                 None if size is None else fixed(size / 1e6),
                 *copy,
-                *(_times(cell[key]) for key in ("transfer_ms", "handoff_ms", "stall_ms", "decode_queue_ms")),
+                *(times[key] for key in TIMES if key != "copy_ms"),
                 *([_rate(cell["gb_per_s"])] if over_transfers else []),
                 percent(cell["stall_ratio"]),
                 percent(cell["share_of_ttft"]),

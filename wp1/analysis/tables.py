@@ -32,6 +32,7 @@ RECORD_SCHEMA: Schema = {
     "t_intended": pl.Float64,
     "ramp": pl.Boolean,
     "t_sent": pl.Float64,
+    "held_s": pl.Float64,
     "t_queued": pl.Float64,
     "t_scheduled": pl.Float64,
     "t_engine_first_token": pl.Float64,
@@ -70,6 +71,7 @@ HANDOFF_SCHEMA: Schema = {
     "error": pl.String,
     "phase": pl.String,
     "tokens": pl.Int64,
+    "tokens_kept": pl.Int64,
     "blocks": pl.Int64,
     "bytes": pl.Int64,
     "bytes_expected": pl.Int64,
@@ -257,7 +259,7 @@ def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
                      decoding made
     decode_ms        from there to the last token at the client
     delivery_ms      first token at the client - the same token in its engine
-    client_delay_ms  sent - intended arrival
+    client_delay_ms  sent - intended arrival, less the time for which too many other requests were in flight
     itl_ms           list of the single gaps between output tokens
 
     and first_by_decode: whether the client had its first token from the decode engine. No setting is asked for it:
@@ -286,7 +288,7 @@ def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
         decode_step_ms=(decoded - decodable) * 1e3,
         decode_ms=pl.when(ok).then((last - decodable) * 1e3),
         delivery_ms=(first - delivered) * 1e3,
-        client_delay_ms=(pl.col("t_sent") - pl.col("t_intended")) * 1e3,
+        client_delay_ms=(pl.col("t_sent") - pl.col("t_intended") - pl.col("held_s").fill_null(0.0)) * 1e3,
         # Single precision has seven digits, which is more than clocks have; there may be a hundred million gaps.
         itl_ms=(pl.col("t_tokens").list.diff(null_behavior="drop") * 1e3).cast(pl.List(pl.Float32)),
         first_by_decode=by_decode,

@@ -41,10 +41,11 @@ class KVTransferStatsCollector:
 def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame) -> dict[str, Any]:
     """Figures of some measured handoffs and the requests of the same cells (`tables.handoffs`, `.requests`, `.queues`).
 
-    bytes: as measured, of those handoffs that say; copy_gb_per_s (1e9 bytes/s): bytes over the seconds in which they
-    were copied, by the connector's own clock, where it has one; overlapped: handoffs whose transfer began before the
-    prompt was computed, and so waited for the rest of it; gb_per_s: bytes over the union of the transfers' intervals,
-    so that two side by side count once, or None where any overlapped, as it would be the prefill's rate then;
+    tokens: whose KV had to move; bytes: as measured, of those handoffs that say; copy_gb_per_s (1e9 bytes/s): bytes
+    over the seconds in which they were copied, by the connector's own clock, where it has one; overlapped: handoffs
+    whose transfer began before the prompt was computed, and so waited for the rest of it; gb_per_s: bytes over the
+    union of the transfers' intervals, so that two side by side count once, or None where any overlapped, as it would be
+    the prefill's rate then; a transfer of no bytes, or that took no time by the clock, is in neither rate;
     runs: pieces of neighbouring blocks that a handoff was copied in, mean; stall_ratio: sum of stalls / sum of E2E of
     the same requests; share_of_ttft: sum of the handoff times within TTFT / sum of TTFT, 0 where the prefill engine
     streams the first token; queues: requests in each place while these cells were measured, mean and max.
@@ -52,10 +53,10 @@ def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame
     ok = handoffs.filter(pl.col("status") == "ok")
     units = metrics.units_of(ok)
     failed = handoffs.filter(pl.col("status") != "ok")
-    moved = ok.drop_nulls(["bytes", "t_transfer_begin", "t_transfer_end"])
+    moved = ok.filter((pl.col("bytes") > 0) & (pl.col("t_transfer_end") > pl.col("t_transfer_begin")))
     seconds = _union(moved["t_transfer_begin"].to_list(), moved["t_transfer_end"].to_list())
     overlapped = moved.filter(pl.col("t_transfer_begin") < pl.col("t_prefill_done")).height
-    copied = ok.drop_nulls(["bytes", "copy_ms"])
+    copied = ok.filter((pl.col("bytes") > 0) & (pl.col("copy_ms") > 0))
     copy_s = float(copied["copy_ms"].sum()) / 1e3
     delayed = ok.drop_nulls("stall_ms").join(
         requests.filter(pl.col("status") == "ok").select("arm", "request_id", "e2e_ms", "ttft_ms", "first_by_decode"),
@@ -70,7 +71,7 @@ def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame
         "failed_by_phase": {
             str(phase or "unknown"): int(n) for phase, n in failed.group_by("phase").len().sort("phase").iter_rows()
         },
-        "tokens": int(ok["tokens"].sum()),
+        "tokens": int((ok["tokens"] - ok["tokens_kept"].fill_null(0)).sum()),
         "bytes": _total(ok["bytes"]),
         "bytes_expected": _total(ok["bytes_expected"]),
         "bytes_unreported": int(ok["bytes"].null_count()),

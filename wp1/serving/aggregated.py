@@ -1,6 +1,7 @@
 """Aggregated serving: one pool whose engines do prefill and decode both."""
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from typing import Any, Self
 
 from wp1 import hardware
 from wp1.records import Request, RequestRecord
-from wp1.serving.backend import ServingBackend
+from wp1.serving.backend import ServingBackend, death_of
 from wp1.serving.placement import places
 from wp1.serving.serve import collect
 from wp1.serving.starting import kv_free, start_all
@@ -45,8 +46,8 @@ class AggregatedScheduler:
         self._turn = itertools.cycle(range(replicas))
         self._stack = AsyncExitStack()
 
-    def check(self, longest_sampled: int) -> None:
-        self._engines[0].check(longest_sampled)
+    def check(self) -> None:
+        self._engines[0].check()
 
     async def __aenter__(self) -> Self:
         await start_all(self._engines, self._stack)
@@ -58,6 +59,11 @@ class AggregatedScheduler:
         await self._stack.aclose()
 
     async def serve(self, request: Request, record: RequestRecord) -> None:
+        if (dead := next((engine for engine in self._engines if not engine.alive), None)) is not None:
+            # Also if others live: half of the engines under all of the load is not what the cell is about.
+            record.pool, record.phase, record.t_end = self.mode, "prefill", time.monotonic()
+            record.status, record.cause, record.error = "error", "engine_died", death_of(dead)
+            return
         index = self._route()
         engine = self._engines[index]
         record.pool = self.mode

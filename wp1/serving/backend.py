@@ -1,13 +1,16 @@
 """What a scheduler needs of an engine, whatever serves it."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from wp1.errors import WP1Error
 from wp1.records import Request, RequestRecord
 from wp1.serving.memory import Moment
+
+T = TypeVar("T")
 
 
 class EngineStartError(WP1Error):
@@ -15,7 +18,27 @@ class EngineStartError(WP1Error):
 
 
 class EngineDiedError(WP1Error):
-    """An engine's process ended while it had work."""
+    """An engine's process ended, or does not answer."""
+
+
+# Seconds within which an engine answers what is not a request. It does so between two steps, and a step of 2,048
+# tokens behind 131,072 others is 2e13 FLOPs for the bundled model: minutes on two CPU cores.
+ANSWER_S = 300.0
+# Seconds for a stream to be closed, which is to send a message and waits for no answer, and for an engine to be ended:
+# vLLM kills its processes if they have not ended after five.
+CLOSE_S, END_S = 10.0, 60.0
+
+
+async def answered(name: str, call: Awaitable[T], what: str, within_s: float = ANSWER_S) -> T:
+    """What an engine answers. Raises EngineDiedError if it does not within so many seconds, as one that hangs.
+
+    what: it was asked for, in words.
+    """
+    try:
+        async with asyncio.timeout(within_s):
+            return await call
+    except TimeoutError as error:
+        raise EngineDiedError(f"engine {name} did not answer within {within_s:g} s ({what})") from error
 
 
 @dataclass(slots=True)
@@ -59,11 +82,8 @@ class ServingBackend(Protocol):
 
     name: str
 
-    def check(self, longest_sampled: int) -> None:
-        """Raises ConfigError where the engine would refuse its settings, or could not serve. Starts nothing.
-
-        longest_sampled: tokens of the longest prompt that is answered at a temperature above 0; 0 where none is.
-        """
+    def check(self) -> None:
+        """Raises ConfigError if the engine would refuse its settings, or could not serve. Starts nothing."""
         ...
 
     async def __aenter__(self) -> Self: ...
@@ -75,6 +95,11 @@ class ServingBackend(Protocol):
     @property
     def alive(self) -> bool:
         """Whether the engine's processes still run, as far as is known without asking them."""
+        ...
+
+    @property
+    def death(self) -> str | None:
+        """Why it is not alive, in a line: "engine agg-0 died: ..."; None if it is."""
         ...
 
     def generate(self, request: Request, kv_transfer_params: dict[str, Any] | None = None) -> AsyncIterator[Chunk]:
@@ -100,6 +125,10 @@ class ServingBackend(Protocol):
         """Gives up KV that was to come from an engine that died, by the name that the KV connectors give it."""
         ...
 
+    async def let_go(self, request: str) -> None:
+        """Frees the KV that is held for a request, by its name here, of which nothing will be fetched."""
+        ...
+
     async def kv_free(self) -> bool:
         """Whether every KV block is free: no request holds one, nor does a handoff."""
         ...
@@ -114,12 +143,17 @@ class ServingBackend(Protocol):
     def info(self) -> EngineInfo: ...
 
 
+def death_of(engine: ServingBackend) -> str:
+    """Why an engine died, in a line; without the reason if the engine does not say."""
+    return getattr(engine, "death", None) or f"engine {engine.name} died"
+
+
 class Scheduler(Protocol):
     """Routes requests over pools of engines; entering starts them all."""
 
     mode: str
 
-    def check(self, longest_sampled: int) -> None:
+    def check(self) -> None:
         """`ServingBackend.check` of an engine of every pool."""
         ...
 

@@ -136,7 +136,7 @@ class Pool:
                     entry.place.set_exception(self._lost())
 
     def _lost(self) -> PoolLostError:
-        return PoolLostError(f"no {self._phase} engine is left: all have died; engine.log in the run's folder says why")
+        return PoolLostError(f"no {self._phase} engine is left")
 
     def refuse_impossible(self, tokens: int) -> None:
         """Raises PoolLostError where no engine lives, TooLargeError where none could ever take that many tokens."""

@@ -14,13 +14,13 @@ from typing import Any, Self
 from wp1 import hardware
 from wp1.errors import WP1Error
 from wp1.records import Handoff, QueueLengths, Request, RequestRecord
-from wp1.serving.backend import Chunk, EngineDiedError, ServingBackend
+from wp1.serving.backend import Chunk, EngineDiedError, ServingBackend, answered, death_of
 from wp1.serving.broker import EngineRoom, KVBroker, PoolLostError, Ticket
 from wp1.serving.ledger import Ledger
 from wp1.serving.placement import places
 from wp1.serving.serve import WELL_ENDED, TransferError, add_tokens, closing, outcome
 from wp1.serving.starting import kv_free, start_all
-from wp1.serving.transfer import KVTransfer
+from wp1.serving.transfer import Kept, KVTransfer
 
 # Queue lengths are noted, and engines looked after, ten times a second.
 WATCH_PERIOD_S = 0.1
@@ -74,7 +74,10 @@ class DisaggregatedScheduler:
         self._transfer = transfer
         self._kv_bytes_per_token = kv_bytes_per_token
         self._write = write
-        sizes = [tensor_parallel] * prefill + [decode_tensor_parallel or tensor_parallel] * decode
+        decode_size = decode_tensor_parallel or tensor_parallel
+        sizes = [tensor_parallel] * prefill + [decode_size] * decode
+        # Each rank of the larger side moves its part, to or from one rank of the other.
+        self._transfers = max(tensor_parallel, decode_size)
         self._places = places(sizes, devices, hardware.gpu_indices(), hardware.cores())
         if transfer.overlap:
             prefill_gpus = {gpu for place in self._places[:prefill] for gpu in place.gpus}
@@ -102,28 +105,36 @@ class DisaggregatedScheduler:
         self._broker: KVBroker | None = None
         self._ledger: Ledger | None = None
         self._limits: dict[Ticket, asyncio.Timeout] = {}  # of handoffs on their way
-        self._lost: set[str] = set()
+        self._lost: dict[str, str] = {}  # engines that died, and why
         self._peers: dict[str, str] = {}  # prefill engines by the connectors' names for them
+        self._unfetched: dict[str, str] = {}  # by handoff: `KVTransfer.unfetched`
         self._tasks: set[asyncio.Task[None]] = set()  # that free KV
         self._watch: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
         self._stack = AsyncExitStack()
 
-    def check(self, longest_sampled: int) -> None:
+    def check(self) -> None:
         for pool in (self._prefill, self._decode):
-            next(iter(pool.values())).check(longest_sampled)
+            next(iter(pool.values())).check()
 
     async def __aenter__(self) -> Self:
         await start_all([*self._prefill.values(), *self._decode.values()], self._stack)
         try:
             for engine in self._decode.values():
-                await engine.meet(list(self._prefill))
+                await answered(engine.name, engine.meet(list(self._prefill)), "to meet the prefill engines")
         except BaseException:
             await self._stack.aclose()
             raise
-        block_tokens = next(iter(self._prefill.values())).info().settings["block_size"]
-        block_bytes = block_tokens * self._kv_bytes_per_token
-        self._ledger = Ledger(self._write, self._transfer.name, block_tokens, block_bytes)
+        settings = next(iter(self._decode.values())).info().settings
+        block_tokens = settings["block_size"]
+        self._ledger = Ledger(
+            self._write,
+            self._transfer.name,
+            block_tokens,
+            block_tokens * self._kv_bytes_per_token,
+            transfers=self._transfers,
+            keeps=settings.get("prefix_caching", False),
+        )
         self._broker = KVBroker(
             [_room(engine, self._max_prefilled) for engine in self._prefill.values()],
             [_room(engine) for engine in self._decode.values()],
@@ -171,7 +182,10 @@ class DisaggregatedScheduler:
         try:
             return await self._broker.prefill(prompt_tokens, prompt_tokens + max_tokens)
         except PoolLostError as error:
-            raise EngineDiedError(str(error)) from error
+            raise self._pool_lost(error) from error
+
+    def _pool_lost(self, error: PoolLostError) -> EngineDiedError:
+        return EngineDiedError(f"{error}: {'; '.join(self._lost.values())}")
 
     async def _serve(self, request: Request, record: RequestRecord, ticket: Ticket) -> None:
         """Prefill, handoff and decode of a request that has its place in the prefill pool."""
@@ -182,6 +196,8 @@ class DisaggregatedScheduler:
         one_token = request.max_tokens == 1
         handoff = self._ledger.open(request, f"{next(self._numbers)}-{secrets.token_hex(4)}", ticket.source)
         async with AsyncExitStack() as stack:
+            stack.callback(self._ledger.forget, handoff)
+            stack.callback(self._unfetched.pop, handoff.handoff_id, None)
             early = None if one_token else await stack.enter_async_context(self._asked_early(request, ticket, handoff))
             await self._serve_phases(request, record, ticket, handoff, early)
 
@@ -252,11 +268,11 @@ class DisaggregatedScheduler:
         try:
             target = await self._broker.decode(ticket)
         except PoolLostError as error:
-            raise EngineDiedError(str(error)) from error
+            raise self._pool_lost(error) from error
         record.phase, record.decode_engine, handoff.target = "handoff", target, target
-        if not self._prefill[ticket.source].alive:
-            self._lose(ticket.source)
-            raise EngineDiedError(handoff_error(handoff, f"engine {ticket.source} died with the KV"))
+        if not (source := self._prefill[ticket.source]).alive:
+            self._lose(source, death_of(source))
+            raise EngineDiedError(handoff_error(handoff, self._died_when(ticket.source, "with the KV")))
         if prefilled.kv_transfer_params is None:
             raise TransferError(handoff_error(handoff, f"engine {ticket.source} did not say where the KV is"))
         self._peers[ticket.source] = self._transfer.peer(prefilled.kv_transfer_params)
@@ -266,6 +282,8 @@ class DisaggregatedScheduler:
             return
         asked = self._for_decode(request, handoff, prefilled.token_ids)
         params = self._transfer.decode_params(prefilled.kv_transfer_params, len(request.prompt))
+        if (unfetched := self._transfer.unfetched(prefilled.kv_transfer_params)) is not None:
+            self._unfetched[handoff.handoff_id] = unfetched
         record.t_decode_sent = handoff.t_decode_sent = time.monotonic()
         async with closing(self._chunks(self._decode[target], asked, params)) as stream:
             await self._decoding(stream, anext(stream), record, ticket, handoff)
@@ -323,8 +341,8 @@ class DisaggregatedScheduler:
             try:
                 async for chunk in stream:
                     yield chunk
-            except EngineDiedError:
-                self._lose(engine.name)
+            except EngineDiedError as error:
+                self._lose(engine, str(error))
                 raise
 
     async def _until_there(
@@ -340,7 +358,7 @@ class DisaggregatedScheduler:
         except TimeoutError as error:
             if ticket.source in self._lost:
                 raise EngineDiedError(
-                    handoff_error(handoff, f"engine {ticket.source} died during the handoff")
+                    handoff_error(handoff, self._died_when(ticket.source, "during the handoff"))
                 ) from error
             reason = f"the KV was not there after {self._transfer.timeout_s:g} s (transfer.timeout_s)"
             raise TransferError(handoff_error(handoff, reason)) from error
@@ -402,13 +420,33 @@ class DisaggregatedScheduler:
     def _on_kv_stats(self, stats: dict[str, Any]) -> None:
         if self._ledger is not None:
             for report in self._transfer.reports(stats):
-                self._ledger.report(report)
+                if isinstance(report, Kept):
+                    if (handoff := self._ledger.keep(report)) is not None:
+                        self._let_go(handoff)
+                else:
+                    self._ledger.report(report)
 
-    def _lose(self, name: str) -> None:
-        """An engine died: nobody is sent to it any more, and handoffs from it are not waited for."""
+    def _let_go(self, handoff: Handoff) -> None:
+        """The decode engine had all of a prompt, so the prefill engine need not wait to be asked for it."""
+        request, engine = self._unfetched.get(handoff.handoff_id), self._prefill[handoff.source]
+
+        async def tell(request: str) -> None:
+            with suppress(Exception):  # its lease ends by itself
+                await engine.let_go(request)
+
+        if request is not None and engine.alive:
+            self._in_background(tell(request))
+
+    def _died_when(self, name: str, when: str) -> str:
+        """Why an engine died, and when: "engine prefill-0 died during the handoff: ..."."""
+        return self._lost[name].replace(" died", f" died {when}", 1)
+
+    def _lose(self, engine: ServingBackend, why: str) -> None:
+        """Takes a dead engine out of routing, and ends the wait for handoffs from it. why: in a line."""
+        name = engine.name
         if name in self._lost:
             return
-        self._lost.add(name)
+        self._lost[name] = why
         if self._broker is not None:
             self._broker.lose(name)
         for ticket, limit in self._limits.items():
@@ -423,16 +461,18 @@ class DisaggregatedScheduler:
         for engine in self._decode.values():
             if engine.alive:
                 with suppress(Exception):
-                    await engine.forget_peer(peer)
+                    await answered(engine.name, engine.forget_peer(peer), "to forget an engine that died")
 
     async def _look_after(self) -> None:
-        """Notes the queues' lengths, and engines that died with nobody waiting for their answer."""
+        """Notes the queues' lengths, overdue handoffs, and engines that died with nobody waiting for their answer."""
         assert self._broker is not None
+        assert self._ledger is not None
         while True:
+            self._ledger.sweep()
             self._write(QueueLengths(time.monotonic(), self.mode, **self._broker.lengths()))
-            for name, engine in (self._prefill | self._decode).items():
+            for engine in (self._prefill | self._decode).values():
                 if not engine.alive:
-                    self._lose(name)
+                    self._lose(engine, death_of(engine))
             await asyncio.sleep(WATCH_PERIOD_S)
 
     def backends(self) -> dict[str, list[ServingBackend]]:

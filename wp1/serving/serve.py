@@ -3,12 +3,12 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 from wp1.errors import WP1Error
 from wp1.records import RequestRecord
-from wp1.serving.backend import Chunk, EngineDiedError
+from wp1.serving.backend import CLOSE_S, Chunk, EngineDiedError
 
 WELL_ENDED = ("stop", "length", "repetition")
 
@@ -34,7 +34,7 @@ async def outcome(record: RequestRecord, timeout_s: float) -> AsyncIterator[None
             record.error = f"the engine ended the request early: {record.finish_reason or 'no reason given'}"
     except TimeoutError:
         record.status, record.cause = "timeout", "timeout"
-        record.error = f"not finished after {timeout_s:g} s (workload.timeout_s)"
+        record.error = f"not finished after {timeout_s + record.held_s:g} s (workload.timeout_s)"
     except asyncio.CancelledError:
         record.status, record.cause, record.error = "aborted", "interrupted", "the run was interrupted"
         raise
@@ -61,7 +61,10 @@ def closing(stream: AsyncIterator[Chunk]) -> AbstractAsyncContextManager[AsyncIt
         finally:
             close: Any = getattr(stream, "aclose", None)
             if close is not None:
-                await close()
+                # The request has its result by now; an engine that hangs must not keep it.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSE_S):
+                        await close()
 
     return closing_()
 

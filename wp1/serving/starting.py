@@ -1,13 +1,14 @@
-"""Starts the engines of a scheduler side by side, and looks whether their KV is free at the end."""
+"""Starts the engines of a scheduler side by side, ends them, and looks whether their KV is free at the end."""
 
 import asyncio
-import time
+import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from wp1 import hardware
-from wp1.serving.backend import ServingBackend
+from wp1.serving.backend import END_S, EngineDiedError, ServingBackend
 
+log = logging.getLogger(__name__)
 POLL_S = 0.1
 
 
@@ -21,7 +22,8 @@ async def start_all(engines: Sequence[ServingBackend], stack: AsyncExitStack) ->
 
     async def start(engine: ServingBackend) -> None:
         async with turn:
-            await stack.enter_async_context(engine)
+            await engine.__aenter__()
+            stack.push_async_callback(_end, engine)
 
     try:
         async with asyncio.TaskGroup() as starting:
@@ -34,15 +36,28 @@ async def start_all(engines: Sequence[ServingBackend], stack: AsyncExitStack) ->
         raise
 
 
+async def _end(engine: ServingBackend) -> None:
+    """Ends an engine. One that hangs does not keep the others from their end: the run's guard kills what is left."""
+    try:
+        async with asyncio.timeout(END_S):
+            await engine.__aexit__(None, None, None)
+    except TimeoutError:
+        log.warning("engine %s had not ended after %g s", engine.name, END_S)
+
+
 async def kv_free(engines: Sequence[ServingBackend], within_s: float) -> dict[str, bool]:
-    """`Scheduler.kv_free` of some engines; those that died are left out."""
-    deadline = time.monotonic() + within_s
+    """`Scheduler.kv_free` of some engines; those that died are left out. One that does not answer is not free."""
 
     async def free(engine: ServingBackend) -> bool:
-        while not await engine.kv_free():
-            if time.monotonic() > deadline:
-                return False
-            await asyncio.sleep(POLL_S)
+        try:
+            async with asyncio.timeout(within_s):
+                while not await engine.kv_free():
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            return False
+        except EngineDiedError as error:
+            log.warning("%s", error)
+            return False
         return True
 
     living = [engine for engine in engines if engine.alive]

@@ -8,24 +8,38 @@ import asyncio
 import dataclasses
 import difflib
 import logging
+import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+import psutil
 
 from wp1 import hardware
 from wp1.errors import ConfigError, WP1Error
 from wp1.records import Request
 from wp1.serving import memory as memory_of
-from wp1.serving.backend import Chunk, EngineDiedError, EngineInfo, EngineStartError, EngineTimes
+from wp1.serving.backend import (
+    ANSWER_S,
+    END_S,
+    Chunk,
+    EngineDiedError,
+    EngineInfo,
+    EngineStartError,
+    EngineTimes,
+)
 from wp1.serving.fit import GPU_SHARE, kv_pool_bytes
 from wp1.serving.models import ServedModel
 from wp1.serving.placement import Place
+from wp1.serving.postmortem import cause_of_death
 from wp1.serving.spawning import spawning
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # What wp1 decides itself, and the key that decides it.
 OWN_ARGUMENTS = {
@@ -46,8 +60,13 @@ OWN_ARGUMENTS = {
 }
 
 
-# Notes of memory are ready at once, when the step under way has ended.
-MEMORY_TIMEOUT_S = 120.0
+# How often an engine that owes an answer is looked at, in seconds. If its processes have hardly computed since the last
+# time, it is stopped or deadlocked. If they have, it may be in a long step, and has `ANSWER_S`.
+LOOK_S = 20.0
+COMPUTES = 0.02  # of a core
+# Seconds without any output after which an engine is asked whether it still answers: once a request is given up, and
+# while requests are in flight.
+SILENT_S, LONG_SILENT_S = 2.0, 30.0
 # To map another engine's KV and copy one block, for which a kernel is compiled: seconds.
 MEET_TIMEOUT_S = 120.0
 
@@ -120,6 +139,12 @@ class VLLMBackend:
         self._startup_s = 0.0
         self._given_up = False
         self._log_start = 0
+        self._processes: list[psutil.Process] = []  # the engine's core and its workers
+        self._cause: str | None = None  # of its death
+        self._heard = 0.0  # when it last streamed something; monotonic
+        self._begun: dict[str, float] = {}  # requests in flight, and when they were sent; monotonic
+        self._asking: asyncio.Task[None] | None = None  # whether it still answers
+        self._watching: asyncio.Task[None] | None = None
 
     def arguments(self) -> dict[str, Any]:
         """The engine arguments as passed to vLLM."""
@@ -139,6 +164,8 @@ class VLLMBackend:
         if hardware.device_type() == "cpu":
             # Compiling for two cores takes longer than it saves in a run.
             arguments["enforce_eager"] = True
+            # Without it, a seeded request whose prompt is computed in pieces ends the engine.
+            arguments["worker_cls"] = "wp1.serving.cpu_worker.Worker"
         if self._memory:
             arguments["worker_cls"] = memory_of.worker_class()
         if self._place.sharing > 1 and self._place.gpus:
@@ -156,7 +183,7 @@ class VLLMBackend:
             arguments.worker_extension_cls = self._worker_extension
         return arguments.create_engine_config()
 
-    def check(self, longest_sampled: int) -> None:
+    def check(self) -> None:
         set_environment()
         from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -181,14 +208,6 @@ class VLLMBackend:
                 f"transfer=ipc moves the KV of attention, and {self._model.name} keeps a state of another kind beside "
                 "it: use transfer=nixl_push"
             )
-        chunk = config.scheduler_config.max_num_batched_tokens
-        if longest_sampled > chunk and config.device_config.device_type == "cpu":
-            # Between chunks vLLM turns a request's generator back, which torch has on GPUs only.
-            raise ConfigError(
-                f"workload.temperature: on a CPU vLLM samples no prompt of more than {chunk} tokens, which it computes "
-                f"in pieces, and the longest has {longest_sampled}: set workload.temperature=0 or "
-                f"backend.engine.max_num_batched_tokens={longest_sampled}"
-            )
 
     async def __aenter__(self) -> Self:
         start = time.monotonic()
@@ -208,11 +227,14 @@ class VLLMBackend:
         except Exception as error:
             self._kill()
             _kept.append(error)
-            # vLLM means its own log, whose last lines follow.
+            # vLLM means its own log, where the cause is, and whose last lines follow.
             told = str(error).replace(" See root cause above.", "")
-            raise EngineStartError(f"engine {self.name} did not start: {told}" + self._last_lines()) from error
+            cause = cause_of_death(self._log, self._log_start, None, None) or told
+            raise EngineStartError(f"engine {self.name} did not start: {cause}" + self._last_lines()) from error
         self._startup_s = time.monotonic() - start
+        self._processes = _tree(core.pid for core in self._cores())
         self._check_rope()
+        self._watching = asyncio.create_task(self._watch())
         return self
 
     def _start(self) -> Any:
@@ -234,11 +256,11 @@ class VLLMBackend:
     async def _give_up(self, starting: "asyncio.Future[Any]") -> None:
         # The thread waits on the engine's process; with that gone it ends by an error that nobody needs.
         self._given_up = True
-        while not starting.done():
+        deadline = time.monotonic() + END_S
+        while not starting.done() and time.monotonic() < deadline:
             self._kill()
             await asyncio.wait([starting], timeout=0.5)
-        error = starting.exception()
-        if error is not None:
+        if starting.done() and (error := starting.exception()) is not None:
             _kept.append(error)
 
     def _last_lines(self, count: int = 12) -> str:
@@ -266,24 +288,121 @@ class VLLMBackend:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for task in (self._asking, self._watching):
+            if task is not None:
+                task.cancel()
         if self._engine is not None:
             engine, self._engine = self._engine, None
-            await asyncio.to_thread(engine.shutdown)
+            ending = asyncio.ensure_future(asyncio.to_thread(engine.shutdown))
+            # Half of what a scheduler allows for it: the rest is for the end by force.
+            await asyncio.wait([ending], timeout=END_S / 2)
+            if not ending.done():
+                log.warning("engine %s did not end within %g s and is killed", self.name, END_S / 2)
+                self._end_processes()
+                await asyncio.wait([ending], timeout=END_S / 4)
+            if ending.done():
+                ending.result()
 
     @property
     def alive(self) -> bool:
-        return self._engine is not None and not self._engine.errored
+        return self._engine is not None and not self._engine.errored and self._cause is None
+
+    @property
+    def death(self) -> str | None:
+        if self._engine is None or self.alive:
+            return None
+        if self._cause is None:
+            pids = {process.pid for process in self._processes} or None
+            exit_code = next((core.exitcode for core in self._cores() if core.exitcode), None)
+            self._cause = cause_of_death(self._log, self._log_start, pids, exit_code)
+        return f"engine {self.name} died: {self._cause or f'why is in {self._log}'}"
+
+    async def _died(self) -> EngineDiedError:
+        """The error of whoever asked an engine that died; waits a moment for its processes to have ended."""
+        for _ in range(20):
+            if self.death is None or self._cause is not None:
+                break
+            await asyncio.sleep(0.05)
+        return EngineDiedError(self.death or f"engine {self.name} died")
+
+    def _cores(self) -> list[Any]:
+        """The processes of the engine's core; [] if this version of vLLM keeps them elsewhere."""
+        resources = getattr(getattr(self._engine, "engine_core", None), "resources", None)
+        return list(getattr(getattr(resources, "engine_manager", None), "processes", ()))
+
+    def _end_processes(self) -> None:
+        """Ends this engine by force; all of the run's, if this version of vLLM does not say which are its own."""
+        if not self._processes:
+            self._kill()
+        for process in self._processes:
+            with suppress(psutil.Error):
+                process.kill()
+
+    async def _answer(self, call: Coroutine[Any, Any, T], what: str, within_s: float | None = None) -> T:
+        """What the engine answers to something that is not a request; what: it was asked for, in words.
+
+        within_s: None is ANSWER_S.
+        Raises EngineDiedError if the engine died or hangs: then it is ended, and what it serves fails.
+        """
+        asked = asyncio.ensure_future(call)
+        begin = looked = time.monotonic()
+        computed = _computed_s(self._processes)
+        try:
+            while not (await asyncio.wait([asked], timeout=min(1.0, LOOK_S)))[0]:
+                if not self.alive:  # vLLM leaves the question open when its engine dies
+                    raise await self._died()
+                now = time.monotonic()
+                if now - looked < LOOK_S:
+                    continue
+                before, computed = computed, _computed_s(self._processes)
+                stands_still = bool(self._processes) and computed - before < COMPUTES * (now - looked)
+                looked = now
+                if stands_still or now - begin >= (within_s or ANSWER_S):
+                    self._cause = f"it did not answer within {now - begin:.0f} s ({what}), and was ended"
+                    self._end_processes()
+                    raise await self._died()
+            return asked.result()
+        except Exception as error:
+            # vLLM's EngineDeadError among others, which it raises once it has noticed.
+            if isinstance(error, EngineDiedError) or self.alive:
+                raise
+            raise await self._died() from error
+        finally:
+            asked.cancel()
+
+    async def _watch(self) -> None:
+        """Finds an engine that hangs while requests wait for it, long before they time out."""
+        while True:
+            await asyncio.sleep(1)
+            if self._begun:
+                self._ask_if_silent(LONG_SILENT_S, min(self._begun.values()))
+
+    def _ask_if_silent(self, seconds: float, since: float = 0.0) -> None:
+        """Asks the engine whether it still answers, if it has streamed nothing for so long, nor since that moment."""
+        if time.monotonic() - max(self._heard, since) < seconds or not self.alive:
+            return
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._still_answers())
+
+    async def _still_answers(self) -> None:
+        # As long as it computes it may: one step over a whole long prompt on a CPU takes its time.
+        with suppress(Exception):
+            await self._answer(self._engine.is_sleeping(), "whether it is there", within_s=math.inf)
 
     async def generate(
         self, request: Request, kv_transfer_params: dict[str, Any] | None = None
     ) -> AsyncIterator[Chunk]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        if not self.alive:
+            raise await self._died()
         sampling = self._sampling(request, kv_transfer_params)
+        ended = False
         stream = self._engine.generate(self._prompt(request), sampling, request.request_id)
+        self._begun[request.request_id] = time.monotonic()
         try:
             async for output in stream:
-                now = time.monotonic()
+                now = self._heard = time.monotonic()
                 part = output.outputs[0]
                 chunk = Chunk(now, list(part.token_ids), part.text)
                 if request.nll_window is not None and output.prompt_logprobs:
@@ -295,11 +414,19 @@ class VLLMBackend:
                     chunk.times = _times(output.metrics)
                     chunk.kv_transfer_params = output.kv_transfer_params
                 yield chunk
+            ended = True
         except EngineDeadError as error:
-            raise EngineDiedError(f"engine {self.name} died; why is in {self._log}") from error
-        except (ValueError, RuntimeError) as error:
-            raise WP1Error(f"engine {self.name} refused the request: {error}") from error
+            raise await self._died() from error
+        except Exception as error:
+            ended = True
+            # vLLM's EngineGenerateError has no words of its own.
+            cause = error.__cause__ or error
+            told = str(error) or f"{type(cause).__name__}: {cause}"
+            raise WP1Error(f"engine {self.name} refused the request: {told}") from error
         finally:
+            self._begun.pop(request.request_id, None)
+            if not ended:
+                self._ask_if_silent(SILENT_S)
             # Closing early aborts the request in the engine.
             await stream.aclose()
 
@@ -329,7 +456,7 @@ class VLLMBackend:
         )
 
     async def abort(self, request_id: str) -> None:
-        await self._engine.abort(request_id)
+        await self._answer(self._engine.abort(request_id), "to abort a request")
 
     async def meet(self, peers: list[str]) -> None:
         try:
@@ -343,15 +470,22 @@ class VLLMBackend:
             raise EngineStartError(f"engine {self.name} cannot take KV from {', '.join(peers)}: {error}") from error
 
     async def forget_peer(self, peer: str) -> None:
-        await self._engine.collective_rpc("wp1_peer_lost", args=(peer,))
+        await self._answer(self._engine.collective_rpc("wp1_peer_lost", args=(peer,)), "to forget an engine that died")
+
+    async def let_go(self, request: str) -> None:
+        await self._engine.collective_rpc("wp1_let_go", args=(request,))
 
     async def kv_free(self) -> bool:
         # vLLM resets its prefix cache only while no block is in use.
-        return await self._engine.reset_prefix_cache()
+        return await self._answer(self._engine.reset_prefix_cache(), "whether its KV is free")
 
     async def memory(self, moment: memory_of.Moment) -> list[dict[str, Any]]:
         try:
-            return await self._engine.collective_rpc(f"wp1_memory_{moment}", timeout=MEMORY_TIMEOUT_S)
+            return await self._answer(
+                self._engine.collective_rpc(f"wp1_memory_{moment}"), "what its memory is taken by"
+            )
+        except EngineDiedError:
+            raise
         except Exception as error:  # vLLM gives what its worker raised as one of its own
             raise EngineDiedError(f"engine {self.name} did not say what its memory is taken by: {error}") from error
 
@@ -365,6 +499,7 @@ class VLLMBackend:
             settings={
                 "block_size": cache.block_size,
                 "kv_blocks": cache.num_gpu_blocks,
+                "prefix_caching": bool(cache.enable_prefix_caching),
                 "max_num_seqs": config.scheduler_config.max_num_seqs,
                 "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
                 "enforce_eager": config.model_config.enforce_eager,
@@ -372,6 +507,26 @@ class VLLMBackend:
                 "rope": self.rope_in_effect(),
             },
         )
+
+
+def _tree(pids: Iterable[int]) -> list[psutil.Process]:
+    """These processes and all that they have started."""
+    found = []
+    for pid in pids:
+        with suppress(psutil.Error):
+            parent = psutil.Process(pid)
+            found += [parent, *parent.children(recursive=True)]
+    return found
+
+
+def _computed_s(processes: Iterable[psutil.Process]) -> float:
+    """Seconds of a core that these processes have used by now."""
+    used = 0.0
+    for process in processes:
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            used += times.user + times.system
+    return used
 
 
 def _stats_logger(

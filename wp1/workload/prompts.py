@@ -66,10 +66,13 @@ class Material:
 
 
 class Requests(Sequence[Request]):
-    """A number of requests, each made anew whenever it is asked for."""
+    """Lazy sequence of requests; each access builds a new one.
 
-    def __init__(self, count: int, make: Callable[[int], Request]) -> None:
-        self._count, self._make = count, make
+    make: a request by its place, without its prompt; prompt: its token ids, which take most of the time and memory.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Request], prompt: Callable[[int], list[int]]) -> None:
+        self._count, self._bare, self._prompt = count, make, prompt
 
     def __len__(self) -> int:
         return self._count
@@ -87,6 +90,15 @@ class Requests(Sequence[Request]):
 
     def __iter__(self) -> Iterator[Request]:
         return map(self._make, range(self._count))
+
+    def _make(self, n: int) -> Request:
+        request = self._bare(n)
+        request.prompt = self._prompt(n)
+        return request
+
+    def without_prompts(self, first: int) -> Iterator[Request]:
+        """The requests from that place on, their prompts empty: for those that are not sent."""
+        return map(self._bare, range(first, self._count))
 
 
 def measured(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
@@ -112,12 +124,13 @@ def measured(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
     kind = "random tokens" if workload.prompts == "random" else "tokens of text"
 
     def make(n: int) -> Request:
-        own = _own_tokens(cfg, cell, repeat, n, material, length - shared)
         seed = derive_seed(cfg.seed, cell.name, repeat, n, "sampling")
-        label = f"{length} {kind}"
-        return request_of(cfg, cell, repeat, f"{n}", prefix + own, label, seed, sizes[n])
+        return request_of(cfg, cell, repeat, f"{n}", [], f"{length} {kind}", seed, sizes[n])
 
-    return Requests(count, make)
+    def prompt(n: int) -> list[int]:
+        return prefix + _own_tokens(cfg, cell, repeat, n, material, length - shared)
+
+    return Requests(count, make, prompt)
 
 
 def _own_tokens(cfg: Any, cell: Cell, repeat: int, n: int, material: Material, length: int) -> list[int]:
@@ -147,12 +160,11 @@ def _questions(cfg: Any, cell: Cell, repeat: int, material: Material) -> Request
     sizes = lengths.outputs(cfg.workload, count, derive_seed(cfg.seed, cell.name, "output lengths"))
 
     def make(n: int) -> Request:
-        question, ids = rows[n % len(rows)]
+        question, _ = rows[n % len(rows)]
         seed = derive_seed(cfg.seed, cell.name, n, "sampling")
-        name = f"{n}-{question.id}"
-        return request_of(cfg, cell, repeat, name, ids.tolist(), question.question, seed, sizes[n])
+        return request_of(cfg, cell, repeat, f"{n}-{question.id}", [], question.question, seed, sizes[n])
 
-    return Requests(count, make)
+    return Requests(count, make, lambda n: rows[n % len(rows)][1].tolist())
 
 
 def _judged(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
@@ -163,14 +175,12 @@ def _judged(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
     def make(n: int) -> Request:
         example = asked[order[n]]
         seed = derive_seed(cfg.seed, cell.name, example.name, "sampling")
-        request = request_of(
-            cfg, cell, repeat, example.name, example.prompt.tolist(), example.label, seed, example.task.max_tokens
-        )
+        request = request_of(cfg, cell, repeat, example.name, [], example.label, seed, example.task.max_tokens)
         request.example, request.stop = example.name, list(example.task.stop)
         request.nll_window = example.nll_window
         return request
 
-    return Requests(len(asked), make)
+    return Requests(len(asked), make, lambda n: asked[order[n]].prompt.tolist())
 
 
 def _replayed(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
@@ -179,12 +189,14 @@ def _replayed(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests
 
     def make(n: int) -> Request:
         row = material.rows[n]
-        ids = trace.token_ids(row, n, material.vocab_size, of_repeat, cfg.workload.trace_length_scale)
         seed = derive_seed(cfg.seed, cell.name, repeat, n, "sampling")
-        label = f"line {row.line} of the trace"
-        return request_of(cfg, cell, repeat, f"{n}", ids.tolist(), label, seed, row.output_len)
+        return request_of(cfg, cell, repeat, f"{n}", [], f"line {row.line} of the trace", seed, row.output_len)
 
-    return Requests(len(material.rows), make)
+    def prompt(n: int) -> list[int]:
+        scale = cfg.workload.trace_length_scale
+        return trace.token_ids(material.rows[n], n, material.vocab_size, of_repeat, scale).tolist()
+
+    return Requests(len(material.rows), make, prompt)
 
 
 def arrivals(cfg: Any, cell: Cell, repeat: int, material: Material) -> Schedule | None:

@@ -102,7 +102,7 @@ def test_two_arms_in_good_order(tmp_path: Path) -> None:
     checks = _checks_of(make_run(tmp_path, Shape(repeats=1, count=4)))
     assert all(check["passed"] for check in checks.values())
     assert checks["KV handoffs"]["detail"] == "16 of 16 arrived"
-    assert checks["KV bytes"]["detail"] == "16 of 16 handoffs moved the bytes expected, to one block"
+    assert checks["KV bytes"]["detail"] == "16 of 16 handoffs moved the bytes expected, to the byte"
     assert checks["same tokens in both arms"]["detail"] == "16 of 16 requests gave the same tokens"
 
 
@@ -121,17 +121,31 @@ def test_a_warm_up_that_failed_is_not_judged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("factor", "passed", "words"),
     [
-        (1.06, True, "2 of 2 handoffs"),  # within one of sixteen blocks
-        (1.07, False, "other bytes: disagg/256-conc1 (2), as 6,311,116 instead of 5,898,240"),
+        (1.0, True, "2 of 2 handoffs"),
+        (17 / 16, False, "other bytes: disagg/256-conc1 (2), as 6,266,880 instead of 5,898,240"),  # one block more
+        (15 / 16, False, "0 of 2 handoffs"),
         (0.0, False, "other bytes"),  # a counter that was never moved
         (None, False, "the connector reported none: disagg/256-conc1 (2)"),
     ],
 )
-def test_bytes_are_right_to_a_block(tmp_path: Path, factor: float | None, passed: bool, words: str) -> None:
+def test_bytes_are_right_to_the_byte(tmp_path: Path, factor: float | None, passed: bool, words: str) -> None:
     shape = Shape(lengths=(256,), rates=(0,), repeats=1, count=2, byte_factor=factor)
     check = _checks_of(make_run(tmp_path, shape))["KV bytes"]
     assert check["passed"] is passed
     assert words in check["detail"]
+
+
+@pytest.mark.parametrize(("blocks", "passed"), [(0, False), (1, True), (2, False)])
+def test_a_prompt_of_one_block_moves_one_block(tmp_path: Path, blocks: int, passed: bool) -> None:
+    shape = Shape(lengths=(10,), rates=(0,), repeats=1, count=2, byte_factor=blocks)
+    assert _checks_of(make_run(tmp_path, shape))["KV bytes"]["passed"] is passed
+
+
+def test_what_the_decode_engine_had_whole_moves_nothing_and_is_right(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, Shape(lengths=(256,), rates=(0,), repeats=1, count=2))
+    nothing = tables.handoffs(folder / "handoffs.jsonl").with_columns(bytes=pl.lit(0), bytes_expected=pl.lit(0))
+    found = all_checks(read_config(folder), tables.requests(folder / "records.jsonl"), nothing)
+    assert next(check for check in found if check["name"] == "KV bytes")["passed"]
 
 
 def test_other_tokens_in_the_second_arm_are_reported_and_fail_nothing(tmp_path: Path) -> None:

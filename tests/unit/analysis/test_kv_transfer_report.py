@@ -40,5 +40,18 @@ def test_rates_are_of_the_copy_and_over_a_transfer_only_where_it_waits_for_nothi
     assert ("8 of 8 transfers began before their prompt was computed" in text) == (not over)
 
 
+def test_the_row_of_all_cells_mixes_no_times(tmp_path: Path) -> None:
+    run = make_run(tmp_path, Shape(lengths=(256, 1024), rates=(0,), repeats=2, count=4, copy_gb_per_s=1120.0))
+    profile = KVTransferStatsCollector().profile(run, tables.requests(run / "records.jsonl"))
+    lines = kv_transfer_report.section(profile).splitlines()
+    header = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    rows = {cells[0].strip(): dict(zip(header, cells, strict=True)) for cells in
+            (line.strip("|").split("|") for line in lines[4:7])}  # fmt: skip
+    for column in ("copy ms", "transfer ms", "handoff ms", "stall ms", "wait for a place ms"):
+        assert " / " in rows["disagg/256-conc1"][column], column
+        assert " / " not in rows["all"][column], column
+    assert "1,1" in rows["all"]["copy GB/s"]
+
+
 def test_a_run_without_handoffs_has_no_table() -> None:
     assert kv_transfer_report.section({}) == ""

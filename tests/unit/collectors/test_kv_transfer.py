@@ -71,6 +71,31 @@ def test_bytes_that_nobody_measured_stay_unknown(tmp_path: Path) -> None:
     assert overall["bytes_expected"] == 8 * 16 * BLOCK_BYTES
 
 
+def test_bytes_and_seconds_that_are_zero_are_in_no_rate(tmp_path: Path) -> None:
+    silent = _profile(make_run(tmp_path / "silent", Shape(**SMALL, byte_factor=0.0, copy_gb_per_s=2.0)))["overall"]
+    assert (silent["bytes"], silent["gb_per_s"], silent["copy_gb_per_s"]) == (0, None, None)
+    folder = make_run(tmp_path / "mixed", Shape(**SMALL, copy_gb_per_s=2.0))
+    requests, queues = tables.requests(folder / "records.jsonl"), tables.queues(folder / "queues.jsonl")
+    rows = tables.handoffs(folder / "handoffs.jsonl").filter(~pl.col("warmup"))
+    # A clock too coarse for half of them, which would double the rate.
+    half = pl.int_range(pl.len()) % 2 == 0
+    end, copy = pl.col("t_transfer_end"), pl.col("copy_ms")
+    coarse = rows.with_columns(
+        t_transfer_end=pl.when(half).then("t_transfer_begin").otherwise(end),
+        copy_ms=pl.when(half).then(0.0).otherwise(copy),
+    )
+    found = figures(coarse, requests, queues)
+    assert found["gb_per_s"] == pytest.approx(0.5, rel=1e-3)
+    assert found["copy_gb_per_s"] == pytest.approx(2.0, rel=1e-2)
+
+
+def test_what_was_kept_did_not_move(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, Shape(**SMALL))
+    rows = tables.handoffs(folder / "handoffs.jsonl").filter(~pl.col("warmup")).with_columns(tokens_kept=pl.lit(192))
+    requests, queues = tables.requests(folder / "records.jsonl"), tables.queues(folder / "queues.jsonl")
+    assert figures(rows, requests, queues)["tokens"] == 8 * 64
+
+
 def test_nothing_but_failures_gives_no_rate(tmp_path: Path) -> None:
     failed = {f"disagg/256-conc1/r{r}/{n}" for r in range(2) for n in range(4)}
     overall = _profile(make_run(tmp_path, Shape(**SMALL, fail=failed)))["overall"]

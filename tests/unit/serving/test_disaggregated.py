@@ -33,7 +33,7 @@ class World:
         transfer = NixlTransfer(
             name="nixl_pull",
             pools=Pools(1, 1, None),
-            direction="pull",
+            direction=settings.pop("direction", "pull"),
             timeout_s=settings.pop("timeout_s", 5.0),
             environment={},
             extra={},
@@ -104,6 +104,50 @@ def test_a_handoff_is_accounted_for(backend: type[DoubleBackend]) -> None:
     times = [handoff.t_prefill_done, handoff.t_decode_sent, handoff.t_transfer_begin, handoff.t_transfer_end,
              handoff.t_decode_first_token]  # fmt: skip
     assert times == sorted(times)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(("kept", "blocks"), [(0, 3), (16, 2), (32, 1)])
+def test_what_the_decode_engine_had_is_not_expected_and_the_line_is_written_at_once(
+    backend: type[DoubleBackend], kept: int, blocks: int
+) -> None:
+    backend.kept_tokens = kept
+    world = World(backend)
+
+    async def body() -> list[Handoff]:
+        await world.serve()
+        return world.handoffs
+
+    [handoff] = _run(world, body)
+    assert (handoff.tokens, handoff.tokens_kept, handoff.blocks) == (40, kept, blocks)
+    assert handoff.bytes == handoff.bytes_expected == blocks * 1600
+
+
+def test_of_a_prompt_that_was_there_whole_the_prefill_engine_lets_go(backend: type[DoubleBackend]) -> None:
+    backend.kept_tokens = 40
+    world = World(backend, direction="push")
+
+    async def body() -> list[Handoff]:
+        await world.serve()
+        await _until(lambda: not world.engine("prefill-0").held)
+        return world.handoffs
+
+    [handoff] = _run(world, body)
+    assert (handoff.status, handoff.tokens_kept, handoff.bytes, handoff.bytes_expected) == ("ok", 40, 0, 0)
+    assert not world.scheduler._unfetched
+
+
+def test_of_what_is_never_handed_over_nothing_is_kept(backend: type[DoubleBackend]) -> None:
+    world = World(backend)
+
+    async def body() -> int:
+        await world.serve(0, tokens=1)
+        world.engine("prefill-0").kill()
+        await world.serve(1)
+        assert world.scheduler._ledger is not None
+        return len(world.scheduler._ledger._open)
+
+    assert _run(world, body) == 0
+    assert world.handoffs == []
 
 
 @pytest.mark.parametrize(

@@ -8,22 +8,25 @@ import pytest
 
 from tests.double import DoubleBackend, fresh
 from wp1 import hardware
+from wp1.records import Request, new_record
+from wp1.serving import serve, starting
+from wp1.serving.backend import EngineDiedError, answered
 from wp1.serving.starting import kv_free, start_all
 
 
 @pytest.mark.parametrize(("cores", "most"), [([0], 1), ([0, 1], 2), ([0, 1, 2, 3], 3)])
 def test_as_many_at_a_time_as_there_are_cores(monkeypatch: pytest.MonkeyPatch, cores: list[int], most: int) -> None:
     monkeypatch.setattr(hardware, "cores", lambda: cores)
-    starting = [0, 0]
+    begun = [0, 0]
 
     class Slow(DoubleBackend):
         started, stopped, engines = [], [], {}
 
         async def __aenter__(self) -> Any:
-            starting[0] += 1
-            starting[1] = max(starting)
+            begun[0] += 1
+            begun[1] = max(begun)
             await asyncio.sleep(0.01)
-            starting[0] -= 1
+            begun[0] -= 1
             return await super().__aenter__()
 
     async def go() -> None:
@@ -34,7 +37,7 @@ def test_as_many_at_a_time_as_there_are_cores(monkeypatch: pytest.MonkeyPatch, c
         assert len(Slow.stopped) == 3
 
     asyncio.run(go())
-    assert starting[1] == most
+    assert begun[1] == most
 
 
 def test_kv_that_stays_is_named_and_the_dead_are_left_out() -> None:
@@ -46,3 +49,66 @@ def test_kv_that_stays_is_named_and_the_dead_are_left_out() -> None:
         return await kv_free(engines, within_s=0.05)
 
     assert asyncio.run(go()) == {"well": True, "leaks": False}
+
+
+async def _for_ever(*_: Any, **__: Any) -> Any:
+    """What an engine whose processes are stopped makes of anything that it is asked: vLLM itself sets no limit."""
+    await asyncio.Event().wait()
+
+
+def test_an_engine_that_does_not_answer_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def go() -> dict[str, bool]:
+        backend = fresh()
+        engines: list[Any] = [backend(name=name) for name in ("well", "hangs")]
+        monkeypatch.setattr(engines[1], "kv_free", _for_ever)
+        return await asyncio.wait_for(kv_free(engines, within_s=0.05), 2)
+
+    assert asyncio.run(go()) == {"well": True, "hangs": False}
+
+
+def test_an_engine_that_dies_of_the_question_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def dies() -> bool:
+        raise EngineDiedError("engine e died: OSError: x")
+
+    engine: Any = fresh()(name="e")
+    monkeypatch.setattr(engine, "kv_free", dies)
+    assert asyncio.run(kv_free([engine], within_s=0.05)) == {"e": False}
+
+
+def test_an_engine_that_does_not_end_does_not_keep_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "END_S", 0.05)
+    backend = fresh()
+    engines: list[Any] = [backend(name=name) for name in ("first", "hangs")]
+    monkeypatch.setattr(engines[1], "__aexit__", _for_ever)
+
+    async def go() -> None:
+        async with AsyncExitStack() as stack:
+            await start_all(engines, stack)
+
+    asyncio.run(asyncio.wait_for(go(), 2))
+    assert backend.stopped == ["first"]
+
+
+def test_a_note_of_memory_is_not_awaited_for_ever() -> None:
+    with pytest.raises(
+        EngineDiedError, match=r"engine e did not answer within 0\.05 s \(what its memory is taken by\)"
+    ):
+        asyncio.run(answered("e", _for_ever(), "what its memory is taken by", within_s=0.05))
+
+
+def test_a_stream_that_does_not_close_does_not_keep_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request timed out, and to abort it is more than the engine can do."""
+    monkeypatch.setattr(serve, "CLOSE_S", 0.05)
+
+    class Stuck:
+        aclose = staticmethod(_for_ever)
+
+        def __aiter__(self) -> Any:
+            return self
+
+        __anext__ = staticmethod(_for_ever)
+
+    record = new_record(Request("r", "agg", "c", 0, [1], 1, 0), 0.0)
+    stuck: Any = Stuck()
+    asyncio.run(asyncio.wait_for(serve.collect(stuck, record, timeout_s=0.05), 2))
+    assert (record.status, record.cause) == ("timeout", "timeout")

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from wp1.plan import Cell
 from wp1.records import MemoryNote
-from wp1.serving.backend import Scheduler, ServingBackend
+from wp1.serving.backend import Scheduler, ServingBackend, answered
 from wp1.serving.memory import Moment
 
 
@@ -38,4 +38,6 @@ class MemoryNotes:
 
 
 async def _of(pool: str, engine: ServingBackend, moment: Moment) -> tuple[str, str, list[dict[str, object]]]:
-    return pool, engine.name, await engine.memory(moment) if engine.alive else []
+    if not engine.alive:
+        return pool, engine.name, []
+    return pool, engine.name, await answered(engine.name, engine.memory(moment), "what its memory is taken by")

@@ -30,7 +30,7 @@ class TransferReport:
     handoff_id: str
     t_begin: float
     t_end: float
-    bytes: int
+    bytes: int | None  # None: they moved, and the connector cannot tell how many
     failed: str | None = None  # why, where it did not arrive
     # Where the connector knows: seconds in which bytes moved, by the device's clock; seconds that blocks which were
     # ready waited for that; blocks; and in how many runs of neighbours they lay.
@@ -38,6 +38,29 @@ class TransferReport:
     wait_s: float | None = None
     blocks: int | None = None
     runs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a decode engine's connector says before a transfer: the first `tokens` of the prompt need not come.
+
+    They are whole blocks that the engine had in its own prefix cache, by vLLM's scheduler; or all tokens of the prompt,
+    where the engine has the rest too or computes it itself.
+    """
+
+    handoff_id: str
+    tokens: int
+
+
+# In an engine's connector stats: rows of TransferReport and of Kept.
+MOVED_ROWS = "wp1_transfers"
+KEPT_ROWS = "wp1_kept"
+
+
+def reports_in(stats: dict[str, Any]) -> "list[TransferReport | Kept]":
+    """What both connectors of wp1 report. What was kept comes first, as it is known first."""
+    kept = [Kept(*row) for row in stats.get(KEPT_ROWS, ())]
+    return [*kept, *(TransferReport(*row) for row in stats.get(MOVED_ROWS, ()))]
 
 
 class KVTransfer(Protocol):
@@ -87,6 +110,13 @@ class KVTransfer(Protocol):
         """How the decode side's connector calls the engine that has the KV."""
         ...
 
-    def reports(self, stats: dict[str, Any]) -> list[TransferReport]:
-        """The transfers in what an engine's connector counted since the last time."""
+    def unfetched(self, from_prefill: dict[str, Any]) -> str | None:
+        """How the prefill engine calls a request of which nothing was fetched, as the decode engine had all of it.
+
+        None where the connector itself lets go of its KV.
+        """
+        ...
+
+    def reports(self, stats: dict[str, Any]) -> list[TransferReport | Kept]:
+        """The transfers in what an engine's connector counted since the last time, and what needed none."""
         ...

@@ -5,7 +5,7 @@ import socket
 from typing import Any
 
 from wp1 import hardware
-from wp1.serving.transfer import Pools, Role, TransferReport
+from wp1.serving.transfer import Kept, Pools, Role, TransferReport, reports_in
 
 CONNECTORS = {"pull": "NixlPullConnector", "push": "NixlPushConnector"}
 WHY = {
@@ -86,8 +86,12 @@ class NixlTransfer:
     def peer(self, from_prefill: dict[str, Any]) -> str:
         return from_prefill["remote_engine_id"]
 
-    def reports(self, stats: dict[str, Any]) -> list[TransferReport]:
-        return [TransferReport(*row) for row in stats.get("wp1_transfers", ())]
+    def unfetched(self, from_prefill: dict[str, Any]) -> str | None:
+        # A side that reads says that it needs nothing; to one that writes nobody says so, until the lease ends.
+        return from_prefill.get("remote_request_id") if self._direction == "push" else None
+
+    def reports(self, stats: dict[str, Any]) -> list[TransferReport | Kept]:
+        return reports_in(stats)
 
 
 def _free_port() -> int:

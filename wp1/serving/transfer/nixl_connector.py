@@ -1,110 +1,21 @@
 """vLLM's NIXL connectors with an account of every transfer, for vLLM 0.26 to 0.33.
 
 vLLM loads this inside the engines' own processes (kv_connector_module_path). Its own counters are sums over a scheduler
-step that name no request, and were silent on a GPU in 0.26. So a `Meter` stands between vLLM and NIXL's agent: it adds
-up the descriptors that are posted, takes the time, and ends what takes too long. The classes keep vLLM's names, because
-vLLM decides some things by name.
+step that name no request, and were silent on a GPU in 0.26. So a `Meter` stands between vLLM and NIXL's agent. The
+classes keep vLLM's names, because vLLM decides some things by name.
 """
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import connector as vllm_nixl
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 
-# In an engine's stats: rows of `wp1.serving.transfer.TransferReport`.
-ROWS = "wp1_transfers"
-
-
-@dataclass(slots=True)
-class _Open:
-    request: str
-    bytes: int
-    begin: float = 0.0
-
-
-class Meter:
-    """NIXL's agent, with the size, begin and end of every transfer noted; everything else is passed on.
-
-    A transfer is over `timeout_s` seconds after it was posted: vLLM is then told that it failed, and cancels it.
-    """
-
-    def __init__(self, agent: Any, timeout_s: float) -> None:
-        self._agent = agent
-        self._timeout_s = timeout_s
-        self._sizes: dict[Any, np.ndarray] = {}  # bytes of each descriptor, by prepared list
-        self._last: tuple[Any, np.ndarray] | None = None
-        self._open: dict[Any, _Open] = {}
-        self.rows: list[tuple[str, float, float, int, str | None]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._agent, name)
-
-    def get_xfer_descs(self, descs: Any, *args: Any, **kwargs: Any) -> Any:
-        made = self._agent.get_xfer_descs(descs, *args, **kwargs)
-        # (address, bytes, device) each.
-        self._last = (made, np.asarray([desc[1] for desc in descs], dtype=np.int64))
-        return made
-
-    def prep_xfer_dlist(self, agent_name: str, xfer_list: Any, *args: Any, **kwargs: Any) -> Any:
-        handle = self._agent.prep_xfer_dlist(agent_name, xfer_list, *args, **kwargs)
-        if self._last is not None and self._last[0] is xfer_list:
-            self._sizes[handle] = self._last[1]
-            self._last = None
-        return handle
-
-    def make_prepped_xfer(self, operation: str, local: Any, local_ids: Any, remote: Any, remote_ids: Any,
-                          notif_msg: bytes = b"", *args: Any, **kwargs: Any) -> Any:  # fmt: skip
-        handle = self._agent.make_prepped_xfer(
-            operation, local, local_ids, remote, remote_ids, notif_msg, *args, **kwargs
-        )
-        sizes = self._sizes.get(local)
-        # The message that ends a transfer is the request's id and a number.
-        request = notif_msg.decode(errors="replace").rpartition(":")[0]
-        self._open[handle] = _Open(request, 0 if sizes is None else int(sizes[np.asarray(local_ids)].sum()))
-        return handle
-
-    def transfer(self, handle: Any, *args: Any, **kwargs: Any) -> Any:
-        if (opened := self._open.get(handle)) is not None:
-            opened.begin = time.monotonic()
-        return self._agent.transfer(handle, *args, **kwargs)
-
-    def check_xfer_state(self, handle: Any) -> str:
-        state = self._agent.check_xfer_state(handle)
-        opened = self._open.get(handle)
-        if opened is None:
-            return state
-        now = time.monotonic()
-        if state == "DONE":
-            self._end(handle, min(now, opened.begin + self._duration(handle)))
-        elif state != "PROC":
-            self._end(handle, now, f"NIXL says {state}")
-        elif now - opened.begin > self._timeout_s:
-            self._end(handle, now, f"not there after {self._timeout_s:g} s (transfer.timeout_s)")
-            return "TIMEOUT"
-        return state
-
-    def _duration(self, handle: Any) -> float:
-        """Seconds by NIXL's own clock, which sees the end before we come to ask; infinite where it does not say."""
-        try:
-            microseconds = self._agent.get_xfer_telemetry(handle).xferDuration
-        except Exception:  # whatever a telemetry that is off raises
-            microseconds = 0
-        return microseconds / 1e6 if microseconds else float("inf")
-
-    def _end(self, handle: Any, end: float, failed: str | None = None) -> None:
-        opened = self._open.pop(handle)
-        self.rows.append((opened.request, opened.begin, end, opened.bytes, failed))
-
-    def release_xfer_handle(self, handle: Any) -> Any:
-        self._open.pop(handle, None)
-        return self._agent.release_xfer_handle(handle)
+from wp1.serving.transfer import KEPT_ROWS, MOVED_ROWS
+from wp1.serving.transfer.nixl_meter import Meter
 
 
 class Stats(NixlKVConnectorStats):
@@ -112,10 +23,11 @@ class Stats(NixlKVConnectorStats):
 
     def reset(self) -> None:
         super().reset()
-        self.data[ROWS] = []
+        self.data[MOVED_ROWS] = []
+        self.data[KEPT_ROWS] = []
 
     def is_empty(self) -> bool:
-        return super().is_empty() and not self.data[ROWS]
+        return super().is_empty() and not self.data[MOVED_ROWS] and not self.data[KEPT_ROWS]
 
 
 @contextmanager
@@ -156,6 +68,7 @@ class _Metered:
         if self.connector_worker is not None:
             self.connector_worker.nixl_wrapper = Meter(self.connector_worker.nixl_wrapper, ours["timeout_s"])
             self.connector_worker.xfer_stats = Stats()
+        self._kept = Stats()  # of the scheduler's side
         if self.connector_scheduler is not None:
             # Not by vLLM's variable: engines of one process start side by side, and would read each other's.
             self.connector_scheduler.side_channel_port = ours["port"]
@@ -171,6 +84,19 @@ class _Metered:
             return (there, True) if there > 0 else (0, False)
         return super().get_num_new_matched_tokens(request, num_computed_tokens)  # type: ignore[misc]
 
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """vLLM has decided how many tokens are to come; those before them it has in its own prefix cache."""
+        params = request.kv_transfer_params
+        tokens = params.get("wp1_tokens") if params and params.get("do_remote_prefill") else None
+        super().update_state_after_alloc(request, blocks, num_external_tokens)  # type: ignore[misc]
+        if tokens is None:
+            return
+        row: Any = (request.request_id, tokens - num_external_tokens if num_external_tokens > 0 else tokens)
+        self._kept.data[KEPT_ROWS].append(row)
+        if num_external_tokens <= 0:
+            # vLLM's push side would take it for one that was given up before it began, and wait for its KV.
+            params["do_remote_prefill"] = False
+
     def peer_lost(self, engine_id: str) -> None:
         """An engine died: what was to come from it will not, so its requests are told, and their blocks freed.
 
@@ -184,10 +110,10 @@ class _Metered:
 
     def get_kv_connector_stats(self) -> Any:
         if self.connector_worker is None:
-            return None
+            return None if self._kept.is_empty() else self._kept.clone_and_reset()
         meter = self.connector_worker.nixl_wrapper
         rows, meter.rows = meter.rows, []
-        self.connector_worker.xfer_stats.data[ROWS].extend(rows)
+        self.connector_worker.xfer_stats.data[MOVED_ROWS].extend(rows)
         return super().get_kv_connector_stats()  # type: ignore[misc]
 
     @classmethod
@@ -214,3 +140,16 @@ class WorkerExtension:
 
         connector: Any = get_kv_transfer_group()
         connector.peer_lost(engine_id)
+
+    def wp1_let_go(self, request: str) -> None:
+        """In a prefill engine: the KV of this request will not be asked for, so its lease ends now."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        connector: Any = get_kv_transfer_group()
+        held = connector.connector_worker._reqs_to_send
+        if request in held:
+            # vLLM 0.26 looks at the first only.
+            del held[request]
+            others = dict(held)
+            held.clear()
+            held.update({request: 0.0} | others)

@@ -19,7 +19,7 @@ from typing import Any
 
 from wp1 import hardware
 from wp1.errors import ConfigError
-from wp1.serving.transfer import Pools, Role, TransferReport
+from wp1.serving.transfer import Kept, Pools, Role, TransferReport, reports_in
 from wp1.serving.transfer.ipc.kinds import obstacle_in_config
 
 
@@ -102,8 +102,11 @@ class IpcTransfer:
     def peer(self, from_prefill: dict[str, Any]) -> str:
         return from_prefill["remote_engine_id"]
 
-    def reports(self, stats: dict[str, Any]) -> list[TransferReport]:
-        return [TransferReport(*row) for row in stats.get("wp1_transfers", ())]
+    def unfetched(self, from_prefill: dict[str, Any]) -> str | None:
+        return None
+
+    def reports(self, stats: dict[str, Any]) -> list[TransferReport | Kept]:
+        return reports_in(stats)
 
 
 def obstacle(pools: Pools) -> str | None:

@@ -17,7 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStat
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.v1.request import RequestStatus
 
-from wp1.serving.transfer import ipc
+from wp1.serving.transfer import KEPT_ROWS, MOVED_ROWS, ipc
 from wp1.serving.transfer.ipc import exports
 from wp1.serving.transfer.ipc.copying import Copier, copier_of
 from wp1.serving.transfer.ipc.decode import IDLE_WAIT_S, DecodeScheduler
@@ -26,8 +26,6 @@ from wp1.serving.transfer.ipc.layout import LayoutError, layout_of
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender
 from wp1.serving.transfer.ipc.prefill import PrefillOrders, PrefillScheduler, PrefillWorker
 from wp1.serving.transfer.ipc.receiver import DecodeOrders, Receiver
-
-ROWS = "wp1_transfers"
 
 
 @dataclass
@@ -39,20 +37,21 @@ class Orders(KVConnectorMetadata):
 
 
 class Stats(KVConnectorStats):
-    """Rows of `wp1.serving.transfer.TransferReport` since the last time."""
+    """Rows of `wp1.serving.transfer.TransferReport` and `Kept` since the last time."""
 
     def reset(self) -> None:
-        self.data = {ROWS: []}
+        self.data = {MOVED_ROWS: [], KEPT_ROWS: []}
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
-        self.data.setdefault(ROWS, []).extend(other.data.get(ROWS, []))
+        for rows in (MOVED_ROWS, KEPT_ROWS):
+            self.data.setdefault(rows, []).extend(other.data.get(rows, []))
         return self
 
     def reduce(self) -> dict[str, int | float]:
-        return {"transfers": len(self.data.get(ROWS, []))}
+        return {"transfers": len(self.data.get(MOVED_ROWS, []))}
 
     def is_empty(self) -> bool:
-        return not self.data.get(ROWS)
+        return not self.data.get(MOVED_ROWS) and not self.data.get(KEPT_ROWS)
 
 
 class IpcConnector(KVConnectorBase_V1):
@@ -220,14 +219,13 @@ class IpcConnector(KVConnectorBase_V1):
         return broken
 
     def get_kv_connector_stats(self) -> KVConnectorStats | None:
-        if not self._rows:
-            return None
         rows, self._rows = self._rows, []
-        return Stats(data={ROWS: rows})
+        kept = [] if self._decode is None else self._decode.take_kept()
+        return Stats(data={MOVED_ROWS: rows, KEPT_ROWS: kept}) if rows or kept else None
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats:
-        return Stats(data={ROWS: []} if data is None else data)
+        return Stats(data={MOVED_ROWS: [], KEPT_ROWS: []} if data is None else data)
 
     def shutdown(self) -> None:
         if self._receiver is not None:

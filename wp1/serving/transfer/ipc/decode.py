@@ -51,6 +51,7 @@ class DecodeScheduler:
         self._last: dict[str, None] = {}  # handoffs whose last chunk is being computed
         self._done: dict[str, Message] = {}  # by handoff, as the prefill engine says
         self._orders = DecodeOrders()
+        self._kept: list[tuple[str, int]] = []  # rows of `wp1.serving.transfer.Kept`
         self._idle = 0
         self._listened = False  # in this step
 
@@ -131,10 +132,12 @@ class DecodeScheduler:
         else:
             self._waiting[request.request_id] = request
         if tokens == 0:
+            self._kept.append((params["wp1"]["handoff"], params["wp1_tokens"]))
             self._orders.given_up.append((params["wp1"]["handoff"], params["remote_engine_id"]))
             return
         said = params["wp1"] if "blocks" in params["wp1"] else None
         cached, done = found or (params["wp1_tokens"] - tokens, said)
+        self._kept.append((params["wp1"]["handoff"], cached))
         first = cached // self._block_tokens
         end = -(-params["wp1_tokens"] // self._block_tokens)
         load = Load(
@@ -151,6 +154,11 @@ class DecodeScheduler:
         if at_once and self._idle > IDLE_STEPS and not self._orders.needed:
             self._to_workers(in_advance(load))
         self._orders.loads.append(load)
+
+    def take_kept(self) -> list[tuple[str, int]]:
+        """Handoffs since the last time, and how many tokens of each do not come from elsewhere."""
+        kept, self._kept = self._kept, []
+        return kept
 
     def orders(self, scheduled: Collection[str]) -> DecodeOrders:
         """What this step's workers are to do; `scheduled`: requests that the step computes tokens of."""

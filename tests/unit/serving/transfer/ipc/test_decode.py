@@ -61,6 +61,8 @@ def test_a_load_is_of_the_blocks_that_the_prompt_fills(world: World) -> None:
     request = _late(40)
     assert world.scheduler.to_come(request, 0) == (40, True)
     world.scheduler.allocated(request, [1, 2, 3, 4], 40)
+    assert world.scheduler.take_kept() == [("h", 0)]
+    assert world.scheduler.take_kept() == []
     orders = world.scheduler.orders(())
     assert orders.loads == [Load("r", "h", SOURCE, 0, [1, 2, 3], DONE)]
     assert orders.given_up == []
@@ -71,6 +73,7 @@ def test_the_beginning_is_cached(world: World) -> None:
     request = _early(40)
     assert world.scheduler.to_come(request, 16) == (24, True)
     world.scheduler.allocated(request, [1, 2, 3], 24)
+    assert world.scheduler.take_kept() == [("h", 16)]
     assert world.scheduler.orders(()).loads == [Load("r", "h", SOURCE, 1, [2, 3], None)]
 
 
@@ -218,6 +221,7 @@ def test_a_prompt_that_ends_there_has_its_last_token_computed_once_more(world: W
     world.say_done()
     assert world.scheduler.to_come(request, computed) == (47 - computed, False)
     world.scheduler.allocated(request, [1, 2, 3], 47 - computed)
+    assert world.scheduler.take_kept() == [("h", computed)]
     [load] = world.scheduler.orders(["other"]).loads
     # All of its blocks all the same: the last is whole only with what the source has in it.
     assert (load.first, load.blocks) == (computed // 16, [1, 2, 3][computed // 16 :])
@@ -230,6 +234,8 @@ def test_all_but_the_last_token_is_cached(world: World) -> None:
     world.say_done()
     assert world.scheduler.to_come(request, 32) == (0, False)
     world.scheduler.allocated(request, [1, 2, 3], 0)
+    # The last block does not come either: its only token is computed here.
+    assert world.scheduler.take_kept() == [("h", 33)]
     orders = world.scheduler.orders(["other"])
     assert (orders.loads, orders.given_up) == ([], [("h", SOURCE)])
 

@@ -1,0 +1,9 @@
+"""vLLM's worker on a CPU, with sampling by a seed as it is on GPUs (`wp1.serving.sampling`)."""
+
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from wp1.serving.sampling import SeededSampling
+
+
+class Worker(SeededSampling, CPUWorker):
+    pass

@@ -1,0 +1,129 @@
+"""Why an engine died, in one line: from what its processes wrote into the log, and how they ended.
+
+vLLM tells its client only that the engine core met "an issue". The error itself is in the log, as tracebacks of which
+the first is the cause and the others say who passed it on:
+
+    (Worker pid=7) ERROR 11-29 09:22:18 [multiproc_executor.py:1063] WorkerProc hit an exception.
+    (Worker pid=7) ERROR 11-29 09:22:18 [multiproc_executor.py:1063] Traceback (most recent call last):
+    ...
+    (Worker pid=7) ERROR 11-29 09:22:18 [multiproc_executor.py:1063] RuntimeError: CPU Generator does not use offset
+    (EngineCore pid=5) ERROR 11-29 09:22:18 [core.py:1512] EngineCore encountered a fatal error.
+    ...
+    (EngineCore pid=5) ERROR 11-29 09:22:18 [core.py:1512] RuntimeError: Worker failed with error 'CPU Generator ...
+"""
+
+import re
+import signal
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+# Of the end of a log: a traceback of a core and of each of its workers is some 20 KB.
+LAST_BYTES = 2 << 20
+LONGEST = 300  # characters of a message
+
+_PROCESS = re.compile(r"^\((?P<name>[^()]*?) ?pid=(?P<pid>\d+)\) ?")
+_LOGGED = re.compile(r"^(?P<level>[A-Z]+) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?")
+_TRACEBACK = "Traceback (most recent call last):"
+# The line after a traceback's frames, which are indented.
+_EXCEPTION = re.compile(r"^(?:\w+\.)*(?P<kind>\w+)(?:: (?P<text>.*))?$")
+_PASSED_ON = re.compile(r"Worker failed with error '(?P<text>.*)', please check", re.DOTALL)
+_WORKER_ENDED = re.compile(r"Worker proc (?P<name>\S+) died unexpectedly(?: \(exit code: (?P<code>-?\d+)\))?")
+_FATAL = re.compile(r"EngineCore (encountered a fatal error|failed to start)")
+# Of a core whose worker did not start; the worker's own error is after the second.
+_NO_WORKER, _WORKER_FATAL = "WorkerProc initialization failed", "WorkerProc failed to start"
+
+
+@dataclass(frozen=True)
+class _Line:
+    pid: int | None
+    text: str
+
+
+def cause_of_death(log: Path, start: int, pids: Collection[int] | None, exit_code: int | None) -> str | None:
+    """Why an engine died, in a line; None if neither its log nor its exit code says.
+
+    start: byte of the log at which the engine began. pids: its processes, if known; lines of others are not its own.
+    exit_code: of its core, as Python has it: negative for a signal, None if it is not known.
+    """
+    lines = _lines(log, start, pids)
+    fatal = next((n for n, line in enumerate(lines) if _FATAL.search(line.text)), len(lines))
+    # A worker that was killed comes first; after a fatal error, the core ends its workers itself.
+    return _worker_ended(lines[:fatal]) or _raised(lines, fatal) or ended(exit_code, "its process")
+
+
+def ended(exit_code: int | None, who: str) -> str | None:
+    """How a process ended, in words; None if that is not known, or if it ended well."""
+    if not exit_code:
+        return None
+    if exit_code > 0:
+        return f"{who} ended with exit code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    hint = " (by the system if memory ran out)" if name == "SIGKILL" else ""
+    return f"{who} was killed by {name}{hint}"
+
+
+def _lines(log: Path, start: int, pids: Collection[int] | None) -> list[_Line]:
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(start, size - LAST_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines():
+        process = _PROCESS.match(line)
+        pid = int(process["pid"]) if process else None
+        if pids is None or pid in pids:
+            rest = line[process.end() :] if process else line
+            found.append(_Line(pid, _LOGGED.sub("", rest)))
+    return found
+
+
+def _raised(lines: list[_Line], begin: int) -> str | None:
+    """The error that ended the core's loop, or the worker's error that it passed on. begin: the line that says so."""
+    if begin == len(lines):
+        return None
+    first = _first_error(lines, begin)
+    if first is None:
+        return None
+    text = first["text"] or ""
+    if text.startswith(_NO_WORKER):
+        worker = next((n for n, line in enumerate(lines[:begin]) if _WORKER_FATAL in line.text), None)
+        return _in_words((_first_error(lines, worker) if worker is not None else None) or first)
+    passed_on = _PASSED_ON.search(text)
+    if passed_on is None:
+        return _in_words(first)
+    told, core = passed_on["text"], lines[begin].pid
+    workers = [_EXCEPTION.match(line.text) for line in lines[:begin] if line.pid != core]
+    same = [error for error in workers if error and told and (error["text"] or "").startswith(told.splitlines()[0])]
+    return _in_words(same[-1]) if same else _cut(told)
+
+
+def _first_error(lines: list[_Line], begin: int) -> re.Match[str] | None:
+    """The first error that the process which wrote line `begin` wrote after it: of a chain, the cause."""
+    written = [line.text for line in lines[begin + 1 :] if line.pid == lines[begin].pid]
+    if _TRACEBACK not in written:
+        return None
+    below = written[written.index(_TRACEBACK) + 1 :]
+    return next((_EXCEPTION.match(text) for text in below if text and not text[0].isspace()), None)
+
+
+def _in_words(error: re.Match[str]) -> str:
+    return _cut(error["kind"] + (f": {error['text']}" if error["text"] else ""))
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
+
+
+def _worker_ended(lines: list[_Line]) -> str | None:
+    found = next((match for line in lines if (match := _WORKER_ENDED.search(line.text))), None)
+    if found is None:
+        return None
+    return ended(int(found["code"] or 0), "its worker") or "its worker ended"
