@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy import special
+from scipy import signal, special
 
 from wp1.analysis import bootstrap, comparison, intervals
 from wp1.analysis.intervals import Values
@@ -71,9 +71,12 @@ def _as_a_whole(design: Design, rng: np.random.Generator) -> np.ndarray:
 def _noise(design: Design, rng: np.random.Generator) -> np.ndarray:
     """Of variance one; each value has `correlation` in common with the one before."""
     noise = rng.standard_normal((design.repeats, design.requests))
-    for n in range(1, design.requests if design.correlation else 0):
-        noise[:, n] = design.correlation * noise[:, n - 1] + np.sqrt(1 - design.correlation**2) * noise[:, n]
-    return noise
+    if not design.correlation:
+        return noise
+    # Of the first value too: it has as much to its left as any.
+    noise[:, 1:] *= np.sqrt(1 - design.correlation**2)
+    powers = design.correlation ** np.arange(design.requests)
+    return signal.fftconvolve(noise, powers[None], axes=1)[:, : design.requests]
 
 
 def compared(a: np.ndarray, b: np.ndarray, statistic: str) -> dict[str, Any]:
