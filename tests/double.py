@@ -129,7 +129,7 @@ class DoubleBackend:
         await asyncio.sleep(self.gap_s)
         kept = self.kept_tokens or 0
         blocks = -(-source.held.pop(request.request_id, 0) // self.block_tokens) - kept // self.block_tokens
-        size = blocks * self.block_tokens * self.settings["model"].kv_bytes_per_token
+        size = blocks * self.block_tokens * (self.settings["model"].kv_bytes_per_token or 0)
         row = (f"{request.request_id}-0123abcd", begin, time.monotonic(), size, None)
         stats: dict[str, list[Any]] = {"wp1_transfers": [row] if size else []}
         if self.kept_tokens is not None:
@@ -155,7 +155,7 @@ class DoubleBackend:
         """Notes of a worker on a host with round figures: no memory is measured here."""
         type(self).noted.append((self.name, moment))
         mib = 1 << 20
-        pool = self.kv_blocks * self.block_tokens * self.settings["model"].kv_bytes_per_token
+        pool = self.kv_blocks * self.block_tokens * (self.settings["model"].kv_bytes_per_token or 0)
         if moment == "start":
             taken = {"imported": 500, "device": 505, "weights": 805, "profiled": 806, "kv_cache": 808, "ready": 810}
             stages = [

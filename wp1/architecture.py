@@ -2,26 +2,21 @@
 
 Formulas: Kaplan et al., Scaling Laws for Neural Language Models, 2020, section 2.1 (two FLOPs a parameter and token,
 and attention by context length), with grouped-query attention (Ainslie et al., 2023) for the size of the KV cache.
-Attention is causal, so a prompt of n tokens has n (n + 1) / 2 pairs of query and key. Norms, rotary positions, biases
-and softmax are left out: less than one percent.
+Attention is causal, so a prompt of n tokens has n (n + 1) / 2 pairs of query and key. If its first c tokens are in the
+prefix cache, the other n - c are computed, and their pairs are n (n + 1) / 2 - c (c + 1) / 2. Norms, rotary positions,
+biases and softmax are left out: less than one percent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Keys of a config.json that say that a token does not pass all weights, or attention is of another kind.
-UNLIKE = {
-    "mixture of experts": ("num_local_experts", "num_experts", "n_routed_experts"),
-    "latent attention": ("kv_lora_rank",),
-    "layers of other kinds": ("layers_block_type", "mamba_d_state", "linear_num_key_heads"),
-    "quantised weights": ("quantization_config",),
-}
+from wp1 import model_kinds
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a dense decoder with a gated MLP, as Llama, Mistral, Qwen2 and SmolLM2 are."""
+    """The shape of a dense decoder whose layers are alike, as those of Llama, Qwen2, Pythia and Falcon are."""
 
     layers: int
     hidden: int
@@ -31,14 +26,16 @@ class Architecture:
     intermediate: int
     vocab: int
     tied: bool  # whether the output layer's weights are the embedding's
-    element_bytes: int  # of a weight, and of an element of the KV cache
+    element_bytes: int  # of a weight, and of an element of the KV cache if `kv_element_bytes` is None
     unlike: str | None = None  # why the formulas below do not hold for it; None: they do
+    mlp_matrices: int = 3  # 3 if the MLP is gated, as Llama's is; 2 if not, as GPT-2's is
+    kv_element_bytes: int | None = None
 
     @property
     def block_parameters(self) -> int:
-        """Of all layers: attention (queries and output; keys and values) and the three matrices of the MLP."""
+        """Of all layers: attention (queries and output; keys and values) and the matrices of the MLP."""
         attention = 2 * self.hidden * self.heads * self.head_size + 2 * self.hidden * self.kv_heads * self.head_size
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+        return self.layers * (attention + self.mlp_matrices * self.hidden * self.intermediate)
 
     @property
     def head_parameters(self) -> int:
@@ -52,7 +49,8 @@ class Architecture:
     @property
     def kv_bytes(self) -> int:
         """Of one token: 2 (K and V) x layers x KV heads x head size x bytes an element."""
-        return 2 * self.layers * self.kv_heads * self.head_size * self.element_bytes
+        element = self.element_bytes if self.kv_element_bytes is None else self.kv_element_bytes
+        return 2 * self.layers * self.kv_heads * self.head_size * element
 
     @property
     def step_bytes(self) -> int:
@@ -63,24 +61,31 @@ class Architecture:
         """Scores and their weighted sum, two FLOPs a multiplication and addition, of so many query-key pairs."""
         return 4.0 * self.layers * self.heads * self.head_size * pairs
 
-    def prefill_flops(self, tokens: int) -> float:
-        """FLOPs of a prompt from nothing to its first output token: logits are computed at its last position only."""
-        pairs = tokens * (tokens + 1) / 2
-        return 2.0 * self.block_parameters * tokens + 2.0 * self.head_parameters + self.attention_flops(pairs)
+    def prefill_flops(self, tokens: int, cached: int = 0, logits: int = 1) -> float:
+        """FLOPs from a prompt's first computed token to its first output token.
+
+        cached: how many of the prompt's tokens the prefix cache held; these are not computed, but the others attend to
+        them. logits: positions at which logits are computed, the last one unless the prompt's likelihood is asked for.
+        """
+        computed = tokens - cached
+        pairs = (tokens * (tokens + 1) - cached * (cached + 1)) / 2
+        return 2.0 * (self.block_parameters * computed + self.head_parameters * logits) + self.attention_flops(pairs)
 
     def quadratic_share(self, tokens: int) -> float:
-        """The share of a prompt's FLOPs that grows with the square of its length."""
+        """The share of a prompt's FLOPs that grows with the square of its length; nothing of it is cached."""
         return self.attention_flops(tokens * (tokens + 1) / 2) / self.prefill_flops(tokens)
 
-    def prefill_bytes(self, tokens: int, chunk: int | None = None) -> float:
-        """Bytes that a prompt's prefill has to move: the weights once a chunk, KV written, and read by later chunks.
+    def prefill_bytes(self, tokens: int, chunk: int | None = None, cached: int = 0) -> float:
+        """Bytes that a prompt's prefill moves: the weights once a chunk, KV written, and read by later chunks.
 
-        chunk: tokens a forward pass at most (vLLM's max_num_batched_tokens); None: all in one.
+        chunk: tokens a forward pass at most (vLLM's max_num_batched_tokens); None: all in one. cached: tokens in the
+        prefix cache, whose KV every chunk reads.
         """
-        passes = -(-tokens // chunk) if chunk else 1
-        # The second pass reads one chunk, the third two, and so on.
-        read = (chunk or 0) * passes * (passes - 1) / 2
-        return passes * self.step_bytes + self.kv_bytes * (tokens + read)
+        computed = tokens - cached
+        passes = -(-computed // chunk) if chunk else 1
+        # The first pass reads what was cached, the second a chunk more, and so on.
+        read = passes * cached + (chunk or 0) * passes * (passes - 1) / 2
+        return passes * self.step_bytes + self.kv_bytes * (computed + read)
 
     def decode_flops(self, contexts: float, tokens: int = 1) -> float:
         """FLOPs of `tokens` single steps whose contexts (tokens in the KV cache) sum up to `contexts`."""
@@ -91,30 +96,35 @@ class Architecture:
         return self.step_bytes * tokens / batch + self.kv_bytes * (contexts + tokens)
 
 
-def of(config: Mapping[str, Any], element_bytes: int) -> Architecture:
-    """The architecture that a config.json describes. Raises KeyError, TypeError or ValueError where it does not."""
-    text = config.get("text_config", config)
-    heads = int(text["num_attention_heads"])
-    kv_heads = text.get("num_key_value_heads") or heads
+def of(config: Mapping[str, Any], element_bytes: int, kv_element_bytes: int | None = None) -> Architecture:
+    """The architecture that a config.json describes; `unlike` says if the formulas do not hold for it.
+
+    element_bytes: of the dtype in which it is served; kv_element_bytes: of the KV cache, None for the same. Raises
+    UnknownKindError if the formulas hold and a size is not stated, ValueError and TypeError for sizes that are none.
+    If the formulas do not hold, a size that is not known is 0.
+    """
+    text = model_kinds.text_of(config)
+    unlike = model_kinds.unlike_of(config, text)
+
+    def known(read: Callable[[], int]) -> int:
+        try:
+            return read()
+        except (model_kinds.UnknownKindError, ValueError):
+            if unlike is None:
+                raise
+            return 0
+
     return Architecture(
-        layers=int(text["num_hidden_layers"]),
-        hidden=int(text["hidden_size"]),
-        heads=heads,
-        kv_heads=int(kv_heads),
-        head_size=int(text.get("head_dim") or text["hidden_size"] // heads),
-        intermediate=int(text["intermediate_size"]),
-        vocab=int(text["vocab_size"]),
-        tied=bool(text.get("tie_word_embeddings", False)),
+        layers=known(lambda: model_kinds.size(text, "num_hidden_layers")),
+        hidden=known(lambda: model_kinds.size(text, "hidden_size")),
+        heads=known(lambda: model_kinds.heads_of(text)),
+        kv_heads=known(lambda: model_kinds.kv_heads_of(text)),
+        head_size=known(lambda: model_kinds.head_size_of(text)),
+        intermediate=known(lambda: model_kinds.intermediate_of(text)),
+        vocab=known(lambda: model_kinds.size(text, "vocab_size")),
+        tied=bool(known(lambda: model_kinds.tied_of(config, text))),
         element_bytes=element_bytes,
-        unlike=_unlike(text),
+        unlike=unlike,
+        mlp_matrices=known(lambda: model_kinds.kind_of(text).matrices or 0),
+        kv_element_bytes=kv_element_bytes,
     )
-
-
-def _unlike(text: Mapping[str, Any]) -> str | None:
-    for reason, keys in UNLIKE.items():
-        if any(text.get(key) for key in keys):
-            return reason
-    # Qwen2 names a window that it does not use.
-    if text.get("sliding_window") and text.get("use_sliding_window", True):
-        return "a sliding window of attention"
-    return None

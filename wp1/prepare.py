@@ -1,7 +1,7 @@
 """What is known before an engine starts: the model, the prompts' text, the arms, and that it all fits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Prepared:
     transfer: dict[str, str]  # which connector and why, of a disaggregated run
     skipped: list[dict[str, Any]]  # cells that do not fit, as run_metadata.json has them
     peaks: dict[str, Any] | None  # what the device can do at most, if that is known
+    inputs: dict[str, Any] = field(default_factory=dict)  # a file of questions or a trace, as run_metadata.json has it
+    notes: list[str] = field(default_factory=list)  # the same in words
 
     @property
     def model(self) -> ServedModel:
@@ -49,6 +51,8 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
     # Where memory goes is a question also of one device against two; how fast they are is not.
     if cfg.arms and not cfg.experiment.memory:
         check_equal({arm.name: [place for _, place in places_of(arm)] for arm in plan(cfg)})
+    # Before the model is fetched or unpacked: bad data is told at once.
+    given = material.read(cfg, tell)
     try:
         served = _models(cfg, tell)
     except OSError as error:
@@ -67,7 +71,8 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
             fit.check_memory(served[arm.name], cfg, engines)
         colocated = colocated or any(place.sharing > 1 for _, place in engines)
     tell("making prompts")
-    made_of = material.prepare(cfg, model, arms[0].cells, tell)
+    made_of = material.prepare(cfg, model, arms[0].cells, tell, given)
+    inputs, notes = material.inputs(cfg, given, made_of)
     transfer: dict[str, str] = {}
     for arm in arms:
         if arm.scheduler.mode == "disagg":
@@ -79,7 +84,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
     labels += ["built-in tasks"] * (made_of.asked is not None and cfg.dataset.source == "builtin")
     known = peaks.for_run(hardware.describe(), cfg.experiment.measure_peaks, tell)
-    return Prepared(served, made_of, collectors, arms, labels, transfer, skipped, known)
+    return Prepared(served, made_of, collectors, arms, labels, transfer, skipped, known, inputs, notes)
 
 
 def _models(cfg: Any, tell: Callable[[str], None]) -> dict[str, ServedModel]:
@@ -119,7 +124,10 @@ def _cells_that_fit(
     lowered = dict(served)
     for arm in arms:
         model = served[arm.name]
-        room, a_token = fit.longest_request(model, cfg, places_of(arm)), model.kv_bytes_per_token
+        cache = model.kv_cache
+        if cache is None:
+            continue
+        room = fit.longest_request(model, cfg, places_of(arm))
         needed = {cell.name: min(model.max_len, (cell.prompt_len or 0) + longest(cfg.workload)) for cell in arm.cells}
         fitting = [tokens for tokens in needed.values() if tokens <= room]
         if not fitting or len(fitting) == len(needed):
@@ -131,10 +139,10 @@ def _cells_that_fit(
                     "cell": name,
                     "kind": "memory",
                     "reason": (
-                        f"a request of {tokens:,} tokens needs {fit.gib(tokens * a_token)} of KV, and there is room "
-                        f"for {room:,} tokens ({fit.gib(room * a_token)})"
+                        f"a request of {tokens:,} tokens needs {fit.gib(cache.least(tokens))} of KV, and there is room "
+                        f"for {room:,} tokens ({fit.gib(cache.least(room))})"
                     ),
-                    "needed_bytes": tokens * a_token,
+                    "needed_bytes": cache.least(tokens),
                 }
     return lowered, list(skipped.values())
 

@@ -71,6 +71,10 @@ def run(
             }
         metadata["labels"] = prepared.labels
         metadata["skipped"] = prepared.skipped
+        metadata["inputs"] = prepared.inputs
+        metadata["notes"] = prepared.notes
+        for note in prepared.notes:
+            screen.say(note)
         metadata["peaks"] = prepared.peaks
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer
@@ -136,8 +140,11 @@ def _model_metadata(model: ServedModel) -> dict[str, Any]:
         "random_weights": model.random_weights,
         "rope": model.rope.as_dict(),
         "kv_bytes_per_token": model.kv_bytes_per_token,
+        "kv_cache": None if model.kv_cache is None else asdict(model.kv_cache),
+        "why_no_kv_cache": model.why_no_kv_cache,
         "weight_bytes": model.weight_bytes,
         "shape": None if model.shape is None else asdict(model.shape),
+        "why_no_shape": model.why_no_shape,
     }
 
 

@@ -20,7 +20,7 @@ from wp1.errors import ConfigError
 from wp1.plan import has_length, open_loop
 from wp1.quality import settings
 from wp1.serving.placement import engine_sizes
-from wp1.workload.limits import check_list, check_workload
+from wp1.workload.limits import TRACE_FORMATS, check_list, check_workload
 
 # true or false, as `resolve` sees to: where the type is bool, OmegaConf takes any number for true.
 Truth = Any
@@ -117,6 +117,7 @@ class Workload:
     text_path: str | None = None  # of text prompts; None: the bundled book
     shared_prefix: float = 0.0  # share of a prompt that all prompts of a cell's repeat begin with
     trace_path: str | None = None
+    trace_format: str = "auto"  # or mooncake, bailian, azure, burstgpt, wp1
     trace_speed: float = 1.0  # 2: in half the recorded time
     trace_length_scale: float = 1.0  # of prompts, outputs and hash blocks
     output_len: int = 64  # tokens at most; of a distribution the mean
@@ -345,6 +346,7 @@ def _check_values(cfg: Any) -> None:
     _one_of("dataset.source", cfg.dataset.source, "builtin", "file", "hub")
     _one_of("dataset.on_bad_row", cfg.dataset.on_bad_row, "error", "skip")
     _one_of("workload.prompts", cfg.workload.prompts, "dataset", "judged", "random", "text", "trace")
+    _one_of("workload.trace_format", cfg.workload.trace_format, "auto", *TRACE_FORMATS)
     _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant", "gamma", "ramp")
     _one_of("workload.output_distribution", cfg.workload.output_distribution, "fixed", "uniform", "normal", "lognormal")
     for key in ("model", "dataset", "experiment", "slo", "transfer"):

@@ -124,7 +124,7 @@ def test_seeded_prompts_that_are_computed_in_pieces_are_answered_and_repeat(loop
 
     Short prompts meet it as well, if a longer one leaves them no room in a step of 512 tokens.
     """
-    lengths = [1200, 30, 500, 500, 100, 700]
+    lengths = [700, 30, 400, 300]
 
     def ask(name: str, first_seed: int = 1) -> list[RequestRecord]:
         asked = [
@@ -245,6 +245,14 @@ def test_what_the_engine_would_refuse_is_refused_before(
     with pytest.raises(ConfigError, match=message) as refusal:
         engine.check()
     assert "\n" not in str(refusal.value)
+
+
+def test_the_engine_says_what_its_kv_cache_is_made_of(engine: VLLMBackend) -> None:
+    settings = engine.info().settings
+    # 30 layers, 3 KV heads of 64, keys and values of 2 bytes.
+    assert (settings["kv_token_bytes"], settings["kv_layers"]) == (23_040, "30 FullAttentionSpec")
+    assert settings["kv_block_bytes"] == settings["block_size"] * 23_040
+    assert settings["kv_note"] is None
 
 
 def test_an_engine_that_hangs_is_ended_and_said_to_be(

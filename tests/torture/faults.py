@@ -209,7 +209,7 @@ def _dataset_unreadable(stage: Stage) -> Result:
     binary = stage.root / "rows.jsonl"
     binary.write_bytes(b'{"question": "\xff\xfe"}\n')
     result = _refused(stage, r"^error: dataset.path=.* is not a file", "dataset=file", f"dataset.path={stage.root}")
-    second = _refused(stage, r"^error: .*rows\.jsonl cannot be read", "dataset=file", f"dataset.path={binary}")
+    second = _refused(stage, r"^error: .*rows\.jsonl:1 is no UTF-8 text", "dataset=file", f"dataset.path={binary}")
     second.wrong = result.wrong + second.wrong
     return second
 

@@ -156,9 +156,9 @@ def test_a_prompt_that_memory_has_no_room_for_is_skipped_with_its_figure(
     from wp1.serving import models
 
     model = models.prepare(cfg)
-    one = model.kv_bytes_per_token
+    one, weights = model.kv_bytes_per_token or 0, model.weight_bytes or 0
     assert one * 1000 > GIB
-    monkeypatch.setattr(hardware, "available_memory_bytes", lambda: model.weight_bytes + one * 1256)
+    monkeypatch.setattr(hardware, "available_memory_bytes", lambda: weights + one * 1256)
     outcome, metadata = _run(config, tmp_path, *LONG)
     assert outcome.status == "completed", outcome.reason
     assert _measured(outcome) == {("agg", "32-conc1"): 4}

@@ -180,6 +180,19 @@ def test_a_shape_that_is_none_is_refused(config: Compose, double: Any, tmp_path:
         _run(config, tmp_path, f"model.architecture.{override}", "model.architecture.head_dim=null")
 
 
+def test_a_model_of_an_unknown_kind_has_a_run_and_reasons(config: Compose, double: Any, tmp_path: Path) -> None:
+    kind = "model.architecture.model_type=llamoid"
+    lengths = ("experiment=e1", "experiment.prompt_lens=[32,64]")
+    outcome = _run(config, tmp_path, kind, *lengths)
+    assert outcome.status == "completed", outcome.reason
+    why = "wp1 does not know the layers of model_type 'llamoid'"
+    metadata = json.loads((outcome.run_dir / "run_metadata.json").read_text())["model"]
+    assert (metadata["kv_bytes_per_token"], metadata["weight_bytes"]) == (None, None)
+    page = outcome.report.read_text()  # type: ignore[union-attr]
+    assert f"not known: {why}" in page
+    assert f"No MFU and MBU: the formulas do not hold for this model: {why}." in page
+
+
 def test_every_engine_is_warmed_up(config: Compose, double: Any, tmp_path: Path) -> None:
     for routing in ("round_robin", "least_loaded"):
         outcome = _run(config, tmp_path, "scheduler.replicas=3", f"scheduler.routing={routing}")
@@ -415,4 +428,8 @@ def test_a_trace_is_replayed_and_its_load_described(config: Compose, double: Any
     cell = outcome.summary["profiling"]["load"]["cells"]["agg/trace-speed1"]
     assert cell["offered_per_s"] == pytest.approx(100, rel=0.01)
     assert cell["loop_lag_ms"]["n"] > 20
-    assert "steady state" in outcome.report.read_text()  # type: ignore[union-attr]
+    page = outcome.report.read_text()  # type: ignore[union-attr]
+    assert "steady state" in page
+    assert "trace trace.jsonl in Mooncake's format" in page
+    inputs = read_json(outcome.run_dir / "run_metadata.json")["inputs"]
+    assert (inputs["trace"]["format"], inputs["trace"]["block_tokens"]) == ("mooncake", 512)

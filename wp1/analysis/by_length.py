@@ -27,6 +27,9 @@ def lengths_alone(requests: pl.DataFrame) -> list[cells.CellName]:
 def by_length(requests: pl.DataFrame, metadata: Mapping[str, Any], profile: Mapping[str, Any]) -> dict[str, Any] | None:
     """Rows by arm and length, and the fit of each arm; None where not two lengths or more were run, all one at a time.
 
+    prefill_tokens_per_s and mfu are of the tokens that were computed, without those from the prefix cache; lengths with
+    cached tokens are left out of the fit.
+
     requests: `tables.requests`; profile: of the device collector, or {}. Figures are {n, value, low, high}, times in
     ms, with 95 % intervals (`intervals`).
     """
@@ -37,15 +40,16 @@ def by_length(requests: pl.DataFrame, metadata: Mapping[str, Any], profile: Mapp
     shape, _ = roofline.shape_of(metadata)
     rows, fits = [], {}
     for (arm,), of_arm in measured.group_by("arm", maintain_order=True):
-        device = roofline.device_of(metadata, str(arm))
+        device, chunk = roofline.device_of(metadata, str(arm)), roofline.chunk_of(metadata, str(arm))
         samples: dict[int, bootstrap.Sample] = {}
         for cell in names:
             sent = of_arm.filter(pl.col("cell") == cell.name)
             answered = sent.filter(pl.col("status") == "ok")
             if sent.height:
                 length = cell.prompt_len or 0
-                rows.append(_row(str(arm), cell, sent, answered, shape, device, profile))
-                if answered.height:
+                rows.append(_row(str(arm), cell, sent, answered, shape, device, chunk, profile))
+                # A curve over length is one of whole prompts: what a cache answered has no length.
+                if answered.height and not answered["cached_tokens"].fill_null(0).sum():
                     samples[length] = bootstrap.Sample(answered)
         fits[str(arm)] = fit(samples)
         if fits[str(arm)] is not None and shape is not None:
@@ -55,18 +59,20 @@ def by_length(requests: pl.DataFrame, metadata: Mapping[str, Any], profile: Mapp
 
 def _row(
     arm: str, cell: cells.CellName, sent: pl.DataFrame, answered: pl.DataFrame, shape: Any,
-    device: roofline.Device | None, profile: Mapping[str, Any],
+    device: roofline.Device | None, chunk: int | None, profile: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     columns = [
-        (pl.col("prompt_tokens") / pl.col("prefill_ms") * 1e3).alias("prefill_tokens_per_s"),
+        (roofline.computed() / pl.col("prefill_ms") * 1e3).alias("prefill_tokens_per_s"),
         (pl.col("ttft_ms") - pl.col("prefill_ms")).alias("host_ms"),
     ]
     rows = answered.with_columns(columns)
     if shape is not None and device is not None:
-        flops = {n: shape.prefill_flops(n) for n in rows["prompt_tokens"].drop_nulls().unique()}
         peak = device.flops * device.prefill / 1e3  # FLOPs a ms
-        needed = rows["prompt_tokens"].replace_strict(flops, default=None, return_dtype=pl.Float64)
-        rows = rows.with_columns(mfu=needed / pl.col("prefill_ms") / peak)
+        needed = [
+            None if tokens is None else shape.prefill_flops(tokens, cached or 0)
+            for tokens, cached in rows.select("prompt_tokens", "cached_tokens").iter_rows()
+        ]
+        rows = rows.with_columns(mfu=pl.Series(needed, dtype=pl.Float64) / pl.col("prefill_ms") / peak)
     sample = bootstrap.Sample(rows)
     memory = [
         found["memory_gib_peak"]
@@ -74,7 +80,7 @@ def _row(
         if found["memory_gib_peak"] is not None
     ]
     mfu = sample.figure("mfu") if "mfu" in rows.columns else None
-    roof = roofline.roofline(answered, shape, device) | {"mfu": mfu}
+    roof = roofline.roofline(answered, shape, device, chunk) | {"mfu": mfu}
     return {
         "arm": arm,
         "cell": cell.name,

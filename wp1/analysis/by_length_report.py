@@ -23,9 +23,9 @@ def section(found: Found) -> str:
         parts += [words(rows, fitted), _table(rows)]
     note = (
         "Times in ms, means with their 95 % intervals; one request at a time. **host**: TTFT − prefill, which "
-        "is the client, the way to the engine and back, and its scheduler. **tokens/s**: prompt tokens / prefill. "
-        "**MFU**: the prompt's FLOPs / prefill / the device's peak; **MBU**: bytes that decoding moves / its time "
-        f"/ peak. {LIMITED}"
+        "is the client, the way to the engine and back, and its scheduler. **tokens/s**: prompt tokens / prefill, "
+        "without those from the prefix cache. **MFU**: FLOPs of the same tokens / prefill / the device's peak; "
+        f"**MBU**: bytes that decoding moves / its time / peak. {LIMITED}"
     )
     parts.append(note + roofline.note(found["rows"], found["why_no_mfu"]))
     return "\n\n".join(part for part in parts if part)
@@ -65,7 +65,7 @@ def words(rows: list[dict[str, Any]], fitted: Mapping[str, Any] | None) -> str:
             equal = fitted["b"]["value"] / c
             said.append(f"Both parts cost the same at {number(round(equal))} tokens.")
     else:
-        said.append("A curve a + b n + c n² needs three lengths or more.")
+        said.append("A curve a + b n + c n² needs three lengths or more, without prompt tokens from the prefix cache.")
     if last["limited_by"]:
         said.append(f"At the longest prompt, limited: {last['limited_by']}.")
     return " ".join(said)

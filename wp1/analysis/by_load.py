@@ -33,7 +33,7 @@ def by_load(
     rows = []
     for (arm,), of_arm in measured.group_by("arm", maintain_order=True):
         device = roofline.device_of(metadata, str(arm))
-        chunk = chunk_of(metadata, str(arm))
+        chunk = roofline.chunk_of(metadata, str(arm))
         for cell in names:
             sent = of_arm.filter(pl.col("cell") == cell.name)
             if sent.height:
@@ -47,12 +47,6 @@ def by_load(
                 joules = {"joules_per_output_token": energy.get("joules_per_output_token")}
                 rows.append({"arm": str(arm), **row, **shown, **kv, **joules, "limited_by": limited})
     return {"rows": rows, "why_no_mfu": roofline.why_not(metadata)}
-
-
-def chunk_of(metadata: Mapping[str, Any], arm: str) -> int | None:
-    """Tokens that an engine of the arm puts into one step at most."""
-    engines = [engine for pool in metadata["pools"] if pool.get("arm") == arm for engine in pool["engines"]]
-    return next((e["settings"].get("max_num_batched_tokens") for e in engines), None)
 
 
 def _row(cell: cells.CellName, sent: pl.DataFrame, slo: Mapping[str, Any], devices: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.arms import devices_of
-from wp1.analysis.memory import Row, shards, together
+from wp1.analysis.memory import Row, rank_token_bytes, together
 
 # Prompt lengths are doubled until one does not fit, to here at most.
 LONGEST = 1 << 24
@@ -54,13 +54,15 @@ class Pool:
 
 
 def pools_of(rows: Sequence[Row], metadata: Mapping[str, Any]) -> list[Pool]:
-    """The KV pool of every engine that has rows."""
+    """The KV pool of every engine that has rows, and of which it is known what a token keeps in it."""
     model = metadata["model"]
     engines = {(pool["arm"], engine["name"]): engine for pool in metadata["pools"] for engine in pool["engines"]}
     found = {}
     for row in rows:
         engine = engines[row.arm, row.engine]
-        settings, spread = engine["settings"], shards(model, len(engine["devices"]))
+        settings, a_token = engine["settings"], rank_token_bytes(model, engine)
+        if a_token is None:
+            continue
         allowed, available = row.vllm.get("requested_memory"), row.vllm.get("available_kv_cache_memory_bytes")
         left = None
         if allowed is not None and available is not None:
@@ -68,13 +70,15 @@ def pools_of(rows: Sequence[Row], metadata: Mapping[str, Any]) -> list[Pool]:
             left = allowed - sum(row.parts[name] for name in others)
         found[row.arm, row.engine] = Pool(
             row.arm, row.pool, row.engine, row.kv_pool, settings["kv_blocks"], settings["block_size"],
-            model["kv_bytes_per_token"] // spread, model["max_len"], left,
+            a_token, model["max_len"], left,
         )  # fmt: skip
     return list(found.values())
 
 
 def fits_of(pools: Sequence[Pool], rows: Sequence[Row], metadata: Mapping[str, Any], output_len: int) -> list[Fit]:
     """Every pool at every length measured, then doubled until a single request does not fit its blocks."""
+    if not pools:
+        return []
     lengths = sorted({row.prompt_len for row in rows})
     engines = {(pool["arm"], engine["name"]): engine for pool in metadata["pools"] for engine in pool["engines"]}
     found = []

@@ -12,6 +12,11 @@ NAMES = dict(PARTS)
 
 def fits(pools: Sequence[capacity.Pool], found: Sequence[capacity.Fit], unit: Unit) -> str:
     """What the pools hold: the longest request, and requests of each length at once. unit: of the tables beside it."""
+    if not pools:
+        return (
+            "### What fits\n\nNot calculated: the KV of a request is not a fixed number of bytes a token in this model "
+            "(windows, or recurrent states beside the KV), or its bytes are not known."
+        )
     header = [
         "engine", f"KV pool, {unit[0]}", f"left by the parts, {unit[0]}", "longest request by bytes",
         "by the engine's blocks", "model.max_len",

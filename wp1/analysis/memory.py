@@ -76,7 +76,7 @@ class Row:
         the embedding and the output layer (`dispatch_cpu_unquantized_gemm(layer, remove_weight=False)`), which are
         packed once for each of the two, be they one tensor or two.
         """
-        if self.kind != "host" or not self.matrix:
+        if self.kind != "host" or not self.matrix or "weights" not in self.calculated:
             return False
         beyond = self.parts["weights"] - self.calculated["weights"] - 2 * self.matrix
         return abs(beyond) <= UNEXPLAINED_SHARE["host"] * self.parts["weights"]
@@ -265,13 +265,14 @@ def _gpu_parts(
 def _calculate(row: Row, requests: pl.DataFrame, model: Mapping[str, Any], engine: Mapping[str, Any]) -> None:
     """What the architecture and the configuration give: weights, KV, and activations of the largest chunk.
 
-    KV of a request: the tokens that are kept, which is all but the last one that comes out, x 2 x layers x KV heads x
-    head size x bytes an element; and in whole blocks. Activations of a chunk of n tokens in a gated MLP, the widest
-    place of a Llama-like layer: n x (3 x intermediate + 2 x hidden size) x bytes an element.
+    KV of a request: the tokens that are kept, which is all but the last one that comes out, x bytes of a token
+    (`wp1.kv_cache`); and in whole blocks. It is left out if the model has windows or recurrent states, whose blocks the
+    engine frees or groups by its own rules. Activations of a chunk of n tokens in an MLP, the widest place of a dense
+    layer: n x (matrices x intermediate + 2 x hidden size) x bytes an element.
     """
     settings, shape = engine["settings"], model["shape"]
     ranks = len(engine["devices"])
-    a_token = model["kv_bytes_per_token"] // shards(model, ranks)
+    a_token = rank_token_bytes(model, engine)
     of_cell = requests.filter(
         (pl.col("arm") == row.arm) & (pl.col("cell") == row.cell) & ~pl.col("warmup") & (pl.col("status") == "ok")
     )
@@ -279,25 +280,44 @@ def _calculate(row: Row, requests: pl.DataFrame, model: Mapping[str, Any], engin
     if row.pool != "prefill" and of_cell.height:
         kept += int(of_cell["output_tokens"].max() or 1) - 1  # pyright: ignore[reportArgumentType]
     block = settings["block_size"]
-    row.calculated_blocks = -(-kept // block)
     chunk = min(row.prompt_len, settings["max_num_batched_tokens"])
-    row.calculated = {
-        "weights": model["weight_bytes"] // ranks,
-        "kv_in_use": kept * a_token,
-        "kv_in_use_blocks": row.calculated_blocks * block * a_token,
-        "kv_reserved": settings["kv_blocks"] * block * a_token,
-    }
+    if model["weight_bytes"] is not None:
+        row.calculated["weights"] = model["weight_bytes"] // ranks
+    if a_token is not None:
+        row.calculated_blocks = -(-kept // block)
+        row.calculated |= {
+            "kv_in_use": kept * a_token,
+            "kv_in_use_blocks": row.calculated_blocks * block * a_token,
+            "kv_reserved": settings["kv_blocks"] * block * a_token,
+        }
     row.one_by_one = bool(settings.get("enforce_eager"))
     if shape is not None:
         row.matrix = shape["vocab"] * shape["hidden"] * shape["element_bytes"] // ranks
-    if row.prefill_peak is not None and shape is not None:
-        wide = 3 * shape["intermediate"] // ranks + 2 * shape["hidden"]
+    if row.prefill_peak is not None and shape is not None and shape.get("unlike") is None:
+        wide = shape.get("mlp_matrices", 3) * shape["intermediate"] // ranks + 2 * shape["hidden"]
         row.calculated["activations"] = chunk * wide * shape["element_bytes"]
+
+
+def rank_token_bytes(model: Mapping[str, Any], engine: Mapping[str, Any]) -> int | None:
+    """Bytes of KV that one GPU of an engine keeps of a token, the engine's own figure if it gave one.
+
+    None if that does not say what a request keeps: for a model with windows, or with a state beside its KV; or if the
+    bytes are not known. model, engine: of run_metadata.json.
+    """
+    cache = model.get("kv_cache")
+    if cache is not None and (cache["windows"] or cache["state_bytes"] != 0):
+        return None
+    a_token = engine["settings"].get("kv_token_bytes") or model["kv_bytes_per_token"]
+    if a_token is None or (cache is None and engine["settings"].get("kv_state_bytes")):
+        return None
+    return a_token // shards(model, len(engine["devices"]))
 
 
 def shards(model: Mapping[str, Any], ranks: int) -> int:
     """Over how many of an engine's GPUs the KV of a token is spread: each has at least one KV head."""
-    return ranks if model["shape"] is None else min(ranks, model["shape"]["kv_heads"])
+    if model.get("kv_cache") is not None:
+        return min(ranks, model["kv_cache"]["heads"])
+    return ranks if model["shape"] is None else min(ranks, model["shape"]["kv_heads"] or ranks)
 
 
 def measured(row: Row, name: str) -> int:

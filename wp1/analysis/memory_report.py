@@ -14,11 +14,13 @@ from wp1.analysis.memory import PARTS, UNEXPLAINED_SHARE, Row
 NAMES = dict(PARTS)
 CALCULATED = (
     ("weights", "weights", "the weight files, or the architecture's parameters, a GPU"),
-    ("kv_in_use", "KV in use, tokens", "tokens × 2 × layers × KV heads × head size × bytes an element"),
+    ("kv_in_use", "KV in use, tokens", "tokens × 2 × layers × KV heads × head size × bytes an element; of latent "
+     "attention tokens × layers × (latent + rotary size) × bytes an element"),
     ("kv_in_use_blocks", "KV in use, blocks", "whole blocks × bytes of a block"),
     ("kv_reserved", "KV reserved", "the engine's blocks × bytes of a block"),
-    ("activations", "activations, prefill", "largest chunk × (3 × intermediate + 2 × hidden size) × bytes an element"),
-)
+    ("activations", "activations, prefill", "largest chunk × (3 × intermediate + 2 × hidden size) × bytes an element; "
+     "2 × intermediate if the MLP has no gate"),
+)  # fmt: skip
 KEPT_WITHIN_STEP = (
     "Activations are more than calculated: on a host their peak is one of resident memory, which has in it what the C "
     "library keeps of memory that was freed within the step; and as nothing is compiled there (enforce_eager), the MLP "
@@ -182,7 +184,7 @@ def _beside_calculated(rows: Sequence[Row]) -> str:
             number(row.prompt_len),
             *_compared(row, "kv_in_use", unit),
             *_compared(row, "kv_in_use_blocks", unit)[1:],
-            f"{row.blocks:,} / {row.calculated_blocks:,}",
+            f"{row.blocks:,} / {row.calculated_blocks:,}" if row.calculated_blocks else f"{row.blocks:,}",
             *_compared(row, "activations", unit),
         ]
         for row in rows

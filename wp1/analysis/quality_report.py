@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.markdown import ms, number, table, text
+from wp1.quality import ruler
 from wp1.quality.scoring import FEW, MIN_EXAMPLES
 
 EXAMPLES = 3  # best and worst
@@ -100,7 +101,9 @@ def _source(source: Mapping[str, Any]) -> str:
         "file": f"From {source['from']}",
     }[source["source"]]
     bad = f" {source['bad_rows']} bad rows were left out." if source["bad_rows"] else ""
-    return f"{kind}; {sum(source['examples'].values())} examples, digest `{source['digest'][:12]}`.{bad}"
+    made = source["source"] == "builtin" and any(name.startswith(f"{ruler.NAME}/") for name in source["examples"])
+    variant = f" {ruler.VARIANT}" if made else ""
+    return f"{kind}; {sum(source['examples'].values())} examples, digest `{source['digest'][:12]}`.{bad}{variant}"
 
 
 def _words(of: Mapping[str, Any]) -> str:

@@ -309,6 +309,22 @@ def _how_to_read(
     return "## How to read the figures\n\n" + "\n".join(parts)
 
 
+def _kv(model: dict[str, Any], pools: list[dict[str, Any]]) -> str:
+    """Bytes of KV a token, what windows and recurrent layers make of them, and what the engines say otherwise."""
+    cache, a_token = model.get("kv_cache"), model["kv_bytes_per_token"]
+    said = [f"{number(a_token)} bytes a token" if a_token is not None else f"not known: {model['why_no_kv_cache']}"]
+    if cache is not None:
+        said += [
+            f"{number(size)} of these only of the last {number(window)} tokens" for window, size in cache["windows"]
+        ]
+        if cache["state_bytes"] is None:
+            said.append("beside it a recurrent state of unknown size")
+        elif cache["state_bytes"]:
+            said.append(f"beside it a recurrent state of {number(cache['state_bytes'])} bytes a request")
+    notes = {engine["settings"].get("kv_note") for pool in pools for engine in pool["engines"]} - {None}
+    return "; ".join([*said, *sorted(notes)])
+
+
 def _setting(metadata: dict[str, Any]) -> str:
     model, hardware = metadata["model"], metadata["hardware"]
     gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in hardware["gpus"])
@@ -324,8 +340,9 @@ def _setting(metadata: dict[str, Any]) -> str:
                 "rope",
                 f"{rope['type']}, factor {rope['factor']:g} from {number(rope['original_max_len'])} tokens, {scaled}",
             ],
-            ["KV", f"{number(model['kv_bytes_per_token'])} bytes a token"],
+            ["KV", _kv(model, metadata["pools"])],
         ]
+    rows += [["input", text(note)] for note in metadata.get("notes", ())]
     peaks = metadata.get("peaks")
     if peaks:
         figures = f"{short(peaks['flops'] / 1e12)} TFLOP/s, {short(peaks['bytes_per_s'] / 1e9)} GB/s"

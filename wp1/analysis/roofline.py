@@ -2,9 +2,15 @@
 
 MFU (Chowdhery et al., PaLM, 2022, appendix B) is useful FLOP/s over the device's peak; MBU (Databricks, LLM Inference
 Performance Engineering, 2023) is the bytes/s that decoding has to move over the device's peak. A phase's time is that
-in which any request was in it (union of intervals), so what requests share is not counted twice; work done again after
-a preemption is not useful and not counted. What limits a phase is the roofline's word (Williams et al., 2009): of the
-times that its FLOPs and its bytes would take at the peaks, the longer.
+in which any request was in it (union of intervals), so what requests share is not counted twice.
+
+Work is counted once, and by who did it. Prompt tokens from the prefix cache are left out of a prefill's FLOPs, but the
+others attend to them, and decoding reads their KV. A disaggregated request's prefill is that of its prefill engine. If
+the decode engine gives the first token (scheduler.first_token=decode), it computes the prompt's last token again, which
+is one of its steps. Work done again after a preemption is not useful and not counted; its time is.
+
+What limits a phase is the roofline's word (Williams et al., 2009): of the times that its FLOPs and its bytes would take
+at the peaks, the longer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,11 +65,34 @@ def devices_of(pools: Sequence[Mapping[str, Any]], arm: str, phase: str | None =
 
 def shape_of(metadata: Mapping[str, Any]) -> tuple[Architecture | None, str | None]:
     """The model's shape, or None and why its FLOPs are not known."""
-    described = metadata["model"].get("shape")
+    model = metadata["model"]
+    described = model.get("shape")
     if not described:
-        return None, "the model's shape is not known"
+        return None, model.get("why_no_shape") or "the model's shape is not known"
     shape = Architecture(**described)
-    return (shape, None) if shape.unlike is None else (None, f"the formulas do not hold for {shape.unlike}")
+    if shape.unlike is not None:
+        return None, f"the formulas do not hold for {shape.unlike}"
+    engines = [engine for pool in metadata.get("pools", ()) for engine in pool["engines"]]
+    for engine in engines:
+        there = engine["settings"].get("kv_token_bytes")
+        if there is not None and there != shape.kv_bytes:
+            return None, (
+                f"engine {engine['name']} keeps {there:,} bytes of KV a token, and the model's configuration gives "
+                f"{shape.kv_bytes:,}"
+            )
+    return shape, None
+
+
+def chunk_of(metadata: Mapping[str, Any], arm: str) -> int | None:
+    """Tokens that an engine of the arm that does prefill puts into one step at most."""
+    pools = [pool for pool in metadata["pools"] if pool.get("arm") == arm and "prefill" in pool["phases"]]
+    engines = [engine for pool in pools for engine in pool["engines"]]
+    return next((engine["settings"].get("max_num_batched_tokens") for engine in engines), None)
+
+
+def computed() -> pl.Expr:
+    """Prompt tokens that a request's prefill computed: those that the prefix cache did not hold."""
+    return pl.col("prompt_tokens") - pl.col("cached_tokens").fill_null(0)
 
 
 def why_not(metadata: Mapping[str, Any]) -> str | None:
@@ -180,20 +209,37 @@ def _phases(requests: pl.DataFrame, shape: Architecture | None, chunk: int | Non
             spans.merged([intervals]), spans.merged([of_prefill.get(engine, np.empty((0, 2)))])
         )
     if shape is not None:
-        for tokens, count in prefills["prompt_tokens"].value_counts().iter_rows():
-            found["prefill_flops"] += shape.prefill_flops(tokens) * count
-            found["prefill_bytes"] += shape.prefill_bytes(tokens, chunk) * count
+        for tokens, cached, likelihood, count in _alike(prefills).iter_rows():
+            logits = tokens - cached if likelihood else 1
+            found["prefill_flops"] += shape.prefill_flops(tokens, cached, logits) * count
+            found["prefill_bytes"] += shape.prefill_bytes(tokens, chunk, cached) * count
     for (engine,), of_engine in decodes.group_by("decode_engine", maintain_order=True):
         intervals = of_decode[str(engine)]
         together = float((intervals[:, 1] - intervals[:, 0]).sum())
         found["decoding_s"] += together
         if shape is not None:
-            steps = (of_engine["output_tokens"] - 1).to_numpy().astype(float)
-            contexts = float((of_engine["prompt_tokens"].to_numpy() * steps + steps * (steps + 1) / 2).sum())
+            gaps = (of_engine["output_tokens"] - 1).to_numpy().astype(float)
+            again = _again(of_engine)
+            steps = gaps + again
+            contexts = float((of_engine["prompt_tokens"].to_numpy() * steps + gaps * (gaps + 1) / 2).sum())
             batch = max(1.0, together / max(spans.length(spans.merged([intervals])), 1e-9))
             found["decode_flops"] += shape.decode_flops(contexts, int(steps.sum()))
             found["decode_bytes"] += shape.decode_bytes(contexts, int(steps.sum()), batch)
     return found
+
+
+def _alike(prefills: pl.DataFrame) -> pl.DataFrame:
+    """Prompt tokens, how many were cached, whether the likelihood of all was asked for, and requests like that."""
+    asked = pl.col("nll_window").is_not_null() if "nll_window" in prefills.columns else pl.lit(False)
+    columns = [pl.col("prompt_tokens"), pl.col("cached_tokens").fill_null(0), asked.alias("likelihood")]
+    return prefills.select(columns).group_by(pl.all(), maintain_order=True).len()
+
+
+def _again(decodes: pl.DataFrame) -> np.ndarray:
+    """1.0 for requests whose decode engine gave the first token too, from the prompt's last, else 0.0."""
+    if "first_by_decode" not in decodes.columns:
+        return np.zeros(decodes.height)
+    return decodes["first_by_decode"].fill_null(False).to_numpy().astype(float)
 
 
 def _by_engine(rows: pl.DataFrame, engine: str, begin: str, end: str) -> dict[str, np.ndarray]:

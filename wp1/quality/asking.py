@@ -11,7 +11,7 @@ from wp1.errors import ConfigError
 from wp1.plan import Cell
 from wp1.quality import builtin, longbench, pg19, ruler, sources
 from wp1.quality.book import Passages
-from wp1.quality.ruler_prompts import RulerPrompts
+from wp1.quality.ruler_prompts import RulerPrompts, qa_set
 from wp1.quality.tasks import Row, Task, find
 
 FILE = "examples.jsonl"
@@ -52,17 +52,41 @@ class Asked:
     source: dict[str, Any] = field(default_factory=dict)  # for run_metadata.json
 
 
-def examples(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None]) -> Asked:
+def read(cfg: Any, tell: Callable[[str], None]) -> sources.Drawn | None:
+    """The rows of a set that is drawn, before there is a model; of one that is made here its files are checked.
+
+    Raises ConfigError where data is missing or bad.
+    """
+    tasks = [find(name) for name in builtin.expanded(list(cfg.dataset.tasks))]
+    if cfg.dataset.source != "builtin":
+        tell(f"reading {cfg.dataset.name}")
+        return sources.draw(cfg.dataset, tasks, cfg.seed)
+    for name, path in _files(cfg.dataset).items():
+        if any(task.name == name for task in tasks):
+            qa_set(name, path)
+    return None
+
+
+def _files(dataset: Any) -> dict[str, Path]:
+    """The files of RULER's questions by task."""
+    named = (("qa_1", dataset.squad), ("qa_2", dataset.hotpot))
+    return {name: Path(path).expanduser() for name, path in named if path}
+
+
+def examples(
+    cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None], drawn: sources.Drawn | None = None
+) -> Asked:
     """The examples that a configuration asks for; the same ones in every arm.
 
-    cells: of one arm. tokens: a `wp1.workload.tokens.ModelTokens`. tell: is told what takes long.
+    cells: of one arm. tokens: a `wp1.workload.tokens.ModelTokens`. tell: is told what takes long. drawn: what `read`
+    found; None: it is read now.
     Raises ConfigError where data is missing or bad, or a task does not fit.
     """
     tasks = [find(name) for name in builtin.expanded(list(cfg.dataset.tasks))]
     if cfg.dataset.source == "builtin":
         return _made(cfg, cells, tasks, tokens, tell)
-    tell(f"reading {cfg.dataset.name}")
-    drawn = sources.draw(cfg.dataset, tasks, cfg.seed)
+    drawn = read(cfg, tell) if drawn is None else drawn
+    assert drawn is not None
     of = {task.name: task for task in tasks}
     tell(f"tokenizing {len(drawn.rows)} prompts")
     asked = [cut(of[row.task], row, tokens, cfg.model.max_len) for row in drawn.rows]
@@ -75,7 +99,7 @@ def _made(cfg: Any, cells: list[Cell], tasks: list[Task], tokens: Any, tell: Cal
     """Built-in and generated prompts, of each cell's length."""
     tell("reading the built-in texts")
     passages = Passages(tokens)
-    qa = {name: Path(path) for name, path in (("qa_1", cfg.dataset.squad), ("qa_2", cfg.dataset.hotpot)) if path}
+    qa = _files(cfg.dataset)
     by_length: dict[int, list[Example]] = {}
     for length in sorted({cell.prompt_len for cell in cells if cell.prompt_len is not None}):
         tell(f"making prompts of {length:,} tokens")

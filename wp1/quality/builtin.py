@@ -98,6 +98,8 @@ class BuiltinPrompts:
             ids = encode(write(self._book.count_within(0, 2 * self._length) + 1, 0))[: filler.bounds[1]]
             return Made(replace(made[0], id=f"{self._length}-{number}", task=task.name, length=self._length), ids)
         ids = filler.fit(Draft(write, kind.size, kind.least, kind.most), f"{task.name} at {self._length}")
+        # The last draft that was tried may not be the one that fits.
+        write(*filler.chosen)
         row = replace(made[0], id=f"{self._length}-{number}", task=task.name, length=self._length)
         return Made(row, ids)
 

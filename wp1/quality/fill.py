@@ -1,4 +1,7 @@
-"""Prompts of a wanted length: as many units of filling as fit, found with one tokenization of the whole, mostly."""
+"""Prompts of a wanted length: as many units of filling as fit, found with one tokenization of the whole, mostly.
+
+Where a unit is longer than the 2 % that a prompt may fall short, sentences of noise fill the rest, if its task has any.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,12 +21,14 @@ class Draft:
 
     make: the text with so many units and so many sentences of padding; the same arguments give the same text.
     size: about how many tokens so many units have; what is wrong with it by a constant is found out.
+    padded: whether noise may fill what is too little for another unit.
     """
 
     make: Callable[[int, int], str]
     size: Callable[[int], int]
     least: int = 1
     most: int = 1 << 30
+    padded: bool = True
 
 
 @dataclass
@@ -37,6 +42,7 @@ class Filler:
     encode: Callable[[str], list[int]]
     length: int
     reserve: int
+    chosen: tuple[int, int] = field(default=(0, 0), init=False)  # units and padding of the last draft that was fitted
     _overhead: int | None = field(default=None, init=False)
 
     @property
@@ -46,7 +52,7 @@ class Filler:
         return least - self.reserve, self.length - self.reserve
 
     def fit(self, draft: Draft, name: str) -> list[int]:
-        """Token ids of the draft within `bounds`; just below them where even padding does not reach.
+        """Token ids of the draft within `bounds`; just below them where even padding, or another unit, does not fit.
 
         Raises ConfigError where the least units are too long.
         """
@@ -64,6 +70,7 @@ class Filler:
                 best = ids, units
             if low <= len(ids) <= high:
                 self._overhead = len(ids) - draft.size(units)
+                self.chosen = units, 0
                 return ids
             if len(ids) > high and units == draft.least:
                 raise ConfigError(
@@ -74,23 +81,33 @@ class Filler:
             if found == overhead:
                 break
             overhead = found
-        return self._padded(draft, best, name)
-
-    def _padded(self, draft: Draft, best: tuple[list[int], int] | None, name: str) -> list[int]:
-        """The next longer text has too many tokens, so noise fills the rest."""
-        low, high = self.bounds
         if best is None:
             best = self.encode(draft.make(draft.least, 0)), draft.least
-        ids, units = best
-        if len(ids) > high:
+        if len(best[0]) > high:
             raise ConfigError(f"{name} does not fit into {self.length} tokens: ask for longer prompts")
-        padding = 0
+        return self._padded(draft, *best) if draft.padded else self._grown(draft, *best)
+
+    def _grown(self, draft: Draft, ids: list[int], units: int) -> list[int]:
+        """As many units as fit: what is left is less than one."""
+        while units < draft.most:
+            longer = self.encode(draft.make(units + 1, 0))
+            if len(longer) > self.bounds[1]:
+                break
+            ids, units = longer, units + 1
+        self._overhead, self.chosen = len(ids) - draft.size(units), (units, 0)
+        return ids
+
+    def _padded(self, draft: Draft, ids: list[int], units: int) -> list[int]:
+        """The next longer text has too many tokens, so noise fills the rest."""
+        low, high = self.bounds
+        used = padding = 0
         while len(ids) < low:
             padding += max(1, (low - len(ids)) // 8)
             longer = self.encode(draft.make(units, padding))
             if len(longer) > high or len(longer) <= len(ids):
                 break
-            ids = longer
+            ids, used = longer, padding
+        self.chosen = units, used
         return ids
 
 

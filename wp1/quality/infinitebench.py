@@ -7,6 +7,7 @@ loses its middle.
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -24,6 +25,7 @@ CATEGORIES = {
 }
 CATEGORY_OF = {task: category for category, tasks in CATEGORIES.items() for task in tasks}
 CHOICES = ("code_debug", "longbook_choice_eng")
+LETTERS = ["A", "B", "C", "D"]
 METRICS = {"math_calc": "prefix", "longbook_sum_eng": "rouge_lsum", "longbook_qa_eng": "f1", "longbook_qa_chn": "f1"}
 # The one task that lm-eval has not; prompt.py and eval_utils.py.
 MATH_CALC = "Compute the intermediate values in the following long expression.\n\n{context}"
@@ -66,10 +68,31 @@ def _prompt(name: str, file: dict[str, Any], row: Row) -> str:
 
 
 def label_of(name: str, answer: list[Any], options: list[str]) -> list[Any]:
-    """The answers as scored: of a choice its text and its letter (eval_utils.py, `get_answer`)."""
-    if name not in CHOICES or (len(answer) == 2 and answer[1] in list("ABCD")):
+    """The answers as scored: of a choice its text and its letter (eval_utils.py, `get_answer`).
+
+    answer: of a choice its text, its letter, or both. Raises ValueError for a choice that is none of the options, or
+    for a text whose letter nothing tells.
+    """
+    if name not in CHOICES or (len(answer) == 2 and answer[1] in LETTERS):
         return answer
-    return [answer[0], "ABCD"[options.index(answer[0])]]
+    if answer[0] in options:
+        return [answer[0], LETTERS[options.index(answer[0])]]
+    if answer[0] in LETTERS:
+        return [options[LETTERS.index(answer[0])] if options else answer[0], answer[0]]
+    if not options:
+        raise ValueError('has an "answer" without its letter: give the letter, or "options" (four texts)')
+    raise ValueError('has an "answer" that is none of its "options"')
+
+
+def check_answers(name: str, answers: list[Any]) -> None:
+    """Raises ValueError where a task that asks for numbers has others among its answers."""
+    pattern = {"math_find": r"-?\d+(\.\d+)?", "math_calc": r"-?\d+(\.0+)?"}.get(name)
+    if pattern is None:
+        return
+    for value in answers[0] if isinstance(answers[0], list) else answers:
+        if not re.fullmatch(pattern, str(value)):
+            kind = "whole number" if name == "math_calc" else "number"
+            raise ValueError(f"has the answer {str(value)[:40]!r}, which is no {kind}")
 
 
 def _score(name: str, prediction: str, row: Row) -> float:
@@ -159,18 +182,20 @@ def _after_phrase(text: str, phrases: tuple[str, ...]) -> str | None:
 
 
 def _math_find(prediction: str, label: list[Any]) -> bool:
-    """The first number equals (`get_score_one_math_find`, which a decimal for a whole number would end)."""
-    number = re.search(r"\d+\.\d+|\d+", prediction)
-    return number is not None and float(number.group()) == float(label[0])
+    """The first number equals (`get_score_one_math_find`, which a decimal for a whole number would end).
+
+    Decimal, as a number may have more digits than a float or Python's own int takes.
+    """
+    number = re.search(r"[0-9]+\.[0-9]+|[0-9]+", prediction)
+    return number is not None and Decimal(number.group()) == Decimal(str(label[0]))
 
 
 def _math_calc(prediction: str, label: list[Any]) -> float:
     """The share of values that are right from the beginning on (`get_score_one_math_calc`)."""
     values = label[0] if label and isinstance(label[0], list) else label
-    given = [int(number) for number in re.findall(r"[0-9]+", prediction)]
     right = 0
-    for wanted, value in zip(values, given, strict=False):
-        if int(wanted) != value:
+    for wanted, value in zip(values, re.findall(r"[0-9]+", prediction), strict=False):
+        if Decimal(str(wanted)) != Decimal(value):
             break
         right += 1
     return right / len(values)

@@ -5,10 +5,7 @@ from typing import Any
 
 from wp1.quality import infinitebench, longbench, longbench_v2, pg19
 from wp1.quality.tasks import Row
-
-
-class BadRowError(ValueError):
-    """A row that cannot be used; the message says what is wrong with it and nothing of where it is."""
+from wp1.row_files import BadRowError, id_of, whole
 
 
 def read(task: str, benchmark: str, fields: Mapping[str, Any], default_id: str) -> Row:
@@ -35,7 +32,7 @@ def _longbench(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
         context=_filled(fields, "context"),
         # Their own name, lm-eval's copy's, and the generic one's.
         question=_first_text(fields, ("input", "question"), default=""),
-        answers=_answers(fields, ("answers", "answer")),
+        answers=_answers(task, fields, ("answers", "answer")),
         all_classes=_classes(task, fields),
         length=_length(fields, "length"),
         language=language,
@@ -43,9 +40,14 @@ def _longbench(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
 
 
 def _classes(task: str, fields: Mapping[str, Any]) -> list[str]:
+    return classes_of(fields, needed=task.removesuffix("_e") in ("trec", "lsht"))
+
+
+def classes_of(fields: Mapping[str, Any], needed: bool) -> list[str]:
+    """All classes of a classification. Raises BadRowError where they are no list of texts, or needed and not there."""
     classes = fields.get("all_classes")
     if classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
-        if not classes and task.removesuffix("_e") in ("trec", "lsht"):
+        if not classes and needed:
             raise BadRowError('has no "all_classes", which this task is scored by: a list of texts')
         return classes or []
     raise BadRowError('has an "all_classes" that is no list of texts')
@@ -68,17 +70,10 @@ def _longbench_v2(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
 
 
 def _infinitebench(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
-    options = fields.get("options") or []
-    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        raise BadRowError('has "options" that are no list of texts')
-    answers = _answers(fields, ("answer", "answers"))
-    if task in infinitebench.CHOICES:
-        if len(options) != 4:
-            raise BadRowError(f'has {len(options)} "options": four are needed')
-        try:
-            answers = infinitebench.label_of(task, answers, options)
-        except ValueError:
-            raise BadRowError('has an "answer" that is none of its "options"') from None
+    options = options_of(fields)
+    if task in infinitebench.CHOICES and not options:
+        raise BadRowError('has 0 "options": four are needed')
+    answers = judged_by(task, infinitebench.NAME, _answers(task, fields, ("answer", "answers")), options)
     return Row(
         id=_id(fields, ("id", "_id"), default_id),
         task=task,
@@ -95,7 +90,7 @@ def _ruler(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
         id=_id(fields, ("index", "id"), default_id),
         task=task,
         context=_filled(fields, "input"),
-        answers=_answers(fields, ("outputs", "answers")),
+        answers=judged_by(task, "ruler", _answers(task, fields, ("outputs", "answers")), []),
         length=_length(fields, "length"),
         extra={"answer_prefix": _text(fields, "answer_prefix", default="")},
     )
@@ -112,10 +107,8 @@ def _pg19(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
 
 
 def _id(fields: Mapping[str, Any], names: tuple[str, ...], default: str) -> str:
-    value = next((fields[name] for name in names if fields.get(name) is not None), default)
-    if not isinstance(value, str | int):
-        raise BadRowError(f'has a "{names[0]}" that is neither text nor number')
-    return str(value)
+    name = next((name for name in names if fields.get(name) is not None), None)
+    return default if name is None else id_of(fields[name], name)
 
 
 def _text(fields: Mapping[str, Any], name: str, default: str | None = None) -> str:
@@ -124,10 +117,8 @@ def _text(fields: Mapping[str, Any], name: str, default: str | None = None) -> s
         return default
     if not isinstance(value, str):
         raise BadRowError(f'has no "{name}": a text is needed' if value is None else f'has a "{name}" that is no text')
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise BadRowError(f'has half a character (a lone surrogate) in "{name}"') from None
+    if not whole(value):
+        raise BadRowError(f'has half a character (a lone surrogate) in "{name}"')
     return value
 
 
@@ -142,16 +133,51 @@ def _first_text(fields: Mapping[str, Any], names: tuple[str, ...], default: str)
     return next((_text(fields, name) for name in names if fields.get(name) is not None), default)
 
 
-def _answers(fields: Mapping[str, Any], names: tuple[str, ...]) -> list[Any]:
-    value = next((fields[name] for name in names if fields.get(name) is not None), None)
+def _answers(task: str, fields: Mapping[str, Any], names: tuple[str, ...]) -> list[Any]:
+    name = next((name for name in names if fields.get(name) is not None), names[0])
+    return answers_of(task, fields.get(name), name)
+
+
+def answers_of(task: str, value: Any, name: str) -> list[Any]:
+    """The answers of a row as a list: texts and numbers; of math_calc also one list of them, as the set has it.
+
+    Raises BadRowError for none, and for null, true or false, objects and lists among them.
+    """
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         value = [value]
-    if not isinstance(value, list) or not value:
-        raise BadRowError(f'has no "{names[0]}": a list with at least one is needed')
-    flat = value[0] if isinstance(value[0], list) else value
-    if not all(isinstance(answer, str | int | float) and not isinstance(answer, bool) for answer in flat):
-        raise BadRowError(f'has "{names[0]}" that are neither texts nor numbers')
+    if isinstance(value, bool | dict):
+        raise BadRowError(f'has "{name}" that are neither texts nor numbers: a list of those is needed')
+    if not isinstance(value, list) or not value or value == [[]]:
+        raise BadRowError(f'has no "{name}": a list with at least one is needed')
+    nested = task == "math_calc" and len(value) == 1 and isinstance(value[0], list)
+    for answer in value[0] if nested else value:
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+            kind = "null" if answer is None else {dict: "an object", list: "a list"}.get(type(answer), "true or false")
+            raise BadRowError(f'has "{name}" that are neither texts nor numbers ({kind} is among them)')
     return value
+
+
+def options_of(fields: Mapping[str, Any]) -> list[str]:
+    """The four options of a choice, none where a row has none. Raises BadRowError for what are not."""
+    options = fields.get("options") or []
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise BadRowError('has "options" that are no list of texts')
+    if len(options) not in (0, 4):
+        raise BadRowError(f'has {len(options)} "options": four are needed')
+    return options
+
+
+def judged_by(task: str, benchmark: str, answers: list[Any], options: list[str]) -> list[Any]:
+    """The answers in the form that a task is scored by. Raises BadRowError for those that it cannot be scored by."""
+    if benchmark == "ruler" and not all(str(answer).strip() for answer in answers):
+        raise BadRowError("has an empty answer, which every text contains")
+    if benchmark != infinitebench.NAME:
+        return answers
+    try:
+        infinitebench.check_answers(task, answers)
+        return infinitebench.label_of(task, answers, options)
+    except ValueError as error:
+        raise BadRowError(str(error)) from None
 
 
 def _length(fields: Mapping[str, Any], name: str) -> int | None:

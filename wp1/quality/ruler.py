@@ -11,6 +11,11 @@ from wp1.quality import wording
 from wp1.quality.tasks import Row, Task
 
 NAME = "ruler"
+# Said wherever scores of prompts that were made here are shown.
+VARIANT = (
+    "RULER's prompts are laid out as NVIDIA's generators lay them out (not as lm-eval's), with draws of wp1's own and "
+    "essays from the King James Bible."
+)
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,9 @@ def check(cfg: Any) -> None:
 def _check_questions(dataset: Any) -> None:
     if dataset.source == "file":
         if dataset.path is None:
-            raise ConfigError("dataset.path is empty: set dataset.path=FILE.jsonl")
+            raise ConfigError("dataset.path is empty: set dataset.path=FILE, its forms are in conf/dataset/file.yaml")
         if not Path(dataset.path).expanduser().is_file():
-            raise ConfigError(f"dataset.path={dataset.path} is not a file: name a JSONL file")
+            raise ConfigError(f"dataset.path={dataset.path} is not a file: name one of JSON objects")
     elif dataset.path is not None:
         raise ConfigError("dataset.path has no effect with a built-in dataset: choose dataset=file as well")
 

@@ -10,18 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wp1 import hub
+from wp1 import hub, row_files
 from wp1.errors import ConfigError
 from wp1.quality import pg19
-from wp1.quality.rows import BadRowError, read
+from wp1.quality.rows import read
 from wp1.quality.tasks import Row, Task
+from wp1.row_files import BadRowError, Place, half_character
 
 log = logging.getLogger(__name__)
 
-# A line that is longer is no row of any benchmark, and would fill the memory.
-MAX_LINE = 64 << 20
+MAX_LINE = row_files.MAX_LINE
 ENDINGS = (".jsonl", ".json", ".parquet")
-Place = tuple[str, dict[str, Any] | BadRowError]
 
 
 @dataclass
@@ -150,74 +149,16 @@ def _files(path: Path, task: Task) -> list[Path]:
 
 
 def read_file(path: Path) -> Iterator[Place]:
-    """The rows of a JSONL, JSON or Parquet file; of all but JSON one at a time, however large it is."""
-    try:
-        if path.suffix == ".parquet":
-            yield from _parquet(path)
-        elif path.suffix == ".json":
-            yield from _json(path)
-        else:
-            yield from _jsonl(path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _jsonl(path: Path) -> Iterator[Place]:
-    with path.open("rb") as lines:
-        number = 0
-        while line := lines.readline(MAX_LINE + 1):
-            number += 1
-            where = f"{path}:{number}"
-            if len(line) > MAX_LINE:
-                while line and not line.endswith(b"\n"):
-                    line = lines.readline(MAX_LINE)
-                yield where, BadRowError(f"is longer than {MAX_LINE >> 20} MiB")
-            elif line.strip():
-                yield where, _object(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-
-
-def _object(line: bytes) -> dict[str, Any] | BadRowError:
-    try:
-        fields = json.loads(line)
-    except UnicodeDecodeError as error:
-        return BadRowError(f"is no UTF-8 text: {error.reason} at byte {error.start}")
-    except (ValueError, RecursionError) as error:
-        return BadRowError(f"is not JSON: {error}")
-    return fields if isinstance(fields, dict) else BadRowError("is not an object")
-
-
-def _json(path: Path) -> Iterator[Place]:
-    try:
-        rows = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if isinstance(rows, dict) and isinstance(rows.get("data"), list):
-        rows = rows["data"]
-    if not isinstance(rows, list):
-        raise ConfigError(f"{path} is no list of objects: write one, or a JSONL file")
-    for number, fields in enumerate(rows):
-        yield f"{path}[{number}]", fields if isinstance(fields, dict) else BadRowError("is not an object")
-
-
-def _parquet(path: Path) -> Iterator[Place]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=16):
-                for fields in batch.to_pylist():
-                    yield f"{path} row {number}", fields
-                    number += 1
-    except pyarrow.ArrowException as error:
-        raise ConfigError(f"{path} is no Parquet file ({str(error).splitlines()[0]})") from error
+    """The rows of a JSONL, JSON or Parquet file; of all but JSON arrays one at a time, however large it is."""
+    yield from row_files.read(path, MAX_LINE)
 
 
 def from_datasets(rows: Any, name: str) -> Iterator[Place]:
     """The rows of a `datasets.Dataset`."""
     for number, fields in enumerate(rows):
-        yield f"{name} row {number}", dict(fields)
+        row = dict(fields)
+        half = half_character(row)
+        yield f"{name} row {number}", row if half is None else BadRowError(half)
 
 
 def hub_set(dataset: Any, task: Task) -> Any:

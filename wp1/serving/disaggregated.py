@@ -62,7 +62,7 @@ class DisaggregatedScheduler:
         max_prefilled: int,
         transfer: KVTransfer,
         lease_s: float,
-        kv_bytes_per_token: int,
+        kv_bytes_per_token: int | None,
         make_backend: Callable[..., ServingBackend],
         write: Callable[[Handoff | QueueLengths], None],
         replicas: None,
@@ -127,11 +127,13 @@ class DisaggregatedScheduler:
             raise
         settings = next(iter(self._decode.values())).info().settings
         block_tokens = settings["block_size"]
+        # The engine's own figure, as its cache may have another dtype than the configuration lets expect.
+        block_bytes = settings.get("kv_block_bytes") or block_tokens * (self._kv_bytes_per_token or 0)
         self._ledger = Ledger(
             self._write,
             self._transfer.name,
             block_tokens,
-            block_tokens * self._kv_bytes_per_token,
+            block_bytes,
             transfers=self._transfers,
             keeps=settings.get("prefix_caching", False),
         )

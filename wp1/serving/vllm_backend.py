@@ -22,6 +22,7 @@ import psutil
 from wp1 import hardware
 from wp1.errors import ConfigError, WP1Error
 from wp1.records import Request
+from wp1.serving import kv_layout
 from wp1.serving import memory as memory_of
 from wp1.serving.backend import (
     ANSWER_S,
@@ -60,6 +61,8 @@ OWN_ARGUMENTS = {
 }
 
 
+# To tell what its KV cache is made of, which takes no work.
+LAYOUT_TIMEOUT_S = 60.0
 # How often an engine that owes an answer is looked at, in seconds. If its processes have hardly computed since the last
 # time, it is stopped or deadlocked. If they have, it may be in a long step, and has `ANSWER_S`.
 LOOK_S = 20.0
@@ -137,6 +140,7 @@ class VLLMBackend:
         self._memory = memory
         self._engine: Any = None
         self._startup_s = 0.0
+        self._kv: dict[str, Any] = {}  # `kv_layout.measured`, and what to note of it
         self._given_up = False
         self._log_start = 0
         self._processes: list[psutil.Process] = []  # the engine's core and its workers
@@ -178,6 +182,7 @@ class VLLMBackend:
         from vllm.engine.arg_utils import AsyncEngineArgs
 
         arguments = AsyncEngineArgs(**self.arguments())
+        arguments.worker_extension_cls = "wp1.serving.kv_layout.WorkerExtension"
         if self._kv_transfer is not None:
             arguments.kv_transfer_config = KVTransferConfig(**self._kv_transfer)
             arguments.worker_extension_cls = self._worker_extension
@@ -234,6 +239,7 @@ class VLLMBackend:
         self._startup_s = time.monotonic() - start
         self._processes = _tree(core.pid for core in self._cores())
         self._check_rope()
+        await self._read_kv_layout()
         self._watching = asyncio.create_task(self._watch())
         return self
 
@@ -278,6 +284,19 @@ class VLLMBackend:
             there.get("rope_type") != wanted.type or abs(there.get("factor", 0) - wanted.factor) > 1e-6
         ):
             raise EngineStartError(f"the engine's rope is {there}, asked for was {wanted.as_dict()}")
+
+    async def _read_kv_layout(self) -> None:
+        """The engine's own bytes of KV a token, held against those of the model's configuration."""
+        try:
+            ranks = await asyncio.wait_for(self._engine.collective_rpc("wp1_kv_layers"), LAYOUT_TIMEOUT_S)
+        except Exception as error:  # vLLM gives what its worker raised as one of its own
+            raise EngineStartError(
+                f"engine {self.name} did not say what its KV cache is made of: {error!r}" + self._last_lines()
+            ) from error
+        self._kv = kv_layout.measured(ranks, self._model.kv_shards(self._tensor_parallel))
+        self._kv["kv_note"] = kv_layout.difference(self._kv, self._model)
+        if self._kv["kv_note"]:
+            log.warning("engine %s: %s", self.name, self._kv["kv_note"])
 
     def rope_in_effect(self) -> dict[str, Any]:
         """The rotary scaling, read back from the engine's own configuration."""
@@ -505,6 +524,8 @@ class VLLMBackend:
                 "enforce_eager": config.model_config.enforce_eager,
                 "dtype": str(config.model_config.dtype).removeprefix("torch."),
                 "rope": self.rope_in_effect(),
+                "kv_cache_dtype": cache.cache_dtype,
+                **self._kv,
             },
         )
 

@@ -1,30 +1,57 @@
-"""Questions to ask, from a built-in file or one of the user's."""
+"""Questions to ask, from a built-in file or one of the user's: questions with a text, prompts, and recorded chats."""
 
-import json
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wp1 import row_files
 from wp1.errors import ConfigError
+from wp1.row_files import BadRowError
+from wp1.workload import chats
+
+log = logging.getLogger(__name__)
 
 BUILTIN = Path(__file__).parent
+FORMS = (
+    'questions are read from "question" (with "context"), "prompt", "messages" (OpenAI, also under "body"), or '
+    '"conversations" (ShareGPT)'
+)
 
 
 @dataclass(frozen=True)
 class Question:
-    """One row: an id, the question, and the text it is about, if any."""
+    """One row: an id, the question, and the text it is about, if any; of a chat all messages that are sent.
+
+    answer: what was answered when the row was recorded. output_len: tokens that the row asks for.
+    """
 
     id: str
     question: str
     context: str = ""
+    messages: chats.Messages = ()
+    answer: str | None = None
+    output_len: int | None = None
+    where: str = ""  # FILE:LINE
 
     @property
     def prompt(self) -> str:
+        """All that is asked as one text, for a model without a chat template."""
+        if self.messages:
+            return "\n\n".join(text for _, text in self.messages)
         return f"{self.context}\n\n{self.question}" if self.context else self.question
 
 
+@dataclass
+class Questions:
+    """A dataset's rows, and what was wrong with those that were left out (file and line first)."""
+
+    rows: list[Question] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+
+
 def path_of(dataset: Any) -> Path:
-    """The JSONL file behind a dataset's configuration. Raises ConfigError for an unknown built-in name."""
+    """The file behind a dataset's configuration. Raises ConfigError for an unknown built-in name."""
     if dataset.source == "file":
         return Path(dataset.path).expanduser()
     path = BUILTIN / f"{dataset.name}.jsonl"
@@ -35,44 +62,62 @@ def path_of(dataset: Any) -> Path:
 
 
 def load(dataset: Any) -> list[Question]:
-    """The rows of a dataset, in the file's order, at most `dataset.limit`.
+    """The rows of a dataset, in the file's order, at most `dataset.limit`. Raises ConfigError as `read`."""
+    return read(dataset).rows
 
-    Raises ConfigError naming file and line of a row that is not an object with a "question", or whose id was used.
+
+def read(dataset: Any) -> Questions:
+    """The first `dataset.limit` rows of a dataset in the file's order; what stands after them is not looked at.
+
+    Raises ConfigError naming file and line of a row that asks nothing or whose id was used, unless
+    dataset.on_bad_row=skip, which leaves such rows out and counts them; and of a file without a good row.
     """
-    path = path_of(dataset)
-    questions: list[Question] = []
+    path, found = path_of(dataset), Questions()
     seen: set[str] = set()
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"dataset.path={path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        question = _row(line, f"{path}:{number}", default_id=f"q{number}")
-        if question.id in seen:
-            raise ConfigError(f"{path}:{number} repeats the id {question.id}: ids are unique in a file")
-        seen.add(question.id)
-        questions.append(question)
-    if not questions:
-        raise ConfigError(f"{path} has no questions: one JSON object a line is needed")
-    return questions[: dataset.limit]
+    skip = getattr(dataset, "on_bad_row", "error") == "skip"
+    for number, (where, fields) in enumerate(row_files.read(path), start=1):
+        try:
+            found.rows.append(_checked(fields, where, number, seen))
+        except BadRowError as error:
+            if not skip:
+                hint = "; mend it, or set dataset.on_bad_row=skip" if dataset.source == "file" else ""
+                raise ConfigError(f"{where} {error}{hint}") from error
+            if not found.bad:
+                log.warning("left out: %s %s (more may follow; their number is in run_metadata.json)", where, error)
+            found.bad.append(f"{where} {error}")
+        if len(found.rows) == dataset.limit:
+            break
+    if not found.rows:
+        left_out = f" that can be asked ({len(found.bad)} bad rows, first: {found.bad[0]})" if found.bad else ""
+        raise ConfigError(f"{path} has no questions{left_out}: JSON objects are needed, one a line or in an array")
+    return found
 
 
-def _row(line: str, where: str, default_id: str) -> Question:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ConfigError(f'{where} is not an object: write {{"question": "..."}}')
-    question, context = row.get("question"), row.get("context", "")
+def _checked(fields: dict[str, Any] | BadRowError, where: str, number: int, seen: set[str]) -> Question:
+    if isinstance(fields, BadRowError):
+        raise fields
+    row = _row(fields, where, _default_id(where, number))
+    if row.id in seen:
+        raise BadRowError(f"repeats the id {row.id}: ids are unique in a file")
+    seen.add(row.id)
+    return row
+
+
+def _default_id(where: str, number: int) -> str:
+    """Of a file with a row a line, its line; else the row's number."""
+    line = where.rpartition(":")[2]
+    return f"q{line}" if line.isdecimal() else f"q-row{number}"
+
+
+def _row(fields: dict[str, Any], where: str, default_id: str) -> Question:
+    name = next((name for name in ("id", "custom_id", "_id") if fields.get(name) is not None), None)
+    of_id = default_id if name is None else row_files.id_of(fields[name], name)
+    question, context = fields.get("question"), fields.get("context", "")
+    if question is None and (chat := chats.asked_of(fields)) is not None:
+        label = next(text for role, text in reversed(chat.messages) if role == "user")
+        return Question(of_id, label, "", chat.messages, chat.answer, chat.output_len, where)
     if not isinstance(question, str) or not question.strip():
-        raise ConfigError(f'{where} has no "question": add one, a text')
+        raise BadRowError(f'has no "question" with a text; it has the fields {row_files.fields_of(fields)}: {FORMS}')
     if not isinstance(context, str):
-        raise ConfigError(f'{where} has a "context" that is no text')
-    try:
-        (question + context).encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{where} has half a character (a lone surrogate): mend the text") from error
-    return Question(str(default_id if row.get("id") is None else row["id"]), question, context)
+        raise BadRowError('has a "context" that is no text')
+    return Question(of_id, question, context, output_len=chats.output_len_of(fields), where=where)

@@ -13,6 +13,8 @@ from wp1.plan import has_length, open_loop, prompt_lens
 
 # Where the long end of a distribution is cut, unless workload.output_max says: four times the mean.
 CUT = 4
+# Of recorded traffic; `wp1.workload.trace` says what each is.
+TRACE_FORMATS = ("mooncake", "bailian", "azure", "burstgpt", "wp1")
 
 
 def longest(workload: Any) -> int:
@@ -90,11 +92,9 @@ def _outputs(workload: Any) -> str:
 def _check_trace(cfg: Any) -> None:
     workload = cfg.workload
     if workload.trace_path is None:
-        raise ConfigError(
-            "workload.trace_path is empty: set workload.trace_path=FILE.jsonl, see conf/workload/trace.yaml"
-        )
+        raise ConfigError("workload.trace_path is empty: set workload.trace_path=FILE, see conf/workload/trace.yaml")
     if not Path(workload.trace_path).expanduser().is_file():
-        raise ConfigError(f"workload.trace_path={workload.trace_path} is not a file: name a JSONL file")
+        raise ConfigError(f"workload.trace_path={workload.trace_path} is not a file: name a trace, JSON or CSV")
     if workload.request_rate or cfg.experiment.request_rates is not None:
         key = "workload.request_rate" if workload.request_rate else "experiment.request_rates"
         raise ConfigError(f"{key} has no effect on a trace, which has its own times: set workload.trace_speed")
@@ -106,6 +106,7 @@ def _check_trace(cfg: Any) -> None:
 ONLY = {
     "text_path": ("text", None),
     "trace_path": ("trace", None),
+    "trace_format": ("trace", "auto"),
     "trace_speed": ("trace", 1.0),
     "trace_length_scale": ("trace", 1.0),
 }

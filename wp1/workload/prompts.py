@@ -158,11 +158,16 @@ def _prefix(cfg: Any, cell: Cell, repeat: int, material: Material, length: int) 
 def _questions(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
     rows, count = material.questions, cell.num_requests or len(material.questions)
     sizes = lengths.outputs(cfg.workload, count, derive_seed(cfg.seed, cell.name, "output lengths"))
+    # A row's own length, up to workload.output_len; a distribution that is asked for goes before it.
+    by_row = cfg.workload.output_distribution == "fixed"
 
     def make(n: int) -> Request:
         question, _ = rows[n % len(rows)]
         seed = derive_seed(cfg.seed, cell.name, n, "sampling")
-        return request_of(cfg, cell, repeat, f"{n}-{question.id}", [], question.question, seed, sizes[n])
+        size = sizes[n]
+        if by_row and question.output_len is not None:
+            size = min(question.output_len, size)
+        return request_of(cfg, cell, repeat, f"{n}-{question.id}", [], question.question, seed, size)
 
     return Requests(count, make, lambda n: rows[n % len(rows)][1].tolist())
 

@@ -26,9 +26,23 @@ class ModelTokens:
 
         opening: the words that the answer begins with, which the model goes on from.
         """
-        chat = [{"role": "user", "content": text}]
-        ids = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
-        return list(ids) + (self._tokenizer(opening, add_special_tokens=False).input_ids if opening else [])
+        ids = self._templated([{"role": "user", "content": text}])
+        return ids + (self._tokenizer(opening, add_special_tokens=False).input_ids if opening else [])
+
+    def messages(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """A conversation (role and text each) by the chat template, up to where the assistant begins.
+
+        Raises ValueError where the template does not take these roles in this order.
+        """
+        try:
+            return self._templated([{"role": role, "content": text} for role, text in messages])
+        except Exception as error:  # a template raises by jinja2, in words of its own
+            raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
+
+    def _templated(self, chat: list[dict[str, str]]) -> list[int]:
+        return list(
+            self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
+        )
 
     def plain(self, text: str) -> list[int]:
         """A text alone, with what the tokenizer itself puts before it (a beginning-of-text token, of some models)."""

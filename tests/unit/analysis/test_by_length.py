@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.analysis.timed import alone, metadata, request, table
+from tests.unit.analysis.timed import LLAMA_8B, alone, metadata, request, table
 from wp1.analysis.by_length import by_length
 from wp1.analysis.by_length_report import section
 from wp1.analysis.tables import flat
@@ -87,3 +87,21 @@ def test_failed_requests_and_lengths_without_an_answer_do_not_hide() -> None:
     page = section(found)
     assert "5 of 6" in page
     assert "0 of 6" in page
+
+
+def test_cached_prompt_tokens_are_neither_computed_nor_on_the_curve() -> None:
+    rows = alone(lambda n: n * 1e-4, LENGTHS)
+    half = rows.with_columns(
+        cached_tokens=pl.when(pl.col("prompt_tokens") == 4096).then(pl.lit(2048)),
+    )
+    plain, cached = by_length(rows, metadata(), {}), by_length(half, metadata(), {})
+    assert plain is not None
+    assert cached is not None
+    before, after = plain["rows"][1], cached["rows"][1]
+    assert before["prefill_tokens_per_s"]["value"] == pytest.approx(1e4)
+    assert after["prefill_tokens_per_s"]["value"] == pytest.approx(5e3)
+    share = LLAMA_8B.prefill_flops(4096, 2048) / LLAMA_8B.prefill_flops(4096)
+    assert after["mfu"]["value"] == pytest.approx(share * before["mfu"]["value"], rel=1e-3)
+    assert cached["fits"]["agg"]["lengths"] == [1024, 16384, 65536]
+    # The other lengths are as they were.
+    assert cached["rows"][2] == plain["rows"][2]

@@ -199,7 +199,7 @@ def test_a_comparison_of_many_requests_needs_little_memory() -> None:
             )
         )  # fmt: skip
     tracemalloc.start()
-    compare(*arms, SLO)
+    compare(arms[0], arms[1], SLO)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200e6  # of numpy's; resamples of 2 GB would be

@@ -289,3 +289,39 @@ def test_a_device_has_the_memory_that_cuda_counts_and_nvml_counts_more() -> None
     said = memory_report.words(rows, "agg", 1, 1.2)
     assert "of the device's 1,000.0 MiB (for CUDA; NVML counts 1.2 GiB)" in said
     assert "NVML" not in memory_report.words(rows, "agg", 1)
+
+
+@pytest.mark.parametrize("cache", [{"windows": [[4096, 512]], "state_bytes": 0}, {"windows": [], "state_bytes": 9}])
+def test_windows_and_states_have_no_calculated_kv(cache: dict[str, Any]) -> None:
+    """The engine frees and groups their blocks by rules of its own."""
+    metadata = _metadata(("agg", "agg", "agg-0"))
+    metadata["model"] = MODEL | {"kv_cache": {"token_bytes": 1 << 10, "heads": 8} | cache}
+    [row] = memory.rows_of(_gpu("agg", "agg", "agg-0", True), REQUESTS, metadata)
+    assert not [name for name in row.calculated if name.startswith("kv_")]
+    assert capacity.pools_of([row], metadata) == []
+    assert "Not calculated" in capacity_report.fits([], [], GIB)
+
+
+def test_the_engines_own_bytes_a_token_come_first() -> None:
+    metadata = _metadata(("agg", "agg", "agg-0"))
+    metadata["model"] = MODEL | {"kv_bytes_per_token": None, "weight_bytes": None, "shape": None}
+    [engine] = metadata["pools"][0]["engines"]
+    [row] = memory.rows_of(_gpu("agg", "agg", "agg-0", True), REQUESTS, metadata)
+    assert row.calculated == {}
+    engine["settings"] = SETTINGS | {"kv_token_bytes": 512, "kv_state_bytes": 0}
+    [row] = memory.rows_of(_gpu("agg", "agg", "agg-0", True), REQUESTS, metadata)
+    assert row.calculated["kv_in_use"] == 1024 * 512
+
+
+def test_latent_attention_is_not_spread_over_gpus() -> None:
+    cache = {"token_bytes": 1 << 10, "heads": 1, "windows": [], "state_bytes": 0}
+    assert memory.shards({"shape": MODEL["shape"], "kv_cache": cache}, 8) == 1
+    assert memory.shards({"shape": MODEL["shape"]}, 8) == 8
+
+
+def test_activations_are_those_of_dense_layers_alone() -> None:
+    metadata = _metadata(("agg", "agg", "agg-0"))
+    for shape, calculated in (({"mlp_matrices": 2}, 1024 * (2 * 256 + 2 * 64) * 2), ({"unlike": "experts"}, None)):
+        metadata["model"] = MODEL | {"shape": MODEL["shape"] | shape}  # type: ignore[operator]
+        [row] = memory.rows_of(_gpu("agg", "agg", "agg-0", True), REQUESTS, metadata)
+        assert row.calculated.get("activations") == calculated

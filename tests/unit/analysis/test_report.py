@@ -4,10 +4,12 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.analysis.synthetic import RUN_ID, Shape, make_run
+from wp1.analysis import report
 from wp1.analysis.comparison import METRICS
 from wp1.analysis.markdown import ms
 from wp1.report import make_report
@@ -141,3 +143,17 @@ def test_answers_are_shown_where_there_are_questions(tmp_path: Path) -> None:
     random = make_report(make_run(tmp_path / "r", Shape(repeats=1, count=1)), tmp_path / "b")
     assert "## Answers, first repeat of agg" in asked.read_text()
     assert "## Answers" not in random.read_text()
+
+
+def test_what_a_token_keeps_is_said_with_windows_states_and_the_engines_word() -> None:
+    cache: dict[str, Any] = {"token_bytes": 4096, "heads": 8, "windows": [[512, 1024]], "state_bytes": 77}
+    model = {"kv_bytes_per_token": 4096, "kv_cache": cache}
+    said = report._kv(model, [])
+    assert said == (
+        "4,096 bytes a token; 1,024 of these only of the last 512 tokens; "
+        "beside it a recurrent state of 77 bytes a request"
+    )
+    engines = [{"settings": {"kv_note": "the engine keeps more"}}, {"settings": {"kv_note": "the engine keeps more"}}]
+    assert report._kv({"kv_bytes_per_token": 9}, [{"engines": engines}]) == "9 bytes a token; the engine keeps more"
+    unknown = {"kv_bytes_per_token": None, "kv_cache": None, "why_no_kv_cache": "no model_type"}
+    assert report._kv(unknown, []) == "not known: no model_type"

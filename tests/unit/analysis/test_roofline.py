@@ -1,6 +1,7 @@
 """Shares of the peaks where the times follow from a formula, and what is said to limit a cell."""
 
 import numpy as np
+import polars as pl
 import pytest
 
 from tests.unit.analysis.timed import LLAMA_8B, alone, metadata, request, table, together
@@ -89,3 +90,54 @@ def test_unions_by_hand() -> None:
     assert spans.overlap(union, np.empty((0, 2))) == 0
     assert spans.inside(np.array([-1, 0, 2, 2.5, 3, 6]), union).tolist() == [False, True, True, False, True, False]
     assert spans.inside(np.array([1.0]), np.empty((0, 2))).tolist() == [False]
+
+
+def test_prompt_tokens_from_the_cache_are_not_computed() -> None:
+    """Seven eighths of each prompt cached, the device at half of its peak: MFU is 50 %, not 376 %."""
+    cached = 4096 * 7 // 8
+    took = 2 * LLAMA_8B.prefill_flops(4096, cached) / ONE.flops
+    requests = alone(lambda _: took, [4096]).with_columns(cached_tokens=pl.lit(cached))
+    assert roofline.roofline(requests, LLAMA_8B, ONE)["mfu"]["value"] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_decoding_reads_the_kv_of_cached_tokens() -> None:
+    requests = alone(lambda _: 0.1, [4096])
+    cached = requests.with_columns(cached_tokens=pl.lit(4095))
+    assert roofline.roofline(cached, LLAMA_8B, ONE)["mbu"] == roofline.roofline(requests, LLAMA_8B, ONE)["mbu"]
+
+
+def test_a_decode_engine_that_gives_the_first_token_takes_a_step_more() -> None:
+    rows = [
+        request("c", 0, 0, 0.0, 4096, 9, 0.1, 0.01)
+        | {"t_decode_scheduled": 0.1, "t_decode_first_token": 0.11, "decode_engine": "decode-0"}
+    ]
+    rows[0]["t_tokens"] = [t + 0.01 for t in rows[0]["t_tokens"]]
+    rows[0]["t_engine_last_token"] += 0.01
+    requests = table(rows)
+    assert requests["first_by_decode"].to_list() == [True]
+    # Nine steps, the first over the prompt's 4,096 tokens, the others over one more each.
+    expected = LLAMA_8B.decode_bytes(9 * 4096 + 36, 9)
+    found = roofline.roofline(requests, LLAMA_8B, ONE)["decode_bytes_per_s"]
+    assert found["value"] == pytest.approx(expected / 0.09, rel=1e-3)
+
+
+def test_the_likelihood_of_a_prompt_takes_logits_at_every_token() -> None:
+    requests = alone(lambda _: 0.1, [1024])
+    judged = requests.with_columns(nll_window=pl.lit(64))
+    plain, with_all = (roofline.roofline(r, LLAMA_8B, ONE)["prefill_flops_per_s"]["value"] for r in (requests, judged))
+    assert with_all - plain == pytest.approx(2 * LLAMA_8B.head_parameters * 1023 / 0.1, rel=1e-3)
+
+
+def test_an_engine_that_keeps_other_kv_than_the_configuration_gives_has_no_figure() -> None:
+    known = metadata()
+    engine = known["pools"][0]["engines"][0]
+    engine["settings"]["kv_token_bytes"] = LLAMA_8B.kv_bytes
+    assert roofline.why_not(known) is None
+    engine["settings"]["kv_token_bytes"] = 2 * LLAMA_8B.kv_bytes
+    assert "engine agg-0 keeps 262,144 bytes of KV a token" in (roofline.why_not(known) or "")
+    assert roofline.shape_of(known)[0] is None
+
+
+def test_why_there_is_no_shape_is_said_in_the_words_of_the_run() -> None:
+    said = "the configuration does not state intermediate_size"
+    assert roofline.why_not({"model": {"shape": None, "why_no_shape": said}}) == said

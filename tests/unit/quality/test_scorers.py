@@ -1,11 +1,14 @@
 """Official scores: every parity file to 0.01, and by hand what those files do not show."""
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import SHARED
+from wp1 import score
 from wp1.errors import ConfigError
 from wp1.quality.tasks import Row, find
 from wp1.quality.text_scores import edit_similarity
@@ -157,3 +160,181 @@ def test_groups_are_those_that_a_benchmark_reports(tmp_path: Path) -> None:
     }  # fmt: skip
     file.write_text(json.dumps({"pred": "x", "answers": ["x"], "all_classes": None, "length": 4100}))
     assert list(score_file(find("hotpotqa_e"), file)["groups"]) == ["4-8k"]
+
+
+def _file(path: Path, *rows: Mapping[str, object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "mean"),
+    [
+        # The options say which letter is right, and the letter which option.
+        ("longbook_choice_eng", {"prediction": "B", "answer": "Two"}, 100),
+        ("longbook_choice_eng", {"prediction": "Two", "answer": "B"}, 100),
+        ("longbook_choice_eng", {"prediction": "C", "answer": ["Two"]}, 0),
+        ("longbook_choice_eng", {"prediction": "B", "ground_truth": ["Two", "B"], "options": None}, 100),
+        ("longbook_choice_eng", {"prediction": "B", "answer": "B", "options": []}, 100),
+        ("code_debug", {"prediction": "The answer is: B", "answer": "Two"}, 100),
+        ("code_debug", {"prediction": "The answer is: A", "answer": "Two"}, 0),
+        ("code_debug", {"prediction": "B. because", "answer": "B", "options": None}, 100),
+        ("math_calc", {"prediction": "9" * 5000 + " 2", "answer": [["9" * 5000, 2, 3, 4]], "options": None}, 50),
+        ("math_calc", {"prediction": "007, 8", "answer": [7, 8.0], "options": None}, 100),
+        ("math_find", {"prediction": "1" * 5000, "answer": 1, "options": None}, 0),
+        ("math_find", {"prediction": "12.50", "answer": 12.5, "options": None}, 100),
+        ("math_find", {"prediction": "9007199254740993", "answer": 9007199254740992, "options": None}, 0),
+        ("hotpotqa", {"prediction": None, "pred": "Paris", "answers": ["Paris"], "options": None}, 100),
+    ],
+)
+def test_odd_predictions_and_answers_are_scored(tmp_path: Path, task: str, row: dict[str, object], mean: float) -> None:
+    file = _file(tmp_path / "p.jsonl", {"options": ["One", "Two", "Three", "Four"]} | row)
+    assert score_file(find(task), file)["mean"] == mean
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "said"),
+    [
+        ("hotpotqa", {"pred": "x", "answers": ["Paris", None]}, "null is among them"),
+        ("hotpotqa", {"pred": "x", "answers": [{"text": "Paris"}]}, "an object is among them"),
+        ("hotpotqa", {"pred": "x", "answers": {"text": ["Paris"]}}, "neither texts nor numbers"),
+        ("hotpotqa", {"pred": "x", "answers": [["Paris"]]}, "a list is among them"),
+        ("hotpotqa", {"pred": "x", "answers": True}, "neither texts nor numbers"),
+        ("hotpotqa", {"pred": "x", "answers": [True]}, "true or false is among them"),
+        ("hotpotqa", {"pred": None, "answers": ["a"]}, "has no prediction"),
+        ("hotpotqa", {"pred": ["a"], "answers": ["a"]}, "has no prediction"),
+        ("trec", {"pred": "a", "answers": ["a"], "all_classes": "a;b"}, '"all_classes" that is no list of texts'),
+        ("trec", {"pred": "a", "answers": ["a"], "all_classes": ["a", 3]}, '"all_classes" that is no list of texts'),
+        ("math_find", {"pred": "3", "answer": "three"}, "has the answer 'three', which is no number"),
+        ("math_calc", {"pred": "3", "answer": [[1, "x"]]}, "has the answer 'x', which is no whole number"),
+        ("math_calc", {"pred": "3", "answer": [[]]}, 'has no "answer"'),
+        ("longbook_choice_eng", {"pred": "B", "answer": "Two"}, 'without its letter: give the letter, or "options"'),
+        ("code_debug", {"pred": "B", "answer": "Five", "options": ["a", "b", "c", "d"]}, 'none of its "options"'),
+        ("code_debug", {"pred": "B", "answer": "a", "options": ["a", "b"]}, 'has 2 "options": four are needed'),
+        ("vt", {"pred": "B", "outputs": ["A", ""]}, "has an empty answer"),
+        ("longbench_v2", {"pred": "B", "answer": "Two"}, "one of A, B, C, D is needed"),
+        ("longbench_v2", {"pred": 2, "answer": "B"}, "neither a letter nor null"),
+        (
+            "longbench_v2",
+            {"pred": "B", "answer": "B", "length": 4100},
+            '"length" that is none of short, medium, long',
+        ),
+        ("hotpotqa_e", {"pred": "x", "answers": ["x"], "length": "long"}, 'a "length" that is no whole number'),
+        # Files of another benchmark or task, by what only those have.
+        (
+            "hotpotqa",
+            {"prediction": "24", "ground_truth": [4]},
+            "of infinitebench .*hotpotqa is a task of longbench",
+        ),
+        ("hotpotqa", {"pred": "a", "outputs": ["a"]}, 'is of ruler \\(it has "outputs"\\)'),
+        ("passkey", {"pred": "a", "answers": ["a"], "all_classes": ["a"]}, "is of longbench"),
+        ("passkey", {"response": "a", "answer": "A", "difficulty": "easy"}, "is of longbench_v2"),
+        ("hotpotqa", {"pred": "a", "answers": ["a"], "all_classes": ["a", "b"]}, "is of a classification"),
+        ("hotpotqa", {"pred": "a", "answers": ["a"], "dataset": "qasper"}, "is of the task qasper"),
+        ("passkey", {"prediction": "a", "ground_truth": ["Two", "B"]}, "is of a choice"),
+        ("pg19_perplexity", {"pred": "a", "answers": ["a"]}, "is of the log-likelihoods of a text"),
+        ("hotpotqa", {"pred": "a\ud83d", "answers": ["a"]}, "lone surrogate"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_with_its_line(
+    tmp_path: Path, task: str, row: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        score_file(find(task), _file(tmp_path / "p.jsonl", row))
+    assert task == "pg19_perplexity" or "p.jsonl:1 " in str(caught.value)
+
+
+def test_a_file_called_after_another_task_is_refused(tmp_path: Path) -> None:
+    row = {"pred": "4", "answers": ["4"]}
+    with pytest.raises(ConfigError, match="is called after the task code_run, and math_find is asked for"):
+        score_file(find("math_find"), _file(tmp_path / "preds_code_run.jsonl", row))
+    # LongBench-E's own files have LongBench's names.
+    assert score_file(find("hotpotqa_e"), _file(tmp_path / "hotpotqa.jsonl", row))["mean"] == 100
+
+
+def _command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str]:
+    monkeypatch.setattr("sys.argv", ["wp1.score", *words])
+    code = 0
+    try:
+        score.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    found = capsys.readouterr()
+    return code, found.out + found.err
+
+
+def test_several_files_have_an_overall_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LongBench's is over its categories: two tasks of one and one of another are not a third each."""
+    right, wrong = {"pred": "Rum", "answers": ["Rum"]}, {"pred": "Gin", "answers": ["Rum"]}
+    _file(tmp_path / "hotpotqa.jsonl", right)
+    _file(tmp_path / "2wikimqa.jsonl", right, wrong)
+    _file(tmp_path / "qasper.jsonl", wrong)
+    code, said = _command(capsys, monkeypatch, "--json", "longbench", str(tmp_path))
+    assert code == 0
+    found = json.loads(said)
+    assert {one["task"]: one["mean"] for one in found["tasks"]} == {
+        "longbench/hotpotqa": 100, "longbench/2wikimqa": 50, "longbench/qasper": 0,
+    }  # fmt: skip
+    assert found["overall"]["longbench"]["mean"] == pytest.approx((75 + 0) / 2)
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("hotpotqa", "2wikimqa")]
+    pairs = ("hotpotqa", files[0], "2wikimqa", files[1])
+    for words in (files, pairs):
+        code, said = _command(capsys, monkeypatch, *words)
+        assert code == 0
+        assert re.search(r"longbench, mean over categories of 2 tasks\noverall +75\.00", said)
+    # Two files of one task are one task.
+    (tmp_path / "b").mkdir()
+    more = _file(tmp_path / "b" / "x.jsonl", wrong)
+    code, said = _command(capsys, monkeypatch, "hotpotqa", files[0], str(more))
+    assert re.search(r"all +50\.00 .* n = 2", said)
+
+
+def test_length_groups_have_means_over_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"pred": "Rum", "answers": ["Rum"], "length": n} for n in (3999, 4000, 7999, 8000)]
+    one = _file(tmp_path / "hotpotqa.jsonl", *rows)
+    other = _file(tmp_path / "qasper_e.jsonl", *[row | {"pred": "Gin"} for row in rows])
+    for words in (("hotpotqa_e", str(one), "qasper_e", str(other)), ("longbench_e", str(tmp_path))):
+        code, said = _command(capsys, monkeypatch, *words, "--json")
+        assert code == 0
+        overall = json.loads(said)["overall"]["longbench_e"]
+        assert {name: (group["mean"], group["n"]) for name, group in overall["groups"].items()} == {
+            "0-4k": (50, 2), "4-8k": (50, 4), "8k+": (50, 2),
+        }  # fmt: skip
+    code, said = _command(capsys, monkeypatch, "hotpotqa_e", str(tmp_path))
+    assert re.search(r"^longbench/hotpotqa_e.*\nall +100.00", said)
+    assert "qasper" not in said
+
+
+def test_tasks_are_listed_and_a_wrong_command_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, said = _command(capsys, monkeypatch, "--list")
+    assert code == 0
+    assert len(said.splitlines()) == 34 + 1 + 12 + 13 + 2
+    assert re.search(r"^infinitebench/longbook_choice_eng +accuracy +novel$", said, re.M)
+    other = str(_file(tmp_path / "other.jsonl", {"pred": "Rum", "answers": ["Rum"]}))
+    for words, message in (
+        ((), "a file of predictions is missing: see --help"),
+        (("hotpotqa",), "a file of predictions is missing after hotpotqa"),
+        (("hotpotqa", "none.jsonl"), "none.jsonl is not there"),
+        (("hotpot", other), "there is no task hotpot: did you mean"),
+        ((other,), "is not called after a task: name its task before it"),
+        ((str(tmp_path),), "has no file that is called after a task"),
+    ):
+        code, said = _command(capsys, monkeypatch, *words)
+        assert code == 2
+        assert message in said
+        assert len(said.splitlines()) == 1
+
+
+def test_predictions_may_be_an_array(tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+    file.write_bytes(b'\xef\xbb\xbf[{"pred": "Rum", "answers": ["Rum"]},\r\n{"pred": "Gin", "answers": ["Rum"]}]')
+    assert score_file(find("hotpotqa"), file)["mean"] == 50
+    file.write_text('[{"pred": "Rum", "answers": ["Rum"]},\n{"pred": "Gin"}]')
+    with pytest.raises(ConfigError, match=r"p\.json:2 has no answers"):
+        score_file(find("hotpotqa"), file)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.double import DoubleBackend, fresh
 from wp1.records import Handoff, QueueLengths, Request, RequestRecord, new_record
-from wp1.serving.backend import Chunk, EngineTimes
+from wp1.serving.backend import Chunk, EngineInfo, EngineTimes
 from wp1.serving.disaggregated import DisaggregatedScheduler
 from wp1.serving.ledger import Ledger
 from wp1.serving.transfer import Pools, TransferReport
@@ -104,6 +105,23 @@ def test_a_handoff_is_accounted_for(backend: type[DoubleBackend]) -> None:
     times = [handoff.t_prefill_done, handoff.t_decode_sent, handoff.t_transfer_begin, handoff.t_transfer_end,
              handoff.t_decode_first_token]  # fmt: skip
     assert times == sorted(times)  # type: ignore[type-var]
+
+
+def test_the_bytes_to_expect_come_from_the_engines_own_cache(
+    backend: type[DoubleBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the configuration lets expect: a float32 checkpoint, say, that is served in 16 bits."""
+    world = World(backend)
+    info = backend.info
+
+    def with_block_bytes(engine: DoubleBackend) -> EngineInfo:
+        known = info(engine)
+        return replace(known, settings=known.settings | {"kv_block_bytes": 777})
+
+    monkeypatch.setattr(backend, "info", with_block_bytes)
+    _run(world, world.serve)
+    [handoff] = world.handoffs
+    assert (handoff.block_bytes, handoff.bytes_expected) == (777, 3 * 777)
 
 
 @pytest.mark.parametrize(("kept", "blocks"), [(0, 3), (16, 2), (32, 1)])

