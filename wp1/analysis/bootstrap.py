@@ -63,7 +63,7 @@ class Sample:
 
     def _interval(self, found: Values, parts: intervals.Parts, statistic: str) -> intervals.Interval | None:
         if statistic == "mean":
-            return intervals.around(parts, not_negative=bool(found.numbers.min() >= 0))
+            return self._of_mean(found)
         made = intervals.around_percentile(parts, found.numbers, statistic)
         if made is None or found.numbers.min() < 0:
             return made
@@ -77,8 +77,12 @@ class Sample:
     def interval(self, column: str) -> intervals.Interval | None:
         """The interval of a column's mean; None where too few parts have one."""
         found = self._values(column)
-        parts = self._parts(found, "mean") if found.numbers.size else None
-        return None if parts is None else intervals.around(parts)
+        return self._of_mean(found) if found.numbers.size else None
+
+    def _of_mean(self, found: Values) -> intervals.Interval | None:
+        count = self.requests.height
+        sums, counts = np.bincount(found.slots, found.numbers, count), np.bincount(found.slots, minlength=count)
+        return intervals.around_mean(self._units, sums, counts, not_negative=bool(found.numbers.min() >= 0))
 
     def _values(self, column: str) -> Values:
         return of_slots(np.arange(self.requests.height, dtype=np.int32), self.requests[column])

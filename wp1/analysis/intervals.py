@@ -162,6 +162,21 @@ def around(found: Parts, not_negative: bool = False) -> Interval | None:
     return made._replace(low=max(0.0, made.low)) if not_negative else made
 
 
+def around_mean(of: Units, sums: np.ndarray, counts: np.ndarray, not_negative: bool = False) -> Interval | None:
+    """The interval of sum of sums / sum of counts, which are of each slot.
+
+    Of one or two repeats it is never narrower than over single requests: batches of questions that take turns have
+    the same mean each, and other requests would not.
+    """
+    part, count = parts_of(of, counts > 0, "mean", int(counts.sum()))
+    sizes = [(part, count)] if of.are_repeats else [(part, count), (of.of_slot, int(of.of_slot.max(initial=-1)) + 1)]
+    found = [
+        around(of_ratio(np.bincount(unit, sums, size), np.bincount(unit, counts, size)), not_negative)
+        for unit, size in sizes
+    ]
+    return max((one for one in found if one is not None), key=lambda one: one.error, default=None)
+
+
 def around_percentile(found: Parts, numbers: np.ndarray, statistic: str) -> Interval | None:
     """The interval of a percentile: over parts, and never narrower than between the values that hold it by their rank.
 

@@ -80,12 +80,13 @@ def mean_interval(
     """
     values = np.asarray(values, dtype=float)
     counts = np.ones(values.size) if counts is None else np.asarray(counts, dtype=float)
-    if units is not None:
-        part, count = intervals.parts_of(units, counts > 0, "mean", values.size)
-        values, counts = np.bincount(part, values, count), np.bincount(part, counts, count)
-    parts = intervals.of_ratio(values, counts)
-    found = intervals.around(parts, not_negative=bool((values >= 0).all()))
-    return (parts.value, parts.value) if found is None else (found.low, found.high)
+    not_negative = bool((values >= 0).all())
+    if units is None:
+        found = intervals.around(intervals.of_ratio(values, counts), not_negative)
+    else:
+        found = intervals.around_mean(units, values, counts, not_negative)
+    mean = float(values.sum() / counts.sum())
+    return (mean, mean) if found is None else (found.low, found.high)
 
 
 def latency(requests: pl.DataFrame) -> dict[str, Any]:
