@@ -64,7 +64,7 @@ def _write(
             for doubt in doubts
         ),
         _settings(folders, jobs, folder),
-        f"![Mean TTFT and TPOT of each run, with 95 % bootstrap intervals]({PLOT})" if plotted else "",
+        f"![Mean TTFT and TPOT of each run, with 95 % intervals]({PLOT})" if plotted else "",
         jobs_table(jobs, found),
         reasons(jobs, found),
         *sections,

@@ -1,4 +1,4 @@
-"""The search for goodput: the highest request rate at which 90 % of requests keep the SLO, by bisection.
+"""The search for goodput: the highest request rate up to which 90 % of requests keep the SLO, by bisection.
 
 Rates are doubled from a first guess until one fails, or halved until one passes, and then the gap between the two is
 halved (on a logarithmic scale) until it is narrow or time is up. Each probe is a cell like any other, with its repeats
@@ -41,15 +41,13 @@ class Probe:
 
 
 def passes(probe: Probe) -> bool:
-    """Whether the rate counts as served (DistServe, OSDI 2024)."""
-    return (probe.attainment or 0.0) >= metrics.GOODPUT_ATTAINMENT
+    """Whether the rate counts as served."""
+    return metrics.attains(probe.attainment)
 
 
 def bracket(path: Sequence[Probe]) -> tuple[float | None, float | None]:
-    """The highest rate that passed below all that failed, and the lowest that failed; None where there is none."""
-    failed = min((p.rate for p in path if p.rate is not None and not passes(p)), default=None)
-    passed = [p.rate for p in path if p.rate is not None and passes(p) and (failed is None or p.rate < failed)]
-    return max(passed, default=None), failed
+    """The goodput of the rates that were tried, and the lowest that failed (`metrics.goodput`)."""
+    return metrics.goodput({probe.rate: probe.attainment for probe in path if probe.rate is not None})
 
 
 def next_rate(path: Sequence[Probe], first: float, within: float) -> float | str:

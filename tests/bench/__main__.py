@@ -11,6 +11,8 @@
   (`tests.bench.against_vllm`); within 2 %, or it is said why not.
 - load: requests started on schedule, how late, and tokens/s, of wp1 alone on one core (`tests.bench.load`).
 - analysis: a million requests from JSONL to summary: time and memory (`tests.bench.analysis`).
+- aa, aa-simulated (with --only alone): how often a difference is claimed where there is none: the same arm twice on a
+  real engine (`tests.bench.aa`), and simulated (`tests.bench.calibration`, the table of docs/metrics.md).
 - composing: `python -m wp1 --cfg job` against `python -c 'import hydra'`; to answer within 2 s.
 
 Each ratio is the median over pairs of neighbouring rounds, with the range of the middle half of the pairs: these
@@ -29,11 +31,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 
-from tests.bench import against_vllm, analysis, disaggregation, load, quality
+from tests.bench import aa, against_vllm, analysis, disaggregation, load, quality
 from wp1 import hardware, schema
 from wp1.analysis.report import table
 from wp1.collectors.device import GPUStatsCollector
@@ -51,17 +53,22 @@ from wp1.workload import prompts
 
 REQUESTS, PROMPT_LEN, OUTPUT_LEN = 32, 64, 32
 PARTS = ("engines", "vllm", "broker", "load", "analysis", "quality", "composing")
+ALONE = ("aa", "aa-simulated")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--pairs", type=int, default=16, help="pairs of rounds a ratio")
     parser.add_argument("--write", type=Path, help="also write the table to this markdown file")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument(
+        "--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}; or one of {', '.join(ALONE)}"
+    )
     words = parser.parse_args()
     only = words.only.split(",")
+    if words.only in ALONE:
+        _alone(words.only, words.pairs, words.write)
     if unknown := set(only) - set(PARTS):
-        parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(PARTS)}")
+        parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(PARTS)}, and {', '.join(ALONE)} go alone")
     rows: list[list[str]] = []
     if "engines" in only or "vllm" in only:
         with Screen() as screen, tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "engine.log"):
@@ -78,6 +85,20 @@ def main() -> None:
         words.write.write_text(_page(text, words.pairs), encoding="utf-8")
     sys.stdout.flush()
     # As wp1 itself leaves: vLLM's finalisers complain at the interpreter's end.
+    os._exit(0)
+
+
+def _alone(part: str, pairs: int, write: Path | None) -> NoReturn:
+    """What claims nothing of what wp1 costs, and has a page of its own."""
+    if part == "aa":
+        with Screen() as screen, tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "engine.log"):
+            text = aa.text_of(asyncio.run(aa.compared(Path(folder), pairs, screen)))
+    else:
+        text = aa.simulated()
+    print(text)
+    if write:
+        write.write_text(aa.page(text, pairs) if part == "aa" else text + "\n", encoding="utf-8")
+    sys.stdout.flush()
     os._exit(0)
 
 

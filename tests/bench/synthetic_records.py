@@ -27,10 +27,20 @@ def write_run(folder: Path, requests: int, tokens: int, chunk: int = 50_000) -> 
                     _write(file, rng, due[begin : begin + chunk], f"512-rate{rate}", repeat, begin, tokens)
                 start = due[-1] + 10
     (folder / "config.yaml").write_text(yaml.safe_dump(_config(folder)))
-    engine = {"name": "agg-0", "devices": ["cuda:0"], "startup_s": 30.0, "settings": {"max_num_batched_tokens": 8192}}
+    engine = {
+        "name": "agg-0",
+        "devices": ["cuda:0"],
+        "startup_s": 30.0,
+        "settings": {"max_num_batched_tokens": 8192, "dtype": "bfloat16", "kv_blocks": 100, "block_size": 16},
+    }
     metadata = {
         "run_id": folder.name, "experiment": "e2", "config_hash": "0" * 64, "labels": ["synthetic"],
-        "model": {"name": "none"}, "hardware": {"gpus": []},
+        "status": "completed", "reason": None, "started": "2026-01-01T00:00:00+00:00",
+        "ended": "2026-01-01T00:08:00+00:00", "question": "", "seed": 42, "command": ["wp1"], "git": None, "tags": {},
+        "model": {"name": "none", "digest": "0" * 6, "max_len": 8192, "kv_bytes_per_token": 0,
+                  "rope": {"type": "default", "factor": 1.0, "original_max_len": 8192, "written_as": None}},
+        "hardware": {"gpus": [], "driver": None, "cpu": "none", "cores": 1, "memory_gib": 1},
+        "versions": {"python": "3"}, "transfer": None, "starts": [],
         "pools": [{"arm": "agg", "pool": "agg", "phases": ["prefill", "decode"], "engines": [engine]}],
     }  # fmt: skip
     (folder / "run_metadata.json").write_text(json.dumps(metadata))

@@ -1,144 +1,116 @@
-"""Intervals by bootstrap in two levels: repeats first, as they are what is independent, then what lies within them.
+"""Figures of one cell's requests with their intervals, all by `wp1.analysis.intervals`.
 
-Percentile intervals (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13), in two levels as in Davison
-& Hinkley, Bootstrap Methods and their Application, 1997, section 3.8. Few repeats make an interval narrower than it
-should be; with one it says nothing of another day.
+Nothing is resampled any more: as few repeats as a run has make a bootstrap's intervals too narrow. The module keeps
+its name for the scripts that import it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
 
-RESAMPLES = 2000
-LEVEL = 0.95
-# A bootstrap of more gaps than this sees them in as many bins of equal count; the figures themselves see every gap.
-MAX_BINS = 1000
-MAX_REQUESTS = 10_000
-
-# Values, and for each the number of the slot (a request, or a pair of them) that it belongs to.
-Values = tuple[np.ndarray, np.ndarray]
+from wp1.analysis import intervals
+from wp1.analysis.intervals import Units, Values
 
 
-def resamples(repeat_of_slot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How often each repeat and each pair of requests is in each resample: (resamples x repeats), (resamples x pairs).
-
-    The seed is fixed: the same run gives the same intervals.
-    """
-    rng = np.random.default_rng(0)
-    names, counts = np.unique(repeat_of_slot, return_counts=True)
-    repeats = rng.multinomial(names.size, np.full(names.size, 1 / names.size), RESAMPLES)
-    # A repeat drawn twice has its pairs drawn twice, independently, which is one draw of twice as many.
-    pairs = [
-        rng.multinomial(repeats[:, n] * count, np.full(count, 1 / count), RESAMPLES) for n, count in enumerate(counts)
-    ]
-    draws = np.empty((RESAMPLES, repeat_of_slot.size), dtype=np.float32)
-    for n, name in enumerate(names):
-        draws[:, repeat_of_slot == name] = pairs[n]
-    return repeats, draws
+def resamples(repeat_of_slot: np.ndarray, order: np.ndarray | None = None) -> tuple[np.ndarray, Units]:
+    """The repeats that there are, and the independent unit of each slot (`intervals.units`)."""
+    return np.unique(repeat_of_slot), intervals.units(repeat_of_slot, order)
 
 
-def values(rows: pl.DataFrame, column: str, index: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a column, and the pair that each belongs to. A list column has several values a request."""
-    pairs = np.fromiter((index[name] for name in rows["name"]), dtype=np.int64, count=rows.height)
-    found = rows.select(pl.Series("pair", pairs), column)
-    if found.schema[column] == pl.List:
-        found = found.explode(column)
-    found = found.drop_nulls(column)
-    return found["pair"].to_numpy(), found[column].to_numpy().astype(float)
+def values(rows: pl.DataFrame, column: str, index: Mapping[str, int]) -> Values:
+    """The values of a column, and the slot that each belongs to, by its row's `name`."""
+    slots = np.fromiter((index[name] for name in rows["name"]), dtype=np.int32, count=rows.height)
+    return of_slots(slots, rows[column])
 
 
-def resampled(found: Values, statistic: str, draws: np.ndarray) -> np.ndarray:
-    """The statistic in every resample; NaN where none of its requests was drawn."""
-    pairs, numbers = found
-    if statistic == "mean":
-        sums = np.bincount(pairs, numbers, draws.shape[1])
-        counts = np.bincount(pairs, minlength=draws.shape[1])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (draws @ sums) / (draws @ counts)
-    return _resampled_percentile(pairs, numbers, float(statistic[1:]) / 100, draws)
-
-
-def _resampled_percentile(pairs: np.ndarray, numbers: np.ndarray, q: float, draws: np.ndarray) -> np.ndarray:
-    """The percentile, by linear interpolation, of each resample, without writing any resample out."""
-    order = np.argsort(numbers, kind="stable")
-    pairs, numbers = pairs[order], numbers[order]
-    if numbers.size <= MAX_BINS:
-        counts = draws[:, pairs].astype(float)
-    else:
-        bins = np.arange(numbers.size) * MAX_BINS // numbers.size
-        in_bin = np.zeros((draws.shape[1], MAX_BINS), dtype=np.float32)
-        np.add.at(in_bin, (pairs, bins), 1)
-        counts = (draws @ in_bin).astype(float)
-        numbers = np.bincount(bins, numbers) / np.bincount(bins)
-    below = counts.cumsum(axis=1)
-    total = below[:, -1]
-    rank = np.maximum(total - 1, 0) * q
-    low, high = np.floor(rank), np.ceil(rank)
-    last = numbers.size - 1
-    at_low = numbers[np.minimum((below <= low[:, None]).sum(axis=1), last)]
-    at_high = numbers[np.minimum((below <= high[:, None]).sum(axis=1), last)]
-    return np.where(total > 0, at_low + (rank - low) * (at_high - at_low), np.nan)
-
-
-def interval(statistics: np.ndarray) -> tuple[float, float] | None:
-    """The 95 % percentile interval of a statistic's resamples; None where most of them have no figure."""
-    finite = statistics[np.isfinite(statistics)]
-    if finite.size <= RESAMPLES / 2:
-        return None
-    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def of_slots(slots: np.ndarray, column: pl.Series) -> Values:
+    """As `values`, by the slot of each row. A list column has several values a row; null and NaN are none."""
+    if column.dtype != pl.List:
+        numbers = column.cast(pl.Float64).to_numpy()
+        there = ~np.isnan(numbers)
+        return Values(slots[there], numbers[there])
+    # Gaps stay in the precision that they have: there may be a hundred million of them.
+    counts = column.list.len().fill_null(0).cast(pl.Int64).to_numpy()
+    numbers = column.explode(empty_as_null=False, keep_nulls=False)
+    return Values(np.repeat(slots, counts), numbers.to_numpy())
 
 
 class Sample:
-    """Requests of one cell, resampled once, so that all its figures come from the same draws."""
+    """Answered requests of one cell, so that all figures have the same units."""
 
     def __init__(self, requests: pl.DataFrame) -> None:
-        """requests: rows with `request_id` and `repeat`, as of `tables.requests`; those that were answered.
-
-        Of more than MAX_REQUESTS that many, evenly spread over them, are looked at: more would narrow no interval that
-        anybody reads, and their resamples would fill the memory.
-        """
-        self.requests = requests.gather_every(-(-requests.height // MAX_REQUESTS) or 1)
-        requests = self.requests
-        slots = requests.select("repeat", "request_id").unique(maintain_order=True).sort("repeat", "request_id")
-        self.draws = resamples(slots["repeat"].to_numpy())[1] if slots.height else np.empty((0, 0))
-        self._index = {name: n for n, name in enumerate(slots["request_id"])}
-
-    def slots(self) -> np.ndarray:
-        """The number of each request's place among the draws, in the order of `requests`."""
-        return np.array([self._index[name] for name in self.requests["request_id"]], dtype=np.int64)
+        """requests: rows with `request_id` and `repeat`, as of `tables.requests`; those that were answered."""
+        self.requests = requests
+        self._units = intervals.units(requests["repeat"].to_numpy(), order_of(requests["request_id"]))
 
     def figure(self, column: str, statistic: str = "mean") -> dict[str, float | int] | None:
         """n, value, low and high of a column's mean or percentile ("p95"), in its unit; None where it has no value.
 
-        A list column counts every one of its values. low and high are left out for a single request.
+        A list column counts every one of its values. low and high are left out where too few parts have the figure.
         """
-        if self.requests.is_empty():
+        found = self._values(column)
+        if not found.numbers.size:
             return None
-        slots, numbers = values(self.requests.rename({"request_id": "name"}), column, self._index)
-        if not numbers.size:
-            return None
-        value = numbers.mean() if statistic == "mean" else np.percentile(numbers, float(statistic[1:]))
-        found: dict[str, float | int] = {"n": int(numbers.size), "value": round(float(value), 4)}
-        bounds = interval(resampled((slots, numbers), statistic, self.draws)) if np.unique(slots).size > 1 else None
-        return found if bounds is None else found | {"low": round(bounds[0], 4), "high": round(bounds[1], 4)}
+        parts = self._parts(found, statistic)
+        value = intervals.figure_of(found.numbers, statistic) if parts is None else parts.value
+        figure: dict[str, float | int] = {"n": int(found.numbers.size), "value": round(value, 4)}
+        interval = None if parts is None else self._interval(found, parts, statistic)
+        if interval is None:
+            return figure
+        return figure | {"low": round(interval.low, 4), "high": round(interval.high, 4)}
+
+    def _interval(self, found: Values, parts: intervals.Parts, statistic: str) -> intervals.Interval | None:
+        if statistic == "mean":
+            return self._of_mean(found)
+        made = intervals.around_percentile(parts, found.numbers, statistic)
+        if made is None or found.numbers.min() < 0:
+            return made
+        return made._replace(low=max(0.0, made.low))
+
+    def by_repeat(self, column: str) -> dict[int, float]:
+        """The mean of a column in each repeat."""
+        of_repeat = self.requests.group_by("repeat").agg(pl.col(column).mean()).drop_nulls()
+        return {int(repeat): float(mean) for repeat, mean in of_repeat.iter_rows()}
+
+    def interval(self, column: str) -> intervals.Interval | None:
+        """The interval of a column's mean; None where too few parts have one."""
+        found = self._values(column)
+        return self._of_mean(found) if found.numbers.size else None
+
+    def _of_mean(self, found: Values) -> intervals.Interval | None:
+        count = self.requests.height
+        sums, counts = np.bincount(found.slots, found.numbers, count), np.bincount(found.slots, minlength=count)
+        return intervals.around_mean(self._units, sums, counts, not_negative=bool(found.numbers.min() >= 0))
+
+    def _values(self, column: str) -> Values:
+        return of_slots(np.arange(self.requests.height, dtype=np.int32), self.requests[column])
+
+    def _parts(self, found: Values, statistic: str) -> intervals.Parts | None:
+        present = np.zeros(self.requests.height, dtype=bool)
+        present[found.slots] = True
+        part_of_slot, count = intervals.parts_of(self._units, present, statistic, found.numbers.size)
+        return intervals.in_parts(found, part_of_slot, count, statistic) if count else None
+
+
+def order_of(request_ids: pl.Series) -> np.ndarray:
+    """The place of requests among those of their repeat, as their ids end with it; else as they come."""
+    numbers = request_ids.str.extract(r"(\d+)$").cast(pl.Int64)
+    return np.arange(request_ids.len()) if numbers.null_count() else numbers.to_numpy()
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float | int] | None:
     """What all repeats gave over what all of them took, as a rate is; n counts repeats.
 
-    Repeats alone are resampled, so with one there is no interval. None where nothing was taken.
+    Repeats are the units, so with one there is no interval. None where nothing was taken.
     """
     above, below = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     if not below.size or below.sum() <= 0:
         return None
-    found: dict[str, float | int] = {"n": int(below.size), "value": float(f"{above.sum() / below.sum():.6g}")}
-    if below.size < 2:
+    parts = intervals.of_ratio(above, below)
+    found: dict[str, float | int] = {"n": int(below.size), "value": float(f"{parts.value:.6g}")}
+    interval = intervals.around(parts, not_negative=bool((above >= 0).all()))
+    if interval is None or not math.isfinite(interval.high):
         return found
-    repeats, _ = resamples(np.arange(below.size))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        bounds = interval((repeats @ above) / (repeats @ below))
-    if bounds is None:
-        return found
-    return found | {"low": float(f"{bounds[0]:.6g}"), "high": float(f"{bounds[1]:.6g}")}
+    return found | {"low": float(f"{interval.low:.6g}"), "high": float(f"{interval.high:.6g}")}

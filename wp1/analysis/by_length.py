@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis import bootstrap, cells, roofline
+from wp1.analysis import bootstrap, cells, intervals, roofline
 
 # With fewer the three coefficients are not determined.
 MIN_LENGTHS = 3
-RESAMPLES = 500
+# Curves that are fitted again for an interval where repeats are too few to give one each.
+REDRAWN = 500
 
 
 def lengths_alone(requests: pl.DataFrame) -> list[cells.CellName]:
@@ -30,7 +31,7 @@ def by_length(requests: pl.DataFrame, metadata: Mapping[str, Any], profile: Mapp
     cached tokens are left out of the fit.
 
     requests: `tables.requests`; profile: of the device collector, or {}. Figures are {n, value, low, high}, times in
-    ms, with 95 % intervals over repeats and requests.
+    ms, with 95 % intervals (`intervals`).
     """
     measured = requests.filter(~pl.col("warmup"))
     names = lengths_alone(measured)
@@ -103,9 +104,11 @@ def fit(samples: Mapping[int, bootstrap.Sample]) -> dict[str, Any] | None:
     """a (ms), b (ms a token), c (ms a token squared) with intervals; None with fewer than three lengths.
 
     Least squares of the relative error of each length's mean, as absolute errors would see the longest alone; no
-    coefficient below zero, since nothing costs less than nothing. Intervals: repeats are drawn, then requests in them,
-    at each length, and the curve is fitted again. quadratic_share: c n^2 / TTFT(n) at the longest prompt.
-    worst: the largest relative distance of a mean from the curve.
+    coefficient below zero, since nothing costs less than nothing. quadratic_share: c n^2 / TTFT(n) at the longest
+    prompt. worst: the largest relative distance of a mean from the curve.
+
+    Intervals: from three repeats on Student's t over the curves of the single repeats. With fewer, each length's mean
+    is drawn anew from Student's law by its own error and the curve is fitted again, REDRAWN times.
     """
     lengths = np.array(sorted(samples), dtype=float)
     if lengths.size < MIN_LENGTHS:
@@ -114,15 +117,16 @@ def fit(samples: Mapping[int, bootstrap.Sample]) -> dict[str, Any] | None:
     if not (means > 0).all():
         return None
     best = _least_squares(lengths, means)
-    drawn = np.array([_resampled_means(samples[int(n)]) for n in lengths]).T
-    drawn = drawn[np.isfinite(drawn).all(axis=1) & (drawn > 0).all(axis=1)]
-    every = np.array([_least_squares(lengths, row) for row in drawn]).reshape(-1, 3)
+    of_repeats = _means_of_repeats([samples[int(n)] for n in lengths])
+    repeats = len(of_repeats) if len(of_repeats) >= intervals.MIN_REPEATS else None
+    drawn = of_repeats if repeats else _drawn_means([samples[int(n)] for n in lengths], means)
+    every = np.array([_least_squares(lengths, row) for row in drawn if (row > 0).all()]).reshape(-1, 3)
     longest = lengths[-1]
     found: dict[str, Any] = {
         "formula": "TTFT ms = a + b n + c n^2",
         "lengths": [int(n) for n in lengths],
-        **{name: _figure(best[k], every[:, k]) for k, name in enumerate("abc")},
-        "quadratic_share": _figure(_share(best, longest), np.array([_share(row, longest) for row in every])),
+        **{name: _figure(best[k], every[:, k], repeats) for k, name in enumerate("abc")},
+        "quadratic_share": _figure(_share(best, longest), np.array([_share(row, longest) for row in every]), repeats),
         "at": int(longest),
         "worst": round(float(np.abs(curve(best, lengths) / means - 1).max()), 4),
     }
@@ -140,12 +144,23 @@ def _share(coefficients: np.ndarray, n: float) -> float:
     return float(coefficients[2] * n**2 / total) if total > 0 else 0.0
 
 
-def _resampled_means(sample: bootstrap.Sample) -> np.ndarray:
-    """RESAMPLES means of TTFT."""
-    slots = sample.slots()
-    return bootstrap.resampled(
-        (slots, sample.requests["ttft_ms"].to_numpy().astype(float)), "mean", sample.draws[:RESAMPLES]
-    )
+def _means_of_repeats(samples: Sequence[bootstrap.Sample]) -> np.ndarray:
+    """Mean TTFT of each repeat that every length has: (repeats x lengths)."""
+    by_length = [sample.by_repeat("ttft_ms") for sample in samples]
+    repeats = sorted(set.intersection(*(set(means) for means in by_length)))
+    return np.array([[means[repeat] for means in by_length] for repeat in repeats])
+
+
+def _drawn_means(samples: Sequence[bootstrap.Sample], means: np.ndarray) -> np.ndarray:
+    """Means as other requests might have given them: (REDRAWN x lengths); none where a length has no interval."""
+    found = [sample.interval("ttft_ms") for sample in samples]
+    rng = np.random.default_rng(0)
+    columns = [
+        mean + interval.error * rng.standard_t(interval.parts - 1, REDRAWN)
+        for mean, interval in zip(means, found, strict=True)
+        if interval is not None
+    ]
+    return np.array(columns).T if len(columns) == len(means) else np.empty((0, len(means)))
 
 
 def _least_squares(lengths: np.ndarray, means: np.ndarray) -> np.ndarray:
@@ -165,9 +180,14 @@ def _least_squares(lengths: np.ndarray, means: np.ndarray) -> np.ndarray:
     return best / np.array([1, longest, longest**2])
 
 
-def _figure(value: float, resamples: np.ndarray) -> dict[str, float]:
+def _figure(value: float, others: np.ndarray, repeats: int | None) -> dict[str, float]:
+    """A figure that is not below zero. others: of each repeat; without repeats, of curves that were fitted anew."""
     found = {"value": float(f"{value:.6g}")}
-    if resamples.size:
-        low, high = np.quantile(resamples, [(1 - bootstrap.LEVEL) / 2, (1 + bootstrap.LEVEL) / 2])
-        found |= {"low": float(f"{low:.6g}"), "high": float(f"{high:.6g}")}
-    return found
+    if repeats and others.size > 1:
+        made = intervals.around(intervals.Parts(float(value), others), not_negative=True)
+        low, high = (made.low, made.high) if made else (value, value)
+    elif others.size:
+        low, high = np.quantile(others, [intervals.ALPHA / 2, 1 - intervals.ALPHA / 2])
+    else:
+        return found
+    return found | {"low": float(f"{low:.6g}"), "high": float(f"{high:.6g}")}

@@ -20,7 +20,7 @@ def length_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> li
     n = _counts(found["rows"])
     made = [
         (
-            f"TTFT by prompt length, one request at a time: means with 95 % bootstrap intervals ({n} a length), the "
+            f"TTFT by prompt length, one request at a time: means with 95 % intervals ({n} a length), the "
             "fitted curve, and its quadratic part.",
             folder / "ttft_by_length.png",
         ),

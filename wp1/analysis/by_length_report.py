@@ -22,7 +22,7 @@ def section(found: Found) -> str:
             parts.append(f"### {arm}")
         parts += [words(rows, fitted), _table(rows)]
     note = (
-        "Times in ms with 95 % bootstrap intervals of the mean; one request at a time. **host**: TTFT − prefill, which "
+        "Times in ms, means with their 95 % intervals; one request at a time. **host**: TTFT − prefill, which "
         "is the client, the way to the engine and back, and its scheduler. **tokens/s**: prompt tokens / prefill, "
         "without those from the prefix cache. **MFU**: FLOPs of the same tokens / prefill / the device's peak; "
         f"**MBU**: bytes that decoding moves / its time / peak. {LIMITED}"

@@ -23,7 +23,7 @@ def by_load(
     """A row for every cell of every arm; None for a run of one request at a time.
 
     requests: `tables.requests`; stats: `tables.engine_stats`; slo: the limits; profile: of the device collector.
-    Figures are {n, value, low, high} with 95 % intervals, times in ms, over repeats and requests, rates over repeats.
+    Figures are {n, value, low, high} with 95 % intervals (`intervals`), times in ms, rates over repeats.
     """
     measured = requests.filter(~pl.col("warmup"))
     names = [cells.parse(name) for name in cells.ordered(measured["cell"])]
@@ -54,7 +54,6 @@ def _row(cell: cells.CellName, sent: pl.DataFrame, slo: Mapping[str, Any], devic
     sample = bootstrap.Sample(steady.of_figures(answered))
     delivered = [metrics.delivered(rows) for _, rows in sent.group_by("repeat", maintain_order=True)]
     tokens, seconds = [d[1] for d in delivered], [d[2] * devices for d in delivered]
-    judged = steady.of_figures(sent)
     limits = metrics.limits(slo)
     attained = metrics.attainment(sent, *limits)
     return {
@@ -76,9 +75,7 @@ def _row(cell: cells.CellName, sent: pl.DataFrame, slo: Mapping[str, Any], devic
         "e2e_ms": sample.figure("e2e_ms"),
         "output_tokens_per_s_per_device": bootstrap.ratio(tokens, seconds),
         "attainment": attained,
-        "attainment_interval": None
-        if attained is None
-        else [round(b, 6) for b in metrics.wilson(judged.select(metrics.met(*limits).sum()).item(), judged.height)],
+        "attainment_interval": None if attained is None else list(metrics.attainment_interval(sent, limits) or ()),
     }
 
 

@@ -160,7 +160,7 @@ def goodput_plots(
         if rows:
             of_arm = f"-{arm}" if len(arms) > 1 else ""
             caption = (
-                "SLO attainment at every rate tried, with 95 % Wilson intervals, numbered in the order in which they "
+                "SLO attainment at every rate tried, with 95 % intervals, numbered in the order in which they "
                 "were tried; shaded, where goodput lies."
             )
             made.append((caption, folder / f"goodput{of_arm}.png"))

@@ -22,11 +22,11 @@ def section(found: Found, slo: Mapping[str, Any]) -> str:
             parts.append(f"### {arm}")
         parts += [words(rows), metrics.slo_in_words(slo), _latency(rows), _use(rows)]
     note = (
-        "Times in ms with 95 % bootstrap intervals over repeats and requests, rates over repeats. **batch**: requests "
-        "in decode at a time, on average. **MBU**: the weights once a step and every context's KV, as bytes / time in "
-        "decode / the device's peak; **MFU**: FLOPs of prompt tokens that were computed / time in prefill / peak. "
-        "**KV**: share of the KV cache's blocks in use, mean / peak. **waiting**: requests that had no place in the "
-        "engine, at most. "
+        "Times in ms with 95 % intervals: over repeats from three on, else over requests; rates over repeats. "
+        "**batch**: requests in decode at a time, on average. **MBU**: the weights once a step and every context's KV, "
+        "as bytes / time in decode / the device's peak; **MFU**: FLOPs of prompt tokens that were computed / time in "
+        "prefill / peak. **KV**: share of the KV cache's blocks in use, mean / peak. **waiting**: requests that had no "
+        "place in the engine, at most. "
         f"{LIMITED}"
     )
     parts.append(note + roofline.note(found["rows"], found["why_no_mfu"]))

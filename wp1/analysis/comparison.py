@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis import bootstrap, cells, metrics
+from wp1.analysis import bootstrap, cells, intervals, metrics
+from wp1.analysis.intervals import Interval, Units, Values
 
-# Five pairs that all lean the same way do so by chance once in sixteen times, which is more than 5 %: from fewer than
-# six nobody can tell a difference, however narrow an interval is.
-MIN_UNITS = 6
+# Of one or two repeats, in which requests are all there is: few of them are too few for the law of their mean.
+MIN_PAIRS = 6
 
 # Name, title, unit. The name of a latency is its column in `tables.requests` and the statistic.
 METRICS = (
@@ -35,6 +35,8 @@ METRICS = (
 # A longer answer takes longer: where answers of a pair differ in length, these compare lengths, and not speed.
 BY_LENGTH = ("e2e_ms/mean", "e2e_ms/p95", "decode_ms/mean", "output_tokens_per_s", "requests_per_s")
 LATENCIES = tuple(dict.fromkeys(name.partition("/")[0] for name, _, unit in METRICS if unit == "ms"))
+# What no row has that may not be judged.
+VERDICT = ("excludes_zero", "p", "shown", "detectable", "repeats_needed")
 SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "cell": pl.String,
     "metric": pl.String,
@@ -48,6 +50,12 @@ SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "low": pl.Float64,
     "high": pl.Float64,
     "excludes_zero": pl.Boolean,
+    "p": pl.Float64,
+    "shown": pl.Boolean,
+    "over": pl.String,
+    "units": pl.Int64,
+    "detectable": pl.Float64,
+    "repeats_needed": pl.Int64,
 }
 GOODPUT_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "prompt": pl.String,
@@ -55,6 +63,7 @@ GOODPUT_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "devices": pl.Int64,
     "goodput": pl.Float64,
     "goodput_per_device": pl.Float64,
+    "fails_at": pl.Float64,
 }
 
 
@@ -69,16 +78,20 @@ def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = No
     n_a, n_b: what the figure is made of (requests, gaps, or repeats for a rate). slo: the limits `ttft_ms`,
     `tpot_ms` and `e2e_ms` for attainment. Latencies are of requests that were answered, shares of all that were sent.
 
-    Requests are paired by their id without the arm, since both arms were sent the same prompts at the same times.
-    low and high are the 95 % percentile interval of delta from a bootstrap (Efron & Tibshirani, An Introduction to the
-    Bootstrap, 1993, ch. 13) in two levels (Davison & Hinkley, Bootstrap Methods and their Application, 1997, section
-    3.8): repeats are drawn with replacement, as they are what is independent, then within each its pairs. A pair is
-    drawn whole, so what both arms share cancels. With one repeat only pairs are drawn, and the interval says nothing
-    of another day. Rates are properties of a repeat and resample repeats alone; with one there is no interval. Few
-    repeats make an interval narrower than it should be.
+    Requests are paired by their id without the arm, since both arms were sent the same prompts at the same times, so
+    that what both arms share cancels. low and high are the 95 % interval of delta by `wp1.analysis.intervals`: from
+    three repeats on, Student's t over the differences of each repeat; with fewer over batches of pairs, which says
+    nothing of another repeat; of a rate there is then none to judge by. over: "repeats" or "requests"; units: how many
+    parts it is of.
 
-    excludes_zero is null below six pairs (of a rate: repeats), where no interval can tell, and for BY_LENGTH (with a
-    limit of E2E also for attainment) in cells whose answers differ in length (`unlike_lengths`), where none may.
+    excludes_zero: whether this interval does, as one in twenty does by chance, and p the chance of such a difference
+    or a larger one where there is none. Both are null where nothing can tell: with fewer than three repeats, from
+    fewer than six pairs and for rates; and for BY_LENGTH (with a limit of E2E also for attainment) in cells whose
+    answers differ in length (`unlike_lengths`), where none may. shown: whether it stands among all differences of the
+    comparison (`intervals.false_discovery`); what is said in words is that.
+
+    detectable: the least difference that four of five such runs would show; repeats_needed: how many repeats would
+    show one as large as this, likewise; null where it would be more than a thousand. Both by the row's own interval.
     """
     limits = dict(slo or {})
     unjudged = {*BY_LENGTH, *(["slo_attainment"] if metrics.limits(limits)[2] is not None else [])}
@@ -88,9 +101,20 @@ def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = No
     for cell in cells.ordered([*a["cell"], *b["cell"]]):
         of_cell = pl.col("cell") == cell
         for row in _cell(a.filter(of_cell), b.filter(of_cell), limits):
-            verdict = {"excludes_zero": None} if cell in unlike and row["metric"] in unjudged else {}
+            verdict = dict.fromkeys(VERDICT) if cell in unlike and row["metric"] in unjudged else {}
             rows.append({"cell": cell, **row, **verdict})
+    for row, shown in zip(rows, intervals.false_discovery([row["p"] for row in rows]), strict=True):
+        row["shown"] = shown
     return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def verdict(row: Mapping[str, Any]) -> bool | None:
+    """Whether the difference of a row is shown, among all of its comparison; None where nothing can tell.
+
+    One that was written before there was such a correction has its rows' own verdicts alone.
+    """
+    shown = row.get("shown")
+    return row.get("excludes_zero") if shown is None else shown
 
 
 def unlike_lengths(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, dict[str, Any]]:
@@ -127,45 +151,69 @@ def _prepared(requests: pl.DataFrame, limits: Mapping[str, Any]) -> pl.DataFrame
 
 
 def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: Mapping[str, Any]) -> list[dict[str, Any]]:
-    slots = pl.concat([a.select("repeat", "name"), b.select("repeat", "name")]).unique().sort("repeat", "name")
-    repeats, draws = bootstrap.resamples(slots["repeat"].to_numpy())
-    index = {name: n for n, name in enumerate(slots["name"])}
+    names = pl.concat([a.select("repeat", "name"), b.select("repeat", "name")]).unique().sort("repeat", "name")
+    names = names.with_row_index("slot")
+    repeats, of = bootstrap.resamples(names["repeat"].to_numpy(), bootstrap.order_of(names["name"]))
+    slots_a, slots_b = (
+        rows.join(names, on=["repeat", "name"], how="left", maintain_order="left")["slot"].to_numpy() for rows in (a, b)
+    )
     rows = []
     for name, _, unit in METRICS:
         if unit in ("tokens/s", "requests/s"):
-            figures = _rate_row(a, b, name, slots["repeat"].unique().sort().to_list(), repeats)
+            figures = _rate_row(a, b, name, repeats.tolist())
         elif name == "slo_attainment" and metrics.limits(limits) == (None, None, None):
             continue
         else:
             column, _, statistic = name.partition("/")
-            figures = _row(
-                bootstrap.values(a, column, index), bootstrap.values(b, column, index), statistic or "mean", draws
-            )
+            both = (bootstrap.of_slots(slots_a, a[column]), bootstrap.of_slots(slots_b, b[column]))
+            figures = _row(*both, statistic or "share", of)
         rows.append({"metric": name, "unit": unit, **figures})
     return rows
 
 
-def _row(a: bootstrap.Values, b: bootstrap.Values, statistic: str, draws: np.ndarray) -> dict[str, Any]:
-    point = {"mean": np.mean, "p50": lambda v: np.percentile(v, 50), "p95": lambda v: np.percentile(v, 95)}[statistic]
-    of_a, of_b = (float(point(values)) if values.size else None for _, values in (a, b))
-    units = np.intersect1d(a[0], b[0]).size
-    deltas = np.empty(0)
-    if units > 1:
-        deltas = bootstrap.resampled(b, statistic, draws) - bootstrap.resampled(a, statistic, draws)
-    return _figures(a[1].size, b[1].size, of_a, of_b, deltas, units)
+def _row(a: Values, b: Values, statistic: str, of: Units) -> dict[str, Any]:
+    """of: the unit of every slot that the values name (`bootstrap.resamples`)."""
+    a, b = Values(*a), Values(*b)
+    of_a, of_b = (intervals.figure_of(side.numbers, statistic) if side.numbers.size else None for side in (a, b))
+    found, pairs = None, 0
+    if a.numbers.size and b.numbers.size:
+        in_a, in_b = (_present(side, of) for side in (a, b))
+        pairs = int((in_a & in_b).sum())
+        fewer = min(a.numbers.size, b.numbers.size)
+        part_of_slot, count = intervals.parts_of(of, in_a & in_b, statistic, fewer)
+        if count and pairs > 1:
+            found = intervals.between(*(intervals.in_parts(side, part_of_slot, count, statistic) for side in (a, b)))
+        if statistic == "share":
+            found = intervals.of_shares(found, _differences(a, b, of))
+    judged = found is not None and (found.parts >= intervals.MIN_REPEATS if of.are_repeats else pairs >= MIN_PAIRS)
+    return _figures(a.numbers.size, b.numbers.size, of_a, of_b, found, judged, of.are_repeats)
 
 
-def _rate_row(a: pl.DataFrame, b: pl.DataFrame, name: str, repeats: list[int], draws: np.ndarray) -> dict[str, Any]:
+def _present(side: Values, of: Units) -> np.ndarray:
+    found = np.zeros(of.of_slot.size, dtype=bool)
+    found[side.slots] = True
+    return found
+
+
+def _differences(a: Values, b: Values, of: Units) -> np.ndarray:
+    """b - a of each pair that both have, where a slot has one value."""
+    sides = np.full((2, of.of_slot.size), np.nan)
+    for row, side in zip(sides, (a, b), strict=True):
+        row[side.slots] = side.numbers
+    differences = sides[1] - sides[0]
+    return differences[~np.isnan(differences)]
+
+
+def _rate_row(a: pl.DataFrame, b: pl.DataFrame, name: str, repeats: list[int]) -> dict[str, Any]:
     """A rate is what all repeats gave over the seconds that all of them took."""
     done = [[_done(rows.filter(pl.col("repeat") == n), name) for n in repeats] for rows in (a, b)]
-    count_a, span_a, count_b, span_b = (np.array([d[part] for d in arm]) for arm in done for part in (0, 1))
-    of_a, of_b = (float(c.sum() / s.sum()) if s.sum() > 0 else None for c, s in ((count_a, span_a), (count_b, span_b)))
-    units = int(((span_a > 0) & (span_b > 0)).sum())
-    deltas = np.empty(0)
-    if units > 1:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            deltas = (draws @ count_b) / (draws @ span_b) - (draws @ count_a) / (draws @ span_a)
-    return _figures(int((span_a > 0).sum()), int((span_b > 0).sum()), of_a, of_b, deltas, units)
+    counts, spans = (np.array([[d[part] for d in arm] for arm in done]).reshape(2, -1) for part in (0, 1))
+    parts = [intervals.of_ratio(count, span) for count, span in zip(counts, spans, strict=True)]
+    of_a, of_b = (part.value if np.isfinite(part.value) else None for part in parts)
+    found = intervals.between(*parts)
+    n_a, n_b = ((span > 0).sum() for span in spans)
+    judged = found is not None and found.parts >= intervals.MIN_REPEATS
+    return _figures(int(n_a), int(n_b), of_a, of_b, found, judged, True)
 
 
 def _done(rows: pl.DataFrame, name: str) -> tuple[float, float]:
@@ -174,58 +222,64 @@ def _done(rows: pl.DataFrame, name: str) -> tuple[float, float]:
     return float(answered if name == "requests_per_s" else tokens), seconds
 
 
-def _figures(n_a: int, n_b: int, a: float | None, b: float | None, deltas: np.ndarray, units: int) -> dict[str, Any]:
-    bounds = bootstrap.interval(deltas)
-    low, high = bounds or (None, None)
-    excludes = bool(bounds[0] > 0 or bounds[1] < 0) if bounds and units >= MIN_UNITS else None
+def _figures(
+    n_a: int, n_b: int, a: float | None, b: float | None, found: Interval | None, judged: bool, repeats: bool
+) -> dict[str, Any]:
     delta = b - a if a is not None and b is not None else None
-    return {
+    row: dict[str, Any] = {
         "n_a": n_a,
         "n_b": n_b,
         "a": _rounded(a),
         "b": _rounded(b),
         "delta": _rounded(delta),
         "ratio": _rounded(b / a) if a and b is not None else None,
-        "low": _rounded(low),
-        "high": _rounded(high),
-        "excludes_zero": excludes,
+        "low": None if found is None else _rounded(found.low),
+        "high": None if found is None else _rounded(found.high),
+        **dict.fromkeys(VERDICT),
+        "over": None if found is None else "repeats" if repeats else "requests",
+        "units": None if found is None else found.parts,
     }
+    if found is None or delta is None or not judged:
+        return row
+    row |= {"excludes_zero": bool(found.low > 0 or found.high < 0), "p": float(f"{found.p:.6g}")}
+    if repeats:
+        row["detectable"] = _rounded(intervals.detectable(found.error, found.parts))
+        row["repeats_needed"] = intervals.repeats_needed(delta, found.error, found.parts)
+    return row
 
 
 def _rounded(value: float | None) -> float | None:
-    # Adding zero turns -0.0 into 0.0.
-    return None if value is None else round(value, 4) + 0.0
+    # Of crumbs alone: a share of 0.89996 is not 0.9. Adding zero turns -0.0 into 0.0.
+    return None if value is None else round(float(f"{value:.9g}"), 9) + 0.0
 
 
-def goodput(
-    requests: pl.DataFrame, slo: Mapping[str, Any], devices: int, at_least: float = metrics.GOODPUT_ATTAINMENT
-) -> pl.DataFrame:
-    """The highest request rate (requests/s, and per device) at which attainment is at least 90 %, one row a prompt.
+def goodput(requests: pl.DataFrame, slo: Mapping[str, Any], devices: int) -> pl.DataFrame:
+    """Goodput by `metrics.goodput` over the rates that were tested, in requests/s and per device, one row a prompt.
 
-    DistServe's definition (Zhong et al., OSDI 2024), over the rates that were tested: the true one may lie between the
-    one given and the next. Null where no rate above 0 was tested, or none attains. Empty without limits in `slo`.
+    The true one may lie between the one given and the next. fails_at: the lowest rate that failed, if any. Null where
+    no rate above 0 was tested, or none counts. Empty without limits in `slo`.
     """
     limits = metrics.limits(slo)
     measured = requests.filter(~pl.col("warmup"))
     if limits == (None, None, None):
         return pl.DataFrame(schema=GOODPUT_SCHEMA)
-    tested: dict[str, dict[float, float]] = {}
+    tested: dict[str, dict[float, float | None]] = {}
     for name in cells.ordered(measured["cell"]):
         cell = cells.parse(name)
         rates = tested.setdefault(cell.prompt, {})
         if cell.rate > 0:
-            rates[cell.rate] = metrics.attainment(measured.filter(pl.col("cell") == name), *limits) or 0.0
+            rates[cell.rate] = metrics.attainment(measured.filter(pl.col("cell") == name), *limits)
     rows = []
     for prompt, rates in tested.items():
-        best = max((rate for rate, attained in rates.items() if attained >= at_least), default=None)
-        per_device = None if best is None else round(best / devices, 4)
+        best, fails = metrics.goodput(rates)
         rows.append(
             {
                 "prompt": prompt,
                 "rates": sorted(rates),
                 "devices": devices,
                 "goodput": best,
-                "goodput_per_device": per_device,
+                "goodput_per_device": None if best is None else best / devices,
+                "fails_at": fails,
             }
         )
     return pl.DataFrame(rows, schema=GOODPUT_SCHEMA)

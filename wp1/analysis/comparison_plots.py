@@ -39,7 +39,7 @@ def arm_plots(folder: Path, measured: pl.DataFrame, arms: Sequence[str], slo: di
         return []
     made = [
         (
-            "Means of TTFT and TPOT with their 95 % bootstrap intervals, by prompt length and load.",
+            "Means of TTFT and TPOT with their 95 % intervals, by prompt length and load.",
             folder / "latency_by_length.png",
         ),
         (
@@ -120,9 +120,10 @@ def _means(
 ) -> None:  # fmt: skip
     xs, means, lows, highs = [], [], [], []
     for place, prompt in enumerate(prompts):
-        values = rows.filter(pl.col("cell") == of_load.get(prompt, ""))[column].drop_nulls().to_numpy()
-        if values.size:
-            low, high = metrics.mean_interval(values)
+        found = rows.filter((pl.col("cell") == of_load.get(prompt, "")) & pl.col(column).is_not_null())
+        if found.height:
+            values = found[column].to_numpy()
+            low, high = metrics.mean_interval(values, units=metrics.units_of(found))
             xs.append(place)
             means.append(float(values.mean()))
             lows.append(low)
@@ -233,7 +234,7 @@ def _shares(
             met = int(of_cell.select(metrics.met(*limits).sum()).item())
             xs.append(place)
             shares.append(100 * met / of_cell.height)
-            bounds.append([100 * bound for bound in metrics.wilson(met, of_cell.height)])
+            bounds.append([100 * bound for bound in metrics.attainment_interval(of_cell, limits) or (0, 1)])
     if not xs:
         return
     low, high = np.array(bounds).T

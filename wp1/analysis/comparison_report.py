@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wp1.analysis import cells, metrics, parity
-from wp1.analysis.comparison import METRICS
+from wp1.analysis.comparison import METRICS, verdict
 from wp1.analysis.markdown import ms, percent, short, table
 
 Comparison = Mapping[str, Any] | None
@@ -64,7 +64,7 @@ MEANS = (("ttft_ms/mean", "TTFT"), ("tpot_ms/mean", "TPOT"), ("e2e_ms/mean", "E2
 
 
 def _means(found: Mapping[str, Any]) -> str:
-    """A line a cell; differences whose interval excludes zero are bold."""
+    """A line a cell; differences that are shown are bold."""
     if len(found["cells"]) < 2:
         return ""
     a, b = found["arms"]
@@ -74,10 +74,10 @@ def _means(found: Mapping[str, Any]) -> str:
         for metric, _ in MEANS:
             figure = figures.get(metric) or {}
             change = None if figure.get("ratio") is None else f"{(figure['ratio'] - 1) * 100:+.1f} %".replace("-", "−")
-            row += [ms(figure.get(a)), ms(figure.get(b)), f"**{change}**" if figure.get("excludes_zero") else change]
+            row += [ms(figure.get(a)), ms(figure.get(b)), f"**{change}**" if verdict(figure) else change]
         rows.append(row)
     header = ["means in ms", *(f"{title} {of}" for _, title in MEANS for of in (a, b, "Δ"))]
-    bold = "Means of every cell, with Δ in bold where its 95 % interval excludes zero:"
+    bold = "Means of every cell, with Δ in bold where it is shown to differ:"
     note = "\n\nE2E and its Δ are not judged where answers differ in length." if found["unlike_lengths"] else ""
     return f"{bold}\n\n" + table(header, rows, "l" + "r" * (len(header) - 1)) + note
 
@@ -101,7 +101,7 @@ def tables_of(found: Mapping[str, Any]) -> str:
     a, b = found["arms"]
     parts = []
     titles = {name: (title, unit) for name, title, unit in METRICS}
-    header = ["", "n", a, b, "Δ", "ratio", "95 % of Δ", "≠ 0"]
+    header = ["", "n", a, b, "Δ", "ratio", "95 % of Δ", "over", "≠ 0"]
     for cell, figures in found["cells"].items():
         rows = []
         for name, row in figures.items():
@@ -115,10 +115,11 @@ def tables_of(found: Mapping[str, Any]) -> str:
                     _change(row["delta"], unit),
                     None if row["ratio"] is None else f"{row['ratio']:.2f}",
                     _interval(row["low"], row["high"], unit),
-                    {True: "**yes**", False: "no", None: None}[row["excludes_zero"]],
+                    _over(row),
+                    _differs(row),
                 ]
             )
-        parts += [f"**{cell}**: {cells.parse(cell).words}", table(header, rows, "lrrrrrrl")]
+        parts += [f"**{cell}**: {cells.parse(cell).words}", table(header, rows, "lrrrrrrll")]
         if unlike := found["unlike_lengths"].get(cell):
             parts.append(
                 f"Answers to {unlike['unlike']} of {unlike['pairs']} requests differ in length (mean output tokens "
@@ -127,6 +128,19 @@ def tables_of(found: Mapping[str, Any]) -> str:
             )
     parts.append(_goodput(found))
     return "\n\n".join(part for part in parts if part)
+
+
+def _over(row: Mapping[str, Any]) -> str | None:
+    """What the interval is over; nothing of a comparison that was written before this was said."""
+    if row.get("over") is None:
+        return None
+    return f"{row['units']} repeats" if row["over"] == "repeats" else "requests"
+
+
+def _differs(row: Mapping[str, Any]) -> str | None:
+    """In one or two repeats a difference is of these alone."""
+    here = "**here**" if row.get("over") == "requests" else "**yes**"
+    return {True: here, False: "no", None: None}[verdict(row)]
 
 
 def _basis(found: Mapping[str, Any]) -> str:
@@ -162,8 +176,8 @@ def _goodput(found: Mapping[str, Any]) -> str:
         return ""
     header = ["prompt tokens", "rates tested", f"{a}, requests/s a device", f"{b}, requests/s a device"]
     note = (
-        "The highest of the tested rates with an SLO attainment of at least 90 %, per device; a dash where none had "
-        f"it. {metrics.slo_in_words(found['slo'])}"
+        "The highest of the tested rates at which, as at every lower one, SLO attainment is at least 90 %, per device; "
+        f"a dash where there is none. {metrics.slo_in_words(found['slo'])}"
     )
     return f"### Goodput\n\n{table(header, rows, 'rrrr')}\n\n{note}"
 

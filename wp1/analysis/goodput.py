@@ -5,9 +5,9 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import cells, metrics, roofline
+from wp1.analysis import cells, metrics, roofline, steady
 from wp1.analysis.markdown import number, percent, share, table
-from wp1.goodput import Probe, bracket, planned_probes
+from wp1.goodput import Probe, bracket, passes, planned_probes
 
 
 def found(
@@ -15,8 +15,8 @@ def found(
 ) -> list[dict[str, Any]] | None:
     """One search an arm and prompt length, with its path; None where there was none.
 
-    goodput: requests/s at which at least 90 % of requests kept the SLO, also per device; below: the lowest rate that
-    did not, so that the true one lies between. Attainment has its 95 % Wilson interval.
+    goodput: the requests/s of `metrics.goodput`, also per device; fails_at: the lowest rate that failed, so that the
+    true one lies between. Attainment has its 95 % interval (`metrics.attainment_interval`).
     """
     if not probes:
         return None
@@ -35,7 +35,7 @@ def found(
                 "prompt_len": prompt_len,
                 "devices": devices,
                 "goodput": low,
-                "goodput_per_device": None if low is None else round(low / devices, 4),
+                "goodput_per_device": None if low is None else low / devices,
                 "fails_at": high,
                 "seconds": round(sum(probe.seconds for probe in path), 1),
                 "ended": next((probe.ended for probe in of_search if probe.ended), "not ended"),
@@ -67,8 +67,10 @@ def tested(requests: pl.DataFrame, arms: Sequence[str], slo: Mapping[str, Any]) 
 
 def _step(probe: Probe, requests: pl.DataFrame, limits: metrics.Limits) -> dict[str, Any]:
     rows = requests.filter(~pl.col("warmup") & (pl.col("arm") == probe.arm) & (pl.col("cell") == probe.cell))
+    # Of an open loop with a steady state, what attainment is of.
+    rows = steady.of_figures(rows)
     met = int(rows.select(metrics.met(*limits).sum()).item()) if rows.height else 0
-    low, high = metrics.wilson(met, rows.height) if rows.height else (None, None)
+    low, high = metrics.attainment_interval(rows, limits) or (None, None)
     return {
         "number": probe.number + 1,
         "rate": probe.rate,
@@ -77,6 +79,7 @@ def _step(probe: Probe, requests: pl.DataFrame, limits: metrics.Limits) -> dict[
         "sent": rows.height,
         "met": met,
         "attainment": metrics.attainment(rows, *limits),
+        "passed": passes(probe),
         "low": low,
         "high": high,
     }
@@ -113,9 +116,9 @@ def section(searches: Sequence[Mapping[str, Any]] | None, slo: Mapping[str, Any]
     header += ["prompt tokens", "goodput a device", "goodput", "fails at", "path", "ended"]
     least = share(metrics.GOODPUT_ATTAINMENT)
     note = (
-        f"Goodput: the highest request rate (requests/s) at which at least {least} of requests keep "
-        f"{metrics.limits_in_words(slo)}; it lies below the rate that fails. The path is every rate tried, in order, "
-        "with its SLO attainment and the 95 % Wilson interval of that."
+        f"Goodput: the highest request rate (requests/s) tried at which, as at every lower one tried, at least {least} "
+        f"of requests keep {metrics.limits_in_words(slo)}; it lies below the rate that fails. The path is every rate "
+        "tried, in order, with its SLO attainment and the 95 % interval of that."
     )
     return f"## Goodput\n\n{table(header, lines, ('l' if several else '') + 'rrrrll')}\n\n{note}"
 

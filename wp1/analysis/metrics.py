@@ -1,44 +1,55 @@
 """Figures from tables: percentiles, means with intervals, throughput, attainment. Pure."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from wp1.analysis import steady
+from wp1.analysis import bootstrap, intervals, steady
+from wp1.analysis.intervals import Units, wilson
 
 LATENCIES = (
     "ttft_ms", "tpot_ms", "e2e_ms", "queue_ms", "prefill_ms", "handoff_ms", "decode_step_ms", "delivery_ms",
     "client_delay_ms",
 )  # fmt: skip
+# What the figures of a cell are made of.
+OF_LATENCY = (
+    "request_id", "arm", "cell", "repeat", "status", "cause", "t_intended", "t_sent", "t_end", "prompt_tokens",
+    "output_tokens", "window_begin", "window_end", "steady", *LATENCIES, "itl_ms",
+)  # fmt: skip
 PERCENTILES = (50, 90, 95, 99)
-LEVEL_Z = 1.959964  # of a 95 % interval
-# Of the bootstrap: values that are resampled one by one, and numbers drawn at a time, which bounds its memory.
-GROUPS, SLICE = 4000, 1_000_000
-# Attainment from which on a request rate counts as served (DistServe, OSDI 2024).
+# Attainment from which on a request rate counts as served.
 GOODPUT_ATTAINMENT = 0.9
 
 
-def distribution(values: Any) -> dict[str, Any]:
-    """n, mean with its 95 % interval, min, p50/p90/p95/p99 (linear interpolation) and max, to 3 decimals."""
+def distribution(values: Any, units: Units | None = None) -> dict[str, Any]:
+    """n, mean with its 95 % interval, min, p50/p90/p95/p99 (linear interpolation) and max, to 3 decimals.
+
+    units: of each value, NaN ones included (`units_of`); without, each value is independent of all others.
+    """
     array = np.asarray(values, dtype=float)
-    array = array[~np.isnan(array)]
-    return _figures(array, mean_interval(array)) if array.size else {"n": 0}
+    there = ~np.isnan(array)
+    if not there.any():
+        return {"n": 0}
+    if units is not None:
+        units = units._replace(of_slot=units.of_slot[there])
+    return _figures(array[there], mean_interval(array[there], units=units))
 
 
-def gap_distribution(gaps: pl.Series) -> dict[str, Any]:
+def gap_distribution(gaps: pl.Series, units: Units | None = None) -> dict[str, Any]:
     """`distribution` of the gaps in a column of lists, one list a request, and n of them all.
 
-    The interval resamples requests and not gaps: the gaps of one request are alike, as they shared its neighbours.
+    units: of each request; its gaps are never units, as they shared its neighbours.
     """
     every = gaps.explode(empty_as_null=False, keep_nulls=False).to_numpy()
     if not every.size:
         return {"n": 0}
-    counts = gaps.list.len().fill_null(0).to_numpy()
-    sums = gaps.cast(pl.List(pl.Float64)).list.sum().fill_null(0).to_numpy()
-    return _figures(every, mean_interval(sums, counts))
+    counts = gaps.list.len().fill_null(0).cast(pl.Int64).to_numpy()
+    having = counts > 0
+    sums = np.zeros(counts.size)
+    sums[having] = np.add.reduceat(every, (np.cumsum(counts) - counts)[having], dtype=float)
+    return _figures(every, mean_interval(sums, counts, units))
 
 
 def _figures(array: np.ndarray, interval: tuple[float, float]) -> dict[str, Any]:
@@ -49,34 +60,33 @@ def _figures(array: np.ndarray, interval: tuple[float, float]) -> dict[str, Any]
     return {"n": int(array.size), **{key: round(float(value), 3) for key, value in figures.items()}}
 
 
-def mean_interval(
-    values: np.ndarray, counts: np.ndarray | None = None, resamples: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile-bootstrap interval of the mean (Efron, 1979), with a fixed seed: the same values give the same one.
+def units_of(requests: pl.DataFrame) -> Units:
+    """The independent unit of each row: its repeat, or with fewer than three of these its place in it."""
+    return intervals.units(requests["repeat"].to_numpy(), bootstrap.order_of(requests["request_id"]))
 
-    counts: `values` are then sums over so many things each, what is resampled is the sums, and the mean is that over
-    all things: sum of values / sum of counts.
-    More than 4,000 values are first put at random into 4,000 groups of equal size, and these are resampled: the mean
-    of a resample has the same variance, as that of a group's sum is the sum of its values'. A million take a tenth of
-    a second, and not a quarter of a minute.
+
+def in_order(count: int) -> Units:
+    """Of so many values that came one after the other, where neighbours may be alike."""
+    return Units(np.arange(count, dtype=np.int32), False)
+
+
+def mean_interval(
+    values: np.ndarray, counts: np.ndarray | None = None, units: Units | None = None
+) -> tuple[float, float]:
+    """The 95 % interval of a mean (`wp1.analysis.intervals`); of a single value that value twice, which is no interval.
+
+    counts: `values` are then sums over so many things each, and the mean is that over all things: sum of values / sum
+    of counts. units: as of `distribution`.
     """
-    if counts is None:
-        counts = np.ones(values.size)
-    values, counts = np.asarray(values, dtype=float)[counts > 0], np.asarray(counts, dtype=float)[counts > 0]
-    if values.size == 1:
-        return float(values[0] / counts[0]), float(values[0] / counts[0])
-    rng = np.random.default_rng(0)
-    if values.size > GROUPS:
-        order = rng.permutation(values.size)
-        edges = np.arange(GROUPS) * values.size // GROUPS
-        values, counts = np.add.reduceat(values[order], edges), np.add.reduceat(counts[order], edges)
-    rows = max(1, SLICE // values.size)
-    means = np.empty(resamples)
-    for start in range(0, resamples, rows):
-        drawn = rng.integers(0, values.size, (min(rows, resamples - start), values.size))
-        means[start : start + rows] = values[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    values = np.asarray(values, dtype=float)
+    counts = np.ones(values.size) if counts is None else np.asarray(counts, dtype=float)
+    not_negative = bool((values >= 0).all())
+    if units is None:
+        found = intervals.around(intervals.of_ratio(values, counts), not_negative)
+    else:
+        found = intervals.around_mean(units, values, counts, not_negative)
+    mean = float(values.sum() / counts.sum())
+    return (mean, mean) if found is None else (found.low, found.high)
 
 
 def latency(requests: pl.DataFrame) -> dict[str, Any]:
@@ -84,8 +94,11 @@ def latency(requests: pl.DataFrame) -> dict[str, Any]:
 
     Counts are of all requests; latencies and rates of the steady state, where an open loop has one (`steady`).
     """
+    # What is needed alone, as it is filtered twice.
+    requests = requests.select(name for name in OF_LATENCY if name in requests.columns)
     ok = requests.filter(pl.col("status") == "ok")
     of_figures = steady.of_figures(ok)
+    units = units_of(of_figures)
     seconds = span(requests)
     answered, tokens, within = delivered(requests)
     causes = requests.filter(pl.col("status") != "ok").select(pl.col("cause").fill_null("unknown"))["cause"]
@@ -95,8 +108,8 @@ def latency(requests: pl.DataFrame) -> dict[str, Any]:
         "failed": requests.height - ok.height,
         "statuses": {str(k): int(n) for k, n in requests["status"].value_counts(sort=True).iter_rows()},
         "causes": {str(k): int(n) for k, n in causes.value_counts(sort=True).iter_rows()},
-        **{name: distribution(of_figures[name].drop_nulls().to_numpy()) for name in LATENCIES},
-        "itl_ms": gap_distribution(of_figures["itl_ms"]),
+        **{name: distribution(of_figures[name].to_numpy(), units) for name in LATENCIES},
+        "itl_ms": gap_distribution(of_figures["itl_ms"], units),
         "prompt_tokens": int(ok["prompt_tokens"].sum()),
         "output_tokens": int(ok["output_tokens"].sum()),
         "duration_s": round(seconds, 3),
@@ -120,7 +133,7 @@ def delivered(requests: pl.DataFrame) -> tuple[int, int, float]:
     answered = ok.select((ended | ~windowed).sum()).item()
     begun = pl.col("t_intended") + pl.col("ttft_ms") / 1e3
     inside = (begun >= pl.col("window_begin")) & ended
-    tokens = int(ok.filter(~windowed | inside)["output_tokens"].sum())
+    tokens = int(ok.select(pl.col("output_tokens").filter(~windowed | inside).sum()).item())
     across = ok.filter(
         windowed & ~inside & (begun <= pl.col("window_end")) & (pl.col("t_end") >= pl.col("window_begin"))
     )
@@ -169,21 +182,37 @@ def attainment(
     requests = steady.of_figures(requests)
     if (ttft_ms is None and tpot_ms is None and e2e_ms is None) or requests.is_empty():
         return None
-    return round(float(requests.select(met(ttft_ms, tpot_ms, e2e_ms).mean()).item()), 4)
+    return float(requests.select(met(ttft_ms, tpot_ms, e2e_ms).mean()).item())
 
 
-def wilson(met: float, sent: int) -> tuple[float, float]:
-    """95 % interval of a share, in 0..1 (Wilson, 1927): honest for few, and unlike a bootstrap's never without width.
+def attains(share: float | None) -> bool:
+    """Whether a rate with this SLO attainment counts as served (DistServe, OSDI 2024); one without any does not."""
+    return (share or 0.0) >= GOODPUT_ATTAINMENT
 
-    met may be a sum of part marks. Of none sent it is all there is, 0 to 1.
+
+def goodput(attained: Mapping[float, float | None]) -> tuple[float | None, float | None]:
+    """Of tested rates (requests/s) with their SLO attainment: the goodput, and the lowest rate that failed.
+
+    Goodput is the highest tested rate up to which every tested rate attains GOODPUT_ATTAINMENT (DistServe, OSDI 2024:
+    the highest rate that is served at that attainment). A rate that passes above one that fails does not count: what
+    was tested does not show that the load can be carried up to there, and the best of many noisy tests is too high.
+    None where no rate counts, or none failed.
     """
-    if not sent:
-        return 0.0, 1.0
-    share, z2 = met / sent, LEVEL_Z**2
-    centre = (share + z2 / (2 * sent)) / (1 + z2 / sent)
-    half = LEVEL_Z / (1 + z2 / sent) * math.sqrt(share * (1 - share) / sent + z2 / (4 * sent * sent))
-    # Exactly 0 and 1 at the ends, where rounding would leave a crumb.
-    return (max(0.0, centre - half) if met else 0.0), (min(1.0, centre + half) if met < sent else 1.0)
+    failed = min((rate for rate, share in attained.items() if not attains(share)), default=None)
+    return max((rate for rate in attained if failed is None or rate < failed), default=None), failed
+
+
+def attainment_interval(requests: pl.DataFrame, limits: "Limits") -> tuple[float, float] | None:
+    """The 95 % interval of `attainment`: over repeats where there are three or more, and never narrower than Wilson's
+    over requests. None without a request."""
+    judged = steady.of_figures(requests)
+    if judged.is_empty():
+        return None
+    kept = judged.select("repeat", kept=met(*limits)).group_by("repeat").agg(pl.sum("kept"), sent=pl.len())
+    sums, counts = kept["kept"].to_numpy(), kept["sent"].to_numpy()
+    if sums.size < intervals.MIN_REPEATS:
+        return wilson(sums.sum(), counts.sum())
+    return intervals.of_share(intervals.of_ratio(sums, counts), sums.sum(), counts.sum())
 
 
 def met(ttft_ms: float | None, tpot_ms: float | None, e2e_ms: float | None = None) -> pl.Expr:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis.metrics import mean_interval
+from wp1.analysis import cells, intervals
 
 METRIC = "perplexity"
+# Of two texts a 95 % interval is 12.7 standard errors to either side of a logarithm, which says nothing.
+MIN_TEXTS = 3
 
 # The windows of an arm: by cell, repeat, text and number, the position in tokens where it begins, its sum of negative
 # log-likelihoods (nats) and its tokens.
@@ -26,37 +28,40 @@ def bucket(tokens: int) -> int:
 
 
 def by_position(rows: pl.DataFrame) -> list[dict[str, Any]]:
-    """exp of the mean negative log-likelihood of a token, with its interval: a bootstrap over windows of tokens.
+    """exp of the mean negative log-likelihood of a token, with its 95 % interval over texts.
 
-    n: tokens. Of every text of these rows, so that later positions are of fewer texts.
+    Texts are what is independent: windows of one text are alike, and a text that was read again is the same text. low
+    and high are Student's over each text's share in the mean, and null for fewer than three texts. n: tokens,
+    of each text once. Of every text of these rows, so that later positions are of fewer texts.
     """
-    return [_positions(size) | _figures(of) for size, of in _bins(_windows(rows)).items()]
+    return [_positions(size) | _figures(_of_texts(of)) for size, of in _bins(_windows(rows)).items()]
 
 
 def of_both(a: pl.DataFrame, b: pl.DataFrame) -> list[dict[str, Any]]:
     """Two arms over the windows of the texts that both had, so that they differ by nothing but the arm.
 
-    a, b: figures of each as in `by_position`; ratio: of b's perplexity to a's, with the interval of a bootstrap over
-    the pairs of windows.
+    a, b: figures of each as in `by_position`; ratio: of b's perplexity to a's, with its interval over texts; p: of no
+    difference, null for fewer than three texts.
     """
     windows = [_windows(rows) for rows in (a, b)]
     same = windows[0].keys() & windows[1].keys()
     bins = [_bins({key: of[key] for key in of if key in same}) for of in windows]
     found = []
     for size, of_a in bins[0].items():
-        of_b = bins[1][size]
-        change = np.array([of_b[key][1] / of_b[key][2] - of_a[key][1] / of_a[key][2] for key in of_a])
-        figures = _figures(of_a), _figures(of_b)
-        low, high = mean_interval(change)
+        texts = _of_texts(of_a), _of_texts(bins[1][size])
+        figures = tuple(map(_figures, texts))
+        shares = [intervals.of_ratio(*text) for text in texts]
+        change = intervals.between(*shares) if texts[0][0].size >= MIN_TEXTS else None
         found.append(
             _positions(size)
             | {key: figures[0][key] for key in ("texts", "n")}
             | {
                 "a": figures[0],
                 "b": figures[1],
-                "ratio": round(_mean(of_b) / _mean(of_a), 4),
-                "low": round(math.exp(low), 4),
-                "high": round(math.exp(high), 4),
+                "ratio": round(math.exp(shares[1].value - shares[0].value), 4),
+                "low": None if change is None else round(math.exp(change.low), 4),
+                "high": None if change is None else round(math.exp(change.high), 4),
+                "p": None if change is None else change.p,
             }
         )
     return found
@@ -86,17 +91,29 @@ def _positions(size: int) -> dict[str, int]:
     return {"from": 0 if size == 512 else size // 2, "to": size}
 
 
-def _figures(of: Windows) -> dict[str, Any]:
-    # Windows have nearly all the same number of tokens, so their means may be resampled.
-    low, high = mean_interval(np.array([nll / tokens for _, nll, tokens in of.values()]))
+# Of each text: the sum of negative log-likelihoods, and its tokens.
+Texts = tuple[np.ndarray, np.ndarray]
+
+
+def _of_texts(of: Windows) -> Texts:
+    """A text that was read in several repeats, or under several loads, is one: it has the mean of what was found."""
+    found: dict[tuple[str, str], dict[int, list[tuple[float, int]]]] = {}
+    for (cell, _, example, number), (_, nll, tokens) in of.items():
+        found.setdefault((cells.parse(cell).prompt, example), {}).setdefault(number, []).append((nll, tokens))
+    # In an order of their own, so that two arms' texts stand side by side.
+    texts = [found[key] for key in sorted(found)]
+    sums = [sum(nll / len(read) for read in windows.values() for nll, _ in read) for windows in texts]
+    tokens = [sum(read[0][1] for read in windows.values()) for windows in texts]
+    return np.array(sums), np.array(tokens, dtype=float)
+
+
+def _figures(of: Texts) -> dict[str, Any]:
+    parts = intervals.of_ratio(*of)
+    interval = intervals.around(parts) if of[0].size >= MIN_TEXTS else None
     return {
-        "texts": len({(cell, example) for cell, _, example, _ in of}),
-        "n": sum(tokens for *_, tokens in of.values()),
-        "mean": round(_mean(of), 3),
-        "low": round(math.exp(low), 3),
-        "high": round(math.exp(high), 3),
+        "texts": int(of[0].size),
+        "n": int(of[1].sum()),
+        "mean": round(math.exp(parts.value), 3),
+        "low": None if interval is None else round(math.exp(interval.low), 3),
+        "high": None if interval is None else round(math.exp(interval.high), 3),
     }
-
-
-def _mean(of: Windows) -> float:
-    return math.exp(sum(nll for _, nll, _ in of.values()) / sum(tokens for *_, tokens in of.values()))

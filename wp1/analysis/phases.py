@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wp1.analysis import comparison
 from wp1.analysis.markdown import signed_ms
 
 E2E_PHASES = (
@@ -46,7 +47,7 @@ def of_many(named: Sequence[str]) -> str:
 
 
 def shown(by: Rows, cells: Sequence[str]) -> list[tuple[str, Row]]:
-    """Parts of TTFT and E2E that differ by their own intervals, of cells where the mean of the whole does not."""
+    """Parts of TTFT and E2E that are shown to differ, of cells where the mean of the whole is not."""
     found = []
     for name, title in E2E_PHASES:
         whole = "e2e_ms/mean" if title == "decode" else "ttft_ms/mean"
@@ -54,7 +55,7 @@ def shown(by: Rows, cells: Sequence[str]) -> list[tuple[str, Row]]:
         found += [
             (title, row)
             for row in rows
-            if row["excludes_zero"] and not by.get((row["cell"], whole), {}).get("excludes_zero")
+            if comparison.verdict(row) and not comparison.verdict(by.get((row["cell"], whole), {}))
         ]
     return found
 

@@ -1,17 +1,18 @@
 """Scores from a run's folder: examples.jsonl and records.jsonl, nothing else. Pure.
 
-A request that failed scores zero, as a question that was not answered; how many is said beside every score.
+A request that failed scores zero, as a question that was not answered; how many is said beside every score. An example
+that was asked in several repeats, or under several loads, counts once (`scoring.by_example`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from wp1.analysis import perplexity, shapes
-from wp1.analysis.metrics import distribution, mean_interval
+from wp1.analysis import cells, intervals, perplexity, shapes
+from wp1.analysis.metrics import distribution
 from wp1.quality import longbench, longbench_v2, ruler, scoring
 from wp1.quality.asking import FILE
 from wp1.quality.tasks import Row, find
@@ -112,9 +113,20 @@ def _of_arm(rows: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _by_task(rows: pl.DataFrame) -> dict[str, list[float]]:
+def _asked(rows: pl.DataFrame) -> list[tuple[str, str]]:
+    """What each row is of: an example, and the length or data of its cell, as ids are of one length."""
+    return [(cells.parse(cell).prompt, example) for cell, example in rows.select("cell", "example").iter_rows()]
+
+
+def _units(rows: pl.DataFrame) -> intervals.Units:
+    """Of latencies: the repeat, or with fewer than three of these the example."""
+    _, examples = np.unique([f"{prompt} {example}" for prompt, example in _asked(rows)], return_inverse=True)
+    return intervals.units(rows["repeat"].to_numpy(), examples)
+
+
+def _by_task(rows: pl.DataFrame) -> dict[str, np.ndarray]:
     return {
-        f"{benchmark}/{task}": part["score"].to_list()
+        f"{benchmark}/{task}": scoring.by_example(part["score"].to_list(), _asked(part))
         for (benchmark, task), part in rows.group_by("benchmark", "task", maintain_order=True)
     }
 
@@ -133,11 +145,15 @@ def _task(rows: pl.DataFrame) -> dict[str, Any]:
     return {
         **{key: first[key] for key in ("benchmark", "task", "category", "metric")},
         "failed": rows.filter(pl.col("status") != "ok").height,
-        **scoring.of_task(rows["score"].to_list()),
-        "ttft_ms": distribution(rows["ttft_ms"].drop_nulls().to_numpy()),
-        "tpot_ms": distribution(rows["tpot_ms"].drop_nulls().to_numpy()),
+        **scoring.of_task(rows["score"].to_list(), _asked(rows)),
+        **_speed(rows),
         "prompt_tokens": round(float(rows["prompt_tokens"].fill_null(0).mean() or 0)),  # type: ignore[arg-type]
     }
+
+
+def _speed(rows: pl.DataFrame) -> dict[str, Any]:
+    units = _units(rows)
+    return {name: distribution(rows[name].cast(pl.Float64).to_numpy(), units) for name in ("ttft_ms", "tpot_ms")}
 
 
 def _groups(rows: pl.DataFrame) -> dict[str, Any]:
@@ -165,8 +181,7 @@ def by_length(rows: pl.DataFrame) -> list[dict[str, Any]]:
                 "bucket": size,
                 **scoring.mean_of(_by_task(part)),
                 "failed": part.filter(pl.col("status") != "ok").height,
-                "ttft_ms": distribution(part["ttft_ms"].drop_nulls().to_numpy()),
-                "tpot_ms": distribution(part["tpot_ms"].drop_nulls().to_numpy()),
+                **_speed(part),
             }
         )
     return found
@@ -184,7 +199,7 @@ def needles(rows: pl.DataFrame) -> list[dict[str, Any]]:
         part = part.with_columns(depth=binned)
     found = []
     for (length, depth), of in part.sort("length", "depth").group_by("length", "depth", maintain_order=True):
-        found.append({"length": length, "depth": depth, **scoring.of_task(of["score"].to_list())})
+        found.append({"length": length, "depth": depth, **scoring.of_task(of["score"].to_list(), _asked(of))})
     return found
 
 
@@ -222,8 +237,9 @@ def _reached(means: Sequence[tuple[int, float]], enough: float) -> int | None:
 def differences(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
     """Second minus first in percentage points, over the same examples, by task and overall, with 95 % intervals.
 
-    a, b: rows of `scored`. Bootstrapped over examples; identical: the share whose answers are the same text;
-    perplexity: `perplexity.of_both`.
+    a, b: rows of `scored`. n: examples; identical: the share of answers that are the same text; shown: of a task,
+    whether its difference stands among those of all tasks (`intervals.false_discovery`), null where fewer than six
+    examples cannot tell; perplexity: `perplexity.of_both`.
     """
     keys = ["cell", "repeat", "example"]
     pairs = a.filter(pl.col("score").is_not_null()).join(b.select(*keys, "score", "said"), on=keys, suffix="_b")
@@ -231,25 +247,42 @@ def differences(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
         return {"n": 0, "identical": None, "tasks": [], "overall": None, "perplexity": perplexity.of_both(a, b)}
     pairs = pairs.with_columns(delta=100 * (pl.col("score_b") - pl.col("score")))
     tasks = [
-        {"benchmark": benchmark, "task": task, **_delta(part["delta"].to_numpy())}
+        {"benchmark": benchmark, "task": task, **_delta(part["delta"].to_numpy(), _asked(part))}
         for (benchmark, task), part in pairs.group_by("benchmark", "task", maintain_order=True)
     ]
+    for row, shown in zip(tasks, intervals.false_discovery([_judged(row) for row in tasks]), strict=True):
+        row["shown"] = shown
+    overall = _delta(pairs["delta"].to_numpy(), _asked(pairs))
     return {
-        "n": pairs.height,
+        "n": overall["n"],
         "identical": round(float((pairs["said"] == pairs["said_b"]).mean()), 4),  # type: ignore[arg-type]
         "tasks": tasks,
-        "overall": _delta(pairs["delta"].to_numpy()),
+        "overall": overall,
         "perplexity": perplexity.of_both(a, b),
     }
 
 
-def _delta(values: np.ndarray) -> dict[str, Any]:
-    low, high = mean_interval(values)
+def _judged(row: Mapping[str, Any]) -> float | None:
+    return row["p"] if row["n"] >= scoring.MIN_EXAMPLES else None
+
+
+def _delta(values: np.ndarray, examples: Sequence[Hashable] | None = None) -> dict[str, Any]:
+    """n, delta, low, high and p of differences in percentage points. examples: what each is of, as each counts once.
+
+    Student's interval; where all are 0, 100 or -100, or too few differ to show how much they vary, that of
+    `intervals.paired`.
+    """
+    of = scoring.by_example(values.tolist(), examples) / 100
+    found = intervals.around(intervals.Parts(float(of.mean()), of))
+    if np.isin(of, (-1.0, 0.0, 1.0)).all() or of.size < scoring.ENOUGH or (of != 0).sum() < scoring.ENOUGH_APART:
+        found = intervals.paired(of)
+    assert found is not None
     return {
-        "n": int(values.size),
-        "delta": round(float(values.mean()), 3),
-        "low": round(float(low), 3),
-        "high": round(float(high), 3),
+        "n": int(of.size),
+        "delta": round(100 * float(of.mean()), 3),
+        "low": round(100 * found.low, 3),
+        "high": round(100 * found.high, 3),
+        "p": float(f"{found.p:.6g}"),
     }
 
 

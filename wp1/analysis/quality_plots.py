@@ -146,6 +146,14 @@ def _needles(arms: Mapping[str, Any], path: Path, mark: str) -> None:
     style.save(figure, path)
 
 
+def _spread(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """How far the bounds of perplexity lie from it; nothing of too few texts to have any."""
+    return [
+        [0.0 if row["low"] is None else row["mean"] - row["low"] for row in rows],
+        [0.0 if row["high"] is None else row["high"] - row["mean"] for row in rows],
+    ]
+
+
 def _perplexity(arms: Mapping[str, Any], both: Sequence[Mapping[str, Any]], path: Path, mark: str) -> None:
     """both: of `perplexity.of_both`, where the first arm had more texts than those."""
     import matplotlib.pyplot as plt
@@ -159,17 +167,17 @@ def _perplexity(arms: Mapping[str, Any], both: Sequence[Mapping[str, Any]], path
         if not rows:
             continue
         x, y = [row["to"] for row in rows], [row["mean"] for row in rows]
-        spread = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
+        spread = _spread(rows)
         fewest = f", {rows[-1]['texts']} at the end" if rows[-1]["texts"] != rows[0]["texts"] else ""
         label = f"{arm}, {rows[0]['texts']} texts{fewest}"
         # Dashed is the first arm over the other's texts.
         looks = {"color": colours[arm], "label": label, **style.series(k, len(arms)), "linestyle": "-"}
         axes.errorbar(x, y, yerr=np.maximum(spread, 0), **looks)
-        highest = max(highest, *(row["high"] for row in rows))
+        highest = max(highest, *(row["high"] or row["mean"] for row in rows))
     if both:
         first = next(iter(arms))
         rows = [row["a"] | {"to": row["to"]} for row in both]
-        spread = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
+        spread = _spread(rows)
         axes.errorbar(
             [row["to"] for row in rows], [row["mean"] for row in rows], yerr=np.maximum(spread, 0),
             **{**style.series(0, 3), "markerfacecolor": "white", "linestyle": "--"}, color=colours[first],

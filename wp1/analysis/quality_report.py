@@ -7,20 +7,21 @@ import polars as pl
 
 from wp1.analysis.markdown import code, ms, number, table, text
 from wp1.quality import ruler
-from wp1.quality.scoring import FEW
+from wp1.quality.scoring import FEW, MIN_EXAMPLES
 
 EXAMPLES = 3  # best and worst
 PART = ("position in the text", "texts", "tokens")  # of a row of perplexity
 HOW_TO_READ = f"""\
-- **score**: in percent with its 95 % interval, Wilson's where answers are right or wrong or fewer than ten, else a
-  bootstrap of the mean. **few** marks fewer than {FEW} answers, which hardly measure anything. A request that failed
-  scores zero.
+- **score**: in percent with its 95 % interval over examples, Wilson's where they are right or wrong or hardly vary,
+  else Student's. **n** counts examples: one that was asked in several repeats counts once, with the mean of its scores.
+  **few** marks fewer than {FEW}, which hardly measure anything. A request that failed scores zero.
 - **mean of the tasks**: unweighted; LongBench's is the mean of its categories. A score of a built-in task is not to be
   compared with the official set's.
 - **effective length**: the longest length up to which every length's RULER score is at least 85.6 %, RULER's own
   threshold; **relative**: at least 85.6 % of the score at the shortest length.
-- **perplexity**: exp of the mean negative log-likelihood of a token at these positions, in the model's own tokens. The
-  requests for it count as answered and in no time: no user waits for log-likelihoods."""
+- **perplexity**: exp of the mean negative log-likelihood of a token at these positions, in the model's own tokens, with
+  its 95 % interval over texts; of one or two texts there is none. The requests for it count as answered and in no time:
+  no user waits for log-likelihoods."""
 
 
 def section(found: Mapping[str, Any] | None, rows: pl.DataFrame) -> str:
@@ -116,7 +117,7 @@ def _words(of: Mapping[str, Any]) -> str:
     overall = of["overall"]
     several = f"; best at {best['task']} ({best['mean']:.0f} %), worst at {worst['task']} ({worst['mean']:.0f} %)"
     said = [
-        f"Over {overall['n']} answer{'s' * (overall['n'] != 1)} to {overall['tasks']} "
+        f"Over {overall['n']} example{'s' * (overall['n'] != 1)} of {overall['tasks']} "
         f"task{'s' * (overall['tasks'] > 1)} the mean score is "
         f"{overall['mean']:.1f} % [{overall['low']:.1f}, {overall['high']:.1f}]{several * (len(judged) > 1)}."
     ]
@@ -200,7 +201,8 @@ def _part(row: Mapping[str, Any]) -> list[Any]:
 
 
 def _within(figure: Mapping[str, Any], key: str) -> str:
-    return f"{figure[key]:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
+    bounds = "" if figure["low"] is None else f" [{figure['low']:.2f}, {figure['high']:.2f}]"
+    return f"{figure[key]:.2f}{bounds}"
 
 
 def _own_texts(arms: Mapping[str, Any]) -> str:
@@ -241,7 +243,10 @@ def difference_table(found: Mapping[str, Any], a: str, b: str) -> str:
         f"**{b} − {a}**, over the same {found['n']} examples: {found['overall']['delta']:+.1f} percentage points; "
         f"{100 * found['identical']:.0f} % of the answers are the same text."
     )
-    return f"{lead}\n\n" + table(["task", "n", "Δ score [95 %]", "≠ 0"], rows, "lrrl")
+    note = (
+        "≠ 0: of the tasks, among all of them (Benjamini-Hochberg); a dash where fewer than six examples cannot tell."
+    )
+    return f"{lead}\n\n" + table(["task", "n", "Δ score [95 %]", "≠ 0"], rows, "lrrl") + f"\n\n{note}"
 
 
 def _signed(row: Mapping[str, Any]) -> str:
@@ -249,9 +254,10 @@ def _signed(row: Mapping[str, Any]) -> str:
 
 
 def _apart(row: Mapping[str, Any]) -> str:
-    if row["n"] < 6:
+    """Whether a difference is shown: of a task among all of them, overall by its own interval."""
+    if row["n"] < MIN_EXAMPLES:
         return "—"
-    return "yes" if row["low"] > 0 or row["high"] < 0 else "no"
+    return "yes" if row.get("shown", row["low"] > 0 or row["high"] < 0) else "no"
 
 
 def _examples(rows: pl.DataFrame, arm: str) -> str:

@@ -32,7 +32,7 @@ from wp1.analysis import (
     tables,
     whole,
 )
-from wp1.analysis.markdown import code, fence, ms, number, percent, rate, short, table, text
+from wp1.analysis.markdown import code, fence, ms, number, percent, rate, short, table, text, with_interval
 from wp1.analysis.summary import read_config, read_json
 from wp1.collectors import load
 from wp1.collectors.device import read_samples
@@ -67,11 +67,14 @@ HOW_TO_READ_LOAD = """\
 - **over-saturated**: less than 90 % of the offered rate was answered, and requests in flight grew by 30 % from the
   middle third of the arrivals to the last."""
 HOW_TO_READ_ARMS = """\
-- **Δ**, **ratio**: second arm − first, second / first; **95 % of Δ**: two-level bootstrap of repeats and, within them,
-  of pairs of the same request (of a rate: of repeats); **≠ 0**: whether it excludes zero, with a dash where fewer than
-  six pairs (of a rate: repeats) are too few to tell, or where answers differ in length and a figure grows with it. Of
-  twenty such intervals about one excludes zero by chance.
-- **goodput**: the highest request rate tested with an SLO attainment of at least 90 %, per device.
+- **Δ**, **ratio**: second arm − first, second / first; **95 % of Δ**: Student's t over the differences of the repeats;
+  of one or two repeats over pairs of the same request, which says nothing of another repeat. One in twenty such
+  intervals excludes zero by chance.
+- **≠ 0**: whether the difference is shown among all of the comparison (Benjamini-Hochberg: of those shown, 5 % are by
+  chance); a dash where fewer than six pairs (of a rate: three repeats) are too few to tell, or where answers differ in
+  length and a figure grows with it; **here**: in the requests of one or two repeats, which is no word on another.
+- **goodput**: the highest request rate tested at which, as at every lower one tested, SLO attainment is at least 90 %,
+  per device.
 - **same tokens**: greedy answers to the same prompt, token by token. **The same arm against itself** is the control:
   requests that one arm was asked more than once. Another batch adds up in another order, so where the two best tokens
   are close rounding decides between them; **nats** are the difference of their log-probabilities at the first token
@@ -237,8 +240,15 @@ def _latency(summary: dict[str, Any]) -> str:
         lags = {"n": 0} if (of_load := load.of_cell(summary, name)) is None else of_load["loop_lag_ms"]
         for title, d in [*((title, cell[key]) for key, title in LATENCY_ROWS), ("event-loop lag", lags)]:
             if d["n"]:
-                interval = f"{ms(d['mean'])} [{ms(d['mean_low'])}, {ms(d['mean_high'])}]"
-                rows.append([title, number(d["n"]), interval, *(ms(d[p]) for p in ("p50", "p90", "p95", "p99"))])
+                figure = {"value": d["mean"], "low": d["mean_low"], "high": d["mean_high"]}
+                rows.append(
+                    [
+                        title,
+                        number(d["n"]),
+                        with_interval(figure, ms),
+                        *(ms(d[p]) for p in ("p50", "p90", "p95", "p99")),
+                    ]
+                )
         parts.append(
             f"**{name}**: {cell['ok']} of {cell['requests']} requests answered, "
             f"{number(cell['prompt_tokens'])} prompt and {number(cell['output_tokens'])} output tokens "

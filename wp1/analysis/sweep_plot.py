@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def sweep_plot(path: Path, jobs: list[Job], found: pl.DataFrame) -> bool:
-    """Means of every completed job's cells with their 95 % bootstrap intervals (ms); False where there are none.
+    """Means of every completed job's cells with their 95 % intervals (ms); False where there are none.
 
     found: from `sweep.rows`.
     """

@@ -50,7 +50,7 @@ def write_comparison(folder: Path, with_plot: bool = True) -> Path:
     parts = [
         _head(manifest, jobs),
         "" if with_plot else _without_plot(folder),
-        f"![Mean TTFT and TPOT of each job, with 95 % bootstrap intervals]({PLOT})" if plotted else "",
+        f"![Mean TTFT and TPOT of each job, with 95 % intervals]({PLOT})" if plotted else "",
         jobs_table(jobs, found),
         reasons(jobs, found),
         *shared,

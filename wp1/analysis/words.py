@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import amounts, cells, phases
+from wp1.analysis import amounts, cells, comparison, phases
 from wp1.analysis.markdown import share, signed_ms
 from wp1.analysis.phases import Row, Rows
 
@@ -32,8 +32,8 @@ def in_words(rows: pl.DataFrame, a: str, b: str, unlike: Unlike | None = None) -
     """Markdown: where arm b did better than arm a and where worse, by how much, and which phase was most of it.
 
     rows: of `comparison.compare`; unlike: of `comparison.unlike_lengths`. It begins with the cells in which E2E changed
-    most, or TTFT and TPOT where answers differ in length. A difference is called one only where its interval excludes
-    zero. Phases are means, so the parts of a change add up to it.
+    most, or TTFT and TPOT where answers differ in length. A difference is called one only where it is shown
+    (`comparison.verdict`). Phases are means, so the parts of a change add up to it.
     """
     by = {(row["cell"], row["metric"]): row for row in rows.iter_rows(named=True)}
     names = list(dict.fromkeys(rows["cell"]))
@@ -47,22 +47,25 @@ def in_words(rows: pl.DataFrame, a: str, b: str, unlike: Unlike | None = None) -
     if len(untold) == len(compared):
         return " ".join([f"{over}, nothing can be told: {TOO_FEW}.", *left_out])
     different = [cell for cell in compared if cell in (unlike or {})]
-    blocks = [_extremes(by, compared, b, bool(different)), _beyond(by, compared, a, b)]
+    blocks = [
+        _few_repeats(by, compared, a, b),
+        _extremes(by, compared, b, bool(different)),
+        _beyond(by, compared, a, b),
+    ]
     blocks.append(_lengths(different, compared, a, b, unlike or {}))
     helped = f"{over}, {b} helped against {a}:" if better else f"{over}, nothing shows that {b} helped against {a}."
     hurt = "It hurt:" if worse else "Nothing shows that it hurt."
     blocks += [helped, _bullets(better), hurt, _bullets(worse)]
     sentences = []
     unclear = [
-        cell
-        for cell in compared
-        if cell not in untold and not any(by.get((cell, name), {}).get("excludes_zero") for name in TITLES)
+        cell for cell in compared if cell not in untold and not any(_shown(by.get((cell, name))) for name in TITLES)
     ]
     if untold:
         sentences.append(f"Nothing can be told for {_listed(untold)}: {TOO_FEW}.")
     if unclear:
         where = "any cell" if len(unclear) == len(compared) and len(compared) > 1 else _listed(unclear)
         sentences.append(f"No difference could be shown for {where} in what was looked at.")
+    sentences += _power(by, compared)
     sentences += [
         *_parts_alone(by, compared),
         *_rates(by, [cell for cell in compared if cell not in different], b),
@@ -72,21 +75,62 @@ def in_words(rows: pl.DataFrame, a: str, b: str, unlike: Unlike | None = None) -
     return "\n\n".join(block for block in [*blocks, " ".join(sentences)] if block)
 
 
+def _few_repeats(by: Rows, names: list[str], a: str, b: str) -> str:
+    """That one or two repeats say nothing of another, before anything that they say."""
+    few = [cell for cell in names if by.get((cell, "ttft_ms/mean"), {}).get("over") == "requests"]
+    if not few:
+        return ""
+    where = "" if len(few) == len(names) else f" for {_listed(few)}"
+    return (
+        f"**Fewer than three repeats**{where}: what is said of {b} against {a} holds for the requests of these repeats "
+        "and says nothing of another run. Three repeats or more can tell (`experiment.repeats`)."
+    )
+
+
+def _power(by: Rows, names: list[str]) -> list[str]:
+    """What this many repeats could have shown of the means, and how many would show what was observed."""
+    rows = [row for cell in names for metric in ("ttft_ms/mean", "e2e_ms/mean") if (row := by.get((cell, metric)))]
+    unsure = [row for row in rows if row.get("detectable") is not None and not _shown(row) and row["a"]]
+    if not unsure:
+        return []
+    repeats = sorted({row["units"] for row in unsure})
+    many = f"{repeats[0]} repeats" if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]} repeats"
+    said = []
+    for metric in ("ttft_ms/mean", "e2e_ms/mean"):
+        least = sorted(row["detectable"] / row["a"] for row in unsure if row["metric"] == metric)
+        if least:
+            ends = [share(least[0])] if len(least) == 1 else [share(least[0]), share(least[-1])]
+            said.append(f"{' to '.join(ends)} in {TITLES[metric]}")
+    needed = [row for row in unsure if (row["repeats_needed"] or 0) > row["units"]]
+    sentences = [
+        f"Where none could be shown, it would have to be {' and '.join(said)}, by cell, for four of five runs of "
+        f"{many} to show it."
+    ]
+    if needed:
+        row = min(needed, key=lambda row: row["repeats_needed"])
+        sentences.append(
+            f"To show differences as large as these takes {row['repeats_needed']} repeats at least "
+            f"(`experiment.repeats`), for {TITLES[row['metric']]} at {cells.parse(row['cell']).words}."
+        )
+    return sentences
+
+
 def _looked_at(by: Rows, names: list[str]) -> str:
-    """What was tested, and how many of so many intervals exclude zero by chance."""
+    """What was tested, and what it takes for a difference to be called one."""
     judged = [by[cell, metric] for cell in names for metric in TITLES if _judged(by, cell, metric)]
     titles = [title for metric, title in TITLES.items() if any(row["metric"] == metric for row in judged)]
-    # Where all requests are alike, as where none failed, there is no chance.
-    intervals = sum(row["low"] != row["high"] for row in judged)
-    chance = f" By chance alone about {intervals / 20:.0f} of these {intervals} would." if intervals >= 20 else ""
     return (
-        f"Looked at were {', '.join(titles[:-1])} and {titles[-1]}; a difference counts as shown where its 95 % "
-        f"interval excludes zero.{chance}"
+        f"Looked at were {', '.join(titles[:-1])} and {titles[-1]}; a difference counts as shown if it stands among "
+        "all that were tested (Benjamini-Hochberg at 5 %)."
     )
 
 
 def _judged(by: Rows, cell: str, metric: str) -> bool:
-    return by.get((cell, metric), {}).get("excludes_zero") is not None
+    return comparison.verdict(by.get((cell, metric), {})) is not None
+
+
+def _shown(row: Row | None) -> bool:
+    return bool(row and comparison.verdict(row))
 
 
 def _moved_so(by: Rows, names: list[str], helped: bool) -> list[str]:
@@ -97,7 +141,7 @@ def _moved_so(by: Rows, names: list[str], helped: bool) -> list[str]:
         clauses = []
         for metric, title in of_family:
             judged = [by[cell, metric] for cell in names if _judged(by, cell, metric)]
-            moved = [row for row in judged if row["excludes_zero"] and row["delta"] * sign > 0]
+            moved = [row for row in judged if _shown(row) and row["delta"] * sign > 0]
             if moved:
                 clauses.append(_moved(by, moved, len(judged), title))
         if clauses:
@@ -121,7 +165,7 @@ def _extremes(by: Rows, names: list[str], b: str, unlike: bool) -> str:
 
 
 def _attained(by: Rows, names: list[str], b: str) -> str:
-    shown = [row for cell in names if (row := by.get((cell, "slo_attainment"))) and row["excludes_zero"]]
+    shown = [row for cell in names if _shown(row := by.get((cell, "slo_attainment"))) and row]
     found = []
     for sign, verb in ((1, "won"), (-1, "lost")):
         along = [row for row in shown if row["delta"] * sign > 0]
@@ -135,7 +179,7 @@ def _attained(by: Rows, names: list[str], b: str) -> str:
 
 def _most(by: Rows, names: list[str], b: str, metric: str, begin: str) -> str:
     rows = [by[cell, metric] for cell in names if (cell, metric) in by]
-    shown = [row for row in rows if row["excludes_zero"] and row["ratio"] is not None]
+    shown = [row for row in rows if _shown(row) and row["ratio"] is not None]
     found = []
     for best, verb in ((min, "won"), (max, "lost")):
         along = [row for row in shown if (row["delta"] < 0) == (verb == "won")]
@@ -214,7 +258,7 @@ def _rates(by: Rows, names: list[str], b: str) -> list[str]:
         leaning = [
             row
             for row in rows
-            if row["excludes_zero"] is None
+            if comparison.verdict(row) is None
             and row["low"] is not None
             and min(row["low"] * sign, row["high"] * sign) > 0
         ]

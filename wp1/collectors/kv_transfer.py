@@ -51,6 +51,7 @@ def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame
     streams the first token; queues: requests in each place while these cells were measured, mean and max.
     """
     ok = handoffs.filter(pl.col("status") == "ok")
+    units = metrics.units_of(ok)
     failed = handoffs.filter(pl.col("status") != "ok")
     moved = ok.filter((pl.col("bytes") > 0) & (pl.col("t_transfer_end") > pl.col("t_transfer_begin")))
     seconds = _union(moved["t_transfer_begin"].to_list(), moved["t_transfer_end"].to_list())
@@ -74,14 +75,14 @@ def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame
         "bytes": _total(ok["bytes"]),
         "bytes_expected": _total(ok["bytes_expected"]),
         "bytes_unreported": int(ok["bytes"].null_count()),
-        "bytes_a_handoff": metrics.distribution(ok["bytes"].drop_nulls().to_numpy()),
-        **{name: metrics.distribution(ok[name].drop_nulls().to_numpy()) for name in TIMES},
+        "bytes_a_handoff": metrics.distribution(ok["bytes"].cast(pl.Float64).to_numpy(), units),
+        **{name: metrics.distribution(ok[name].to_numpy(), units) for name in TIMES},
         "transfer_s": round(seconds, 6),
         "overlapped": overlapped,
         "gb_per_s": round(int(moved["bytes"].sum()) / seconds / 1e9, 4) if seconds > 0 and not overlapped else None,
         "copy_gb_per_s": round(int(copied["bytes"].sum()) / copy_s / 1e9, 4) if copy_s > 0 else None,
         "blocks": _total(ok["blocks"]),
-        "runs": metrics.distribution(ok["runs"].drop_nulls().to_numpy()).get("mean"),
+        "runs": metrics.distribution(ok["runs"].cast(pl.Float64).to_numpy()).get("mean"),
         "stall_ratio": _ratio(delayed["stall_ms"], delayed["e2e_ms"]),
         "share_of_ttft": _ratio(delayed.select(within.alias("t"))["t"], delayed["ttft_ms"]),
         "queues": _queue_lengths(queues, requests),

@@ -38,10 +38,11 @@ class LoadStatsCollector:
 def _cell(name: Any, requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str, Any]:
     delays = requests["client_delay_ms"].drop_nulls()
     late = delays.quantile(0.99, "linear")
+    late_by = lags["lags"].explode(empty_as_null=False).drop_nulls().to_numpy() * 1e3
     found: dict[str, Any] = {
         "client_delay_p99_ms": None if late is None else round(late, 3),
         "client_late": late is not None and late > LATE_MS,
-        "loop_lag_ms": metrics.distribution(lags["lags"].explode(empty_as_null=False).drop_nulls().to_numpy() * 1e3),
+        "loop_lag_ms": metrics.distribution(late_by, metrics.in_order(late_by.size)),
     }
     if cells.parse(name).open_loop:
         found |= {"steady": steady.window(requests), **steady.saturation(requests)}

@@ -1,27 +1,9 @@
-"""Resampled figures against samples written out, and intervals against what made the data."""
+"""Figures of a cell's requests with their intervals."""
 
-import numpy as np
 import polars as pl
 import pytest
 
 from wp1.analysis import bootstrap
-
-
-def test_the_percentile_of_a_resample_is_that_of_the_sample_written_out() -> None:
-    rng = np.random.default_rng(0)
-    values, draws = rng.normal(0, 1, 9), rng.multinomial(9, np.full(9, 1 / 9), 50).astype(np.float32)
-    found = bootstrap.resampled((np.arange(9), values), "p95", draws)
-    expected = [np.percentile(np.repeat(values, row.astype(int)), 95) for row in draws]
-    assert found == pytest.approx(expected)
-
-
-def test_many_gaps_in_bins_give_nearly_the_same_percentile() -> None:
-    rng = np.random.default_rng(0)
-    values, pairs = rng.lognormal(3, 0.5, 20_000), np.repeat(np.arange(40), 500)
-    draws = rng.multinomial(40, np.full(40, 1 / 40), 5).astype(np.float32)
-    found = bootstrap.resampled((pairs, values), "p95", draws)
-    expected = [np.percentile(np.repeat(values, row[pairs].astype(int)), 95) for row in draws]
-    assert found == pytest.approx(expected, rel=5e-3)
 
 
 def _requests(values: list[list[float]]) -> pl.DataFrame:
@@ -38,9 +20,8 @@ def test_the_interval_holds_what_repeats_differ_by() -> None:
     figure = bootstrap.Sample(_requests([[10, 10, 10], [20, 20, 20], [30, 30, 30]])).figure("x")
     assert figure is not None
     assert (figure["n"], figure["value"]) == (9, 20)
-    # Within a repeat nothing varies, so the width comes of the repeats alone.
-    assert figure["low"] == 10
-    assert figure["high"] == 30
+    # Student's with two degrees of freedom, 20 ± 4.303 · 10 / sqrt(3); no latency is below zero.
+    assert (figure["low"], figure["high"]) == (0.0, pytest.approx(44.84, abs=0.01))
 
 
 def test_one_request_has_no_interval_and_none_has_no_figure() -> None:
@@ -55,19 +36,45 @@ def test_a_list_counts_every_value() -> None:
     assert (figure["n"], figure["value"]) == (3, 2)
 
 
-def test_a_large_sample_is_thinned_evenly_and_says_so() -> None:
-    many = _requests([[float(n) for n in range(15_000)] for _ in range(2)])
-    figure = bootstrap.Sample(many).figure("x")
+@pytest.mark.parametrize("count", [10_000, 10_001, 20_002, 30_000])
+def test_every_request_counts_however_many_there_are(count: int) -> None:
+    """A short and a long question by turns: every second request would be one of them alone."""
+    figure = bootstrap.Sample(_requests([[10.0 if n % 2 == 0 else 100.0 for n in range(count)]])).figure("x")
     assert figure is not None
-    assert figure["n"] == 10_000
-    assert figure["value"] == pytest.approx(7500, rel=1e-3)
-    assert figure["low"] < 7500 < figure["high"]
+    assert figure["n"] == count
+    assert figure["value"] == pytest.approx(55, abs=0.01)
+    # Batches of both by turns have the same mean, and other requests would not.
+    assert figure["low"] < 54.9
+    assert figure["high"] > 55.1
+
+
+def test_repeats_are_what_an_interval_is_over_and_not_their_requests() -> None:
+    """A hundred times as many requests in the same three repeats know no more of another repeat."""
+    few, many = (bootstrap.Sample(_requests([[10.0] * n, [11.0] * n, [12.0] * n])).figure("x") for n in (4, 400))
+    assert few is not None and many is not None
+    assert few["high"] - few["low"] == pytest.approx(many["high"] - many["low"])
+
+
+def test_the_same_question_in_two_repeats_is_one_unit() -> None:
+    once = bootstrap.Sample(_requests([[10.0, 20.0, 30.0, 50.0]])).figure("x")
+    twice = bootstrap.Sample(_requests([[10.0, 20.0, 30.0, 50.0]] * 2)).figure("x")
+    assert once is not None and twice is not None
+    assert (once["low"], once["high"]) == (twice["low"], twice["high"])
+
+
+def test_a_percentile_has_no_interval_where_nothing_lies_beyond_it() -> None:
+    """p95 of a dozen requests is the slowest of them, and nobody knows what the next one is like."""
+    dozen = bootstrap.Sample(_requests([[float(n) for n in range(4)]] * 3)).figure("x", "p95")
+    assert dozen is not None and "low" not in dozen
+    many = bootstrap.Sample(_requests([[float(n) for n in range(100)]] * 3)).figure("x", "p95")
+    assert many is not None and many["low"] < many["value"] < many["high"]
 
 
 def test_a_rate_is_all_that_was_done_over_all_the_time() -> None:
-    found = bootstrap.ratio([10, 30], [1, 1])
+    found = bootstrap.ratio([10, 20, 30], [1, 1, 1])
     assert found is not None
-    assert (found["n"], found["value"], found["low"], found["high"]) == (2, 20, 10, 30)
+    assert (found["n"], found["value"], found["low"]) == (3, 20, 0)
+    assert found["high"] == pytest.approx(44.84, abs=0.01)
     assert bootstrap.ratio([10], [2]) == {"n": 1, "value": 5}
     assert bootstrap.ratio([], []) is None
     assert bootstrap.ratio([1], [0]) is None

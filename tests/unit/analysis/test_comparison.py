@@ -1,5 +1,6 @@
 """Differences of two arms by hand, and intervals that say neither more nor less than the data."""
 
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,8 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from wp1.analysis import tables
-from wp1.analysis.comparison import BY_LENGTH, METRICS, compare, goodput, unlike_lengths
+from wp1.analysis import metrics, tables
+from wp1.analysis.comparison import BY_LENGTH, LATENCIES, METRICS, compare, goodput, unlike_lengths, verdict
+from wp1.goodput import bracket, planned_probes
 
 SLO = {"ttft_ms": 1000, "tpot_ms": None}
 
@@ -113,11 +115,11 @@ def test_rates_rest_on_repeats() -> None:
     assert one["a"] is not None
     assert one["low"] is None
     three = _row(compare(_arm("a", _noisy(0, 300)), _arm("b", _noisy(1, 900))), "requests_per_s")
-    assert three["n_a"] == 3
+    assert (three["n_a"], three["over"], three["units"]) == (3, "repeats", 3)
     assert three["low"] < three["delta"] < three["high"] < 0
-    assert three["excludes_zero"] is None
-    six = _row(compare(_arm("a", _noisy(0, 300, 6)), _arm("b", _noisy(1, 900, 6))), "requests_per_s")
-    assert six["excludes_zero"] is True
+    assert three["excludes_zero"] is True
+    two = _row(compare(_arm("a", _noisy(0, 300, 2)), _arm("b", _noisy(1, 900, 2))), "requests_per_s")
+    assert two["excludes_zero"] is None
 
 
 def test_failures_stay_in_the_shares_and_out_of_latencies() -> None:
@@ -148,6 +150,61 @@ def test_cells_come_by_length_then_load() -> None:
     ]  # fmt: skip
 
 
+def test_what_is_shown_stands_among_all_that_was_tested() -> None:
+    """Of thirty comparisons of arms that are alike, some exclude zero by their own intervals; hardly any is shown."""
+    tables_of = [
+        compare(_arm("a", _noisy(2 * n, 500, 3, 6)), _arm("b", _noisy(2 * n + 1, 500, 3, 6)), SLO) for n in range(30)
+    ]
+    assert sum(rows["excludes_zero"].any() for rows in tables_of) >= 3
+    assert sum(rows["shown"].any() for rows in tables_of) <= 2
+    apart = compare(_arm("a", _noisy(0, 500)), _arm("b", _noisy(1, 900)), SLO)
+    assert _row(apart, "ttft_ms/mean")["shown"] is True
+    assert verdict({"excludes_zero": True, "shown": None}) is True
+    assert verdict({"excludes_zero": True, "shown": False}) is False
+
+
+def test_how_many_repeats_would_tell_is_said() -> None:
+    row = _row(compare(_arm("a", _noisy(0, 500)), _arm("b", _noisy(1, 510))), "ttft_ms/mean")
+    assert row["shown"] is False
+    assert row["repeats_needed"] > 3
+    assert row["detectable"] > abs(row["delta"])
+    one = _row(compare(_arm("a", _noisy(0, 500, 1)), _arm("b", _noisy(1, 900, 1))), "ttft_ms/mean")
+    assert (one["over"], one["shown"], one["repeats_needed"], one["detectable"]) == ("requests", True, None, None)
+
+
+def test_a_limit_that_all_keep_is_no_certainty() -> None:
+    row = _row(compare(_arm("a", [[100] * 8] * 3), _arm("b", [[100] * 8] * 3), SLO), "slo_attainment")
+    assert (row["delta"], row["excludes_zero"]) == (0, False)
+    assert row["low"] < 0 < row["high"]
+    one = _row(compare(_arm("a", [[100] * 8] * 3), _arm("b", [[100] * 7 + [5000]] * 3), SLO), "slo_attainment")
+    assert one["delta"] == pytest.approx(-1 / 8)
+    assert one["excludes_zero"] is False
+
+
+def test_a_comparison_of_many_requests_needs_little_memory() -> None:
+    """100,000 requests a cell in each of two arms, with eight gaps each: less than what their tables are."""
+    count = 100_000
+    gaps = pl.Series(np.ones((count, 8), dtype=np.float32)).arr.to_list()
+    arms = []
+    for arm in "ab":
+        ttft = np.random.default_rng(ord(arm)).lognormal(4, 0.4, count)
+        rows = pl.DataFrame({"request_id": [f"{arm}/256-rate9/r0/{n}" for n in range(count)], "ttft_ms": ttft})
+        arms.append(
+            rows.with_columns(
+                pl.col("ttft_ms").alias(name) for name in LATENCIES if name not in ("ttft_ms", "itl_ms")
+            ).with_columns(
+                arm=pl.lit(arm), cell=pl.lit("256-rate9"), repeat=pl.lit(0), warmup=pl.lit(False), itl_ms=gaps,
+                status=pl.lit("ok"), t_sent=pl.lit(0.0), t_intended=pl.lit(0.0), t_end=pl.lit(1.0),
+                output_tokens=pl.lit(9),
+            )
+        )  # fmt: skip
+    tracemalloc.start()
+    compare(arms[0], arms[1], SLO)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200e6  # of numpy's; resamples of 2 GB would be
+
+
 def test_goodput_is_the_highest_rate_that_attains() -> None:
     fine, poor = [[100.0] * 10], [[100.0] * 8 + [5000.0] * 2]
     rows = pl.concat(
@@ -160,6 +217,39 @@ def test_goodput_is_the_highest_rate_that_attains() -> None:
     assert found["512"]["goodput"] is None
     assert (found["1024"]["rates"], found["1024"]["goodput"]) == ([], None)
     assert goodput(rows, {"ttft_ms": None, "tpot_ms": None}, devices=2).is_empty()
+
+
+@pytest.mark.parametrize(
+    ("attained", "best", "fails"),
+    [
+        ({1.0: 1.0, 2.0: 0.8, 3.0: 1.0}, 1.0, 2.0),
+        ({1.0: 0.8, 2.0: 1.0}, None, 1.0),
+        ({1.0: 1.0, 3.0: 1.0}, 3.0, None),
+        ({1.0: 1.0, 2.0: 0.9}, 2.0, None),
+        ({}, None, None),
+    ],
+)
+def test_goodput_is_the_same_of_cells_and_of_a_search(
+    attained: dict[float, float], best: float | None, fails: float | None
+) -> None:
+    """A rate that passes above one that fails does not count, whoever measured it."""
+    ttfts = {
+        rate: [[100.0] * round(10 * share) + [5000.0] * round(10 - 10 * share)] for rate, share in attained.items()
+    }
+    cells = [_arm("a", of_rate, f"256-rate{rate:g}") for rate, of_rate in ttfts.items()]
+    rows = pl.concat([*cells, _arm("a", [[100.0]], "256-conc1")])
+    of_cells = goodput(rows, SLO, devices=3).row(0, named=True)
+    path = planned_probes(rows, "a", 256, metrics.limits(SLO))
+    assert bracket(path) == (of_cells["goodput"], of_cells["fails_at"]) == (best, fails)
+    assert of_cells["goodput_per_device"] == (None if best is None else best / 3)
+
+
+def test_attainment_just_below_the_limit_is_not_rounded_up_to_it() -> None:
+    kept, sent = 17_999, 20_000  # 89.995 %, which is 0.9 to four decimals
+    rows = _arm("a", [[100.0] * kept + [5000.0] * (sent - kept)], "256-rate1", tokens=1)
+    assert metrics.attainment(rows, *metrics.limits(SLO)) == kept / sent
+    assert goodput(rows, SLO, devices=1)["goodput"].to_list() == [None]
+    assert _row(compare(rows, rows, SLO), "slo_attainment", "256-rate1")["a"] == kept / sent
 
 
 def test_warm_ups_are_in_no_figure() -> None:

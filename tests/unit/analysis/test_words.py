@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import polars as pl
+import pytest
 
-from wp1.analysis.comparison import METRICS, SCHEMA
+from wp1.analysis import tables
+from wp1.analysis.comparison import METRICS, SCHEMA, compare
 from wp1.analysis.words import in_words
 
 UNITS = {name: unit for name, _, unit in METRICS}
@@ -230,3 +233,48 @@ def test_answers_of_other_lengths_are_compared_by_their_tokens() -> None:
     both = in_words(_rows(_256_conc1=alike, _4096_conc1=cell), "yarn", "unscaled", unlike)
     assert both.startswith("**End to end unscaled lost most for 256 tokens one at a time")
     assert "are not judged there; TTFT and TPOT are" in both
+
+
+def _measured(repeats: int, shift_ms: float, cells: int = 2) -> pl.DataFrame:
+    """Two arms of several cells, of which the second is slower by so much, beside noise and a repeat effect of 5 %."""
+    arms = []
+    for n, arm in enumerate(("agg", "disagg")):
+        rng = np.random.default_rng(n)
+        for cell in range(cells):
+            ttft = (200 + n * shift_ms + rng.normal(0, 3, (repeats, 12))) * (1 + 0.05 * rng.normal(size=(repeats, 1)))
+            rows = [
+                {
+                    "request_id": f"{arm}/{256 << cell}-conc1/r{r}/{k}", "arm": arm, "cell": f"{256 << cell}-conc1",
+                    "repeat": r, "warmup": False, "status": "ok", "t_intended": 100.0 * r + k,
+                    "t_sent": 100.0 * r + k, "t_tokens": [100.0 * r + k + ttft[r, k] / 1e3 + 0.1 * t for t in range(4)],
+                    "t_end": 100.0 * r + k + ttft[r, k] / 1e3 + 0.3, "output_tokens": 4,
+                }
+                for r in range(repeats) for k in range(12)
+            ]  # fmt: skip
+            arms.append(tables.with_latencies(pl.DataFrame(rows, schema=tables.RECORD_SCHEMA)))
+    both = pl.concat(arms)
+    return compare(*(both.filter(pl.col("arm") == arm) for arm in ("agg", "disagg")))
+
+
+def test_three_repeats_say_what_they_could_have_shown_and_how_many_would() -> None:
+    text = in_words(_measured(3, 10), "agg", "disagg")
+    assert "No difference could be shown for any cell in what was looked at." in text
+    assert "Where none could be shown, it would have to be " in text
+    assert "in mean E2E, by cell, for four of five runs of 3 repeats to show it." in text
+    assert "To show differences as large as these takes" in text
+    assert "(Benjamini-Hochberg at 5 %)" in text
+
+
+def test_a_large_difference_is_told_by_three_repeats() -> None:
+    text = in_words(_measured(3, 400), "agg", "disagg")
+    assert "mean TTFT was higher in all 2 cells" in text
+    assert "four of five runs" not in text
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_one_or_two_repeats_are_no_word_on_another(repeats: int) -> None:
+    text = in_words(_measured(repeats, 400), "agg", "disagg")
+    assert "**Fewer than three repeats**: what is said of disagg against agg holds for the requests of these" in text
+    assert "mean TTFT was higher in all 2 cells" in text
+    assert "takes" not in text
+    assert "Fewer than three" not in in_words(_measured(3, 400), "agg", "disagg")

@@ -37,6 +37,26 @@ def test_ten_right_of_ten_is_not_certainty() -> None:
     assert scoring.of_task([])["mean"] is None
 
 
+def test_an_example_that_is_asked_again_counts_once() -> None:
+    values = [1.0] * 14 + [0.0] * 6
+    assert scoring.of_task(values * 3, list(range(20)) * 3) == scoring.of_task(values)
+    assert scoring.of_task([1.0, 0.0], ["a", "a"])["n"] == 1
+
+
+def test_part_marks_that_hardly_vary_are_no_certainty() -> None:
+    """Nineteen full marks and nine tenths are about as much as twenty full marks, which are not the truth either."""
+    assert scoring.of_task([1.0] * 19 + [0.9])["low"] < 85
+    assert scoring.of_task([1.0] * 20)["high"] - scoring.of_task([1.0] * 20)["low"] > 15
+
+
+@pytest.mark.parametrize("marks", [(2.0, 5.0), (0.5, 0.5), (3.0, 1.0)])
+def test_part_marks_are_covered_as_often_as_it_says(marks: tuple[float, float]) -> None:
+    rng = np.random.default_rng(0)
+    truth = 100 * marks[0] / sum(marks)
+    found = [scoring.of_task(rng.beta(*marks, 20).tolist()) for _ in range(300)]
+    assert 0.91 <= np.mean([row["low"] <= truth <= row["high"] for row in found]) <= 1.0
+
+
 def test_wilson_covers_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     right = rng.binomial(20, 0.3, 2000)

@@ -1,0 +1,118 @@
+"""A/A on a real engine: the same arm twice, so that every difference that is claimed is false.
+
+One engine of the bundled model. A comparison has three repeats of each side, which take turns and are sent the same
+prompts; what `wp1.analysis.comparison` says of them is counted by metric. `python -m tests.bench --only aa` runs it,
+`--pairs` comparisons; the simulated ones of `tests.bench.calibration` are many more and cheaper, but made of laws.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from hydra import compose, initialize_config_dir
+
+from tests.bench.calibration import HEADER, table_rows
+from wp1 import hardware, schema
+from wp1.analysis import tables
+from wp1.analysis.comparison import METRICS, compare
+from wp1.analysis.report import table
+from wp1.console import Screen
+from wp1.drive import drive
+from wp1.identity import versions
+from wp1.main import CONF
+from wp1.plan import plan
+from wp1.records import RecordWriter, Request
+from wp1.serving import models
+from wp1.serving.engines import make_scheduler
+from wp1.serving.guard import ProcessGuard
+from wp1.workload import prompts
+
+REPEATS, REQUESTS, CONCURRENCY, PROMPT_LEN, OUTPUT_LEN = 3, 6, 2, 64, 16
+ARMS = ("a", "b")
+SLO = {"ttft_ms": 2000.0, "tpot_ms": 200.0}
+
+
+async def compared(folder: Path, comparisons: int, screen: Screen) -> list[pl.DataFrame]:
+    """The table of each comparison (`wp1.analysis.comparison`). folder: for what a run would leave."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = ["workload=random", f"workload.prompt_len={PROMPT_LEN}", f"workload.output_len={OUTPUT_LEN}"]
+        overrides += [f"workload.num_requests={REQUESTS}", f"workload.concurrency={CONCURRENCY}", "model.max_len=2048"]
+        cfg: Any = schema.resolve(compose("config", [f"root={folder}", *overrides, "experiment.same_tokens=false"]))
+    cell = plan(cfg)[0].cells[0]
+    model = models.prepare(cfg)
+    material = prompts.Material(model.vocab_size, prompts.as_token_ids)
+    found = []
+    with ProcessGuard() as guard:
+        scheduler = make_scheduler(cfg, plan(cfg)[0], model, folder / "engine.log", guard.kill, lambda _: None)
+        with screen.step("starting an engine"):
+            await scheduler.__aenter__()
+        try:
+            with screen.step(f"{comparisons} comparisons of {2 * REPEATS} rounds of {REQUESTS} requests"):
+                with RecordWriter(folder / "warm.jsonl") as writer:
+                    for repeat in range(3):
+                        warm = _of_arm("warm", prompts.measured(cfg, cell, 10**6 + repeat, material))
+                        await drive(scheduler, warm, writer.write, None, CONCURRENCY)
+                for number in range(comparisons):
+                    path = folder / f"records-{number}.jsonl"
+                    with RecordWriter(path) as writer:
+                        for repeat in range(number * REPEATS, (number + 1) * REPEATS):
+                            for arm in ARMS if repeat % 2 else ARMS[::-1]:
+                                asked = _of_arm(arm, prompts.measured(cfg, cell, repeat, material))
+                                await drive(scheduler, asked, writer.write, None, CONCURRENCY)
+                    requests = tables.requests(path)
+                    a, b = (requests.filter(pl.col("arm") == arm) for arm in ARMS)
+                    found.append(compare(a, b, SLO))
+        finally:
+            await scheduler.__aexit__(None, None, None)
+    return found
+
+
+def _of_arm(arm: str, asked: Any) -> list[Request]:
+    return [replace(r, arm=arm, request_id=f"{arm}/{r.request_id.partition('/')[2]}") for r in asked]
+
+
+def text_of(found: list[pl.DataFrame]) -> str:
+    """How often a difference was claimed, by metric."""
+    rows = pl.concat(found)
+    lines = []
+    for name, title, _ in METRICS:
+        judged = rows.filter((pl.col("metric") == name) & pl.col("excludes_zero").is_not_null())
+        if judged.height:
+            shown = int(judged["shown"].sum())
+            lines.append([title, judged.height, int(judged["excludes_zero"].sum()), shown])
+    judged = rows.filter(pl.col("excludes_zero").is_not_null())
+    lines.append(["**all**", judged.height, int(judged["excludes_zero"].sum()), int(judged["shown"].sum())])
+    share = judged["excludes_zero"].mean()
+    words = (
+        f"Of {judged.height} intervals {100 * float(share or 0):.1f} % exclude zero, where nothing differs "  # pyright: ignore[reportArgumentType]
+        f"(5 % are to be expected). In {sum(bool(one['shown'].any()) for one in found)} of {len(found)} comparisons "
+        "anything was said to differ."
+    )
+    return f"{table(['metric', 'comparisons', 'excludes zero', 'shown'], lines, 'lrrr')}\n\n{words}"
+
+
+def simulated() -> str:
+    """The table of docs/metrics.md."""
+    return table(list(HEADER), list(_said(table_rows())), "ll" + "r" * (len(HEADER) - 2))
+
+
+def _said(rows: Iterator[list[str]]) -> Iterator[list[str]]:
+    for row in rows:
+        print(" | ".join(row), flush=True)
+        yield row
+
+
+def page(text: str, comparisons: int) -> str:
+    """docs/results/aa-cpu.md."""
+    machine = hardware.describe()
+    device = ", ".join(gpu["name"] for gpu in machine["gpus"]) or f"{machine['cpu']}, {machine['cores']} cores"
+    installed = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return (
+        f"# The same arm twice\n\n`make bench ARGS='--only aa --pairs {comparisons}'` on {device}: {comparisons} "
+        f"comparisons of {REPEATS}\nrepeats of {REQUESTS} requests, {CONCURRENCY} at a time, {PROMPT_LEN} prompt and "
+        f"{OUTPUT_LEN} output tokens each, on one engine of the\nbundled model, both sides in turn with the same "
+        "prompts. Every difference that is claimed is false.\n\n"
+        f"{text}\n\n{installed}\n"
+    )
