@@ -208,14 +208,6 @@ def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
     return instantiate(cfg.transfer, _partial_=True, _convert_="all", _recursive_=False)(pools=pools)
 
 
-def _kv_bytes_per_token(model: ServedModel, ranks: int) -> int:
-    """Over the tensor-parallel ranks of an engine, of which some hold the same heads where there are more than heads.
-
-    Of a decode engine that is what has to come, wherever it comes from: every byte of its blocks is written once.
-    """
-    return model.kv_bytes_per_token * ranks // model.kv_shards(ranks)
-
-
 def make_scheduler(
     cfg: Any,
     arm: Arm,
@@ -242,6 +234,7 @@ def make_scheduler(
         transfer=make_transfer(cfg, arm, model) if arm.scheduler.mode == "disagg" else None,
         # No request waits longer than this for its KV to be fetched.
         lease_s=cfg.workload.timeout_s,
-        kv_bytes_per_token=_kv_bytes_per_token(model, places_of(arm)[-1][0]),
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        kv_shards=model.kv_shards(places_of(arm)[-1][0]),
         write=write,
     )
