@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from wp1 import schema
+from wp1 import files, locks, redaction, schema
 from wp1.errors import ConfigError
 from wp1.identity import PARENT_VARIABLE
 from wp1.places import MANIFEST
@@ -34,7 +34,7 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         if config.get("resume") is not None:
-            _take_up(Path(config.hydra.sweep.dir).absolute())
+            _take_up(Path(config.hydra.sweep.dir).absolute(), config)
             return
         try:
             folder = Path(config.hydra.sweep.dir).absolute()
@@ -49,6 +49,10 @@ class SweepCallback(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             _begin(folder, cfg, jobs, list(config.hydra.overrides.task))
 
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        if config.hydra.mode == RunMode.MULTIRUN:
+            _without_secrets(Path(config.hydra.sweep.dir) / "multirun.yaml")
+
     def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
         error, run_dir = job_return.return_value, Path(config.hydra.runtime.output_dir)
         if config.hydra.mode != RunMode.MULTIRUN or error is None or (run_dir / "run_metadata.json").is_file():
@@ -59,10 +63,10 @@ class SweepCallback(Callback):
         if not (Path(config.hydra.sweep.dir) / MANIFEST).is_file():
             return
         status = "refused" if isinstance(error, ConfigError) else "failed"
-        job = {"job": config.hydra.job.num, "overrides": list(config.hydra.overrides.task)}
+        job = {"job": config.hydra.job.num, "overrides": redaction.words(config.hydra.overrides.task)}
         with suppress(OSError):  # what was wrong with the job is said all the same
             run_dir.mkdir(parents=True, exist_ok=True)
-            write_json(run_dir / "job.json", job | {"status": status, "reason": str(error)})
+            write_json(run_dir / "job.json", job | {"status": status, "reason": redaction.text(str(error))})
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         end_sweep(stopped=False)
@@ -98,6 +102,9 @@ def _begin(folder: Path, cfg: DictConfig, jobs: list[list[str]], overrides: list
     from wp1.console import Screen
     from wp1.tracking import check_uri, open_sweep_or_say
 
+    # Secrets of the configuration are known from here on.
+    redaction.config({str(key): value for key, value in _plain(cfg).items()})
+    locks.hold(folder)
     manifest = sweep.new_manifest(folder.name, cfg, jobs, overrides)
     sweep.write_manifest(folder, manifest)
     _open.append((folder, manifest))
@@ -115,13 +122,24 @@ def _begin(folder: Path, cfg: DictConfig, jobs: list[list[str]], overrides: list
         sweep.write_manifest(folder, manifest)
 
 
-def _take_up(folder: Path) -> None:
-    """Goes on with a sweep that was cut short, under the MLflow run that it has, or a new one where that is gone."""
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
+def _take_up(folder: Path, config: DictConfig) -> None:
+    """Goes on with a sweep that was cut short, under the MLflow run that it has, or a new one where that is gone.
+
+    The store is that of this command, which `wp1.foreign` has looked at, and not what the folder says.
+    """
     from wp1.analysis import sweep
     from wp1.console import Screen
     from wp1.tracking import open_sweep_or_say
 
-    manifest = sweep.read_manifest(folder) | {"status": "running", "ended": None}
+    tracking = {key: config.tracking[key] for key in ("enabled", "uri", "timeout_s")}
+    manifest = sweep.read_manifest(folder) | {"status": "running", "ended": None, "tracking": tracking}
+    manifest["root"] = str(Path(str(config.root)).expanduser().resolve())
+    locks.hold(folder)
     _open.append((folder, manifest))
     if manifest["tracking"]["enabled"]:
         with Screen() as screen:
@@ -129,6 +147,14 @@ def _take_up(folder: Path) -> None:
     if manifest["parent_run_id"] is not None:
         os.environ[PARENT_VARIABLE] = manifest["parent_run_id"]
     sweep.write_manifest(folder, manifest)
+
+
+def _without_secrets(path: Path) -> None:
+    """Takes secrets out of what Hydra writes into a sweep's folder when it begins."""
+    with suppress(OSError, UnicodeDecodeError, ConfigError):
+        before = files.read_text(path)
+        if (after := "\n".join(map(redaction.text, before.split("\n")))) != before:
+            files.write_text(path, after)
 
 
 @contextmanager
@@ -148,7 +174,11 @@ def end_sweep(stopped: bool) -> None:
     """
     if not _open:
         return
-    folder, manifest = _open.pop()
+    _end(*_open.pop(), stopped)
+
+
+def _end(folder: Path, manifest: dict[str, Any], stopped: bool) -> None:
+    _without_secrets(folder / "multirun.yaml")
     parent = manifest["parent_run_id"]
     if parent is not None:
         os.environ.pop(PARENT_VARIABLE, None)

@@ -12,8 +12,9 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import runs, sweep
-from wp1.analysis.markdown import table, text
+from wp1 import files, locks
+from wp1.analysis import runs, sweep, tables
+from wp1.analysis.markdown import fence, table, text
 from wp1.analysis.report import HOW_TO_READ_ARMS
 from wp1.analysis.summary import read_config
 from wp1.analysis.sweep import Job
@@ -38,8 +39,15 @@ def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
     pairs = runs.pairs(jobs, found)
     doubts = runs.warnings(jobs)
     folder = out or default_folder(jobs)
-    folder.mkdir(parents=True, exist_ok=True)
-    found.write_csv(folder / ROWS, float_precision=3)
+    with locks.written(files.real_folder(folder)):
+        return _write(folder, folders, jobs, found, pairs, doubts, given)
+
+
+def _write(
+    folder: Path, folders: list[Path], jobs: list[Job], found: pl.DataFrame, pairs: list[sweep.Pair],
+    doubts: list[str], given: list[Path],
+) -> tuple[Path, list[str]]:  # fmt: skip
+    tables.write_csv(found, folder / ROWS, 3)
     sections, frames, words = [], [], []
     for pair in pairs:
         names = sweep.names_of(pair)
@@ -48,11 +56,14 @@ def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
         words.append(f"{names[1]} against {names[0]}: {content['words']}")
         marks = ", ".join(sweep.all_labels([pair.a, pair.b]))
         frames.append(frame.with_columns(labels=pl.lit(marks or None, pl.String)))
-    pl.concat(frames).write_csv(folder / PAIRS, float_precision=4)
+    tables.write_csv(pl.concat(frames), folder / PAIRS, 4)
     plotted = sweep_plot(folder / PLOT, jobs, found)
     parts = [
         f"# {len(jobs)} runs side by side",
-        "\n".join(f"> **{doubt.partition(':')[0]}**{doubt[len(doubt.partition(':')[0]) :]}\n" for doubt in doubts),
+        "\n".join(
+            f"> **{text(doubt.partition(':')[0])}**{text(doubt[len(doubt.partition(':')[0]) :], 1000)}\n"
+            for doubt in doubts
+        ),
         _settings(folders, jobs, folder),
         f"![Mean TTFT and TPOT of each run, with 95 % bootstrap intervals]({PLOT})" if plotted else "",
         jobs_table(jobs, found),
@@ -62,7 +73,7 @@ def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
         _again(given),
     ]
     page = folder / PAGE
-    page.write_text("\n\n".join(part.rstrip("\n") for part in parts if part) + "\n", encoding="utf-8")
+    files.write_text(page, "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n")
     return page, [*doubts, *words]
 
 
@@ -84,7 +95,7 @@ def _settings(folders: list[Path], jobs: list[Job], beside: Path) -> str:
         ["experiment", *(job.metadata["experiment"] for job in jobs)],
         ["started", *(job.metadata["started"] for job in jobs)],
         ["report", *(_report(job, beside) for job in jobs)],
-        *([key, *(text(runs.said(config, key), 80) for config in configs)] for key in keys),
+        *([text(key, 80), *(text(runs.said(config, key), 80) for config in configs)] for key in keys),
     ]
     same = "" if keys else "\n\nThe configurations are the same."
     return f"## What differs in configuration\n\n{table(header, body, 'l' * len(header))}{same}"
@@ -99,7 +110,7 @@ def _report(job: Job, beside: Path) -> str:
 
 def _again(given: list[Path]) -> str:
     command = shlex.join(["python", "-m", "wp1.compare", *map(str, given)])
-    return f"## Again\n\n```\n{command}\n```\n\nThis comparison as tables: [{ROWS}]({ROWS}), [{PAIRS}]({PAIRS})."
+    return f"## Again\n\n{fence(command)}\n\nThis comparison as tables: [{ROWS}]({ROWS}), [{PAIRS}]({PAIRS})."
 
 
 def main() -> None:

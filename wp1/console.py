@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from wp1 import labels
+from wp1 import files, labels, redaction
 from wp1.analysis import arms, metrics
 from wp1.analysis.cells import ordered
 from wp1.analysis.summary import read_config
@@ -43,7 +43,7 @@ class Screen:
         self._terminal.close()
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(redaction.text(text), markup=False)
 
     def end(self, outcome: "Outcome", published: str | None) -> None:
         """What came out, in a few lines, and where it lies."""
@@ -165,7 +165,7 @@ def output_to(log: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    target = os.open(log, os.O_WRONLY) if log == Path(os.devnull) else files.log_descriptor(log)
     try:
         os.dup2(target, 1)
         os.dup2(target, 2)

@@ -5,7 +5,6 @@ halved (on a logarithmic scale) until it is narrow or time is up. Each probe is 
 and records; its place on the path is a line of goodput.jsonl.
 """
 
-import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from wp1 import files
 from wp1.analysis import cells, metrics, tables
 from wp1.plan import Arm, Cell, cell_of
 from wp1.records import read_as
@@ -116,10 +116,10 @@ async def search(cfg: Any, arm: str, lengths: Sequence[int], run_dir: Path, meas
     A length's search ends at the bracket's width, when nothing is left to look for, or when the next probe would not
     end within `experiment.goodput_budget_s`.
     """
-    with (run_dir / FILE).open("a", encoding="utf-8") as out:
+    with files.appended(run_dir / FILE) as out:
 
         def keep(probe: Probe) -> None:
-            out.write(json.dumps(asdict(probe)) + "\n")
+            out.write(f"{files.json_text(asdict(probe))}\n".encode())
             out.flush()
 
         for length in lengths:

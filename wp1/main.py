@@ -15,15 +15,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from wp1 import resume, schema
+from wp1 import locks, redaction, resume, schema
 from wp1.callbacks import sweep_closed
 from wp1.errors import ConfigError, WP1Error
-from wp1.identity import RUN_ID, new_run_id
+from wp1.identity import RUN_ID, new_run_id, new_sweep_id
 from wp1.launcher import engines_of_sweep
 from wp1.places import CONF, project_root, reports_of
 
 schema.register()
 OmegaConf.register_new_resolver("wp1_run_id", new_run_id, use_cache=True)
+# Kept with a configuration and the copies that Hydra makes of it: one id for all jobs of a sweep.
+OmegaConf.register_new_resolver("wp1_sweep_id", new_sweep_id, use_cache=True)
 OmegaConf.register_new_resolver("wp1_doubling", schema.doubling)
 OmegaConf.register_new_resolver("wp1_root", lambda: str(project_root()))
 
@@ -70,7 +72,7 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
         resume.check_same(cfg, run_dir)
     cfg.resume = None
     run_id = run_dir.name if RUN_ID.fullmatch(run_dir.name) else new_run_id()
-    with Screen() as screen:
+    with locks.written(run_dir), Screen() as screen:
         if resuming and resume.is_complete(run_dir, reports_of(run_dir, cfg)):
             screen.say(f"{run_dir} is complete: nothing is left to measure")
             return
@@ -91,6 +93,7 @@ def discard_if_empty(run_dir: Path) -> None:
         shutil.rmtree(run_dir)
 
 
+@locks.command()
 def main() -> None:
     """`python -m wp1` and `wp1`. Exit codes: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
     # Hydra then hands us its errors, which we say in one line, instead of printing them over several.
@@ -113,7 +116,7 @@ def main() -> None:
     code = 0
     for error in _failures:
         bad_input = isinstance(error, ConfigError)
-        print("error:" if bad_input else "failed:", error, file=sys.stderr)
+        print("error:" if bad_input else "failed:", redaction.text(str(error)), file=sys.stderr)
         code = code if code == 1 else 2 if bad_input else 1
     _leave(code)
 
@@ -146,7 +149,7 @@ def _sweep() -> dict[str, Any] | None:
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN:
         return None
-    overrides = [word for word in hydra.overrides.task if not word.startswith("resume=")]
+    overrides = redaction.words(word for word in hydra.overrides.task if not word.startswith("resume="))
     return {"name": Path(hydra.sweep.dir).name, "job": hydra.job.num, "overrides": overrides}
 
 
@@ -186,7 +189,7 @@ def _leave(code: int, message: str = "") -> NoReturn:
     ZeroMQ, which was seen to hang for more than half a minute after an engine had been ended by a signal.
     """
     if message:
-        print(message, file=sys.stderr)
+        print(redaction.text(message), file=sys.stderr)
     if "vllm" not in sys.modules:
         sys.exit(code)
     logging.shutdown()

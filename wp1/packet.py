@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from wp1 import locks
 from wp1.analysis import packet
 from wp1.analysis.summary import read_config
 from wp1.console import Screen
@@ -77,7 +78,8 @@ def _without_report(chosen: dict[str, packet.Run]) -> list[str]:
                 continue
             with screen.step(f"making the report of {name}, {run.folder}"):
                 try:
-                    make_report(run.folder, reports_of(run.folder, read_config(run.folder)))
+                    with locks.written(run.folder):
+                        make_report(run.folder, reports_of(run.folder, read_config(run.folder)))
                 except WP1Error as error:
                     found.append(f"{name} has no report, and none can be made: {run.within(error)}")
     return found

@@ -10,6 +10,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any, Literal
 
+from wp1 import files
 from wp1.errors import ConfigError, unreadable
 
 # What a sweep's folder has at its top, as a run's has run_metadata.json.
@@ -81,7 +82,8 @@ def reports_of(run_dir: Path, config: Any) -> Path:
 def report_of(run_dir: Path, config: Any, run_id: str) -> Path | None:
     """The page of a run that is there; None where none is. Of a copied outputs/ it lies beside the run, as ever."""
     places = (reports_of(run_dir, config), run_dir.resolve().parent / "reports")
-    return next((page for folder in places if (page := folder / f"{run_id}.md").is_file()), None)
+    pages = (folder / f"{run_id}.md" for folder in places if not folder.is_symlink())
+    return next((page for page in pages if files.is_plain(page)), None)
 
 
 def comparisons_of(run_dir: Path, config: Any) -> Path:

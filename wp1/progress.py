@@ -4,10 +4,10 @@ It is what `resume=` goes by and what predictions are made from; the figures the
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from wp1 import files
 from wp1.records import read_as
 
 FILE = "cells.jsonl"
@@ -34,8 +34,8 @@ class Done:
 
 def note(run_dir: Path, done: Done) -> None:
     """Adds a line. Raises OSError where the disk refuses."""
-    with (run_dir / FILE).open("a", encoding="utf-8") as out:
-        out.write(json.dumps(dataclasses.asdict(done), ensure_ascii=False) + "\n")
+    with files.appended(run_dir / FILE) as out:
+        out.write(f"{files.json_text(dataclasses.asdict(done))}\n".encode())
 
 
 def read(run_dir: Path) -> list[Done]:

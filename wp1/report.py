@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from wp1 import locks, targets
 from wp1.analysis import whole
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import read_config, read_metadata, summarise
@@ -20,22 +21,27 @@ from wp1.places import folder_named, reports_of, run_or_sweep
 
 def collectors_of(config: dict[str, Any]) -> list[Collector]:
     """The collectors that a configuration names, by `_target_`. Raises ConfigError for one that cannot be made."""
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
     made = []
     for name, part in (config["collectors"] or {}).items():
-        if not isinstance(part, dict) or not str(part.get("_target_", "")).startswith("wp1.collectors."):
-            raise ConfigError(
-                f"collectors.{name} names no collector of wp1: set collectors.{name}._target_, or drop it"
-            )
+        if (wrong := targets.wrong_collector(part)) is not None:
+            raise ConfigError(f"collectors.{name} {wrong}: set it as in conf/collectors/, or drop it")
         try:
-            # Not recursive: what lies deeper could name anybody's code, and a run's folder may come from anybody.
-            made.append(instantiate(part, _recursive_=False))
-        except (InstantiationException, ValueError, TypeError) as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
+            made.append(targets.partial(part)())
+        except (ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0]
             raise ConfigError(f"collectors.{name} cannot be made ({reason}): see conf/collectors/") from error
     return made
+
+
+def collectors_in(run_dir: Path) -> list[Collector]:
+    """The collectors that a run's folder names, less those that are none of wp1's, which its report names.
+
+    Such a name may be of another version, or be there to run something on the machine of whoever reads the folder.
+    Raises ConfigError as `collectors_of` does.
+    """
+    config = read_config(run_dir)
+    known = {name: part for name, part in (config["collectors"] or {}).items() if not targets.wrong_collector(part)}
+    return collectors_of({"collectors": known})
 
 
 def make_report(run_dir: Path, reports: Path) -> Path:
@@ -45,7 +51,7 @@ def make_report(run_dir: Path, reports: Path) -> Path:
     """
     whole.check(run_dir)
     metadata = read_metadata(run_dir)
-    summary = summarise(run_dir, collectors_of(read_config(run_dir)))
+    summary = summarise(run_dir, collectors_in(run_dir))
     return write_report(run_dir, reports, metadata, summary)
 
 
@@ -55,6 +61,14 @@ def make_comparison(folder: Path) -> Path:
         if job.run_dir is not None:
             whole.check(job.run_dir)
     return write_comparison(folder)
+
+
+def _made(folder: Path, reports: Path | None) -> Path:
+    kind = run_or_sweep(folder)
+    with locks.written(folder):
+        if kind == "sweep":
+            return make_comparison(folder)
+        return make_report(folder, reports or reports_of(folder, read_config(folder)))
 
 
 def main() -> None:
@@ -70,11 +84,7 @@ def main() -> None:
     words = parser.parse_args()
     try:
         with access_told(words.run_dir):
-            if run_or_sweep(words.run_dir) == "sweep":
-                page = make_comparison(words.run_dir)
-            else:
-                reports = words.reports or reports_of(words.run_dir, read_config(words.run_dir))
-                page = make_report(words.run_dir, reports)
+            page = _made(words.run_dir, words.reports)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

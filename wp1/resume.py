@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from wp1 import progress
+from wp1 import boots, files, foreign, locks, progress, redaction
 from wp1.errors import ConfigError
 from wp1.identity import DECISIVE, settings_of
-from wp1.places import MANIFEST, run_or_sweep
+from wp1.places import MANIFEST, at_home, project_root, run_or_sweep
 from wp1.plan import Arm
 from wp1.progress import Unit
 
@@ -36,7 +36,9 @@ def arguments(words: list[str]) -> list[str]:
     """The command line as Hydra is to have it: where it says `resume=DIR`, that of the folder, and where to go on.
 
     Settings that are typed beside it take the place of the folder's. Sets WP1_ROOT, so that runs land where they did.
-    Raises ConfigError for a folder that is none of a run or sweep, cannot be read, or is still being written.
+    The folder is locked until the command ends (`locks.command`).
+    Raises ConfigError for a folder that is none of a run or sweep, cannot be read, or is still being written, and for
+    one whose command is not to be taken from somebody else (`foreign.check`).
     """
     asked = [word for word in words if _key(word) == "resume"]
     if not asked or asked == ["resume=null"]:
@@ -46,12 +48,18 @@ def arguments(words: list[str]) -> list[str]:
         raise ConfigError("resume= names no folder: name that of a run, as outputs/run-..., or leave it out")
     folder = Path(named).expanduser().resolve()
     command, root, place = _recorded(folder)
-    _refuse_while_written(folder)
+    _hold(folder)
+    foreign.check_links(folder)
     typed = [word for word in words if _key(word) != "resume"]
     taken = {_key(word) for word in typed} | {"resume", "hydra.run.dir", "hydra.sweep.dir"}
     kept = [word for word in command if word.startswith("-") or _key(word) not in taken]
-    if "root" not in map(_key, [*kept, *typed]):
+    home = at_home(folder, root)
+    if not home:
+        # What a folder says of another place is no place of ours.
+        kept = [word for word in kept if _key(word) != "root"]
+    elif "root" not in map(_key, [*kept, *typed]):
         os.environ["WP1_ROOT"] = root
+    foreign.check(folder, kept, typed, root if home else str(project_root()))
     kept = [_rooted(word, root) for word in kept]
     # Hydra takes settings from one side of the options alone, and these may have been typed last.
     options = [word for word in kept if word.startswith("-") or ("=" not in word and not word.startswith("~"))]
@@ -65,6 +73,7 @@ def _recorded(folder: Path) -> tuple[list[str], str, str]:
     Whether a run's folder has lost lines is asked when its configuration is there, as of each job of a sweep:
     `check_same`.
     """
+    from wp1.analysis import shapes
     from wp1.analysis.summary import read_config, read_json
     from wp1.analysis.sweep import OF_MANIFEST
 
@@ -77,7 +86,7 @@ def _recorded(folder: Path) -> tuple[list[str], str, str]:
         manifest.require(*OF_MANIFEST)
         return _words(folder / MANIFEST, manifest["command"]), _root(folder / MANIFEST, manifest), "hydra.sweep.dir"
     path = folder / "run_metadata.json"
-    metadata, config = read_json(path), read_config(folder)
+    metadata, config = read_json(path, shapes.METADATA), read_config(folder)
     job = metadata.get("sweep")
     words = _words(path, ["wp1", *job["overrides"]] if job else metadata["command"])
     return words, _root(folder / "config.yaml", config), "hydra.run.dir"
@@ -112,26 +121,20 @@ def _quoted(path: Path) -> str:
     return "'" + str(path).replace("'", "\\'") + "'"
 
 
-def _refuse_while_written(folder: Path) -> None:
-    """Raises ConfigError where a process on this machine has a file in the folder open for writing."""
+def _hold(folder: Path) -> None:
+    """Locks the folder for this command. Raises ConfigError where another process on this machine writes into it."""
     deadline = time.monotonic() + GONE_WITHIN_S
-    while (writer := writer_in(folder)) is not None:
+    try:
+        locks.hold(folder, GONE_WITHIN_S)
+    except locks.BusyError as error:
+        raise ConfigError(f"resume={folder} goes on in {error.who} already: wait for it, or end it") from error
+    except OSError as error:
+        raise ConfigError(f"resume={folder} cannot be locked ({error.strerror}): name a folder that can") from error
+    # Engines of a run that was killed, or one of a version without locks.
+    while (writer := locks.writer_in(folder)) is not None:
         if time.monotonic() > deadline:
             raise ConfigError(f"resume={folder} goes on in process {writer} already: wait for it, or end it")
         time.sleep(0.2)
-
-
-def writer_in(folder: Path) -> int | None:
-    """The process on this machine that has a file in the folder open for writing."""
-    import psutil
-
-    for process in psutil.process_iter():
-        try:
-            if any(Path(file.path).is_relative_to(folder) and file.mode != "r" for file in process.open_files()):
-                return process.pid
-        except (psutil.Error, OSError):
-            continue
-    return None
 
 
 def check_same(cfg: Any, run_dir: Path) -> None:
@@ -144,7 +147,7 @@ def check_same(cfg: Any, run_dir: Path) -> None:
 
     whole.check(run_dir)
     before = settings_of(read_config(run_dir))
-    now = settings_of(yaml.safe_load(OmegaConf.to_yaml(cfg, resolve=True)))
+    now = settings_of(redaction.config(yaml.safe_load(OmegaConf.to_yaml(cfg, resolve=True))))
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     told = [f"{key} was {_said(before, key)} and is {_said(now, key)}" for key in sorted(keys)]
     if told:
@@ -181,6 +184,7 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
     from wp1 import goodput
     from wp1.analysis.summary import read_json
 
+    boots.finish(run_dir)
     metadata = read_json(run_dir / "run_metadata.json")
     metadata.require(*NOTED)
     _check_setting(run_dir, metadata, fresh)
@@ -206,8 +210,7 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
         _trim(run_dir / name)
     if metadata.get("boot") != fresh["boot"]:
         # The monotonic clock began anew, and moments of before would pass for moments of now.
-        for name in OF_MOMENTS:
-            _put_apart(run_dir / name, lambda _: False)
+        metadata = boots.move(run_dir, metadata, fresh["boot"])
     resumed = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "was": metadata["status"],
@@ -256,23 +259,21 @@ def _put_apart(path: Path, stays: Callable[[dict[str, Any]], bool]) -> int:
     if not path.is_file():
         return 0
     # Bytes: a line may be torn within a sign, and a text may hold what other splitting takes for a line's end.
-    lines = [line + b"\n" for line in path.read_bytes().split(b"\n") if line]
+    lines = [line + b"\n" for line in files.read_bytes(path).split(b"\n") if line]
     keep = [line for line in lines if stays(_row(line))]
     if len(keep) < len(lines):
-        with path.with_suffix(f".apart{path.suffix}").open("ab") as out:
+        with files.appended(path.with_suffix(f".apart{path.suffix}")) as out:
             out.writelines(line for line in lines if not stays(_row(line)))
             out.flush()
             os.fsync(out.fileno())
-        work = path.with_suffix(path.suffix + ".tmp")
-        work.write_bytes(b"".join(keep))
-        work.replace(path)
+        files.write_bytes(path, b"".join(keep))
     return len(lines) - len(keep)
 
 
 def _row(line: bytes) -> dict[str, Any]:
     """A line's content; {} of one that was torn."""
     try:
-        row = json.loads(line)
+        row = files.parsed(line)
     except ValueError:
         return {}
     return row if isinstance(row, dict) else {}
@@ -290,5 +291,5 @@ def _of_start(row: Mapping[str, Any]) -> bool:
 def _trim(path: Path) -> None:
     """Drops a last line that was torn, so that the next one does not go on in it."""
     if path.is_file():
-        with path.open("rb+") as file:
+        with files.changed(path) as file:
             file.truncate(file.read().rfind(b"\n") + 1)

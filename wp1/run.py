@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from wp1 import identity, resume
+from wp1 import files, identity, locks, redaction, resume
 from wp1.analysis import whole
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import summarise, write_json
@@ -56,8 +57,10 @@ def run(
     an Outcome: everything measured until then is in the folder, and in the report.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    # What is secret is known before anything can say it.
+    _shown(cfg)
     # Engines inherit it, and libraries that print find it too.
-    with output_to(run_dir / "engine.log"):
+    with locks.written(run_dir), output_to(run_dir / "engine.log"):
         if engines is not None:
             engines.make_room(cfg)
         with screen.step(f"preparing {cfg.model.name}") as tell:
@@ -86,7 +89,7 @@ def run(
         else:
             if asked is not None:
                 asking.write(run_dir / asking.FILE, asked.cells)
-            OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+            files.write_text(run_dir / "config.yaml", yaml.safe_dump(_shown(cfg), sort_keys=False, allow_unicode=True))
         write_json(run_dir / "run_metadata.json", metadata)
 
         collectors = prepared.collectors
@@ -109,17 +112,24 @@ def run(
             return Outcome("failed", reason, run_dir, None, None)
 
 
+def _shown(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as the run's folder has it: resolved, and without secrets."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return redaction.config({str(key): value for key, value in plain.items()})
+
+
 def _why(error: BaseException, run_dir: Path) -> str:
     """What ended a run, in words for the user; where we did not foresee it, with its traceback in the run's log."""
     while isinstance(error, BaseExceptionGroup):
         # Requests run side by side, and the first to fail ends the others.
         error = error.exceptions[0]
     if isinstance(error, WP1Error):
-        return str(error)
+        return redaction.text(str(error))
     log.error("the run failed", exc_info=error)
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or run_dir} could not be written: {error.strerror}"
-    return f"{type(error).__name__}: {error} (traceback in {run_dir / 'wp1.log'})"
+    return redaction.text(f"{type(error).__name__}: {error} (traceback in {run_dir / 'wp1.log'})")
 
 
 def _hash(cfg: DictConfig, prepared: Prepared) -> str:

@@ -16,6 +16,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from wp1 import targets
+from wp1.analysis import shapes
 from wp1.errors import ConfigError
 from wp1.plan import has_length, open_loop
 from wp1.quality import settings
@@ -343,9 +345,10 @@ def check(cfg: Any) -> None:
 
 
 def _check_values(cfg: Any) -> None:
-    for group in ("backend", "transfer"):
-        if not cfg[group]._target_.startswith("wp1."):
+    for group, known in (("backend", targets.BACKENDS), ("transfer", targets.TRANSFERS)):
+        if cfg[group]._target_ not in known:
             raise ConfigError(f"{group}._target_={cfg[group]._target_} is not wp1's: choose {group}=... instead")
+    _check_collectors(cfg.collectors)
     if cfg.transfer.direction is not None:
         _one_of("transfer.direction", cfg.transfer.direction, "pull", "push")
     if cfg.transfer.overlap is not None:
@@ -414,6 +417,13 @@ def _check_values(cfg: Any) -> None:
         raise ConfigError(f"workload.top_p={cfg.workload.top_p} is no share: set workload.top_p above 0, at most 1")
 
 
+def _check_collectors(collectors: Any) -> None:
+    for name, part in collectors.items():
+        plain = OmegaConf.to_container(part) if isinstance(part, DictConfig) else part
+        if (wrong := targets.wrong_collector(plain)) is not None:
+            raise ConfigError(f"collectors.{name} {wrong}: set it as in conf/collectors/, or drop it")
+
+
 def _one_of(key: str, value: str, *allowed: str) -> None:
     if value not in allowed:
         raise ConfigError(f"{key}={value} is not known: set {key} to {' or '.join(allowed)}")
@@ -424,6 +434,8 @@ def _check_schedulers(cfg: Any) -> None:
     if cfg.scheduler.rope is not None:
         raise ConfigError("scheduler.rope is of arms that differ in it: choose rope=... instead")
     for name, scheduler in cfg.arms.items():
+        if not shapes.NAME.fullmatch(str(name)):
+            raise ConfigError(f"arms.{name} is no name: use letters, digits, '_', '-' and '.'")
         _check_scheduler(f"arms.{name}", scheduler)
         if scheduler.rope is not None:
             _one_of(f"arms.{name}.rope.type", scheduler.rope.type, "auto", "none", "yarn")
@@ -440,7 +452,7 @@ DISAGG_KEYS = {
 
 
 def _check_scheduler(key: str, scheduler: Any) -> None:
-    if not scheduler._target_.startswith("wp1."):
+    if scheduler._target_ not in targets.SCHEDULERS:
         raise ConfigError(f"{key}._target_={scheduler._target_} is not wp1's: choose scheduler=agg or disagg instead")
     _one_of(f"{key}.mode", scheduler.mode, "agg", "disagg")
     _one_of(f"{key}.routing", scheduler.routing, "round_robin", "least_loaded")

@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from wp1 import files, foreign, locks, redaction
 from wp1.analysis import sweep
 from wp1.analysis.summary import read_config, read_json, read_metadata, write_json
 from wp1.analysis.sweep_report import PAGE, PLOT, write_comparison
-from wp1.errors import ConfigError, WP1Error, access_told
+from wp1.errors import ConfigError, WP1Error, access_told, unforeseen
 from wp1.places import at_home, folder_named, project_root, report_of, reports_of, run_or_sweep
 from wp1.report import make_report
-from wp1.resume import writer_in
 from wp1.tracking import close_sweep, open_sweep, publish, shown
 
 
@@ -92,19 +92,25 @@ def _page(run_dir: Path) -> Path:
 
 def _lacks_plots(metadata: Mapping[str, Any], page: Path) -> bool:
     """Whether a run was stopped and left its page without plots, as somebody was waiting then."""
-    return metadata["status"] == "interrupted" and not any((page.parent / metadata["run_id"]).glob("*.png"))
+    return metadata["status"] == "interrupted" and not files.plain_files(page.parent / metadata["run_id"], "*.png")
 
 
 def store_for(folder: Path, config: Mapping[str, Any]) -> str:
-    """The store for a run's or sweep's folder: its tracking.uri; where that names none, its project's mlflow.db.
+    """The store for a run's or sweep's folder: its tracking.uri if that is this user's own (`foreign.is_own_store`).
 
-    What was brought from elsewhere may name a file of that place: such goes to the mlflow.db of the project here.
-    config: with the keys `root` and `tracking`.
+    Where it names none, it is the mlflow.db of its project. What was brought from elsewhere may name a file of that
+    place: such goes to the mlflow.db of the project here. config: with the keys `root` and `tracking`.
+    Raises ConfigError for any other: a folder is not asked whom to send passwords to.
     """
-    named: str = config["tracking"]["uri"]
-    if at_home(folder, config["root"]):
-        return named or f"sqlite:///{config['root']}/mlflow.db"
-    return named if named.startswith(("http://", "https://")) else f"sqlite:///{project_root()}/mlflow.db"
+    named, root = config["tracking"]["uri"], config["root"]
+    if foreign.is_own_store(named, folder, root):
+        return named or f"sqlite:///{root if at_home(folder, root) else project_root()}/mlflow.db"
+    if named.startswith("sqlite:///") and not at_home(folder, root):
+        return f"sqlite:///{project_root()}/mlflow.db"
+    raise ConfigError(
+        f"{folder} names tracking.uri={shown(named)}, which is not known to be yours, and MLflow may send it a "
+        "password: name the store by --uri"
+    )
 
 
 def close(run_dir: Path) -> None:
@@ -121,8 +127,15 @@ def close(run_dir: Path) -> None:
     write_json(run_dir / "run_metadata.json", metadata)
 
 
+def _tracked(folder: Path, uri: str | None) -> Iterator[str]:
+    kind = run_or_sweep(folder)
+    with locks.written(folder):
+        yield from track_sweep(folder, uri) if kind == "sweep" else [track(folder, uri)]
+
+
 def _refuse_while_written(folder: Path, what: str) -> None:
-    writer = writer_in(folder.resolve())
+    """Also where its engines, or a version without locks, still write."""
+    writer = locks.writer_in(folder.resolve())
     if writer is not None:
         raise WP1Error(f"{folder} is of {what} that goes on in process {writer}: it is published when it ends")
 
@@ -133,8 +146,8 @@ def main() -> None:
     parser.add_argument("runs", type=folder_named, nargs="+", help="runs' folders, as in outputs/run-..., or sweeps'")
     parser.add_argument(
         "--uri",
-        help="sqlite:///FILE or http://HOST:PORT (default: the run's tracking.uri; of a run brought "
-        "from elsewhere that names a file, the mlflow.db here)",
+        help="sqlite:///FILE or http://HOST:PORT (default: the mlflow.db of the run's project, or here; a server that "
+        "the run names only if MLFLOW_TRACKING_URI or conf/tracking/mlflow.yaml names it too)",
     )
     words = parser.parse_args()
     uri = words.uri
@@ -145,13 +158,16 @@ def main() -> None:
     for folder in words.runs:
         try:
             with access_told(folder):
-                for place in track_sweep(folder, uri) if run_or_sweep(folder) == "sweep" else [track(folder, uri)]:
+                for place in _tracked(folder, uri):
                     print(place, flush=True)
         except (WP1Error, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {redaction.text(str(error))}", file=sys.stderr)
             code = 2 if isinstance(error, ConfigError) and code != 1 else 1
         except KeyboardInterrupt:
             sys.exit(130)
+        except Exception as error:
+            print(f"error: {folder} is no whole run ({unforeseen(error)})", file=sys.stderr)
+            code = 1
     sys.exit(code)
 
 

@@ -20,10 +20,12 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 from filelock import Timeout as LockTimeout
 
+from wp1 import redaction
 from wp1.analysis.summary import read_config
 from wp1.analysis.sweep import read_jobs
 from wp1.console import output_to
 from wp1.errors import ConfigError, WP1Error
+from wp1.foreign import is_own_store
 from wp1.places import reports_of
 from wp1.publication.entry import MAX_TAG, TRAINING_VIEW, Entry, experiment_of
 from wp1.publication.run import entry_of
@@ -111,8 +113,10 @@ def open_sweep(folder: Path, manifest: dict[str, Any], uri: str) -> str:
         client, experiment = _experiment(store, entry)
         asked = f"tags.sweep = '{entry.run_id}' and tags.level = 'sweep'"
         there = [run.info.run_id for run in client.search_runs([experiment], asked)]
-        if _parent_tag(client, manifest["parent_run_id"]):
-            there.insert(0, manifest["parent_run_id"])
+        parent = manifest["parent_run_id"]
+        # A folder may name any run of ours, which is not for it to close and rename.
+        if _parent_tag(client, parent) and _is_of_sweep(client, parent, entry.run_id):
+            there.insert(0, parent)
         if there:
             client.update_run(there[0], status="RUNNING")
             return there[0]
@@ -172,9 +176,13 @@ def _pages(client: "MlflowClient", folder: Path, manifest: dict[str, Any]) -> di
 
 
 def _not_published(run_dir: Path, uri: str, reason: str) -> str:
+    to = f" --uri {shlex.quote(shown(uri))}"
+    # What cannot be read is named in the reason.
+    with contextlib.suppress(WP1Error):
+        to = "" if is_own_store(uri, run_dir, read_config(run_dir)["root"]) else to
     return (
         f"not in MLflow (tracking.uri={shown(uri)}): {reason}. "
-        f"The run is safe; publish it later with: python -m wp1.track {shlex.quote(str(run_dir))}"
+        f"The run is safe; publish it later with: python -m wp1.track {shlex.quote(str(run_dir))}{to}"
     )
 
 
@@ -216,7 +224,7 @@ def store_of(uri: str, base: Path) -> Store:
 
 def shown(uri: str) -> str:
     """A tracking URI without what may be a secret in it."""
-    return re.sub(r"//[^/@]*@", "//…@", uri)
+    return redaction.text(uri)
 
 
 @contextmanager
@@ -330,6 +338,11 @@ def _parent_tag(client: "MlflowClient", parent: str | None) -> dict[str, str]:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
     return {}
+
+
+def _is_of_sweep(client: "MlflowClient", run: str, sweep: str) -> bool:
+    tags = client.get_run(run).data.tags
+    return tags.get("sweep") == sweep and tags.get("level") == "sweep"
 
 
 def _page(experiment: str, run: str) -> str:

@@ -2,10 +2,16 @@
 
 import itertools
 import os
+import pickle
+import re
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +21,7 @@ from tests.unit.conftest import Sweep, Swept
 from wp1 import hardware
 from wp1.analysis.summary import read_json
 from wp1.launcher import together
+from wp1.places import CONF
 from wp1.serving.engines import key_of, keys_of
 
 QUIET = ("tracking=none", "tracking.uri=", "experiment.repeats=1", "experiment.same_tokens=false")
@@ -42,6 +49,30 @@ def test_six_jobs_over_two_engine_settings_start_engines_twice(sweep: Sweep, dou
     assert "in the order 0, 2, 4, 1, 3, 5" in done.out
     report = (done.folder.parents[1] / "outputs" / "reports" / f"{jobs[2]['run_id']}.md").read_text()
     assert f"up since `{jobs[0]['run_id']}`" in report
+
+
+def test_a_sweep_s_folder_is_its_own_and_the_same_for_all_its_jobs() -> None:
+    """Of two that begin in the same second, and in other processes, to which a launcher sends the configuration."""
+    names = []
+    for _ in range(2):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            master = (
+                GlobalHydra.instance()
+                .config_loader()
+                .load_configuration("config", ["seed=1,2"], run_mode=RunMode.MULTIRUN)
+            )
+            sent = pickle.loads(pickle.dumps(master))
+            own = Path(master.hydra.sweep.dir)
+            assert Path(pickle.loads(pickle.dumps(master)).hydra.sweep.dir) == own
+            assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{8}", own.name)
+            assert own.parent.name == "multirun"
+            for seed in (1, 2):
+                job = GlobalHydra.instance().config_loader().load_sweep_config(master, [f"seed={seed}"])
+                assert Path(job.hydra.sweep.dir) == own
+            # Nothing had asked for it when this copy was made: the callback does, before any job is sent away.
+            assert Path(sent.hydra.sweep.dir) != own
+            names.append(own.name)
+    assert names[0] != names[1]
 
 
 def test_what_is_handed_over_goes_to_the_run_that_sent_it(sweep: Sweep) -> None:

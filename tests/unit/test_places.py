@@ -15,6 +15,7 @@ from tests.unit import test_tracking as published
 from tests.unit.analysis.synthetic import RUN_ID, Shape, make_run
 from wp1 import compare, places, report
 from wp1.analysis.summary import read_config, read_json
+from wp1.errors import ConfigError
 from wp1.track import store_for, track
 
 SMALL = Shape(arms=("agg",), lengths=(256,), rates=(0,), repeats=1, count=2, handoffs=False)
@@ -105,10 +106,9 @@ def test_a_copied_folder_is_published_from_where_it_lies(tmp_path: Path, store: 
         ("sqlite:///{root}/mlflow.db", "sqlite:///{root}/mlflow.db", "sqlite:///{project}/mlflow.db"),
         ("sqlite:///other.db", "sqlite:///other.db", "sqlite:///{project}/mlflow.db"),
         ("", "sqlite:///{root}/mlflow.db", "sqlite:///{project}/mlflow.db"),
-        ("http://server:5000", "http://server:5000", "http://server:5000"),
     ],
 )
-def test_a_copied_run_goes_to_the_store_here_unless_it_names_a_server(
+def test_a_copied_run_goes_to_the_store_here(
     uri: str, at_home: str, elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WP1_ROOT", str(tmp_path / "project"))
@@ -116,6 +116,16 @@ def test_a_copied_run_goes_to_the_store_here_unless_it_names_a_server(
     config = {"root": str(words["root"]), "tracking": {"uri": uri.format(**words)}}
     for folder, wanted in ((words["root"] / "outputs" / "run-x", at_home), (tmp_path / "run-x", elsewhere)):
         assert store_for(folder, config) == wanted.format(**words)
+
+
+def test_a_server_that_a_run_names_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"root": str(tmp_path), "tracking": {"uri": "http://server:5000"}}
+    for folder in (tmp_path / "outputs" / "run-x", tmp_path / "run-x"):
+        with pytest.raises(ConfigError, match="name the store by --uri"):
+            store_for(folder, config)
+        with monkeypatch.context() as own:
+            own.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+            assert store_for(folder, config) == "http://server:5000"
 
 
 def test_a_project_that_is_reached_by_a_link_is_home(tmp_path: Path) -> None:

@@ -209,15 +209,22 @@ def test_a_run_that_was_killed_while_its_report_was_written_is_not_complete(
     assert resume.is_complete(run_dir, outcome.report.parent)
 
 
-def test_moments_of_another_boot_are_put_apart(config: Compose, double: Any, tmp_path: Path) -> None:
+def test_moments_of_another_boot_lie_before_those_of_this_one(config: Compose, double: Any, tmp_path: Path) -> None:
     cfg = config(*TINY, "experiment.same_tokens=false")
     run_dir = tmp_path / "outputs" / RUN_ID
     go(cfg, run_dir)
     path = run_dir / "run_metadata.json"
     path.write_text(json.dumps(read_json(path) | {"status": "failed", "boot": "another"}))
-    (run_dir / "device.jsonl").write_text('{"t": 1.0}\n{"t": 2')
+    (run_dir / "device.jsonl").write_text('{"t": 1.0, "device": "host"}\n{"t": 2')
+    kept = len(answers(run_dir))
     assert go(cfg, run_dir, resuming=True).status == "completed"
-    assert (run_dir / "device.apart.jsonl").read_text() == '{"t": 1.0}\n'
+    assert len(answers(run_dir)) == kept
+    (moved,) = read_json(path)["boots"]
+    assert moved["boot"] == "another"
+    first = json.loads((run_dir / "device.jsonl").read_text().splitlines()[0])
+    assert first["t"] == pytest.approx(1.0 + moved["moved_s"])
+    # No time of the first boot is one that this boot's clock can have.
+    assert all(record.t_intended < 0 for record in read_records(run_dir / "records.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -357,7 +364,7 @@ def test_what_a_run_s_file_lacks_is_named(
         resume.check_same(config(*TINY), run_dir)
 
 
-@pytest.mark.parametrize("method", ["is_file", "read_text", "open"])
+@pytest.mark.parametrize("method", ["is_file", "open"])
 def test_a_folder_that_may_not_be_read_is_one_line(
     config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -366,11 +373,15 @@ def test_a_folder_that_may_not_be_read_is_one_line(
     cfg = config(*TINY)
     go(cfg, run_dir)
 
-    def refuse(self: Path, *_: Any, **__: Any) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+    opened = os.open
+
+    def refuse(path: Any, flags: int = 0, *rest: Any, **more: Any) -> int:
+        if flags & os.O_DIRECTORY:  # of the lock
+            return opened(path, flags, *rest, **more)
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     with monkeypatch.context() as shut:
-        shut.setattr(Path, method, refuse)
+        shut.setattr(*((Path, "is_file") if method == "is_file" else (os, "open")), refuse)
         with pytest.raises(ConfigError, match=rf"^(resume=)?{run_dir}\S* cannot be read \(Permission denied\): "):
             resume.arguments([f"resume={run_dir}"])
         if method != "is_file":
@@ -416,10 +427,10 @@ def test_the_folder_speaks_for_itself(config: Compose, double: Any, tmp_path: Pa
 
 
 def test_options_may_have_been_typed_last(tmp_path: Path) -> None:
-    manifest = MANIFEST | {"command": ["wp1", "seed=1,2", "-m", "--config-dir", "mine"], "root": str(tmp_path)}
+    manifest = MANIFEST | {"command": ["wp1", "seed=1,2", "-m"], "root": str(tmp_path)}
     (tmp_path / "sweep.json").write_text(json.dumps(manifest))
     words = resume.arguments([f"root={tmp_path}", f"resume={tmp_path}"])
-    assert words[:5] == ["-m", "--config-dir", "mine", "seed=1,2", f"root={tmp_path}"]
+    assert words[:3] == ["-m", "seed=1,2", f"root={tmp_path}"]
 
 
 def test_a_folder_that_is_being_written_is_refused(
@@ -432,3 +443,89 @@ def test_a_folder_that_is_being_written_is_refused(
         with pytest.raises(ConfigError, match=f"goes on in process {process.pid} already"):
             resume.arguments([f"resume={run_dir}"])
         process.kill()
+
+
+def test_of_two_that_go_on_at_once_one_is_refused(tmp_path: Path) -> None:
+    process = child(f"root={tmp_path}", *TINY, *E3, "tracking=none", "tracking.uri=", WP1_TEST_KILL_AT="40")
+    process.communicate(timeout=200)
+    (run_dir,) = (tmp_path / "outputs").glob("run-*")
+    both = [child(f"resume={run_dir}") for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    codes = [process.returncode for process in both]
+    # Where the first was done before the second asked, that one has nothing left to do.
+    assert sorted(codes) == [0, 2] or "is complete: nothing is left" in "".join(said), said
+    for code, words in zip(codes, said, strict=True):
+        if code == 2:
+            assert re.search(rf"error: resume={run_dir} goes on in (another )?process.* already: wait for it", words)
+    assert len(answers(run_dir)) == 2 * 4 * 2 * 3
+    assert len((run_dir / "cells.jsonl").read_text().splitlines()) == 2 * 4 * 2
+    assert len(read_json(run_dir / "run_metadata.json")["resumed"]) == 1
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "hydra.launcher._target_=os.system",
+        "+hydra.callbacks.x._target_=os.system",
+        "hydra/launcher=evil",
+        "hydra.searchpath=[file:///tmp]",
+        "--config-dir=evil",
+        "-cd",
+        "--experimental-rerun=x.pickle",
+        "++tags.x=${oc.env:HOME}",
+        "workload.output_len=${oc.env:HOME}",
+        "backend.engine.trust_remote_code=true",
+        "++backend.engine.worker_cls=evil.Worker",
+        "++backend.engine.kv_transfer_config={kv_connector_module_path: evil}",
+        "backend.engine={worker_cls: evil.Worker}",
+        "transfer.environment.LD_PRELOAD=/tmp/evil.so",
+        "++transfer.extra.backends=[evil]",
+        "tracking.uri=http://evil.example",
+        "tracking.uri=sqlite:////home/somebody/mlflow.db",
+        "+tracking={uri: http://evil.example}",
+        "experiment=../../evil",
+        "experiment@_global_=evil",
+        "backend.engine.hf_token=REDACTED",
+    ],
+)
+def test_what_of_a_folder_s_command_could_run_code_or_send_secrets_has_to_be_typed(tmp_path: Path, word: str) -> None:
+    folder = tmp_path / "multirun" / "x"
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(
+        json.dumps(MANIFEST | {"command": ["wp1", "-m", "seed=1,2", word], "root": str(tmp_path)})
+    )
+    with pytest.raises(ConfigError, match=r"its command has .*(beside resume=|Start a new run)$"):
+        resume.arguments([f"resume={folder}"])
+    if "=" in word and not word.startswith("-"):
+        # Typed beside resume=, it is its user's.
+        typed = f"{word.lstrip('+').partition('=')[0]}=mine"
+        assert typed in resume.arguments([f"resume={folder}", typed])
+
+
+def test_what_a_folder_s_command_sets_of_wp1_is_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "multirun" / "x"
+    folder.mkdir(parents=True)
+    words = [
+        "scheduler=agg,disagg", "backend.engine.max_num_seqs=32", "~collectors.device", "model.path=/models/a",
+        "experiment.prompt_lens=[32,64]", "tracking=none", "tracking.uri=", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        "transfer.timeout_s=5", "++tags.note=a b", "arms.agg.replicas=2", "slo=interactive",
+    ]  # fmt: skip
+    (folder / "sweep.json").write_text(json.dumps(MANIFEST | {"command": ["wp1", "-m", *words], "root": str(tmp_path)}))
+    taken = resume.arguments([f"resume={folder}"])
+    assert taken[: len(words) + 1] == ["-m", *words]
+
+
+def test_a_folder_from_elsewhere_does_not_say_where_things_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WP1_ROOT", str(tmp_path / "mine"))
+    manifest = MANIFEST | {"command": ["wp1", "-m", "root=/somewhere", "seed=1,2"], "root": "/somewhere"}
+    (tmp_path / "sweep.json").write_text(json.dumps(manifest))
+    assert "root=/somewhere" not in resume.arguments([f"resume={tmp_path}"])
+    assert os.environ["WP1_ROOT"] == str(tmp_path / "mine")
+
+
+def test_a_folder_with_a_link_in_it_does_not_go_on(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps(MANIFEST))
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "engine.log").symlink_to("/tmp/elsewhere")
+    with pytest.raises(ConfigError, match=r"0/engine\.log is a link"):
+        resume.arguments([f"resume={tmp_path}"])

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 _NAME = re.compile(r"(?P<prompt>.+)-(?P<kind>rate|conc|speed)(?P<load>\d+(\.\d+)?(e[+-]?\d+)?)")
 
+# Of a length or load that a name has; one of more is no number of tokens or requests.
+MOST_DIGITS = 12
+
 
 @dataclass(frozen=True)
 class CellName:
@@ -24,7 +27,7 @@ class CellName:
     @property
     def prompt_len(self) -> int | None:
         """Tokens; None for a dataset's prompts."""
-        return int(self.prompt) if self.prompt.isdecimal() else None
+        return int(self.prompt) if self.prompt.isdecimal() and len(self.prompt) <= MOST_DIGITS else None
 
     @property
     def open_loop(self) -> bool:
@@ -52,9 +55,8 @@ class CellName:
 def parse(name: str) -> CellName:
     """Length and load from a cell's name."""
     found = _NAME.fullmatch(name)
-    if found is None:
+    if found is None or (load := float(found["load"])) >= 10**MOST_DIGITS:
         return CellName(name, name, 0.0, None)
-    load = float(found["load"])
     if found["kind"] == "rate" and load > 0:
         return CellName(name, found["prompt"], load, None)
     if found["kind"] == "speed":

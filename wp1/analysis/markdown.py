@@ -1,5 +1,9 @@
-"""Tables and numbers as a report writes them; what is not known is a dash."""
+"""Tables, numbers and other people's words as a report writes them; what is not known is a dash.
 
+What a model, a data set or a folder says is text: nothing in it becomes a picture, a link, HTML or a table's end.
+"""
+
+import re
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any
@@ -16,10 +20,65 @@ def table(header: list[str], rows: list[list[Any]], align: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+# Signs that a terminal or a browser obeys instead of showing them: controls, and those that turn the direction of text.
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Signs that Markdown makes something of, wherever they stand or where they stand so: brackets, emphasis, an address,
+# also one that viewers find without a mark, as example.org.
+_MARKS = re.compile(
+    r"[\\`*\[\]|$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|~~|^[#>+\-=~](?=[\s#>+\-=~]|$)|^\d+[.)](?=\s|$)|//|@|"
+    r"(?<=\w)\.(?=(?:[a-z]{2}|com|org|net|edu|gov|info|biz|pro|web|name|shop|aero|asia|coop)(?!\w))|(?<=www)\.",
+    re.IGNORECASE,
+)
+
+
 def text(words: str, most: int = 400) -> str:
-    """Anybody's text as one cell of a table."""
-    flat = " ".join(words.split()).replace("|", "\\|").replace("<", "&lt;")
-    return flat if len(flat) <= most else flat[: most - 1] + "…"
+    """Anybody's text as one cell of a table, or in a line: it is shown as it is, and is nothing else."""
+    flat = _CONTROLS.sub("�", " ".join(words.split()))
+    cut = flat if len(flat) <= most else flat[: most - 1] + "…"
+    escaped = _MARKS.sub(lambda found: re.sub(r"([^\w\s]|_)", r"\\\1", found[0]), cut)
+    return escaped.replace("<", "&lt;")
+
+
+def code(words: str) -> str:
+    """A name between backticks, in a line or a cell of a table."""
+    flat = _CONTROLS.sub("�", " ".join(words.split()))
+    return f"`{flat.replace('`', chr(39)).replace('|', '¦') or ' '}`"
+
+
+def fence(words: str) -> str:
+    """Lines that are shown as they are, as a command is."""
+    shown = _CONTROLS.sub("�", words)
+    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
+    marks = "`" * max(3, longest + 1)
+    return f"{marks}\n{shown}\n{marks}"
+
+
+def plain(words: str) -> str:
+    """A name from a command line, as it stands in headings and sentences: what Markdown could obey becomes a dot."""
+    flat = _CONTROLS.sub("·", " ".join(words.split()))
+    return re.sub(r"[<>`*|\\!@]|\](?=[\[(:])|://|(?i:www\.)", "·", flat)
+
+
+# In a page of ours: an escaped sign, a fence, and a link or picture to what lies beside it, whose target is a path.
+_OURS = re.compile(
+    r"(?P<kept>\\[!-/:-@\[-`{-~]|(?:^|(?<=\n))```\n(?:(?!```).*\n)*?```(?=\n|$)|"
+    r"!?\[[^\[\]\n]*\]\((?:\{run\}|#)?(?!/)[\w./%?=-]*\))|"
+    r"(?P<foreign><|!?\[|\]|://|(?i:www\.)|(?:^|(?<=\n))[ >]*(?:```+|~~~+))"
+)
+
+
+def inert(page: str) -> str:
+    """A page that lay in a folder, which anybody may have written, without what leads out of it.
+
+    Links and pictures stay if they are of what lies beside the page; others, addresses and HTML become text.
+    """
+
+    def shown(found: re.Match[str]) -> str:
+        if found["kept"] is not None:
+            return found["kept"]
+        return "&lt;" if found["foreign"] == "<" else re.sub(r"([^\w\s])", r"\\\1", found["foreign"])
+
+    return _OURS.sub(shown, page)
 
 
 def ms(value: float | None) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import cells
+from wp1.analysis import cells, shapes
 from wp1.records import read_rows
 
 # In the order in which they are stacked: what every prompt length has first.
@@ -105,7 +105,7 @@ class Row:
 def read_notes(run_dir: Path) -> list[dict[str, Any]]:
     """memory.jsonl in order, as `records.read_rows` does it."""
     needed = ("arm", "pool", "engine", "moment", "cell", "repeat", "note")
-    return read_rows(run_dir / "memory.jsonl", "note of an engine's memory", *needed)
+    return read_rows(run_dir / "memory.jsonl", "note of an engine's memory", *needed, shape=shapes.NOTE)
 
 
 def one_each(config: Mapping[str, Any], requests: pl.DataFrame) -> bool:

@@ -4,6 +4,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wp1.analysis.markdown import code
+
 LOCAL_CHANGES = "with local changes"
 LOCAL_CHANGES_MEANING = (
     "when the run began, files of the checkout differed from that commit or were not in it; what differed is not "
@@ -40,7 +42,7 @@ def answers_of(model: Mapping[str, Any], temperature: float) -> str:
     parameters = model["weight_bytes"] / shape["element_bytes"] if shape and plain else None
     size = f", a model of {_parameters(parameters)} parameters," if parameters else ""
     sampled = f"sampled at a temperature of {temperature:g}" if temperature else "at temperature 0"
-    said = f"Answers are those of `{model['name']}`{size} {sampled}."
+    said = f"Answers are those of {code(model['name'])}{size} {sampled}."
     if model.get("random_weights"):
         return f"{said} Its weights are random, so they mean nothing."
     if parameters and parameters < 1e9:

@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from wp1 import labels
+from wp1 import files, labels, locks
 from wp1.analysis import whole
-from wp1.analysis.markdown import table, text
+from wp1.analysis.markdown import code, fence, inert, table, text
 from wp1.analysis.origin import LOCAL_CHANGES, LOCAL_CHANGES_MEANING, code_of, command_of
 from wp1.analysis.summary import read_config, read_json, read_metadata
 from wp1.errors import ConfigError, WP1Error
@@ -98,7 +98,10 @@ def has_runs(path: Path) -> bool:
 
 
 def _below(path: Path) -> list[Path]:
-    return [file for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}/run_metadata.json")]
+    """The metadata of runs within a folder, and not of those that a link in it leads to."""
+    found = [file for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}/run_metadata.json")]
+    base = path.resolve()
+    return [file for file in found if files.is_plain(file) and file.resolve() == base / file.relative_to(path)]
 
 
 def choose(runs: Sequence[Run]) -> dict[str, Run]:
@@ -155,7 +158,7 @@ def write(chosen: dict[str, Run], out: Path, title: str, missing: Sequence[str])
         _contents(too_large, sorted({file for files in left_out.values() for file in files})),
     ]
     page = out / PAGE
-    page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    files.write_text(page, "\n\n".join(part for part in parts if part) + "\n")
     return page
 
 
@@ -184,25 +187,25 @@ def _copy(run: Run, target: Path) -> list[str]:
     target.mkdir()
     root, page = str(read_config(run.folder)["root"]), run.report
     sources = [run.folder / name for name in FILES]
-    sources += sorted(run.folder.glob("*_summary.json")) + sorted((run.folder / "artifacts").glob("*.csv"))
+    sources += files.plain_files(run.folder, "*_summary.json") + files.plain_files(run.folder / "artifacts", "*.csv")
     for source in sources:
         if source.is_file():
-            (target / source.name).write_bytes(_portable(source.read_bytes(), root))
+            files.write_bytes(target / source.name, _portable(files.read_bytes(source), root))
     for name in LINES:
         source = run.folder / name
         if source.is_file():
             # No name and no time within: the same records have the same bytes.
-            packed = gzip.compress(_portable(source.read_bytes(), root), 9, mtime=0)
-            (target / f"{name}.gz").write_bytes(packed)
+            packed = gzip.compress(_portable(files.read_bytes(source), root), 9, mtime=0)
+            files.write_bytes(target / f"{name}.gz", packed)
     if page is not None:
-        run_id, content = run.metadata["run_id"], page.read_text(encoding="utf-8")
+        run_id, content = run.metadata["run_id"], files.read_text(page)
         # What the page does not show is of an older page.
-        for plot in sorted((page.parent / run_id).glob("*.png")):
+        for plot in files.plain_files(page.parent / run_id, "*.png"):
             if f"]({run_id}/{plot.name})" in content:
-                shutil.copyfile(plot, target / plot.name)
-        (target / "report.md").write_text(_relinked(content, target, root), encoding="utf-8")
+                files.write_bytes(target / plot.name, files.read_bytes(plot))
+        files.write_text(target / "report.md", _relinked(content, target, root))
     there = {file.name.removesuffix(".gz") for file in target.iterdir()}
-    return sorted({file.name for file in run.folder.iterdir() if file.is_file()} - there)
+    return sorted({file.name for file in run.folder.iterdir() if files.is_plain(file)} - there - {locks.FILE})
 
 
 def _portable(content: bytes, root: str) -> bytes:
@@ -222,9 +225,9 @@ def _relinked(page: str, target: Path, root: str) -> str:
         for there in (name, f"{name}.gz"):
             if (target / there).is_file():
                 return f"{found[1]}[{words}]({there})"
-        return found[0] if "//" in found[3] else words
+        return words
 
-    return re.sub(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", link, _portable_text(page, root))
+    return re.sub(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", link, inert(_portable_text(page, root)))
 
 
 def _shrink(out: Path) -> list[str]:
@@ -247,8 +250,8 @@ def _overview(chosen: dict[str, Run], missing: Sequence[str]) -> str:
         metadata = run.metadata
         rows.append(
             [
-                f"[{name.upper()}](#{name})", metadata["question"], metadata["status"],
-                metadata["model"].get("name"), ", ".join(metadata["labels"]) or None,
+                f"[{name.upper()}](#{name})", text(metadata["question"]), metadata["status"],
+                text(metadata["model"].get("name") or "—"), ", ".join(metadata["labels"]) or None,
                 f"`{metadata['config_hash'][:12]}`", metadata["started"][:16].replace("T", " "),
             ]
         )  # fmt: skip
@@ -284,12 +287,12 @@ def _beginning(said: str) -> str:
 
 def _setting(chosen: dict[str, Run]) -> str:
     machines = sorted({machine_of(run) for run in chosen.values()})
-    rows = [["hardware", "; ".join(machines)]]
+    rows = [["hardware", text("; ".join(machines), 2000)]]
     for key in ("driver", "os"):
         values = sorted(
             {str(run.metadata["hardware"][key]) for run in chosen.values() if run.metadata["hardware"].get(key)}
         )
-        rows += [[key, ", ".join(values)]] if values else []
+        rows += [[key, text(", ".join(values))]] if values else []
     rows.append(["versions", ", ".join(_versions(chosen))])
     states = [git for run in chosen.values() if (git := run.metadata["git"])]
     commits: dict[str, list[str]] = {}
@@ -323,21 +326,21 @@ def _versions(chosen: dict[str, Run]) -> list[str]:
 def _chapter(name: str, run: Run, key: list[str] | None) -> str:
     """One experiment: its words, key table and picture, what was skipped, its command. key: None without a report."""
     metadata = run.metadata
-    parts = [f'<a id="{name}"></a>', f"## {name.upper()}: {metadata['question'] or metadata['experiment']}"]
+    parts = [f'<a id="{name}"></a>', f"## {name.upper()}: {text(metadata['question'] or metadata['experiment'])}"]
     if not run.completed:
         parts.append(f"> **{metadata['status']}**: {text(metadata['reason'] or 'no reason was written', 300)}")
     if run.lost is not None:
         parts.append(f"> **Not whole**: {text(run.lost, 300)}")
     parts += key or []
     parts += [_skipped(metadata), _failed(run.folder)]
-    parts.append(f"```\n{run.command}\n```")
+    parts.append(fence(run.command))
     parts.append(f"[The whole report]({name}/report.md)" if key is not None else "It has no report.")
     return "\n\n".join(part for part in parts if part)
 
 
 def _key_parts_of(report: Path, name: str) -> list[str] | None:
     """`key_parts` of a report's file; None where there is none."""
-    return key_parts(report.read_text(encoding="utf-8"), name) if report.is_file() else None
+    return key_parts(files.read_text(report), name) if report.is_file() else None
 
 
 def key_parts(page: str, name: str, most_words: int = 12) -> list[str]:
@@ -384,11 +387,11 @@ def _failed(folder: Path) -> str:
     if not summary.is_file():
         return ""
     broken = [check for check in read_json(summary)["checks"] if not check["passed"]]
-    return "\n".join(f"- **FAILED** {check['name']}: {text(check['detail'], 300)}" for check in broken)
+    return "\n".join(f"- **FAILED** {text(check['name'])}: {text(check['detail'], 300)}" for check in broken)
 
 
 def _again(chosen: dict[str, Run]) -> str:
-    return "## Again\n\n```\n" + "\n".join(run.command for run in chosen.values()) + "\n```"
+    return "## Again\n\n" + fence("\n".join(run.command for run in chosen.values()))
 
 
 def _contents(too_large: Sequence[str], left_out: Sequence[str]) -> str:
@@ -403,7 +406,7 @@ def _contents(too_large: Sequence[str], left_out: Sequence[str]) -> str:
             "says what it cannot show for it."
         )
     if left_out:
-        lines.append(f"Not part of a packet: {', '.join(f'`{name}`' for name in left_out)}.")
+        lines.append(f"Not part of a packet: {', '.join(map(code, left_out))}.")
     return "## What is here\n\n" + "\n\n".join(lines)
 
 

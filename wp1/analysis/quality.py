@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis import perplexity
+from wp1.analysis import perplexity, shapes
 from wp1.analysis.metrics import distribution, mean_interval
 from wp1.quality import longbench, longbench_v2, ruler, scoring
 from wp1.quality.asking import FILE
@@ -35,15 +35,16 @@ def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
     path = run_dir / FILE
     if not path.is_file():
         return pl.DataFrame()
-    examples = {(line["cell"], line["example"]): line for line in read_rows(path, "example", *NEEDED)}
+    lines = read_rows(path, "example", *NEEDED, shape=shapes.EXAMPLE)
+    examples = {(line["cell"], line["example"]): line for line in lines}
     rows = []
     for record in requests.filter(~pl.col("warmup")).iter_rows(named=True):
         example = examples.get((record["cell"], record["example"]))
         if example is None:
             continue
-        score = None
+        score, odd = None, False
         if example["metric"] != perplexity.METRIC:
-            score = _score(example, record["text"]) if record["status"] == "ok" else 0.0
+            score, odd = _score(example, record["text"]) if record["status"] == "ok" else (0.0, False)
         benchmark, _, task = example["task"].partition("/")
         rows.append(
             {
@@ -58,6 +59,7 @@ def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
                 "bucket": perplexity.bucket(record["prompt_tokens"] or example["prompt_tokens"]),
                 "cut": example["tokens_before"] > example["prompt_tokens"],
                 "score": score,
+                "odd": odd,
                 "expected": " / ".join(map(str, example["answers"])),
                 "said": record["text"] or "",
             }
@@ -65,9 +67,17 @@ def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def _score(example: Mapping[str, Any], text: str) -> float:
+def _score(example: Mapping[str, Any], text: str) -> tuple[float, bool]:
+    """The score, and whether the task's rule failed on this answer: then it is zero, and one of those that are counted.
+
+    Raises ConfigError for a task that does not exist.
+    """
+    task = find(example["task"])
     row = Row("", "", answers=example["answers"], all_classes=example["all_classes"])
-    return float(find(example["task"]).score(text or "", row))
+    try:
+        return float(task.score(text or "", row)), False
+    except Exception:  # a rule is official code, and a model may answer anything
+        return 0.0, True
 
 
 def summarise(rows: pl.DataFrame, source: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -98,6 +108,7 @@ def _of_arm(rows: pl.DataFrame) -> dict[str, Any]:
         "effective_length": effective_length(judged),
         "perplexity": perplexity.by_position(rows),
         "cut": int(rows["cut"].sum()),
+        "odd": int(rows["odd"].sum()),
     }
 
 

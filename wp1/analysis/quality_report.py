@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.markdown import ms, number, table, text
+from wp1.analysis.markdown import code, ms, number, table, text
 from wp1.quality import ruler
 from wp1.quality.scoring import FEW
 
@@ -96,13 +96,15 @@ def score_cell(score: Mapping[str, Any] | None) -> str | None:
 def _source(source: Mapping[str, Any]) -> str:
     kind = {
         "builtin": "Built in",
-        "hub": f"From the hub, {source['from']}" + (f" at {source['revision']}" if source["revision"] else ""),
-        "file": f"From {source['from']}",
+        "hub": f"From the hub, {text(str(source['from']))}"
+        + (f" at {text(str(source['revision']))}" if source["revision"] else ""),
+        "file": f"From {text(str(source['from']))}",
     }[source["source"]]
     bad = f" {source['bad_rows']} bad rows were left out." if source["bad_rows"] else ""
     made = source["source"] == "builtin" and any(name.startswith(f"{ruler.NAME}/") for name in source["examples"])
     variant = f" {ruler.VARIANT}" if made else ""
-    return f"{kind}; {sum(source['examples'].values())} examples, digest `{source['digest'][:12]}`.{bad}{variant}"
+    count = sum(source["examples"].values())
+    return f"{kind}; {count} examples, digest {code(source['digest'][:12])}.{bad}{variant}"
 
 
 def _words(of: Mapping[str, Any]) -> str:
@@ -127,6 +129,8 @@ def _words(of: Mapping[str, Any]) -> str:
         )
     if of["cut"]:
         said.append(f"Too long for the model, and cut by the rules of their task: {of['cut']} prompts.")
+    if of.get("odd"):
+        said.append(f"The rule of their task fails on {of['odd']} answers, which score zero.")
     return " ".join(said)
 
 
@@ -137,14 +141,14 @@ def _tasks(of: Mapping[str, Any]) -> str:
             failed = f" ({task['failed']} failed)" if task["failed"] else ""
             rows.append(
                 [
-                    f"{benchmark}/{task['task']}", task["metric"], f"{task['n']}{failed}", score_cell(task),
+                    f"{benchmark}/{task['task']}", text(task["metric"]), f"{task['n']}{failed}", score_cell(task),
                     number(task["prompt_tokens"]), ms(task["ttft_ms"].get("mean")), ms(task["tpot_ms"].get("mean")),
                 ]
             )  # fmt: skip
         if overall["tasks"] > 1:
             rows.append([f"**{benchmark}**", "mean of the tasks", overall["n"], score_cell(overall), None, None, None])
     rows += [
-        [name, "mean of the tasks", score["n"], score_cell(score), None, None, None]
+        [text(name), "mean of the tasks", score["n"], score_cell(score), None, None, None]
         for name, score in of["groups"].items()
     ]
     if not rows:

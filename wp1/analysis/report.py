@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1 import labels
+from wp1 import files, labels, targets
 from wp1.analysis import (
     arms,
     by_length_plots,
@@ -32,7 +32,7 @@ from wp1.analysis import (
     tables,
     whole,
 )
-from wp1.analysis.markdown import ms, number, percent, rate, short, table, text
+from wp1.analysis.markdown import code, fence, ms, number, percent, rate, short, table, text
 from wp1.analysis.summary import read_config, read_json
 from wp1.collectors import load
 from wp1.collectors.device import read_samples
@@ -90,8 +90,7 @@ def write_report(
     requests = tables.requests(run_dir / "records.jsonl", tables.bulk_of(config, compared=False))
     queues, handoffs = tables.queues(run_dir / "queues.jsonl"), tables.handoffs(run_dir / "handoffs.jsonl")
     measured = requests.filter(~pl.col("warmup"))
-    folder = reports / metadata["run_id"]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = files.real_folder(files.real_folder(reports) / metadata["run_id"])
     names = arms.names_of(config)
     one_each = memory.one_each(config, measured)
     nothing = measured.is_empty()
@@ -109,6 +108,7 @@ def write_report(
         _head(metadata),
         "" if with_plots else _without_plots(run_dir),
         _absent(run_dir, config),
+        _unknown_collectors(config),
         "**Nothing was measured**: the run ended before its first request did." if nothing else "",
         quality_report.section(summary.get("quality"), quality.scored(run_dir, requests)),
         drawn(quality_plots.quality_plots, summary.get("quality"), mark),
@@ -139,8 +139,8 @@ def write_report(
         _files(run_dir, page, metadata),
     ]
     content = "\n\n".join(part for part in parts if part) + "\n"
-    page.write_text(content, encoding="utf-8")
-    for plot in folder.glob("*.png"):
+    files.write_text(page, content)
+    for plot in files.plain_files(folder, "*.png"):
         if f"({folder.name}/{plot.name})" not in content:
             # Of an earlier page, of fewer requests or by other rules.
             plot.unlink()
@@ -159,17 +159,25 @@ def _absent(run_dir: Path, config: dict[str, Any]) -> str:
     return f"> **Not in this folder**, and so not on this page: {what}." if gone else ""
 
 
+def _unknown_collectors(config: dict[str, Any]) -> str:
+    """Collectors that the folder names and wp1 does not have: nothing that a folder names is run."""
+    unknown = [str(name) for name, part in (config["collectors"] or {}).items() if targets.wrong_collector(part)]
+    if not unknown:
+        return ""
+    return f"> **Not made**: {', '.join(map(text, unknown))} of `collectors`, which no collector of this wp1 is."
+
+
 def _pictures(folder: Path, pictures: list[plots.Plot]) -> str:
     return "\n\n".join(f"![{caption}]({folder.name}/{file.name})\n\n*{caption}*" for caption, file in pictures)
 
 
 def _head(metadata: dict[str, Any]) -> str:
-    question = f": {metadata['question']}" if metadata["question"] else ""
+    question = f": {text(metadata['question'])}" if metadata["question"] else ""
     lines = [f"# {metadata['experiment'].upper()}{question}", ""]
     status = "unfinished (still running, or killed)" if metadata["status"] == "running" else metadata["status"]
     # An engine's last lines are in the reason, after its first line.
     reason = (metadata["reason"] or "").splitlines()
-    status += f": {reason[0]}" if reason else ""
+    status += f": {text(reason[0], 1000)}" if reason else ""
     lines.append(
         f"**{status}** · `{metadata['run_id']}` · {metadata['started']} · "
         f"configuration `{metadata['config_hash'][:12]}`"
@@ -208,14 +216,14 @@ def _answers(requests: pl.DataFrame, names: list[str], whose: str, summary: dict
         )
     more = f"\n\nThe first {most} of {first.height}; all are in records.jsonl." if first.height > most else ""
     header = ["question", "answer", "prompt tokens", "output tokens", "TTFT ms", "TPOT ms"]
-    found = {check["name"]: f"{check['detail']}." for check in summary["checks"]}
+    found = {check["name"]: f"{text(check['detail'])}." for check in summary["checks"]}
     said = [found.get("requests answered", ""), found.get("same seed, same tokens", "")]
     head = [f"## Answers, first repeat{of_arm}", " ".join(filter(None, said)), whose]
     return "\n\n".join(part for part in (*head, table(header, rows, "llrrrr") + more) if part)
 
 
 def _skipped(summary: dict[str, Any]) -> str:
-    rows = [[cells.parse(one["cell"]).words, one["kind"], one["reason"]] for one in summary["skipped"]]
+    rows = [[cells.parse(one["cell"]).words, one["kind"], text(one["reason"])] for one in summary["skipped"]]
     return f"## Skipped\n\n{table(['cell', 'for', 'reason'], rows, 'lll')}" if rows else ""
 
 
@@ -247,7 +255,8 @@ def _latency(summary: dict[str, Any]) -> str:
         limits = metrics.limits_in_words(summary["slo"])
         together = ", all arms and cells together" if len(profile["cells"]) > 1 else ""
         parts.append(
-            f"SLO `{summary['slo']['name']}` ({limits}): attained by {percent(attained)} of all requests sent{together}"
+            f"SLO {code(summary['slo']['name'])} ({limits}): attained by {percent(attained)} of all requests "
+            f"sent{together}"
             f"{' in the steady state, where there is one' if load.has_windows(summary) else ''}."
         )
     return "\n\n".join(parts)
@@ -263,7 +272,7 @@ def _emphasised(note: str) -> str:
 
 
 def _checks(summary: dict[str, Any]) -> str:
-    rows = [["passed" if c["passed"] else "**FAILED**", c["name"], c["detail"]] for c in summary["checks"]]
+    rows = [["passed" if c["passed"] else "**FAILED**", c["name"], text(c["detail"], 2000)] for c in summary["checks"]]
     return "## Checks\n\n" + table(["", "check", "what was found"], rows, "lll")
 
 
@@ -323,13 +332,20 @@ def _setting(metadata: dict[str, Any]) -> str:
     model, hardware = metadata["model"], metadata["hardware"]
     gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in hardware["gpus"])
     rows = [
-        ["hardware", gpus or f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB, no GPU used"]
+        [
+            "hardware",
+            text(gpus or f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB, no GPU used"),
+        ]
     ]
     if model:
         rope = model["rope"]
-        scaled = "as the model has it" if rope["written_as"] is None else f"written as {rope['written_as']}"
+        scaled = "as the model has it" if rope["written_as"] is None else f"written as {text(str(rope['written_as']))}"
         rows += [
-            ["model", f"{model['name']}, weights `{model['digest'][:12]}`, max_len {number(model['max_len'])} tokens"],
+            [
+                "model",
+                f"{text(model['name'])}, weights {code(model['digest'][:12])}, "
+                f"max_len {number(model['max_len'])} tokens",
+            ],
             [
                 "rope",
                 f"{rope['type']}, factor {rope['factor']:g} from {number(rope['original_max_len'])} tokens, {scaled}",
@@ -340,7 +356,7 @@ def _setting(metadata: dict[str, Any]) -> str:
     peaks = metadata.get("peaks")
     if peaks:
         figures = f"{short(peaks['flops'] / 1e12)} TFLOP/s, {short(peaks['bytes_per_s'] / 1e9)} GB/s"
-        rows.append(["peaks of a device", f"{figures} ({peaks['kind']}: {peaks['source']})"])
+        rows.append(["peaks of a device", f"{figures} ({text(peaks['kind'])}: {text(peaks['source'])})"])
     several = len({pool.get("arm") for pool in metadata["pools"]}) > 1
     for pool in metadata["pools"]:
         for engine in pool["engines"]:
@@ -353,7 +369,7 @@ def _setting(metadata: dict[str, Any]) -> str:
             of_arm = f"{pool['arm']}: " if several else ""
             rows.append([f"{of_arm}engine {engine['name']}", what])
     if metadata.get("transfer"):
-        rows.append(["KV transfer", f"{metadata['transfer']['name']}: {metadata['transfer']['why']}"])
+        rows.append(["KV transfer", f"{metadata['transfer']['name']}: {text(metadata['transfer']['why'])}"])
     if several and metadata.get("starts"):
         # Engines of an arm start side by side; arms take turns.
         starts = [
@@ -400,4 +416,4 @@ def _files(run_dir: Path, page: Path, metadata: dict[str, Any]) -> str:
         if (run_dir / name).exists()
     ]
     links = ", ".join(f"[{name}]({where}/{name})" for name in names)
-    return f"## Again\n\n```\n{origin.command_of(metadata)}\n```\n\nFiles of this run: {links}."
+    return f"## Again\n\n{fence(origin.command_of(metadata))}\n\nFiles of this run: {links}."

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wp1 import files
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -128,5 +130,6 @@ def save(figure: "Figure", path: Path) -> None:
     import matplotlib.pyplot as plt
 
     thousands(figure)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    with files.replaced(path) as work:
+        figure.savefig(work, dpi=150, metadata={"Software": None})
     plt.close(figure)

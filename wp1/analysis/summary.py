@@ -1,6 +1,5 @@
 """From a run's folder to summary.json. Pure: no engine, the same folder gives the same bytes."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,21 @@ from typing import Any
 import polars as pl
 import yaml
 
-from wp1.analysis import arms, by_length, by_load, capacity, checks, goodput, memory, metrics, parity, quality, tables
+from wp1 import files
+from wp1.analysis import (
+    arms,
+    by_length,
+    by_load,
+    capacity,
+    checks,
+    goodput,
+    memory,
+    metrics,
+    parity,
+    quality,
+    shapes,
+    tables,
+)
 from wp1.collectors import Collector, load
 from wp1.control import FILE as CONTROL
 from wp1.errors import ConfigError
@@ -21,6 +34,10 @@ SAMPLE_COLUMNS = (
     "output_tokens", "cached_tokens", "finish_reason", "pool", "prefill_engine", "decode_engine", "handoff_id",
     *metrics.LATENCIES, "decode_ms",
 )  # fmt: skip
+
+
+# Of a configuration: a hundred times what one has.
+MOST_VALUES = 100_000
 
 
 class Content(dict[str, Any]):
@@ -45,11 +62,14 @@ def _named(value: Any, path: Path, at: str) -> Any:
     return [_named(one, path, f"{at}[{n}]") for n, one in enumerate(value)] if isinstance(value, list) else value
 
 
-def read_json(path: Path) -> Content:
-    """A JSON object from a run's folder, as Content. Raises ConfigError where the file is missing or broken."""
+def read_json(path: Path, shape: Any = shapes.OBJECT) -> Content:
+    """A JSON object from a run's folder, as Content. Raises ConfigError where the file is missing or broken.
+
+    shape: of `shapes`, that it must have.
+    """
     try:
-        return _object(json.loads(path.read_text(encoding="utf-8")), path)
-    except (OSError, ValueError) as error:
+        return _object(files.parsed(files.read_text(path)), path, shape)
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} {_cannot_be_read(error)}") from error
 
 
@@ -59,16 +79,18 @@ def read_metadata(run_dir: Path) -> Content:
     Files and folders are named after these, and a folder may come from anybody.
     """
     path = run_dir / "run_metadata.json"
-    metadata = read_json(path)
+    metadata = read_json(path, shapes.METADATA)
     for key in ("run_id", "experiment"):
         if not re.fullmatch(r"\w[\w.-]*", str(metadata[key])):
             raise ConfigError(f"{path} has {key}={metadata[key]!r}, which is no name: take a folder that wp1 made")
     return metadata
 
 
-def _object(found: Any, path: Path) -> Content:
+def _object(found: Any, path: Path, shape: Any) -> Content:
     if not isinstance(found, dict):
         raise ValueError("it is no object")
+    if (wrong := shapes.unlike(found, shape)) is not None:
+        raise ConfigError(f"{path}: {wrong}; restore it from a copy")
     return Content(found, path)
 
 
@@ -78,19 +100,30 @@ def _cannot_be_read(error: Exception) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes beside the file and moves it there, so that a reader never sees half of it."""
-    work = path.with_suffix(path.suffix + ".tmp")
-    work.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    work.replace(path)
+    """Writes beside the file and moves it there, so that a reader never sees half of it; as `files.json_text`."""
+    files.write_text(path, files.json_text(content, indent=2) + "\n")
 
 
 def read_config(run_dir: Path) -> Content:
     """The run's composed configuration, as Content. Raises ConfigError where the file is missing or broken."""
     path = run_dir / "config.yaml"
     try:
-        return _object(yaml.safe_load(path.read_text(encoding="utf-8")), path)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        found = yaml.safe_load(files.read_text(path))
+        _check_size(found, [MOST_VALUES])
+        return _object(found, path, shapes.CONFIG)
+    except ConfigError:
+        raise
+    except Exception as error:  # YAML's constructors raise whatever comes of a strange value
         raise ConfigError(f"{path} {_cannot_be_read(error)}") from error
+
+
+def _check_size(value: Any, left: list[int]) -> None:
+    """Raises ValueError for more values than `left` says: few lines of YAML that name each other can be millions."""
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError(f"it has more than {MOST_VALUES:,} values")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_size(part, left)
 
 
 def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
@@ -140,17 +173,17 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
     answers = quality.scored(run_dir, requests)
     summary["quality"] = quality.summarise(answers, metadata.get("dataset") or {})
     summary["goodput"] = goodput.found(probes, requests, metadata, config["slo"])
-    (run_dir / "artifacts").mkdir(exist_ok=True)
+    artifacts = files.real_folder(run_dir / "artifacts")
     for name in ("by_length", "by_load"):
-        path = run_dir / "artifacts" / f"{metadata['experiment']}_{name}.csv"
+        path = artifacts / f"{metadata['experiment']}_{name}.csv"
         if summary[name] is None:
             path.unlink(missing_ok=True)
         else:
-            tables.flat(summary[name]["rows"], metadata["labels"]).write_csv(path)
+            tables.write_csv(tables.flat(summary[name]["rows"], metadata["labels"]), path)
     if not answers.is_empty():
-        quality.table(answers, metadata["labels"]).write_csv(run_dir / "artifacts" / "scores.csv", float_precision=4)
+        tables.write_csv(quality.table(answers, metadata["labels"]), artifacts / "scores.csv", 4)
     samples = measured.select(*SAMPLE_COLUMNS, pl.lit(", ".join(metadata["labels"])).alias("labels"))
-    samples.write_csv(run_dir / "artifacts" / "requests.csv", float_precision=3)
+    tables.write_csv(samples, artifacts / "requests.csv", 3)
     _compare(run_dir, config, metadata, requests)
     _memory(run_dir, config, metadata, requests)
     write_json(run_dir / "summary.json", summary)
@@ -162,11 +195,10 @@ def _memory(run_dir: Path, config: dict[str, Any], metadata: dict[str, Any], req
     if not rows:
         return
     name = metadata["experiment"]
-    memory.long_table(rows, memory.not_measured(metadata, requests)).write_csv(
-        run_dir / "artifacts" / f"{name}_memory.csv"
-    )
+    table = memory.long_table(rows, memory.not_measured(metadata, requests))
+    tables.write_csv(table, run_dir / "artifacts" / f"{name}_memory.csv")
     fits = capacity.fits_of(capacity.pools_of(rows, metadata), rows, metadata, config["workload"]["output_len"])
-    pl.DataFrame(fits).write_csv(run_dir / "artifacts" / f"{name}_capacity.csv")
+    tables.write_csv(pl.DataFrame(fits), run_dir / "artifacts" / f"{name}_capacity.csv")
 
 
 def _compare(run_dir: Path, config: dict[str, Any], metadata: dict[str, Any], requests: pl.DataFrame) -> None:
@@ -178,4 +210,4 @@ def _compare(run_dir: Path, config: dict[str, Any], metadata: dict[str, Any], re
     known = {key: metadata[key] for key in ("run_id", "experiment", "labels")}
     write_json(arms.file_of(run_dir, metadata["experiment"]), known | content)
     path = arms.table_of(run_dir, metadata["experiment"])
-    arms.labelled(rows, names, metadata["labels"]).write_csv(path)
+    tables.write_csv(arms.labelled(rows, names, metadata["labels"]), path)

@@ -14,13 +14,17 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import arms, metrics, parity, tables
+from wp1 import redaction
+from wp1.analysis import arms, metrics, parity, shapes, tables
+from wp1.analysis.markdown import plain
 from wp1.analysis.summary import read_config, read_json, write_json
 from wp1.control import FILE as CONTROL
 from wp1.errors import WP1Error
 from wp1.places import MANIFEST
 from wp1.workload.prompts import REPEATED
 
+# What a job's files must say of it.
+OF_JOB = ("job", "overrides", "status", "reason")
 # What a sweep that goes on needs of it.
 OF_MANIFEST = ("command", "root", "jobs", "status", "tracking", "parent_run_id")
 # Of each cell; the names are those of summary.json.
@@ -61,9 +65,9 @@ def new_manifest(name: str, cfg: Any, jobs: list[list[str]], overrides: list[str
         "ended": None,
         "experiment": cfg.experiment.name,
         "question": cfg.experiment.question,
-        "command": ["wp1", *sys.argv[1:]],
-        "overrides": overrides,
-        "jobs": jobs,
+        "command": ["wp1", *redaction.words(sys.argv[1:])],
+        "overrides": redaction.words(overrides),
+        "jobs": [redaction.words(job) for job in jobs],
         "root": cfg.root,
         "tracking": {key: cfg.tracking[key] for key in ("enabled", "uri", "timeout_s")},
         "parent_run_id": None,
@@ -72,11 +76,14 @@ def new_manifest(name: str, cfg: Any, jobs: list[list[str]], overrides: list[str
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """sweep.json. Raises WP1Error where the folder is none of a sweep."""
-    return read_json(folder / MANIFEST)
+    return read_json(folder / MANIFEST, shapes.MANIFEST)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    write_json(folder / MANIFEST, manifest)
+    """Writes sweep.json, without what is secret in the address of its store."""
+    tracking = manifest["tracking"]
+    shown = tracking | {"uri": redaction.text(tracking["uri"])} if "uri" in tracking else tracking
+    write_json(folder / MANIFEST, manifest | {"tracking": shown})
 
 
 def read_jobs(folder: Path, manifest: dict[str, Any]) -> list[Job]:
@@ -85,9 +92,9 @@ def read_jobs(folder: Path, manifest: dict[str, Any]) -> list[Job]:
     manifest: from `read_manifest`. What cannot be read counts as not left.
     """
     jobs = {number: _without_run(folder, number, overrides) for number, overrides in enumerate(manifest["jobs"])}
-    for _, left in _readable(folder, "job.json"):
+    for _, left in _readable(folder, "job.json", shapes.JOB):
         jobs[left["job"]] = Job(left["job"], by_key(left["overrides"]), left["status"], left["reason"], None, {})
-    for run_dir, metadata in _readable(folder, "run_metadata.json"):
+    for run_dir, metadata in _readable(folder, "run_metadata.json", shapes.METADATA):
         job = metadata.get("sweep") or {}
         if job.get("name") == manifest["sweep"]:
             status, reason = metadata["status"], metadata["reason"]
@@ -97,10 +104,12 @@ def read_jobs(folder: Path, manifest: dict[str, Any]) -> list[Job]:
     return [jobs[number] for number in sorted(jobs)]
 
 
-def _readable(folder: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for path in folder.rglob(name):
+def _readable(folder: Path, name: str, shape: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in sorted(folder.rglob(name)):
         with suppress(WP1Error):
-            yield path.parent, read_json(path)
+            found = read_json(path, shape)
+            found.require(*(key for key in shape if key in OF_JOB))
+            yield path.parent, found
 
 
 def _without_run(folder: Path, number: int, overrides: list[str]) -> Job:
@@ -143,7 +152,8 @@ def name_of(job: Job, keys: list[str]) -> str:
     """What tells a job from the others of its sweep: `scheduler=disagg`."""
     called = titles(keys)
     return (
-        ", ".join(f"{called[key]}={job.overrides[key]}" for key in keys if key in job.overrides) or f"job {job.number}"
+        plain(", ".join(f"{called[key]}={job.overrides[key]}" for key in keys if key in job.overrides))
+        or f"job {job.number}"
     )
 
 

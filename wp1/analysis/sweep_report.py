@@ -7,9 +7,9 @@ from typing import Any
 
 import polars as pl
 
-from wp1 import labels
+from wp1 import files, labels
 from wp1.analysis import comparison_report, origin, quality, quality_report, sweep, tables
-from wp1.analysis.markdown import ms, table, text
+from wp1.analysis.markdown import fence, ms, plain, table, text
 from wp1.analysis.report import HOW_TO_READ_ARMS
 from wp1.analysis.summary import read_config
 from wp1.analysis.sweep import Job, Pair, differing, titles
@@ -33,7 +33,7 @@ def write_comparison(folder: Path, with_plot: bool = True) -> Path:
     manifest = sweep.read_manifest(folder)
     jobs = sweep.read_jobs(folder, manifest)
     found = sweep.rows(jobs)
-    found.write_csv(folder / ROWS, float_precision=3)
+    tables.write_csv(found, folder / ROWS, 3)
     shared, frames = [], []
     for names, of in sweep.contrasts(sweep.pairs(jobs, found)).items():
         content, frame = sweep.side_by_side(names, of)
@@ -42,7 +42,7 @@ def write_comparison(folder: Path, with_plot: bool = True) -> Path:
         frames.append(frame.with_columns(labels=pl.lit(marks or None, pl.String)))
     (folder / PAIRS).unlink(missing_ok=True)
     if frames:
-        pl.concat(frames).write_csv(folder / PAIRS, float_precision=4)
+        tables.write_csv(pl.concat(frames), folder / PAIRS, 4)
     if not with_plot:
         # Of an earlier session.
         (folder / PLOT).unlink(missing_ok=True)
@@ -58,7 +58,7 @@ def write_comparison(folder: Path, with_plot: bool = True) -> Path:
         _files(folder, manifest, jobs, bool(frames)),
     ]
     page = folder / PAGE
-    page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    files.write_text(page, "\n\n".join(part for part in parts if part) + "\n")
     return page
 
 
@@ -71,7 +71,7 @@ def outcome(manifest: dict[str, Any], jobs: list[Job]) -> str:
 
 def _head(manifest: dict[str, Any], jobs: list[Job]) -> str:
     called = titles(differing(jobs))
-    lines = [f"# Sweep over {' and '.join(called.values()) or 'one job'}", ""]
+    lines = [f"# Sweep over {' and '.join(map(plain, called.values())) or 'one job'}", ""]
     lines.append(f"**{outcome(manifest, jobs)}** · `{manifest['sweep']}` · {manifest['started']}")
     for label in sweep.all_labels(jobs):
         having = [str(job.number) for job in jobs if label in job.labels]
@@ -91,10 +91,18 @@ def jobs_table(jobs: list[Job], found: pl.DataFrame) -> str:
     # The arm of a job that has one alone is its scheduler, and no news.
     several = found.group_by("job").agg(arms=pl.col("arm").n_unique())["arms"].max() != 1
     arm = ["arm"] if several else []
-    header = ["job", *titles(keys).values(), *arm, "cell", *(title for _, title in (*COUNTS, *TIMES)), "status"]
+    header = [
+        "job",
+        *map(plain, titles(keys).values()),
+        *arm,
+        "cell",
+        *(title for _, title in (*COUNTS, *TIMES)),
+        "status",
+    ]
     body = [
         [
-            row["job"], *(text(row[key] or "—", 60) for key in keys), *(row[name] for name in arm), row["cell"],
+            row["job"], *(text(row[key] or "—", 60) for key in keys), *(_named(row[name]) for name in arm),
+            _named(row["cell"]),
             *(row[name] for name, _ in COUNTS), *(ms(row[name]) for name, _ in TIMES),
             row["status"] if row["status"] == "completed" else f"**{row['status']}**",
         ]
@@ -109,6 +117,10 @@ def jobs_table(jobs: list[Job], found: pl.DataFrame) -> str:
     )
 
 
+def _named(name: str | None) -> str | None:
+    return None if name is None else text(name, 200)
+
+
 def reasons(jobs: list[Job], found: pl.DataFrame) -> str:
     """Why jobs did not complete, and cells were skipped."""
     lines = [
@@ -118,7 +130,8 @@ def reasons(jobs: list[Job], found: pl.DataFrame) -> str:
     ]
     skipped = found.filter(pl.col("status") == "skipped").unique(["job", "cell"], maintain_order=True)
     lines += [
-        f"- job {row['job']}, {row['cell']} skipped: {text(row['reason'])}" for row in skipped.iter_rows(named=True)
+        f"- job {row['job']}, {text(row['cell'], 200)} skipped: {text(row['reason'])}"
+        for row in skipped.iter_rows(named=True)
     ]
     return "\n".join(lines)
 
@@ -159,7 +172,7 @@ def _files(folder: Path, manifest: dict[str, Any], jobs: list[Job], compared: bo
         if job.run_dir is not None:
             page = report_of(job.run_dir, read_config(job.run_dir), job.metadata["run_id"])
             links += [f"[job {job.number}]({os.path.relpath(page, folder.resolve())})"] if page else []
-    files = ", ".join(f"[{name}]({name})" for name in (ROWS, *([PAIRS] if compared else [])))
+    own = ", ".join(f"[{name}]({name})" for name in (ROWS, *([PAIRS] if compared else [])))
     command = origin.again(manifest["command"][1:])
     reports = f"Reports of the runs: {', '.join(links)}. " if links else ""
-    return f"## Again\n\n```\n{command}\n```\n\n{reports}This comparison as tables: {files}."
+    return f"## Again\n\n{fence(command)}\n\n{reports}This comparison as tables: {own}."

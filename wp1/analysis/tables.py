@@ -11,11 +11,16 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import steady
+from wp1 import files
+from wp1.analysis import shapes, steady
 from wp1.errors import ConfigError
 
 Schema = dict[str, pl.DataType | type[pl.DataType]]
 PART_BYTES = 64 << 20
+# Of any number in a line: seconds of thirty million years, bytes of a thousand terabytes.
+MOST = 1e15
+# Columns that stand in pages, in names of files and in keys.
+NAMES = ("arm", "cell", "status", "cause", "phase", "device", "engine")
 
 RECORD_SCHEMA: Schema = {
     "request_id": pl.String,
@@ -225,7 +230,7 @@ def _parts(path: Path, schema: Schema, content: str, needed: Sequence[str]) -> I
     yield pl.DataFrame(schema=schema)
     if not path.is_file():
         return
-    with path.open("rb") as file:
+    with files.opened(path) as file:
         rest, before = b"", 0
         while block := file.read(PART_BYTES):
             text = rest + block
@@ -244,9 +249,24 @@ def _table(lines: bytes, schema: Schema, needed: Sequence[str]) -> pl.DataFrame 
     """None where a line is not of the schema, or lacks what is needed: polars makes nulls of any other object."""
     try:
         found = pl.read_ndjson(io.BytesIO(lines), schema=schema)
-    except pl.exceptions.PolarsError:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return None
-    return None if any(found[name].null_count() for name in needed) else found
+    if any(found[name].null_count() for name in needed):
+        return None
+    return None if found.select(_strange(schema)).row(0) != (False,) else found
+
+
+def _strange(schema: Schema) -> pl.Expr:
+    """Whether any value is none that a run writes, and would not do in a page, a file's name or a sum."""
+    found = [pl.lit(False)]
+    for name, kind in schema.items():
+        if name in NAMES:
+            found.append((~pl.col(name).str.contains(f"^{shapes.NAME.pattern}$")).any())
+        elif kind in (pl.Float64, pl.Int64):
+            found.append((pl.col(name).abs() > MOST).any())
+        elif kind == pl.List(pl.Float64):
+            found.append((pl.col(name).list.max().abs() > MOST).any())
+    return pl.any_horizontal(*(part.fill_null(False) for part in found)).alias("strange")
 
 
 def _first_bad(lines: Sequence[bytes], schema: Schema, needed: Sequence[str]) -> int:
@@ -332,6 +352,12 @@ def with_handoff_times(records: pl.DataFrame) -> pl.DataFrame:
         copy_ms=pl.col("copy_s") * 1e3,
         wait_ms=pl.col("wait_s") * 1e3,
     )
+
+
+def write_csv(table: pl.DataFrame, path: Path, float_precision: int | None = None) -> None:
+    """Writes the file whole or not at all; a link in its place is replaced and not followed."""
+    with files.replaced(path) as work:
+        table.write_csv(work, float_precision=float_precision)
 
 
 def flat(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> pl.DataFrame:

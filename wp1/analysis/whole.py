@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import OmegaConf
-from omegaconf.errors import ConfigAttributeError
 
-from wp1 import goodput, progress
-from wp1.analysis import cells, memory, quality, tables
+from wp1 import files, goodput, progress
+from wp1.analysis import cells, memory, quality, shapes, tables
 from wp1.analysis.summary import read_config, read_json, read_metadata
 from wp1.control import FILE as CONTROL
 from wp1.errors import ConfigError, unreadable
@@ -56,7 +54,7 @@ def _check(run_dir: Path) -> None:
         _held(run_dir / "handoffs.jsonl", "handoffs", named, tables.handoffs(run_dir / "handoffs.jsonl")["handoff_id"])
     if config["workload"]["prompts"] == "judged":
         asked = set(measured.select("cell", "example").iter_rows())
-        lines = read_rows(run_dir / EXAMPLES, "example", *quality.NEEDED)
+        lines = read_rows(run_dir / EXAMPLES, "example", *quality.NEEDED, shape=shapes.EXAMPLE)
         _held(run_dir / EXAMPLES, "examples", asked, [(line["cell"], line["example"]) for line in lines])
     if config["experiment"].get("memory"):
         notes = memory.read_notes(run_dir)
@@ -77,13 +75,13 @@ def _check(run_dir: Path) -> None:
 
 def lines_of(run_dir: Path) -> dict[str, int]:
     """How many lines each file has that has one a request, sample or the like: a run that ends notes it of itself."""
-    found = sorted(path for path in run_dir.glob("*.jsonl") if not path.name.endswith(".apart.jsonl"))
+    found = [path for path in files.plain_files(run_dir, "*.jsonl") if not path.name.endswith(".apart.jsonl")]
     return {path.name: _lines(path) for path in found}
 
 
 def _lines(path: Path) -> int:
     count, last = 0, b"\n"
-    with path.open("rb") as file:
+    with files.opened(path) as file:
         while block := file.read(1 << 20):
             count, last = count + block.count(b"\n"), block[-1:]
     # A last line without its end is one, too.
@@ -150,10 +148,11 @@ def _said(run_dir: Path, metadata: Mapping[str, Any], completed: bool) -> tuple[
 
 def _planned(run_dir: Path, metadata: Mapping[str, Any]) -> dict[Part, int]:
     """What a run that completed must have measured: its cells less those skipped; {} where an older plan says less."""
-    config = OmegaConf.load(run_dir / "config.yaml")
+    # Plain data: what a folder that somebody sent has in ${...} is never looked up.
+    config = _Named(read_config(run_dir))
     try:
         arms = plan(config)
-    except ConfigAttributeError:
+    except AttributeError:
         return {}
     skipped = {one["cell"] for one in metadata.get("skipped", ())}
     exact = has_length(config.workload.prompts)
@@ -164,6 +163,15 @@ def _planned(run_dir: Path, metadata: Mapping[str, Any]) -> dict[Part, int]:
         for cell in arm.cells
         if cell.name not in skipped and _within_reach(cell.prompt_len, arm.name, metadata)
     }
+
+
+class _Named(dict[str, Any]):
+    """An object of a file whose keys are asked for as attributes, as those of a configuration are."""
+
+    def __getattr__(self, key: str) -> Any:
+        if key not in self:
+            raise AttributeError(key)
+        return _Named(value) if isinstance(value := self[key], dict) else value
 
 
 def _within_reach(prompt_len: int | None, arm: str, metadata: Mapping[str, Any]) -> bool:

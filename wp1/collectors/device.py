@@ -4,7 +4,6 @@ On GPUs through NVML. Without one, the same samples are of the host: resident me
 their CPU load, labelled "host" wherever they appear.
 """
 
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1 import hardware
+from wp1 import files, hardware
 from wp1.analysis import spans, tables
 from wp1.collectors.sampling import Sample, gpu_reader, host_reader, note
 
@@ -27,6 +26,10 @@ SCHEMA: tables.Schema = {
     "energy_j": pl.Float64,  # a counter that only grows; null on a host and on older cards
     "note": pl.String,  # why there are no figures; null in all samples that have some
 }
+
+
+# Samples that are further apart than this, and than ten times the usual, are of two sessions; seconds.
+SILENT_S = 5.0
 
 
 class GPUStatsCollector:
@@ -48,7 +51,7 @@ class GPUStatsCollector:
         self._thread.start()
 
     def _loop(self, read: Callable[[], list[Sample]], path: Path) -> None:
-        with path.open("a") as out:
+        with files.appended(path) as out:
             due = time.monotonic()
             while not self._stop.is_set():
                 try:
@@ -57,7 +60,7 @@ class GPUStatsCollector:
                     samples = [note("device", f"sampling ended early ({type(error).__name__}: {error})")]
                     self._stop.set()
                 for sample in samples:
-                    out.write(json.dumps(sample) + "\n")
+                    out.write(f"{files.json_text(sample)}\n".encode())
                 out.flush()
                 # An absolute schedule: a late sample does not push back the next.
                 due = max(due + self._period, time.monotonic())
@@ -116,7 +119,7 @@ def load_window(measured: pl.DataFrame) -> np.ndarray:
 def idle_windows(run_dir: Path) -> np.ndarray:
     """When engines were up and had nothing to do, as the run noted it (n x 2, seconds)."""
     try:
-        metadata = json.loads((run_dir / "run_metadata.json").read_text(encoding="utf-8"))
+        metadata = files.parsed(files.read_text(run_dir / "run_metadata.json"))
         # Engines of a sweep may be up from the job before.
         starts = [*metadata["starts"], *metadata.get("taken_over", [])]
     except (OSError, ValueError, KeyError):
@@ -149,7 +152,9 @@ def _average_and_peak(rows: pl.DataFrame, column: str, name: str, scale: float) 
 def energy(samples: pl.DataFrame, windows: np.ndarray, requests: pl.DataFrame) -> dict[str, Any] | None:
     """Joules of all GPUs within the windows, and by output token of the answered requests; None without figures.
 
-    From the cards' energy counters where they have them, else from power, linear between samples.
+    From the cards' energy counters where they have them, else from power, linear between samples that follow each
+    other: nothing is known of a time in which nobody looked, as between two sessions of a run. A device that was not
+    looked at in any of the windows has no part in it.
     """
     joules, sources = 0.0, set()
     for _, rows in samples.group_by("device", maintain_order=True):
@@ -162,8 +167,10 @@ def energy(samples: pl.DataFrame, windows: np.ndarray, requests: pl.DataFrame) -
             total = np.concatenate([[0.0], np.cumsum(np.diff(times) * (watts[1:] + watts[:-1]) / 2)])
         else:
             continue
-        sources.add("counter" if counted.height > 1 else "power")
-        joules += float(sum(np.interp(end, times, total) - np.interp(begin, times, total) for begin, end in windows))
+        of_device = [taken for begin, end in windows if (taken := _between(begin, end, times, total)) is not None]
+        if of_device:
+            sources.add("counter" if counted.height > 1 else "power")
+            joules += float(sum(of_device))
     if not sources or not len(windows):
         return None
     tokens = int(requests.filter(pl.col("status") == "ok")["output_tokens"].sum())
@@ -172,3 +179,15 @@ def energy(samples: pl.DataFrame, windows: np.ndarray, requests: pl.DataFrame) -
         "joules_per_output_token": round(joules / tokens, 4) if tokens else None,
         "from": " and ".join(sorted(sources)),
     }
+
+
+def _between(begin: float, end: float, times: np.ndarray, total: np.ndarray) -> float | None:
+    """Joules from a counter's samples between two moments; None where none of them is of that time."""
+    gaps = np.diff(times)
+    sessions = np.split(np.arange(times.size), np.flatnonzero(gaps > max(SILENT_S, 10 * float(np.median(gaps)))) + 1)
+    found = None
+    for session in sessions:
+        own, counted = times[session], total[session]
+        if own.size > 1 and end >= own[0] and begin <= own[-1]:
+            found = (found or 0.0) + float(np.interp(end, own, counted) - np.interp(begin, own, counted))
+    return found

@@ -1,7 +1,10 @@
 """A report as one HTML file, the form in which MLflow shows it with its plots."""
 
 import base64
+import html
 from pathlib import Path
+
+from wp1 import files
 
 STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; max-width: 72rem; margin: 1.5rem; }
@@ -20,10 +23,18 @@ def report_html(markdown: str, plots: Path, title: str) -> str:
     tokens: list[Token] = parser.parse(markdown)
     for token in (child for block in tokens for child in block.children or []):
         picture = plots / Path(str(token.attrGet("src") or "")).name
-        if token.type == "image" and picture.is_file():
-            token.attrSet("src", f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}")
-        elif token.type == "link_open" and "//" not in str(token.attrGet("href")):
-            # MLflow shows the page in a frame of its own, from which the files beside it cannot be reached.
-            token.attrs.pop("href")
+        if (
+            token.type == "image"
+            and "/" not in str(token.attrGet("src")).removeprefix("plots/")
+            and files.is_plain(picture)
+        ):
+            token.attrSet("src", f"data:image/png;base64,{base64.b64encode(files.read_bytes(picture)).decode()}")
+        elif token.type == "image":
+            # wp1 makes no such picture, so it would be fetched from wherever somebody wants it to be.
+            token.type, token.tag = "text", ""
+        elif token.type == "link_open":
+            # MLflow shows the page in a frame of its own, from which the files beside it cannot be reached; and wp1
+            # links to nothing else.
+            token.attrs.pop("href", None)
     body = parser.renderer.render(tokens, parser.options, {})
-    return f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>\n{body}'
+    return f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>\n{body}'

@@ -9,8 +9,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from wp1 import files as plain
 from wp1 import labels as label_words
 from wp1.analysis import arms
+from wp1.analysis.markdown import inert, text
 from wp1.analysis.summary import read_config, read_json, read_metadata
 from wp1.errors import WP1Error
 from wp1.publication import cells
@@ -45,7 +47,7 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
         raise WP1Error(f"{run_dir} is of a run that has not ended")
     texts = _report(run_dir, reports, metadata["run_id"])
     of_cells = cells.measured(summary)
-    plots = sorted((reports / metadata["run_id"]).glob("*.png"))
+    plots = plain.plain_files(reports / metadata["run_id"], "*.png")
     entry = Entry(
         experiment=experiment_of(metadata),
         question=metadata["question"],
@@ -74,7 +76,7 @@ def _cell_entry(run: Entry, cell: cells.Cell, config: dict[str, Any]) -> Entry:
     words = {"mode": scheduler.get("mode", cell.arm), "arm": cell.arm, "load": cell.load}
     words |= {"model": run.params["model.name"]} if "model.name" in run.params else {}
     words |= {} if cell.prompt_len is None else {"prompt_len": str(cell.prompt_len)}
-    reason = f": {cell.reason}" if cell.reason else ""
+    reason = f": {text(cell.reason)}" if cell.reason else ""
     # Not `sweep`, by which the runs of its jobs are found.
     kept = ("run_id", "config_hash", "labels", "gpus", "cpu", "vllm", "mlflow.user")
     return Entry(
@@ -91,7 +93,7 @@ def _cell_entry(run: Entry, cell: cells.Cell, config: dict[str, Any]) -> Entry:
         metrics=dict(sorted(named(numbers("", cell.figures)).items(), key=lambda kv: not kv[0].startswith("ttft"))),
         files=[],
         texts={},
-        description=f"{cell.arm}, {cell.words} of {run.run_id}{reason}",
+        description=f"{text(cell.arm)}, {text(cell.words)} of {run.run_id}{reason}",
         name=f"{cell.arm} {cell.name}",
     )
 
@@ -172,14 +174,17 @@ def _comparison(run_dir: Path, experiment: str) -> dict[str, Any] | None:
 
 
 def _files(run_dir: Path, experiment: str) -> list[tuple[Path, str | None]]:
-    """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads."""
+    """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads.
+
+    A link is left out: what it leads to need not be of the run.
+    """
     always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "goodput.jsonl", "examples.jsonl")
     limited = ("engine.log", "device.jsonl", "engine_stats.jsonl", "handoffs.jsonl", "queues.jsonl", "memory.jsonl")
     limited += ("loop.jsonl", "control.jsonl")
     found = [run_dir / name for name in always]
-    found += [arms.file_of(run_dir, experiment), *sorted((run_dir / "artifacts").glob("*.csv"))]
-    found = [path for path in found if path.is_file()]
-    logs = [run_dir / name for name in limited if (run_dir / name).is_file()]
+    found += [arms.file_of(run_dir, experiment), *plain.plain_files(run_dir / "artifacts", "*.csv")]
+    found = [path for path in found if plain.is_plain(path)]
+    logs = [run_dir / name for name in limited if plain.is_plain(run_dir / name)]
     found += [path for path in logs if path.stat().st_size <= MAX_LOG_BYTES]
     return [(path, None if path.parent == run_dir else path.parent.name) for path in found]
 
@@ -189,8 +194,8 @@ def _report(run_dir: Path, reports: Path, run_id: str) -> dict[str, str]:
     page = reports / f"{run_id}.md"
     if not page.is_file():
         return {}
-    text = page.read_text(encoding="utf-8")
-    markdown = text.replace(f"]({run_id}/", "](plots/").replace(f"]({os.path.relpath(run_dir, reports)}/", "](")
+    found = inert(plain.read_text(page))
+    markdown = found.replace(f"]({run_id}/", "](plots/").replace(f"]({os.path.relpath(run_dir, reports)}/", "](")
     return {"report.md": markdown, "report.html": report_html(markdown, reports / run_id, run_id)}
 
 
@@ -201,14 +206,17 @@ def _description(
 
     `{run}` stands for the address of the run's page, which is known once MLflow has given the run its id.
     """
-    reason = f": {metadata['reason']}" if metadata["reason"] else ""
-    head = f"**{metadata['question'] or metadata['experiment']}** {metadata['status']}{reason}"
+    reason = f": {text(metadata['reason'], 1000)}" if metadata["reason"] else ""
+    head = f"**{text(metadata['question'] or metadata['experiment'])}** {metadata['status']}{reason}"
     labels = [label_words.in_words(label, "**") for label in metadata["labels"]]
     files = [("report", "report.html"), ("plots", "plots")] if report else []
     files += [("records", "records.jsonl"), ("setting", "run_metadata.json")]
     links = [f"[{name}]({{run}}/artifacts/{file}?{TRAINING_VIEW})" for name, file in files]
-    checks = [f"- {'✓' if check['passed'] else '✗'} {check['name']}: {check['detail']}" for check in summary["checks"]]
-    found = [] if compared is None else [compared["words"]]
+    checks = [
+        f"- {'✓' if check['passed'] else '✗'} {text(check['name'])}: {text(check['detail'], 2000)}"
+        for check in summary["checks"]
+    ]
+    found = [] if compared is None else [inert(compared["words"])]
     if about_memory:
         found = _where_memory_goes(report)
     figures = _headline(metadata, summary, compared, about_memory)
@@ -231,9 +239,11 @@ def _headline(
     elif compared is None:
         figures = _figures(summary["profiling"].get("latency", {}).get("overall", {}))
     else:
-        figures = [f"{arm}: {figure}" for arm in compared["arms"] for figure in _figures(compared["overall"][arm])[:1]]
+        figures = [
+            f"{text(arm)}: {figure}" for arm in compared["arms"] for figure in _figures(compared["overall"][arm])[:1]
+        ]
     machine = _gpus(hardware) or f"{hardware['cpu']}, {hardware['cores']} cores"
-    return " · ".join([*figures, f"{metadata['model'].get('name', 'no model')} on {machine}"])
+    return " · ".join([*figures, f"{text(metadata['model'].get('name', 'no model'))} on {text(machine)}"])
 
 
 def _figures(overall: dict[str, Any]) -> list[str]:

@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wp1 import files as plain
 from wp1 import labels as label_words
 from wp1.analysis import sweep, sweep_report
+from wp1.analysis.markdown import inert, text
+from wp1.analysis.markdown import plain as as_plain
 from wp1.places import MANIFEST
 from wp1.publication.entry import MAX_TAG, STATUS, TRAINING_VIEW, Entry, experiment_of, milliseconds, user
 from wp1.publication.page import report_html
@@ -23,7 +26,7 @@ def sweep_entry(folder: Path, manifest: dict[str, Any], pages: Mapping[str, str]
     page = folder / sweep_report.PAGE
     texts = {}
     if page.is_file():
-        markdown = page.read_text(encoding="utf-8")
+        markdown = inert(plain.read_text(page))
         html = report_html(markdown, folder, f"Sweep {manifest['sweep']}")
         texts = {page.name: markdown, page.with_suffix(".html").name: html}
     names = (MANIFEST, sweep_report.ROWS, sweep_report.PAIRS, sweep_report.PLOT)
@@ -37,7 +40,7 @@ def sweep_entry(folder: Path, manifest: dict[str, Any], pages: Mapping[str, str]
         tags=_sweep_tags(manifest, jobs),
         params={},
         metrics={},
-        files=[(folder / name, None) for name in names if (folder / name).is_file()],
+        files=[(folder / name, None) for name in names if plain.is_plain(folder / name)],
         texts=texts,
         description=_sweep_description(manifest, jobs, pages, bool(texts)),
     )
@@ -65,14 +68,14 @@ def _sweep_description(
 ) -> str:
     """The top of a sweep's page: how it ended, where its comparison is, and its runs one by one."""
     keys = sweep.differing(jobs)
-    head = f"**Sweep over {', '.join(keys) or 'one job'}**: {sweep_report.outcome(manifest, jobs)}"
+    head = f"**Sweep over {', '.join(map(as_plain, keys)) or 'one job'}**: {sweep_report.outcome(manifest, jobs)}"
     marks = [label_words.in_words(label, "**") for label in sweep.all_labels(jobs)]
     files = [("comparison", "comparison.html"), ("as CSV", sweep_report.ROWS)] if compared else []
     links = [f"[{name}]({{run}}/artifacts/{file}?{TRAINING_VIEW})" for name, file in files]
     lines = []
     for job in jobs[:most]:
         name, page = sweep.name_of(job, keys), pages.get(job.metadata.get("run_id", ""))
-        reason = f": {' '.join(job.reason.split())[:200]}" if job.reason else ""
+        reason = f": {text(job.reason, 200)}" if job.reason else ""
         lines.append(f"- job {job.number}, {f'[{name}]({page})' if page else name}: {job.status}{reason}")
     if len(jobs) > most:
         lines.append(f"- and {len(jobs) - most} more")

@@ -1,12 +1,12 @@
 """What a run asks: examples of every task, as prompts within the model's length, with all that their scores need."""
 
-import json
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wp1 import files
 from wp1.errors import ConfigError
 from wp1.plan import Cell
 from wp1.quality import builtin, longbench, pg19, ruler, sources
@@ -166,7 +166,7 @@ def cut(task: Task, row: Row, tokens: Any, max_len: int) -> Example:
 
 def write(path: Path, cells: dict[str, list[Example]]) -> None:
     """examples.jsonl: a line for each example of each cell with what its score needs, and not its text."""
-    with path.open("w", encoding="utf-8") as file:
+    with files.replaced(path) as work, work.open("wb") as file:
         for cell, asked in cells.items():
             for example in asked:
                 row, task = example.row, example.task
@@ -187,7 +187,7 @@ def write(path: Path, cells: dict[str, list[Example]]) -> None:
                     "prompt_tokens": len(example.prompt),
                     "tokens_before": example.tokens_before,
                 }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(f"{files.json_text(line)}\n".encode())
 
 
 def _length_group(task: Task, row: Row) -> str | None:

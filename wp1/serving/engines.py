@@ -17,10 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from wp1 import hardware
+from wp1 import hardware, targets
 from wp1.plan import Arm
 from wp1.records import Event
 from wp1.serving import fit
@@ -205,7 +204,7 @@ def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
     if hardware.device_type() == "cpu":
         on_host = sum(fit.kv_pool_bytes(model, cfg.backend.kv_cache_gib, place, size) or 0 for size, place in prefill)
     pools = Pools(engines[0][0], engines[-1][0], on_host, model.config)
-    return instantiate(cfg.transfer, _partial_=True, _convert_="all", _recursive_=False)(pools=pools)
+    return targets.partial(_plain(cfg.transfer))(pools=pools)
 
 
 def make_scheduler(
@@ -217,9 +216,8 @@ def make_scheduler(
     write: Write,
 ) -> Scheduler:
     """The scheduler of an arm, with its engines not yet started."""
-    # Hydra turns objects among its arguments into plain dicts, so it makes the constructor and we pass them.
     make_backend = functools.partial(
-        instantiate(cfg.backend, _partial_=True, _convert_="all", _recursive_=False),
+        targets.partial(_plain(cfg.backend)),
         model=model,
         seed=cfg.seed,
         log=engine_log,
@@ -228,8 +226,8 @@ def make_scheduler(
         on_stats=Meter(arm.name, write),
     )
     # An arm's own scaling has gone into its model.
-    scheduler = OmegaConf.masked_copy(arm.scheduler, [str(key) for key in arm.scheduler if key != "rope"])
-    return instantiate(scheduler, _partial_=True, _convert_="all", _recursive_=False)(
+    scheduler = {key: value for key, value in _plain(arm.scheduler).items() if key != "rope"}
+    return targets.partial(scheduler)(
         make_backend=make_backend,
         transfer=make_transfer(cfg, arm, model) if arm.scheduler.mode == "disagg" else None,
         # No request waits longer than this for its KV to be fetched.
@@ -238,3 +236,8 @@ def make_scheduler(
         kv_shards=model.kv_shards(places_of(arm)[-1][0]),
         write=write,
     )
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=True)
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
