@@ -244,7 +244,7 @@ def _measured(variant: str, tokens: int, record: RequestRecord, handoff: Handoff
     """Raises RuntimeError where the connector's account is none to make a rate of."""
     if handoff.bytes is None:
         raise RuntimeError(f"{variant}, {tokens} tokens: the connector reported no bytes")
-    if handoff.bytes != handoff.bytes_expected:
+    if handoff.bytes_expected is not None and handoff.bytes != handoff.bytes_expected:
         raise RuntimeError(
             f"{variant}, {tokens} tokens: the connector reported {handoff.bytes:,} bytes and the prompt has "
             f"{handoff.bytes_expected:,}"

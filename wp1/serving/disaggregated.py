@@ -24,6 +24,9 @@ from wp1.serving.transfer import Kept, KVTransfer
 
 # Queue lengths are noted, and engines looked after, ten times a second.
 WATCH_PERIOD_S = 0.1
+# vLLM's specifications of layers whose blocks are handed over whole and all. Of windows it may hand over the last ones
+# only, and a recurrent state is not in blocks.
+WHOLE = {"FullAttentionSpec", "MLAAttentionSpec"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class DisaggregatedScheduler:
         make_backend: Callable[..., ServingBackend],
         write: Callable[[Handoff | QueueLengths], None],
         replicas: None,
+        kv_shards: int | None = None,
     ) -> None:
         self.mode = mode
         self._routing = routing
@@ -73,6 +77,9 @@ class DisaggregatedScheduler:
         self._max_prefilled = max_prefilled
         self._transfer = transfer
         self._kv_bytes_per_token = kv_bytes_per_token
+        # If there are more ranks than heads, some hold the same heads, and each of them gets its own copy.
+        size = decode_tensor_parallel or tensor_parallel
+        self._kv_copies = size // (kv_shards or size)
         self._write = write
         decode_size = decode_tensor_parallel or tensor_parallel
         sizes = [tensor_parallel] * prefill + [decode_size] * decode
@@ -127,13 +134,11 @@ class DisaggregatedScheduler:
             raise
         settings = next(iter(self._decode.values())).info().settings
         block_tokens = settings["block_size"]
-        # The engine's own figure, as its cache may have another dtype than the configuration lets expect.
-        block_bytes = settings.get("kv_block_bytes") or block_tokens * (self._kv_bytes_per_token or 0)
         self._ledger = Ledger(
             self._write,
             self._transfer.name,
             block_tokens,
-            block_bytes,
+            self._block_bytes(settings),
             transfers=self._transfers,
             keeps=settings.get("prefix_caching", False),
         )
@@ -156,6 +161,19 @@ class DisaggregatedScheduler:
                 await self._watch
         await self.settle()
         await self._stack.aclose()
+
+    def _block_bytes(self, settings: dict[str, Any]) -> int | None:
+        """Of a block in all layers and all ranks of a decode engine; None if handoffs do not consist of whole blocks.
+
+        By the engine's own figure, as its cache may have another dtype than the configuration lets expect.
+        """
+        kinds = {words.split()[-1] for words in settings.get("kv_layers", "").split(", ") if words}
+        if kinds - WHOLE:
+            return None
+        block = settings.get("kv_block_bytes")
+        if block is None and self._kv_bytes_per_token is not None:
+            block = settings["block_size"] * self._kv_bytes_per_token
+        return None if block is None else block * self._kv_copies
 
     @property
     def alive(self) -> bool:

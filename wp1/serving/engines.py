@@ -207,16 +207,6 @@ def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
     return targets.partial(_plain(cfg.transfer))(pools=pools)
 
 
-def _kv_bytes_per_token(model: ServedModel, ranks: int) -> int | None:
-    """Over the tensor-parallel ranks of an engine, of which some hold the same heads where there are more than heads.
-
-    Of a decode engine that is what has to come, wherever it comes from: every byte of its blocks is written once.
-    None if the model's configuration does not say; the engine does once it is up.
-    """
-    each = model.kv_bytes_per_token
-    return None if each is None else each * ranks // model.kv_shards(ranks)
-
-
 def make_scheduler(
     cfg: Any,
     arm: Arm,
@@ -242,7 +232,8 @@ def make_scheduler(
         transfer=make_transfer(cfg, arm, model) if arm.scheduler.mode == "disagg" else None,
         # No request waits longer than this for its KV to be fetched.
         lease_s=cfg.workload.timeout_s,
-        kv_bytes_per_token=_kv_bytes_per_token(model, places_of(arm)[-1][0]),
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        kv_shards=model.kv_shards(places_of(arm)[-1][0]),
         write=write,
     )
 

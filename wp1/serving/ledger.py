@@ -24,7 +24,8 @@ class _Account:
 class Ledger:
     """Writes one line for each handoff, as soon as it is over and the connectors have told of it, or `SETTLE_S` later.
 
-    block_tokens, block_bytes: size of one KV block, over all layers and all ranks.
+    block_tokens, block_bytes: size of one KV block, over all layers and all ranks; None: not known, as what moves is
+    not whole blocks, and then no bytes are expected.
     transfers: reports of which a handoff consists, one for each pair of ranks between which bytes move.
     keeps: whether the decode engines have a prefix cache, and so must say of each handoff what they found in it.
     """
@@ -34,7 +35,7 @@ class Ledger:
         write: Callable[[Handoff], None],
         transfer: str,
         block_tokens: int,
-        block_bytes: int,
+        block_bytes: int | None,
         transfers: int = 1,
         keeps: bool = False,
     ) -> None:
@@ -134,13 +135,15 @@ class Ledger:
         account = self._account(handoff_id)
         return [] if account is None else account.reports
 
-    def _expected(self, tokens: int, kept: int) -> int:
+    def _expected(self, tokens: int, kept: int) -> int | None:
         """Bytes of the blocks that hold the tokens after the first `kept`, whole ones and the last, which may be part.
 
         What is kept are whole blocks, or all there is.
         """
         if kept >= tokens:
             return 0
+        if self._block_bytes is None:
+            return None
         return (-(-tokens // self._block_tokens) - kept // self._block_tokens) * self._block_bytes
 
     def _settle_if_told(self, account: _Account) -> None:
@@ -167,7 +170,7 @@ class Ledger:
         sizes = [report.bytes for report in arrived if report.bytes is not None]
         if len(sizes) == len(arrived):
             handoff.bytes = sum(sizes)
-            handoff.blocks = round(handoff.bytes / self._block_bytes)
+            handoff.blocks = None if self._block_bytes is None else round(handoff.bytes / self._block_bytes)
         handoff.t_transfer_begin = min(report.t_begin for report in arrived)
         handoff.t_transfer_end = max(report.t_end for report in arrived)
         handoff.copy_s = max((r.copy_s for r in arrived if r.copy_s is not None), default=None)

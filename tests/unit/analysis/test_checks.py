@@ -141,6 +141,22 @@ def test_a_prompt_of_one_block_moves_one_block(tmp_path: Path, blocks: int, pass
     assert _checks_of(make_run(tmp_path, shape))["KV bytes"]["passed"] is passed
 
 
+@pytest.mark.parametrize(("size", "passed"), [(5_898_240, True), (0, False), (None, False)])
+def test_where_nothing_is_expected_bytes_are_told_and_not_judged(
+    tmp_path: Path, size: int | None, passed: bool
+) -> None:
+    folder = make_run(tmp_path, Shape(lengths=(256,), rates=(0,), repeats=1, count=2))
+    unknown = tables.handoffs(folder / "handoffs.jsonl").with_columns(
+        bytes=pl.lit(size, pl.Int64), bytes_expected=pl.lit(None, pl.Int64)
+    )
+    found = all_checks(read_config(folder), tables.requests(folder / "records.jsonl"), unknown)
+    check = next(check for check in found if check["name"].startswith("KV bytes"))
+    assert check["passed"] is passed
+    assert ("told and not judged" in check["name"]) is passed
+    if passed:
+        assert check["detail"] == "11,796,480 bytes in 2 handoffs; how many to expect is not known"
+
+
 def test_what_the_decode_engine_had_whole_moves_nothing_and_is_right(tmp_path: Path) -> None:
     folder = make_run(tmp_path, Shape(lengths=(256,), rates=(0,), repeats=1, count=2))
     nothing = tables.handoffs(folder / "handoffs.jsonl").with_columns(bytes=pl.lit(0), bytes_expected=pl.lit(0))

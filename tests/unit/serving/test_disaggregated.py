@@ -39,16 +39,15 @@ class World:
             environment={},
             extra={},
         )
-        defaults = {"prefill": 1, "decode": 1, "routing": "round_robin", "first_token": "prefill", "max_prefilled": 4}
+        defaults = {"prefill": 1, "decode": 1, "routing": "round_robin", "first_token": "prefill", "max_prefilled": 4,
+                    "decode_tensor_parallel": None, "kv_bytes_per_token": KV_BYTES}  # fmt: skip
         self.scheduler = DisaggregatedScheduler(
             **(defaults | settings),
             mode="disagg",
             tensor_parallel=1,
-            decode_tensor_parallel=None,
             devices="auto",
             transfer=transfer,
             lease_s=5,
-            kv_bytes_per_token=KV_BYTES,
             make_backend=lambda **words: backend(model=SimpleNamespace(kv_bytes_per_token=KV_BYTES), **words),
             write=self.written.append,
             replicas=None,
@@ -122,6 +121,27 @@ def test_the_bytes_to_expect_come_from_the_engines_own_cache(
     _run(world, world.serve)
     [handoff] = world.handoffs
     assert (handoff.block_bytes, handoff.bytes_expected) == (777, 3 * 777)
+
+
+@pytest.mark.parametrize(
+    ("settings", "a_token", "ranks", "shards", "block_bytes"),
+    [
+        ({}, KV_BYTES, 1, None, 16 * KV_BYTES),
+        ({}, KV_BYTES, 16, 8, 2 * 16 * KV_BYTES),  # two ranks hold each head, and both get it
+        ({"kv_layers": "2 MLAAttentionSpec", "kv_block_bytes": 777}, KV_BYTES, 4, 1, 4 * 777),
+        ({"kv_layers": "30 FullAttentionSpec", "kv_block_bytes": 777}, None, 1, None, 777),
+        ({"kv_layers": "6 FullAttentionSpec, 24 MambaSpec", "kv_block_bytes": 777}, KV_BYTES, 1, None, None),
+        ({"kv_layers": "6 FullAttentionSpec, 24 SlidingWindowSpec", "kv_block_bytes": 777}, KV_BYTES, 1, None, None),
+        ({}, None, 1, None, None),
+    ],
+)
+def test_the_bytes_of_a_block_that_is_handed_over(
+    backend: type[DoubleBackend], settings: dict[str, Any], a_token: int | None, ranks: int, shards: int | None,
+    block_bytes: int | None, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("wp1.serving.disaggregated.places", lambda sizes, *_: [None] * len(sizes))
+    scheduler = World(backend, decode_tensor_parallel=ranks, kv_bytes_per_token=a_token, kv_shards=shards).scheduler
+    assert scheduler._block_bytes({"block_size": 16} | settings) == block_bytes
 
 
 @pytest.mark.parametrize(("kept", "blocks"), [(0, 3), (16, 2), (32, 1)])
@@ -214,11 +234,13 @@ def test_two_hundred_at_once_through_a_narrow_pool(backend: type[DoubleBackend])
     backend.kv_blocks = 7
     backend.gap_s = 0.0001
     world = World(backend, prefill=2, decode=2, max_prefilled=3)
-    held = []
+    held, waiting = [], []
 
     async def body() -> list[RequestRecord]:
+        assert world.scheduler._broker is not None
         serving = [asyncio.create_task(world.serve(n)) for n in range(200)]
         while not all(task.done() for task in serving):
+            waiting.append(world.scheduler._broker.lengths()["prefill_waiting"])
             held.append(max(len(world.engine(f"prefill-{n}").held) for n in range(2)))
             await asyncio.sleep(0.001)
         return [task.result() for task in serving]
@@ -228,8 +250,9 @@ def test_two_hundred_at_once_through_a_narrow_pool(backend: type[DoubleBackend])
     assert len({handoff.handoff_id for handoff in world.handoffs}) == 200
     assert max(held) <= 3
     assert {record.prefill_engine for record in records} == {"prefill-0", "prefill-1"}
+    assert max(waiting) > 100
     lengths = [row for row in world.written if isinstance(row, QueueLengths)]
-    assert max(row.prefill_waiting for row in lengths) > 100
+    assert max(row.prefill_waiting for row in lengths) > 0
 
 
 def test_a_request_that_can_never_fit_is_told_so(backend: type[DoubleBackend]) -> None:

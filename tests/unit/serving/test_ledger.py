@@ -147,6 +147,14 @@ def test_reports_of_what_nobody_accounts_for_are_not_kept(ledger: Ledger, writte
     assert written == []
 
 
+def test_where_no_block_has_a_known_size_no_bytes_are_expected(written: list[Handoff]) -> None:
+    ledger = Ledger(written.append, "nixl_push", block_tokens=16, block_bytes=None)
+    handoff = ledger.open(REQUEST, "7-0a1b2c3d", "prefill-0")
+    ledger.report(_report(3200))
+    ledger.close(handoff)
+    assert (written[0].bytes, written[0].bytes_expected, written[0].blocks) == (3200, None, None)
+
+
 def test_bytes_that_a_connector_cannot_tell_are_not_zero(ledger: Ledger, written: list[Handoff]) -> None:
     handoff = ledger.open(REQUEST, "7-0a1b2c3d", "prefill-0")
     ledger.report(TransferReport("7-0a1b2c3d-89abcdef", 1.0, 2.0, None))
