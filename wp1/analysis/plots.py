@@ -134,7 +134,7 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
             else:
                 axes.plot([], [], color="black", linestyle=style_of_line, linewidth=1, label=f"{label}, not shown")
         beyond = int((values > edge).sum())
-        note = f"; {beyond} above {edge:.0f} ms not shown" if beyond else ""
+        note = f"; {beyond} above {edge:,.{0 if edge >= 10 else 1}f} ms not shown" if beyond else ""
         of_arm = f" of {arm}" if len(arms) > 1 else ""
         axes.set_ylabel("gaps")
         axes.set_title(style.title(f"Inter-token latency{of_arm}, n = {values.size:,}{note}", mark, 66), pad=22)
