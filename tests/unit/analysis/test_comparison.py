@@ -122,6 +122,14 @@ def test_rates_rest_on_repeats() -> None:
     assert two["excludes_zero"] is None
 
 
+def test_a_share_is_over_as_many_repeats_as_there_were() -> None:
+    """Its interval may be that of pairs: a table had "18 repeats" of three of six requests each."""
+    rows = compare(_arm("a", _noisy(0, 300)), _arm("b", [[*repeat[:-1], -1] for repeat in _noisy(0, 300)]), SLO)
+    for metric in ("slo_attainment", "failed_share"):
+        assert (_row(rows, metric)["over"], _row(rows, metric)["units"]) == ("repeats", 3)
+    assert _row(rows, "failed_share")["repeats_needed"] < 24
+
+
 def test_failures_stay_in_the_shares_and_out_of_latencies() -> None:
     rows = compare(_arm("a", [[100] * 8]), _arm("b", [[100] * 4 + [-1] * 4]), SLO)
     assert (_row(rows, "failed_share")["a"], _row(rows, "failed_share")["b"]) == (0, 0.5)
