@@ -59,9 +59,11 @@ def plain(words: str) -> str:
     return re.sub(r"[<>`*|\\!@]|\](?=[\[(:])|://|(?i:www\.)", "·", flat)
 
 
-# In a page of ours: an escaped sign, a fence, and a link or picture to what lies beside it, whose target is a path.
+# In a page of ours: an escaped sign, a fence, an interval such as [1.2, 3.4], and a link or picture to what lies beside
+# it, whose target is a path.
 _OURS = re.compile(
     r"(?P<kept>\\[!-/:-@\[-`{-~]|(?:^|(?<=\n))```\n(?:(?!```).*\n)*?```(?=\n|$)|"
+    r"\[[\d.,%\u2212+ -]+(?: points)?\](?![\[(:])|"
     r"!?\[[^\[\]\n]*\]\((?:\{run\}|#)?(?!/)[\w./%?=-]*\))|"
     r"(?P<foreign><|!?\[|\]|://|(?i:www\.)|(?:^|(?<=\n))[ >]*(?:```+|~~~+))"
 )

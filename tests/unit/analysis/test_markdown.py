@@ -83,3 +83,10 @@ def test_a_page_from_a_folder_keeps_its_own_pictures_and_links_alone(words: str,
     # A page that was not made inert has no more of what leads out of it.
     for one in (published, report_html(page, tmp_path, "<script>")):
         assert not re.search('<a href|<script|e.vil/a.png"', one)
+
+
+def test_an_interval_in_a_page_from_a_folder_stays_readable() -> None:
+    page = "TTFT 7.4 [2.0, 12.8] ms, mean [95 %], attainment [−13.9, +13.9 points]"
+    assert inert(page) == page
+    for leading_out in ("[1](http://evil.example)", "[1]: http://evil.example", "[1][2]", "![1](//evil.example)"):
+        assert "[1]" not in inert(leading_out)
