@@ -263,7 +263,8 @@ def overall(scored: Sequence[Scores]) -> dict[str, Any]:
 
 
 def _line(name: str, score: dict[str, Any]) -> str:
-    few = f"  ({score['n']} answers: hardly a measurement)" if score["n"] < scoring.FEW else ""
+    answers = "1 answer" if score["n"] == 1 else f"{score['n']} answers"
+    few = f"  ({answers}: hardly a measurement)" if score["n"] < scoring.FEW else ""
     return f"{name:32} {score['mean']:7.2f}  [{score['low']:.2f}, {score['high']:.2f}]  n = {score['n']:,}{few}"
 
 
