@@ -283,7 +283,8 @@ def _print(scored: Sequence[Scores]) -> None:
             print(_line(f"  {name}", score))
     for benchmark, of in _by_benchmark(scored).items() if not single else ():
         found = overall(of)
-        print(f"{benchmark}, mean over {found['over']} of {len(of)} tasks")
+        over = f"the categories of {len(of)}" if found["over"] == "categories" else f"{len(of)}"
+        print(f"{benchmark}, mean over {over} tasks")
         print(_line("overall", found))
         for name, score in sorted(found["groups"].items()):
             print(_line(f"  {name}", score))
