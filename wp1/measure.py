@@ -186,7 +186,7 @@ def _say_what_it_takes(session: _Session) -> None:
     arms, outlook = session.prepared.arms, session.outlook
     cells = [cell for arm in arms for cell in arm.cells if cell.name not in [one["cell"] for one in outlook.skipped]]
     requests = sum(outlook.requests_of(cell) * cell.repeats for cell in cells)
-    told = outlook.said(session.spent_s) or "how long they take is said after the warm-up"
+    told = outlook.said(session.spent_s) or "an estimate follows the warm-up"
     count = f"{len(cells)} cell{'s' * (len(cells) > 1)}, {requests:,} request{'s' * (requests > 1)}"
     session.screen.say(f"{count}: {told}; engine starts are not counted")
 
@@ -297,7 +297,7 @@ async def _control(session: _Session, scheduler: Scheduler, cell: Cell, repeats:
     died: set[str] = set()
     if session.again is not None and scheduler.alive:
         batches = {repeat: prompts.measured(session.cfg, cell, repeat, session.prepared.material) for repeat in repeats}
-        with session.screen.step(f"{cell.arm} {cell.name}: asking some again, for what is said of tokens"):
+        with session.screen.step(f"{cell.arm} {cell.name}: asking some requests again to compare tokens"):
             await session.control.ask(scheduler, batches, _noting(session.again.write, died))
     return sorted(died)
 

@@ -102,7 +102,7 @@ class Outlook:
             "" if self.budget_s is None else f"; cells beyond experiment.time_budget_s={self.budget_s:g} are skipped"
         )
         if self.warmups or self.done:
-            return f"about {in_words(seconds)} to go, going by the requests so far{budget}"
+            return f"about {in_words(seconds)} to go, judging by the requests so far{budget}"
         late = [
             cell.prompt_len
             for ((arm, cell), *_) in self._cells().values()
@@ -110,7 +110,7 @@ class Outlook:
         ]
         told = f"; a request of {min(late):,} tokens or more would take longer than " if late else ""
         told += f"workload.timeout_s={self.timeout_s:g}" if late else ""
-        return f"at least about {in_words(seconds)} at this device's peaks{told}{budget}"
+        return f"at least {in_words(seconds)}, even at this device's peak rates{told}{budget}"
 
     def _cells(self) -> dict[str, list[tuple[Arm, Cell]]]:
         """All cells that are not skipped, by name, each with its arms."""

@@ -83,6 +83,17 @@ def garbage_of_tests_left() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def root_of_a_test_left() -> Iterator[None]:
+    """`resume=` names the root of what it goes on with in the environment, for the rest of its process."""
+    before = os.environ.get("WP1_ROOT")
+    yield
+    if before is None:
+        os.environ.pop("WP1_ROOT", None)
+    else:
+        os.environ["WP1_ROOT"] = before
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One store for all: making its tables takes MLflow seconds."""

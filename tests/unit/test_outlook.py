@@ -38,7 +38,7 @@ def test_before_the_engines_start_it_is_what_the_peaks_allow() -> None:
     assert outlook.left(0.0) == pytest.approx(112)
     said = outlook.said(0.0)
     assert said is not None
-    assert said.startswith("at least about 2 min at this device's peaks")
+    assert said.startswith("at least 2 min, even at this device's peak rates")
     assert "a request of 400 tokens or more would take longer than workload.timeout_s=3" in said
 
 
@@ -47,7 +47,7 @@ def test_after_the_warm_up_it_is_by_the_warm_up() -> None:
     outlook.warmups["a"] = [Repeat(100, 1, 0.0, 1, 0.5)]
     assert outlook.left(0.0) == pytest.approx(2 * 2 * 4 * 0.5 * (1 + 2 + 4))
     assert outlook.said(0.0) == (
-        "about 56 s to go, going by the requests so far; cells beyond experiment.time_budget_s=900 are skipped"
+        "about 56 s to go, judging by the requests so far; cells beyond experiment.time_budget_s=900 are skipped"
     )
 
 

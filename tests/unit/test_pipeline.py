@@ -152,7 +152,7 @@ def test_a_run_that_is_stopped_leaves_a_page_at_once_and_its_plots_to_later(
         outcome = _run(config, tmp_path)
     assert (outcome.status, outcome.reason) == ("interrupted", "stopped by a signal")
     assert outcome.summary is not None and outcome.report is not None
-    assert outcome.summary["profiling"]["latency"]["overall"]["ok"] == 7
+    assert outcome.summary["profiling"]["latency"]["overall"]["ok"] in (7, 8)  # one may end before the signal is seen
     page = outcome.report.read_text()
     assert (
         f"**Without plots**, as the run was stopped. They are made by `python -m wp1.report {outcome.run_dir}`" in page
@@ -217,7 +217,7 @@ def test_random_prompts_under_load(config: Compose, double: Any, tmp_path: Path)
         ("++collectors.x.y=5", r"collectors\.x names no collector"),
         ("++collectors.device.hz=0", r"collectors\.device cannot be made .*hz=0"),
         ("++collectors.device.hz=abc", r"collectors\.device cannot be made .*hz=abc"),
-        ("++collectors.device.hzz=5", r"collectors\.device cannot be made .*hzz"),
+        ("++collectors.device.hzz=5", r"collectors\.device sets hzz, which"),
         ("++collectors.device._target_=os.getcwd", r"collectors\.device names no collector"),
     ],
 )

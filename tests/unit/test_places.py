@@ -152,7 +152,7 @@ def test_an_empty_word_is_no_folder(
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"wp1.{command}").main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err.endswith("an empty word is no folder\n")
+    assert capsys.readouterr().err.count("an empty word is no folder") == 1
 
 
 COMMANDS = ("report", "compare", "track", "packet")

@@ -152,7 +152,11 @@ def log_axes(axes: Any, lengths: Sequence[int], y: bool = True, narrow: bool = F
     axes.xaxis.set_minor_locator(NullLocator())
     if y:
         axes.set_yscale("log")
+        values = style.heights(axes)
         low, high = axes.get_ylim()
+        if (values > 0).any():
+            low = max(low, values[values > 0].min() / 2)
+            axes.set_ylim(bottom=low)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if np.log10(high / low) < 2.5 else (1, 3)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())

@@ -133,11 +133,10 @@ def _words(prompt: str) -> str:
 
 def _scale(axes: Any, logarithmic: bool = True) -> None:
     """From zero, or logarithmic with plain numbers where the values are far apart and no shares."""
-    import numpy as np
     from matplotlib.ticker import FuncFormatter
 
-    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines] or [np.empty(0)])
-    values = values[np.isfinite(values) & (values > 0)]
+    values = style.heights(axes)
+    values = values[values > 0]
     plain = FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 and v == round(v) else f"{v:g}")
     axes.yaxis.set_major_formatter(plain)
     if not logarithmic or not values.size or values.max() / values.min() <= style.WIDE:

@@ -175,7 +175,7 @@ def _row(a: Values, b: Values, statistic: str, of: Units) -> dict[str, Any]:
     """of: the unit of every slot that the values name (`bootstrap.resamples`)."""
     a, b = Values(*a), Values(*b)
     of_a, of_b = (intervals.figure_of(side.numbers, statistic) if side.numbers.size else None for side in (a, b))
-    found, pairs = None, 0
+    found, pairs, count = None, 0, 0
     if a.numbers.size and b.numbers.size:
         in_a, in_b = (_present(side, of) for side in (a, b))
         pairs = int((in_a & in_b).sum())
@@ -186,7 +186,9 @@ def _row(a: Values, b: Values, statistic: str, of: Units) -> dict[str, Any]:
         if statistic == "share":
             found = intervals.of_shares(found, _differences(a, b, of))
     judged = found is not None and (found.parts >= intervals.MIN_REPEATS if of.are_repeats else pairs >= MIN_PAIRS)
-    return _figures(a.numbers.size, b.numbers.size, of_a, of_b, found, judged, of.are_repeats)
+    # A share's interval may be that of its pairs, which are requests; repeats are counted as such all the same.
+    units = count if found is not None and of.are_repeats else None
+    return _figures(a.numbers.size, b.numbers.size, of_a, of_b, found, judged, of.are_repeats, units)
 
 
 def _present(side: Values, of: Units) -> np.ndarray:
@@ -223,8 +225,11 @@ def _done(rows: pl.DataFrame, name: str) -> tuple[float, float]:
 
 
 def _figures(
-    n_a: int, n_b: int, a: float | None, b: float | None, found: Interval | None, judged: bool, repeats: bool
-) -> dict[str, Any]:
+    n_a: int, n_b: int, a: float | None, b: float | None, found: Interval | None, judged: bool, repeats: bool,
+    units: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """units: how many parts the interval is over, if not those of `found`."""
+    units = units or (None if found is None else found.parts)
     delta = b - a if a is not None and b is not None else None
     row: dict[str, Any] = {
         "n_a": n_a,
@@ -237,14 +242,14 @@ def _figures(
         "high": None if found is None else _rounded(found.high),
         **dict.fromkeys(VERDICT),
         "over": None if found is None else "repeats" if repeats else "requests",
-        "units": None if found is None else found.parts,
+        "units": units,
     }
     if found is None or delta is None or not judged:
         return row
     row |= {"excludes_zero": bool(found.low > 0 or found.high < 0), "p": float(f"{found.p:.6g}")}
     if repeats:
         row["detectable"] = _rounded(intervals.detectable(found.error, found.parts))
-        row["repeats_needed"] = intervals.repeats_needed(delta, found.error, found.parts)
+        row["repeats_needed"] = intervals.repeats_needed(delta, found.error, units or found.parts)
     return row
 
 

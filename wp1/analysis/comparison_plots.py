@@ -154,8 +154,7 @@ def _scale(column: Any) -> None:
     from matplotlib.ticker import FuncFormatter
 
     plain = FuncFormatter(lambda v, _: f"{v:,.0f}" if v == round(v) else f"{v:g}")
-    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for axes in column for line in axes.lines])
-    values = values[np.isfinite(values)]
+    values = style.heights(*column)
     wide = values.size > 0 and values.min() > 0 and values.max() / values.min() > style.WIDE
     for axes in column:
         axes.yaxis.set_major_formatter(plain)

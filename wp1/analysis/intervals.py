@@ -280,9 +280,10 @@ def paired(differences: np.ndarray) -> Interval | None:
 def of_shares(over: Interval | None, differences: np.ndarray) -> Interval | None:
     """The interval of the difference of two shares: that over parts, once enough pairs differ in them to show how much
     a share varies; until then never narrower than `paired`, as parts that are alike by chance are no certainty."""
-    if over is not None and (differences != 0).sum() >= ENOUGH_DIFFER * over.parts:
-        return over
-    return wider(over, paired(differences))
+    enough = over is not None and (differences != 0).sum() >= ENOUGH_DIFFER * over.parts
+    found = over if enough else wider(over, paired(differences))
+    # No two shares differ by more than one.
+    return None if found is None else found._replace(low=max(-1.0, found.low), high=min(1.0, found.high))
 
 
 def wider(one: Interval | None, other: Interval | None) -> Interval | None:

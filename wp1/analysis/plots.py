@@ -22,7 +22,7 @@ def request_plots(folder: Path, measured: pl.DataFrame, mark: str) -> list[Plot]
     if answered["arm"].n_unique() == 1 and not _one_prompt_a_cell(answered):
         made.append(("What each request waited for: queue, prefill, then decode.", folder / "requests.png"))
         _requests(answered, made[-1][1], mark)
-    if answered["itl_ms"].list.len().sum():
+    if answered["itl_ms"].list.eval(pl.element().is_finite()).list.any().any():
         made.append(("How evenly tokens came: every gap between two of them.", folder / "itl.png"))
         _gaps(answered, made[-1][1], mark)
     return made
@@ -107,6 +107,8 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
         arm: lists.filter(pl.col("arm") == arm)["itl_ms"].explode(empty_as_null=False, keep_nulls=False).to_numpy()
         for arm in arms
     }
+    # A token without a time has no gap on either side.
+    gaps = {arm: values[np.isfinite(values)] for arm, values in gaps.items()}
     every = np.concatenate(list(gaps.values())) if len(arms) > 1 else gaps[arms[0]]
     # Above the 99.5th percentile a handful of gaps would stretch the axis until nothing can be read.
     edge, least = float(np.percentile(every, 99.5)) * 1.05, float(every.min())
@@ -134,7 +136,7 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
             else:
                 axes.plot([], [], color="black", linestyle=style_of_line, linewidth=1, label=f"{label}, not shown")
         beyond = int((values > edge).sum())
-        note = f"; {beyond} above {edge:.0f} ms not shown" if beyond else ""
+        note = f"; {beyond} above {edge:,.{0 if edge >= 10 else 1}f} ms not shown" if beyond else ""
         of_arm = f" of {arm}" if len(arms) > 1 else ""
         axes.set_ylabel("gaps")
         axes.set_title(style.title(f"Inter-token latency{of_arm}, n = {values.size:,}{note}", mark, 66), pad=22)

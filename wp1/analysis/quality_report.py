@@ -6,7 +6,6 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.markdown import code, ms, number, table, text
-from wp1.quality import ruler
 from wp1.quality.scoring import FEW, MIN_EXAMPLES
 
 EXAMPLES = 3  # best and worst
@@ -102,8 +101,7 @@ def _source(source: Mapping[str, Any]) -> str:
         "file": f"From {text(str(source['from']))}",
     }[source["source"]]
     bad = f" {source['bad_rows']} bad rows were left out." if source["bad_rows"] else ""
-    made = source["source"] == "builtin" and any(name.startswith(f"{ruler.NAME}/") for name in source["examples"])
-    variant = f" {ruler.VARIANT}" if made else ""
+    variant = f" {text(str(source['variant']))}" if source.get("variant") else ""
     count = sum(source["examples"].values())
     return f"{kind}; {count} examples, digest {code(source['digest'][:12])}.{bad}{variant}"
 

@@ -97,12 +97,30 @@ def from_zero(*panels: Any) -> None:
         axes.set_ylim(0, 1.06 * highest if highest > 0 else None)
 
 
+def heights(*panels: Any) -> Any:
+    """The finite y values of all lines, without the ends of intervals: these may be near zero, or on it."""
+    import numpy as np
+    from matplotlib.container import ErrorbarContainer
+
+    found = [np.empty(0)]
+    for axes in panels:
+        bars = [bar for bar in axes.containers if isinstance(bar, ErrorbarContainer)]
+        ends = {id(cap) for bar in bars for cap in bar.lines[1]}
+        found += [np.asarray(line.get_ydata(), dtype=float) for line in axes.lines if id(line) not in ends]
+    values = np.concatenate(found)
+    return values[np.isfinite(values)]
+
+
 def logarithmic(axes: Any, lowest: float, highest: float, formatter: Any) -> None:
-    """A logarithmic y axis for values from `lowest` to `highest`, with a few numbers at round places and no others."""
+    """A logarithmic y axis for values from `lowest` to `highest`, with a few numbers at round places and no others.
+
+    It begins at half the lowest value at least: an interval that goes further down is cut off there.
+    """
     import numpy as np
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
     axes.set_yscale("log")
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], lowest / 2))
     decades = np.log10(highest / lowest)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3)))
     axes.yaxis.set_major_formatter(formatter)

@@ -125,14 +125,18 @@ def _source(cfg: Any, cells: dict[str, list[Example]], digest: str) -> dict[str,
         for example in asked:
             key = f"{example.task.benchmark}/{example.task.name}"
             counts[key] = counts.get(key, 0) + 1
+    source = cfg.dataset.source if cfg.dataset.path is None else "file"
+    made = source == "builtin" and any(name.startswith(f"{ruler.NAME}/") for name in counts)
     return {
         "name": cfg.dataset.name,
-        "source": cfg.dataset.source if cfg.dataset.path is None else "file",
+        "source": source,
         "from": cfg.dataset.path or cfg.dataset.repo or cfg.dataset.files or "made here",
         "revision": cfg.dataset.revision,
         "digest": digest,
         "examples": counts,
         "bad_rows": 0,
+        # Of the run, not of the code that makes its report again: prompts of older runs were laid out otherwise.
+        "variant": ruler.VARIANT if made else None,
     }
 
 

@@ -122,6 +122,21 @@ def test_rates_rest_on_repeats() -> None:
     assert two["excludes_zero"] is None
 
 
+def test_a_share_is_over_as_many_repeats_as_there_were() -> None:
+    """Its interval may be that of pairs: a table had "18 repeats" of three of six requests each."""
+    rows = compare(_arm("a", _noisy(0, 300)), _arm("b", [[*repeat[:-1], -1] for repeat in _noisy(0, 300)]), SLO)
+    for metric in ("slo_attainment", "failed_share"):
+        assert (_row(rows, metric)["over"], _row(rows, metric)["units"]) == ("repeats", 3)
+    assert _row(rows, "failed_share")["repeats_needed"] < 24
+
+
+def test_two_shares_differ_by_one_at_most() -> None:
+    """An interval of attainment went down to -118.9 points."""
+    missed = [[100.0] * 2 + [9000.0] * 10, [9000.0] * 12, [9000.0] * 12]
+    row = _row(compare(_arm("a", [[100.0] * 12] * 3), _arm("b", missed), SLO), "slo_attainment")
+    assert -1 <= row["low"] < row["delta"] < row["high"] < 0
+
+
 def test_failures_stay_in_the_shares_and_out_of_latencies() -> None:
     rows = compare(_arm("a", [[100] * 8]), _arm("b", [[100] * 4 + [-1] * 4]), SLO)
     assert (_row(rows, "failed_share")["a"], _row(rows, "failed_share")["b"]) == (0, 0.5)
