@@ -14,14 +14,15 @@ REDACTED = "REDACTED"
 FREE = ("backend.engine", "transfer.environment", "transfer.extra", "tags", "collectors")
 _WORDS = (
     r"api[_-]?keys?|access[_-]?key(?:[_-]?id)?|secret(?:[_-]?(?:access[_-]?)?key)?|private[_-]?key|token|password|"
-    r"passwd|passphrase|pwd|credentials?|auth|authorization|bearer|cookie|signature"
+    r"passwd|passphrase|(?<=_)pass|pwd|credentials?|auth|authorization|bearer|cookie|signature"
 )
 # Not what a tokenizer calls its own.
-_KEY = re.compile(rf"(?<![A-Za-z])(?:{_WORDS}|key)$", re.IGNORECASE)
+_KEY = re.compile(rf"(?:(?<![A-Za-z])(?:{_WORDS}|key)|passw(?:or)?d|passphrase)$", re.IGNORECASE)
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _OF_TOKENIZER = re.compile(
     r"(?:^|_)(?:bos|eos|pad|unk|sep|cls|mask|image|audio|video|begin|end|start|stop|first|next|last)_token$"
 )
-_ADDRESS = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]*://)(?P<user>[^/@\s?#'\"]*@)?(?P<rest>[^\s'\"]*)")
+_ADDRESS = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]*://)(?P<user>[^/\s?#'\"]*@)?(?P<rest>[^\s'\"]*)")
 _FORMS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|"
     r"AKIA[A-Z0-9]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
@@ -42,7 +43,8 @@ _known: set[str] = set()
 
 def is_secret(key: str) -> bool:
     """Whether a key of somebody else's making names a secret."""
-    last = key.rpartition(".")[2]
+    # authToken is auth_token.
+    last = _HUMP.sub("_", key.rpartition(".")[2])
     return _KEY.search(last) is not None and _OF_TOKENIZER.search(last.lower()) is None
 
 
@@ -56,12 +58,13 @@ def _value(name: str, value: Any) -> Any:
         return {key: _value(f"{name}.{key}", part) for key, part in value.items()}
     if isinstance(value, list):
         return [_value(name, part) for part in value]
-    if not isinstance(value, str) or not value:
+    # A password of digits is a number to YAML; hf_token=true is none.
+    if value in (None, "") or isinstance(value, bool):
         return value
     if name.startswith(FREE) and is_secret(name):
-        _known.add(value)
+        _known.add(str(value))
         return REDACTED
-    return _formed(value)
+    return _formed(value) if isinstance(value, str) else value
 
 
 def word(setting: str) -> str:

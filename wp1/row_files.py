@@ -118,7 +118,7 @@ def half_character(fields: dict[str, Any]) -> str | None:
             elif isinstance(part, list):
                 left += part
             elif isinstance(part, str) and not whole(part):
-                shown = name if whole(name) else ascii(name)
+                shown = name if whole(name) else ascii(name)[1:-1]
                 return f'has half a character (a lone surrogate) in "{shown}"'
     return None
 
@@ -135,7 +135,7 @@ def whole(text: str) -> bool:
 def id_of(value: Any, name: str) -> str:
     """An id as a text. Raises BadRowError for what is neither text nor number, or could not name a request."""
     if not isinstance(value, str | int) or isinstance(value, bool):
-        raise BadRowError(f'has a "{name}" that is neither text nor number')
+        raise BadRowError(f'has "{name}" that is neither text nor number')
     text = str(value)
     if len(text) > MAX_ID:
         raise BadRowError(f'has a "{name}" of {len(text):,} signs: at most {MAX_ID:,} are taken')

@@ -263,7 +263,8 @@ def overall(scored: Sequence[Scores]) -> dict[str, Any]:
 
 
 def _line(name: str, score: dict[str, Any]) -> str:
-    few = f"  ({score['n']} answers: hardly a measurement)" if score["n"] < scoring.FEW else ""
+    answers = "1 answer" if score["n"] == 1 else f"{score['n']} answers"
+    few = f"  ({answers}: hardly a measurement)" if score["n"] < scoring.FEW else ""
     return f"{name:32} {score['mean']:7.2f}  [{score['low']:.2f}, {score['high']:.2f}]  n = {score['n']:,}{few}"
 
 
@@ -282,7 +283,8 @@ def _print(scored: Sequence[Scores]) -> None:
             print(_line(f"  {name}", score))
     for benchmark, of in _by_benchmark(scored).items() if not single else ():
         found = overall(of)
-        print(f"{benchmark}, mean over {found['over']} of {len(of)} tasks")
+        over = f"the categories of {len(of)}" if found["over"] == "categories" else f"{len(of)}"
+        print(f"{benchmark}, mean over {over} tasks")
         print(_line("overall", found))
         for name, score in sorted(found["groups"].items()):
             print(_line(f"  {name}", score))

@@ -31,12 +31,17 @@ SECRETS = {
         ("transfer.environment.X_API_KEY=abc", "transfer.environment.X_API_KEY=REDACTED"),
         ("backend.engine={hf_token: abcdef, max_num_seqs: 4}", "backend.engine={hf_token: REDACTED, max_num_seqs: 4}"),
         ("tracking.uri=http://u:p@h:5000/x?token=a&b=c#d", "tracking.uri=http://REDACTED@h:5000/x?token=REDACTED&b=REDACTED"),
+        ("transfer.environment.PGPASSWORD=abc", "transfer.environment.PGPASSWORD=REDACTED"),
+        ("transfer.environment={SASL_PASS: abc}", "transfer.environment={SASL_PASS: REDACTED}"),
+        ("transfer.extra={authToken: abc, dbSecret: d}", "transfer.extra={authToken: REDACTED, dbSecret: REDACTED}"),
+        ("tracking.uri=http://u:p@ss@h:5000", "tracking.uri=http://REDACTED@h:5000"),
         ("tracking.uri=https://token@h", "tracking.uri=https://REDACTED@h"),
         ("tags.note=ghp_0123456789abcdefghij", "tags.note=REDACTED"),
         # No secrets.
         ("scheduler.first_token=prefill", "scheduler.first_token=prefill"),
         ("backend.engine.max_num_batched_tokens=4", "backend.engine.max_num_batched_tokens=4"),
         ("tracking.uri=sqlite:////a/b.db?timeout=5", "tracking.uri=sqlite:////a/b.db?timeout=5"),
+        ("transfer.environment.MY_BYPASS=1", "transfer.environment.MY_BYPASS=1"),
         ("transfer.environment.UCX_TLS=tcp,self", "transfer.environment.UCX_TLS=tcp,self"),
         ("model.path=/models/token", "model.path=/models/token"),
     ],
@@ -54,6 +59,15 @@ def test_a_message_is_shown_without_secrets() -> None:
     redaction.config({"backend": {"engine": {"hf_token": "neverseenbefore"}}})
     assert redaction.text("refused neverseenbefore") == "refused REDACTED"
     assert redaction.text("the first token: 5 ms, 3 tokens=5") == "the first token: 5 ms, 3 tokens=5"
+
+
+def test_a_secret_of_digits_is_one_too() -> None:
+    plain = {"transfer": {"extra": {"dbPassword": 1234567890, "port": 5432}}, "backend": {"engine": {"hf_token": True}}}
+    assert redaction.config(plain) == {
+        "transfer": {"extra": {"dbPassword": redaction.REDACTED, "port": 5432}},
+        "backend": {"engine": {"hf_token": True}},
+    }
+    assert redaction.text("refused 1234567890") == "refused REDACTED"
 
 
 def written(folder: Path) -> str:

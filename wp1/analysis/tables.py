@@ -5,6 +5,7 @@ from the intended arrival, so a late client is not hidden.
 """
 
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -239,8 +240,10 @@ def _parts(path: Path, schema: Schema, content: str, needed: Sequence[str]) -> I
             if whole.strip():
                 part = _table(whole, schema, needed)
                 if part is None:
-                    number = before + _first_bad(whole.split(b"\n")[:-1], schema, needed)
-                    raise ConfigError(f"{path}:{number} is no {content}: restore the file from a copy")
+                    lines = whole.split(b"\n")[:-1]
+                    bad = _first_bad(lines, schema, needed)
+                    wrong = _wrong(lines[bad - 1], needed)
+                    raise ConfigError(f"{path}:{before + bad} is no {content} ({wrong}): restore the file from a copy")
                 yield part
             before += whole.count(b"\n")
 
@@ -277,6 +280,23 @@ def _first_bad(lines: Sequence[bytes], schema: Schema, needed: Sequence[str]) ->
         text = b"\n".join(lines[low:middle])
         low, high = (low, middle) if text.strip() and _table(text, schema, needed) is None else (middle, high)
     return low + 1
+
+
+def _wrong(line: bytes, needed: Sequence[str]) -> str:
+    """What is wrong with a line for which `_table` is None, in words."""
+    try:
+        found = files.parsed(line)
+    except ValueError:
+        return "it is not JSON"
+    if not isinstance(found, dict):
+        return "it is no object"
+    if missing := [name for name in needed if found.get(name) is None]:
+        return f"it has no {missing[0]}"
+    try:
+        json.dumps(found, allow_nan=False)
+    except ValueError:
+        return "it has NaN or infinity, which is not JSON"
+    return "a value in it is of another type, or out of range"
 
 
 def with_latencies(records: pl.DataFrame) -> pl.DataFrame:

@@ -86,12 +86,12 @@ def label_of(name: str, answer: list[Any], options: list[str]) -> list[Any]:
 
 def check_answers(name: str, answers: list[Any]) -> None:
     """Raises ValueError where a task that asks for numbers has others among its answers."""
-    pattern = {"math_find": r"-?\d+(\.\d+)?", "math_calc": r"-?\d+(\.0+)?"}.get(name)
+    pattern = {"math_find": r"-?\d+(\.\d+)?", "math_calc": r"-?\d+(\.0+)?", "code_run": r"-?\d+"}.get(name)
     if pattern is None:
         return
     for value in answers[0] if isinstance(answers[0], list) else answers:
         if not re.fullmatch(pattern, str(value)):
-            kind = "whole number" if name == "math_calc" else "number"
+            kind = "number" if name == "math_find" else "whole number"
             raise ValueError(f"has the answer {str(value)[:40]!r}, which is no {kind}")
 
 

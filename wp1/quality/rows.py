@@ -1,11 +1,15 @@
 """Examples from JSON objects, in the official schemas and a generic one, and what is wrong with those that are none."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from wp1.quality import infinitebench, longbench, longbench_v2, pg19
 from wp1.quality.tasks import Row
 from wp1.row_files import BadRowError, id_of, whole
+
+# Tasks of LongBench whose answers name a paragraph; its scorers take the number that follows.
+RETRIEVED = {"passage_retrieval_en": "Paragraph ", "passage_retrieval_zh": "段落"}
 
 
 def read(task: str, benchmark: str, fields: Mapping[str, Any], default_id: str) -> Row:
@@ -32,7 +36,7 @@ def _longbench(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
         context=_filled(fields, "context"),
         # Their own name, lm-eval's copy's, and the generic one's.
         question=_first_text(fields, ("input", "question"), default=""),
-        answers=_answers(task, fields, ("answers", "answer")),
+        answers=judged_by(task, longbench.NAME, _answers(task, fields, ("answers", "answer")), []),
         all_classes=_classes(task, fields),
         length=_length(fields, "length"),
         language=language,
@@ -171,6 +175,11 @@ def judged_by(task: str, benchmark: str, answers: list[Any], options: list[str])
     """The answers in the form that a task is scored by. Raises BadRowError for those that it cannot be scored by."""
     if benchmark == "ruler" and not all(str(answer).strip() for answer in answers):
         raise BadRowError("has an empty answer, which every text contains")
+    if task.removesuffix("_e") in RETRIEVED:
+        form = RETRIEVED[task.removesuffix("_e")]
+        for answer in answers:
+            if not re.search(rf"{form}\d", str(answer)):
+                raise BadRowError(f"has the answer {str(answer)[:40]!r}: the number after {form!r} is what is scored")
     if benchmark != infinitebench.NAME:
         return answers
     try:

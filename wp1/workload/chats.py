@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wp1.row_files import BadRowError
+from wp1.row_files import BadRowError, fields_of
 
 Messages = tuple[tuple[str, str], ...]  # role and text
 
@@ -27,6 +27,7 @@ ROLES = {
 }
 # By the names of OpenAI's interfaces and of vLLM's own benchmark; the first that a row has counts.
 OUTPUT_LENGTHS = ("output_len", "max_completion_tokens", "max_tokens", "max_output_tokens")
+FORMS = ("messages", "conversations", "conversation", "prompt")
 MOST_TOKENS = 2**31 - 1
 
 
@@ -46,7 +47,9 @@ def asked_of(fields: Mapping[str, Any]) -> Asked | None:
         # OpenAI's batch files: what is sent is under "body".
         inner = asked_of(body)
         if inner is None:
-            raise BadRowError('has a "body" with neither "messages" nor "prompt"')
+            raise BadRowError(
+                f'has a "body" with neither "messages" nor "prompt"; it has the fields {fields_of(dict(body))}'
+            )
         return inner
     length = _output_len(fields)
     if isinstance(fields.get("messages"), list):
@@ -57,6 +60,8 @@ def asked_of(fields: Mapping[str, Any]) -> Asked | None:
         if not fields["prompt"].strip():
             raise BadRowError('has an empty "prompt"')
         messages, answer = (("user", fields["prompt"]),), None
+    elif (name := next((name for name in FORMS if fields.get(name) is not None), None)) is not None:
+        raise BadRowError(f'has "{name}" that is no {"text" if name == "prompt" else "list of turns"}')
     else:
         return None
     return Asked(messages, answer if answer and answer.strip() else None, length)
@@ -73,7 +78,7 @@ def _output_len(fields: Mapping[str, Any]) -> int | None:
         if value is None:
             continue
         if type(value) is not int or not 1 <= value <= MOST_TOKENS:
-            raise BadRowError(f'has a "{name}" of {str(value)[:40]}: a whole number of tokens from 1 on is needed')
+            raise BadRowError(f'has "{name}" {ascii(value)[:40]}: a whole number of tokens from 1 on is needed')
         return value
     return None
 

@@ -94,10 +94,13 @@ class Trace:
     def words(self) -> str:
         """What the file was taken for, for the screen and the report."""
         blocks = f", hash blocks of {self.block} tokens" if self.block is not None else ""
-        left_out = f"; {self.left_out:,} rows with 0 tokens (failed then) were left out" if self.left_out else ""
+        rows = "1 row with 0 tokens was" if self.left_out == 1 else f"{self.left_out:,} rows with 0 tokens were"
+        left_out = f"; {rows} left out (failed when recorded)" if self.left_out else ""
+        requests = "1 request" if len(self.rows) == 1 else f"{len(self.rows):,} requests"
+        times = f"times {'as' if self.format is AZURE else 'in'} {self.format.unit}"
         return (
-            f"trace {self.path.name} in {self.format.words} format ({KEY}={self.format.name}): {len(self.rows):,} "
-            f"requests, times in {self.format.unit}{blocks}{left_out}"
+            f"trace {self.path.name} in {self.format.words} format ({KEY}={self.format.name}): {requests}, {times}"
+            f"{blocks}{left_out}"
         )
 
     def summary(self) -> dict[str, Any]:
@@ -181,6 +184,9 @@ def _columns(path: Path) -> list[str] | None:
 
 
 def _csv(path: Path, columns: list[str], asked: Format | None) -> Trace:
+    if len(set(columns)) != len(columns):
+        twice = next(name for name in columns if columns.count(name) > 1)
+        raise ConfigError(f'{path}:1 has the column "{twice[:60]}" twice: rename or drop one')
     if asked is not None and asked not in CSV_FORMATS:
         raise ConfigError(f"{path} is a CSV, and {KEY}={asked.name} is JSON: set {KEY}=auto")
     fitting = [format_ for format_ in CSV_FORMATS if {format_.time, format_.prompt, format_.output} <= set(columns)]
@@ -282,7 +288,10 @@ def _format_of(rows: Iterable[tuple[str, dict[str, Any]]]) -> Format:
     found: tuple[Format, str] | None = None
     for where, fields in rows:
         if "time_s" in fields and "timestamp" in fields:
-            raise ConfigError(f'{where} has both "time_s" and "timestamp": set {KEY} to the one that is meant')
+            raise ConfigError(
+                f'{where} has both "time_s" and "timestamp": set {KEY}={OWN.name} for the first, or for the second '
+                f"{MOONCAKE.name} (ms) or {BAILIAN.name} (s)"
+            )
         if "time_s" in fields:
             format_ = OWN
         elif "timestamp" in fields:
@@ -328,11 +337,11 @@ def _told(
     """
     fitting = fitting_blocks(rows)
     either = f"set {KEY}={MOONCAKE.name} (times in ms) or {KEY}={BAILIAN.name} (in s)"
+    # Where hash ids do not tell, only the time is open. Mooncake's are whole milliseconds.
+    fractions = any(row.time_s != int(row.time_s) for row in rows)
+    if asked is None and shown is MOONCAKE and fractions and (fitting is None or shown.block in fitting):
+        raise ConfigError(f"{path} has times with fractions, which Mooncake's has not, and no chat_id: {either}")
     if fitting is None:
-        # No hash ids: only the time is open. Mooncake's are whole milliseconds.
-        fractions = any(row.time_s != int(row.time_s) for row in rows)
-        if asked is None and shown is MOONCAKE and fractions:
-            raise ConfigError(f"{path} has times with fractions and neither hash_ids nor chat_id: {either}")
         return shown, None
     if shown.block in fitting:
         return shown, shown.block

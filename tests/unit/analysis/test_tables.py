@@ -159,6 +159,24 @@ def test_a_bad_line_far_into_a_file_is_refused(tmp_path: Path, monkeypatch: pyte
             tables.requests(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "it is not JSON"),
+        ("[1]", "it is no object"),
+        (json.dumps(AGGREGATED | {"status": None}), "it has no status"),
+        (json.dumps(AGGREGATED | {"nll": [1.0, float("nan")]}), "it has NaN or infinity, which is not JSON"),
+        (json.dumps(AGGREGATED | {"t_intended": "soon"}), "a value in it is of another type, or out of range"),
+    ],
+)
+def test_a_bad_line_is_refused_by_what_is_wrong_with_it(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(f"{json.dumps(AGGREGATED)}\n{line}\n")
+    with pytest.raises(ConfigError) as caught:
+        tables.requests(path)
+    assert f"records.jsonl:2 is no request record ({said}): restore" in str(caught.value)
+
+
 def test_a_request_that_our_own_stop_cut_short_is_no_result(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     causes = ["timeout", "interrupted", None]

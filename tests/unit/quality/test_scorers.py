@@ -12,7 +12,7 @@ from wp1 import score
 from wp1.errors import ConfigError
 from wp1.quality.tasks import Row, find
 from wp1.quality.text_scores import edit_similarity
-from wp1.score import score_file
+from wp1.score import _line, score_file
 
 PARITY = SHARED / "scorer_parity"
 FILES = [("longbench", "{}.jsonl", "official_score"), ("infinitebench", "preds_{}.jsonl", "mean_pct")]
@@ -141,6 +141,7 @@ def test_a_prediction_file_that_cannot_be_scored_names_its_line(tmp_path: Path) 
         with pytest.raises(ConfigError, match=said):
             score_file(find("hotpotqa"), file)
     file.write_text('{"prediction": "a", "answers": ["a"]}\n')
+    assert _line("all", score_file(find("hotpotqa"), file)).endswith("n = 1  (1 answer: hardly a measurement)")
     with pytest.raises(ConfigError, match=r":1 has no .all_classes"):
         score_file(find("trec"), file)
 
@@ -206,6 +207,14 @@ def test_odd_predictions_and_answers_are_scored(tmp_path: Path, task: str, row: 
         ("trec", {"pred": "a", "answers": ["a"], "all_classes": "a;b"}, '"all_classes" that is no list of texts'),
         ("trec", {"pred": "a", "answers": ["a"], "all_classes": ["a", 3]}, '"all_classes" that is no list of texts'),
         ("math_find", {"pred": "3", "answer": "three"}, "has the answer 'three', which is no number"),
+        ("code_run", {"pred": "3", "answer": "Paris"}, "has the answer 'Paris', which is no whole number"),
+        ("passage_retrieval_en", {"pred": "3", "answers": ["3"]}, "has the answer '3': the number after 'Paragraph '"),
+        (
+            "passage_retrieval_en_e",
+            {"pred": "3", "answers": ["Paragraph x"]},
+            "has the answer 'Paragraph x': the number",
+        ),
+        ("passage_retrieval_zh", {"pred": "3", "answers": ["Paragraph 3"]}, "has the answer 'Paragraph 3': the number"),
         ("math_calc", {"pred": "3", "answer": [[1, "x"]]}, "has the answer 'x', which is no whole number"),
         ("math_calc", {"pred": "3", "answer": [[]]}, 'has no "answer"'),
         ("longbook_choice_eng", {"pred": "B", "answer": "Two"}, 'without its letter: give the letter, or "options"'),
@@ -283,7 +292,7 @@ def test_several_files_have_an_overall_mean(
     for words in (files, pairs):
         code, said = _command(capsys, monkeypatch, *words)
         assert code == 0
-        assert re.search(r"longbench, mean over categories of 2 tasks\noverall +75\.00", said)
+        assert re.search(r"longbench, mean over the categories of 2 tasks\noverall +75\.00", said)
     # Two files of one task are one task.
     (tmp_path / "b").mkdir()
     more = _file(tmp_path / "b" / "x.jsonl", wrong)

@@ -176,10 +176,13 @@ def test_another_block_size_is_taken_where_the_format_is_said(tmp_path: Path, bl
         ([{k: v for k, v in row.items() if "chat" not in k} for row in BAILIAN], "blocks of 16 tokens fit"),
         ([row | {"hash_ids": [1]} for row in BAILIAN], "1 hash_ids for 300 tokens"),
         ([row | {"hash_ids": list(range(n + 1))} for n, row in enumerate(BAILIAN)], "no block size fits all rows"),
-        ([{"timestamp": 0.5, "input_length": 3, "output_length": 2}], "times with fractions and neither hash_ids"),
+        ([{"timestamp": 0.5, "input_length": 3, "output_length": 2}], "times with fractions, .* and no chat_id"),
+        # One block of 512 tokens, or of 16, or a block of 512 at a time in seconds.
+        ([{"timestamp": 0.5, "input_length": 9, "output_length": 2, "hash_ids": [1]}], "times with fractions, .*"),
+        ([{"timestamp": 0.5, "input_length": 900, "output_length": 2, "hash_ids": [1, 2]}], "times with fractions, .*"),
         ([*MOONCAKE, *BAILIAN], r"t.jsonl:4 looks like Qwen-Bailian's format and .*t.jsonl:1 like Mooncake's"),
         ([MOONCAKE[0], {"time_s": 1, "prompt_len": 3, "output_len": 2}], "t.jsonl:2 looks like wp1's own format"),
-        ([{"time_s": 1, "timestamp": 2}], 'both "time_s" and "timestamp"'),
+        ([{"time_s": 1, "timestamp": 2}], 'both "time_s" and "timestamp": set workload.trace_format=wp1 for the first'),
     ],
 )
 def test_what_could_be_of_two_formats_is_refused_by_the_key(
@@ -216,7 +219,7 @@ def test_azure_s_csv(tmp_path: Path) -> None:
     assert [(row.line, row.prompt_len, row.output_len) for row in found.rows] == [(4, 396, 109), (2, 374, 44)]
     assert trace.offsets(found.rows, 1.0).tolist() == pytest.approx([0, 1], abs=1e-5)
     assert found.words().endswith(
-        "2 requests, times in date and time; 1 rows with 0 tokens (failed then) were left out"
+        "2 requests, times as date and time; 1 row with 0 tokens was left out (failed when recorded)"
     )
     text = AZURE + "2024-05-10 00:00:00.009930+00:00,374,44\r\n2024-05-10 01:00:01.009930+01:00,374,44\r\n"
     assert trace.offsets(_read(tmp_path, "\ufeff" + text, "a.csv").rows, 1.0).tolist() == pytest.approx(
@@ -238,6 +241,10 @@ def test_burstgpt_s_csv(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("a,b\n1,2\n", r"t\.csv:1 has not the columns .*it has a, b"),
+        (
+            "Timestamp,Request tokens,Request tokens,Response tokens\n1,5,6,7\n",
+            't.csv:1 has the column "Request tokens" twice',
+        ),
         (AZURE + "yesterday,1,2\n", r't\.csv:2 has no good "TIMESTAMP": .*there is \'yesterday\''),
         (AZURE + "2023-13-40 18:15:46,1,2\n", r't\.csv:2 has no good "TIMESTAMP"'),
         (AZURE + "2023-11-16 18:15:46,1.5,2\n", r't\.csv:2 has no good "ContextTokens"'),
