@@ -5,6 +5,7 @@ One of each kind is run with real engines in `tests/engine/test_commands.py`.
 
 import argparse
 import json
+import os
 import re
 import socket
 import subprocess
@@ -169,10 +170,12 @@ def test_a_port_that_is_in_use_is_one_line_that_names_another(tmp_path: Path) ->
     # Without its set-up, which tests are not to start.
     makefile = tmp_path / "Makefile"
     makefile.write_text((REPO / "Makefile").read_text(encoding="utf-8").replace("\nui: setup", "\nui:"))
+    # As from a shell: below `make test` another make would tell its folder.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = [
-            subprocess.run(words, check=False, capture_output=True, text=True, cwd=REPO, timeout=60)
+            subprocess.run(words, check=False, capture_output=True, text=True, cwd=REPO, timeout=60, env=environment)
             for words in (
                 ["make", "-f", str(makefile), "ui", f"PORT={port}"],
                 ["launch/mlflow_server.sh", str(tmp_path / "store"), "127.0.0.1", str(port)],
