@@ -131,7 +131,12 @@ def test_an_engine_killed_in_the_middle_fails_the_run(start: Start) -> None:
     os.kill(worker[0], signal.SIGKILL)
     code, output = run.finish()
     assert code == 1, output
-    died_of = "engine agg-0 died: its worker was killed by SIGKILL (by the system if memory ran out)"
+    # The exit code is vLLM's to tell, which does not always see it before its own end.
+    died_of = read_json(run.run_dir / "run_metadata.json")["reason"]
+    assert died_of in (
+        "engine agg-0 died: its worker was killed by SIGKILL (by the system if memory ran out)",
+        "engine agg-0 died: its worker ended",
+    )
     assert f"failed: {died_of}\n" in output
     run.wait_until_gone()
     records = run.records()
@@ -142,7 +147,6 @@ def test_an_engine_killed_in_the_middle_fails_the_run(start: Start) -> None:
     assert sum(record.t_sent is not None for record in died) == 1
     metadata = read_json(run.run_dir / "run_metadata.json")
     assert metadata["status"] == "failed"
-    assert metadata["reason"] == died_of
     summary = json.loads((run.run_dir / "summary.json").read_text())
     assert summary["profiling"]["latency"]["overall"]["failed"] == len(died)
 
