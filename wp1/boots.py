@@ -16,7 +16,7 @@ from wp1 import files
 APART_S = 60.0
 # Every file that has times, and run_metadata.json.
 WITH_TIMES = (
-    "records.jsonl", "handoffs.jsonl", "loop.jsonl", "memory.jsonl", "device.jsonl", "queues.jsonl",
+    "records.jsonl", "control.jsonl", "handoffs.jsonl", "loop.jsonl", "memory.jsonl", "device.jsonl", "queues.jsonl",
     "engine_stats.jsonl",
 )  # fmt: skip
 METADATA = "run_metadata.json"

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from wp1 import boots, files
+from wp1 import boots, files, resume
 from wp1.analysis import by_load, tables
 from wp1.analysis.summary import read_json
 from wp1.collectors.device import GPUStatsCollector
@@ -102,3 +102,7 @@ def test_killed_at_any_file_it_moves_all_or_nothing(
     for name in ("records.jsonl", "engine_stats.jsonl", "device.jsonl", "loop.jsonl"):
         rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         assert all((row.get("t", row.get("t_intended")) < 0) == moved for row in rows), name
+
+
+def test_every_file_of_requests_has_its_times_moved() -> None:
+    assert set(resume.OF_UNITS) <= set(boots.WITH_TIMES)

@@ -499,7 +499,7 @@ class VLLMBackend:
         await self._answer(self._engine.collective_rpc("wp1_peer_lost", args=(peer,)), "to forget an engine that died")
 
     async def let_go(self, request: str) -> None:
-        await self._engine.collective_rpc("wp1_let_go", args=(request,))
+        await self._answer(self._engine.collective_rpc("wp1_let_go", args=(request,)), "to let KV go")
 
     async def kv_free(self) -> bool:
         # vLLM resets its prefix cache only while no block is in use.

@@ -51,7 +51,7 @@ def asked_of(fields: Mapping[str, Any]) -> Asked | None:
                 f'has a "body" with neither "messages" nor "prompt"; it has the fields {fields_of(dict(body))}'
             )
         return inner
-    length = _output_len(fields)
+    length = output_len_of(fields)
     if isinstance(fields.get("messages"), list):
         messages, answer = _request(_messages(fields["messages"], "messages"))
     elif (name := next((n for n in ("conversations", "conversation") if isinstance(fields.get(n), list)), "")) != "":
@@ -69,10 +69,6 @@ def asked_of(fields: Mapping[str, Any]) -> Asked | None:
 
 def output_len_of(fields: Mapping[str, Any]) -> int | None:
     """Tokens that a row of any form asks for. Raises BadRowError for what is no whole number of 1 or more."""
-    return _output_len(fields)
-
-
-def _output_len(fields: Mapping[str, Any]) -> int | None:
     for name in OUTPUT_LENGTHS:
         value = fields.get(name)
         if value is None:
