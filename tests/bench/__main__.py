@@ -35,13 +35,12 @@ from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 
-from tests.bench import aa, against_vllm, analysis, disaggregation, load, quality
+from tests.bench import aa, against_vllm, analysis, disaggregation, load, machine, quality
 from wp1 import hardware, schema
 from wp1.analysis.report import table
 from wp1.collectors.device import GPUStatsCollector
 from wp1.console import Screen, output_to
 from wp1.drive import drive
-from wp1.identity import versions
 from wp1.main import CONF
 from wp1.plan import Cell, plan
 from wp1.records import RecordWriter, Request
@@ -234,14 +233,11 @@ def _row(what: str, pairs: list[Pair], goal: str) -> list[str]:
 
 
 def _page(text: str, pairs: int) -> str:
-    machine = hardware.describe()
-    device = ", ".join(gpu["name"] for gpu in machine["gpus"]) or f"{machine['cpu']}, {machine['cores']} cores"
-    installed = ", ".join(f"{name} {version}" for name, version in versions().items())
     return (
-        f"# What wp1 itself costs\n\n`make bench ARGS='--pairs {pairs}'` on {device}.\n"
+        f"# What wp1 itself costs\n\n`make bench ARGS='--pairs {pairs}'` on {machine.device()}.\n"
         f"Medians over {pairs} pairs of rounds, against vllm bench serve at most {against_vllm.MOST_PAIRS}.\n"
         f"Unless its row says otherwise, a round is {REQUESTS} requests of {PROMPT_LEN} prompt and {OUTPUT_LEN}\n"
-        f"output tokens, all at once.\n\n{text}\n\n{installed}\n"
+        f"output tokens, all at once.\n\n{text}\n\n{machine.installed()}\n"
     )
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import polars as pl
 from hydra import compose, initialize_config_dir
 
+from tests.bench import machine
 from tests.bench.calibration import HEADER, table_rows
-from wp1 import hardware, schema
+from wp1 import schema
 from wp1.analysis import tables
 from wp1.analysis.comparison import METRICS, compare
 from wp1.analysis.report import table
 from wp1.console import Screen
 from wp1.drive import drive
-from wp1.identity import versions
 from wp1.main import CONF
 from wp1.plan import plan
 from wp1.records import RecordWriter, Request
@@ -106,13 +106,11 @@ def _said(rows: Iterator[list[str]]) -> Iterator[list[str]]:
 
 def page(text: str, comparisons: int) -> str:
     """docs/results/aa-cpu.md."""
-    machine = hardware.describe()
-    device = ", ".join(gpu["name"] for gpu in machine["gpus"]) or f"{machine['cpu']}, {machine['cores']} cores"
-    installed = ", ".join(f"{name} {version}" for name, version in versions().items())
     return (
-        f"# The same arm twice\n\n`make bench ARGS='--only aa --pairs {comparisons}'` on {device}: {comparisons} "
-        f"comparisons of {REPEATS}\nrepeats of {REQUESTS} requests, {CONCURRENCY} at a time, {PROMPT_LEN} prompt and "
-        f"{OUTPUT_LEN} output tokens each, on one engine of the\nbundled model, both sides in turn with the same "
+        f"# The same arm twice\n\n`make bench ARGS='--only aa --pairs {comparisons}'` on {machine.device()}: "
+        f"{comparisons} comparisons of {REPEATS}\nrepeats of {REQUESTS} requests, {CONCURRENCY} at a time, "
+        f"{PROMPT_LEN} prompt and {OUTPUT_LEN} output tokens each, on one engine of the\nbundled model, both sides in "
+        "turn with the same "
         "prompts. Every difference that is claimed is false.\n\n"
-        f"{text}\n\n{installed}\n"
+        f"{text}\n\n{machine.installed()}\n"
     )
