@@ -35,7 +35,7 @@ KEY = "workload.trace_format"
 
 @dataclass(frozen=True)
 class Format:
-    """What is known of a format. second: its unit of time in seconds; block: tokens that a hash id stands for."""
+    """What is known of a format. second: so many of its units of time; block: tokens that a hash id stands for."""
 
     name: str
     words: str
