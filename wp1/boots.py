@@ -14,11 +14,11 @@ from wp1 import files
 
 # Between the last moment of a boot and the first of the next, seconds: no request's time and no sample's.
 APART_S = 60.0
-# Every file that has times, and run_metadata.json.
-WITH_TIMES = (
-    "records.jsonl", "control.jsonl", "handoffs.jsonl", "loop.jsonl", "memory.jsonl", "device.jsonl", "queues.jsonl",
-    "engine_stats.jsonl",
-)  # fmt: skip
+# Files with a line for what belongs to one repeat of a cell, and those with one for a moment of the monotonic clock.
+OF_UNITS = ("records.jsonl", "control.jsonl", "handoffs.jsonl", "loop.jsonl", "memory.jsonl")
+OF_MOMENTS = ("device.jsonl", "queues.jsonl", "engine_stats.jsonl")
+# Every file that has times.
+WITH_TIMES = (*OF_UNITS, *OF_MOMENTS)
 METADATA = "run_metadata.json"
 # The files whose moved copies are whole and take their place; while it is there, `finish` has something to do.
 JOURNAL = "boots.json"

@@ -23,13 +23,10 @@ from wp1.places import MANIFEST, at_home, project_root, run_or_sweep
 from wp1.plan import Arm
 from wp1.progress import Unit
 
-# Files with a line for what belongs to one repeat of a cell, and those with one for a moment of the monotonic clock.
-OF_UNITS = ("records.jsonl", "control.jsonl", "handoffs.jsonl", "loop.jsonl", "memory.jsonl")
-OF_MOMENTS = ("device.jsonl", "queues.jsonl", "engine_stats.jsonl")
 # Of run_metadata.json, what a run that goes on adds to.
 NOTED = ("labels", "pools", "starts", "taken_over", "kv_held", "skipped")
 # For what a killed process has started to be gone.
-GONE_WITHIN_S = 10.0
+GONE_WITHIN_S = locks.WITHIN_S
 
 
 def arguments(words: list[str]) -> list[str]:
@@ -204,9 +201,9 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
     }
     # First what says that they are done: nothing may be called done that has lost its lines, were we killed here.
     _put_apart(run_dir / progress.FILE, lambda row: _unit(row) in done)
-    apart = sum(_put_apart(run_dir / name, lambda row: _of_start(row) or _unit(row) in done) for name in OF_UNITS)
+    apart = sum(_put_apart(run_dir / name, lambda row: _of_start(row) or _unit(row) in done) for name in boots.OF_UNITS)
     _put_apart(run_dir / goodput.FILE, lambda row: row.get("arm") in searched)
-    for name in OF_MOMENTS:
+    for name in boots.OF_MOMENTS:
         _trim(run_dir / name)
     if metadata.get("boot") != fresh["boot"]:
         # The monotonic clock began anew, and moments of before would pass for moments of now.

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from wp1 import boots, files, resume
+from wp1 import boots, files
 from wp1.analysis import by_load, tables
 from wp1.analysis.summary import read_json
 from wp1.collectors.device import GPUStatsCollector
@@ -104,5 +104,16 @@ def test_killed_at_any_file_it_moves_all_or_nothing(
         assert all((row.get("t", row.get("t_intended")) < 0) == moved for row in rows), name
 
 
-def test_every_file_of_requests_has_its_times_moved() -> None:
-    assert set(resume.OF_UNITS) <= set(boots.WITH_TIMES)
+@pytest.mark.parametrize("name", boots.WITH_TIMES)
+def test_every_file_of_a_run_has_its_times_moved(name: str, tmp_path: Path) -> None:
+    """control.jsonl among them, which is read beside records.jsonl."""
+    (tmp_path / name).write_text(json.dumps({"t_sent": 300.0, "t_tokens": [301.0], "t": 302.0}) + "\n")
+    boots.move(tmp_path, METADATA, "two")
+    row = json.loads((tmp_path / name).read_text())
+    assert row == {"t_sent": -62.0, "t_tokens": [-61.0], "t": -60.0}
+
+
+def test_what_is_asked_again_has_its_times_moved(tmp_path: Path) -> None:
+    (tmp_path / "control.jsonl").write_text(json.dumps({"t_sent": 300.0}) + "\n")
+    boots.move(tmp_path, METADATA, "two")
+    assert json.loads((tmp_path / "control.jsonl").read_text()) == {"t_sent": -60.0}
