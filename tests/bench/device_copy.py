@@ -12,6 +12,7 @@ events. How a copy is launched decides what they include:
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -129,6 +130,7 @@ class Bench:
                 found = times_of(self._kernel(ipc, 64), how == "queued", rest_s, 7)
                 self._note("kernel, ipc, after a rest", how, 64, found, rest_s=rest_s)
         self._in_a_row(ipc)
+        self._tunings(ipc)
         del near_tensors
 
     def _note(self, what: str, how: str, count: int, times: list[float], **more: Any) -> None:
@@ -198,6 +200,20 @@ class Bench:
                     by_place[place].append(events[place].elapsed_time(events[place + 1]))
             for place, found in enumerate(by_place):
                 self._note(f"in a row {counts}", f"queued, number {place + 1}", counts[place], found[WARM:])
+
+    def _tunings(self, table: Table) -> None:
+        """The kernel with other tiles (words of 8 bytes that a program moves at a time) and warps than its own."""
+        from wp1.serving.transfer.ipc import kernel
+
+        def make(count: int, tile: int, warps: int) -> Run:
+            pairs = np.array([blocks_of(count, "run", self._chance) for _ in range(2)], dtype=np.int64)
+            blocks = torch.from_numpy(pairs).cuda()
+            run: Any = kernel._copy_blocks
+            return lambda: run[count, LAYERS](table, blocks[0], blocks[1], REGION_BYTES // 8, tile, num_warps=warps)
+
+        for tile, warps, count in itertools.product((1024, 2048, 4096, 8192), (4, 8, 16), (64, 512)):
+            found = times_of(lambda c=count, t=tile, w=warps: make(c, t, w), True, repeats=8)
+            self._note("kernel, ipc, tuned", "queued", count, found, tile=tile, warps=warps)
 
 
 def _one_piece(flat: list[torch.Tensor], count: int) -> Run:
