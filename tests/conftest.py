@@ -9,8 +9,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tests.double import DoubleBackend, fresh, unpainted
-from wp1 import hardware, schema
-from wp1.analysis import style
+from wp1.analysis.base import style
+from wp1.config import schema
+from wp1.machine import hardware
 from wp1.main import CONF
 
 # Third-party data that tests read where it lies beside the checkout, and skip where it does not.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wp1.records import read_records
+from wp1.core.records import read_records
 
 REPO = Path(__file__).parents[1]
 MARK = "WP1_TEST_MARK"

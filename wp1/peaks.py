@@ -2,7 +2,7 @@
 
 FLOP/s are those of the fastest of a few square matrix products in BF16; bytes/s those of the faster of a copy (bytes
 read and written) and a dot product (bytes read), over arrays that no cache holds. MFU and MBU are shares of these where
-no table states them (`wp1.stated_peaks`). It takes a few seconds, wants the machine to itself, and starts no engine.
+no table states them (`wp1.machine.stated_peaks`). It takes a few seconds, wants the machine to itself, and starts no engine.
 Measured again, the higher figures are kept.
 """
 
@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from wp1 import command, hardware
-from wp1.errors import ConfigError
-from wp1.serving.models import cache_folder
-from wp1.stated_peaks import stated
+from wp1.core import command
+from wp1.core.errors import ConfigError
+from wp1.machine import hardware
+from wp1.machine.stated_peaks import stated
+from wp1.model.models import cache_folder
 
 DTYPE = "bfloat16"
 # Long enough for clocks to rise, short enough to be run before an experiment.

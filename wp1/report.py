@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wp1 import command, locks, targets
-from wp1.analysis import whole
+from wp1.analysis import completeness
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import read_config, read_metadata, summarise
-from wp1.analysis.sweep import read_jobs, read_manifest
-from wp1.analysis.sweep_report import write_comparison
+from wp1.analysis.sweep.figures import read_jobs, read_manifest
+from wp1.analysis.sweep.report import write_comparison
 from wp1.collectors import Collector
-from wp1.errors import ConfigError, WP1Error, access_told, unforeseen
-from wp1.places import folder_named, reports_of, run_or_sweep
+from wp1.core import command, locks, targets
+from wp1.core.errors import ConfigError, WP1Error, access_told, unforeseen
+from wp1.core.paths import folder_named, reports_of, run_or_sweep
 
 
 def collectors_of(config: dict[str, Any]) -> list[Collector]:
@@ -48,7 +48,7 @@ def make_report(run_dir: Path, reports: Path) -> Path:
 
     Raises ConfigError where the folder is none of a run, or has lost lines.
     """
-    whole.check(run_dir)
+    completeness.check(run_dir)
     metadata = read_metadata(run_dir)
     summary = summarise(run_dir, collectors_in(run_dir))
     return write_report(run_dir, reports, metadata, summary)
@@ -58,7 +58,7 @@ def make_comparison(folder: Path) -> Path:
     """The comparison of a sweep's jobs; returns the page's path. Raises ConfigError where a job has lost lines."""
     for job in read_jobs(folder, read_manifest(folder)):
         if job.run_dir is not None:
-            whole.check(job.run_dir)
+            completeness.check(job.run_dir)
     return write_comparison(folder)
 
 

@@ -24,11 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wp1 import command, row_files
-from wp1.errors import ConfigError
-from wp1.quality import infinitebench, longbench, longbench_v2, pg19, rows, ruler, scoring, tasks
+from wp1.core import command
+from wp1.core.errors import ConfigError
+from wp1.quality import rows, scoring, tasks
+from wp1.quality.benchmarks import infinitebench, longbench, longbench_v2, pg19, ruler
 from wp1.quality.tasks import Row, Task, find
-from wp1.row_files import BadRowError
+from wp1.workload import row_files
+from wp1.workload.row_files import BadRowError
 
 PREDICTIONS = ("prediction", "pred", "response")
 REFERENCES = ("answers", "ground_truth", "label", "outputs", "answer")

@@ -9,12 +9,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tests.documented import commands
-from wp1 import schema
 from wp1.analysis.summary import read_json
-from wp1.console import Screen
-from wp1.identity import new_run_id
+from wp1.config import schema
+from wp1.core.identity import new_run_id
 from wp1.main import CONF
-from wp1.run import run
+from wp1.runner.console import Screen
+from wp1.runner.run import run
 from wp1.serving.engines import Engines, keys_of
 
 # What begins a command of the texts, and what makes it short.

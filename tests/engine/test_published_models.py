@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.published import MODELS
-from wp1 import kv_cache
+from wp1.model import kv_cache
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.torture.case import Case, Result
-from wp1 import hardware
-from wp1.analysis.markdown import table, text
-from wp1.identity import git_state, versions
+from wp1.analysis.base.markdown import table, text
+from wp1.core.identity import git_state, versions
+from wp1.machine import hardware
 
 BEGIN, END = "<!-- made by make torture -->\n", "<!-- made by make torture: end -->\n"
 HEAD = ["case", "phase", "exit code", "what the user saw", "records kept", "left running", "resume", ""]

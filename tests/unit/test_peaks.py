@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from wp1 import peaks
-from wp1.errors import ConfigError
-from wp1.stated_peaks import STATED, stated
+from wp1.core.errors import ConfigError
+from wp1.machine.stated_peaks import STATED, stated
 
 
 @pytest.mark.parametrize(

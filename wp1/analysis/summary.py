@@ -8,26 +8,21 @@ from typing import Any
 import polars as pl
 import yaml
 
-from wp1 import files
-from wp1.analysis import (
-    arms,
-    by_length,
-    by_load,
-    capacity,
-    checks,
-    goodput,
-    memory,
-    metrics,
-    parity,
-    quality,
-    shapes,
-    tables,
-)
+from wp1.analysis import checks
+from wp1.analysis.base import metrics, tables
+from wp1.analysis.comparison import arms, parity
+from wp1.analysis.length import figures as length_figures
+from wp1.analysis.load import figures as load_figures
+from wp1.analysis.load import goodput
+from wp1.analysis.memory import capacity
+from wp1.analysis.memory import figures as memory_figures
+from wp1.analysis.quality import figures as quality_figures
 from wp1.collectors import Collector, load
-from wp1.control import FILE as CONTROL
-from wp1.errors import ConfigError
-from wp1.goodput import read as read_probes
-from wp1.labels import CLIENT_LATE
+from wp1.core import files, shapes
+from wp1.core.errors import ConfigError
+from wp1.core.labels import CLIENT_LATE
+from wp1.runner.control import FILE as CONTROL
+from wp1.runner.goodput_search import read as read_probes
 
 SAMPLE_COLUMNS = (
     "request_id", "arm", "cell", "repeat", "label", "status", "error", "cause", "phase", "steady", "prompt_tokens",
@@ -160,18 +155,20 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
     }
     profile = summary["profiling"].get("device") or {}
     stats = tables.engine_stats(run_dir / "engine_stats.jsonl")
-    one_each = memory.one_each(config, requests)
-    summary["by_length"] = None if one_each else by_length.by_length(requests, metadata, profile)
+    one_each = memory_figures.one_each(config, requests)
+    summary["by_length"] = None if one_each else length_figures.by_length(requests, metadata, profile)
     probes = read_probes(run_dir) or goodput.tested(requests, arms.names_of(config), config["slo"])
     apart = goodput.probe_cells(probes)
     planned = pl.Series([key not in apart for key in requests.select("arm", "cell").iter_rows()], dtype=pl.Boolean)
     summary["by_load"] = (
         None
         if one_each
-        else by_load.by_load(requests.filter(planned) if apart else requests, stats, metadata, config["slo"], profile)
+        else load_figures.by_load(
+            requests.filter(planned) if apart else requests, stats, metadata, config["slo"], profile
+        )
     )
-    answers = quality.scored(run_dir, requests)
-    summary["quality"] = quality.summarise(answers, metadata.get("dataset") or {})
+    answers = quality_figures.scored(run_dir, requests)
+    summary["quality"] = quality_figures.summarise(answers, metadata.get("dataset") or {})
     summary["goodput"] = goodput.found(probes, requests, metadata, config["slo"])
     artifacts = files.real_folder(run_dir / "artifacts")
     for name in ("by_length", "by_load"):
@@ -181,7 +178,7 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
         else:
             tables.write_csv(tables.flat(summary[name]["rows"], metadata["labels"]), path)
     if not answers.is_empty():
-        tables.write_csv(quality.table(answers, metadata["labels"]), artifacts / "scores.csv", 4)
+        tables.write_csv(quality_figures.table(answers, metadata["labels"]), artifacts / "scores.csv", 4)
     samples = measured.select(*SAMPLE_COLUMNS, pl.lit(", ".join(metadata["labels"])).alias("labels"))
     tables.write_csv(samples, artifacts / "requests.csv", 3)
     _compare(run_dir, config, metadata, requests)
@@ -191,11 +188,11 @@ def summarise(run_dir: Path, collectors: Sequence[Collector]) -> dict[str, Any]:
 
 
 def _memory(run_dir: Path, config: dict[str, Any], metadata: dict[str, Any], requests: pl.DataFrame) -> None:
-    rows = memory.rows_of(memory.read_notes(run_dir), requests, metadata)
+    rows = memory_figures.rows_of(memory_figures.read_notes(run_dir), requests, metadata)
     if not rows:
         return
     name = metadata["experiment"]
-    table = memory.long_table(rows, memory.not_measured(metadata, requests))
+    table = memory_figures.long_table(rows, memory_figures.not_measured(metadata, requests))
     tables.write_csv(table, run_dir / "artifacts" / f"{name}_memory.csv")
     fits = capacity.fits_of(capacity.pools_of(rows, metadata), rows, metadata, config["workload"]["output_len"])
     tables.write_csv(pl.DataFrame(fits), run_dir / "artifacts" / f"{name}_capacity.csv")

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1 import files, hardware
-from wp1.analysis import spans, tables
+from wp1.analysis.base import tables
 from wp1.collectors.sampling import Sample, gpu_reader, host_reader, note
+from wp1.core import files
+from wp1.machine import hardware
+from wp1.stats import spans
 
 SCHEMA: tables.Schema = {
     "t": pl.Float64,  # seconds, monotonic: the records' clock

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import metrics, tables
+from wp1.analysis.base import metrics, tables
 
 TIMES = ("transfer_ms", "handoff_ms", "stall_ms", "decode_queue_ms", "copy_ms", "wait_ms")
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import cells, metrics, steady, tables
-from wp1.analysis.markdown import short
+from wp1.analysis.base import cells, metrics, steady, tables
+from wp1.analysis.base.markdown import short
 
 # A client that sends later than this, for one request in a hundred, measures itself.
 LATE_MS = 10.0

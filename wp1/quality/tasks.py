@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from wp1.errors import ConfigError
+from wp1.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Task:
 
 def benchmarks() -> dict[str, Any]:
     """The modules of all benchmarks by name; each has `names()` and `task(name)`."""
-    from wp1.quality import infinitebench, longbench, longbench_v2, pg19, ruler
+    from wp1.quality.benchmarks import infinitebench, longbench, longbench_v2, pg19, ruler
 
     return {module.NAME: module for module in (longbench, longbench_v2, infinitebench, ruler, pg19)}
 

@@ -10,8 +10,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from wp1.plan import Cell
-from wp1.records import Request
+from wp1.core.plan import Cell
+from wp1.core.records import Request
 from wp1.workload import lengths, texts, trace
 from wp1.workload.arrivals import Schedule, schedule
 from wp1.workload.dataset import Question
@@ -56,7 +56,7 @@ class Material:
     questions: the dataset's rows with their token ids (workload.prompts=dataset).
     text: token ids of a long text (workload.prompts=text).
     rows: the recorded requests (workload.prompts=trace).
-    asked: the examples of each cell, a `wp1.quality.asking.Asked` (workload.prompts=judged).
+    asked: the examples of each cell, a `wp1.quality.examples.Asked` (workload.prompts=judged).
     """
 
     vocab_size: int

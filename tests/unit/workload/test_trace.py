@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import Compose
-from wp1 import schema
-from wp1.errors import ConfigError
-from wp1.plan import plan
-from wp1.schema import Workload
+from wp1.config import schema
+from wp1.config.schema import Workload
+from wp1.core.errors import ConfigError
+from wp1.core.plan import plan
 from wp1.workload import prompts, trace
 from wp1.workload.limits import TRACE_FORMATS
 from wp1.workload.prompts import Material
