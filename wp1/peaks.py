@@ -2,8 +2,8 @@
 
 FLOP/s are those of the fastest of a few square matrix products in BF16; bytes/s those of the faster of a copy (bytes
 read and written) and a dot product (bytes read), over arrays that no cache holds. MFU and MBU are shares of these where
-no table states them (`wp1.machine.stated_peaks`). It takes a few seconds, wants the machine to itself, and starts no engine.
-Measured again, the higher figures are kept.
+no table states them (`wp1.machine.stated_peaks`). It takes a few seconds, wants the machine to itself, and starts no
+engine. Measured again, the higher figures are kept.
 """
 
 import json

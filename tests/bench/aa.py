@@ -2,7 +2,8 @@
 
 One engine of the bundled model. A comparison has three repeats of each side, which take turns and are sent the same
 prompts; what `wp1.analysis.comparison.figures` says of them is counted by metric. `python -m tests.bench --only aa`
-runs it, `--pairs` comparisons; the simulated ones of `tests.bench.calibration` are many more and cheaper, but made of laws.
+runs it, `--pairs` comparisons; the simulated ones of `tests.bench.calibration` are many more and cheaper, but made of
+laws.
 """
 
 from collections.abc import Iterator
