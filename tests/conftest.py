@@ -66,5 +66,5 @@ def double(without_pixels: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(hardware, "available_memory_bytes", lambda: 24 << 30)
     monkeypatch.setenv("WP1_CACHE", str(tmp_path / "cache"))
     # What this machine can do says nothing of the double, and takes seconds.
-    monkeypatch.setattr("wp1.peaks.measured_apart", lambda: None)
+    monkeypatch.setattr("wp1.machine.peaks.measured_apart", lambda: None)
     return backend

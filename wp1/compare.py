@@ -14,7 +14,6 @@ import polars as pl
 from wp1.analysis.base import tables
 from wp1.analysis.base.markdown import fence, table, text
 from wp1.analysis.report import HOW_TO_READ_ARMS
-from wp1.analysis.summary import read_config
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep import runs
 from wp1.analysis.sweep.figures import Job
@@ -24,6 +23,7 @@ from wp1.core import command, files, locks
 from wp1.core.errors import ConfigError, WP1Error, access_told, unforeseen
 from wp1.core.identity import settings_of
 from wp1.core.paths import comparisons_of, folder_named, report_of
+from wp1.core.run_folder import read_config
 
 
 def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wp1 import __version__
-from wp1.config import schema
+from wp1.config import checks, schema
 from wp1.core import command, locks, redaction
 from wp1.core.errors import ConfigError, WP1Error
 from wp1.core.identity import RUN_ID, new_run_id, new_sweep_id
@@ -66,8 +66,8 @@ def _job(composed: DictConfig) -> WP1Error | None:
 def _run(composed: DictConfig, run_dir: Path) -> None:
     """Raises ConfigError for bad input, WP1Error for a run that failed, KeyboardInterrupt for one that was stopped."""
     cfg = schema.resolve(composed)
-    schema.check(cfg)
-    schema.check_overrides(cfg, list(HydraConfig.get().overrides.task))
+    checks.check(cfg)
+    checks.check_overrides(cfg, list(HydraConfig.get().overrides.task))
     from wp1.runner.console import Screen
     from wp1.runner.run import run
     from wp1.tracking.mlflow_store import check_uri, publish_or_say

@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from wp1.analysis.summary import read_config, read_json, read_metadata, write_json
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep.report import PAGE, PLOT, write_comparison
 from wp1.core import command, files, locks, redaction, untrusted
 from wp1.core.errors import ConfigError, WP1Error, access_told, unforeseen
 from wp1.core.paths import at_home, folder_named, project_root, report_of, reports_of, run_or_sweep
-from wp1.report import make_report
+from wp1.core.run_folder import read_config, read_json, read_metadata, write_json
+from wp1.runner.reports import make_report
 from wp1.tracking.mlflow_store import close_sweep, open_sweep, publish, shown
 
 

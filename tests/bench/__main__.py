@@ -42,9 +42,10 @@ from wp1.config import schema
 from wp1.core.plan import Cell, plan
 from wp1.core.records import RecordWriter, Request
 from wp1.machine import hardware
+from wp1.machine.output import output_to
 from wp1.main import CONF
 from wp1.model import models
-from wp1.runner.console import Screen, output_to
+from wp1.runner.console import Screen
 from wp1.runner.load_generator import drive
 from wp1.serving.engines import make_scheduler
 from wp1.serving.guard import ProcessGuard

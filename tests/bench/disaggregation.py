@@ -17,7 +17,8 @@ from wp1.runner.console import Screen
 from wp1.serving.engines import make_scheduler
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.schedulers.broker import EngineRoom, KVBroker
-from wp1.workload.prompts import derive_seed, random_token_ids
+from wp1.workload.prompts import random_token_ids
+from wp1.workload.seeds import derive_seed
 
 IN_FLIGHT = 10_000
 LENGTHS = (256, 1024)  # tokens

@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tests.documented import commands
-from wp1.analysis.summary import read_json
-from wp1.config import schema
+from wp1.config import checks, schema
 from wp1.core.identity import new_run_id
+from wp1.core.run_folder import read_json
 from wp1.main import CONF
 from wp1.runner.console import Screen
 from wp1.runner.run import run
@@ -47,7 +47,7 @@ def _composed(root: Path, said: str, more: list[str]) -> DictConfig:
     words = {word.partition("=")[0]: word for word in [*SHORT, *found.words, *more, f"root={root}"]}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = schema.resolve(compose("config", list(words.values())))
-    schema.check(cfg)
+    checks.check(cfg)
     return cfg
 
 

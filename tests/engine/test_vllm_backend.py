@@ -19,9 +19,9 @@ from wp1.analysis.memory import figures as memory_figures
 from wp1.config import schema
 from wp1.core.errors import ConfigError
 from wp1.core.records import ControlRecord, Request, RequestRecord, new_record
+from wp1.machine.output import output_to
 from wp1.main import CONF
 from wp1.model import models
-from wp1.runner.console import output_to
 from wp1.serving import vllm_backend
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.memory import Moment

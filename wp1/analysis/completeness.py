@@ -15,16 +15,16 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.base import cells, tables
+from wp1.analysis.load import probes
 from wp1.analysis.memory import figures as memory_figures
 from wp1.analysis.quality import figures as quality_figures
-from wp1.analysis.summary import read_config, read_json, read_metadata
 from wp1.core import files, progress, shapes
 from wp1.core.errors import ConfigError, unreadable
 from wp1.core.plan import has_length, plan
 from wp1.core.records import read_rows
+from wp1.core.request_names import FILE as CONTROL
+from wp1.core.run_folder import read_config, read_json, read_metadata
 from wp1.quality.examples import FILE as EXAMPLES
-from wp1.runner import goodput_search
-from wp1.runner.control import FILE as CONTROL
 
 RECORDS = "records.jsonl"
 # Arm and cell; where it is known, the repeat too.
@@ -64,8 +64,8 @@ def _check(run_dir: Path) -> None:
         _held(run_dir / "memory.jsonl", "notes of memory", _noted(measured, notes, metadata), map(_key_of, notes))
     if config["experiment"].get("goodput_budget_s") is not None:
         searched = {(arm, cells.parse(cell).prompt_len) for arm, cell in measured.select("arm", "cell").iter_rows()}
-        ended = [(probe.arm, probe.prompt_len) for probe in goodput_search.read(run_dir) if probe.ended is not None]
-        _held(run_dir / goodput_search.FILE, "searches for goodput", searched, ended)
+        ended = [(probe.arm, probe.prompt_len) for probe in probes.read(run_dir) if probe.ended is not None]
+        _held(run_dir / probes.FILE, "searches for goodput", searched, ended)
     # Last, as it says least of what is gone.
     for name, count in metadata.get("lines", {}).items():
         path = run_dir / name

@@ -9,16 +9,19 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import completeness
-from wp1.analysis.base import cells, metrics, provenance, tables
+from wp1.analysis.base import cells, metrics, provenance, style, tables
 from wp1.analysis.base.markdown import code, fence, ms, number, percent, rate, short, table, text, with_interval
 from wp1.analysis.comparison import arms
 from wp1.analysis.comparison import plots as comparison_plots
 from wp1.analysis.comparison import report as comparison_report
+from wp1.analysis.device import plots as device_plots
 from wp1.analysis.device import report as device_report
+from wp1.analysis.device.figures import read_samples
 from wp1.analysis.latency import plots as latency_plots
 from wp1.analysis.length import plots as length_plots
 from wp1.analysis.length import report as length_report
 from wp1.analysis.load import goodput
+from wp1.analysis.load import notes as load_notes
 from wp1.analysis.load import plots as load_plots
 from wp1.analysis.load import report as load_report
 from wp1.analysis.memory import figures as memory_figures
@@ -26,11 +29,10 @@ from wp1.analysis.memory import report as memory_report
 from wp1.analysis.quality import figures as quality_figures
 from wp1.analysis.quality import plots as quality_plots
 from wp1.analysis.quality import report as quality_report
-from wp1.analysis.summary import read_config, read_json
+from wp1.analysis.transfer import plots as transfer_plots
 from wp1.analysis.transfer import report as transfer_report
-from wp1.collectors import load
-from wp1.collectors.device import read_samples
 from wp1.core import files, labels, targets
+from wp1.core.run_folder import read_config, read_json
 
 LATENCY_ROWS = (
     ("ttft_ms", "TTFT"),
@@ -96,9 +98,9 @@ def write_report(
     if names and not one_each and not nothing:
         compared = read_json(arms.file_of(run_dir, metadata["experiment"]))
     transfers = {} if one_each else summary["profiling"].get("kv_transfer") or {}
-    mark = latency_plots.mark_of(metadata)
+    mark = style.mark_of(metadata)
 
-    def drawn(make: Callable[..., list[latency_plots.Plot]], *of: Any) -> str:
+    def drawn(make: Callable[..., list[style.Plot]], *of: Any) -> str:
         return _pictures(folder, make(folder, *of)) if with_plots else ""
 
     page = reports / f"{metadata['run_id']}.md"
@@ -127,8 +129,8 @@ def write_report(
         _skipped(summary),
         _latency(summary) if not (one_each or nothing) else "",
         drawn(latency_plots.request_plots, measured, mark) if not one_each else "",
-        drawn(latency_plots.device_plots, measured, read_samples(run_dir), metadata),
-        drawn(comparison_plots.handoff_plots, queues, requests, mark, handoffs) if not one_each else "",
+        drawn(device_plots.device_plots, measured, read_samples(run_dir), metadata),
+        drawn(transfer_plots.handoff_plots, queues, requests, mark, handoffs) if not one_each else "",
         device_report.section(summary["profiling"].get("device")) if not nothing else "",
         _checks(summary) if not nothing else "",
         _failures(requests),
@@ -165,7 +167,7 @@ def _unknown_collectors(config: dict[str, Any]) -> str:
     return f"> **Not made**: {', '.join(map(text, unknown))} of `collectors`, which no collector of this wp1 is."
 
 
-def _pictures(folder: Path, pictures: list[latency_plots.Plot]) -> str:
+def _pictures(folder: Path, pictures: list[style.Plot]) -> str:
     return "\n\n".join(f"![{caption}]({folder.name}/{file.name})\n\n*{caption}*" for caption, file in pictures)
 
 
@@ -232,7 +234,7 @@ def _latency(summary: dict[str, Any]) -> str:
     parts = ["## Latency"]
     for name, cell in profile["cells"].items():
         rows = []
-        lags = {"n": 0} if (of_load := load.of_cell(summary, name)) is None else of_load["loop_lag_ms"]
+        lags = {"n": 0} if (of_load := load_notes.of_cell(summary, name)) is None else of_load["loop_lag_ms"]
         for title, d in [*((title, cell[key]) for key, title in LATENCY_ROWS), ("event-loop lag", lags)]:
             if d["n"]:
                 figure = {"value": d["mean"], "low": d["mean_low"], "high": d["mean_high"]}
@@ -252,7 +254,7 @@ def _latency(summary: dict[str, Any]) -> str:
         if cell["failed"]:
             causes = ", ".join(f"{words_of(cause)} {n}" for cause, n in cell["causes"].items())
             parts.append(f"Not answered, and misses in every share: {causes}.")
-        parts += [f"> {_emphasised(note)}." for note in load.notes(summary, name)]
+        parts += [f"> {_emphasised(note)}." for note in load_notes.notes(summary, name)]
         if rows:
             parts.append(table(["", "n", "mean [95 %]", "p50", "p90", "p95", "p99"], rows, "lrrrrrr"))
     attained = summary["slo"]["attainment"]
@@ -262,7 +264,7 @@ def _latency(summary: dict[str, Any]) -> str:
         parts.append(
             f"SLO {code(summary['slo']['name'])} ({limits}): attained by {percent(attained)} of all requests "
             f"sent{together}"
-            f"{' in the steady state, where there is one' if load.has_windows(summary) else ''}."
+            f"{' in the steady state, where there is one' if load_notes.has_windows(summary) else ''}."
         )
     return "\n\n".join(parts)
 

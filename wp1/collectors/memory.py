@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.memory import figures as memory_figures
-from wp1.analysis.summary import read_json
+from wp1.core.run_folder import read_json
 from wp1.machine.hardware import GIB
 
 

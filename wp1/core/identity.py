@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import secrets
 import subprocess
@@ -17,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from wp1 import __version__
 from wp1.core import redaction
-from wp1.machine import hardware
 
 RUN_ID = re.compile(r"run-\d{8}T\d{6}Z-[0-9a-f]{8}")
 # By which a sweep tells its jobs the MLflow run that they belong under; MLFLOW_RUN_ID would make them write into it.
@@ -116,48 +114,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _boot() -> str | None:
-    """What tells one boot of this machine from another: each has a monotonic clock of its own."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
-
-
-def run_metadata(
-    run_id: str, cfg: DictConfig, hash_: str, code: Path, sweep: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """The part of run_metadata.json that is known before the model is.
-
-    sweep: of a sweep's job the sweep's `name`, the job's number as `job`, and its `overrides`.
-    """
-    return {
-        "run_id": run_id,
-        "status": "running",
-        "reason": None,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "ended": None,
-        "experiment": cfg.experiment.name,
-        "question": cfg.experiment.question,
-        "config_hash": hash_,
-        "seed": cfg.seed,
-        "command": ["wp1", *redaction.words(sys.argv[1:])],
-        "sweep": sweep,
-        "parent_run_id": os.environ.get(PARENT_VARIABLE) or None,
-        "git": git_state(code),
-        "hardware": hardware.describe(),
-        "versions": versions(),
-        "tags": redaction.config({"tags": dict(cfg.tags)})["tags"],
-        "labels": [],
-        "model": {},
-        "transfer": None,
-        "pools": [],
-        "starts": [],
-        "taken_over": [],
-        "skipped": [],
-        "resumed": [],
-        "boot": _boot(),
-        "kv_held": [],
-    }

@@ -90,3 +90,11 @@ def comparisons_of(run_dir: Path, config: Any) -> Path:
     """The folder for comparisons of this run with others: its project's, else one beside it."""
     at = Path(config["root"]) / "outputs" if at_home(run_dir, config["root"]) else run_dir.resolve().parent
     return at / "comparisons"
+
+
+def cache_folder() -> Path:
+    """Where prepared models live: $WP1_CACHE, else wp1 in the user's cache folder."""
+    base = os.environ.get("WP1_CACHE")
+    if base:
+        return Path(base).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wp1"

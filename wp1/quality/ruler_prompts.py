@@ -33,8 +33,8 @@ from wp1.quality.book import Passages
 from wp1.quality.fit_to_length import Draft, Filler
 from wp1.quality.tasks import Row
 from wp1.workload import row_files
-from wp1.workload.prompts import derive_seed
 from wp1.workload.row_files import BadRowError
+from wp1.workload.seeds import derive_seed
 
 # Of an essay's sentences, in percent (niah.py). Among lines every place but the last is as likely as another.
 DEPTHS = [round(100 * n / 39) for n in range(40)]

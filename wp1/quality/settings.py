@@ -1,4 +1,4 @@
-"""Checks of the settings of datasets that need no model. `wp1.config.schema.check` calls them."""
+"""Checks of the settings of datasets that need no model. `wp1.config.checks.check` calls them."""
 
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,8 @@ def _check_questions(dataset: Any) -> None:
 
 
 def _check_tasks(dataset: Any) -> None:
+    from wp1.quality.benchmarks import find
     from wp1.quality.builtin import expanded
-    from wp1.quality.tasks import find
 
     tasks = expanded(list(dataset.tasks))
     for name in tasks:

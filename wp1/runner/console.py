@@ -2,10 +2,9 @@
 
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -28,14 +27,14 @@ from wp1.analysis.base import metrics
 from wp1.analysis.base.cells import ordered
 from wp1.analysis.base.tables import bulk_of, requests
 from wp1.analysis.comparison import arms
-from wp1.analysis.summary import read_config
-from wp1.collectors import load
-from wp1.core import files, labels, redaction
+from wp1.analysis.load import notes as load_notes
+from wp1.core import labels, redaction
 from wp1.core.records import RequestRecord
+from wp1.core.run_folder import read_config
 from wp1.runner.budget import in_words
 
 if TYPE_CHECKING:
-    from wp1.runner.run import Outcome
+    from wp1.runner.outcome import Outcome
 
 
 class Screen:
@@ -64,7 +63,7 @@ class Screen:
                 self.say(labels.in_words(label))
             self._results(outcome.run_dir)
             for name in outcome.summary["profiling"].get("load", {}).get("cells", {}):
-                for note in load.notes(outcome.summary, name):
+                for note in load_notes.notes(outcome.summary, name):
                     if not note.startswith("no steady"):
                         self.say(f"{name}: {note}")
             # Of a run that was stopped, or never got to its requests, there is not enough to judge.
@@ -216,28 +215,6 @@ class Tally:
         self._failed += record.status != "ok"
         description = f"{self._text} [red]({self._failed} failed)" if self._failed else self._text
         self._progress.update(self._task, advance=1, description=description)
-
-
-@contextmanager
-def output_to(log: Path) -> Iterator[None]:
-    """Points this process's standard output and error, and those of processes it starts, at a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    target = os.open(log, os.O_WRONLY) if log == Path(os.devnull) else files.log_descriptor(log)
-    try:
-        os.dup2(target, 1)
-        os.dup2(target, 2)
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            # A full disk must not keep the terminal from coming back.
-            with suppress(OSError):
-                stream.flush()
-        for number, copy in zip((1, 2), saved, strict=True):
-            os.dup2(copy, number)
-            os.close(copy)
-        os.close(target)
 
 
 def _short(path: Path) -> str:

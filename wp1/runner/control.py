@@ -7,25 +7,18 @@ at every step, so measured requests do without them.
 """
 
 import dataclasses
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from wp1.core.records import Request, RequestRecord
+from wp1.core.request_names import name_of
 from wp1.runner.load_generator import drive
 from wp1.serving.backend import Scheduler
 
-FILE = "control.jsonl"
 # Seconds after the first answer, in which an engine may still compile what it needs for log-probabilities: of long
 # prompts on a CPU fewer are asked again.
 ENOUGH_S = 20.0
-
-
-def name_of(request_id: str, alike: bool) -> str:
-    """What a request is called in every arm; alike: repeats ask the same, and it is called the same in each."""
-    name = request_id.partition("/")[2]
-    return re.sub(r"/r\d+/", "/", name, count=1) if alike else name
 
 
 def count_of(cfg: Any) -> int:

@@ -8,46 +8,19 @@ and records; its place on the path is a line of goodput.jsonl.
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from wp1.analysis.base import cells, metrics, tables
+from wp1.analysis.load.probes import FILE, Probe, bracket, planned_probes
 from wp1.core import files
 from wp1.core.plan import Arm, Cell, cell_of
-from wp1.core.records import read_as
 
-FILE = "goodput.jsonl"
 # Below the first guess by more than this factor nothing is worth looking for.
 FLOOR = 64.0
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One rate that was tried, or the end of a search, where only `ended` is said."""
-
-    arm: str
-    prompt_len: int
-    number: int
-    rate: float | None = None  # requests/s
-    cell: str | None = None
-    planned: bool = False  # measured as a cell of the experiment, and not for the search
-    repeats: int = 0  # done; fewer than asked for where the verdict was clear before
-    attainment: float | None = None
-    seconds: float = 0.0
-    ended: str | None = None
-
-
-def passes(probe: Probe) -> bool:
-    """Whether the rate counts as served."""
-    return metrics.attains(probe.attainment)
-
-
-def bracket(path: Sequence[Probe]) -> tuple[float | None, float | None]:
-    """The goodput of the rates that were tried, and the lowest that failed (`metrics.goodput`)."""
-    return metrics.goodput({probe.rate: probe.attainment for probe in path if probe.rate is not None})
 
 
 def next_rate(path: Sequence[Probe], first: float, within: float) -> float | str:
@@ -83,29 +56,12 @@ def first_guess(requests: pl.DataFrame) -> float:
     return max([rate for rate in done if rate > 0], default=1.0)
 
 
-def planned_probes(requests: pl.DataFrame, arm: str, prompt_len: int, limits: metrics.Limits) -> list[Probe]:
-    """Rates that the experiment has measured anyway at this length: the search begins with what they say."""
-    found = []
-    for name in cells.ordered(requests["cell"]):
-        cell, rows = cells.parse(name), requests.filter(pl.col("cell") == name)
-        if cell.rate > 0:
-            attained = metrics.attainment(rows, *limits)
-            repeats = rows["repeat"].n_unique()
-            found.append(Probe(arm, prompt_len, len(found), cell.rate, name, True, repeats, attained))
-    return found
-
-
 Measure = Callable[[Cell, list[int]], Awaitable[None]]
 
 
 def lengths_of(arm: Arm, skipped: Sequence[str]) -> list[int]:
     """The prompt lengths (tokens) of an arm's cells, less those of which every cell is skipped."""
     return list(dict.fromkeys(cell.prompt_len or 0 for cell in arm.cells if cell.name not in skipped))
-
-
-def ended(probes: Sequence[Probe], arm: str, lengths: Sequence[int]) -> bool:
-    """Whether an arm's search came to its end at each of these lengths; one that was cut short is begun anew."""
-    return set(lengths) <= {probe.prompt_len for probe in probes if probe.arm == arm and probe.ended is not None}
 
 
 async def search(cfg: Any, arm: str, lengths: Sequence[int], run_dir: Path, measure: Measure) -> None:
@@ -177,8 +133,3 @@ def _measured(run_dir: Path, arm: str, length: int) -> pl.DataFrame:
     rows = tables.requests(run_dir / "records.jsonl").filter(~pl.col("warmup") & (pl.col("arm") == arm))
     names = [name for name in rows["cell"].unique() if cells.parse(name).prompt_len == length]
     return rows.filter(pl.col("cell").is_in(names))
-
-
-def read(run_dir: Path) -> list[Probe]:
-    """The searches of a run, in order; [] where there were none. A line torn by a crash is left out."""
-    return read_as(Probe, run_dir / FILE, "probe of a search")

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wp1.analysis.summary import write_json
+from wp1.analysis.load import probes
 from wp1.core import progress
 from wp1.core.errors import WP1Error
 from wp1.core.plan import Arm, Cell, Stint, stints
 from wp1.core.records import EngineStats, Handoff, QueueLengths, RecordWriter, RequestRecord
+from wp1.core.request_names import FILE as CONTROL
+from wp1.core.run_folder import write_json
 from wp1.runner import goodput_search, loop_lag, warmup
 from wp1.runner.budget import Repeat
 from wp1.runner.console import Screen, Tally
-from wp1.runner.control import FILE as CONTROL
 from wp1.runner.control import Control, count_of
 from wp1.runner.load_generator import Sink, drive, in_flight_of
 from wp1.runner.outlook import Outlook, floors
@@ -167,7 +168,7 @@ def _deaths(scheduler: Scheduler) -> list[str]:
 def _to_search(session: _Session, arm: Arm) -> list[int]:
     """The prompt lengths (tokens) for a search for goodput; [] where none is asked for, or it has ended before."""
     lengths = goodput_search.lengths_of(arm, [one["cell"] for one in session.metadata["skipped"]])
-    over = goodput_search.ended(goodput_search.read(session.run_dir), arm.name, lengths)
+    over = probes.ended(probes.read(session.run_dir), arm.name, lengths)
     return [] if session.cfg.experiment.goodput_budget_s is None or over else lengths
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from wp1 import peaks
 from wp1.collectors import Collector
+from wp1.collectors.making import collectors_of
+from wp1.core import paths
 from wp1.core.errors import ConfigError
 from wp1.core.plan import Arm, plan
-from wp1.machine import hardware
+from wp1.machine import hardware, peaks
 from wp1.model import models
 from wp1.model.models import ServedModel
-from wp1.report import collectors_of
 from wp1.runner import prompt_data
 from wp1.serving import fit
 from wp1.serving.engines import key_of, make_scheduler, make_transfer, places_of
@@ -60,8 +60,8 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
         served = _models(cfg, tell)
     except OSError as error:
         raise ConfigError(
-            f"{error.filename or models.cache_folder()}: {error.strerror or error}; wp1 keeps prepared models in "
-            f"{models.cache_folder()}, set WP1_CACHE to a folder that can be written"
+            f"{error.filename or paths.cache_folder()}: {error.strerror or error}; wp1 keeps prepared models in "
+            f"{paths.cache_folder()}, set WP1_CACHE to a folder that can be written"
         ) from error
     tell("checking that it fits")
     arms = [_within_reach(arm, served[arm.name]) for arm in plan(cfg)]

@@ -71,9 +71,9 @@ def _recorded(folder: Path) -> tuple[list[str], str, str]:
     Whether a run's folder has lost lines is asked when its configuration is there, as of each job of a sweep:
     `check_same`.
     """
-    from wp1.analysis.summary import read_config, read_json
     from wp1.analysis.sweep.figures import OF_MANIFEST
     from wp1.core import shapes
+    from wp1.core.run_folder import read_config, read_json
 
     try:
         kind = run_or_sweep(folder)
@@ -141,7 +141,7 @@ def check_same(cfg: Any, run_dir: Path) -> None:
     So it does where the folder has lost lines (`whole.check`): figures of what is left would be taken for all of them.
     """
     from wp1.analysis import completeness
-    from wp1.analysis.summary import read_config
+    from wp1.core.run_folder import read_config
 
     completeness.check(run_dir)
     before = settings_of(read_config(run_dir))
@@ -164,7 +164,7 @@ def is_complete(run_dir: Path, reports: Path) -> bool:
 
     reports: the folder that has it.
     """
-    from wp1.analysis.summary import read_json
+    from wp1.core.run_folder import read_json
 
     path = run_dir / "run_metadata.json"
     if not path.is_file() or (metadata := read_json(path))["status"] != "completed":
@@ -179,7 +179,8 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
     not, and those of one that was not brought to its end go too.
     Raises ConfigError where the machine, the versions or what the configuration stands for are not what they were.
     """
-    from wp1.analysis.summary import read_json
+    from wp1.analysis.load import probes
+    from wp1.core.run_folder import read_json
     from wp1.runner import goodput_search
 
     boots.finish(run_dir)
@@ -192,10 +193,8 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
             f"{run_dir} is complete and has no {progress.FILE}, which says what is done: restore it from a copy, or "
             f"make its report by python -m wp1.report {run_dir}"
         )
-    skipped, probes = [one["cell"] for one in metadata["skipped"]], goodput_search.read(run_dir)
-    searched = {
-        arm.name for arm in arms if goodput_search.ended(probes, arm.name, goodput_search.lengths_of(arm, skipped))
-    }
+    skipped, tried = [one["cell"] for one in metadata["skipped"]], probes.read(run_dir)
+    searched = {arm.name for arm in arms if probes.ended(tried, arm.name, goodput_search.lengths_of(arm, skipped))}
     planned = {(cell.arm, cell.name) for arm in arms for cell in arm.cells}
     done = {
         one.unit
@@ -205,7 +204,7 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
     # First what says that they are done: nothing may be called done that has lost its lines, were we killed here.
     _put_apart(run_dir / progress.FILE, lambda row: _unit(row) in done)
     apart = sum(_put_apart(run_dir / name, lambda row: _of_start(row) or _unit(row) in done) for name in boots.OF_UNITS)
-    _put_apart(run_dir / goodput_search.FILE, lambda row: row.get("arm") in searched)
+    _put_apart(run_dir / probes.FILE, lambda row: row.get("arm") in searched)
     for name in boots.OF_MOMENTS:
         _trim(run_dir / name)
     if metadata.get("boot") != fresh["boot"]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,31 +13,24 @@ from omegaconf import DictConfig, OmegaConf
 
 from wp1.analysis import completeness
 from wp1.analysis.report import write_report
-from wp1.analysis.summary import summarise, write_json
+from wp1.analysis.summary import summarise
 from wp1.collectors import Collector
 from wp1.core import files, identity, locks, redaction
 from wp1.core.errors import WP1Error
 from wp1.core.paths import reports_of
+from wp1.core.run_folder import write_json
+from wp1.machine.output import output_to
 from wp1.model.models import ServedModel
 from wp1.quality import examples
 from wp1.runner import prompt_data, resume
-from wp1.runner.console import Screen, output_to
+from wp1.runner.console import Screen
 from wp1.runner.measure import measure
+from wp1.runner.metadata import run_metadata
+from wp1.runner.outcome import Outcome
 from wp1.runner.prepare import Prepared, prepare
 from wp1.serving.engines import Engines
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended and what it left."""
-
-    status: str  # completed, failed or interrupted
-    reason: str | None
-    run_dir: Path
-    report: Path | None
-    summary: dict[str, Any] | None
 
 
 def run(
@@ -49,7 +42,7 @@ def run(
     engines: Engines | None = None,
     resuming: bool = False,
 ) -> Outcome:
-    """Runs an experiment that `wp1.config.schema.check` has passed, and leaves its folder and report.
+    """Runs an experiment that `wp1.config.checks.check` has passed, and leaves its folder and report.
 
     sweep: see `identity.run_metadata`. engines: a sweep's, which may be up from the job before; None: the run's own.
     resuming: the folder has a run of this configuration, which goes on.
@@ -66,7 +59,7 @@ def run(
         with screen.step(f"preparing {cfg.model.name}") as tell:
             prepared = prepare(cfg, run_dir / "engine.log", tell, engines.key if engines is not None else None)
         model = prepared.model
-        metadata = identity.run_metadata(run_id, cfg, _hash(cfg, prepared), Path(__file__).parents[1], sweep)
+        metadata = run_metadata(run_id, cfg, _hash(cfg, prepared), Path(__file__).parents[1], sweep)
         metadata["model"] = _model_metadata(model)
         if any(arm.scheduler.rope is not None for arm in prepared.arms):
             metadata["ropes"] = {

@@ -20,7 +20,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from wp1.config import schema
+from wp1.config import checks, schema
 from wp1.core import files, locks, redaction
 from wp1.core.errors import ConfigError, WP1Error
 from wp1.core.identity import PARENT_VARIABLE
@@ -83,7 +83,7 @@ class SweepCallback(Callback):
             _begun[0].ended_here.add(config.hydra.job.num)
         if error is None or (not elsewhere and (run_dir / "run_metadata.json").is_file()):
             return
-        from wp1.analysis.summary import write_json
+        from wp1.core.run_folder import write_json
 
         # Nothing is left of a sweep of which no job could run. In another process than the sweep's the folder is the
         # only way to say what went wrong.
@@ -140,7 +140,7 @@ def failed_elsewhere() -> list[BaseException]:
     """
     if _elsewhere():
         return []
-    from wp1.analysis.summary import read_json
+    from wp1.core.run_folder import read_json
 
     sweep = _begun[0]
     found: dict[int, BaseException | None] = {}
@@ -179,8 +179,8 @@ def _first_that_can_run(config: DictConfig, jobs: list[list[str]]) -> DictConfig
         composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
         with suppress(ConfigError):
             cfg = schema.resolve(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
-            schema.check(cfg)
-            schema.check_overrides(cfg, overrides)
+            checks.check(cfg)
+            checks.check_overrides(cfg, overrides)
             return cfg
     return None
 
@@ -273,7 +273,8 @@ def _end(folder: Path, manifest: dict[str, Any], stopped: bool) -> None:
         os.environ.pop(PARENT_VARIABLE, None)
     from wp1.analysis.sweep import figures as sweep_figures
     from wp1.analysis.sweep.report import write_comparison
-    from wp1.runner.console import Screen, output_to
+    from wp1.machine.output import output_to
+    from wp1.runner.console import Screen
     from wp1.tracking.mlflow_store import close_sweep_or_say, discard_sweep
 
     jobs = sweep_figures.read_jobs(folder, manifest)

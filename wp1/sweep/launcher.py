@@ -16,7 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from wp1.config import schema
+from wp1.config import checks, schema
 from wp1.core import redaction
 from wp1.core.errors import ConfigError
 from wp1.core.paths import reports_of
@@ -109,7 +109,7 @@ def asked_of_engines(loader: ConfigLoader, config: DictConfig, overrides: list[s
     composed = loader.load_sweep_config(config, overrides)
     try:
         cfg = schema.resolve(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
-        schema.check(cfg)
+        checks.check(cfg)
     except ConfigError:
         return ()
     run_dir = Path(str(config.hydra.sweep.dir)) / str(number)

@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 from filelock import Timeout as LockTimeout
 
-from wp1.analysis.summary import read_config
 from wp1.analysis.sweep.figures import read_jobs
 from wp1.core import redaction
 from wp1.core.errors import ConfigError, WP1Error
 from wp1.core.paths import reports_of
+from wp1.core.run_folder import read_config
 from wp1.core.untrusted import is_own_store
-from wp1.runner.console import output_to
+from wp1.machine.output import output_to
 from wp1.tracking.entry import MAX_TAG, TRAINING_VIEW, Entry, experiment_of
 from wp1.tracking.run import entry_of
 from wp1.tracking.sweep import sweep_entry

@@ -11,10 +11,10 @@ from typing import Any
 
 from wp1.analysis.base.markdown import inert, text
 from wp1.analysis.comparison import arms
-from wp1.analysis.summary import read_config, read_json, read_metadata
 from wp1.core import files as plain
 from wp1.core import labels as label_words
 from wp1.core.errors import WP1Error
+from wp1.core.run_folder import read_config, read_json, read_metadata
 from wp1.tracking import cells
 from wp1.tracking.entry import (
     MAX_PARAM,

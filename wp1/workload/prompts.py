@@ -3,7 +3,6 @@
 They are made one by one, as they are taken: a thousand prompts of 100,000 tokens would be gigabytes as lists.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -16,6 +15,7 @@ from wp1.workload import lengths, texts, trace
 from wp1.workload.arrivals import Schedule, schedule
 from wp1.workload.dataset import Question
 from wp1.workload.limits import longest
+from wp1.workload.seeds import derive_seed
 
 # Warm-up prompts are of their own kind, so that nothing they leave behind can serve a measured one.
 WARMUP_QUESTION = "Count from one to ten in words."
@@ -24,12 +24,6 @@ WARMUP_TOKENS = 8
 REPEATED = ("dataset", "judged")
 
 Encode = Callable[[str], list[int]]
-
-
-def derive_seed(*parts: object) -> int:
-    """A seed of 31 bits that depends on every part, and is the same on every machine."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def as_token_ids(text: str) -> list[int]:

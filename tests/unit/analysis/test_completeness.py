@@ -13,12 +13,12 @@ from tests.double import TINY
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1 import report
 from wp1.analysis import completeness
-from wp1.analysis.summary import read_json
 from wp1.core import progress
 from wp1.core.errors import ConfigError
 from wp1.core.records import iter_records
-from wp1.report import make_report
+from wp1.core.run_folder import read_json
 from wp1.runner.console import Screen
+from wp1.runner.reports import make_report
 from wp1.runner.run import run
 
 pytestmark = pytest.mark.usefixtures("without_pixels")
@@ -66,7 +66,7 @@ def mark(folder: Path, **changes: Any) -> None:
 
 def set_config(folder: Path, **groups: dict[str, Any]) -> None:
     """Sets keys of config.yaml, which JSON is too."""
-    from wp1.analysis.summary import read_config
+    from wp1.core.run_folder import read_config
 
     config = read_config(folder)
     for group, settings in groups.items():

@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 
 from wp1.analysis.base import tables
-from wp1.collectors.device import GPUStatsCollector, read_samples
+from wp1.analysis.device.figures import read_samples
+from wp1.collectors.device import GPUStatsCollector
 from wp1.machine.hardware import GIB
 
 

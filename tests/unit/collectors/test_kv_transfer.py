@@ -8,7 +8,8 @@ import pytest
 
 from tests.unit.analysis.synthetic import BLOCK_BYTES, Shape, make_run
 from wp1.analysis.base import tables
-from wp1.collectors.kv_transfer import KVTransferStatsCollector, _union, figures
+from wp1.analysis.transfer.figures import _union, figures
+from wp1.collectors.kv_transfer import KVTransferStatsCollector
 
 SMALL = {"lengths": (256,), "rates": (0,), "repeats": 2, "count": 4}
 

@@ -8,21 +8,21 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tests.conftest import Compose
-from wp1.config import schema
+from wp1.config import checks, schema
 from wp1.core.errors import ConfigError
 from wp1.core.paths import CONF
 
 
 def test_the_default_configuration_is_e0_and_passes(config: Compose) -> None:
     cfg = config()
-    schema.check(cfg)
+    checks.check(cfg)
     assert cfg.experiment.name == "e0"
     assert cfg.experiment.repeats == 2
 
 
 @pytest.mark.parametrize("model", ["smollm2_135m", "qwen25_7b", "llama31_8b", "llama31_8b_shape", "qwen25_7b_shape"])
 def test_every_model_composes_and_passes(config: Compose, model: str) -> None:
-    schema.check(config(f"model={model}"))
+    checks.check(config(f"model={model}"))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_every_model_composes_and_passes(config: Compose, model: str) -> None:
 )
 def test_contradictions_name_the_key(config: Compose, overrides: list[str], named: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(named)) as refusal:
-        schema.check(config(*overrides))
+        checks.check(config(*overrides))
     assert "\n" not in str(refusal.value)
 
 
@@ -173,27 +173,27 @@ def test_free_form_parts_take_any_key(config: Compose) -> None:
 
 
 def test_engines_may_share_a_gpu(config: Compose) -> None:
-    schema.check(config("scheduler=disagg", "scheduler.devices=[0,0]"))
-    schema.check(config("scheduler.replicas=2", "scheduler.devices=[1,1]"))
+    checks.check(config("scheduler=disagg", "scheduler.devices=[0,0]"))
+    checks.check(config("scheduler.replicas=2", "scheduler.devices=[1,1]"))
 
 
 def test_a_scheduler_beside_arms_is_refused_as_it_would_have_no_effect(config: Compose) -> None:
     cfg = config("experiment=e3")
     for said in ("scheduler=disagg", "scheduler.replicas=4", "++scheduler.replicas=4"):
         with pytest.raises(ConfigError, match=r"no effect with experiment=e3.*arms\.agg\.replicas="):
-            schema.check_overrides(cfg, [said])
-    schema.check_overrides(cfg, ["arms.agg.replicas=2", "seed=1"])
-    schema.check_overrides(config(), ["scheduler.replicas=4"])
+            checks.check_overrides(cfg, [said])
+    checks.check_overrides(cfg, ["arms.agg.replicas=2", "seed=1"])
+    checks.check_overrides(config(), ["scheduler.replicas=4"])
 
 
 def test_a_load_that_would_not_be_used_is_refused(config: Compose) -> None:
     with pytest.raises(ConfigError, match=r"set experiment\.request_rates=\[2\]"):
-        schema.check_overrides(config("experiment=e3", "workload.request_rate=2"), ["workload.request_rate=2"])
+        checks.check_overrides(config("experiment=e3", "workload.request_rate=2"), ["workload.request_rate=2"])
     said = "experiment.concurrencies=[1,2]"
     for rates in ("workload=poisson", "experiment.request_rates=[1]"):
         with pytest.raises(ConfigError, match=r"experiment\.concurrencies=\[1,2\] has no effect"):
-            schema.check_overrides(config("experiment=e2", said, rates), [said])
-    schema.check_overrides(config("experiment=e2", said), [said])
+            checks.check_overrides(config("experiment=e2", said, rates), [said])
+    checks.check_overrides(config("experiment=e2", said), [said])
 
 
 @pytest.mark.parametrize(
@@ -209,15 +209,15 @@ def test_a_load_that_would_not_be_used_is_refused(config: Compose) -> None:
 def test_requests_at_a_time_beside_a_rate_are_refused(config: Compose, words: list[str], beside: str) -> None:
     for said in ("workload.concurrency=4", "++workload.concurrency=4"):
         with pytest.raises(ConfigError, match=rf"^workload\.concurrency=4 has no effect (beside|on) {beside}"):
-            schema.check_overrides(config(*words, said), [*words, said])
+            checks.check_overrides(config(*words, said), [*words, said])
     # What a file of conf/ says beside it is not the user's.
-    schema.check_overrides(config(*words), words)
+    checks.check_overrides(config(*words), words)
 
 
 def test_requests_at_a_time_are_those_of_a_rate_of_0(config: Compose) -> None:
     words = ["experiment=e3", "workload.concurrency=4"]
-    schema.check_overrides(config(*words), words)
-    schema.check_overrides(config("workload.concurrency=4"), ["workload.concurrency=4"])
+    checks.check_overrides(config(*words), words)
+    checks.check_overrides(config("workload.concurrency=4"), ["workload.concurrency=4"])
 
 
 @pytest.mark.parametrize(
@@ -248,13 +248,13 @@ def test_same_tokens_of_e0_is_left_aside_under_a_load_that_makes_it_meaningless(
     said = schema.same_tokens_aside(composed)
     assert (said is None) if why is None else (said or "").startswith(why)
     cfg = config(*words)
-    schema.check(cfg)
+    checks.check(cfg)
     assert cfg.experiment.same_tokens == (why is None and cfg.experiment.name == "e0")
     asked = ["experiment.same_tokens=true"]
     if why is not None:
         with pytest.raises(ConfigError, match=f"experiment.same_tokens=true compares repeats of a prompt, and {why}"):
-            schema.check_overrides(config(*words, *asked), [*words, *asked])
-    schema.check_overrides(config(*words, "experiment.same_tokens=false"), ["experiment.same_tokens=false"])
+            checks.check_overrides(config(*words, *asked), [*words, *asked])
+    checks.check_overrides(config(*words, "experiment.same_tokens=false"), ["experiment.same_tokens=false"])
 
 
 def test_e0_is_greedy(config: Compose) -> None:
@@ -265,5 +265,5 @@ def test_e0_is_greedy(config: Compose) -> None:
 @pytest.mark.parametrize("slo", ["none", "interactive", "mlperf_8b", "mlperf_8b_fast", "long_context", "summarisation"])
 def test_every_slo_composes_and_passes(config: Compose, slo: str) -> None:
     cfg = config(f"slo={slo}")
-    schema.check(cfg)
+    checks.check(cfg)
     assert cfg.slo.name == slo

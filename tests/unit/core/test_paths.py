@@ -14,9 +14,10 @@ import pytest
 from tests.unit.analysis.synthetic import RUN_ID, Shape, make_run
 from tests.unit.tracking import test_mlflow_store as published
 from wp1 import compare, report
-from wp1.analysis.summary import read_config, read_json
 from wp1.core import paths
 from wp1.core.errors import ConfigError
+from wp1.core.run_folder import read_config, read_json
+from wp1.runner import reports
 from wp1.track import store_for, track
 
 SMALL = Shape(arms=("agg",), lengths=(256,), rates=(0,), repeats=1, count=2, handoffs=False)
@@ -61,7 +62,7 @@ def test_copied_folders_are_compared_beside_the_first(
     other = Path(shutil.copytree(folder, folder.parent / "run-b"))
     known = read_json(other / "run_metadata.json") | {"run_id": "run-b"}
     (other / "run_metadata.json").write_text(json.dumps(known))
-    report.make_report(other, paths.reports_of(other, read_config(other)))
+    reports.make_report(other, paths.reports_of(other, read_config(other)))
     before = files_in(root)
     monkeypatch.setattr("sys.argv", ["wp1.compare", str(folder), str(other)])
     compare.main()

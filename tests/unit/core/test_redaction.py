@@ -8,8 +8,8 @@ import pytest
 from tests.conftest import Compose
 from tests.double import TINY
 from tests.unit.conftest import Sweep
-from wp1.analysis.summary import read_config, read_json
 from wp1.core import identity, redaction
+from wp1.core.run_folder import read_config, read_json
 from wp1.runner.console import Screen
 from wp1.runner.run import run
 from wp1.tracking.run import params_of, tags_of

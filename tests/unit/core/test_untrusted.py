@@ -18,11 +18,11 @@ from tests.conftest import Compose
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1 import track
 from wp1.analysis import completeness
-from wp1.analysis.summary import read_config
-from wp1.config import schema
+from wp1.config import checks
 from wp1.core import untrusted
 from wp1.core.errors import ConfigError
-from wp1.report import make_report
+from wp1.core.run_folder import read_config
+from wp1.runner.reports import make_report
 
 SMALL = Shape(lengths=(256,), rates=(0,), repeats=2, count=3)
 
@@ -89,7 +89,7 @@ def test_reading_a_folder_calls_nothing_that_it_names(
 )
 def test_a_configuration_names_the_classes_of_wp1_alone(config: Compose, key: str, target: str) -> None:
     with pytest.raises(ConfigError, match=rf"{key}\._target_={target} is not wp1's"):
-        schema.check(config(f"{key}._target_={target}"))
+        checks.check(config(f"{key}._target_={target}"))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_configuration_names_the_classes_of_wp1_alone(config: Compose, key: st
 )
 def test_a_collector_of_a_configuration_is_one_of_wp1_s(config: Compose, part: str) -> None:
     with pytest.raises(ConfigError, match=r"collectors\.x (names no collector|sets x)"):
-        schema.check(config(f"++collectors.x={part}"))
+        checks.check(config(f"++collectors.x={part}"))
 
 
 def test_nothing_is_looked_up_that_a_folder_has_in_braces(

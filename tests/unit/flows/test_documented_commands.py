@@ -22,7 +22,7 @@ from tests.documented import GROUPS, REPO, Documented, commands, settings
 from tests.double import TINY, DoubleBackend
 from tests.unit.conftest import Command
 from wp1 import main
-from wp1.config import schema
+from wp1.config import checks, schema
 from wp1.core import command as command_line
 from wp1.core.errors import ConfigError
 from wp1.tracking.mlflow_store import check_uri
@@ -88,8 +88,8 @@ def _compose(words: list[str], files: dict[str, str]) -> None:
     for job in jobs:
         with initialize_config_dir(str(main.CONF), version_base="1.3"):
             cfg = schema.resolve(compose("config", list(job)))
-        schema.check(cfg)
-        schema.check_overrides(cfg, list(job))
+        checks.check(cfg)
+        checks.check_overrides(cfg, list(job))
         if cfg.tracking.enabled:
             check_uri(cfg.tracking.uri, Path(cfg.root))
 

@@ -11,22 +11,23 @@ import pytest
 
 from tests.conftest import Compose
 from tests.double import TINY
-from wp1.analysis.summary import read_json
-from wp1.config import schema
+from wp1.config import checks
 from wp1.core.errors import ConfigError
 from wp1.core.records import read_records
-from wp1.report import make_report
+from wp1.core.run_folder import read_json
+from wp1.runner import outcome
 from wp1.runner import run as run_module
 from wp1.runner.console import Screen
+from wp1.runner.reports import make_report
 from wp1.tracking.run import entry_of
 
 RUN_ID = "run-20260101T000000Z-00000000"
 MIB = 1 << 20
 
 
-def _run(config: Compose, tmp_path: Path, *overrides: str) -> run_module.Outcome:
+def _run(config: Compose, tmp_path: Path, *overrides: str) -> outcome.Outcome:
     cfg = config(*TINY, "experiment=e5", *overrides)
-    schema.check(cfg)
+    checks.check(cfg)
     with Screen() as screen:
         return run_module.run(cfg, tmp_path / "outputs" / RUN_ID, RUN_ID, screen)
 
@@ -159,4 +160,4 @@ def test_notes_are_kept_of_an_engine_that_dies(config: Compose, double: Any, tmp
 )
 def test_what_e5_cannot_do_is_refused(config: Compose, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        schema.check(config(*TINY, "experiment=e5", *overrides))
+        checks.check(config(*TINY, "experiment=e5", *overrides))

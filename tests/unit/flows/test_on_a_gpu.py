@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import Compose
 from tests.double import TINY
-from wp1.analysis.summary import read_json
+from wp1.core.run_folder import read_json
 from wp1.machine import hardware
 from wp1.runner import run as run_module
 from wp1.runner.console import Screen

@@ -9,8 +9,8 @@ import pytest
 
 from tests.double import TINY, DoubleBackend
 from tests.unit.conftest import Command
-from wp1.analysis.summary import write_json
 from wp1.core.errors import ConfigError, WP1Error
+from wp1.core.run_folder import write_json
 from wp1.sweep import callbacks
 
 REPO = Path(__file__).parents[2]

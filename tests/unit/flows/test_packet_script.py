@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Compose
 from wp1.analysis.packet import EXPERIMENTS
-from wp1.config import schema
+from wp1.config import checks
 
 REPO = Path(__file__).parents[2]
 SCRIPT = REPO / "launch" / "packet.sh"
@@ -33,7 +33,7 @@ def test_every_command_is_one_that_wp1_takes(scale: str, config: Compose, tmp_pa
     assert not (tmp_path / "packets").exists()
     for command in commands:
         cfg = config(*shlex.split(command))
-        schema.check(cfg)
+        checks.check(cfg)
         assert cfg.seed == 7
 
 

@@ -15,19 +15,20 @@ from omegaconf import OmegaConf
 from tests.conftest import Compose
 from tests.double import TINY
 from wp1.analysis.base import style
-from wp1.analysis.summary import read_json
 from wp1.core.errors import ConfigError
 from wp1.core.records import RecordWriter, RequestRecord, read_records
+from wp1.core.run_folder import read_json
 from wp1.machine import hardware
-from wp1.report import make_report
+from wp1.runner import outcome
 from wp1.runner import run as run_module
 from wp1.runner.console import Screen
 from wp1.runner.prepare import prepare
+from wp1.runner.reports import make_report
 
 RUN_ID = "run-20260101T000000Z-00000000"
 
 
-def _run(config: Compose, tmp_path: Path, *overrides: str) -> run_module.Outcome:
+def _run(config: Compose, tmp_path: Path, *overrides: str) -> outcome.Outcome:
     cfg = config(*TINY, *overrides)
     with Screen() as screen:
         return run_module.run(cfg, tmp_path / "outputs" / RUN_ID, RUN_ID, screen)
@@ -346,7 +347,7 @@ PEAKS = {"device": "a test", "flops": 1e9, "bytes_per_s": 1e8, "kind": "measured
 def test_e1_fits_a_curve_through_its_lengths(
     config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wp1.peaks.for_run", lambda *_: PEAKS)
+    monkeypatch.setattr("wp1.machine.peaks.for_run", lambda *_: PEAKS)
     outcome = _run(config, tmp_path, "experiment=e1", "experiment.prompt_lens=[16,64,256]")
     assert (outcome.status, outcome.reason) == ("completed", None)
     assert outcome.summary is not None

@@ -10,11 +10,12 @@ import pytest
 
 from tests.conftest import Compose
 from tests.double import TINY
-from wp1.analysis.summary import read_json
-from wp1.config import schema
+from wp1.collectors.making import collectors_of
+from wp1.config import checks
 from wp1.core.errors import ConfigError
-from wp1.report import collectors_of, make_report
+from wp1.core.run_folder import read_json
 from wp1.runner.console import Screen
+from wp1.runner.reports import make_report
 from wp1.runner.run import run
 from wp1.serving.guard import ProcessGuard
 from wp1.track import track
@@ -42,7 +43,7 @@ def test_a_foreign_folder_writes_nowhere_else(
     "part",
     [
         {"_target_": "os.mkdir"},
-        {"_target_": "wp1.analysis.summary.write_json"},
+        {"_target_": "wp1.core.run_folder.write_json"},
         {"_target_": "wp1.collectors.device.GPUStatsCollector", "hz": {"_target_": "os.mkdir", "path": "made"}},
     ],
 )
@@ -61,7 +62,7 @@ def test_settings_of_engines_call_nothing(
     monkeypatch.chdir(tmp_path)
     made = "{_target_: os.mkdir, path: made}"
     cfg = config(*TINY, "scheduler=disagg", "transfer=nixl_push", f"++transfer.extra.x={made}")
-    schema.check(cfg)
+    checks.check(cfg)
     with Screen() as screen:
         run(cfg, tmp_path / "outputs" / RUN_ID, RUN_ID, screen)
     assert not (tmp_path / "made").exists()
@@ -71,7 +72,7 @@ def test_settings_of_engines_call_nothing(
 @pytest.mark.parametrize("name", ["../x", "/x", "..", "a/b"])
 def test_names_that_would_lead_elsewhere_are_refused(config: Compose, group: str, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{group}\.name=.* is no name"):
-        schema.check(config(f"{group}.name={name}"))
+        checks.check(config(f"{group}.name={name}"))
 
 
 def test_sockets_and_temporary_files_lie_where_only_their_owner_enters() -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from tests.conftest import Compose
 from tests.unit.quality.word_tokens import WordTokens
-from wp1.config import schema
+from wp1.config import checks
 from wp1.core.errors import ConfigError
 from wp1.core.plan import plan
 from wp1.quality import examples
-from wp1.quality.tasks import Row, find
+from wp1.quality.benchmarks import find
+from wp1.quality.tasks import Row
 from wp1.workload import prompts
 from wp1.workload.prompts import Material
 
@@ -30,7 +31,7 @@ def _asked(cfg: Any, tokens: WordTokens) -> examples.Asked:
 
 def test_every_cell_asks_every_task_at_its_length(config: Compose, tmp_path: Path) -> None:
     cfg, tokens = config(*E4), WordTokens()
-    schema.check(cfg)
+    checks.check(cfg)
     asked = _asked(cfg, tokens)
     assert list(asked.cells) == ["600-conc4", "1200-conc4"]
     for name, of_cell in asked.cells.items():
@@ -70,7 +71,7 @@ def test_a_long_prompt_loses_its_middle_and_keeps_both_ends(config: Compose, tmp
         "experiment=e4", "dataset=longbench", "dataset.tasks=[hotpotqa]", f"dataset.path={tmp_path}",
         "model.max_len=1000",
     )  # fmt: skip
-    schema.check(cfg)
+    checks.check(cfg)
     tokens = WordTokens()
     asked = _asked(cfg, tokens)
     (example,) = asked.cells["longbench-conc4"]
@@ -105,18 +106,18 @@ def test_a_long_prompt_loses_its_middle_and_keeps_both_ends(config: Compose, tmp
 )
 def test_settings_that_cannot_be_are_refused_by_name(config: Compose, overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        schema.check(config(*overrides))
+        checks.check(config(*overrides))
 
 
 def test_a_judged_answer_s_length_is_not_to_be_set(config: Compose) -> None:
     cfg = config("experiment=e4", "workload.output_len=9")
     with pytest.raises(ConfigError, match=r"workload\.output_len=9 has no effect on a judged dataset"):
-        schema.check_overrides(cfg, ["workload.output_len=9"])
+        checks.check_overrides(cfg, ["workload.output_len=9"])
 
 
 def test_e6_doubles_up_to_the_model_s_length(config: Compose) -> None:
     cfg = config("experiment=e6", "model.max_len=16384")
-    schema.check(cfg)
+    checks.check(cfg)
     assert list(cfg.dataset.prompt_lens) == [1024, 2048, 4096, 8192, 16384]
     assert [arm.name for arm in plan(cfg)] == ["yarn", "unscaled"]
     assert plan(cfg)[1].scheduler.rope.type == "none"

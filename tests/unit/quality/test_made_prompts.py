@@ -16,11 +16,10 @@ from tests.conftest import SHARED
 from tests.unit.quality.word_tokens import WordTokens
 from wp1.core.errors import ConfigError
 from wp1.quality import builtin
-from wp1.quality.benchmarks import ruler
+from wp1.quality.benchmarks import find, ruler
 from wp1.quality.book import Passages
 from wp1.quality.fit_to_length import PADDING, Draft, Filler
 from wp1.quality.ruler_prompts import DEPTHS, Made, RulerPrompts, qa_set
-from wp1.quality.tasks import find
 
 MADE = [name for name in ruler.names() if name not in ruler.FILES]
 BUILTIN = [

@@ -10,7 +10,8 @@ import pytest
 from tests.conftest import SHARED
 from wp1 import score
 from wp1.core.errors import ConfigError
-from wp1.quality.tasks import Row, find
+from wp1.quality.benchmarks import find
+from wp1.quality.tasks import Row
 from wp1.quality.text_scores import edit_similarity
 from wp1.score import _line, score_file
 

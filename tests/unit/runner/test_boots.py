@@ -9,10 +9,10 @@ import pytest
 
 from wp1.analysis.base import tables
 from wp1.analysis.load import figures as load_figures
-from wp1.analysis.summary import read_json
 from wp1.collectors.device import GPUStatsCollector
 from wp1.core import files
 from wp1.core.records import EngineStats, LoopLag, RecordWriter, RequestRecord
+from wp1.core.run_folder import read_json
 from wp1.runner import boots
 
 METADATA: dict[str, Any] = {

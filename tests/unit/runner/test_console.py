@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.analysis.synthetic import Shape, make_run
-from wp1.report import make_report
 from wp1.runner.console import Screen
-from wp1.runner.run import Outcome
+from wp1.runner.outcome import Outcome
+from wp1.runner.reports import make_report
 
 
 def _shown(folder: Path, capfd: pytest.CaptureFixture[str]) -> str:

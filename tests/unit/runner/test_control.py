@@ -12,13 +12,14 @@ from tests.double import TINY
 from tests.unit.flows.test_pipeline import E3, RUN_ID
 from wp1.analysis import completeness
 from wp1.analysis.base import tables
-from wp1.analysis.summary import read_config, read_json
-from wp1.config import schema
+from wp1.config import checks
 from wp1.core.errors import ConfigError
 from wp1.core.records import read_records
+from wp1.core.run_folder import read_config, read_json
 from wp1.runner.console import Screen
 from wp1.runner.control import count_of
-from wp1.runner.run import Outcome, run
+from wp1.runner.outcome import Outcome
+from wp1.runner.run import run
 
 GREEDY = "workload.temperature=0"
 
@@ -62,7 +63,7 @@ def test_nothing_is_asked_again_of_sampled_answers(
     assert not (outcome.run_dir / "control.jsonl").exists()
     assert "control.jsonl" not in completeness.absent(outcome.run_dir, read_config(outcome.run_dir))
     with pytest.raises(ConfigError, match=r"experiment\.control=3 has no effect with workload\.temperature"):
-        schema.check_overrides(config("workload.temperature=0.5"), ["experiment.control=3"])
+        checks.check_overrides(config("workload.temperature=0.5"), ["experiment.control=3"])
 
 
 def test_how_many_are_asked_again(config: Compose) -> None:

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Compose
+from wp1.analysis.load import probes
+from wp1.analysis.load.probes import Probe, bracket
 from wp1.core import plan
 from wp1.core.records import RecordWriter, Request, new_record
 from wp1.runner import goodput_search
-from wp1.runner.goodput_search import Probe, bracket, next_rate
+from wp1.runner.goodput_search import next_rate
 
 
 def _probe(rate: float, attainment: float, number: int = 0) -> Probe:
@@ -79,7 +81,7 @@ class Engine:
 
 def _search(cfg: Any, engine: Engine) -> list[Probe]:
     asyncio.run(goodput_search.search(cfg, "agg", cfg.experiment.prompt_lens, engine.run_dir, engine.measure))
-    return goodput_search.read(engine.run_dir)
+    return probes.read(engine.run_dir)
 
 
 E2 = (
@@ -101,8 +103,8 @@ def test_the_search_finds_what_an_engine_carries(config: Compose, tmp_path: Path
     assert high <= low * 1.11
     assert path[-1].ended == "narrowed to 10 %"
     # Where the first repeat has more misses than all of them may have, the others are not asked for.
-    assert {probe.repeats for probe in path if probe.rate and not goodput_search.passes(probe)} == {1}
-    assert {probe.repeats for probe in path if probe.rate and goodput_search.passes(probe)} == {3}
+    assert {probe.repeats for probe in path if probe.rate and not probes.passes(probe)} == {1}
+    assert {probe.repeats for probe in path if probe.rate and probes.passes(probe)} == {3}
 
 
 def test_the_search_ends_in_time_and_says_so(config: Compose, tmp_path: Path) -> None:

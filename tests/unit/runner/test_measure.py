@@ -9,13 +9,14 @@ import pytest
 
 from tests.conftest import Compose
 from tests.double import TINY
-from wp1.analysis.summary import read_json
 from wp1.core.errors import ConfigError
 from wp1.core.records import read_records
+from wp1.core.run_folder import read_json
 from wp1.machine import hardware
 from wp1.machine.hardware import GIB
 from wp1.runner.console import Screen
-from wp1.runner.run import Outcome, run
+from wp1.runner.outcome import Outcome
+from wp1.runner.run import run
 from wp1.serving import vllm_backend
 from wp1.workload import arrivals, prompts
 

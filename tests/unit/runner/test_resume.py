@@ -17,13 +17,14 @@ from omegaconf import DictConfig
 from tests.conftest import Compose
 from tests.double import TINY
 from tests.unit.conftest import Command
-from wp1.analysis.summary import read_config, read_json
 from wp1.core import progress
 from wp1.core.errors import ConfigError
 from wp1.core.records import read_records
+from wp1.core.run_folder import read_config, read_json
 from wp1.runner import resume
 from wp1.runner.console import Screen
-from wp1.runner.run import Outcome, run
+from wp1.runner.outcome import Outcome
+from wp1.runner.run import run
 
 RUN_ID = "run-20260101T000000Z-00000000"
 E3 = (

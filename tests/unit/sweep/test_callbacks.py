@@ -14,11 +14,11 @@ import pytest
 from tests.double import DoubleBackend
 from tests.unit.conftest import Sweep
 from wp1 import track as track_command
-from wp1.analysis.summary import read_json
 from wp1.analysis.sweep import figures as sweep_tables
 from wp1.core.errors import ConfigError, WP1Error
 from wp1.core.identity import PARENT_VARIABLE
-from wp1.report import make_comparison
+from wp1.core.run_folder import read_json
+from wp1.runner.reports import make_comparison
 from wp1.track import track, track_sweep
 from wp1.tracking import mlflow_store
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tests.conftest import Compose
 from tests.double import DoubleBackend
 from tests.unit.conftest import Sweep, Swept
-from wp1.analysis.summary import read_json
 from wp1.core.paths import CONF
+from wp1.core.run_folder import read_json
 from wp1.machine import hardware
 from wp1.serving.engines import key_of, keys_of
 from wp1.sweep.launcher import together

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.analysis.synthetic import Shape, make_run
-from wp1.report import make_report
+from wp1.runner.reports import make_report
 from wp1.tracking.entry import Entry
 from wp1.tracking.run import entry_of
 

@@ -1,9 +1,11 @@
 """How every plot of wp1 looks: one palette that colour-blind people can tell apart, one size, thin grids."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from wp1.core import files
 
@@ -99,7 +101,6 @@ def from_zero(*panels: Any) -> None:
 
 def heights(*panels: Any) -> Any:
     """The finite y values of all lines, without the ends of intervals: these may be near zero, or on it."""
-    import numpy as np
     from matplotlib.container import ErrorbarContainer
 
     found = [np.empty(0)]
@@ -116,7 +117,6 @@ def logarithmic(axes: Any, lowest: float, highest: float, formatter: Any) -> Non
 
     It begins at half the lowest value at least: an interval that goes further down is cut off there.
     """
-    import numpy as np
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
     axes.set_yscale("log")
@@ -151,3 +151,14 @@ def save(figure: "Figure", path: Path) -> None:
     with files.replaced(path) as work:
         figure.savefig(work, dpi=150, metadata={"Software": None})
     plt.close(figure)
+
+
+def mark_of(metadata: Mapping[str, Any], arm: str | None = None) -> str:
+    """The labels of a run as its plots' titles carry them; arm: of a plot of it alone, which may share no GPU."""
+    pools = [pool for pool in metadata["pools"] if arm is None or pool.get("arm") == arm]
+    shared = arm is None or any(pool.get("colocated") for pool in pools)
+    labels = [label for label in metadata["labels"] if shared or label != "colocated"]
+    return f" ({', '.join(labels)})" if labels else ""
+
+
+Plot = tuple[str, Path]

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.base import cells, tables
-from wp1.runner.control import name_of
+from wp1.core.request_names import name_of
 from wp1.workload.prompts import REPEATED
 
 # Of the two best log-probabilities, in nats: what rounding can turn round, by the engines' data type. Of bfloat16 it is

@@ -1,11 +1,13 @@
 """Memory and load of the devices over a run, as a plot. The sessions of a run that was resumed lie end to end."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from wp1.analysis.base import style
+from wp1.analysis.base.style import Plot, mark_of
 from wp1.machine.hardware import GIB
 from wp1.stats import spans
 
@@ -18,7 +20,7 @@ SEAM = 0.03
 def device_plot(samples: pl.DataFrame, measured: pl.DataFrame, resumed: int, path: Path, mark: str) -> str:
     """Draws `path` and returns its caption.
 
-    samples: `wp1.collectors.device.SCHEMA`, at least one with figures. resumed: how often the run went on.
+    samples: `wp1.analysis.device.figures.SCHEMA`, at least one with figures. resumed: how often the run went on.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -85,3 +87,13 @@ def sessions(times: np.ndarray, resumed: int) -> list[tuple[float, float]]:
     begins = [0, *sorted(n + 1 for n in seams)]
     ends = [*(n - 1 for n in begins[1:]), len(times) - 1]
     return [(float(times[begin]), float(times[end])) for begin, end in zip(begins, ends, strict=True)]
+
+
+def device_plots(folder: Path, measured: pl.DataFrame, samples: pl.DataFrame, metadata: dict[str, Any]) -> list[Plot]:
+    """The devices over the run, written to `folder`; [] where nothing was sampled or measured."""
+    style.use()
+    figures = samples.filter(pl.col("note").is_null())
+    if not figures.height or not measured.height:
+        return []
+    path = folder / "device.png"
+    return [(device_plot(figures, measured, len(metadata.get("resumed", ())), path, mark_of(metadata)), path)]

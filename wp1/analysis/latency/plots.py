@@ -1,16 +1,12 @@
 """The plots of a report, as PNG files. Labels such as random weights are part of the title."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from wp1.analysis.base import style
-from wp1.analysis.device.plots import device_plot
-
-Plot = tuple[str, Path]
+from wp1.analysis.base.style import Plot
 
 
 def request_plots(folder: Path, measured: pl.DataFrame, mark: str) -> list[Plot]:
@@ -26,24 +22,6 @@ def request_plots(folder: Path, measured: pl.DataFrame, mark: str) -> list[Plot]
         made.append(("How evenly tokens came: every gap between two of them.", folder / "itl.png"))
         _gaps(answered, made[-1][1], mark)
     return made
-
-
-def device_plots(folder: Path, measured: pl.DataFrame, samples: pl.DataFrame, metadata: dict[str, Any]) -> list[Plot]:
-    """The devices over the run, written to `folder`; [] where nothing was sampled or measured."""
-    style.use()
-    figures = samples.filter(pl.col("note").is_null())
-    if not figures.height or not measured.height:
-        return []
-    path = folder / "device.png"
-    return [(device_plot(figures, measured, len(metadata.get("resumed", ())), path, mark_of(metadata)), path)]
-
-
-def mark_of(metadata: Mapping[str, Any], arm: str | None = None) -> str:
-    """The labels of a run as its plots' titles carry them; arm: of a plot of it alone, which may share no GPU."""
-    pools = [pool for pool in metadata["pools"] if arm is None or pool.get("arm") == arm]
-    shared = arm is None or any(pool.get("colocated") for pool in pools)
-    labels = [label for label in metadata["labels"] if shared or label != "colocated"]
-    return f" ({', '.join(labels)})" if labels else ""
 
 
 def _one_prompt_a_cell(answered: pl.DataFrame) -> bool:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from wp1.analysis.base import style
-from wp1.analysis.base.style import MARKERS
-from wp1.analysis.latency.plots import Plot
+from wp1.analysis.base.style import MARKERS, Plot
 from wp1.analysis.length.figures import curve
 
 

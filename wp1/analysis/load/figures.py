@@ -8,7 +8,7 @@ import polars as pl
 from wp1.analysis.base import cells, metrics, steady
 from wp1.analysis.base.markdown import share
 from wp1.analysis.device import roofline
-from wp1.collectors.device import load_window
+from wp1.analysis.device.figures import load_window
 from wp1.stats import samples, spans
 
 # KV this full while requests wait, or a preemption, means that they wait for room.

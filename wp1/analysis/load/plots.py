@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from wp1.analysis.base import metrics, style
-from wp1.analysis.latency.plots import Plot
+from wp1.analysis.base.style import Plot
 from wp1.analysis.length.plots import points
 
 PANELS = (

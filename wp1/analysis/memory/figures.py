@@ -268,8 +268,8 @@ def _calculate(row: Row, requests: pl.DataFrame, model: Mapping[str, Any], engin
 
     KV of a request: the tokens that are kept, which is all but the last one that comes out, x bytes of a token
     (`wp1.model.kv_cache`); and in whole blocks. It is left out if the model has windows or recurrent states, whose
-    blocks the engine frees or groups by its own rules. Activations of a chunk of n tokens in an MLP, the widest place of a dense
-    layer: n x (matrices x intermediate + 2 x hidden size) x bytes an element.
+    blocks the engine frees or groups by its own rules. Activations of a chunk of n tokens in an MLP, the widest place
+    of a dense layer: n x (matrices x intermediate + 2 x hidden size) x bytes an element.
     """
     settings, shape = engine["settings"], model["shape"]
     ranks = len(engine["devices"])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wp1.analysis.base import style
+from wp1.analysis.base.style import Plot, mark_of
 from wp1.analysis.comparison.arms import devices_of
-from wp1.analysis.latency.plots import Plot, mark_of
 from wp1.analysis.memory.figures import PARTS, Row, together
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from wp1.analysis.quality import perplexity
 from wp1.core import shapes
 from wp1.core.records import read_rows
 from wp1.quality import scoring
-from wp1.quality.benchmarks import longbench, longbench_v2, ruler
+from wp1.quality.benchmarks import find, longbench, longbench_v2, ruler
 from wp1.quality.examples import FILE
-from wp1.quality.tasks import Row, find
+from wp1.quality.tasks import Row
 from wp1.stats import intervals
 
 # What is read of a line of examples.jsonl.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from wp1.analysis.base import style
-from wp1.analysis.latency.plots import Plot
+from wp1.analysis.base.style import Plot
 
 # Of the bars of each arm, as colours alone would tell them apart.
 HATCHES = ("", "////", "....", "xxxx")

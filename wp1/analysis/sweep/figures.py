@@ -17,11 +17,11 @@ import polars as pl
 from wp1.analysis.base import metrics, tables
 from wp1.analysis.base.markdown import plain
 from wp1.analysis.comparison import arms, parity
-from wp1.analysis.summary import read_config, read_json, write_json
 from wp1.core import redaction, shapes
 from wp1.core.errors import WP1Error
 from wp1.core.paths import MANIFEST
-from wp1.runner.control import FILE as CONTROL
+from wp1.core.request_names import FILE as CONTROL
+from wp1.core.run_folder import read_config, read_json, write_json
 from wp1.workload.prompts import REPEATED
 
 # What a job's files must say of it.

@@ -13,12 +13,12 @@ from wp1.analysis.comparison import report as comparison_report
 from wp1.analysis.quality import figures as quality_figures
 from wp1.analysis.quality import report as quality_report
 from wp1.analysis.report import HOW_TO_READ_ARMS
-from wp1.analysis.summary import read_config
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep.figures import Job, Pair, differing, titles
 from wp1.analysis.sweep.plots import sweep_plot
 from wp1.core import files, labels
 from wp1.core.paths import report_of
+from wp1.core.run_folder import read_config
 
 PAGE, ROWS, PAIRS, PLOT = "comparison.md", "comparison.csv", "comparison_pairs.csv", "comparison.png"
 COUNTS = (("requests_ok", "ok"), ("requests_failed", "failed"))

@@ -11,12 +11,12 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import completeness
-from wp1.analysis.summary import read_config, read_metadata
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep.figures import Job, Pair
 from wp1.core.errors import ConfigError
 from wp1.core.identity import DECISIVE, settings_of
 from wp1.core.paths import run_or_sweep
+from wp1.core.run_folder import read_config, read_metadata
 
 # Settings of a workload that may differ between cells of one name: the name has them, or they change how much was sent
 # and not what.

@@ -21,7 +21,7 @@ class AggregatedScheduler:
 
     routing: "round_robin", or "least_loaded" (fewest requests in flight, equals in turn).
     make_backend: gives an engine for a name and a place; engines start when the scheduler is entered.
-    others: what disaggregated serving needs and has no use here; `wp1.config.schema.check` refuses its keys.
+    others: what disaggregated serving needs and has no use here; `wp1.config.checks.check` refuses its keys.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import pytest
 
 from wp1.analysis.base import metrics, tables
 from wp1.analysis.comparison.figures import BY_LENGTH, LATENCIES, METRICS, compare, goodput, unlike_lengths, verdict
-from wp1.runner.goodput_search import bracket, planned_probes
+from wp1.analysis.load.probes import bracket, planned_probes
 
 SLO = {"ttft_ms": 1000, "tpot_ms": None}
 

@@ -15,12 +15,13 @@ from tests.unit.analysis.synthetic import Shape, make_run
 from wp1.analysis.base import style, tables
 from wp1.analysis.comparison import plots as comparison_plots
 from wp1.analysis.device import plots as device_plots
+from wp1.analysis.device.figures import SCHEMA
 from wp1.analysis.latency import plots as latency_plots
 from wp1.analysis.length import figures as length_figures
 from wp1.analysis.length import plots as length_plots
 from wp1.analysis.load import plots as load_plots
 from wp1.analysis.quality import plots as quality_plots
-from wp1.collectors.device import SCHEMA
+from wp1.analysis.transfer import plots as transfer_plots
 
 
 @pytest.fixture
@@ -93,14 +94,14 @@ def test_the_queues_of_an_arm_lie_end_to_end_where_it_was_not_up(figures: list[A
     measured = pl.DataFrame(
         {"arm": "disagg", "cell": "c", "repeat": [0, 1], "t_sent": [5.0, 3605.0], "t_end": [9.0, 3609.0]}
     )
-    [(caption, _)] = comparison_plots.handoff_plots(tmp_path, samples, measured, "")
+    [(caption, _)] = transfer_plots.handoff_plots(tmp_path, samples, measured, "")
     assert "At a dotted line disagg was not up" in caption
     for axes in figures[0].axes:
         assert axes.get_xlim()[1] < 22
         assert [line.get_linestyle() for line in axes.lines] == [":"]
         assert [round(span.get_width(), 6) for span in axes.patches] == [4, 4]
     one = samples.filter(pl.col("t") < 100)
-    [(caption, _)] = comparison_plots.handoff_plots(tmp_path, one, measured.filter(pl.col("repeat") == 0), "")
+    [(caption, _)] = transfer_plots.handoff_plots(tmp_path, one, measured.filter(pl.col("repeat") == 0), "")
     assert "dotted" not in caption and not figures[1].axes[0].lines
 
 
@@ -311,14 +312,14 @@ def test_a_transfer_is_drawn_as_long_as_it_took(figures: list[Any], tmp_path: Pa
     )  # fmt: skip
     times = np.arange(0, 20.05, 0.1)
     samples = pl.DataFrame({"t": times, "arm": "disagg"} | {name: [1] * times.size for name in tables.QUEUES})
-    [(caption, _)] = comparison_plots.handoff_plots(tmp_path, samples, requests, "", handoffs)
+    [(caption, _)] = transfer_plots.handoff_plots(tmp_path, samples, requests, "", handoffs)
     assert "begin and end of each request's stay" in caption
     expected = {"prefilling": 0.9, "transferring": 0.0006, "decoding": 1.9994}
-    for axes, (name, *_) in zip(figures[0].axes, comparison_plots.PLACES, strict=True):
+    for axes, (name, *_) in zip(figures[0].axes, transfer_plots.PLACES, strict=True):
         most, mean = axes.collections
         assert _area(mean) == pytest.approx(3 * expected.get(name, 0.1 if name == "prefill_waiting" else 0), rel=1e-6)
         # The pale ones say that there was one at all, within a slice.
-        assert _area(most) <= 3 * (expected.get(name, 0.1) + 2 * 20 / comparison_plots.SLICES)
+        assert _area(most) <= 3 * (expected.get(name, 0.1) + 2 * 20 / transfer_plots.SLICES)
         if name == "transferring":
             assert axes.get_title(loc="left").endswith("n = 3, mean 0.60 ms")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from wp1 import peaks
 from wp1.core.errors import ConfigError
+from wp1.machine import peaks
 from wp1.machine.stated_peaks import STATED, stated
 
 
