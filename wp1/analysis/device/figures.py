@@ -7,7 +7,6 @@ import numpy as np
 import polars as pl
 
 from wp1.analysis.base import tables
-from wp1.analysis.device.figures import _figures, _inside, energy, idle_windows, load_window, read_samples
 from wp1.core import files
 from wp1.machine import hardware
 from wp1.stats import spans
