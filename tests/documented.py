@@ -5,7 +5,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-REPO = Path(__file__).parents[1]
+from tests import REPO
+
 TEXTS = [
     REPO / "README.md",
     *sorted((REPO / "docs").glob("*.md")),

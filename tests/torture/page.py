@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests import REPO
 from tests.torture.case import Case, Result
 from wp1.analysis.base.markdown import table, text
 from wp1.core.identity import git_state, versions
@@ -46,7 +47,7 @@ def part(cases: Sequence[Case], results: Mapping[str, Result], command: str, dat
     machine = hardware.describe()
     of = versions()
     software = ", ".join(f"{name} {of[name]}" for name in SHOWN if name in of)
-    state = git_state(Path(__file__).parents[2]) or {}
+    state = git_state(REPO) or {}
     commit = f"commit {state['commit'][:12]}{' and changes' if state['dirty'] else ''}" if state else "no commit"
     held = sum(not result.wrong for result in results.values())
     told = [f"- **{name}**: {_anywhere('; '.join(got.wrong))}" for name, got in sorted(results.items()) if got.wrong]

@@ -15,7 +15,7 @@ from wp1.core.errors import ConfigError, unreadable
 
 # What a sweep's folder has at its top, as a run's has run_metadata.json.
 MANIFEST = "sweep.json"
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 # conf/ lies beside the package in a checkout, and inside it in a wheel.
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 

@@ -15,7 +15,7 @@ from wp1.analysis import completeness
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import summarise
 from wp1.collectors import Collector
-from wp1.core import files, identity, locks, redaction
+from wp1.core import files, identity, locks, paths, redaction
 from wp1.core.errors import WP1Error
 from wp1.core.paths import reports_of
 from wp1.core.run_folder import write_json
@@ -59,7 +59,7 @@ def run(
         with screen.step(f"preparing {cfg.model.name}") as tell:
             prepared = prepare(cfg, run_dir / "engine.log", tell, engines.key if engines is not None else None)
         model = prepared.model
-        metadata = run_metadata(run_id, cfg, _hash(cfg, prepared), Path(__file__).parents[1], sweep)
+        metadata = run_metadata(run_id, cfg, _hash(cfg, prepared), paths.PACKAGE.parent, sweep)
         metadata["model"] = _model_metadata(model)
         if any(arm.scheduler.rope is not None for arm in prepared.arms):
             metadata["ropes"] = {

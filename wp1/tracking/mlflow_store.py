@@ -21,7 +21,7 @@ from filelock import FileLock
 from filelock import Timeout as LockTimeout
 
 from wp1.analysis.sweep.figures import read_jobs
-from wp1.core import redaction
+from wp1.core import paths, redaction
 from wp1.core.errors import ConfigError, WP1Error
 from wp1.core.paths import reports_of
 from wp1.core.run_folder import read_config
@@ -213,7 +213,7 @@ def store_of(uri: str, base: Path) -> Store:
             if "%" in str(database):
                 raise WP1Error("SQLAlchemy takes the % in that path for an escape: name a file without one")
             absolute = f"sqlite:///{database}{mark}{query}"
-            return Store(absolute, absolute, database, database == Path(__file__).resolve().parents[1] / "mlflow.db")
+            return Store(absolute, absolute, database, database == paths.PACKAGE.resolve().parent / "mlflow.db")
     elif uri.startswith(("http://", "https://")):
         if urlsplit(uri).password is not None:
             # It would be in config.yaml, and so in the report's and MLflow's copies of it.

@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import REPO
 from wp1.core import command
 
-REPO = Path(__file__).parents[2]
 MODULES = ("wp1", *(f"wp1.{name}" for name in command.NAMES))
 
 

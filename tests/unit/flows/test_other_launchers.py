@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import REPO
 from tests.double import TINY, DoubleBackend
 from tests.unit.conftest import Command
 from wp1.core.errors import ConfigError, WP1Error
 from wp1.core.run_folder import write_json
 from wp1.sweep import callbacks
 
-REPO = Path(__file__).parents[2]
 QUIET = ("tracking=none", "experiment.repeats=1", "experiment.same_tokens=false")
 
 

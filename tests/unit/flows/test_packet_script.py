@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import REPO
 from tests.conftest import Compose
 from wp1.analysis.packet import EXPERIMENTS
 from wp1.config import checks
 
-REPO = Path(__file__).parents[2]
 SCRIPT = REPO / "launch" / "packet.sh"
 
 pytestmark = pytest.mark.skipif(

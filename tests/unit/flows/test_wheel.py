@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import REPO
 from wp1 import __version__
 from wp1.core import command
-
-REPO = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
+from tests import REPO
 from tests.conftest import Compose
 from tests.double import TINY
 from tests.unit.conftest import Command
@@ -72,11 +73,11 @@ def write_or_die(self, record):
         os.kill(os.getpid(), signal.SIGKILL)
     write(self, record)
 RecordWriter.write = write_or_die
+from tests import REPO
 from wp1.main import main
 sys.argv = ["wp1", *sys.argv[1:]]
 main()
 """
-REPO = Path(__file__).parents[2]
 
 
 def child(*words: str, **environment: str) -> "subprocess.Popen[str]":

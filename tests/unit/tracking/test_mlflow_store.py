@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import REPO
 from tests.double import PIXEL
 from tests.unit.analysis import synthetic
 from wp1.core.errors import WP1Error
@@ -407,7 +408,7 @@ def test_a_relative_store_is_the_projects_wherever_one_stands(tmp_path: Path) ->
     store = mlflow_store.store_of("sqlite:///mlflow.db", tmp_path)
     assert store.uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert not store.in_project
-    project = Path(mlflow_store.__file__).parents[1]
+    project = REPO
     assert mlflow_store.store_of("sqlite:///mlflow.db", project).in_project
 
 
@@ -444,7 +445,7 @@ def test_two_runs_publish_to_a_new_store_at_once(tmp_path: Path) -> None:
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "wp1.track", str(make_run(tmp_path, name))],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(mlflow_store.__file__).parent.parent,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPO,
         )
         for name in names
     ]  # fmt: skip
@@ -460,8 +461,6 @@ def test_two_runs_publish_to_a_new_store_at_once(tmp_path: Path) -> None:
 
 def test_the_command_fails_in_one_line(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "wp1.track", str(tmp_path)]
-    done = subprocess.run(
-        words, capture_output=True, text=True, cwd=Path(mlflow_store.__file__).parent.parent, check=False
-    )
+    done = subprocess.run(words, capture_output=True, text=True, cwd=REPO, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith(f"error: {tmp_path} has no run_metadata.json and no sweep.json: name ")
