@@ -8,8 +8,7 @@ from pathlib import Path
 REPO = Path(__file__).parents[1]
 TEXTS = [
     REPO / "README.md",
-    *sorted((REPO / "docs").glob("*.md")),
-    REPO / "docs" / "results" / "README.md",
+    *sorted((REPO / "docs").rglob("*.md")),
     REPO / "launch" / "README.md",
     REPO / "Makefile",
     *sorted((REPO / "conf").rglob("*.yaml")),
@@ -58,6 +57,15 @@ def settings() -> list[Documented]:
                 if not re.search(r"[|…]", words):
                     found.setdefault(words, Documented(f"{path.relative_to(REPO)}:{number}", "wp1", _words(words)))
     return list(found.values())
+
+
+def yaml_files() -> dict[str, str]:
+    """Files that the texts show whole, in blocks of YAML whose first line is a comment with the file's name."""
+    found = {}
+    for path in (path for path in TEXTS if path.suffix == ".md"):
+        blocks = re.findall(r"^```yaml\n# (\S+\.yaml)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        found |= dict(blocks)
+    return found
 
 
 def _statements(path: Path) -> list[tuple[int, str]]:
