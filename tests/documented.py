@@ -1,4 +1,4 @@
-"""The commands that the texts for users name: README, docs, comments of conf/ and Makefile, launch/ and `--help`."""
+"""The commands in the texts for users: README, all of docs/, comments in conf/ and the Makefile, launch/, `--help`."""
 
 import re
 import shlex
@@ -60,11 +60,10 @@ def settings() -> list[Documented]:
 
 
 def yaml_files() -> dict[str, str]:
-    """Files that the texts show whole, in blocks of YAML whose first line is a comment with the file's name."""
-    found = {}
+    """Text by name of the files shown in YAML blocks whose first line is a comment with the file's name."""
+    found: dict[str, str] = {}
     for path in (path for path in TEXTS if path.suffix == ".md"):
-        blocks = re.findall(r"^```yaml\n# (\S+\.yaml)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-        found |= dict(blocks)
+        found |= dict(re.findall(r"(?ms)^```yaml\n# (\S+\.yaml)\n(.*?)^```$", path.read_text(encoding="utf-8")))
     return found
 
 

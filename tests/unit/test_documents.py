@@ -1,4 +1,4 @@
-"""README and docs/ are true in what a program can check: links, paths, keys, names of tests, figures of the result."""
+"""What a program can check in README and docs/: links, paths, configuration keys, names of tests, README's figures."""
 
 import csv
 import re
@@ -16,7 +16,7 @@ PAGES.append(REPO / "docs" / "results" / "README.md")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"`((?:wp1|tests|conf|launch|docs|requirements)/[\w./-]+)`")
 KEY = re.compile(rf"`((?:{'|'.join([*GROUPS, 'arms'])})(?:\.\w+)+)(?==|`)")
-# Parts that take any key, and the names that experiments give their arms.
+# Parts of the configuration that take any key.
 NOWHERE = object()
 FREE = re.compile(r"(backend\.engine|transfer\.environment|transfer\.extra|collectors)\.|tags\.")
 
@@ -26,14 +26,14 @@ def _text(page: Path) -> str:
 
 
 def _anchors(page: Path) -> set[str]:
-    """What GitHub calls the headings of a page in links."""
+    """The anchors GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", _text(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.fixture(scope="module")
 def composed() -> list[DictConfig]:
-    """Configurations that have every key between them."""
+    """Configurations that together have every key."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return [compose("config", [option]) for option in ("scheduler=agg", "scheduler=disagg", "transfer=ipc")]
 
@@ -62,8 +62,8 @@ def test_paths_keys_and_tests_exist(page: Path, composed: list[DictConfig]) -> N
     for key in KEY.findall(text):
         if FREE.match(key):
             continue
-        key = re.sub(r"^arms\.\w+", "scheduler", key)
-        assert any(OmegaConf.select(cfg, key, default=NOWHERE) is not NOWHERE for cfg in composed), key
+        name = re.sub(r"^arms\.\w+", "scheduler", key)
+        assert any(OmegaConf.select(cfg, name, default=NOWHERE) is not NOWHERE for cfg in composed), key
     sources = "".join(_text(path) for path in (REPO / "tests").rglob("*.py")) if "`test_" in text else ""
     for test in re.findall(r"`(test_\w+)`", text):
         assert f"def {test}(" in sources, test
