@@ -1,6 +1,6 @@
-"""Commands of README, one of each kind, on real engines: those that ask the same of their engines share them.
+"""Documented commands, one of each kind, on real engines; commands with the same engine settings share them.
 
-Each is read from README, and made short by settings added to it. E0, E2, E4, E6 and transfers have tests of their own.
+Each is read from README or docs/ and made short by added settings. E0, E2, E4, E6 and transfers have tests of their own.
 """
 
 from pathlib import Path
