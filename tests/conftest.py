@@ -20,6 +20,8 @@ SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
 
 ENGINES = "tests/engine/"
+# Builds models in one process and starts no engine, so any worker may run it.
+NO_ENGINE = "tests/engine/test_published_models.py"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -39,7 +41,8 @@ class ByModule(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return ENGINES if ENGINES in nodeid else nodeid.partition("::")[0]
+        module = nodeid.partition("::")[0]
+        return ENGINES if module.startswith(ENGINES) and module != NO_ENGINE else module
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
