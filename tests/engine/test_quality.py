@@ -14,6 +14,7 @@ def test_e6_compares_yarn_with_the_unscaled_control(engines: Engines, tmp_path: 
         tmp_path,
         "experiment=e6",
         "tracking=none",
+        "experiment.measure_peaks=false",
         "dataset.samples_per_task=1",
         "model.max_len=16384",
         "dataset.prompt_lens=[512,1024]",
