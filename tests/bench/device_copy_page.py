@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from wp1.analysis.markdown import table
+from wp1.analysis.base.markdown import table
 
 Row = dict[str, Any]
 # Columns of the table by size: what, how, and the heading.

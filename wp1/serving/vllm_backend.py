@@ -1,7 +1,8 @@
 """One real vLLM engine behind AsyncLLM: the only module that imports vllm in wp1's own process.
 
 The engine's processes write to the run's engine.log, because wp1 points its own standard output there while engines
-live (see `wp1.console`); the terminal stays readable, and a start-up that fails can show the engine's last lines.
+live (see `wp1.machine.output`); the terminal stays readable, and a start-up that fails can show the engine's last
+lines.
 """
 
 import asyncio
@@ -19,9 +20,10 @@ from typing import Any, Self, TypeVar
 
 import psutil
 
-from wp1 import hardware
-from wp1.errors import ConfigError, WP1Error
-from wp1.records import Request
+from wp1.core.errors import ConfigError, WP1Error
+from wp1.core.records import Request
+from wp1.machine import hardware
+from wp1.model.models import ServedModel
 from wp1.serving import kv_layout
 from wp1.serving import memory as memory_of
 from wp1.serving.backend import (
@@ -34,7 +36,6 @@ from wp1.serving.backend import (
     EngineTimes,
 )
 from wp1.serving.fit import GPU_SHARE, kv_pool_bytes
-from wp1.serving.models import ServedModel
 from wp1.serving.placement import Place
 from wp1.serving.postmortem import cause_of_death
 from wp1.serving.spawning import spawning
@@ -85,7 +86,7 @@ def set_environment() -> None:
     """What must be in the environment before vllm is imported; children inherit it."""
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # NVML's order, in which `wp1.hardware` counts GPUs.
+    # NVML's order, in which `wp1.machine.hardware` counts GPUs.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -250,17 +251,25 @@ class VLLMBackend:
         set_environment()
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        devices = {}
-        if self._place.gpus:
-            # vLLM takes the first ones; the others are only to be seen.
-            devices["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._place.gpus + self._place.peers))
-        if self._place.cores is not None:
-            devices["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, self._place.cores))
-        with spawning(devices):
+        with spawning(self._environment()):
             if self._given_up:
                 raise EngineStartError("given up before it began")
             loggers = [_stats_logger(self.name, self._on_kv_stats, self._on_stats)]
             return AsyncLLM.from_vllm_config(self._engine_config(), stat_loggers=loggers)
+
+    def _environment(self) -> dict[str, str]:
+        """Variables of this engine's processes alone."""
+        environment = {}
+        if self._place.gpus:
+            # vLLM takes the first ones; the others are only to be seen.
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._place.gpus + self._place.peers))
+        if self._place.cores is not None:
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, self._place.cores))
+        if hardware.device_type() == "cpu" and self.arguments()["enforce_eager"]:
+            # `enforce_eager` is about the model. vLLM compiles a small function for log-probabilities all the same, at
+            # the first request that asks for them: about 10 s to save microseconds.
+            environment["TORCHDYNAMO_DISABLE"] = "1"
+        return environment
 
     async def _give_up(self, starting: "asyncio.Future[Any]") -> None:
         # The thread waits on the engine's process; with that gone it ends by an error that nobody needs.

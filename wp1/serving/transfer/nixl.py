@@ -6,8 +6,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from wp1 import hardware
-from wp1.errors import WP1Error
+from wp1.core.errors import WP1Error
+from wp1.machine import hardware
 from wp1.serving.transfer import Kept, Pools, Role, TransferReport, reports_in
 
 CONNECTORS = {"pull": "NixlPullConnector", "push": "NixlPushConnector"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from wp1.errors import WP1Error
+from wp1.core.errors import WP1Error
 from wp1.serving.transfer import nixl
 
 
