@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.double import DoubleBackend, fresh, unpainted
-from wp1 import hardware, schema
-from wp1.analysis import style
+from wp1.analysis.base import style
+from wp1.config import schema
+from wp1.machine import hardware
 from wp1.main import CONF
 
 # Third-party data that tests read where it lies beside the checkout, and skip where it does not.
@@ -93,5 +94,5 @@ def double(without_pixels: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(hardware, "available_memory_bytes", lambda: 24 << 30)
     monkeypatch.setenv("WP1_CACHE", str(tmp_path / "cache"))
     # What this machine can do says nothing of the double, and takes seconds.
-    monkeypatch.setattr("wp1.peaks.measured_apart", lambda: None)
+    monkeypatch.setattr("wp1.machine.peaks.measured_apart", lambda: None)
     return backend

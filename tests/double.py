@@ -2,7 +2,7 @@
 
 The backend is for everything around an engine. It has no model: its tokens count up from the seed.
 
-No configuration reaches it: `wp1.schema` refuses targets outside wp1, and tests put it in VLLMBackend's place.
+No configuration reaches it: `wp1.config.schema` refuses targets outside wp1, and tests put it in VLLMBackend's place.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from wp1.analysis import style
-from wp1.records import Request
+from wp1.analysis.base import style
+from wp1.core.records import Request
 from wp1.serving.backend import Chunk, EngineDiedError, EngineInfo, EngineTimes
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ PIXEL = base64.b64decode(
 
 
 def unpainted(figure: "Figure", path: Path) -> None:
-    """In `wp1.analysis.style.save`'s place, for tests of what is around plots: everything but layout and pixels."""
+    """Replaces `wp1.analysis.base.style.save` in tests of what is around plots: all but layout and pixels."""
     import matplotlib.pyplot as plt
 
     style.thousands(figure)

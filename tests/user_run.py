@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wp1.records import read_records
+from tests import REPO
+from wp1.core.records import read_records
 
-REPO = Path(__file__).parents[1]
 MARK = "WP1_TEST_MARK"
 # The smallest model that an engine serves: random weights, no tokenizer. It starts fastest.
 TINY_SHAPE = (

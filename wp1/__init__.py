@@ -15,6 +15,6 @@ def _interrupted(kind: type[BaseException], error: BaseException, where: Traceba
 
 
 # Of `python -m wp1.report` and the like, before the module itself is imported: that takes a second, in which nothing
-# else would catch a Ctrl-C (`wp1.command.run` does later).
+# else would catch a Ctrl-C (`wp1.core.command.run` does later).
 if sys.argv[:1] == ["-m"]:
     sys.excepthook = _interrupted

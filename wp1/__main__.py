@@ -2,7 +2,7 @@
 
 import sys
 
-from wp1 import command
+from wp1.core import command
 
 
 def main() -> None:

@@ -11,17 +11,19 @@ from typing import Any
 
 import polars as pl
 
-from wp1 import command, files, locks
-from wp1.analysis import runs, sweep, tables
-from wp1.analysis.markdown import fence, table, text
+from wp1.analysis.base import tables
+from wp1.analysis.base.markdown import fence, table, text
 from wp1.analysis.report import HOW_TO_READ_ARMS
-from wp1.analysis.summary import read_config
-from wp1.analysis.sweep import Job
-from wp1.analysis.sweep_plot import sweep_plot
-from wp1.analysis.sweep_report import PAGE, PAIRS, PLOT, ROWS, contrast, jobs_table, reasons
-from wp1.errors import ConfigError, WP1Error, access_told, unforeseen
-from wp1.identity import settings_of
-from wp1.places import comparisons_of, folder_named, report_of
+from wp1.analysis.sweep import figures as sweep_figures
+from wp1.analysis.sweep import runs
+from wp1.analysis.sweep.figures import Job
+from wp1.analysis.sweep.plots import sweep_plot
+from wp1.analysis.sweep.report import PAGE, PAIRS, PLOT, ROWS, contrast, jobs_table, reasons
+from wp1.core import command, files, locks
+from wp1.core.errors import ConfigError, WP1Error, access_told, unforeseen
+from wp1.core.identity import settings_of
+from wp1.core.paths import comparisons_of, folder_named, report_of
+from wp1.core.run_folder import read_config
 
 
 def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
@@ -34,7 +36,7 @@ def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
     folders = runs.folders_of(given)
     jobs = runs.read_runs(folders)
     runs.check_alike(jobs)
-    found = sweep.rows(jobs)
+    found = sweep_figures.rows(jobs)
     pairs = runs.pairs(jobs, found)
     doubts = runs.warnings(jobs)
     folder = out or default_folder(jobs)
@@ -43,17 +45,17 @@ def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
 
 
 def _write(
-    folder: Path, folders: list[Path], jobs: list[Job], found: pl.DataFrame, pairs: list[sweep.Pair],
+    folder: Path, folders: list[Path], jobs: list[Job], found: pl.DataFrame, pairs: list[sweep_figures.Pair],
     doubts: list[str], given: list[Path],
 ) -> tuple[Path, list[str]]:  # fmt: skip
     tables.write_csv(found, folder / ROWS, 3)
     sections, frames, words = [], [], []
     for pair in pairs:
-        names = sweep.names_of(pair)
-        content, frame = sweep.side_by_side(names, [pair])
+        names = sweep_figures.names_of(pair)
+        content, frame = sweep_figures.side_by_side(names, [pair])
         sections.append(contrast(content, [pair]))
         words.append(f"{names[1]} against {names[0]}: {content['words']}")
-        marks = ", ".join(sweep.all_labels([pair.a, pair.b]))
+        marks = ", ".join(sweep_figures.all_labels([pair.a, pair.b]))
         frames.append(frame.with_columns(labels=pl.lit(marks or None, pl.String)))
     tables.write_csv(pl.concat(frames), folder / PAIRS, 4)
     plotted = sweep_plot(folder / PLOT, jobs, found)

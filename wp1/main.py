@@ -19,12 +19,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from wp1 import __version__, command, locks, redaction, resume, schema
-from wp1.callbacks import failed_elsewhere, sweep_began, sweep_closed
-from wp1.errors import ConfigError, WP1Error
-from wp1.identity import RUN_ID, new_run_id, new_sweep_id
-from wp1.launcher import engines_of_sweep
-from wp1.places import CONF, project_root, reports_of
+from wp1 import __version__
+from wp1.config import checks, schema
+from wp1.core import command, locks, redaction
+from wp1.core.errors import ConfigError, WP1Error
+from wp1.core.identity import RUN_ID, new_run_id, new_sweep_id
+from wp1.core.paths import CONF, project_root, reports_of
+from wp1.runner import resume
+from wp1.sweep.callbacks import failed_elsewhere, sweep_began, sweep_closed
+from wp1.sweep.launcher import engines_of_sweep
 
 schema.register()
 OmegaConf.register_new_resolver("wp1_run_id", new_run_id, use_cache=True)
@@ -41,7 +44,7 @@ _failures: list[BaseException] = []
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(composed: DictConfig) -> WP1Error | None:
-    """One run of what Hydra composed. Returns what went wrong, which Hydra passes on to `wp1.callbacks`."""
+    """One run of what Hydra composed. Returns what went wrong, which Hydra passes on to `wp1.sweep.callbacks`."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         _run(composed, run_dir)
@@ -63,11 +66,11 @@ def _job(composed: DictConfig) -> WP1Error | None:
 def _run(composed: DictConfig, run_dir: Path) -> None:
     """Raises ConfigError for bad input, WP1Error for a run that failed, KeyboardInterrupt for one that was stopped."""
     cfg = schema.resolve(composed)
-    schema.check(cfg)
-    schema.check_overrides(cfg, list(HydraConfig.get().overrides.task))
-    from wp1.console import Screen
-    from wp1.run import run
-    from wp1.tracking import check_uri, publish_or_say
+    checks.check(cfg)
+    checks.check_overrides(cfg, list(HydraConfig.get().overrides.task))
+    from wp1.runner.console import Screen
+    from wp1.runner.run import run
+    from wp1.tracking.mlflow_store import check_uri, publish_or_say
 
     if cfg.tracking.enabled:
         check_uri(cfg.tracking.uri, Path(cfg.root))

@@ -8,13 +8,13 @@ of several machines, unless --partial.
 import sys
 from pathlib import Path
 
-from wp1 import command, locks
 from wp1.analysis import packet
-from wp1.analysis.summary import read_config
-from wp1.console import Screen
-from wp1.errors import WP1Error, access_told, unforeseen
-from wp1.places import folder_named, reports_of
-from wp1.report import make_report
+from wp1.core import command, locks
+from wp1.core.errors import WP1Error, access_told, unforeseen
+from wp1.core.paths import folder_named, reports_of
+from wp1.core.run_folder import read_config
+from wp1.runner.console import Screen
+from wp1.runner.reports import make_report
 
 
 def main() -> None:

@@ -24,11 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wp1 import command, row_files
-from wp1.errors import ConfigError
-from wp1.quality import infinitebench, longbench, longbench_v2, pg19, rows, ruler, scoring, tasks
-from wp1.quality.tasks import Row, Task, find
-from wp1.row_files import BadRowError
+from wp1.core import command
+from wp1.core.errors import ConfigError
+from wp1.quality import benchmarks, rows, scoring
+from wp1.quality.benchmarks import find, infinitebench, longbench, longbench_v2, pg19, ruler
+from wp1.quality.tasks import Row, Task
+from wp1.workload import row_files
+from wp1.workload.row_files import BadRowError
 
 PREDICTIONS = ("prediction", "pred", "response")
 REFERENCES = ("answers", "ground_truth", "label", "outputs", "answer")
@@ -95,7 +97,7 @@ def scores_of(task: Task, paths: Sequence[Path]) -> Scores:
 def _task_in(name: str, benchmark: str | None = None) -> str | None:
     """The task that a file is called after: `hotpotqa`, `preds_passkey`."""
     short = re.sub(r"^preds?_", "", name.rpartition("/")[2])
-    of = [module for module in tasks.benchmarks().values() if benchmark in (None, module.NAME)]
+    of = [module for module in benchmarks.benchmarks().values() if benchmark in (None, module.NAME)]
     return short if any(short in module.names() for module in of) else None
 
 
@@ -194,7 +196,7 @@ def _named(words: Sequence[str]) -> list[tuple[Task, list[Path]]]:
             files = [(task or _find(path, benchmark), path)]
         elif waits:
             raise ConfigError(f"{word} is not there: name a file of predictions, or a folder of such, after {waits}")
-        elif word in (*tasks.benchmarks(), E) and word != longbench_v2.NAME:
+        elif word in (*benchmarks.benchmarks(), E) and word != longbench_v2.NAME:
             task, benchmark, waits = None, word, word
             continue
         elif task is not None and not _is_name(word) and ("." in word or "/" in word):
@@ -269,7 +271,7 @@ def _line(name: str, score: dict[str, Any]) -> str:
 
 
 def _list() -> str:
-    found = [module.task(name) for module in tasks.benchmarks().values() for name in module.names()]
+    found = [module.task(name) for module in benchmarks.benchmarks().values() for name in module.names()]
     return "\n".join(f"{f'{one.benchmark}/{one.name}':40} {one.metric:16} {one.category}" for one in found)
 
 

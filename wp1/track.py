@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from wp1 import command, files, foreign, locks, redaction
-from wp1.analysis import sweep
-from wp1.analysis.summary import read_config, read_json, read_metadata, write_json
-from wp1.analysis.sweep_report import PAGE, PLOT, write_comparison
-from wp1.errors import ConfigError, WP1Error, access_told, unforeseen
-from wp1.places import at_home, folder_named, project_root, report_of, reports_of, run_or_sweep
-from wp1.report import make_report
-from wp1.tracking import close_sweep, open_sweep, publish, shown
+from wp1.analysis.sweep import figures as sweep_figures
+from wp1.analysis.sweep.report import PAGE, PLOT, write_comparison
+from wp1.core import command, files, locks, redaction, untrusted
+from wp1.core.errors import ConfigError, WP1Error, access_told, unforeseen
+from wp1.core.paths import at_home, folder_named, project_root, report_of, reports_of, run_or_sweep
+from wp1.core.run_folder import read_config, read_json, read_metadata, write_json
+from wp1.runner.reports import make_report
+from wp1.tracking.mlflow_store import close_sweep, open_sweep, publish, shown
 
 
 def track(run_dir: Path, uri: str | None) -> str:
@@ -33,18 +33,20 @@ def track_sweep(folder: Path, uri: str | None) -> Iterator[str]:
 
     What a sweep that was killed did not get to is made first. uri: as in `track`. Raises WP1Error.
     """
-    manifest = sweep.read_manifest(folder)
+    manifest = sweep_figures.read_manifest(folder)
     unfinished = manifest["status"] == "running"
     if unfinished:
         _refuse_while_written(folder, "a sweep")
-    pages = {job.run_dir: _page(job.run_dir) for job in sweep.read_jobs(folder, manifest) if job.run_dir is not None}
+    pages = {
+        job.run_dir: _page(job.run_dir) for job in sweep_figures.read_jobs(folder, manifest) if job.run_dir is not None
+    }
     if not pages:
         raise ConfigError(f"{folder} is of a sweep that left no run: there is nothing to publish")
     if unfinished:
-        jobs = sweep.read_jobs(folder, manifest)
+        jobs = sweep_figures.read_jobs(folder, manifest)
         ended = max(job.metadata["ended"] for job in jobs if job.run_dir is not None)
-        manifest |= {"status": sweep.status_of(jobs, stopped=False), "ended": ended}
-        sweep.write_manifest(folder, manifest)
+        manifest |= {"status": sweep_figures.status_of(jobs, stopped=False), "ended": ended}
+        sweep_figures.write_manifest(folder, manifest)
     if unfinished or not all((folder / name).is_file() for name in (PAGE, PLOT)):
         write_comparison(folder)
     where = uri or store_for(folder, manifest)
@@ -53,7 +55,7 @@ def track_sweep(folder: Path, uri: str | None) -> Iterator[str]:
     manifest["parent_run_id"] = parent
     if uri is None:
         # Where it goes on, should it be resumed.
-        sweep.write_manifest(folder, manifest)
+        sweep_figures.write_manifest(folder, manifest)
     try:
         for run_dir, page in pages.items():
             yield _publish(run_dir, page, where, parent)
@@ -102,7 +104,7 @@ def store_for(folder: Path, config: Mapping[str, Any]) -> str:
     Raises ConfigError for any other: a folder is not asked whom to send passwords to.
     """
     named, root = config["tracking"]["uri"], config["root"]
-    if foreign.is_own_store(named, folder, root):
+    if untrusted.is_own_store(named, folder, root):
         return named or f"sqlite:///{root if at_home(folder, root) else project_root()}/mlflow.db"
     if named.startswith("sqlite:///") and not at_home(folder, root):
         return f"sqlite:///{project_root()}/mlflow.db"

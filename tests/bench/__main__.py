@@ -36,18 +36,20 @@ from typing import Any, NoReturn
 from hydra import compose, initialize_config_dir
 
 from tests.bench import aa, against_vllm, analysis, disaggregation, load, machine, quality
-from wp1 import hardware, schema
 from wp1.analysis.report import table
 from wp1.collectors.device import GPUStatsCollector
-from wp1.console import Screen, output_to
-from wp1.drive import drive
+from wp1.config import schema
+from wp1.core.plan import Cell, plan
+from wp1.core.records import RecordWriter, Request
+from wp1.machine import hardware
+from wp1.machine.output import output_to
 from wp1.main import CONF
-from wp1.plan import Cell, plan
-from wp1.records import RecordWriter, Request
-from wp1.serving import models
-from wp1.serving.aggregated import AggregatedScheduler
+from wp1.model import models
+from wp1.runner.console import Screen
+from wp1.runner.load_generator import drive
 from wp1.serving.engines import make_scheduler
 from wp1.serving.guard import ProcessGuard
+from wp1.serving.schedulers.aggregated import AggregatedScheduler
 from wp1.workload import prompts
 
 REQUESTS, PROMPT_LEN, OUTPUT_LEN = 32, 64, 32

@@ -1,8 +1,9 @@
 """A/A on a real engine: the same arm twice, so that every difference that is claimed is false.
 
 One engine of the bundled model. A comparison has three repeats of each side, which take turns and are sent the same
-prompts; what `wp1.analysis.comparison` says of them is counted by metric. `python -m tests.bench --only aa` runs it,
-`--pairs` comparisons; the simulated ones of `tests.bench.calibration` are many more and cheaper, but made of laws.
+prompts; what `wp1.analysis.comparison.figures` says of them is counted by metric. `python -m tests.bench --only aa`
+runs it, `--pairs` comparisons; the simulated ones of `tests.bench.calibration` are many more and cheaper, but made of
+laws.
 """
 
 from collections.abc import Iterator
@@ -15,16 +16,16 @@ from hydra import compose, initialize_config_dir
 
 from tests.bench import machine
 from tests.bench.calibration import HEADER, table_rows
-from wp1 import schema
-from wp1.analysis import tables
-from wp1.analysis.comparison import METRICS, compare
+from wp1.analysis.base import tables
+from wp1.analysis.comparison.figures import METRICS, compare
 from wp1.analysis.report import table
-from wp1.console import Screen
-from wp1.drive import drive
+from wp1.config import schema
+from wp1.core.plan import plan
+from wp1.core.records import RecordWriter, Request
 from wp1.main import CONF
-from wp1.plan import plan
-from wp1.records import RecordWriter, Request
-from wp1.serving import models
+from wp1.model import models
+from wp1.runner.console import Screen
+from wp1.runner.load_generator import drive
 from wp1.serving.engines import make_scheduler
 from wp1.serving.guard import ProcessGuard
 from wp1.workload import prompts
@@ -35,7 +36,7 @@ SLO = {"ttft_ms": 2000.0, "tpot_ms": 200.0}
 
 
 async def compared(folder: Path, comparisons: int, screen: Screen) -> list[pl.DataFrame]:
-    """The table of each comparison (`wp1.analysis.comparison`). folder: for what a run would leave."""
+    """The table of each comparison (`wp1.analysis.comparison.figures`). folder: for what a run would leave."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = ["workload=random", f"workload.prompt_len={PROMPT_LEN}", f"workload.output_len={OUTPUT_LEN}"]
         overrides += [f"workload.num_requests={REQUESTS}", f"workload.concurrency={CONCURRENCY}", "model.max_len=2048"]

@@ -29,17 +29,19 @@ from typing import Any
 import psutil
 from hydra import compose, initialize_config_dir
 
-from wp1 import hardware, loop_lag, schema
-from wp1.analysis import metrics, tables
-from wp1.console import Screen
-from wp1.drive import drive
+from wp1.analysis.base import metrics, tables
+from wp1.config import schema
+from wp1.core.plan import plan
+from wp1.core.records import RecordWriter
+from wp1.machine import hardware
 from wp1.main import CONF
-from wp1.plan import plan
-from wp1.records import RecordWriter
-from wp1.serving import models
-from wp1.serving.aggregated import AggregatedScheduler
+from wp1.model import models
+from wp1.runner import loop_lag
+from wp1.runner.console import Screen
+from wp1.runner.load_generator import drive
 from wp1.serving.engines import make_scheduler
 from wp1.serving.guard import ProcessGuard, marked
+from wp1.serving.schedulers.aggregated import AggregatedScheduler
 from wp1.workload import prompts
 
 MOST_PAIRS = 4  # one takes a minute and a half on two cores, half of it for the clients to import vLLM

@@ -4,7 +4,7 @@ Two arms that are the same are sent the same requests: lengths are lognormal and
 own, which neighbours may share, and every repeat of every arm is a little faster or slower as a whole. What is counted
 is what `wp1.analysis` says of them.
 
-`python -m tests.bench --only aa-simulated` makes the table of docs/metrics.md; tests/unit/analysis/test_intervals.py
+`python -m tests.bench --only aa-simulated` makes the table of docs/metrics.md; tests/unit/stats/test_intervals.py
 asserts its bands.
 """
 
@@ -16,8 +16,9 @@ import numpy as np
 import polars as pl
 from scipy import signal, special
 
-from wp1.analysis import bootstrap, comparison, intervals
-from wp1.analysis.intervals import Values
+from wp1.analysis.comparison import figures as comparison_figures
+from wp1.stats import intervals, samples
+from wp1.stats.intervals import Values
 
 STATISTICS = ("mean", "p50", "p95", "rate", "attainment")
 SPREAD, NOISE = 0.5, 0.05  # of the logarithms of lengths, and of an answer's noise
@@ -80,16 +81,16 @@ def _noise(design: Design, rng: np.random.Generator) -> np.ndarray:
 
 
 def compared(a: np.ndarray, b: np.ndarray, statistic: str) -> dict[str, Any]:
-    """The row of a comparison (`wp1.analysis.comparison`) of two arms' latencies."""
+    """The row of a comparison (`wp1.analysis.comparison.figures`) of two arms' latencies."""
     repeats, requests = a.shape
     if statistic == "rate":
         # Tokens a repeat over its seconds, one request after another.
         return _rates(a, b)
-    _, units = bootstrap.resamples(np.repeat(np.arange(repeats), requests))
+    _, units = samples.resamples(np.repeat(np.arange(repeats), requests))
     slots = np.arange(a.size, dtype=np.int32)
     if statistic == "attainment":
         a, b, statistic = (a <= LIMIT).astype(float), (b <= LIMIT).astype(float), "share"
-    return comparison._row(Values(slots, a.ravel()), Values(slots, b.ravel()), statistic, units)
+    return comparison_figures._row(Values(slots, a.ravel()), Values(slots, b.ravel()), statistic, units)
 
 
 def _rates(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def _rates(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     parts = [intervals.of_ratio(given, side.sum(axis=1)) for side in (a, b)]
     found = intervals.between(*parts)
     judged = found is not None and found.parts >= intervals.MIN_REPEATS
-    return comparison._figures(len(a), len(b), parts[0].value, parts[1].value, found, judged, True)
+    return comparison_figures._figures(len(a), len(b), parts[0].value, parts[1].value, found, judged, True)
 
 
 def claimed(design: Design, statistic: str, trials: int, seed: int = 0) -> float:
@@ -124,7 +125,7 @@ def covered(design: Design, statistic: str, trials: int, seed: int = 0) -> float
     held = 0
     for _ in range(trials):
         values, _ = arms(design, rng)
-        figure = bootstrap.Sample(_as_rows(values)).figure("x", statistic) or {}
+        figure = samples.Sample(_as_rows(values)).figure("x", statistic) or {}
         held += figure.get("low", np.inf) <= truth <= figure.get("high", -np.inf)
     return held / trials
 

@@ -8,16 +8,17 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from wp1 import schema
-from wp1.console import Screen
+from wp1.config import schema
+from wp1.core.plan import plan
+from wp1.core.records import Event, Handoff, Request, RequestRecord, new_record
 from wp1.main import CONF
-from wp1.plan import plan
-from wp1.records import Event, Handoff, Request, RequestRecord, new_record
-from wp1.serving import models
-from wp1.serving.broker import EngineRoom, KVBroker
+from wp1.model import models
+from wp1.runner.console import Screen
 from wp1.serving.engines import make_scheduler
 from wp1.serving.guard import ProcessGuard
-from wp1.workload.prompts import derive_seed, random_token_ids
+from wp1.serving.schedulers.broker import EngineRoom, KVBroker
+from wp1.workload.prompts import random_token_ids
+from wp1.workload.seeds import derive_seed
 
 IN_FLIGHT = 10_000
 LENGTHS = (256, 1024)  # tokens

@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from wp1 import loop_lag, schema
-from wp1.drive import drive
+from wp1.config import schema
+from wp1.core.plan import Cell, plan
+from wp1.core.records import LoopLag, RecordWriter, Request, RequestRecord
 from wp1.main import CONF
-from wp1.plan import Cell, plan
-from wp1.records import LoopLag, RecordWriter, Request, RequestRecord
-from wp1.serving.aggregated import AggregatedScheduler
+from wp1.runner import loop_lag
+from wp1.runner.load_generator import drive
 from wp1.serving.backend import Chunk, EngineTimes
+from wp1.serving.schedulers.aggregated import AggregatedScheduler
 from wp1.workload import prompts
 from wp1.workload.prompts import Material
 

@@ -1,7 +1,7 @@
 """What a page of results says of the machine and the packages that it was measured with."""
 
-from wp1 import hardware
-from wp1.identity import versions
+from wp1.core.identity import versions
+from wp1.machine import hardware
 
 
 def device() -> str:

@@ -10,14 +10,14 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from wp1 import schema
+from wp1.config import schema
 from wp1.main import CONF
-from wp1.quality import ruler
-from wp1.quality.asking import cut
+from wp1.model import models
+from wp1.quality.benchmarks import find, ruler
 from wp1.quality.book import Passages
+from wp1.quality.examples import cut
 from wp1.quality.ruler_prompts import RulerPrompts
-from wp1.quality.tasks import Row, find
-from wp1.serving import models
+from wp1.quality.tasks import Row
 from wp1.workload.tokens import ModelTokens
 
 PROMPTS, LENGTH = 100, 131_072

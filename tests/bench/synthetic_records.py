@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import yaml
 
-from wp1.analysis import tables
+from wp1.analysis.base import tables
 
 RATES, REPEATS = (1000, 2000), 5
 TEXT = "In the beginning God created the heaven and the earth. " * 6

@@ -31,16 +31,19 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from tests.bench.transfer_page import DiffersError, Measured, Results
-from wp1 import hardware, schema
-from wp1.console import Screen, output_to
-from wp1.identity import versions
+from wp1.config import schema
+from wp1.core.identity import versions
+from wp1.core.plan import plan
+from wp1.core.records import Event, Handoff, Request, RequestRecord, new_record
+from wp1.machine import hardware
+from wp1.machine.output import output_to
 from wp1.main import CONF
-from wp1.plan import plan
-from wp1.records import Event, Handoff, Request, RequestRecord, new_record
-from wp1.serving import models
+from wp1.model import models
+from wp1.runner.console import Screen
 from wp1.serving.engines import make_scheduler, places_of
 from wp1.serving.guard import ProcessGuard
-from wp1.workload.prompts import derive_seed, random_token_ids
+from wp1.workload.prompts import random_token_ids
+from wp1.workload.seeds import derive_seed
 
 TUNED = "backend.engine.block_size=128"
 LAYERS = [TUNED, "transfer.extra.enable_cross_layers_blocks=True"]

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wp1.analysis import style
-from wp1.analysis.markdown import short, table
+from wp1.analysis.base import style
+from wp1.analysis.base.markdown import short, table
 
 # In the plot from one connector's bar to the next: points.
 BESIDE_PT = 3

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from wp1.identity import new_run_id
 
 from tests import user_run
 from tests.user_run import UserRun
-from wp1 import schema
-from wp1.console import Screen
-from wp1.identity import new_run_id
+from wp1.config import checks, schema
 from wp1.main import CONF
-from wp1.run import Outcome, run
+from wp1.runner.console import Screen
+from wp1.runner.outcome import Outcome
+from wp1.runner.run import run
 from wp1.serving.engines import Engines
 
 
@@ -54,7 +55,7 @@ def configuration(root: Path, *overrides: str) -> DictConfig:
     """Composed and checked, as of the command line; what its run leaves lands in `root`."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = schema.resolve(compose("config", [*overrides, f"root={root}"]))
-    schema.check(cfg)
+    checks.check(cfg)
     return cfg
 
 

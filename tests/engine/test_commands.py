@@ -1,6 +1,6 @@
-"""Commands of README, one of each kind, and E4 on real engines: those that ask the same of their engines share them.
+"""Documented commands, one of each kind, and E4 on real engines; commands with the same engine settings share them.
 
-The commands are read from README, and made short by settings added to them.
+Each is read from README or docs/ and made short by added settings.
 """
 
 import json
@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from tests.documented import commands
 from tests.engine.conftest import completed, configuration
-from wp1.analysis.summary import read_json
+from wp1.core.run_folder import read_json
 from wp1.serving.engines import Engines, keys_of
 
 # What begins a command of the texts, and what makes it short.

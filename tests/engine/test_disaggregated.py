@@ -17,16 +17,16 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from tests.engine.conftest import Loop
-from wp1 import schema
-from wp1.console import output_to
+from wp1.config import checks, schema
+from wp1.core.plan import plan
+from wp1.core.records import Event, Handoff, Request, RequestRecord, new_record
+from wp1.machine.output import output_to
 from wp1.main import CONF
-from wp1.plan import plan
-from wp1.records import Event, Handoff, Request, RequestRecord, new_record
-from wp1.serving import models
-from wp1.serving.disaggregated import DisaggregatedScheduler
+from wp1.model import models
 from wp1.serving.engines import make_scheduler
 from wp1.serving.guard import ProcessGuard
-from wp1.serving.serve import collect
+from wp1.serving.schedulers.disaggregated import DisaggregatedScheduler
+from wp1.serving.schedulers.serve import collect
 from wp1.workload.prompts import random_token_ids
 
 # Of SmolLM2-135M in BF16.
@@ -46,7 +46,7 @@ class Pools:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             words = [f"root={folder}", "scheduler=disagg", f"workload.timeout_s={LEASE_S}", "model.max_len=4096"]
             cfg = schema.resolve(compose("config", [*words, *overrides]))
-        schema.check(cfg)
+        checks.check(cfg)
         self.guard = stack.enter_context(ProcessGuard())
         stack.enter_context(output_to(log))
         scheduler: Any = make_scheduler(

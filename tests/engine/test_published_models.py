@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import REPO
 from tests.published import MODELS
-from wp1 import kv_cache
+from wp1.model import kv_cache
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def by_vllm() -> dict[str, Any]:
         text=True,
         timeout=300,
         check=False,
-        cwd=Path(__file__).parents[2],
+        cwd=REPO,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]

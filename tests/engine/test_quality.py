@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.conftest import Start, completed, configuration
-from wp1.analysis.summary import read_json
+from wp1.core.run_folder import read_json
 from wp1.serving.engines import Engines
 
 

@@ -8,7 +8,7 @@ import sys
 
 from tests.engine.conftest import Start
 from tests.user_run import REPO, TINY_SHAPE, UserRun
-from wp1.analysis.summary import read_json
+from wp1.core.run_folder import read_json
 
 # More than any test waits for, so that the run is in the middle whenever it is ended.
 LONG = ("workload.num_requests=5000", "tracking=none")

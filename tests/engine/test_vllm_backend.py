@@ -14,17 +14,19 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from tests.engine.conftest import Loop
-from wp1 import schema
-from wp1.analysis import memory, tables
-from wp1.console import output_to
-from wp1.errors import ConfigError
+from wp1.analysis.base import tables
+from wp1.analysis.memory import figures as memory_figures
+from wp1.config import schema
+from wp1.core.errors import ConfigError
+from wp1.core.records import ControlRecord, Request, RequestRecord, new_record
+from wp1.machine.output import output_to
 from wp1.main import CONF
-from wp1.records import ControlRecord, Request, RequestRecord, new_record
-from wp1.serving import models, vllm_backend
+from wp1.model import models
+from wp1.serving import vllm_backend
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.memory import Moment
 from wp1.serving.placement import Place
-from wp1.serving.serve import collect
+from wp1.serving.schedulers.serve import collect
 from wp1.serving.starting import kv_free
 from wp1.serving.vllm_backend import VLLMBackend
 from wp1.workload.prompts import random_token_ids
@@ -221,7 +223,7 @@ def test_its_memory_is_accounted_for(loop: Loop, engine: VLLMBackend) -> None:
     model = {"weight_bytes": 269_000_000, "kv_bytes_per_token": 23_040, "max_len": 16384, "shape": None}
     pools = [{"arm": "agg", "engines": [asdict(engine.info())]}]
     requests = tables.with_latencies(pl.DataFrame(schema=tables.RECORD_SCHEMA))
-    [row] = memory.rows_of(notes, requests, {"pools": pools, "model": model})
+    [row] = memory_figures.rows_of(notes, requests, {"pools": pools, "model": model})
     assert row.adds_up, row
     # Kernels pack weights their own way, some twice.
     assert 0.9 < row.parts["weights"] / model["weight_bytes"] < 2

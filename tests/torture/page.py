@@ -5,10 +5,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests import REPO
 from tests.torture.case import Case, Result
-from wp1 import hardware
-from wp1.analysis.markdown import table, text
-from wp1.identity import git_state, versions
+from wp1.analysis.base.markdown import table, text
+from wp1.core.identity import git_state, versions
+from wp1.machine import hardware
 
 BEGIN, END = "<!-- made by make torture -->\n", "<!-- made by make torture: end -->\n"
 HEAD = ["case", "phase", "exit code", "what the user saw", "records kept", "left running", "resume", ""]
@@ -46,7 +47,7 @@ def part(cases: Sequence[Case], results: Mapping[str, Result], command: str, dat
     machine = hardware.describe()
     of = versions()
     software = ", ".join(f"{name} {of[name]}" for name in SHOWN if name in of)
-    state = git_state(Path(__file__).parents[2]) or {}
+    state = git_state(REPO) or {}
     commit = f"commit {state['commit'][:12]}{' and changes' if state['dirty'] else ''}" if state else "no commit"
     held = sum(not result.wrong for result in results.values())
     told = [f"- **{name}**: {_anywhere('; '.join(got.wrong))}" for name, got in sorted(results.items()) if got.wrong]

@@ -13,10 +13,11 @@ import polars as pl
 import pytest
 
 from tests.double import TINY, DoubleBackend
-from wp1 import callbacks, main
-from wp1.analysis.summary import read_json
-from wp1.identity import PARENT_VARIABLE
-from wp1.loop_lag import garbage_left
+from wp1 import main
+from wp1.core.identity import PARENT_VARIABLE
+from wp1.core.run_folder import read_json
+from wp1.runner.loop_lag import garbage_left
+from wp1.sweep import callbacks
 
 
 @dataclass

@@ -10,11 +10,11 @@ import pytest
 
 from tests.conftest import Compose
 from tests.double import TINY, DoubleBackend
-from wp1.analysis.summary import read_json
 from wp1.compare import compare
-from wp1.console import Screen
-from wp1.errors import ConfigError
-from wp1.run import run
+from wp1.core.errors import ConfigError
+from wp1.core.run_folder import read_json
+from wp1.runner.console import Screen
+from wp1.runner.run import run
 
 Make = Callable[..., Path]
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import REPO
 from tests.double import TINY
 from tests.unit.conftest import Command
-
-REPO = Path(__file__).parents[2]
 
 
 def _wp1(*arguments: str, root: Path | None = None) -> subprocess.CompletedProcess[str]:

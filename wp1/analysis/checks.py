@@ -5,8 +5,9 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import arms, cells, tables
-from wp1.analysis.parity import Basis, apart_in_words, in_words, itself, parity, why_not
+from wp1.analysis.base import cells, tables
+from wp1.analysis.comparison import arms
+from wp1.analysis.comparison.parity import Basis, apart_in_words, in_words, itself, parity, why_not
 
 
 def all_checks(

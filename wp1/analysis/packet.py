@@ -13,13 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from wp1 import files, labels, locks
-from wp1.analysis import whole
-from wp1.analysis.markdown import code, fence, inert, table, text
-from wp1.analysis.origin import LOCAL_CHANGES, LOCAL_CHANGES_MEANING, code_of, command_of
-from wp1.analysis.summary import read_config, read_json, read_metadata
-from wp1.errors import ConfigError, WP1Error
-from wp1.places import kind_of, report_of
+from wp1.analysis import completeness
+from wp1.analysis.base.markdown import code, fence, inert, table, text
+from wp1.analysis.base.provenance import LOCAL_CHANGES, LOCAL_CHANGES_MEANING, code_of, command_of
+from wp1.core import files, labels, locks
+from wp1.core.errors import ConfigError, WP1Error
+from wp1.core.paths import kind_of, report_of
+from wp1.core.run_folder import read_config, read_json, read_metadata
 
 EXPERIMENTS = ("e0", "e1", "e2", "e3", "e4", "e5", "e6")
 PAGE = "README.md"
@@ -65,7 +65,7 @@ class Run:
     def lost(self) -> str | None:
         """What its folder has lost, in one line with paths within it (`whole.check`); None where it is whole."""
         try:
-            whole.check(self.folder)
+            completeness.check(self.folder)
         except ConfigError as error:
             return self.within(error)
         return None

@@ -8,34 +8,31 @@ from typing import Any
 
 import polars as pl
 
-from wp1 import files, labels, targets
-from wp1.analysis import (
-    arms,
-    by_length_plots,
-    by_length_report,
-    by_load_plots,
-    by_load_report,
-    cells,
-    comparison_plots,
-    comparison_report,
-    device_report,
-    goodput,
-    kv_transfer_report,
-    memory,
-    memory_report,
-    metrics,
-    origin,
-    plots,
-    quality,
-    quality_plots,
-    quality_report,
-    tables,
-    whole,
-)
-from wp1.analysis.markdown import code, fence, ms, number, percent, rate, short, table, text, with_interval
-from wp1.analysis.summary import read_config, read_json
-from wp1.collectors import load
-from wp1.collectors.device import read_samples
+from wp1.analysis import completeness
+from wp1.analysis.base import cells, metrics, provenance, style, tables
+from wp1.analysis.base.markdown import code, fence, ms, number, percent, rate, short, table, text, with_interval
+from wp1.analysis.comparison import arms
+from wp1.analysis.comparison import plots as comparison_plots
+from wp1.analysis.comparison import report as comparison_report
+from wp1.analysis.device import plots as device_plots
+from wp1.analysis.device import report as device_report
+from wp1.analysis.device.figures import read_samples
+from wp1.analysis.latency import plots as latency_plots
+from wp1.analysis.length import plots as length_plots
+from wp1.analysis.length import report as length_report
+from wp1.analysis.load import goodput
+from wp1.analysis.load import notes as load_notes
+from wp1.analysis.load import plots as load_plots
+from wp1.analysis.load import report as load_report
+from wp1.analysis.memory import figures as memory_figures
+from wp1.analysis.memory import report as memory_report
+from wp1.analysis.quality import figures as quality_figures
+from wp1.analysis.quality import plots as quality_plots
+from wp1.analysis.quality import report as quality_report
+from wp1.analysis.transfer import plots as transfer_plots
+from wp1.analysis.transfer import report as transfer_report
+from wp1.core import files, labels, targets
+from wp1.core.run_folder import read_config, read_json
 
 LATENCY_ROWS = (
     ("ttft_ms", "TTFT"),
@@ -95,15 +92,15 @@ def write_report(
     measured = requests.filter(~pl.col("warmup"))
     folder = files.real_folder(files.real_folder(reports) / metadata["run_id"])
     names = arms.names_of(config)
-    one_each = memory.one_each(config, measured)
+    one_each = memory_figures.one_each(config, measured)
     nothing = measured.is_empty()
     compared = None
     if names and not one_each and not nothing:
         compared = read_json(arms.file_of(run_dir, metadata["experiment"]))
     transfers = {} if one_each else summary["profiling"].get("kv_transfer") or {}
-    mark = plots.mark_of(metadata)
+    mark = style.mark_of(metadata)
 
-    def drawn(make: Callable[..., list[plots.Plot]], *of: Any) -> str:
+    def drawn(make: Callable[..., list[style.Plot]], *of: Any) -> str:
         return _pictures(folder, make(folder, *of)) if with_plots else ""
 
     page = reports / f"{metadata['run_id']}.md"
@@ -113,27 +110,27 @@ def write_report(
         _absent(run_dir, config),
         _unknown_collectors(config),
         "**Nothing was measured**: the run ended before its first request did." if nothing else "",
-        quality_report.section(summary.get("quality"), quality.scored(run_dir, requests)),
+        quality_report.section(summary.get("quality"), quality_figures.scored(run_dir, requests)),
         drawn(quality_plots.quality_plots, summary.get("quality"), mark),
         memory_report.section(run_dir, folder if with_plots else None, requests, config, metadata),
         comparison_report.words(compared, metadata["pools"]),
         drawn(comparison_plots.arm_plots, measured, names, config["slo"], mark) if compared else "",
         comparison_report.side_by_side(compared),
-        by_length_report.section(summary.get("by_length")),
-        drawn(by_length_plots.length_plots, summary.get("by_length"), mark),
-        by_load_report.section(summary.get("by_load"), config["slo"]) if not names else "",
-        drawn(by_load_plots.load_plots, summary.get("by_load"), mark) if not names else "",
+        length_report.section(summary.get("by_length")),
+        drawn(length_plots.length_plots, summary.get("by_length"), mark),
+        load_report.section(summary.get("by_load"), config["slo"]) if not names else "",
+        drawn(load_plots.load_plots, summary.get("by_load"), mark) if not names else "",
         goodput.section(summary.get("goodput"), config["slo"]),
-        drawn(by_load_plots.goodput_plots, summary.get("goodput"), config["slo"], mark),
-        _answers(requests, names, origin.answers_of(metadata["model"], config["workload"]["temperature"]), summary)
+        drawn(load_plots.goodput_plots, summary.get("goodput"), config["slo"], mark),
+        _answers(requests, names, provenance.answers_of(metadata["model"], config["workload"]["temperature"]), summary)
         if answers
         else "",
-        kv_transfer_report.section(transfers),
+        transfer_report.section(transfers),
         _skipped(summary),
         _latency(summary) if not (one_each or nothing) else "",
-        drawn(plots.request_plots, measured, mark) if not one_each else "",
-        drawn(plots.device_plots, measured, read_samples(run_dir), metadata),
-        drawn(comparison_plots.handoff_plots, queues, requests, mark, handoffs) if not one_each else "",
+        drawn(latency_plots.request_plots, measured, mark) if not one_each else "",
+        drawn(device_plots.device_plots, measured, read_samples(run_dir), metadata),
+        drawn(transfer_plots.handoff_plots, queues, requests, mark, handoffs) if not one_each else "",
         device_report.section(summary["profiling"].get("device")) if not nothing else "",
         _checks(summary) if not nothing else "",
         _failures(requests),
@@ -157,7 +154,7 @@ def _without_plots(run_dir: Path) -> str:
 
 def _absent(run_dir: Path, config: dict[str, Any]) -> str:
     """What cannot be shown, as its file is not there: in a folder brought from elsewhere, as a packet's."""
-    gone = whole.absent(run_dir, config)
+    gone = completeness.absent(run_dir, config)
     what = "; ".join(f"{shows} (no `{name}`)" for name, shows in gone.items())
     return f"> **Not in this folder**, and so not on this page: {what}." if gone else ""
 
@@ -170,7 +167,7 @@ def _unknown_collectors(config: dict[str, Any]) -> str:
     return f"> **Not made**: {', '.join(map(text, unknown))} of `collectors`, which no collector of this wp1 is."
 
 
-def _pictures(folder: Path, pictures: list[plots.Plot]) -> str:
+def _pictures(folder: Path, pictures: list[style.Plot]) -> str:
     return "\n\n".join(f"![{caption}]({folder.name}/{file.name})\n\n*{caption}*" for caption, file in pictures)
 
 
@@ -237,7 +234,7 @@ def _latency(summary: dict[str, Any]) -> str:
     parts = ["## Latency"]
     for name, cell in profile["cells"].items():
         rows = []
-        lags = {"n": 0} if (of_load := load.of_cell(summary, name)) is None else of_load["loop_lag_ms"]
+        lags = {"n": 0} if (of_load := load_notes.of_cell(summary, name)) is None else of_load["loop_lag_ms"]
         for title, d in [*((title, cell[key]) for key, title in LATENCY_ROWS), ("event-loop lag", lags)]:
             if d["n"]:
                 figure = {"value": d["mean"], "low": d["mean_low"], "high": d["mean_high"]}
@@ -257,7 +254,7 @@ def _latency(summary: dict[str, Any]) -> str:
         if cell["failed"]:
             causes = ", ".join(f"{words_of(cause)} {n}" for cause, n in cell["causes"].items())
             parts.append(f"Not answered, and misses in every share: {causes}.")
-        parts += [f"> {_emphasised(note)}." for note in load.notes(summary, name)]
+        parts += [f"> {_emphasised(note)}." for note in load_notes.notes(summary, name)]
         if rows:
             parts.append(table(["", "n", "mean [95 %]", "p50", "p90", "p95", "p99"], rows, "lrrrrrr"))
     attained = summary["slo"]["attainment"]
@@ -267,7 +264,7 @@ def _latency(summary: dict[str, Any]) -> str:
         parts.append(
             f"SLO {code(summary['slo']['name'])} ({limits}): attained by {percent(attained)} of all requests "
             f"sent{together}"
-            f"{' in the steady state, where there is one' if load.has_windows(summary) else ''}."
+            f"{' in the steady state, where there is one' if load_notes.has_windows(summary) else ''}."
         )
     return "\n\n".join(parts)
 
@@ -311,7 +308,7 @@ def _how_to_read(
     """Only the words that occur on the page."""
     parts = [HOW_TO_READ_ONE_EACH if one_each else HOW_TO_READ]
     if transfers:
-        parts.append(kv_transfer_report.how_to_read(transfers))
+        parts.append(transfer_report.how_to_read(transfers))
     if any("steady" in cell for cell in summary["profiling"].get("load", {}).get("cells", {}).values()):
         parts.append(HOW_TO_READ_LOAD)
     if several_arms and not one_each:
@@ -390,7 +387,9 @@ def _setting(metadata: dict[str, Any]) -> str:
     rows += [["engines of " + taken["arm"], f"up since `{taken['from']}`"] for taken in metadata.get("taken_over", ())]
     git = metadata["git"]
     if git:
-        rows.append(["code", origin.code_of(git) + (f": {origin.LOCAL_CHANGES_MEANING}" if git["dirty"] else "")])
+        rows.append(
+            ["code", provenance.code_of(git) + (f": {provenance.LOCAL_CHANGES_MEANING}" if git["dirty"] else "")]
+        )
     rows.append(["versions", ", ".join(f"{name} {version}" for name, version in metadata["versions"].items())])
     rows.append(["seed", metadata["seed"]])
     return "## What it ran on\n\n" + table(["", ""], rows, "ll")
@@ -426,4 +425,4 @@ def _files(run_dir: Path, page: Path, metadata: dict[str, Any]) -> str:
         if (run_dir / name).exists()
     ]
     links = ", ".join(f"[{name}]({where}/{name})" for name in names)
-    return f"## Again\n\n{fence(origin.command_of(metadata))}\n\nFiles of this run: {links}."
+    return f"## Again\n\n{fence(provenance.command_of(metadata))}\n\nFiles of this run: {links}."

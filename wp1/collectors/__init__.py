@@ -18,5 +18,5 @@ class Collector(Protocol):
     def stop(self) -> None: ...
 
     def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
-        """Figures from the run's folder and its table of requests (`wp1.analysis.tables.requests`)."""
+        """Figures from the run's folder and its table of requests (`wp1.analysis.base.tables.requests`)."""
         ...

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import metrics
+from wp1.analysis.base import metrics
 
 # Beyond this many requests the samples are only in artifacts/requests.csv.
 MAX_INLINE_SAMPLES = 10_000

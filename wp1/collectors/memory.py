@@ -5,9 +5,9 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import memory
-from wp1.analysis.summary import read_json
-from wp1.hardware import GIB
+from wp1.analysis.memory import figures as memory_figures
+from wp1.core.run_folder import read_json
+from wp1.machine.hardware import GIB
 
 
 class MemoryStatsCollector:
@@ -25,7 +25,9 @@ class MemoryStatsCollector:
         pass
 
     def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
-        rows = memory.rows_of(memory.read_notes(run_dir), requests, read_json(run_dir / "run_metadata.json"))
+        rows = memory_figures.rows_of(
+            memory_figures.read_notes(run_dir), requests, read_json(run_dir / "run_metadata.json")
+        )
         if not rows:
             return {}
         longest: dict[str, dict[str, float]] = {}

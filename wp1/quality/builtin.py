@@ -15,12 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from wp1.quality import infinitebench, longbench, pg19, ruler, wording
+from wp1.quality import lm_eval_files
+from wp1.quality.benchmarks import find, infinitebench, longbench, pg19, ruler
 from wp1.quality.book import Passages
-from wp1.quality.fill import Draft, Filler, padding
+from wp1.quality.fit_to_length import Draft, Filler, padding
 from wp1.quality.ruler_prompts import Made
-from wp1.quality.tasks import Row, find
-from wp1.workload.prompts import derive_seed
+from wp1.quality.tasks import Row
+from wp1.workload.seeds import derive_seed
 
 SUBSETS = {
     "longbench_subset": tuple(
@@ -281,7 +282,7 @@ def questions() -> tuple[Question, ...]:
 @cache
 def code() -> str:
     """Python: the source of lm-eval, whose version is pinned, without blank lines."""
-    root = wording.folder("longbench").parents[1]
+    root = lm_eval_files.folder("longbench").parents[1]
     files = [file for part in ("api", "models") for file in sorted((root / part).rglob("*.py"))]
     lines = (line for file in files for line in file.read_text(encoding="utf-8").splitlines())
     return "\n".join(line.rstrip() for line in lines if line.strip()) + "\n"

@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from wp1.quality import infinitebench, longbench, longbench_v2, pg19
+from wp1.quality.benchmarks import infinitebench, longbench, longbench_v2, pg19
 from wp1.quality.tasks import Row
-from wp1.row_files import BadRowError, id_of, whole
+from wp1.workload.row_files import BadRowError, id_of, whole
 
 # Tasks of LongBench whose answers name a paragraph; its scorers take the number that follows.
 RETRIEVED = {"passage_retrieval_en": "Paragraph ", "passage_retrieval_zh": "段落"}

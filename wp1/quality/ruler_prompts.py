@@ -26,14 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from wp1 import row_files
-from wp1.errors import ConfigError
-from wp1.quality import ruler, wording
+from wp1.core.errors import ConfigError
+from wp1.quality import lm_eval_files
+from wp1.quality.benchmarks import ruler
 from wp1.quality.book import Passages
-from wp1.quality.fill import Draft, Filler
+from wp1.quality.fit_to_length import Draft, Filler
 from wp1.quality.tasks import Row
-from wp1.row_files import BadRowError
-from wp1.workload.prompts import derive_seed
+from wp1.workload import row_files
+from wp1.workload.row_files import BadRowError
+from wp1.workload.seeds import derive_seed
 
 # Of an essay's sentences, in percent (niah.py). Among lines every place but the last is as likely as another.
 DEPTHS = [round(100 * n / 39) for n in range(40)]
@@ -111,7 +112,7 @@ class RulerPrompts:
         }
         keys = [new[kind.key]() for _ in range(kind.keys)]
         values = [[new[kind.value]() for _ in range(kind.values)] for _ in keys]
-        needle = str(wording.constant("ruler", "prepare_niah", "NEEDLE"))
+        needle = str(lm_eval_files.constant("ruler", "prepare_niah", "NEEDLE"))
         needles = [
             (needle.format(type_needle_v=plural, key=key, value=value), n)
             for n, key in enumerate(keys)
@@ -123,7 +124,7 @@ class RulerPrompts:
         query = ", ".join(names[:-1]) + ", and " + names[-1] if len(names) > 1 else names[0]
         one = kind.queries * kind.values == 1
         template, noun = (_singular(), plural[:-1]) if one else (_niah_template(), plural)
-        opening = wording.expression("ruler", "prepare_niah", "gen_prefix")(
+        opening = lm_eval_files.expression("ruler", "prepare_niah", "gen_prefix")(
             type_needle_v=plural, query=query, num_needle_q=kind.queries, num_needle_v=kind.values
         )
         hay = self._hay(kind.haystack, needle, plural, new[kind.key], new[kind.value], rng)
@@ -164,7 +165,7 @@ class RulerPrompts:
         if kind == "essay":
             return _essay(self._passages, self._passages.somewhere(rng))
         if kind == "repeat":
-            line = str(wording.constant("ruler", "prepare_niah", "haystack"))
+            line = str(lm_eval_files.constant("ruler", "prepare_niah", "haystack"))
             each = self._count(f"{line}\n")
             return _Hay(lambda units: [line] * units, lambda units: each * units, "\n")
         lines: list[str] = []
@@ -182,9 +183,9 @@ class RulerPrompts:
 
     def _variables(self, rng: random.Random, seed: int) -> "_Asked":
         """Variable tracking: a chain of assignments among lines of noise, after a worked example."""
-        config = wording.constant("ruler", "vt_utils", "CONFIG")["variable_tracking"]
+        config = lm_eval_files.constant("ruler", "vt_utils", "CONFIG")["variable_tracking"]
         opening = config["answer_prefix"].replace(*VT_TYPO)
-        noise = str(wording.constant("ruler", "vt_utils", "noise")).rstrip("\n")
+        noise = str(lm_eval_files.constant("ruler", "vt_utils", "noise")).rstrip("\n")
 
         def asked(chain: list[str], lines: int, places: random.Random) -> str:
             context = "\n".join(_woven([noise] * lines, chain, places))
@@ -217,7 +218,7 @@ class RulerPrompts:
 
     def _common_words(self, rng: random.Random, _: int) -> "_Asked":
         """Common words: ten that occur more often than the others of a numbered list, after a worked example."""
-        config = wording.constant("ruler", "cwe_utils", "CONFIG")
+        config = lm_eval_files.constant("ruler", "cwe_utils", "CONFIG")
         pool = _cwe_words()
         short = self._length < SHORT
         repeats, rare, shown_words, shown_repeats, shown_rare = (6, 1, 20, 3, 1) if short else (30, 3, 40, 10, 3)
@@ -243,7 +244,7 @@ class RulerPrompts:
 
     def _frequent_words(self, rng: random.Random, _: int) -> "_Asked":
         """Frequent words: made-up ones, with frequencies by Zipf's law of exponent 2; the first is noise."""
-        config = wording.constant("ruler", "fwe_utils", "CONFIG")
+        config = lm_eval_files.constant("ruler", "fwe_utils", "CONFIG")
         # A word for every fifty tokens that the prompt itself may have (freq_words_extraction.py).
         count = max(5, (self._length - ruler.task("fwe").max_tokens) // 50)
         vocabulary: list[str] = []
@@ -273,8 +274,8 @@ class RulerPrompts:
         if task not in self._qa:
             key = "squad" if task == "qa_1" else "hotpot"
             raise ConfigError(f"{task} needs its questions: set dataset.{key}=FILE, or leave it out of dataset.tasks")
-        config = wording.constant("ruler", "qa_utils", "CONFIG")
-        entry = str(wording.constant("ruler", "qa_utils", "DOCUMENT_PROMPT"))
+        config = lm_eval_files.constant("ruler", "qa_utils", "CONFIG")
+        entry = str(lm_eval_files.constant("ruler", "qa_utils", "DOCUMENT_PROMPT"))
         questions, documents = qa_set(task, self._qa[task])
         question = questions[number % len(questions)]
         needed = list(dict.fromkeys(question["context"]))
@@ -354,7 +355,7 @@ def _moved(
 
 
 def _niah_template() -> str:
-    return str(wording.constant("ruler", "niah_utils", "TEMPLATE"))
+    return str(lm_eval_files.constant("ruler", "niah_utils", "TEMPLATE"))
 
 
 def _singular() -> str:

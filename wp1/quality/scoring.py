@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from wp1.analysis import intervals
-from wp1.analysis.intervals import wilson
+from wp1.stats import intervals
+from wp1.stats.intervals import wilson
 
 # Part marks of fewer examples, or of which fewer are off the end of the scale, do not show how much they vary.
 ENOUGH = 10

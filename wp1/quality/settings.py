@@ -1,9 +1,9 @@
-"""Checks of the settings of datasets that need no model. `wp1.schema.check` calls them."""
+"""Checks of the settings of datasets that need no model. `wp1.config.checks.check` calls them."""
 
 from pathlib import Path
 from typing import Any
 
-from wp1.errors import ConfigError
+from wp1.core.errors import ConfigError
 from wp1.workload.limits import check_list
 
 # Of datasets that are not judged, and of those that are.
@@ -58,8 +58,8 @@ def _check_questions(dataset: Any) -> None:
 
 
 def _check_tasks(dataset: Any) -> None:
+    from wp1.quality.benchmarks import find
     from wp1.quality.builtin import expanded
-    from wp1.quality.tasks import find
 
     tasks = expanded(list(dataset.tasks))
     for name in tasks:
@@ -77,7 +77,7 @@ def _check_tasks(dataset: Any) -> None:
 
 
 def _makeable() -> list[str]:
-    from wp1.quality import ruler
+    from wp1.quality.benchmarks import ruler
     from wp1.quality.builtin import SUBSETS
 
     return [name for subset in SUBSETS.values() for name in subset] + [f"{ruler.NAME}/{name}" for name in ruler.FILES]

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wp1 import hub, row_files
-from wp1.errors import ConfigError
-from wp1.quality import pg19
+from wp1.core.errors import ConfigError
+from wp1.model import hub
+from wp1.quality.benchmarks import pg19
 from wp1.quality.rows import read
 from wp1.quality.tasks import Row, Task
-from wp1.row_files import BadRowError, Place, half_character
+from wp1.workload import row_files
+from wp1.workload.row_files import BadRowError, Place, half_character
 
 log = logging.getLogger(__name__)
 

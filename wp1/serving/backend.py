@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from wp1.errors import WP1Error
-from wp1.records import Request, RequestRecord
+from wp1.core.errors import WP1Error
+from wp1.core.records import Request, RequestRecord
 from wp1.serving.memory import Moment
 
 T = TypeVar("T")

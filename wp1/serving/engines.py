@@ -19,14 +19,15 @@ from typing import Any, Self, TypeVar
 
 from omegaconf import OmegaConf
 
-from wp1 import hardware, targets
-from wp1.plan import Arm
-from wp1.records import Event
+from wp1.core import targets
+from wp1.core.plan import Arm
+from wp1.core.records import Event
+from wp1.machine import hardware
+from wp1.model.models import ServedModel
 from wp1.serving import fit
 from wp1.serving.backend import Scheduler
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.meter import Meter
-from wp1.serving.models import ServedModel
 from wp1.serving.placement import Place, engine_sizes, places
 from wp1.serving.transfer import KVTransfer, Pools
 
@@ -38,7 +39,7 @@ T = TypeVar("T")
 def key_of(cfg: Any, scheduler: Any) -> str:
     """What is asked of the engines of a scheduler, as a digest: all that reaches them, and nothing else.
 
-    cfg: a configuration that `wp1.schema.resolve` has passed. scheduler: a scheduler's node of it.
+    cfg: a configuration that `wp1.config.schema.resolve` has passed. scheduler: a scheduler's node of it.
     """
     asked: dict[str, Any] = {
         name: OmegaConf.to_container(cfg[name]) for name in ("backend", "model", "rope", "transfer")

@@ -6,10 +6,10 @@ A model of an unknown kind, of which the KV bytes or the weights' size are not k
 from collections.abc import Sequence
 from typing import Any
 
-from wp1 import hardware
-from wp1.errors import ConfigError
-from wp1.hardware import GIB
-from wp1.serving.models import ServedModel
+from wp1.core.errors import ConfigError
+from wp1.machine import hardware
+from wp1.machine.hardware import GIB
+from wp1.model.models import ServedModel
 from wp1.serving.placement import Place
 
 # vLLM's default share of a GPU's memory.

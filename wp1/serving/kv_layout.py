@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wp1.serving.models import ServedModel
+from wp1.model.models import ServedModel
 
 STATE = "MambaSpec"
 

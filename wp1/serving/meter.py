@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from wp1.records import EngineStats
+from wp1.core.records import EngineStats
 
 PERIOD_S = 0.1
 

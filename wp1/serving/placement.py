@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wp1.errors import ConfigError
+from wp1.core.errors import ConfigError
 
 
 @dataclass(frozen=True)

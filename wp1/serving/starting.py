@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-from wp1 import hardware
+from wp1.machine import hardware
 from wp1.serving.backend import END_S, EngineDiedError, ServingBackend
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,8 @@
 """One real vLLM engine behind AsyncLLM: the only module that imports vllm in wp1's own process.
 
 The engine's processes write to the run's engine.log, because wp1 points its own standard output there while engines
-live (see `wp1.console`); the terminal stays readable, and a start-up that fails can show the engine's last lines.
+live (see `wp1.machine.output`); the terminal stays readable, and a start-up that fails can show the engine's last
+lines.
 """
 
 import asyncio
@@ -19,9 +20,10 @@ from typing import Any, Self, TypeVar
 
 import psutil
 
-from wp1 import hardware
-from wp1.errors import ConfigError, WP1Error
-from wp1.records import Request
+from wp1.core.errors import ConfigError, WP1Error
+from wp1.core.records import Request
+from wp1.machine import hardware
+from wp1.model.models import ServedModel
 from wp1.serving import kv_layout
 from wp1.serving import memory as memory_of
 from wp1.serving.backend import (
@@ -34,7 +36,6 @@ from wp1.serving.backend import (
     EngineTimes,
 )
 from wp1.serving.fit import GPU_SHARE, kv_pool_bytes
-from wp1.serving.models import ServedModel
 from wp1.serving.placement import Place
 from wp1.serving.postmortem import cause_of_death
 from wp1.serving.spawning import spawning
@@ -85,7 +86,7 @@ def set_environment() -> None:
     """What must be in the environment before vllm is imported; children inherit it."""
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # NVML's order, in which `wp1.hardware` counts GPUs.
+    # NVML's order, in which `wp1.machine.hardware` counts GPUs.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

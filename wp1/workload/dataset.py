@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wp1 import row_files
-from wp1.errors import ConfigError
-from wp1.row_files import BadRowError
-from wp1.workload import chats
+from wp1.core.errors import ConfigError
+from wp1.workload import chats, row_files
+from wp1.workload.row_files import BadRowError
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """What a workload may say: every check that needs no model, each refusal naming the key to change.
 
-Values on their own (too small, not known) are `wp1.schema`'s to refuse; here are those that contradict each other.
+Values that are wrong on their own are refused by `wp1.config.schema`; here are those that contradict each other.
 """
 
 import math
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wp1.errors import ConfigError
-from wp1.plan import has_length, open_loop, prompt_lens
+from wp1.core.errors import ConfigError
+from wp1.core.plan import has_length, open_loop, prompt_lens
 
 # Where the long end of a distribution is cut, unless workload.output_max says: four times the mean.
 CUT = 4

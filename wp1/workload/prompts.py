@@ -3,19 +3,19 @@
 They are made one by one, as they are taken: a thousand prompts of 100,000 tokens would be gigabytes as lists.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
 import numpy as np
 
-from wp1.plan import Cell
-from wp1.records import Request
+from wp1.core.plan import Cell
+from wp1.core.records import Request
 from wp1.workload import lengths, texts, trace
 from wp1.workload.arrivals import Schedule, schedule
 from wp1.workload.dataset import Question
 from wp1.workload.limits import longest
+from wp1.workload.seeds import derive_seed
 
 # Warm-up prompts are of their own kind, so that nothing they leave behind can serve a measured one.
 WARMUP_QUESTION = "Count from one to ten in words."
@@ -24,12 +24,6 @@ WARMUP_TOKENS = 8
 REPEATED = ("dataset", "judged")
 
 Encode = Callable[[str], list[int]]
-
-
-def derive_seed(*parts: object) -> int:
-    """A seed of 31 bits that depends on every part, and is the same on every machine."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def as_token_ids(text: str) -> list[int]:
@@ -56,7 +50,7 @@ class Material:
     questions: the dataset's rows with their token ids (workload.prompts=dataset).
     text: token ids of a long text (workload.prompts=text).
     rows: the recorded requests (workload.prompts=trace).
-    asked: the examples of each cell, a `wp1.quality.asking.Asked` (workload.prompts=judged).
+    asked: the examples of each cell, a `wp1.quality.examples.Asked` (workload.prompts=judged).
     """
 
     vocab_size: int

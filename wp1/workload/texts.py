@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wp1.errors import ConfigError
+from wp1.core.errors import ConfigError
 from wp1.workload import book
 
 

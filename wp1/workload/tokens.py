@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wp1.errors import ConfigError
+from wp1.core.errors import ConfigError
 
 
 class ModelTokens:

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from wp1 import row_files
-from wp1.errors import ConfigError
-from wp1.row_files import BadRowError
+from wp1.core.errors import ConfigError
+from wp1.workload import row_files
+from wp1.workload.row_files import BadRowError
 
 BLOCK = 512  # tokens that one of Mooncake's hash ids stands for
 LOWEST_ID = 1000  # below it models keep their special tokens

@@ -60,7 +60,7 @@ def _job(what: bytes) -> None:
 
 def _with_double() -> None:
     from tests.double import fresh, unpainted
-    from wp1.analysis import style
+    from wp1.analysis.base import style
     from wp1.serving import vllm_backend
 
     double = fresh()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from wp1.records import Handoff, QueueLengths, RecordWriter, Request, RequestRecord, new_record
+from wp1.core.records import Handoff, QueueLengths, RecordWriter, Request, RequestRecord, new_record
 
 RUN_ID = "run-20260101T000000Z-00000000"
 KV_BYTES_PER_TOKEN, BLOCK_TOKENS = 23_040, 16

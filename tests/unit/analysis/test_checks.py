@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 
 from tests.unit.analysis.synthetic import Shape, make_run
-from wp1.analysis import tables
+from wp1.analysis.base import tables
 from wp1.analysis.checks import all_checks
-from wp1.analysis.summary import read_config
+from wp1.core.run_folder import read_config
 
 
 def _config(same_tokens: bool = True, cache: bool = False) -> dict[str, Any]:

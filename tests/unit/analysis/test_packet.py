@@ -14,11 +14,11 @@ from tests.double import TINY
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1 import packet as command
 from wp1.analysis import packet
-from wp1.analysis.summary import read_json
-from wp1.console import Screen
-from wp1.errors import WP1Error
-from wp1.report import make_report
-from wp1.run import run
+from wp1.core.errors import WP1Error
+from wp1.core.run_folder import read_json
+from wp1.runner.console import Screen
+from wp1.runner.reports import make_report
+from wp1.runner.run import run
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 
 from tests.unit.analysis.synthetic import RUN_ID, Shape, make_run
 from wp1.analysis import report
-from wp1.analysis.comparison import METRICS
-from wp1.analysis.markdown import ms
-from wp1.report import make_report
+from wp1.analysis.base.markdown import ms
+from wp1.analysis.comparison.figures import METRICS
+from wp1.runner.reports import make_report
 
 pytestmark = pytest.mark.usefixtures("without_pixels")
 

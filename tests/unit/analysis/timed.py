@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis import tables
-from wp1.architecture import Architecture
+from wp1.analysis.base import tables
+from wp1.model.architecture import Architecture
 
 LLAMA_8B = Architecture(
     layers=32, hidden=4096, heads=32, kv_heads=8, head_size=128, intermediate=14336, vocab=128256, tied=False,

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 
-from wp1.analysis import tables
-from wp1.collectors.device import GPUStatsCollector, read_samples
-from wp1.hardware import GIB
+from wp1.analysis.base import tables
+from wp1.analysis.device.figures import read_samples
+from wp1.collectors.device import GPUStatsCollector
+from wp1.machine.hardware import GIB
 
 
 def _requests(start: float, end: float) -> pl.DataFrame:

@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 
 from tests.unit.analysis.synthetic import BLOCK_BYTES, Shape, make_run
-from wp1.analysis import tables
-from wp1.collectors.kv_transfer import KVTransferStatsCollector, _union, figures
+from wp1.analysis.base import tables
+from wp1.analysis.transfer.figures import _union, figures
+from wp1.collectors.kv_transfer import KVTransferStatsCollector
 
 SMALL = {"lengths": (256,), "rates": (0,), "repeats": 2, "count": 4}
 

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from tests.unit.analysis.synthetic import Shape, make_run
-from wp1.analysis import tables
-from wp1.analysis.summary import read_json, summarise
-from wp1.collectors.load import LoadStatsCollector, late_cells, notes
-from wp1.records import LoopLag, RecordWriter, read_records
+from wp1.analysis.base import tables
+from wp1.analysis.load.notes import late_cells, notes
+from wp1.analysis.summary import summarise
+from wp1.collectors.load import LoadStatsCollector
+from wp1.core.records import LoopLag, RecordWriter, read_records
+from wp1.core.run_folder import read_json
 
 
 def _profile(folder: Path) -> dict[str, Any]:

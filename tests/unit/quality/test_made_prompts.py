@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from tests.conftest import SHARED
 from tests.unit.quality.word_tokens import WordTokens
-from wp1.errors import ConfigError
-from wp1.quality import builtin, ruler
+from wp1.core.errors import ConfigError
+from wp1.quality import builtin
+from wp1.quality.benchmarks import find, ruler
 from wp1.quality.book import Passages
-from wp1.quality.fill import PADDING, Draft, Filler
+from wp1.quality.fit_to_length import PADDING, Draft, Filler
 from wp1.quality.ruler_prompts import DEPTHS, Made, RulerPrompts, qa_set
-from wp1.quality.tasks import find
 
 MADE = [name for name in ruler.names() if name not in ruler.FILES]
 BUILTIN = [
@@ -302,7 +302,7 @@ def _shape(text: str) -> list[str]:
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason=f"{OFFICIAL} is absent")
 def test_vt_has_ruler_s_example_of_fourteen_lines() -> None:
     """By the tokenizer that made the official rows; another has as many lines as fit 500 of its tokens."""
-    from wp1.serving import models
+    from wp1.model import models
     from wp1.workload.tokens import ModelTokens
 
     tokens = ModelTokens(models._bundled(lambda _: None))

@@ -9,8 +9,9 @@ import pytest
 
 from tests.conftest import SHARED
 from wp1 import score
-from wp1.errors import ConfigError
-from wp1.quality.tasks import Row, find
+from wp1.core.errors import ConfigError
+from wp1.quality.benchmarks import find
+from wp1.quality.tasks import Row
 from wp1.quality.text_scores import edit_similarity
 from wp1.score import _line, score_file
 
@@ -86,7 +87,7 @@ def test_edit_similarity_is_rounded_to_hundredths() -> None:
 
 
 def test_all_tasks_are_found_by_name_and_near_ones_are_named() -> None:
-    from wp1.quality import infinitebench, longbench, ruler
+    from wp1.quality.benchmarks import infinitebench, longbench, ruler
 
     assert len(longbench.names()) == 21 + 13
     assert len(infinitebench.names()) == 12
@@ -111,7 +112,7 @@ def test_limits_and_chat_rules_are_the_published_ones() -> None:
 
 
 def _longbench_names() -> list[str]:
-    from wp1.quality import longbench
+    from wp1.quality.benchmarks import longbench
 
     return list(longbench.CATEGORY_OF)
 

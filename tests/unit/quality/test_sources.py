@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 
 from tests.conftest import SHARED, Compose
-from wp1.errors import ConfigError
+from wp1.core.errors import ConfigError
 from wp1.quality import sources
-from wp1.quality.tasks import find
+from wp1.quality.benchmarks import find
 
 Row = dict[str, Any]
 

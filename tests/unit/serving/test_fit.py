@@ -7,12 +7,13 @@ import pytest
 
 from tests.conftest import Compose
 from tests.published import MODELS
-from wp1 import hardware
-from wp1.errors import ConfigError
-from wp1.hardware import GIB, Gpu
-from wp1.serving import fit, models
+from wp1.core.errors import ConfigError
+from wp1.machine import hardware
+from wp1.machine.hardware import GIB, Gpu
+from wp1.model import models
+from wp1.model.rope import RopeChoice
+from wp1.serving import fit
 from wp1.serving.placement import Place
-from wp1.serving.rope import RopeChoice
 
 # Without a GPU its index is of no account.
 ONE = Place([0])

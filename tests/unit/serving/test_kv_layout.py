@@ -6,9 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.published import MODELS
+from wp1.model.models import ServedModel
+from wp1.model.rope import RopeChoice
 from wp1.serving import kv_layout
-from wp1.serving.models import ServedModel
-from wp1.serving.rope import RopeChoice
 
 
 def _served(name: str) -> ServedModel:

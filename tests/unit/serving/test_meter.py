@@ -2,7 +2,7 @@
 
 import pytest
 
-from wp1.records import EngineStats
+from wp1.core.records import EngineStats
 from wp1.serving import meter as module
 from wp1.serving.meter import Meter
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from wp1.errors import ConfigError
+from wp1.core.errors import ConfigError
 from wp1.serving.placement import Place, check_equal, core_sets, places
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from tests.double import DoubleBackend, fresh
-from wp1 import hardware
-from wp1.records import Request, new_record
-from wp1.serving import serve, starting
+from wp1.core.records import Request, new_record
+from wp1.machine import hardware
+from wp1.serving import starting
 from wp1.serving.backend import EngineDiedError, answered
+from wp1.serving.schedulers import serve
 from wp1.serving.starting import kv_free, start_all
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from wp1.schema import Workload
+from wp1.config.schema import Workload
 from wp1.workload.arrivals import Schedule, schedule
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from tests.conftest import Compose
-from wp1.errors import ConfigError
-from wp1.plan import plan
-from wp1.row_files import BadRowError
-from wp1.workload import chats, dataset, material, prompts
+from wp1.core.errors import ConfigError
+from wp1.core.plan import plan
+from wp1.runner import prompt_data
+from wp1.workload import chats, dataset, prompts
 from wp1.workload.chats import Asked
 from wp1.workload.prompts import Material
+from wp1.workload.row_files import BadRowError
 
 SYSTEM, ASKED, ANSWER, MORE = ("system", "Be brief."), ("user", "Why?"), ("assistant", "So."), ("user", "And?")
 
@@ -172,12 +173,12 @@ def test_answers_are_as_long_as_the_row_says_up_to_output_len(config: Compose, t
     ]
     words = ("dataset=file", f"dataset.path={_file(tmp_path, rows)}", "workload.output_len=6")
     cfg = config(*words)
-    given = material.read(cfg, lambda _: None)
+    given = prompt_data.read(cfg, lambda _: None)
     assert given.questions is not None
-    made = Material(1000, prompts.as_token_ids, material._tokenized(given.questions.rows, _Words()))  # type: ignore[arg-type]
+    made = Material(1000, prompts.as_token_ids, prompt_data._tokenized(given.questions.rows, _Words()))  # type: ignore[arg-type]
     requests = prompts.measured(cfg, plan(cfg)[0].cells[0], 0, made)
     assert [request.max_tokens for request in requests] == [5, 6, 6, 2]
-    inputs, [said] = material.inputs(cfg, given, made)
+    inputs, [said] = prompt_data.inputs(cfg, given, made)
     assert inputs["questions"]["output_lengths_by_row"] == 3
     assert inputs["questions"]["cut_to_output_len"] == 1
     assert said == (
@@ -195,8 +196,8 @@ def test_a_conversation_that_the_template_refuses_is_named(config: Compose, tmp_
     file = _file(tmp_path, [{"prompt": "a"}, {"messages": _openai(SYSTEM, ASKED)}])
     rows = dataset.load(config("dataset=file", f"dataset.path={file}").dataset)
     with pytest.raises(ConfigError, match=r"rows\.jsonl:2 cannot be asked by the model's chat template \(System role"):
-        material._tokenized(rows, _Words())  # type: ignore[arg-type]
-    [(_, ids)] = material._tokenized(rows[:1], _Words())  # type: ignore[arg-type]
+        prompt_data._tokenized(rows, _Words())  # type: ignore[arg-type]
+    [(_, ids)] = prompt_data._tokenized(rows[:1], _Words())  # type: ignore[arg-type]
     assert np.array_equal(ids, [0])
 
 
@@ -215,8 +216,8 @@ def test_a_conversation_that_the_template_refuses_is_named(config: Compose, tmp_
 def test_data_is_refused_before_the_model_is_prepared(
     config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
 ) -> None:
-    from wp1.prepare import prepare
-    from wp1.serving import models
+    from wp1.model import models
+    from wp1.runner.prepare import prepare
 
     def prepared(*_: Any) -> None:
         raise AssertionError("the model was prepared first")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wp1.schema import Workload
+from wp1.config.schema import Workload
 from wp1.workload.lengths import outputs
 from wp1.workload.limits import longest
 

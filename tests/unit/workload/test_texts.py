@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Compose
-from wp1.errors import ConfigError
-from wp1.plan import plan
+from wp1.core.errors import ConfigError
+from wp1.core.plan import plan
 from wp1.workload import prompts, texts
 from wp1.workload.prompts import Material
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import Compose
-from wp1 import schema
-from wp1.errors import ConfigError
-from wp1.plan import plan
-from wp1.schema import Workload
+from wp1.config import checks
+from wp1.config.schema import Workload
+from wp1.core.errors import ConfigError
+from wp1.core.plan import plan
 from wp1.workload import prompts, trace
 from wp1.workload.limits import TRACE_FORMATS
 from wp1.workload.prompts import Material
@@ -275,18 +275,18 @@ def test_the_key_is_checked(config: Compose, tmp_path: Path) -> None:
     path = _write(tmp_path / "t.jsonl", MOONCAKE)
     said = ("workload=trace", f"workload.trace_path={path}", "experiment.same_tokens=false")
     assert tuple(trace.FORMATS) == TRACE_FORMATS
-    schema.check(config(*said, "workload.trace_format=bailian"))
+    checks.check(config(*said, "workload.trace_format=bailian"))
     with pytest.raises(ConfigError, match=r"workload\.trace_format=mooncak is not known: set .* auto or mooncake or"):
-        schema.check(config(*said, "workload.trace_format=mooncak"))
+        checks.check(config(*said, "workload.trace_format=mooncak"))
     with pytest.raises(ConfigError, match=r"workload\.trace_format has no effect on random prompts"):
-        schema.check(config("workload=random", "workload.trace_format=wp1"))
+        checks.check(config("workload=random", "workload.trace_format=wp1"))
 
 
 def test_a_trace_is_one_cell_and_no_two_repeats_share_tokens(config: Compose, tmp_path: Path) -> None:
     path = _write(tmp_path / "my trace (1).jsonl", MOONCAKE)
     said = ("workload=trace", f"workload.trace_path='{path}'", "workload.trace_speed=2")
     cfg = config(*said, "experiment.same_tokens=false")
-    schema.check(cfg)
+    checks.check(cfg)
     [cell] = plan(cfg)[0].cells
     assert cell.name == "my_trace_1_-speed2"
     material = Material(49152, prompts.as_token_ids, rows=_load(path))

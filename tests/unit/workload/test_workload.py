@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from tests.conftest import Compose
-from wp1.errors import ConfigError
-from wp1.plan import plan
+from wp1.core.errors import ConfigError
+from wp1.core.plan import plan
 from wp1.workload import dataset, prompts
 from wp1.workload.prompts import Material
 

@@ -13,7 +13,7 @@ What runs where:
 
 from typing import Literal
 
-from wp1 import hardware
+from wp1.machine import hardware
 
 # When notes are asked for: once an engine is up, and around what is measured.
 Moment = Literal["start", "begin", "end"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from wp1 import hardware
+from wp1.machine import hardware
 from wp1.serving.memory.tensors import Range, ranges
 
 PRESENT = np.uint64(1 << 63)

@@ -5,8 +5,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from wp1.plan import Cell
-from wp1.records import MemoryNote
+from wp1.core.plan import Cell
+from wp1.core.records import MemoryNote
 from wp1.serving.backend import Scheduler, ServingBackend, answered
 from wp1.serving.memory import Moment
 

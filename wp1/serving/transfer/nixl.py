@@ -4,7 +4,7 @@ import math
 import socket
 from typing import Any
 
-from wp1 import hardware
+from wp1.machine import hardware
 from wp1.serving.transfer import Kept, Pools, Role, TransferReport, reports_in
 
 CONNECTORS = {"pull": "NixlPullConnector", "push": "NixlPushConnector"}

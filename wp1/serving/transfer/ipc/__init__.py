@@ -17,8 +17,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from wp1 import hardware
-from wp1.errors import ConfigError
+from wp1.core.errors import ConfigError
+from wp1.machine import hardware
 from wp1.serving.transfer import Kept, Pools, Role, TransferReport, reports_in
 from wp1.serving.transfer.ipc.kinds import obstacle_in_config
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from wp1 import hardware
-from wp1.errors import WP1Error
+from wp1.core.errors import WP1Error
+from wp1.machine import hardware
 from wp1.serving.transfer.ipc.layout import Layout, Region
 
 # What must be equal on both sides, and how it is called in the message where it is not.

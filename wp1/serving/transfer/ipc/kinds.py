@@ -7,7 +7,7 @@ are kept by vLLM like these (disable_hybrid_kv_cache_manager), so such models ar
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from wp1.model_kinds import ATTENTION_KINDS, HYBRID_KINDS, Config, text_of
+from wp1.model.kinds import ATTENTION_KINDS, HYBRID_KINDS, Config, text_of
 
 WAY_OUT = "use transfer=nixl_push"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from wp1.errors import WP1Error
+from wp1.core.errors import WP1Error
 
 
 class LayoutError(WP1Error):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.stress.engines import FACTS, Cache
-from wp1 import hardware
+from wp1.machine import hardware
 from wp1.serving.transfer.ipc import exports
 from wp1.serving.transfer.ipc.copying import copier_of
 from wp1.serving.transfer.ipc.exports import COMPARED, PeerError, offer, open_peer

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from wp1 import hardware
-from wp1.errors import ConfigError
+from wp1.core.errors import ConfigError
+from wp1.machine import hardware
 from wp1.serving.transfer import Pools, TransferReport, auto, ipc
 from wp1.serving.transfer.ipc import IpcTransfer
 from wp1.serving.transfer.nixl import NixlTransfer

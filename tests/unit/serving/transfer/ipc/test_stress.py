@@ -3,13 +3,11 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests import REPO as ROOT
 from tests.stress.ipc import stress
-
-ROOT = Path(__file__).parents[5]
 
 
 @pytest.mark.parametrize(

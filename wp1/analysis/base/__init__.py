@@ -1,0 +1,1 @@
+"""What all chapters of a report share: tables, metrics, cells, Markdown and the style of plots."""

@@ -1,0 +1,1 @@
+"""Arms compared with each other: differences, parity of tokens, and what they mean in words."""

@@ -1,0 +1,291 @@
+"""Two arms side by side: every metric of every cell, with the interval of its difference. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from wp1.analysis.base import cells, metrics
+from wp1.stats import intervals, samples
+from wp1.stats.intervals import Interval, Units, Values
+
+# Of one or two repeats, in which requests are all there is: few of them are too few for the law of their mean.
+MIN_PAIRS = 6
+
+# Name, title, unit. The name of a latency is its column in `tables.requests` and the statistic.
+METRICS = (
+    ("ttft_ms/mean", "TTFT mean", "ms"),
+    ("ttft_ms/p50", "TTFT p50", "ms"),
+    ("ttft_ms/p95", "TTFT p95", "ms"),
+    ("tpot_ms/mean", "TPOT mean", "ms"),
+    ("tpot_ms/p95", "TPOT p95", "ms"),
+    ("itl_ms/p95", "ITL p95", "ms"),
+    ("e2e_ms/mean", "E2E mean", "ms"),
+    ("e2e_ms/p95", "E2E p95", "ms"),
+    ("queue_ms/mean", "queue mean", "ms"),
+    ("prefill_ms/mean", "prefill mean", "ms"),
+    ("handoff_ms/mean", "handoff mean", "ms"),
+    ("decode_step_ms/mean", "first decode step mean", "ms"),
+    ("decode_ms/mean", "decode mean", "ms"),
+    ("output_tokens_per_s", "output tokens/s", "tokens/s"),
+    ("requests_per_s", "requests/s", "requests/s"),
+    ("slo_attainment", "SLO attainment", "share"),
+    ("failed_share", "requests failed", "share"),
+)
+# A longer answer takes longer: where answers of a pair differ in length, these compare lengths, and not speed.
+BY_LENGTH = ("e2e_ms/mean", "e2e_ms/p95", "decode_ms/mean", "output_tokens_per_s", "requests_per_s")
+LATENCIES = tuple(dict.fromkeys(name.partition("/")[0] for name, _, unit in METRICS if unit == "ms"))
+# What no row has that may not be judged.
+VERDICT = ("excludes_zero", "p", "shown", "detectable", "repeats_needed")
+SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "cell": pl.String,
+    "metric": pl.String,
+    "unit": pl.String,
+    "n_a": pl.Int64,
+    "n_b": pl.Int64,
+    "a": pl.Float64,
+    "b": pl.Float64,
+    "delta": pl.Float64,
+    "ratio": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "excludes_zero": pl.Boolean,
+    "p": pl.Float64,
+    "shown": pl.Boolean,
+    "over": pl.String,
+    "units": pl.Int64,
+    "detectable": pl.Float64,
+    "repeats_needed": pl.Int64,
+}
+GOODPUT_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "prompt": pl.String,
+    "rates": pl.List(pl.Float64),
+    "devices": pl.Int64,
+    "goodput": pl.Float64,
+    "goodput_per_device": pl.Float64,
+    "fails_at": pl.Float64,
+}
+
+
+# A request's name in every arm.
+_NAME = pl.col("request_id").str.replace(r"^[^/]*/", "").alias("name")
+
+
+def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = None) -> pl.DataFrame:
+    """One row for each cell and metric of two arms (tables of `tables.requests`), or of two runs.
+
+    a, b, delta (b - a), low and high have the metric's unit; ratio is b / a; null where an arm has no such figure.
+    n_a, n_b: what the figure is made of (requests, gaps, or repeats for a rate). slo: the limits `ttft_ms`,
+    `tpot_ms` and `e2e_ms` for attainment. Latencies are of requests that were answered, shares of all that were sent.
+
+    Requests are paired by their id without the arm, since both arms were sent the same prompts at the same times, so
+    that what both arms share cancels. low and high are the 95 % interval of delta by `wp1.stats.intervals`: from
+    three repeats on, Student's t over the differences of each repeat; with fewer over batches of pairs, which says
+    nothing of another repeat; of a rate there is then none to judge by. over: "repeats" or "requests"; units: how many
+    parts it is of.
+
+    excludes_zero: whether this interval does, as one in twenty does by chance, and p the chance of such a difference
+    or a larger one where there is none. Both are null where nothing can tell: with fewer than three repeats, from
+    fewer than six pairs and for rates; and for BY_LENGTH (with a limit of E2E also for attainment) in cells whose
+    answers differ in length (`unlike_lengths`), where none may. shown: whether it stands among all differences of the
+    comparison (`intervals.false_discovery`); what is said in words is that.
+
+    detectable: the least difference that four of five such runs would show; repeats_needed: how many repeats would
+    show one as large as this, likewise; null where it would be more than a thousand. Both by the row's own interval.
+    """
+    limits = dict(slo or {})
+    unjudged = {*BY_LENGTH, *(["slo_attainment"] if metrics.limits(limits)[2] is not None else [])}
+    unlike = unlike_lengths(a, b)
+    a, b = _prepared(a, limits), _prepared(b, limits)
+    rows = []
+    for cell in cells.ordered([*a["cell"], *b["cell"]]):
+        of_cell = pl.col("cell") == cell
+        for row in _cell(a.filter(of_cell), b.filter(of_cell), limits):
+            verdict = dict.fromkeys(VERDICT) if cell in unlike and row["metric"] in unjudged else {}
+            rows.append({"cell": cell, **row, **verdict})
+    for row, shown in zip(rows, intervals.false_discovery([row["p"] for row in rows]), strict=True):
+        row["shown"] = shown
+    return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def verdict(row: Mapping[str, Any]) -> bool | None:
+    """Whether the difference of a row is shown, among all of its comparison; None where nothing can tell.
+
+    One that was written before there was such a correction has its rows' own verdicts alone.
+    """
+    shown = row.get("shown")
+    return row.get("excludes_zero") if shown is None else shown
+
+
+def unlike_lengths(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, dict[str, Any]]:
+    """The cells in which answers to the same request differ in length: `pairs` (answered by both arms), how many of
+    them are `unlike`, and the mean output tokens of a pair's answers, `a` and `b`.
+
+    a, b: as in `compare`.
+    """
+    answered = [
+        rows.filter(~pl.col("warmup") & pl.col("e2e_ms").is_not_null()).select("cell", _NAME, "output_tokens")
+        for rows in (a, b)
+    ]
+    pairs = answered[0].join(answered[1], on=["cell", "name"], suffix="_b").group_by("cell").agg(
+        pairs=pl.len(),
+        unlike=(pl.col("output_tokens") != pl.col("output_tokens_b")).sum(),
+        a=pl.col("output_tokens").mean().round(1),
+        b=pl.col("output_tokens_b").mean().round(1),
+    )  # fmt: skip
+    found = {row.pop("cell"): row for row in pairs.filter(pl.col("unlike") > 0).iter_rows(named=True)}
+    return {cell: found[cell] for cell in cells.ordered(found)}
+
+
+def _prepared(requests: pl.DataFrame, limits: Mapping[str, Any]) -> pl.DataFrame:
+    """Measured requests with their name in every arm; latencies of answered ones alone, figures of the steady state."""
+    ok = pl.col("status") == "ok"
+    counts = pl.col("steady") if "steady" in requests.columns else pl.lit(True)
+    met = metrics.met(*metrics.limits(limits)).cast(pl.Float64)
+    return requests.filter(~pl.col("warmup")).with_columns(
+        _NAME,
+        slo_attainment=pl.when(counts).then(met),
+        failed_share=pl.when(counts).then((~ok).cast(pl.Float64)),
+        **{name: pl.when(ok & counts).then(pl.col(name)) for name in LATENCIES},
+    )
+
+
+def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = pl.concat([a.select("repeat", "name"), b.select("repeat", "name")]).unique().sort("repeat", "name")
+    names = names.with_row_index("slot")
+    repeats, of = samples.resamples(names["repeat"].to_numpy(), samples.order_of(names["name"]))
+    slots_a, slots_b = (
+        rows.join(names, on=["repeat", "name"], how="left", maintain_order="left")["slot"].to_numpy() for rows in (a, b)
+    )
+    rows = []
+    for name, _, unit in METRICS:
+        if unit in ("tokens/s", "requests/s"):
+            figures = _rate_row(a, b, name, repeats.tolist())
+        elif name == "slo_attainment" and metrics.limits(limits) == (None, None, None):
+            continue
+        else:
+            column, _, statistic = name.partition("/")
+            both = (samples.of_slots(slots_a, a[column]), samples.of_slots(slots_b, b[column]))
+            figures = _row(*both, statistic or "share", of)
+        rows.append({"metric": name, "unit": unit, **figures})
+    return rows
+
+
+def _row(a: Values, b: Values, statistic: str, of: Units) -> dict[str, Any]:
+    """of: the unit of every slot that the values name (`bootstrap.resamples`)."""
+    a, b = Values(*a), Values(*b)
+    of_a, of_b = (intervals.figure_of(side.numbers, statistic) if side.numbers.size else None for side in (a, b))
+    found, pairs, count = None, 0, 0
+    if a.numbers.size and b.numbers.size:
+        in_a, in_b = (_present(side, of) for side in (a, b))
+        pairs = int((in_a & in_b).sum())
+        fewer = min(a.numbers.size, b.numbers.size)
+        part_of_slot, count = intervals.parts_of(of, in_a & in_b, statistic, fewer)
+        if count and pairs > 1:
+            found = intervals.between(*(intervals.in_parts(side, part_of_slot, count, statistic) for side in (a, b)))
+        if statistic == "share":
+            found = intervals.of_shares(found, _differences(a, b, of))
+    judged = found is not None and (found.parts >= intervals.MIN_REPEATS if of.are_repeats else pairs >= MIN_PAIRS)
+    # A share's interval may be that of its pairs, which are requests; repeats are counted as such all the same.
+    units = count if found is not None and of.are_repeats else None
+    return _figures(a.numbers.size, b.numbers.size, of_a, of_b, found, judged, of.are_repeats, units)
+
+
+def _present(side: Values, of: Units) -> np.ndarray:
+    found = np.zeros(of.of_slot.size, dtype=bool)
+    found[side.slots] = True
+    return found
+
+
+def _differences(a: Values, b: Values, of: Units) -> np.ndarray:
+    """b - a of each pair that both have, where a slot has one value."""
+    sides = np.full((2, of.of_slot.size), np.nan)
+    for row, side in zip(sides, (a, b), strict=True):
+        row[side.slots] = side.numbers
+    differences = sides[1] - sides[0]
+    return differences[~np.isnan(differences)]
+
+
+def _rate_row(a: pl.DataFrame, b: pl.DataFrame, name: str, repeats: list[int]) -> dict[str, Any]:
+    """A rate is what all repeats gave over the seconds that all of them took."""
+    done = [[_done(rows.filter(pl.col("repeat") == n), name) for n in repeats] for rows in (a, b)]
+    counts, spans = (np.array([[d[part] for d in arm] for arm in done]).reshape(2, -1) for part in (0, 1))
+    parts = [intervals.of_ratio(count, span) for count, span in zip(counts, spans, strict=True)]
+    of_a, of_b = (part.value if np.isfinite(part.value) else None for part in parts)
+    found = intervals.between(*parts)
+    n_a, n_b = ((span > 0).sum() for span in spans)
+    judged = found is not None and found.parts >= intervals.MIN_REPEATS
+    return _figures(int(n_a), int(n_b), of_a, of_b, found, judged, True)
+
+
+def _done(rows: pl.DataFrame, name: str) -> tuple[float, float]:
+    """Tokens or requests of the answered ones of a repeat, and its seconds."""
+    answered, tokens, seconds = metrics.delivered(rows)
+    return float(answered if name == "requests_per_s" else tokens), seconds
+
+
+def _figures(
+    n_a: int, n_b: int, a: float | None, b: float | None, found: Interval | None, judged: bool, repeats: bool,
+    units: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """units: how many parts the interval is over, if not those of `found`."""
+    units = units or (None if found is None else found.parts)
+    delta = b - a if a is not None and b is not None else None
+    row: dict[str, Any] = {
+        "n_a": n_a,
+        "n_b": n_b,
+        "a": _rounded(a),
+        "b": _rounded(b),
+        "delta": _rounded(delta),
+        "ratio": _rounded(b / a) if a and b is not None else None,
+        "low": None if found is None else _rounded(found.low),
+        "high": None if found is None else _rounded(found.high),
+        **dict.fromkeys(VERDICT),
+        "over": None if found is None else "repeats" if repeats else "requests",
+        "units": units,
+    }
+    if found is None or delta is None or not judged:
+        return row
+    row |= {"excludes_zero": bool(found.low > 0 or found.high < 0), "p": float(f"{found.p:.6g}")}
+    if repeats:
+        row["detectable"] = _rounded(intervals.detectable(found.error, found.parts))
+        row["repeats_needed"] = intervals.repeats_needed(delta, found.error, units or found.parts)
+    return row
+
+
+def _rounded(value: float | None) -> float | None:
+    # Of crumbs alone: a share of 0.89996 is not 0.9. Adding zero turns -0.0 into 0.0.
+    return None if value is None else round(float(f"{value:.9g}"), 9) + 0.0
+
+
+def goodput(requests: pl.DataFrame, slo: Mapping[str, Any], devices: int) -> pl.DataFrame:
+    """Goodput by `metrics.goodput` over the rates that were tested, in requests/s and per device, one row a prompt.
+
+    The true one may lie between the one given and the next. fails_at: the lowest rate that failed, if any. Null where
+    no rate above 0 was tested, or none counts. Empty without limits in `slo`.
+    """
+    limits = metrics.limits(slo)
+    measured = requests.filter(~pl.col("warmup"))
+    if limits == (None, None, None):
+        return pl.DataFrame(schema=GOODPUT_SCHEMA)
+    tested: dict[str, dict[float, float | None]] = {}
+    for name in cells.ordered(measured["cell"]):
+        cell = cells.parse(name)
+        rates = tested.setdefault(cell.prompt, {})
+        if cell.rate > 0:
+            rates[cell.rate] = metrics.attainment(measured.filter(pl.col("cell") == name), *limits)
+    rows = []
+    for prompt, rates in tested.items():
+        best, fails = metrics.goodput(rates)
+        rows.append(
+            {
+                "prompt": prompt,
+                "rates": sorted(rates),
+                "devices": devices,
+                "goodput": best,
+                "goodput_per_device": None if best is None else best / devices,
+                "fails_at": fails,
+            }
+        )
+    return pl.DataFrame(rows, schema=GOODPUT_SCHEMA)

@@ -1,0 +1,263 @@
+"""The plots of a run with several arms, and of handoffs, as PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from wp1.analysis.base import cells, metrics, style
+from wp1.analysis.base.style import Plot
+
+PHASES = (
+    ("queue_ms", "queue"),
+    ("prefill_ms", "prefill"),
+    ("handoff_ms", "handoff"),
+    ("decode_step_ms", "first decode step"),
+)
+# The place of each phase's colour in the palette; the first four are the same in every plot of requests.
+PHASE_COLOURS = (7, 1, 4, 0)
+
+
+def arm_plots(folder: Path, measured: pl.DataFrame, arms: Sequence[str], slo: dict[str, Any], mark: str) -> list[Plot]:
+    """Latency by length, attainment by rate and phases of several arms, as far as there is data; (caption, file)."""
+    style.use()
+    answered = measured.filter((pl.col("status") == "ok") & pl.col("arm").is_in(list(arms)))
+    if answered.is_empty():
+        return []
+    made = [
+        (
+            "Means of TTFT and TPOT with their 95 % intervals, by prompt length and load.",
+            folder / "latency_by_length.png",
+        ),
+        (
+            "Mean of each phase of the answered requests; the black mark is where TTFT ends, on average. The line to "
+            "it is the first token's way from the engine to the client, during which the next phase goes on already.",
+            folder / "phases.png",
+        ),
+    ]
+    _latency(answered, arms, made[0][1], mark)
+    _phases(answered, arms, made[1][1], mark)
+    limits = metrics.limits(slo)
+    if any(limit is not None for limit in limits) and any(
+        cells.parse(name).rate > 0 for name in measured["cell"].unique()
+    ):
+        caption = "Share of all requests sent that met the SLO, with 95 % Wilson intervals; goodput needs 90 %."
+        made.append((caption, folder / "attainment.png"))
+        _attainment(measured, arms, limits, made[-1][1], mark)
+    return made
+
+
+def _latency(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) -> None:
+    """A row of panels for each load, TTFT on the left and TPOT on the right."""
+    import matplotlib.pyplot as plt
+
+    names = [cells.parse(name) for name in cells.ordered(answered["cell"])]
+    loads = list(dict.fromkeys(cell.load for cell in sorted(names, key=lambda c: (c.rate, c.concurrency or 0))))
+    prompts = list(dict.fromkeys(cell.prompt for cell in names))
+    figure, grid = plt.subplots(
+        len(loads), 2, figsize=(style.WIDTH, 0.9 + 2.3 * len(loads)), squeeze=False, sharex=True, sharey="col"
+    )
+    for row, load in zip(grid, loads, strict=True):
+        of_load = {cell.prompt: cell.name for cell in names if cell.load == load}
+        for axes, column, title in zip(row, ("ttft_ms", "tpot_ms"), ("TTFT", "TPOT"), strict=True):
+            for n, arm in enumerate(arms):
+                _means(axes, answered.filter(pl.col("arm") == arm), column, prompts, of_load, arm, n, arms)
+            axes.set_title(f"{title}, {load}" if load else title, fontsize="medium")
+            axes.set_ylabel("ms")
+            _length_axis(axes, prompts)
+    for axes in grid[-1]:
+        axes.set_xlabel("prompt tokens" if all(p.isdecimal() for p in prompts) else "prompts")
+    for column in range(2):
+        _scale(grid[:, column])
+    style.over_all(figure, "Latency by prompt length", mark)
+    _legend_below(figure, grid[0][0])
+    style.save(figure, path)
+
+
+def _means(
+    axes: Any, rows: pl.DataFrame, column: str, prompts: Sequence[str], of_load: dict[str, str],
+    arm: str, n: int, arms: Sequence[str],
+) -> None:  # fmt: skip
+    xs, means, lows, highs = [], [], [], []
+    for place, prompt in enumerate(prompts):
+        found = rows.filter((pl.col("cell") == of_load.get(prompt, "")) & pl.col(column).is_not_null())
+        if found.height:
+            values = found[column].to_numpy()
+            low, high = metrics.mean_interval(values, units=metrics.units_of(found))
+            xs.append(place)
+            means.append(float(values.mean()))
+            lows.append(low)
+            highs.append(high)
+    spread = np.abs(np.array([lows, highs]) - np.array(means))
+    axes.errorbar(
+        xs, means, yerr=spread if means else None, label=arm, color=style.arm_colours(arms)[arm],
+        linewidth=1.4, elinewidth=1.2, **style.series(n, len(arms)),
+    )  # fmt: skip
+
+
+def _length_axis(axes: Any, prompts: Sequence[str]) -> None:
+    """Lengths at even steps: they are mostly doublings, and datasets have no length at all."""
+    import seaborn as sns
+
+    style.length_ticks(axes, range(len(prompts)), [_short(prompt) for prompt in prompts])
+    axes.set_xlim(-0.5, len(prompts) - 0.5)
+    axes.grid(axis="x", visible=False)
+    sns.despine(ax=axes)
+
+
+def _short(prompt: str) -> str:
+    return style.tokens(int(prompt)) if prompt.isdecimal() else prompt
+
+
+def _scale(column: Any) -> None:
+    """From zero, or logarithmic with plain numbers where the values are far apart; the same for all of a column."""
+    from matplotlib.ticker import FuncFormatter
+
+    plain = FuncFormatter(lambda v, _: f"{v:,.0f}" if v == round(v) else f"{v:g}")
+    values = style.heights(*column)
+    wide = values.size > 0 and values.min() > 0 and values.max() / values.min() > style.WIDE
+    for axes in column:
+        axes.yaxis.set_major_formatter(plain)
+        if wide:
+            style.logarithmic(axes, values.min(), values.max(), plain)
+    if not wide:
+        style.from_zero(*column)
+
+
+def _legend_below(figure: Any, axes: Any, columns: int = 6) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), frameon=False)
+
+
+def _attainment(measured: pl.DataFrame, arms: Sequence[str], limits: metrics.Limits, path: Path, mark: str) -> None:
+    """A panel for each length, attainment by request rate; where only one rate was tested, one panel by length."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    names = [cell for cell in map(cells.parse, cells.ordered(measured["cell"])) if cell.rate > 0]
+    prompts = list(dict.fromkeys(cell.prompt for cell in names))
+    rates = sorted({cell.rate for cell in names})
+    if len(rates) == 1:
+        panels = {f"{rates[0]:g} requests/s": {_short(cell.prompt): cell.name for cell in names}}
+        ticks, axis = [_short(prompt) for prompt in prompts], "prompt tokens"
+    else:
+        panels = {
+            f"{int(prompt):,} tokens" if prompt.isdecimal() else prompt: {
+                f"{cell.rate:g}": cell.name for cell in names if cell.prompt == prompt
+            }
+            for prompt in prompts
+        }
+        ticks, axis = [f"{rate:g}" for rate in rates], "requests/s"
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    figure, grid = plt.subplots(
+        down, across, figsize=(style.WIDTH, 1.3 + 2.1 * down), squeeze=False, sharex=True, sharey=True
+    )
+    flat = grid.flatten()
+    for axes, (title, of_tick) in zip(flat, panels.items(), strict=False):
+        for n, arm in enumerate(arms):
+            _shares(axes, measured.filter(pl.col("arm") == arm), ticks, of_tick, limits, arm, n, arms)
+        axes.axhline(metrics.GOODPUT_ATTAINMENT * 100, color="black", linestyle="--", linewidth=0.9)
+        axes.set_title(title, fontsize="medium")
+        axes.set_ylim(0, 103)
+        axes.set_yticks([0, 25, 50, 75, 90, 100])
+        axes.set_xlim(-0.5, len(ticks) - 0.5)
+        axes.set_xticks(range(len(ticks)), ticks)
+        axes.grid(axis="x", visible=False)
+        sns.despine(ax=axes)
+    for axes in flat[len(panels) :]:
+        axes.set_visible(False)
+    for n, axes in enumerate(flat[: len(panels)]):
+        # The lowest panel of each column carries the axis, also where the last row is not full.
+        if n + across >= len(panels):
+            axes.set_xlabel(axis)
+            axes.tick_params(labelbottom=True)
+        if n % across == 0:
+            axes.set_ylabel("% of requests")
+    words = " and ".join(
+        f"{k} ≤ {v:,g} ms" for k, v in zip(("TTFT", "TPOT", "E2E"), limits, strict=True) if v is not None
+    )
+    style.over_all(figure, f"SLO attainment: {words}", mark)
+    _legend_below(figure, flat[0])
+    style.save(figure, path)
+
+
+def _shares(
+    axes: Any, rows: pl.DataFrame, ticks: Sequence[str], of_tick: dict[str, str],
+    limits: metrics.Limits, arm: str, n: int, arms: Sequence[str],
+) -> None:  # fmt: skip
+    xs, shares, bounds = [], [], []
+    for place, tick in enumerate(ticks):
+        of_cell = rows.filter(pl.col("cell") == of_tick.get(tick, ""))
+        if of_cell.height:
+            met = int(of_cell.select(metrics.met(*limits).sum()).item())
+            xs.append(place)
+            shares.append(100 * met / of_cell.height)
+            bounds.append([100 * bound for bound in metrics.attainment_interval(of_cell, limits) or (0, 1)])
+    if not xs:
+        return
+    low, high = np.array(bounds).T
+    # Rounding may put a bound a hair beyond the share.
+    spread = np.maximum([shares - low, high - shares], 0)
+    axes.errorbar(
+        xs, shares, yerr=spread, label=arm, color=style.arm_colours(arms)[arm], linewidth=1.4, elinewidth=1.2,
+        clip_on=False, **style.series(n, len(arms)),
+    )  # fmt: skip
+
+
+def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) -> None:
+    """A panel for each length, with its own scale: a bar for each load and arm."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    names = [cells.parse(name) for name in cells.ordered(answered["cell"])]
+    panels: dict[str, list[tuple[str, pl.DataFrame]]] = {}
+    for cell in names:
+        for arm in arms:
+            rows = answered.filter((pl.col("arm") == arm) & (pl.col("cell") == cell.name)).drop_nulls("ttft_ms")
+            if rows.height:
+                panels.setdefault(cell.prompt, []).append((f"{cell.load} · {arm}" if cell.load else arm, rows))
+    heights = [len(bars) + 0.3 for bars in panels.values()]
+    # Inches: what is around them all, a line of each bar, and title and ticks of each panel.
+    figure, grid = plt.subplots(
+        len(panels), 1, figsize=(style.WIDTH, 1.25 + 0.25 * sum(heights) + 0.52 * len(panels)), squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+    )  # fmt: skip
+    palette = sns.color_palette(style.PALETTE)
+    for axes, (prompt, bars) in zip(grid[:, 0], panels.items(), strict=True):
+        left = np.zeros(len(bars))
+        for (column, title), colour in zip(PHASES, PHASE_COLOURS, strict=True):
+            # All over the same requests, or they would not add up: one that never got to a phase has none of it.
+            means = np.array([rows[column].fill_null(0).mean() for _, rows in bars], dtype=float)
+            axes.barh(range(len(bars)), means, left=left, height=0.7, color=palette[colour], linewidth=0, label=title)
+            left += means
+        for place, (_, rows) in enumerate(bars):
+            begin, ttft = first_token(rows)
+            axes.plot([ttft] * 2, [place - 0.45, place + 0.45], color="black", linewidth=2)
+            axes.plot([begin, ttft], [place] * 2, color="black", linewidth=1.2, solid_capstyle="butt")
+        axes.set_yticks(range(len(bars)), [name for name, _ in bars])
+        axes.invert_yaxis()
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}" if v == round(v) else f"{v:g}")
+        axes.grid(axis="y", visible=False)
+        axes.set_title(f"{int(prompt):,} tokens" if prompt.isdecimal() else prompt, fontsize="medium")
+        sns.despine(ax=axes, left=True)
+    grid[-1][0].set_xlabel("ms since intended arrival, mean")
+    grid[0][0].plot([], [], color="black", marker="|", markeredgewidth=2, markersize=11, linestyle="", label="TTFT")
+    grid[0][0].plot([], [], color="black", linewidth=1.2, label="delivery")
+    style.over_all(figure, "What requests wait for, to the first step of decoding", mark)
+    _legend_below(figure, grid[0][0], columns=3)
+    style.save(figure, path)
+
+
+def first_token(rows: pl.DataFrame) -> tuple[float, float]:
+    """Means, in ms since the intended arrival: the end of the phases that make the first token, and TTFT.
+
+    Between the two the token is on its way to the client. Where the decode engine makes it, its step is counted to the
+    client, and the two are one.
+    """
+    way = rows.select(pl.when("first_by_decode").then(0.0).otherwise(pl.col("delivery_ms")).mean()).item()
+    ttft = rows.select(pl.col("ttft_ms").mean()).item()
+    return ttft - (way or 0.0), ttft

@@ -1,0 +1,215 @@
+"""What a report says of several arms: words, means, the table of every metric, goodput. From `arms.contents`; pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wp1.analysis.base import cells, metrics
+from wp1.analysis.base.markdown import ms, percent, short, table
+from wp1.analysis.comparison import parity
+from wp1.analysis.comparison.figures import METRICS, verdict
+
+Comparison = Mapping[str, Any] | None
+
+
+def words(found: Comparison, pools: Sequence[Mapping[str, Any]]) -> str:
+    """What the figures say, and the means of all cells; "" for a run of one arm, as all functions here.
+
+    pools: of run_metadata.json.
+    """
+    if found is None:
+        return ""
+    more = found["not_compared"]
+    note = f" Not compared here: {', '.join(more)}." if more else ""
+    title = f"## {found['arms'][1]} against {found['arms'][0]}"
+    about = " ".join(filter(None, [sharing(pools, found["arms"]), metrics.slo_in_words(found["slo"])]))
+    return "\n\n".join(part for part in (title, f"{found['words']}{note}", about, _means(found)) if part)
+
+
+def sharing(pools: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> str:
+    """Whether the engines of two arms share GPUs, in a sentence; "" where none does, or there is no GPU."""
+    engines = {
+        arm: [tuple(engine["devices"]) for pool in pools if pool.get("arm") == arm for engine in pool["engines"]]
+        for arm in arms
+    }
+    devices = {arm: {device for of in found for device in of} for arm, found in engines.items()}
+    if not all(found and all(device.startswith("cuda") for device in found) for found in devices.values()):
+        return ""
+    a, b = arms
+    shared = [len(engines[arm]) > 1 and len(devices[arm]) == 1 for arm in arms]
+    if all(shared):
+        alone = [
+            f"; for one engine that has it for itself: `arms.{arm}.replicas=1`"
+            for arm in arms
+            if all({"prefill", "decode"} <= set(pool["phases"]) for pool in pools if pool.get("arm") == arm)
+        ]
+        counts = [_engines(engines[arm]) for arm in arms]
+        if counts[0] == counts[1]:
+            return f"Both arms are {counts[0]} on one GPU, which they share{''.join(alone)}."
+        return f"{a} is {counts[0]} and {b} {counts[1]}, which share one GPU{''.join(alone)}."
+    if any(shared) and devices[a] == devices[b]:
+        one, other = (a, b) if shared[1] else (b, a)
+        return (
+            f"{one} is one engine that has the GPU for itself, {other} {_engines(engines[other])} on the same GPU, "
+            "which share it and its memory."
+        )
+    return ""
+
+
+def _engines(found: Sequence[Any]) -> str:
+    counts = {1: "one engine", 2: "two engines", 3: "three engines", 4: "four engines"}
+    return counts.get(len(found), f"{len(found)} engines")
+
+
+# Of the table of means, in its order.
+MEANS = (("ttft_ms/mean", "TTFT"), ("tpot_ms/mean", "TPOT"), ("e2e_ms/mean", "E2E"))
+
+
+def _means(found: Mapping[str, Any]) -> str:
+    """A line a cell; differences that are shown are bold."""
+    if len(found["cells"]) < 2:
+        return ""
+    a, b = found["arms"]
+    rows = []
+    for cell, figures in found["cells"].items():
+        row = [cells.parse(cell).words]
+        for metric, _ in MEANS:
+            figure = figures.get(metric) or {}
+            change = None if figure.get("ratio") is None else f"{(figure['ratio'] - 1) * 100:+.1f} %".replace("-", "−")
+            row += [ms(figure.get(a)), ms(figure.get(b)), f"**{change}**" if verdict(figure) else change]
+        rows.append(row)
+    header = ["means in ms", *(f"{title} {of}" for _, title in MEANS for of in (a, b, "Δ"))]
+    bold = "Means of every cell, with Δ in bold where it is shown to differ:"
+    note = "\n\nE2E and its Δ are not judged where answers differ in length." if found["unlike_lengths"] else ""
+    return f"{bold}\n\n" + table(header, rows, "l" + "r" * (len(header) - 1)) + note
+
+
+def side_by_side(found: Comparison) -> str:
+    """A table for each cell, and goodput."""
+    if found is None:
+        return ""
+    return "\n\n".join(["## Side by side", _basis(found), tokens(found), tables_of(found)])
+
+
+def tokens(found: Mapping[str, Any]) -> str:
+    """Whether both gave the same tokens, in a sentence."""
+    if why := found["parity"].get("why_not"):
+        return f"Tokens are not compared: {why}."
+    return f"Same tokens: {parity.in_words(found['parity'], '**')}."
+
+
+def tables_of(found: Mapping[str, Any]) -> str:
+    """Every metric of every cell, then goodput."""
+    a, b = found["arms"]
+    parts = []
+    titles = {name: (title, unit) for name, title, unit in METRICS}
+    header = ["", "n", a, b, "Δ", "ratio", "95 % of Δ", "over", "≠ 0"]
+    for cell, figures in found["cells"].items():
+        rows = []
+        for name, row in figures.items():
+            title, unit = titles[name]
+            rows.append(
+                [
+                    f"{title}, ms" if unit == "ms" else title,
+                    _counts(row[f"n_{a}"], row[f"n_{b}"]),
+                    _value(row[a], unit),
+                    _value(row[b], unit),
+                    _change(row["delta"], unit),
+                    None if row["ratio"] is None else f"{row['ratio']:.2f}",
+                    _interval(row["low"], row["high"], unit),
+                    _over(row),
+                    _differs(row),
+                ]
+            )
+        parts += [f"**{cell}**: {cells.parse(cell).words}", table(header, rows, "lrrrrrrll")]
+        if unlike := found["unlike_lengths"].get(cell):
+            parts.append(
+                f"Answers to {unlike['unlike']} of {unlike['pairs']} requests differ in length (mean output tokens "
+                f"{unlike['a']:g} and {unlike['b']:g}): E2E, decode time, requests/s and output tokens/s compare "
+                "lengths here, and are not judged."
+            )
+    parts.append(_goodput(found))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _over(row: Mapping[str, Any]) -> str | None:
+    """What the interval is over; nothing of a comparison that was written before this was said."""
+    if row.get("over") is None:
+        return None
+    return f"{row['units']} repeats" if row["over"] == "repeats" else "requests"
+
+
+def _differs(row: Mapping[str, Any]) -> str | None:
+    """In one or two repeats a difference is of these alone."""
+    here = "**here**" if row.get("over") == "requests" else "**yes**"
+    return {True: here, False: "no", None: None}[verdict(row)]
+
+
+def _basis(found: Mapping[str, Any]) -> str:
+    silent = [arm for arm in found["arms"] if not found["overall"][arm]["requests"]]
+    if silent:
+        return f"{' and '.join(silent)} was sent nothing."
+    counts = [
+        f"{arm} on {n} device{'' if n == 1 else 's'}" for arm, n in found["devices"].items() if arm in found["arms"]
+    ]
+    same = "Both arms had the same prompts, and at a rate the same arrivals"
+    basis = f"{same}; {', '.join(counts)} (a host without GPU counts as one)."
+    if len({found["devices"][arm] for arm in found["arms"]}) > 1:
+        basis += " **Not on equal devices**: rates and latencies are of what each arm had, goodput is per device."
+    return " ".join(filter(None, [basis, metrics.slo_in_words(found["slo"])]))
+
+
+def _goodput(found: Mapping[str, Any]) -> str:
+    a, b = found["arms"]
+    of_b = {row["prompt"]: row for row in found["goodput"][b]}
+    rows = []
+    for row in found["goodput"][a]:
+        other = of_b.get(row["prompt"])
+        if row["rates"]:
+            rows.append(
+                [
+                    f"{int(row['prompt']):,}" if row["prompt"].isdecimal() else row["prompt"],
+                    ", ".join(f"{rate:g}" for rate in row["rates"]),
+                    _rate(row),
+                    None if other is None else _rate(other),
+                ]
+            )
+    if not rows:
+        return ""
+    header = ["prompt tokens", "rates tested", f"{a}, requests/s a device", f"{b}, requests/s a device"]
+    note = (
+        "The highest of the tested rates at which, as at every lower one, SLO attainment is at least 90 %, per device; "
+        f"a dash where there is none. {metrics.slo_in_words(found['slo'])}"
+    )
+    return f"### Goodput\n\n{table(header, rows, 'rrrr')}\n\n{note}"
+
+
+def _rate(row: Mapping[str, Any]) -> str | None:
+    return None if row["goodput_per_device"] is None else f"{row['goodput_per_device']:g}"
+
+
+def _counts(a: int, b: int) -> str:
+    return f"{a:,}" if a == b else f"{a:,} / {b:,}"
+
+
+def _value(value: float | None, unit: str) -> str | None:
+    if value is None:
+        return None
+    if unit == "share":
+        return percent(value)
+    return ms(value) if unit == "ms" else short(value)
+
+
+def _change(value: float | None, unit: str) -> str | None:
+    """With its sign; of shares in points."""
+    if value is None:
+        return None
+    sign = "−" if value < 0 else "+" if value > 0 else ""
+    if unit == "share":
+        return f"{sign}{abs(value) * 100:.1f} points"
+    return f"{sign}{_value(abs(value), unit)}"
+
+
+def _interval(low: float | None, high: float | None, unit: str) -> str | None:
+    if low is None or high is None:
+        return None
+    return f"[{_change(low, unit)}, {_change(high, unit)}]".replace(" points,", ",")

@@ -1,0 +1,1 @@
+"""What the device did: utilisation, energy, MFU and MBU."""

@@ -1,0 +1,1 @@
+"""Figures by prompt length (E1)."""

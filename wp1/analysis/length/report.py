@@ -1,0 +1,96 @@
+"""What a report says of prompt lengths one at a time: a paragraph, the curve, the table. From `by_length`; pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from wp1.analysis.base.markdown import ms, number, share, short, table, with_interval
+from wp1.analysis.device import roofline
+from wp1.analysis.device.roofline import LIMITED
+
+Found = Mapping[str, Any] | None
+
+
+def section(found: Found) -> str:
+    """The whole section; "" for a run without."""
+    if found is None:
+        return ""
+    parts = ["## What prompt length costs"]
+    several = len({row["arm"] for row in found["rows"]}) > 1
+    for arm, fitted in found["fits"].items():
+        rows = [row for row in found["rows"] if row["arm"] == arm]
+        if several:
+            parts.append(f"### {arm}")
+        parts += [words(rows, fitted), _table(rows)]
+    note = (
+        "Times in ms, means with their 95 % intervals; one request at a time. **host**: TTFT − prefill, which "
+        "is the client, the way to the engine and back, and its scheduler. **tokens/s**: prompt tokens / prefill, "
+        "without those from the prefix cache. **MFU**: FLOPs of the same tokens / prefill / the device's peak; "
+        f"**MBU**: bytes that decoding moves / its time / peak. {LIMITED}"
+    )
+    parts.append(note + roofline.note(found["rows"], found["why_no_mfu"]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def words(rows: list[dict[str, Any]], fitted: Mapping[str, Any] | None) -> str:
+    """What was found, in a few sentences made from the figures."""
+    known = [row for row in rows if row["ttft_ms"]]
+    if not known:
+        return "No request was answered."
+    first, last = known[0], known[-1]
+    a, b = first["ttft_ms"]["value"], last["ttft_ms"]["value"]
+    said = [
+        f"A prompt of {number(last['prompt_len'])} tokens waited {ms(b)} ms for its first token: {short(b / a)} times "
+        f"as long as one of {number(first['prompt_len'])} tokens ({ms(a)} ms), being "
+        f"{short(last['prompt_len'] / first['prompt_len'])} times as long."
+    ]
+    if fitted:
+        c = fitted["c"]["value"]
+        parts = [
+            f"{with_interval(fitted['a'], ms)} ms",
+            f"{with_interval(fitted['b'], lambda v: short(v * 1e3))} µs × n",
+            f"{with_interval(fitted['c'], lambda v: short(v * 1e6))} ns × n²",
+        ]
+        # Three lengths determine three coefficients, and then nothing is left to be off.
+        near = (
+            "through all three means"
+            if len(fitted["lengths"]) == 3
+            else f"within {share(fitted['worst'])} of every mean"
+        )
+        said.append(f"TTFT ≈ {' + '.join(parts)}, {near}.")
+        of_flops = fitted.get("flops_quadratic_share")
+        attention = "" if of_flops is None else f" (of the FLOPs, attention is {share(of_flops)})"
+        quadratic = with_interval(fitted["quadratic_share"], share)
+        said.append(f"At {number(fitted['at'])} tokens the quadratic part is {quadratic} of TTFT{attention}.")
+        if c > 0 and fitted["b"]["value"] > 0:
+            equal = fitted["b"]["value"] / c
+            said.append(f"Both parts cost the same at {number(round(equal))} tokens.")
+    else:
+        said.append("A curve a + b n + c n² needs three lengths or more, without prompt tokens from the prefix cache.")
+    if last["limited_by"]:
+        said.append(f"At the longest prompt, limited: {last['limited_by']}.")
+    return " ".join(said)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    header = [
+        "prompt tokens", "n", "TTFT", "p50", "prefill", "host", "tokens/s", "MFU", "TPOT", "MBU", "GiB peak",
+        "limited by",
+    ]  # fmt: skip
+    lines = [
+        [
+            number(row["prompt_len"]),
+            number(row["ok"]) + (f" of {number(row['sent'])}" if row["ok"] < row["sent"] else ""),
+            with_interval(row["ttft_ms"], ms),
+            None if row["ttft_ms_p50"] is None else ms(row["ttft_ms_p50"]["value"]),
+            with_interval(row["prefill_ms"], ms),
+            with_interval(row["host_ms"], ms),
+            with_interval(row["prefill_tokens_per_s"], short),
+            with_interval(row["mfu"], share),
+            with_interval(row["tpot_ms"], ms),
+            with_interval(row["mbu"], share),
+            None if row["memory_gib_peak"] is None else f"{row['memory_gib_peak']:.2f}",
+            row["limited_by"],
+        ]
+        for row in rows
+    ]
+    return table(header, lines, "rrrrrrrrrrrl")

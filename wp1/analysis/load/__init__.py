@@ -1,0 +1,1 @@
+"""Figures by load (E2): steady state, queues, goodput."""

@@ -1,0 +1,113 @@
+"""What context and load cost: latency, throughput, MBU, KV use and preemptions of every cell, and goodput. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis.base import cells, metrics, steady
+from wp1.analysis.base.markdown import share
+from wp1.analysis.device import roofline
+from wp1.analysis.device.figures import load_window
+from wp1.stats import samples, spans
+
+# KV this full while requests wait, or a preemption, means that they wait for room.
+FULL = 0.9
+
+
+def by_load(
+    requests: pl.DataFrame,
+    stats: pl.DataFrame,
+    metadata: Mapping[str, Any],
+    slo: Mapping[str, Any],
+    profile: Mapping[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """A row for every cell of every arm; None for a run of one request at a time.
+
+    requests: `tables.requests`; stats: `tables.engine_stats`; slo: the limits; profile: of the device collector.
+    Figures are {n, value, low, high} with 95 % intervals (`intervals`), times in ms, rates over repeats.
+    """
+    measured = requests.filter(~pl.col("warmup"))
+    names = [cells.parse(name) for name in cells.ordered(measured["cell"])]
+    if not any(cell.rate > 0 or (cell.concurrency or 0) > 1 for cell in names):
+        return None
+    shape, _ = roofline.shape_of(metadata)
+    rows = []
+    for (arm,), of_arm in measured.group_by("arm", maintain_order=True):
+        device = roofline.device_of(metadata, str(arm))
+        chunk = roofline.chunk_of(metadata, str(arm))
+        for cell in names:
+            sent = of_arm.filter(pl.col("cell") == cell.name)
+            if sent.height:
+                row = _row(cell, sent, slo, roofline.devices_of(metadata["pools"], str(arm)))
+                roof = roofline.roofline(sent.filter(pl.col("status") == "ok"), shape, device, chunk)
+                kv = kv_use(stats.filter(pl.col("arm") == arm), sent)
+                words = [roofline.words(roof, _queue_share(sent)), _kv_words(kv, sent)]
+                shown = {key: roof[key] for key in ("mfu", "mbu", "batch", "shared")}
+                limited = "; ".join(word for word in words if word) or None
+                energy = (profile or {}).get("cells", {}).get(f"{arm}/{cell.name}", {}).get("energy") or {}
+                joules = {"joules_per_output_token": energy.get("joules_per_output_token")}
+                rows.append({"arm": str(arm), **row, **shown, **kv, **joules, "limited_by": limited})
+    return {"rows": rows, "why_no_mfu": roofline.why_not(metadata)}
+
+
+def _row(cell: cells.CellName, sent: pl.DataFrame, slo: Mapping[str, Any], devices: int) -> dict[str, Any]:
+    answered = sent.filter(pl.col("status") == "ok")
+    sample = samples.Sample(steady.of_figures(answered))
+    delivered = [metrics.delivered(rows) for _, rows in sent.group_by("repeat", maintain_order=True)]
+    tokens, seconds = [d[1] for d in delivered], [d[2] * devices for d in delivered]
+    limits = metrics.limits(slo)
+    attained = metrics.attainment(sent, *limits)
+    return {
+        "cell": cell.name,
+        "prompt": cell.prompt,
+        "prompt_len": cell.prompt_len,
+        "concurrency": cell.concurrency,
+        "request_rate": cell.rate or None,
+        "sent": sent.height,
+        "ok": answered.height,
+        "repeats": len(delivered),
+        "devices": devices,
+        "ttft_ms": sample.figure("ttft_ms"),
+        "ttft_ms_p95": sample.figure("ttft_ms", "p95"),
+        "tpot_ms": sample.figure("tpot_ms"),
+        "itl_ms_p50": sample.figure("itl_ms", "p50"),
+        "itl_ms_p95": sample.figure("itl_ms", "p95"),
+        "itl_ms_p99": sample.figure("itl_ms", "p99"),
+        "e2e_ms": sample.figure("e2e_ms"),
+        "output_tokens_per_s_per_device": samples.ratio(tokens, seconds),
+        "attainment": attained,
+        "attainment_interval": None if attained is None else list(metrics.attainment_interval(sent, limits) or ()),
+    }
+
+
+def _queue_share(sent: pl.DataFrame) -> float | None:
+    answered = sent.filter(pl.col("status") == "ok")
+    queue, ttft = answered["queue_ms"].mean(), answered["ttft_ms"].mean()
+    return float(queue) / float(ttft) if queue is not None and ttft else None  # pyright: ignore[reportArgumentType]
+
+
+def kv_use(stats: pl.DataFrame, sent: pl.DataFrame) -> dict[str, Any]:
+    """Mean and peak share of the KV cache in use while the cell's requests were in flight, and preemptions.
+
+    From the engines' own counts: the mean over all engines, the peak of the fullest. Null where they said nothing.
+    """
+    windows = load_window(sent.filter(pl.col("t_sent").is_not_null()))
+    rows = stats.filter(pl.Series(spans.inside(stats["t"].to_numpy(), windows), dtype=pl.Boolean))
+    if rows.is_empty():
+        return {"kv_use_mean": None, "kv_use_peak": None, "preemptions": None, "waiting_peak": None}
+    mean, peak = rows["kv_use"].mean(), rows["kv_use_peak"].max()
+    return {
+        "kv_use_mean": round(float(mean), 4),  # pyright: ignore[reportArgumentType]
+        "kv_use_peak": round(float(peak), 4),  # pyright: ignore[reportArgumentType]
+        "preemptions": int(rows["preemptions"].sum()),
+        "waiting_peak": int(rows["waiting"].max()),  # pyright: ignore[reportArgumentType]
+    }
+
+
+def _kv_words(kv: Mapping[str, Any], sent: pl.DataFrame) -> str:
+    if kv["preemptions"]:
+        return f"the KV cache is full: {kv['preemptions']} preemptions of {sent.height} requests"
+    if kv["waiting_peak"] and kv["kv_use_peak"] >= FULL:
+        return f"the KV cache is full ({share(kv['kv_use_peak'])}): requests wait for room"
+    return ""

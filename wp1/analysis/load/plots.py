@@ -1,0 +1,206 @@
+"""The plots of loads: latency against load, latency against throughput, and how full device and KV cache were."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wp1.analysis.base import metrics, style
+from wp1.analysis.base.style import Plot
+from wp1.analysis.length.plots import points
+
+PANELS = (
+    ("tpot_ms", "TPOT, mean", "ms", 1.0),
+    ("itl_ms_p99", "ITL, p99", "ms", 1.0),
+    ("ttft_ms", "TTFT, mean", "ms", 1.0),
+    ("output_tokens_per_s_per_device", "Output a device", "tokens/s", 1.0),
+    ("mbu", "MBU of decode", "% of peak", 100.0),
+    ("kv", "KV cache in use, peak", "% of blocks", 100.0),
+)
+
+
+def load_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> list[Plot]:
+    """(caption, file) of each, an arm a file, written to `folder`; [] for a run without loads."""
+    if found is None:
+        return []
+    style.use()
+    arms = list(dict.fromkeys(row["arm"] for row in found["rows"]))
+    made = []
+    for arm in arms:
+        rows = [row for row in found["rows"] if row["arm"] == arm and row["tpot_ms"]]
+        if not rows:
+            continue
+        of_arm = f"-{arm}" if len(arms) > 1 else ""
+        title = f" of {arm}" if len(arms) > 1 else ""
+        counts = sorted({row["ok"] for row in rows})
+        n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+        made += [
+            (
+                f"Latency, output and use of the device{title} by load and prompt length, 95 % intervals ({n} a cell).",
+                folder / f"load{of_arm}.png",
+            ),
+            (
+                f"What output costs in latency{title}: each line is a prompt length, each point a load.",
+                folder / f"throughput{of_arm}.png",
+            ),
+        ]
+        _panels(rows, made[-2][1], f"{title}, {n} a cell", mark)
+        _frontier(rows, made[-1][1], f"{title}, {n} a cell", mark)
+    return made
+
+
+def _panels(rows: list[dict[str, Any]], path: Path, about: str, mark: str) -> None:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    figure, grid = plt.subplots(3, 2, figsize=(style.WIDTH, 7.4), sharex=True)
+    palette = sns.color_palette(style.PALETTE)
+    loads = _loads(rows)
+    prompts = list(dict.fromkeys(row["prompt"] for row in rows))
+    for axes, (column, title, unit, scale) in zip(grid.flat, PANELS, strict=True):
+        for k, prompt in enumerate(prompts):
+            known = [(row, _figure(row, column)) for row in rows if row["prompt"] == prompt]
+            shown = [(row, figure) for row, figure in known if figure]
+            if shown:
+                x = [loads.index(_load(row)) for row, _ in shown]
+                looks = {"label": _words(prompt), "color": palette[k % 10], **style.series(k, len(prompts))}
+                points(axes, x, [figure for _, figure in shown], scale, **looks)
+        axes.set_title(title, fontsize="medium")
+        axes.set_ylabel(unit)
+        axes.set_xticks(range(len(loads)), [f"{load:g}" for _, load in loads])
+        axes.set_xlim(-0.5, len(loads) - 0.5)
+        axes.grid(axis="x", visible=False)
+        _scale(axes, logarithmic=unit[0] != "%")
+        sns.despine(ax=axes)
+    rates = any(kind for kind, _ in loads)
+    for axes in grid[-1]:
+        axes.set_xlabel("requests/s" if rates else "requests at a time")
+    figure.suptitle(
+        style.title(f"Load and context{about}", mark), x=0.01, ha="left", fontsize="large", fontweight="bold"
+    )
+    handles, names = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), frameon=False)
+    style.save(figure, path)
+
+
+def _frontier(rows: list[dict[str, Any]], path: Path, about: str, mark: str) -> None:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    figure, axes = plt.subplots(figsize=(style.WIDTH, 4.2))
+    palette = sns.color_palette(style.PALETTE)
+    prompts = list(dict.fromkeys(row["prompt"] for row in rows))
+    for k, prompt in enumerate(prompts):
+        shown = [row for row in rows if row["prompt"] == prompt and row["output_tokens_per_s_per_device"]]
+        x = [row["output_tokens_per_s_per_device"]["value"] for row in shown]
+        looks = {"label": _words(prompt), "color": palette[k % 10], **style.series(k, len(prompts))}
+        points(axes, x, [row["tpot_ms"] for row in shown], **looks)
+        # The ends of a line say which way the load grows; names at every point would run into each other.
+        for n, place in {0: (-4, -12), len(shown) - 1: (5, 5)}.items():
+            axes.annotate(
+                f"{_load(shown[n])[1]:g}", (x[n], shown[n]["tpot_ms"]["value"]), textcoords="offset points",
+                xytext=place, fontsize="x-small", color=palette[k % 10],
+            )  # fmt: skip
+    kind = "requests/s" if any(_load(row)[0] for row in rows) else "requests at a time"
+    axes.set(
+        xlabel="output tokens/s a device", ylabel="TPOT, mean, ms",
+        title=style.title(f"Output against latency{about}", mark),
+    )  # fmt: skip
+    axes.margins(0.08)
+    _scale(axes)
+    axes.legend(frameon=False, title=f"prompt; ends: {kind}")
+    sns.despine(ax=axes)
+    style.save(figure, path)
+
+
+def _figure(row: dict[str, Any], column: str) -> dict[str, float] | None:
+    if column != "kv":
+        return row[column]
+    return None if row["kv_use_peak"] is None else {"value": row["kv_use_peak"]}
+
+
+def _load(row: dict[str, Any]) -> tuple[bool, float]:
+    """Whether it is a rate, and how much."""
+    return (True, row["request_rate"]) if row["request_rate"] else (False, float(row["concurrency"] or 1))
+
+
+def _loads(rows: list[dict[str, Any]]) -> list[tuple[bool, float]]:
+    return sorted({_load(row) for row in rows})
+
+
+def _words(prompt: str) -> str:
+    return f"{style.tokens(int(prompt))} tokens" if prompt.isdecimal() else prompt
+
+
+def _scale(axes: Any, logarithmic: bool = True) -> None:
+    """From zero, or logarithmic with plain numbers where the values are far apart and no shares."""
+    from matplotlib.ticker import FuncFormatter
+
+    values = style.heights(axes)
+    values = values[values > 0]
+    plain = FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 and v == round(v) else f"{v:g}")
+    axes.yaxis.set_major_formatter(plain)
+    if not logarithmic or not values.size or values.max() / values.min() <= style.WIDE:
+        style.from_zero(axes)
+        return
+    style.logarithmic(axes, values.min(), values.max(), plain)
+
+
+def goodput_plots(
+    folder: Path, searches: Sequence[Mapping[str, Any]] | None, slo: Mapping[str, Any], mark: str
+) -> list[Plot]:
+    """The path of every search, an arm a file: attainment by rate, probes numbered in their order."""
+    if searches is None:
+        return []
+    style.use()
+    arms = list(dict.fromkeys(row["arm"] for row in searches))
+    made = []
+    for arm in arms:
+        rows = [row for row in searches if row["arm"] == arm and row["path"]]
+        if rows:
+            of_arm = f"-{arm}" if len(arms) > 1 else ""
+            caption = (
+                "SLO attainment at every rate tried, with 95 % intervals, numbered in the order in which they "
+                "were tried; shaded, where goodput lies."
+            )
+            made.append((caption, folder / f"goodput{of_arm}.png"))
+            _paths(rows, made[-1][1], slo, f" of {arm}" if len(arms) > 1 else "", mark)
+    return made
+
+
+def _paths(rows: list[Mapping[str, Any]], path: Path, slo: Mapping[str, Any], of_arm: str, mark: str) -> None:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    across = min(3, len(rows))
+    down = -(-len(rows) // across)
+    figure, grid = plt.subplots(
+        down, across, figsize=(style.WIDTH, 1.1 + 2.4 * down), squeeze=False, sharey=True
+    )  # fmt: skip
+    palette = sns.color_palette(style.PALETTE)
+    for n, axes in enumerate(grid.flat):
+        if n >= len(rows):
+            axes.set_visible(False)
+            continue
+        row = rows[n]
+        steps = sorted(row["path"], key=lambda step: step["rate"])
+        figures = [{"value": s["attainment"] or 0.0, "low": s["low"] or 0.0, "high": s["high"] or 0.0} for s in steps]
+        points(axes, [s["rate"] for s in steps], figures, 100, color=palette[0], marker="o", clip_on=False)
+        for step in steps:
+            axes.annotate(
+                step["number"], (step["rate"], 100 * (step["attainment"] or 0.0)), textcoords="offset points",
+                xytext=(6, 3), fontsize="x-small",
+            )  # fmt: skip
+        if row["goodput"] and row["fails_at"]:
+            axes.axvspan(row["goodput"], row["fails_at"], color=palette[2], alpha=0.2, linewidth=0)
+        axes.axhline(metrics.GOODPUT_ATTAINMENT * 100, color="black", linestyle="--", linewidth=0.9)
+        axes.set_ylim(-4, 104)
+        axes.set_yticks([0, 25, 50, 75, 90, 100])
+        axes.margins(x=0.12)
+        axes.set_title(_words(str(row["prompt_len"])), fontsize="medium")
+        axes.set_xlabel("requests/s")
+        if n % across == 0:
+            axes.set_ylabel("% of requests")
+        sns.despine(ax=axes)
+    text = style.title(f"Goodput{of_arm}: {metrics.limits_in_words(slo)}", mark)
+    figure.suptitle(text, x=0.01, ha="left", fontsize="large", fontweight="bold")
+    style.save(figure, path)

@@ -1,0 +1,1 @@
+"""Answer quality (E4, E6)."""

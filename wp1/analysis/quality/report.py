@@ -1,0 +1,279 @@
+"""What a report says of answers: scores by task and length with their speed, examples, perplexity. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis.base.markdown import code, ms, number, table, text
+from wp1.quality.scoring import FEW, MIN_EXAMPLES
+
+EXAMPLES = 3  # best and worst
+PART = ("position in the text", "texts", "tokens")  # of a row of perplexity
+HOW_TO_READ = f"""\
+- **score**: in percent with its 95 % interval over examples, Wilson's where they are right or wrong or hardly vary,
+  else Student's. **n** counts examples: one that was asked in several repeats counts once, with the mean of its scores.
+  **few** marks fewer than {FEW}, which hardly measure anything. A request that failed scores zero.
+- **mean of the tasks**: unweighted; LongBench's is the mean of its categories. A score of a built-in task is not to be
+  compared with the official set's.
+- **effective length**: the longest length up to which every length's RULER score is at least 85.6 %, RULER's own
+  threshold; **relative**: at least 85.6 % of the score at the shortest length.
+- **perplexity**: exp of the mean negative log-likelihood of a token at these positions, in the model's own tokens, with
+  its 95 % interval over texts; of one or two texts there is none. The requests for it count as answered and in no time:
+  no user waits for log-likelihoods."""
+
+
+def section(found: Mapping[str, Any] | None, rows: pl.DataFrame) -> str:
+    """The whole section; "" for a run that judged nothing. rows: `quality.scored`."""
+    if found is None:
+        return ""
+    parts = ["## Answers", _together(found)]
+    several = len(found["arms"]) > 1
+    for arm, of in found["arms"].items():
+        if several:
+            parts.append(f"### {arm}")
+        parts += [_words(of), _tasks(of), _lengths(of), _effective(of), _perplexity(of)]
+        if several and of["perplexity"]:
+            parts.append(_own_texts(found["arms"]))
+    if found["differences"]:
+        both = list(found["arms"])[:2]
+        parts += [difference_table(found["differences"], *both), perplexity_table(found["differences"], *both)]
+    parts += [_source(found["dataset"]), _examples(rows, next(iter(found["arms"])))]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _together(found: Mapping[str, Any]) -> str:
+    """Several arms beside each other by prompt length; "" for one arm or one length."""
+    arms = found["arms"]
+    by_arm = {arm: {row["bucket"]: row for row in of["by_length"]} for arm, of in arms.items()}
+    lengths = sorted({bucket for rows in by_arm.values() for bucket in rows})
+    if len(arms) < 2 or len(lengths) < 2:
+        return ""
+    said = [_difference_in_words(found["differences"], *list(arms)[:2])]
+    longest = {arm: max(rows) for arm, rows in by_arm.items() if rows}
+    for arm, length in longest.items():
+        if length > min(longest.values()):
+            beyond = [row for bucket, row in by_arm[arm].items() if bucket > min(longest.values())]
+            scores = ", ".join(f"{row['mean']:.0f} % up to {number(row['bucket'])}" for row in beyond)
+            said.append(f"Longer prompts were put to {arm} alone: {scores} tokens.")
+    effective = [(arm, of["effective_length"]) for arm, of in arms.items()]
+    if all(one and len(one["scores"]) > 1 for _, one in effective):
+        kept = [f"{arm} {_tokens(one['relative'])}" for arm, one in effective]
+        threshold = effective[0][1]["threshold"]
+        said.append(
+            f"At least {threshold:g} % of the score at the shortest length, the share that RULER calls effective, is "
+            f"kept up to: {', '.join(kept)}."
+        )
+    rows = []
+    for bucket in lengths:
+        of = [by_arm[arm].get(bucket) for arm in arms]
+        times = [None if row is None else ms(row["ttft_ms"].get("mean")) for row in of]
+        rows.append([f"≤ {number(bucket)}", *map(score_cell, of), *times])
+    header = ["prompt tokens", *(f"{arm}, score % [95 %]" for arm in arms), *(f"{arm}, TTFT ms" for arm in arms)]
+    return " ".join(filter(None, said)) + "\n\n" + table(header, rows, "r" * len(header))
+
+
+def _difference_in_words(found: Mapping[str, Any] | None, a: str, b: str) -> str:
+    """How two arms' scores differ over the examples that both were asked."""
+    if not found or not found["n"]:
+        return ""
+    overall = found["overall"]
+    both = f"Over the {found['n']} examples that both were asked"
+    if _apart(overall) != "yes":
+        return f"{both}, no difference between the scores of {a} and {b} could be shown ({_signed(overall)} points)."
+    more = "more" if overall["delta"] > 0 else "less"
+    ends = sorted([abs(overall["low"]), abs(overall["high"])])
+    return f"{both}, {b} scores {abs(overall['delta']):.1f} points [{ends[0]:.1f}, {ends[1]:.1f}] {more} than {a}."
+
+
+def score_cell(score: Mapping[str, Any] | None) -> str | None:
+    """A score as a cell of a table."""
+    if not score or score["mean"] is None:
+        return None
+    return f"{score['mean']:.1f} [{score['low']:.1f}, {score['high']:.1f}]" + (" few" if score["n"] < FEW else "")
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    kind = {
+        "builtin": "Built in",
+        "hub": f"From the hub, {text(str(source['from']))}"
+        + (f" at {text(str(source['revision']))}" if source["revision"] else ""),
+        "file": f"From {text(str(source['from']))}",
+    }[source["source"]]
+    bad = f" {source['bad_rows']} bad rows were left out." if source["bad_rows"] else ""
+    variant = f" {text(str(source['variant']))}" if source.get("variant") else ""
+    count = sum(source["examples"].values())
+    return f"{kind}; {count} examples, digest {code(source['digest'][:12])}.{bad}{variant}"
+
+
+def _words(of: Mapping[str, Any]) -> str:
+    judged = [task for task in of["tasks"] if task["n"]]
+    if not judged:
+        return ""
+    best = max(judged, key=lambda task: task["mean"])
+    worst = min(judged, key=lambda task: task["mean"])
+    overall = of["overall"]
+    several = f"; best at {best['task']} ({best['mean']:.0f} %), worst at {worst['task']} ({worst['mean']:.0f} %)"
+    said = [
+        f"Over {overall['n']} example{'s' * (overall['n'] != 1)} of {overall['tasks']} "
+        f"task{'s' * (overall['tasks'] > 1)} the mean score is "
+        f"{overall['mean']:.1f} % [{overall['low']:.1f}, {overall['high']:.1f}]{several * (len(judged) > 1)}."
+    ]
+    lengths = of["by_length"]
+    if len(lengths) > 1:
+        a, b = lengths[0], lengths[-1]
+        said.append(
+            f"Prompts of up to {number(a['bucket'])} tokens score {a['mean']:.1f} %, of up to {number(b['bucket'])} "
+            f"{b['mean']:.1f} %."
+        )
+    if of["cut"]:
+        said.append(f"Too long for the model, and cut by the rules of their task: {of['cut']} prompts.")
+    if of.get("odd"):
+        said.append(f"The rule of their task fails on {of['odd']} answers, which score zero.")
+    return " ".join(said)
+
+
+def _tasks(of: Mapping[str, Any]) -> str:
+    rows = []
+    for benchmark, overall in of["benchmarks"].items():
+        for task in (task for task in of["tasks"] if task["benchmark"] == benchmark):
+            failed = f" ({task['failed']} failed)" if task["failed"] else ""
+            rows.append(
+                [
+                    f"{benchmark}/{task['task']}", text(task["metric"]), f"{task['n']}{failed}", score_cell(task),
+                    number(task["prompt_tokens"]), ms(task["ttft_ms"].get("mean")), ms(task["tpot_ms"].get("mean")),
+                ]
+            )  # fmt: skip
+        if overall["tasks"] > 1:
+            rows.append([f"**{benchmark}**", "mean of the tasks", overall["n"], score_cell(overall), None, None, None])
+    rows += [
+        [text(name), "mean of the tasks", score["n"], score_cell(score), None, None, None]
+        for name, score in of["groups"].items()
+    ]
+    if not rows:
+        return ""
+    rows.append(["**all tasks**", "mean of the tasks", of["overall"]["n"], score_cell(of["overall"]), None, None, None])
+    header = ["task", "metric", "n", "score % [95 %]", "prompt tokens", "TTFT ms", "TPOT ms"]
+    return table(header, rows, "llrrrrr")
+
+
+def _lengths(of: Mapping[str, Any]) -> str:
+    if len(of["by_length"]) < 2:
+        return ""
+    rows = [
+        [
+            f"≤ {number(row['bucket'])}", row["n"], row["tasks"], score_cell(row), ms(row["ttft_ms"].get("mean")),
+            ms(row["ttft_ms"].get("p95")), ms(row["tpot_ms"].get("mean")),
+        ]
+        for row in of["by_length"]
+    ]  # fmt: skip
+    header = ["prompt tokens", "n", "tasks", "score % [95 %]", "TTFT ms", "TTFT p95", "TPOT ms"]
+    return table(header, rows, "rrrrrrr")
+
+
+def _effective(of: Mapping[str, Any]) -> str:
+    found = of["effective_length"]
+    if not found or len(found["scores"]) < 2:
+        return ""
+    return (
+        f"Effective length on RULER's tasks: **{_tokens(found['absolute'])}** with a score of at least "
+        f"{found['threshold']:g} %, RULER's own threshold; {_tokens(found['relative'])} with at least "
+        f"{found['threshold']:g} % of the score at the shortest length."
+    )
+
+
+def _tokens(length: int | None) -> str:
+    return "none of the lengths" if length is None else f"{number(length)} tokens"
+
+
+def _perplexity(of: Mapping[str, Any]) -> str:
+    if not of["perplexity"]:
+        return ""
+    rows = [[*_part(row), _within(row, "mean")] for row in of["perplexity"]]
+    return table([*PART, "perplexity [95 %]"], rows, "rrrr")
+
+
+def _part(row: Mapping[str, Any]) -> list[Any]:
+    """What a row of perplexity is of, under the heads PART."""
+    return [f"{number(row['from'])}–{number(row['to'])}", row["texts"], number(row["n"])]
+
+
+def _within(figure: Mapping[str, Any], key: str) -> str:
+    bounds = "" if figure["low"] is None else f" [{figure['low']:.2f}, {figure['high']:.2f}]"
+    return f"{figure[key]:.2f}{bounds}"
+
+
+def _own_texts(arms: Mapping[str, Any]) -> str:
+    """That arms had not the same texts, where they had not; beside the rows of each."""
+    reach = {arm: of["perplexity"][-1]["to"] for arm, of in arms.items() if of["perplexity"]}
+    texts = {arm: tuple((row["to"], row["texts"], row["n"]) for row in of["perplexity"]) for arm, of in arms.items()}
+    if len(set(texts.values())) == 1:
+        return ""
+    upto = " and ".join(f"those of {arm} reach {number(length)} tokens" for arm, length in reach.items())
+    return (
+        f"These rows are of the arm's own texts ({upto}), so no row of one arm is to be held against one of the other; "
+        "over the same texts they are compared below."
+    )
+
+
+def perplexity_table(found: Mapping[str, Any], a: str, b: str) -> str:
+    """Two sides' perplexity over the same texts; "" where they have none in common."""
+    if not found["perplexity"]:
+        return ""
+    rows = [
+        [*_part(row), *(_within(row[side], "mean") for side in "ab"), _within(row, "ratio")]
+        for row in found["perplexity"]
+    ]
+    header = [*PART, f"{a}, perplexity", f"{b}, perplexity", f"{b} / {a} [95 %]"]
+    most = max(row["texts"] for row in found["perplexity"])
+    lead = f"**Perplexity over the same texts** (n = {most} at most, the same tokens of each in both arms):"
+    return f"{lead}\n\n" + table(header, rows, "r" * len(header))
+
+
+def difference_table(found: Mapping[str, Any], a: str, b: str) -> str:
+    """Two sides' scores over the same examples."""
+    if not found["n"]:
+        return ""
+    rows = [[f"{row['benchmark']}/{row['task']}", row["n"], _signed(row), _apart(row)] for row in found["tasks"]] + [
+        ["**all answers**", found["n"], _signed(found["overall"]), _apart(found["overall"])]
+    ]
+    lead = (
+        f"**{b} − {a}**, over the same {found['n']} examples: {found['overall']['delta']:+.1f} percentage points; "
+        f"{100 * found['identical']:.0f} % of the answers are the same text."
+    )
+    note = (
+        "≠ 0: of the tasks, among all of them (Benjamini-Hochberg); a dash where fewer than six examples cannot tell."
+    )
+    return f"{lead}\n\n" + table(["task", "n", "Δ score [95 %]", "≠ 0"], rows, "lrrl") + f"\n\n{note}"
+
+
+def _signed(row: Mapping[str, Any]) -> str:
+    return f"{row['delta']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
+
+
+def _apart(row: Mapping[str, Any]) -> str:
+    """Whether a difference is shown: of a task among all of them, overall by its own interval."""
+    if row["n"] < MIN_EXAMPLES:
+        return "—"
+    return "yes" if row.get("shown", row["low"] > 0 or row["high"] < 0) else "no"
+
+
+def _examples(rows: pl.DataFrame, arm: str) -> str:
+    """A few of the best and of the worst answers, of as many tasks as there are."""
+    first = rows.filter((pl.col("arm") == arm) & (pl.col("repeat") == 0) & pl.col("score").is_not_null())
+    if first.is_empty():
+        return ""
+    ordered = first.sort("score", "example", descending=[True, False])
+    best = ordered.unique("task", keep="first", maintain_order=True).head(EXAMPLES)
+    worst = ordered.reverse().unique("task", keep="first", maintain_order=True).head(EXAMPLES)
+    # Of few answers none is told twice.
+    worst = worst.join(best, on=["cell", "example"], how="anti", maintain_order="left")
+    lines = [
+        [
+            text(row["label"], 160), text(row["expected"], 120), text(row["said"], 200) or "*nothing*",
+            f"{100 * row['score']:.0f}", number(row["prompt_tokens"] or 0), ms(row["ttft_ms"]),
+        ]
+        for row in [*best.iter_rows(named=True), *worst.iter_rows(named=True)]
+    ]  # fmt: skip
+    header = ["asked", "expected", "answered", "score %", "prompt tokens", "TTFT ms"]
+    return "### Best and worst answers\n\n" + table(header, lines, "lllrrr")

@@ -1,0 +1,346 @@
+"""A sweep as one comparison: a row for each job, arm and cell, and side by side where two jobs have the same cells.
+
+Pure: from the sweep's folder alone, which has `sweep.json` (what was to run) and a folder for each job that began.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis.base import metrics, tables
+from wp1.analysis.base.markdown import plain
+from wp1.analysis.comparison import arms, parity
+from wp1.core import redaction, shapes
+from wp1.core.errors import WP1Error
+from wp1.core.paths import MANIFEST
+from wp1.core.request_names import FILE as CONTROL
+from wp1.core.run_folder import read_config, read_json, write_json
+from wp1.workload.prompts import REPEATED
+
+# What a job's files must say of it.
+OF_JOB = ("job", "overrides", "status", "reason")
+# What a sweep that goes on needs of it.
+OF_MANIFEST = ("command", "root", "jobs", "status", "tracking", "parent_run_id")
+# Of each cell; the names are those of summary.json.
+FIGURES = (
+    ("ttft_ms", "p50"), ("ttft_ms", "p95"), ("ttft_ms", "mean"), ("ttft_ms", "mean_low"), ("ttft_ms", "mean_high"),
+    ("tpot_ms", "p50"), ("tpot_ms", "p95"), ("tpot_ms", "mean"), ("tpot_ms", "mean_low"), ("tpot_ms", "mean_high"),
+    ("e2e_ms", "p50"),
+)  # fmt: skip
+NO_CELL: dict[str, Any] = {"arm": None, "cell": None, "requests_ok": None, "requests_failed": None}
+NO_FIGURES: dict[str, Any] = {f"{name}_{part}": None for name, part in FIGURES} | {"output_tokens_per_s": None}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep, and the run that it left."""
+
+    number: int
+    overrides: dict[str, str]  # by key
+    status: str  # completed, failed, interrupted or unfinished, as its run was; refused, stopped or not started
+    reason: str | None
+    run_dir: Path | None  # None where it left no run
+    metadata: dict[str, Any]  # {} where it left no run
+
+    @property
+    def labels(self) -> list[str]:
+        return self.metadata.get("labels", [])
+
+
+def new_manifest(name: str, cfg: Any, jobs: list[list[str]], overrides: list[str]) -> dict[str, Any]:
+    """What sweep.json says when a sweep begins.
+
+    cfg: the configuration of its first job. jobs: the overrides of each. overrides: of the sweep, as typed.
+    """
+    return {
+        "sweep": name,
+        "status": "running",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ended": None,
+        "experiment": cfg.experiment.name,
+        "question": cfg.experiment.question,
+        "command": ["wp1", *redaction.words(sys.argv[1:])],
+        "overrides": redaction.words(overrides),
+        "jobs": [redaction.words(job) for job in jobs],
+        "root": cfg.root,
+        "tracking": {key: cfg.tracking[key] for key in ("enabled", "uri", "timeout_s")},
+        "parent_run_id": None,
+    }
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """sweep.json. Raises WP1Error where the folder is none of a sweep."""
+    return read_json(folder / MANIFEST, shapes.MANIFEST)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes sweep.json, without what is secret in the address of its store."""
+    tracking = manifest["tracking"]
+    shown = tracking | {"uri": redaction.text(tracking["uri"])} if "uri" in tracking else tracking
+    write_json(folder / MANIFEST, manifest | {"tracking": shown})
+
+
+def read_jobs(folder: Path, manifest: dict[str, Any]) -> list[Job]:
+    """The jobs of a sweep in order, those that left no run or were never started included.
+
+    manifest: from `read_manifest`. What cannot be read counts as not left.
+    """
+    jobs = {number: _without_run(folder, number, overrides) for number, overrides in enumerate(manifest["jobs"])}
+    for _, left in _readable(folder, "job.json", shapes.JOB):
+        jobs[left["job"]] = Job(left["job"], by_key(left["overrides"]), left["status"], left["reason"], None, {})
+    for run_dir, metadata in _readable(folder, "run_metadata.json", shapes.METADATA):
+        job = metadata.get("sweep") or {}
+        if job.get("name") == manifest["sweep"]:
+            status, reason = metadata["status"], metadata["reason"]
+            if status == "running":
+                status, reason = "unfinished", "still running, or killed"
+            jobs[job["job"]] = Job(job["job"], by_key(job["overrides"]), status, reason, run_dir, metadata)
+    return [jobs[number] for number in sorted(jobs)]
+
+
+def _readable(folder: Path, name: str, shape: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in sorted(folder.rglob(name)):
+        with suppress(WP1Error):
+            found = read_json(path, shape)
+            found.require(*(key for key in shape if key in OF_JOB))
+            yield path.parent, found
+
+
+def _without_run(folder: Path, number: int, overrides: list[str]) -> Job:
+    begun = (folder / str(number)).is_dir()
+    status, reason = ("stopped", "before it measured anything") if begun else ("not started", None)
+    return Job(number, by_key(overrides), status, reason, None, {})
+
+
+def by_key(overrides: list[str]) -> dict[str, str]:
+    """Overrides by key as typed, without the pluses that Hydra wants and the backslashes that it adds before colons."""
+    pairs = (word.lstrip("+").partition("=") for word in overrides)
+    return {key: re.sub(r"\\(.)", r"\1", value) for key, _, value in pairs}
+
+
+def status_of(jobs: list[Job], stopped: bool) -> str:
+    """How a sweep ended, in the words of a run: completed, failed, or interrupted where a signal stopped it."""
+    if stopped or any(job.status == "interrupted" for job in jobs):
+        return "interrupted"
+    return "completed" if all(job.status == "completed" for job in jobs) else "failed"
+
+
+def all_labels(jobs: list[Job]) -> list[str]:
+    """The labels of all jobs, each once."""
+    return list(dict.fromkeys(label for job in jobs for label in job.labels))
+
+
+def differing(jobs: list[Job]) -> list[str]:
+    """The keys of the overrides that are not the same in all jobs, in the order in which they were typed."""
+    keys = dict.fromkeys(key for job in jobs for key in job.overrides)
+    return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
+
+
+def titles(keys: list[str]) -> dict[str, str]:
+    """What to call each key: its last part, where that is no other's."""
+    lasts = [key.rpartition(".")[2] for key in keys]
+    return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
+
+
+def name_of(job: Job, keys: list[str]) -> str:
+    """What tells a job from the others of its sweep: `scheduler=disagg`."""
+    called = titles(keys)
+    return (
+        plain(", ".join(f"{called[key]}={job.overrides[key]}" for key in keys if key in job.overrides))
+        or f"job {job.number}"
+    )
+
+
+def rows(jobs: list[Job]) -> pl.DataFrame:
+    """One row a job, arm and cell: the overrides that differ, counts, latencies (ms), output tokens/s, status.
+
+    A job without a cell, because it failed before or never ran, is one row that has its status; a cell that was skipped
+    has that for its status, and no figures.
+    """
+    keys = differing(jobs)
+    found = []
+    for job in jobs:
+        head = {"job": job.number, **{key: job.overrides.get(key) for key in keys}}
+        tail = {
+            "labels": ", ".join(job.labels) or None,
+            "status": job.status,
+            "reason": (job.reason or "").partition("\n")[0] or None,
+            "run_id": job.metadata.get("run_id"),
+        }
+        found += [head | cell | tail for cell in _cells(job)]
+        found += [head | tail | cell for cell in _skipped(job)]
+    texts = [*keys, "arm", "cell", "labels", "status", "reason", "run_id"]
+    counts = ["job", "requests_ok", "requests_failed"]
+    schema: dict[str, Any] = dict.fromkeys(texts, pl.String) | dict.fromkeys(counts, pl.Int64)
+    columns = ["job", *keys, *NO_CELL, *NO_FIGURES, "labels", "status", "reason", "run_id"]
+    return pl.DataFrame(found, schema={name: schema.get(name, pl.Float64) for name in columns})
+
+
+def _skipped(job: Job) -> list[dict[str, Any]]:
+    """Cells that were not measured, by arm, as their time or memory did not suffice."""
+    skipped = job.metadata.get("skipped", [])
+    names = list(dict.fromkeys(pool["arm"] for pool in job.metadata["pools"])) if skipped else []
+    return [
+        NO_CELL | NO_FIGURES | {"arm": arm, "cell": one["cell"], "status": "skipped", "reason": one["reason"]}
+        for arm in names
+        for one in skipped
+    ]
+
+
+def _cells(job: Job) -> list[dict[str, Any]]:
+    """The figures of each cell as the run's own report has them, and from its records where it has none."""
+    if job.run_dir is None:
+        return [NO_CELL | NO_FIGURES]
+    summary = job.run_dir / "summary.json"
+    cells = read_json(summary)["profiling"].get("latency", {}).get("cells") if summary.is_file() else None
+    if cells is None:
+        measured = tables.requests(job.run_dir / "records.jsonl").filter(~pl.col("warmup"))
+        groups = measured.group_by("arm", "cell", maintain_order=True)
+        cells = {f"{arm}/{cell}": metrics.latency(of_cell) for (arm, cell), of_cell in groups}
+    found = []
+    for name, figures in cells.items():
+        arm, _, cell = name.partition("/")
+        counts = {"requests_ok": figures["ok"], "requests_failed": figures["failed"]}
+        latencies = {f"{key}_{part}": figures[key].get(part) for key, part in FIGURES}
+        rate = {"output_tokens_per_s": figures["output_tokens_per_s"]}
+        found.append({"arm": arm, "cell": cell} | counts | latencies | rate)
+    return found or [NO_CELL | NO_FIGURES]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two jobs, and the cells that no other job of the sweep has."""
+
+    a: Job
+    b: Job
+    arms: tuple[str, str]
+    arm: str | None  # the same in both, of jobs that have several
+    cells: list[str]
+
+
+def pairs(jobs: list[Job], table: pl.DataFrame) -> list[Pair]:
+    """Where exactly two completed jobs have a cell: those two, for all cells that they share so.
+
+    table: from `rows`. The arm is part of what must be alike only in jobs that have several, as `scheduler=agg,disagg`
+    gives two jobs whose single arms have different names.
+    """
+    completed = table.filter((pl.col("status") == "completed") & pl.col("cell").is_not_null())
+    several = completed.group_by("job").agg(several=pl.col("arm").n_unique() > 1)
+    keyed = completed.join(several, on="job", maintain_order="left")
+    sharers: dict[tuple[str | None, str], list[tuple[int, str]]] = {}
+    for job, arm, cell, many in keyed.select("job", "arm", "cell", "several").iter_rows():
+        sharers.setdefault((arm if many else None, cell), []).append((job, arm))
+    of = {job.number: job for job in jobs}
+    found: dict[Any, Pair] = {}
+    for (arm, cell), who in sharers.items():
+        if len(who) == 2:
+            (a, arm_a), (b, arm_b) = who
+            found.setdefault((arm, a, b), Pair(of[a], of[b], (arm_a, arm_b), arm, [])).cells.append(cell)
+    return list(found.values())
+
+
+def contrasts(found: list[Pair]) -> dict[tuple[str, str], list[Pair]]:
+    """Pairs by what their two jobs are called side by side: by the overrides in which they differ.
+
+    So `scheduler=agg,disagg workload.prompt_len=1024,2048` is one contrast of agg and disagg over both lengths.
+    """
+    by_names: dict[tuple[str, str], list[Pair]] = {}
+    for pair in found:
+        by_names.setdefault(names_of(pair), []).append(pair)
+    return by_names
+
+
+def names_of(pair: Pair) -> tuple[str, str]:
+    """What the two sides of a pair are called, by the overrides in which they differ."""
+    keys = differing([pair.a, pair.b])
+    arm = f", {pair.arm}" if pair.arm else ""
+    a, b = (f"{name_of(job, keys) if keys else f'job {job.number}'}{arm}" for job in (pair.a, pair.b))
+    return a, b
+
+
+def side_by_side(names: tuple[str, str], of: list[Pair]) -> tuple[dict[str, Any], pl.DataFrame]:
+    """`arms.contents` of one contrast, its two sides standing for two arms; the table has the jobs of each cell."""
+    parts, devices, limits = [], {}, []
+    for pair in of:
+        for job, arm, name in zip((pair.a, pair.b), pair.arms, names, strict=True):
+            assert job.run_dir is not None
+            requests = tables.requests(job.run_dir / "records.jsonl")
+            mine = requests.filter((pl.col("arm") == arm) & pl.col("cell").is_in(pair.cells))
+            parts.append(mine.with_columns(arm=pl.lit(name)))
+            devices[name] = arms.devices_of(job.metadata["pools"], [arm])[arm]
+            limits.append(read_config(job.run_dir)["slo"])
+    # Attainment of different limits is not one figure.
+    slo = limits[0] if all(other == limits[0] for other in limits) else {"ttft_ms": None, "tpot_ms": None}
+    content, table = arms.contents(pl.concat(parts), names, slo, devices, _tokens(names, of))
+    jobs = [{"cell": cell, "job_a": pair.a.number, "job_b": pair.b.number} for pair in of for cell in pair.cells]
+    named = table.join(pl.DataFrame(jobs), on="cell", maintain_order="left")
+    return content, named.select(
+        pl.lit(names[0]).alias("name_a"), pl.lit(names[1]).alias("name_b"), "job_a", "job_b", *table.columns
+    )
+
+
+def _tokens(names: tuple[str, str], of: list[Pair]) -> parity.Basis:
+    """What a comparison of the tokens of two sides goes by."""
+    again, alike, margin = [], True, 0.0
+    for pair in of:
+        for job, arm, name in zip((pair.a, pair.b), pair.arms, names, strict=True):
+            assert job.run_dir is not None
+            asked = tables.control(job.run_dir / CONTROL).filter(pl.col("arm") == arm)
+            again.append(asked.filter(pl.col("cell").is_in(pair.cells)).with_columns(arm=pl.lit(name)))
+            alike = alike and read_config(job.run_dir)["workload"]["prompts"] in REPEATED
+            margin = max(margin, parity.margin_of(job.metadata["pools"]))
+    why = next((why for why in map(tokens_differ, of) if why is not None), None)
+    return parity.Basis(why, pl.concat(again), alike, margin)
+
+
+# Settings of a workload that change no token: when requests are given up, and what is sent before them.
+NO_TOKENS = ("timeout_s", "num_warmup", "max_warmup", "warmup_once")
+# Engine arguments that change what is computed, and not only how.
+OF_NUMBERS = ("quantization", "kv_cache_dtype", "speculative_config")
+
+
+def unlike(pair: Pair) -> list[str]:
+    """The parts of the two configurations that decide what is sent and are not the same."""
+    a, b = _sent(pair)
+    return [key for key in ("seed", "model", "dataset", "workload") if a[key] != b[key]]
+
+
+def _sent(pair: Pair) -> list[dict[str, Any]]:
+    """The configurations of both, less what is nothing to their tokens."""
+    configs = [dict(read_config(job.run_dir)) for job in (pair.a, pair.b) if job.run_dir is not None]
+    for config in configs:
+        config["workload"] = {key: value for key, value in config["workload"].items() if key not in NO_TOKENS}
+    return configs
+
+
+def tokens_differ(pair: Pair) -> str | None:
+    """Why two jobs need not give the same tokens; None where they have to, but for rounding."""
+    configs = _sent(pair)
+    for config in configs:
+        if (temperature := config["workload"].get("temperature") or 0) > 0:
+            return f"answers were sampled (workload.temperature={temperature:g}), so that they differ by chance"
+    if parts := unlike(pair):
+        return f"what was sent, or the model it was sent to, is not the same in both ({', '.join(parts)})"
+    digests = [(job.metadata.get("model") or {}).get("digest") for job in (pair.a, pair.b)]
+    if digests[0] != digests[1]:
+        return "they had other weights"
+    for key in ("rope", *OF_NUMBERS):
+        a, b = (_of_model(config, arm, key) for config, arm in zip(configs, pair.arms, strict=True))
+        if a != b:
+            return f"{key} is not the same in both, so that they are not the same model"
+    return None
+
+
+def _of_model(config: dict[str, Any], arm: str, key: str) -> Any:
+    """The rotary scaling of an arm, or one of its engines' arguments."""
+    if key != "rope":
+        return ((config.get("backend") or {}).get("engine") or {}).get(key)
+    own = ((config.get("arms") or {}).get(arm) or config.get("scheduler") or {}).get("rope")
+    return own or config.get("rope")

@@ -1,0 +1,182 @@
+"""The comparison of a sweep's jobs as a page of markdown, two CSV files and a plot. Pure."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis.base import provenance, tables
+from wp1.analysis.base.markdown import fence, ms, plain, table, text
+from wp1.analysis.comparison import report as comparison_report
+from wp1.analysis.quality import figures as quality_figures
+from wp1.analysis.quality import report as quality_report
+from wp1.analysis.report import HOW_TO_READ_ARMS
+from wp1.analysis.sweep import figures as sweep_figures
+from wp1.analysis.sweep.figures import Job, Pair, differing, titles
+from wp1.analysis.sweep.plots import sweep_plot
+from wp1.core import files, labels
+from wp1.core.paths import report_of
+from wp1.core.run_folder import read_config
+
+PAGE, ROWS, PAIRS, PLOT = "comparison.md", "comparison.csv", "comparison_pairs.csv", "comparison.png"
+COUNTS = (("requests_ok", "ok"), ("requests_failed", "failed"))
+TIMES = (
+    ("ttft_ms_p50", "TTFT p50"), ("ttft_ms_p95", "TTFT p95"), ("tpot_ms_p50", "TPOT p50"), ("tpot_ms_p95", "TPOT p95"),
+    ("e2e_ms_p50", "E2E p50"), ("output_tokens_per_s", "output tokens/s"),
+)  # fmt: skip
+
+
+def write_comparison(folder: Path, with_plot: bool = True) -> Path:
+    """Writes comparison.md, its CSV files and its plot into a sweep's folder, and returns the page's path.
+
+    with_plot: False is for somebody who waits at Ctrl-C; the page then says how to make it.
+    Raises WP1Error where the folder is none of a sweep.
+    """
+    manifest = sweep_figures.read_manifest(folder)
+    jobs = sweep_figures.read_jobs(folder, manifest)
+    found = sweep_figures.rows(jobs)
+    tables.write_csv(found, folder / ROWS, 3)
+    shared, frames = [], []
+    for names, of in sweep_figures.contrasts(sweep_figures.pairs(jobs, found)).items():
+        content, frame = sweep_figures.side_by_side(names, of)
+        shared.append(contrast(content, of))
+        marks = ", ".join(sweep_figures.all_labels([job for pair in of for job in (pair.a, pair.b)]))
+        frames.append(frame.with_columns(labels=pl.lit(marks or None, pl.String)))
+    (folder / PAIRS).unlink(missing_ok=True)
+    if frames:
+        tables.write_csv(pl.concat(frames), folder / PAIRS, 4)
+    if not with_plot:
+        # Of an earlier session.
+        (folder / PLOT).unlink(missing_ok=True)
+    plotted = with_plot and sweep_plot(folder / PLOT, jobs, found)
+    parts = [
+        _head(manifest, jobs),
+        "" if with_plot else _without_plot(folder),
+        f"![Mean TTFT and TPOT of each job, with 95 % intervals]({PLOT})" if plotted else "",
+        jobs_table(jobs, found),
+        reasons(jobs, found),
+        *shared,
+        f"## How to read the figures\n\n{HOW_TO_READ_ARMS}" if shared else "",
+        _files(folder, manifest, jobs, bool(frames)),
+    ]
+    page = folder / PAGE
+    files.write_text(page, "\n\n".join(part for part in parts if part) + "\n")
+    return page
+
+
+def outcome(manifest: dict[str, Any], jobs: list[Job]) -> str:
+    """How many of the sweep's jobs completed, and whether it was stopped, in words."""
+    completed = sum(job.status == "completed" for job in jobs)
+    stopped = ", stopped by a signal" if manifest["status"] == "interrupted" else ""
+    return f"{completed} of {len(jobs)} jobs completed{stopped}"
+
+
+def _head(manifest: dict[str, Any], jobs: list[Job]) -> str:
+    called = titles(differing(jobs))
+    lines = [f"# Sweep over {' and '.join(map(plain, called.values())) or 'one job'}", ""]
+    lines.append(f"**{outcome(manifest, jobs)}** · `{manifest['sweep']}` · {manifest['started']}")
+    for label in sweep_figures.all_labels(jobs):
+        having = [str(job.number) for job in jobs if label in job.labels]
+        some = "" if len(having) == sum(job.run_dir is not None for job in jobs) else f" (jobs {', '.join(having)})"
+        lines += ["", f"> {labels.in_words(label, '**')}{some}."]
+    return "\n".join(lines)
+
+
+def _without_plot(folder: Path) -> str:
+    command = shlex.join(["python", "-m", "wp1.report", str(folder.resolve())])
+    return f"> **Without a plot**, as the sweep was stopped. It is made by `{command}`."
+
+
+def jobs_table(jobs: list[Job], found: pl.DataFrame) -> str:
+    """A line for each job, arm and cell. found: from `sweep.rows`."""
+    keys = differing(jobs)
+    # The arm of a job that has one alone is its scheduler, and no news.
+    several = found.group_by("job").agg(arms=pl.col("arm").n_unique())["arms"].max() != 1
+    arm = ["arm"] if several else []
+    header = [
+        "job",
+        *map(plain, titles(keys).values()),
+        *arm,
+        "cell",
+        *(title for _, title in (*COUNTS, *TIMES)),
+        "status",
+    ]
+    body = [
+        [
+            row["job"], *(text(row[key] or "—", 60) for key in keys), *(_named(row[name]) for name in arm),
+            _named(row["cell"]),
+            *(row[name] for name, _ in COUNTS), *(ms(row[name]) for name, _ in TIMES),
+            row["status"] if row["status"] == "completed" else f"**{row['status']}**",
+        ]
+        for row in found.iter_rows(named=True)
+    ]  # fmt: skip
+    align = "r" + "l" * (len(keys) + len(arm) + 1) + "r" * (len(COUNTS) + len(TIMES)) + "l"
+    return (
+        "## Jobs\n\n"
+        + table(header, body, align)
+        + "\n\nTimes in ms, of answered requests; **ok** and **failed** count "
+        "measured requests. What each figure means is in the reports of the runs."
+    )
+
+
+def _named(name: str | None) -> str | None:
+    return None if name is None else text(name, 200)
+
+
+def reasons(jobs: list[Job], found: pl.DataFrame) -> str:
+    """Why jobs did not complete, and cells were skipped."""
+    lines = [
+        f"- job {job.number}, {job.status}: {text(job.reason)}"
+        for job in jobs
+        if job.status != "completed" and job.reason
+    ]
+    skipped = found.filter(pl.col("status") == "skipped").unique(["job", "cell"], maintain_order=True)
+    lines += [
+        f"- job {row['job']}, {text(row['cell'], 200)} skipped: {text(row['reason'])}"
+        for row in skipped.iter_rows(named=True)
+    ]
+    return "\n".join(lines)
+
+
+def contrast(content: dict[str, Any], of: list[Pair]) -> str:
+    """Two sides, from `sweep.side_by_side`."""
+    a, b = content["arms"]
+    parts = [f"## {b} against {a}", content["words"]]
+    counts = [content["devices"][name] for name in (a, b)]
+    if counts[0] != counts[1]:
+        parts.append(f"**Not on equal devices**: {a} had {counts[0]}, {b} had {counts[1]}.")
+    if differ := sorted({part for pair in of for part in sweep_figures.unlike(pair)}):
+        parts.append(f"What was sent, or the model it was sent to, is not the same in both: see {', '.join(differ)}.")
+    else:
+        parts.append(comparison_report.tokens(content))
+    return "\n\n".join(part for part in (*parts, _scores(of, a, b), comparison_report.tables_of(content)) if part)
+
+
+def _scores(of: list[Pair], a: str, b: str) -> str:
+    """How the scores of two jobs differ over the same examples; "" where they judged nothing."""
+    sides: tuple[list[pl.DataFrame], list[pl.DataFrame]] = ([], [])
+    for pair in of:
+        for side, job, arm in zip(sides, (pair.a, pair.b), pair.arms, strict=True):
+            assert job.run_dir is not None
+            scored = quality_figures.scored(job.run_dir, tables.requests(job.run_dir / "records.jsonl"))
+            if not scored.is_empty():
+                side.append(scored.filter((pl.col("arm") == arm) & pl.col("cell").is_in(pair.cells)))
+    if not all(sides):
+        return ""
+    found = quality_figures.differences(*map(pl.concat, sides))
+    both = (quality_report.difference_table(found, a, b), quality_report.perplexity_table(found, a, b))
+    return "\n\n".join(part for part in both if part)
+
+
+def _files(folder: Path, manifest: dict[str, Any], jobs: list[Job], compared: bool) -> str:
+    links = []
+    for job in jobs:
+        if job.run_dir is not None:
+            page = report_of(job.run_dir, read_config(job.run_dir), job.metadata["run_id"])
+            links += [f"[job {job.number}]({os.path.relpath(page, folder.resolve())})"] if page else []
+    own = ", ".join(f"[{name}]({name})" for name in (ROWS, *([PAIRS] if compared else [])))
+    command = provenance.again(manifest["command"][1:])
+    reports = f"Reports of the runs: {', '.join(links)}. " if links else ""
+    return f"## Again\n\n{fence(command)}\n\n{reports}This comparison as tables: {own}."

@@ -1,0 +1,153 @@
+"""Any runs side by side: what differs in their configurations, whether their figures are of one kind, and the pairs.
+
+Pure: from the runs' folders alone. The first run is what the others are held against.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis import completeness
+from wp1.analysis.sweep import figures as sweep_figures
+from wp1.analysis.sweep.figures import Job, Pair
+from wp1.core.errors import ConfigError
+from wp1.core.identity import DECISIVE, settings_of
+from wp1.core.paths import run_or_sweep
+from wp1.core.run_folder import read_config, read_metadata
+
+# Settings of a workload that may differ between cells of one name: the name has them, or they change how much was sent
+# and not what.
+SAME_CELL = (
+    "prompt_len", "concurrency", "request_rate", "num_requests", "num_warmup", "max_warmup", "warmup_once", "timeout_s",
+)  # fmt: skip
+LIMITS = ("ttft_ms", "tpot_ms", "e2e_ms")
+# Of these groups one setting names the rest, where it differs.
+NAMED_BY = {"scheduler": "mode", "model": "name", "transfer": "name", "dataset": "name", "slo": "name"}
+
+
+def folders_of(given: Sequence[Path]) -> list[Path]:
+    """The runs' folders; of a sweep's folder those of its jobs. Raises ConfigError where one is neither."""
+    found: list[Path] = []
+    for folder in given:
+        if run_or_sweep(folder) == "sweep":
+            jobs = sweep_figures.read_jobs(folder, sweep_figures.read_manifest(folder))
+            found += [job.run_dir for job in jobs if job.run_dir is not None]
+        else:
+            found.append(folder)
+    if len(dict.fromkeys(folder.resolve() for folder in found)) < 2:
+        raise ConfigError("there is nothing to compare: name two runs or more")
+    return found
+
+
+def read_runs(folders: Sequence[Path]) -> list[Job]:
+    """The runs as jobs of a sweep that never was: numbered, and told apart by the settings in which they differ.
+
+    Raises ConfigError where a folder has lost lines.
+    """
+    settings = [settings_of(read_config(folder)) for folder in folders]
+    keys = differing_settings(settings)
+    jobs = []
+    for number, (folder, of_run) in enumerate(zip(folders, settings, strict=True)):
+        completeness.check(folder)
+        metadata = read_metadata(folder)
+        names = {key: said(of_run, key) for key in naming(keys)}
+        status = "unfinished" if metadata["status"] == "running" else metadata["status"]
+        jobs.append(Job(number, names or {"run": metadata["run_id"]}, status, metadata["reason"], folder, metadata))
+    return jobs
+
+
+def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that are not the same in all runs."""
+    keys = dict.fromkeys(key for of_run in settings for key in of_run)
+    return sorted(key for key in keys if any(of_run.get(key) != settings[0].get(key) for of_run in settings))
+
+
+def naming(keys: Sequence[str]) -> list[str]:
+    """Of differing settings those that tell runs apart in few words: `scheduler.mode`, and not what follows from it."""
+    led = {group for group, key in NAMED_BY.items() if f"{group}.{key}" in keys}
+    return [key for key in keys if (group := key.partition(".")[0]) not in led or key == f"{group}.{NAMED_BY[group]}"]
+
+
+def said(settings: Mapping[str, Any], key: str) -> str:
+    value = settings.get(key)
+    return "—" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def check_alike(jobs: Sequence[Job]) -> None:
+    """Raises ConfigError where cells of one name, or attainment, would not mean the same in two of the runs."""
+    first = jobs[0]
+    for job in jobs[1:]:
+        a, b = (_definitions(read_config(one.run_dir)) for one in (first, job) if one.run_dir is not None)
+        for key in sorted(a | b):
+            # A run without limits has no attainment to compare, and nothing to get wrong.
+            if a.get(key) != b.get(key) and not (key.startswith("slo.") and None in (a.get(key), b.get(key))):
+                raise ConfigError(
+                    f"{key} is {said(a, key)} in {first.metadata['run_id']} and {said(b, key)} in "
+                    f"{job.metadata['run_id']}: their figures are not of the same thing. Compare runs in "
+                    "which it is the same"
+                )
+
+
+def _definitions(config: Mapping[str, Any]) -> dict[str, Any]:
+    workload = {key: value for key, value in config["workload"].items() if key not in SAME_CELL}
+    found = settings_of({"workload": workload}) | {f"slo.{key}": config["slo"].get(key) for key in LIMITS}
+    if workload["prompts"] == "dataset":
+        found |= settings_of({"dataset": config["dataset"]})
+    return found
+
+
+def warnings(jobs: Sequence[Job]) -> list[str]:
+    """What makes a difference doubtful though it can be computed, in words."""
+    found = []
+    for name, of_run in (
+        ("hardware", _hardware),
+        ("labels", lambda job: ", ".join(job.labels) or "none"),
+        *((package, lambda job, p=package: job.metadata["versions"].get(p, "none")) for package in DECISIVE),
+        ("weights", lambda job: str(job.metadata["model"].get("digest", "none"))[:12]),
+        ("seed", lambda job: str(job.metadata["seed"])),
+    ):
+        values = [of_run(job) for job in jobs]
+        if len(set(values)) > 1:
+            each = [f"run {job.number} {value}" for job, value in zip(jobs, values, strict=True)]
+            found.append(f"not the same {name}: {'; '.join(each)}")
+    found += [f"run {job.number} {job.status}" for job in jobs if job.status != "completed"]
+    return found
+
+
+def _hardware(job: Job) -> str:
+    hardware = job.metadata["hardware"]
+    return ", ".join(gpu["name"] for gpu in hardware["gpus"]) or f"{hardware['cpu']}, {hardware['cores']} cores"
+
+
+def pairs(jobs: Sequence[Job], table: pl.DataFrame) -> list[Pair]:
+    """The first run with each other, over the cells that both have; of runs of several arms, arm by arm.
+
+    table: from `sweep.rows`. Raises ConfigError where there are none.
+    """
+    of_run = {
+        job.number: table.filter(
+            (pl.col("job") == job.number) & pl.col("cell").is_not_null() & pl.col("requests_ok").is_not_null()
+        )
+        for job in jobs
+    }
+    first, found = jobs[0], []
+    for job in jobs[1:]:
+        several = any(of_run[one.number]["arm"].n_unique() > 1 for one in (first, job))
+        keys = ["arm", "cell"] if several else ["cell"]
+        both = of_run[first.number].join(of_run[job.number], on=keys, how="inner", maintain_order="left", suffix="_b")
+        by_arms: dict[tuple[str, str], list[str]] = {}
+        for row in both.iter_rows(named=True):
+            by_arms.setdefault((row["arm"], row.get("arm_b", row["arm"])), []).append(row["cell"])
+        found += [Pair(first, job, arms, arms[0] if several else None, cells) for arms, cells in by_arms.items()]
+    if not found:
+        have = "; ".join(
+            f"run {job.number}: {', '.join(of_run[job.number]['cell'].unique(maintain_order=True)) or 'none'}"
+            for job in jobs
+        )
+        raise ConfigError(
+            f"the runs have no cell in common ({have}): compare runs with the same prompt lengths and loads"
+        )
+    return found

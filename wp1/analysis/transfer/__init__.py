@@ -1,0 +1,1 @@
+"""What moving the KV cache between engines cost."""

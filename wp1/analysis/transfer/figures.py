@@ -1,0 +1,102 @@
+"""What moving KV caches between engines cost, from handoffs.jsonl and queues.jsonl."""
+
+from typing import Any
+
+import polars as pl
+
+from wp1.analysis.base import metrics, tables
+
+TIMES = ("transfer_ms", "handoff_ms", "stall_ms", "decode_queue_ms", "copy_ms", "wait_ms")
+
+
+def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame) -> dict[str, Any]:
+    """Figures of some measured handoffs and the requests of the same cells (`tables.handoffs`, `.requests`, `.queues`).
+
+    tokens: whose KV had to move; bytes: as measured, of those handoffs that say; copy_gb_per_s (1e9 bytes/s): bytes
+    over the seconds in which they were copied, by the connector's own clock, where it has one; overlapped: handoffs
+    whose transfer began before the prompt was computed, and so waited for the rest of it; gb_per_s: bytes over the
+    union of the transfers' intervals, so that two side by side count once, or None where any overlapped, as it would be
+    the prefill's rate then; a transfer of no bytes, or that took no time by the clock, is in neither rate;
+    runs: pieces of neighbouring blocks that a handoff was copied in, mean; stall_ratio: sum of stalls / sum of E2E of
+    the same requests; share_of_ttft: sum of the handoff times within TTFT / sum of TTFT, 0 where the prefill engine
+    streams the first token; queues: requests in each place while these cells were measured, mean and max.
+    """
+    ok = handoffs.filter(pl.col("status") == "ok")
+    units = metrics.units_of(ok)
+    failed = handoffs.filter(pl.col("status") != "ok")
+    moved = ok.filter((pl.col("bytes") > 0) & (pl.col("t_transfer_end") > pl.col("t_transfer_begin")))
+    seconds = _union(moved["t_transfer_begin"].to_list(), moved["t_transfer_end"].to_list())
+    overlapped = moved.filter(pl.col("t_transfer_begin") < pl.col("t_prefill_done")).height
+    copied = ok.filter((pl.col("bytes") > 0) & (pl.col("copy_ms") > 0))
+    copy_s = float(copied["copy_ms"].sum()) / 1e3
+    delayed = ok.drop_nulls("stall_ms").join(
+        requests.filter(pl.col("status") == "ok").select("arm", "request_id", "e2e_ms", "ttft_ms", "first_by_decode"),
+        on=["arm", "request_id"],
+        how="inner",
+    )
+    within = pl.when("first_by_decode").then("stall_ms").otherwise(0.0)
+    return {
+        "handoffs": handoffs.height,
+        "ok": ok.height,
+        "failed": failed.height,
+        "failed_by_phase": {
+            str(phase or "unknown"): int(n) for phase, n in failed.group_by("phase").len().sort("phase").iter_rows()
+        },
+        "tokens": int((ok["tokens"] - ok["tokens_kept"].fill_null(0)).sum()),
+        "bytes": _total(ok["bytes"]),
+        "bytes_expected": _total(ok["bytes_expected"]),
+        "bytes_unreported": int(ok["bytes"].null_count()),
+        "bytes_a_handoff": metrics.distribution(ok["bytes"].cast(pl.Float64).to_numpy(), units),
+        **{name: metrics.distribution(ok[name].to_numpy(), units) for name in TIMES},
+        "transfer_s": round(seconds, 6),
+        "overlapped": overlapped,
+        "gb_per_s": round(int(moved["bytes"].sum()) / seconds / 1e9, 4) if seconds > 0 and not overlapped else None,
+        "copy_gb_per_s": round(int(copied["bytes"].sum()) / copy_s / 1e9, 4) if copy_s > 0 else None,
+        "blocks": _total(ok["blocks"]),
+        "runs": metrics.distribution(ok["runs"].cast(pl.Float64).to_numpy()).get("mean"),
+        "stall_ratio": _ratio(delayed["stall_ms"], delayed["e2e_ms"]),
+        "share_of_ttft": _ratio(delayed.select(within.alias("t"))["t"], delayed["ttft_ms"]),
+        "queues": _queue_lengths(queues, requests),
+    }
+
+
+def _union(begins: list[float], ends: list[float]) -> float:
+    """Seconds that lie in at least one of the intervals."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(zip(begins, ends, strict=True)):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _total(values: pl.Series) -> int | None:
+    return int(values.sum()) if values.drop_nulls().len() else None
+
+
+def _ratio(part: pl.Series, whole: pl.Series) -> float | None:
+    total = float(whole.sum())
+    return round(float(part.sum()) / total, 6) if total > 0 else None
+
+
+def _queue_lengths(queues: pl.DataFrame, requests: pl.DataFrame) -> dict[str, Any]:
+    """Mean and max of each length over the samples taken while a repeat of these cells was under way."""
+    windows = (
+        requests.group_by("arm", "cell", "repeat")
+        .agg(begin=pl.min("t_sent"), end=pl.max("t_end"))
+        .drop_nulls(["begin", "end"])
+    )
+    inside = pl.lit(False)
+    for arm, begin, end in windows.select("arm", "begin", "end").sort("begin").iter_rows():
+        inside |= (pl.col("arm") == arm) & pl.col("t").is_between(begin, end)
+    samples = queues.filter(inside)
+    return {
+        "samples": samples.height,
+        **{
+            name: {
+                "mean": round(float(samples[name].mean()), 3),  # pyright: ignore[reportArgumentType]
+                "max": int(samples[name].max()),  # pyright: ignore[reportArgumentType]
+            }
+            for name in tables.QUEUES
+            if samples.height
+        },
+    }

@@ -1,0 +1,1 @@
+"""The shape of a configuration, and every check that needs no model and no engine."""

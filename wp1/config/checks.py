@@ -1,0 +1,328 @@
+"""Every check of a configuration that needs no model and no engine."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from wp1.config.schema import TRUE, same_tokens_aside
+from wp1.core import shapes, targets
+from wp1.core.errors import ConfigError
+from wp1.core.plan import has_length, open_loop
+from wp1.quality import settings
+from wp1.serving.placement import engine_sizes
+from wp1.workload.limits import TRACE_FORMATS, check_list, check_workload
+
+# Of any number: engines keep seeds in 32 bits, and nothing else comes near.
+MOST = 2**31 - 1
+
+
+MOST_OF = {
+    # Tokens. Far beyond any model, and an engine keeps a table of all positions, for which memory would not do.
+    "model.max_len": 2**24,
+}
+
+
+def check(cfg: Any) -> None:
+    """Refuses a configuration that cannot run, whatever the machine. Raises ConfigError, naming the key to change."""
+    _check_values(cfg)
+    _check_schedulers(cfg)
+    _check_model(cfg.model)
+    _check_rope(cfg.rope)
+    _check_workload(cfg)
+
+
+def _check_values(cfg: Any) -> None:
+    for group, known in (("backend", targets.BACKENDS), ("transfer", targets.TRANSFERS)):
+        if cfg[group]._target_ not in known:
+            raise ConfigError(f"{group}._target_={cfg[group]._target_} is not wp1's: choose {group}=... instead")
+    _check_collectors(cfg.collectors)
+    if cfg.transfer.direction is not None:
+        _one_of("transfer.direction", cfg.transfer.direction, "pull", "push")
+    if cfg.transfer.overlap is not None:
+        _one_of("transfer.overlap", cfg.transfer.overlap, "on", "off")
+    _one_of("model.source", cfg.model.source, "bundled", "hub", "random_weights")
+    _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")
+    _one_of("dataset.source", cfg.dataset.source, "builtin", "file", "hub")
+    _one_of("dataset.on_bad_row", cfg.dataset.on_bad_row, "error", "skip")
+    _one_of("workload.prompts", cfg.workload.prompts, "dataset", "judged", "random", "text", "trace")
+    _one_of("workload.trace_format", cfg.workload.trace_format, "auto", *TRACE_FORMATS)
+    _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant", "gamma", "ramp")
+    _one_of("workload.output_distribution", cfg.workload.output_distribution, "fixed", "uniform", "normal", "lognormal")
+    for key in ("model", "dataset", "experiment", "slo", "transfer"):
+        # Names become names of files and folders.
+        if not re.fullmatch(r"[\w][\w.-]*", cfg[key].name):
+            raise ConfigError(f"{key}.name={cfg[key].name} is no name: use letters, digits, '_', '-' and '.'")
+    at_least = [
+        ("backend.kv_cache_gib", cfg.backend.kv_cache_gib, 0.001),
+        ("backend.startup_timeout_s", cfg.backend.startup_timeout_s, 1),
+        ("transfer.timeout_s", cfg.transfer.timeout_s, 0.001),
+        ("transfer.at_once_mib", cfg.transfer.at_once_mib, 0),
+        ("model.max_len", cfg.model.max_len, 2),
+        ("rope.factor", cfg.rope.factor, 1),
+        ("rope.original_max_len", cfg.rope.original_max_len, 1),
+        ("dataset.limit", cfg.dataset.limit, 1),
+        ("dataset.samples_per_task", cfg.dataset.samples_per_task, 1),
+        ("dataset.min_chars", cfg.dataset.min_chars, 0),
+        ("dataset.max_chars", cfg.dataset.max_chars, 1),
+        ("workload.prompt_len", cfg.workload.prompt_len, 1),
+        ("workload.output_len", cfg.workload.output_len, 1),
+        ("workload.num_requests", cfg.workload.num_requests, 1),
+        ("workload.num_warmup", cfg.workload.num_warmup, 0),
+        ("workload.max_warmup", cfg.workload.max_warmup, 0),
+        ("workload.output_spread", cfg.workload.output_spread, 0),
+        ("workload.output_max", cfg.workload.output_max, 1),
+        ("workload.shared_prefix", cfg.workload.shared_prefix, 0),
+        ("workload.trace_speed", cfg.workload.trace_speed, 1e-6),
+        ("workload.trace_length_scale", cfg.workload.trace_length_scale, 1e-6),
+        ("workload.burstiness", cfg.workload.burstiness, 0.01),
+        ("workload.ramp_from", cfg.workload.ramp_from, 0),
+        ("workload.ramp_s", cfg.workload.ramp_s, 0.001),
+        ("workload.concurrency", cfg.workload.concurrency, 1),
+        ("workload.request_rate", cfg.workload.request_rate, 0),
+        ("workload.temperature", cfg.workload.temperature, 0),
+        ("workload.timeout_s", cfg.workload.timeout_s, 0.001),
+        ("slo.ttft_ms", cfg.slo.ttft_ms, 0.001),
+        ("slo.tpot_ms", cfg.slo.tpot_ms, 0.001),
+        ("slo.e2e_ms", cfg.slo.e2e_ms, 0.001),
+        ("tracking.timeout_s", cfg.tracking.timeout_s, 1),
+        ("experiment.repeats", cfg.experiment.repeats, 1),
+        ("experiment.time_budget_s", cfg.experiment.time_budget_s, 1),
+        ("experiment.goodput_budget_s", cfg.experiment.goodput_budget_s, 1),
+        ("experiment.arrivals_s", cfg.experiment.arrivals_s, 0.001),
+        ("experiment.control", cfg.experiment.control, 0),
+        ("experiment.goodput_within", cfg.experiment.goodput_within, 0.001),
+        ("seed", cfg.seed, 0),
+    ]
+    for key, value, least in at_least:
+        # Written so that nan is refused too.
+        if value is not None and not value >= least:
+            raise ConfigError(f"{key}={value} is too small: set {key} to {least} or more")
+        most = MOST_OF.get(key, MOST)
+        if value is not None and value > most:
+            raise ConfigError(f"{key}={value} is too large: set {key} to {most} or less")
+    if not 0 < cfg.workload.top_p <= 1:
+        raise ConfigError(f"workload.top_p={cfg.workload.top_p} is no share: set workload.top_p above 0, at most 1")
+
+
+def _check_collectors(collectors: Any) -> None:
+    for name, part in collectors.items():
+        plain = OmegaConf.to_container(part) if isinstance(part, DictConfig) else part
+        if (wrong := targets.wrong_collector(plain)) is not None:
+            raise ConfigError(f"collectors.{name} {wrong}: set it as in conf/collectors/, or drop it")
+
+
+def _one_of(key: str, value: str, *allowed: str) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}={value} is not known: set {key} to {' or '.join(allowed)}")
+
+
+def _check_schedulers(cfg: Any) -> None:
+    _check_scheduler("scheduler", cfg.scheduler)
+    if cfg.scheduler.rope is not None:
+        raise ConfigError("scheduler.rope is of arms that differ in it: choose rope=... instead")
+    for name, scheduler in cfg.arms.items():
+        if not shapes.NAME.fullmatch(str(name)):
+            raise ConfigError(f"arms.{name} is no name: use letters, digits, '_', '-' and '.'")
+        _check_scheduler(f"arms.{name}", scheduler)
+        if scheduler.rope is not None:
+            _one_of(f"arms.{name}.rope.type", scheduler.rope.type, "auto", "none", "yarn")
+            _check_rope(scheduler.rope, f"arms.{name}.rope")
+
+
+DISAGG_KEYS = {
+    "prefill": "replicas sets the number of engines",
+    "decode": "replicas sets the number of engines",
+    "decode_tensor_parallel": "tensor_parallel is for all engines",
+    "first_token": "there is one pool only",
+    "max_prefilled": "there is no handoff",
+}
+
+
+def _check_scheduler(key: str, scheduler: Any) -> None:
+    if scheduler._target_ not in targets.SCHEDULERS:
+        raise ConfigError(f"{key}._target_={scheduler._target_} is not wp1's: choose scheduler=agg or disagg instead")
+    _one_of(f"{key}.mode", scheduler.mode, "agg", "disagg")
+    _one_of(f"{key}.routing", scheduler.routing, "round_robin", "least_loaded")
+    if scheduler.mode == "agg":
+        needed = ("replicas", "tensor_parallel")
+        for name, instead in DISAGG_KEYS.items():
+            if scheduler[name] is not None:
+                raise ConfigError(f"{key}.{name} is a key of disaggregated serving: drop it, under agg {instead}")
+    else:
+        needed = ("prefill", "decode", "tensor_parallel", "max_prefilled")
+        if scheduler.replicas is not None:
+            raise ConfigError(f"{key}.replicas is a key of aggregated serving: set {key}.prefill and {key}.decode")
+        _one_of(f"{key}.first_token", scheduler.first_token, "prefill", "decode")
+    for name in (*needed, "decode_tensor_parallel"):
+        value = scheduler[name]
+        if (value is None and name in needed) or (value is not None and not 1 <= value <= MOST):
+            raise ConfigError(f"{key}.{name}={value} does not do: set {key}.{name} to 1 or more")
+    devices = scheduler.devices
+    if isinstance(devices, ListConfig):
+        sizes = engine_sizes(scheduler)
+        own = [devices[sum(sizes[:n]) : sum(sizes[: n + 1])] for n in range(len(sizes))]
+        fits = len(devices) == sum(sizes) and all(len(set(gpus)) == len(gpus) for gpus in own)
+        if not fits or not all(type(d) is int and d >= 0 for d in devices):
+            raise ConfigError(
+                f"{key}.devices={list(devices)} does not fit: name {sum(sizes)} GPU indices, those of each engine "
+                "in turn (no GPU twice for one engine), or auto"
+            )
+    elif devices != "auto":
+        raise ConfigError(f"{key}.devices={devices} is not known: set auto or a list like [0,1]")
+
+
+def _check_cells(cfg: Any) -> None:
+    """The lists that an experiment makes its cells of."""
+    lengths, rates = cfg.experiment.prompt_lens, cfg.experiment.request_rates
+    _check_doubling(cfg)
+    if lengths is not None:
+        if not has_length(cfg.workload.prompts):
+            raise ConfigError("experiment.prompt_lens needs prompts of a length: choose workload=random or text")
+        if cfg.workload.prompt_len is not None:
+            raise ConfigError(
+                f"workload.prompt_len={cfg.workload.prompt_len} has no effect beside experiment.prompt_lens: set "
+                f"experiment.prompt_lens=[{cfg.workload.prompt_len}]"
+            )
+        check_list("experiment.prompt_lens", lengths, "lengths in tokens, as [512,1024]", 1, MOST)
+    if rates is not None:
+        check_list("experiment.request_rates", rates, "requests/s, as [0,1,2], 0 being one at a time", 0, MOST)
+    if cfg.experiment.concurrencies is not None:
+        of_what = "numbers of requests at a time, as [1,8]"
+        check_list("experiment.concurrencies", cfg.experiment.concurrencies, of_what, 1, MOST)
+    limits = (cfg.slo.ttft_ms, cfg.slo.tpot_ms, cfg.slo.e2e_ms)
+    if cfg.experiment.goodput_budget_s is not None:
+        if not any(limit is not None for limit in limits):
+            raise ConfigError(
+                "experiment.goodput_budget_s has no effect without limits: choose slo=interactive or set slo.ttft_ms"
+            )
+        if not has_length(cfg.workload.prompts):
+            raise ConfigError("experiment.goodput_budget_s needs prompts of a length: choose workload=random or text")
+
+
+def _check_doubling(cfg: Any) -> None:
+    first = cfg.experiment.doubling_from
+    if first is None or cfg.experiment.prompt_lens is not None:
+        return
+    workload = cfg.workload
+    if not has_length(workload.prompts) or workload.prompt_len is not None:
+        raise ConfigError(
+            "experiment.doubling_from makes prompts of a length: choose workload=random or text, and "
+            "workload.prompt_len=null"
+        )
+    if workload.output_distribution != "fixed":
+        raise ConfigError(
+            "experiment.doubling_from needs outputs of one length: set workload.output_distribution=fixed"
+        )
+    room = cfg.model.max_len - workload.output_len
+    if room < 1:
+        raise ConfigError(
+            f"workload.output_len={workload.output_len} leaves no room for a prompt in model.max_len="
+            f"{cfg.model.max_len}: lower it or raise model.max_len"
+        )
+    if first < 1:
+        raise ConfigError(f"experiment.doubling_from={first} is too small: set it to 1 or more")
+    if first > room:
+        raise ConfigError(
+            f"experiment.doubling_from={first} is more than model.max_len={cfg.model.max_len} has room for beside "
+            f"workload.output_len={workload.output_len}: prompts of 1 to {room:,} tokens fit, so lower it or raise "
+            "model.max_len"
+        )
+
+
+def check_overrides(cfg: Any, overrides: list[str]) -> None:
+    """Refuses what was said on the command line and would have no effect. Raises ConfigError."""
+    for override in overrides:
+        if re.match(r"\+*experiment\.same_tokens=", override) and override.partition("=")[2].lower() in TRUE:
+            asked = OmegaConf.merge(cfg, {"experiment": {"same_tokens": True}})
+            if (why := same_tokens_aside(asked)) is not None:
+                raise ConfigError(f"experiment.same_tokens=true compares repeats of a prompt, and {why}: drop it")
+        if cfg.workload.prompts == "judged" and re.match(r"\+*workload\.(output_\w+|ignore_eos)=", override):
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect on a judged dataset, whose tasks say how long an answer may be: "
+                "drop it"
+            )
+        if cfg.arms and re.match(r"\+*scheduler[.=]", override):
+            arms = " and ".join(f"arms.{name}" for name in cfg.arms)
+            key = override.lstrip("+").partition("=")[0].removeprefix("scheduler").lstrip(".") or "replicas"
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect with experiment={cfg.experiment.name}, which compares {arms}: "
+                f"set arms.{next(iter(cfg.arms))}.{key}=... and the like"
+            )
+        if cfg.experiment.request_rates is not None and override.lstrip("+").startswith("workload.request_rate="):
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect beside experiment.request_rates: "
+                f"set experiment.request_rates=[{cfg.workload.request_rate:g}]"
+            )
+        if cfg.workload.temperature > 0 and re.match(r"\+*experiment\.control=[1-9]", override):
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect with workload.temperature={cfg.workload.temperature:g}: sampled "
+                "tokens differ by chance, and are not compared. Set workload.temperature=0, or drop it"
+            )
+        if override.lstrip("+").startswith("workload.concurrency="):
+            _check_concurrency(cfg, override.lstrip("+"))
+        if open_loop(cfg) and override.lstrip("+").startswith("experiment.concurrencies="):
+            raise ConfigError(
+                f"{override.lstrip('+')} has no effect where requests come at a rate: drop it, or drop "
+                "experiment.request_rates and choose workload=random"
+            )
+
+
+def _check_concurrency(cfg: Any, given: str) -> None:
+    """Refuses a number of requests at a time beside a rate, where it could be taken for a cap, which there is not."""
+    experiment, workload = cfg.experiment, cfg.workload
+    if workload.prompts == "trace":
+        raise ConfigError(f"{given} has no effect on a trace, which has its own times and no cap: drop it")
+    if experiment.request_rates is not None:
+        if 0 not in experiment.request_rates:
+            raise ConfigError(
+                f"{given} has no effect beside experiment.request_rates, and is no cap on requests in flight: drop one "
+                "of the two"
+            )
+    elif workload.request_rate > 0:
+        raise ConfigError(
+            f"{given} has no effect beside workload.request_rate={workload.request_rate:g}, and is no cap on requests "
+            "in flight: drop it, or set workload.request_rate=0 for a closed loop"
+        )
+    elif experiment.concurrencies is not None:
+        raise ConfigError(
+            f"{given} has no effect beside experiment.concurrencies: set "
+            f"experiment.concurrencies=[{workload.concurrency}]"
+        )
+
+
+def _check_model(model: Any) -> None:
+    if model.source == "random_weights" and model.architecture is None:
+        raise ConfigError(
+            "model.architecture is empty: model.source=random_weights needs it, see model=llama31_8b_shape"
+        )
+    if model.source == "random_weights" and model.path is not None:
+        raise ConfigError("model.path has no use with random weights: drop it, or choose model=llama31_8b or qwen25_7b")
+    if model.source == "hub" and model.path is None and model.repo is None:
+        raise ConfigError("model.repo is empty: set model.repo=owner/name or model.path=FOLDER")
+    if model.path == "":
+        raise ConfigError("model.path is empty: name a folder with config.json and *.safetensors, or drop it")
+    if model.path is not None:
+        folder = Path(model.path).expanduser()
+        if not folder.is_dir():
+            raise ConfigError(f"model.path={model.path} is not a folder: name one with config.json and *.safetensors")
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"model.path={model.path} holds no config.json: name the folder of a model")
+
+
+def _check_rope(rope: Any, name: str = "rope") -> None:
+    if rope.type == "yarn" and rope.factor is None:
+        raise ConfigError(f"{name}.factor is empty: rope=yarn needs it, as in {name}.factor=4")
+    if rope.type != "yarn":
+        for key in ("factor", "original_max_len"):
+            if rope[key] is not None:
+                raise ConfigError(f"{name}.{key} has no effect with {name}.type={rope.type}: drop it or choose yarn")
+
+
+def _check_workload(cfg: Any) -> None:
+    settings.check(cfg)
+    _check_cells(cfg)
+    check_workload(cfg)
+    if cfg.experiment.same_tokens and cfg.experiment.repeats < 2:
+        raise ConfigError("experiment.same_tokens needs two repeats: raise experiment.repeats, or set it to false")

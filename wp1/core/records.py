@@ -1,0 +1,337 @@
+"""What a run writes down: one record for each request that ends, and one for each handoff of its KV.
+
+A record keeps raw timestamps on one monotonic clock (`time.monotonic`, seconds; vLLM's engine core reads the same
+clock on the same machine). Latencies are derived from them later, in `wp1.analysis.base.metrics`, never stored.
+"""
+
+import dataclasses
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal, TypeVar
+
+from wp1.core import files, shapes
+from wp1.core.errors import ConfigError, WP1Error
+
+Of = TypeVar("Of")
+Status = Literal["ok", "error", "timeout", "aborted"]
+# Why a request did not end well, for counting; `error` has the words.
+Cause = Literal["engine_died", "engine_error", "timeout", "transfer", "interrupted"]
+# How far a request had come: waiting for a place to prefill, prefill, prefilled and waiting for a place to decode, its
+# KV on the way, decode.
+Phase = Literal["queue", "prefill", "decode_queue", "handoff", "decode"]
+Chat = list[dict[str, str]]
+
+
+@dataclass(slots=True)
+class Request:
+    """One request to send. `prompt` is text, a chat (role and content a message), or token ids."""
+
+    request_id: str
+    arm: str
+    cell: str
+    repeat: int
+    prompt: str | Chat | list[int]
+    max_tokens: int
+    seed: int
+    label: str = ""  # what a person would call it: the question, or the kind of prompt
+    temperature: float = 0.0
+    top_p: float = 1.0
+    ignore_eos: bool = False
+    timeout_s: float = 600.0
+    warmup: bool = False
+    example: str = ""  # whose answer this is judged by, in examples.jsonl
+    stop: list[str] = field(default_factory=list)  # texts that end the answer
+    nll_window: int | None = None  # tokens; the prompt's log-likelihood is wanted, summed over windows of so many
+    margins: bool = False  # for every output token, how far apart the two best were is wanted (`ControlRecord`)
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request as it went. Times in seconds on the monotonic clock; None where it did not get that far."""
+
+    request_id: str
+    arm: str
+    cell: str
+    repeat: int
+    label: str
+    warmup: bool
+    seed: int
+    status: Status
+    error: str | None = None
+    cause: Cause | None = None
+    phase: Phase | None = None  # where a request that failed had come to
+    # When it was due, when we handed it to the engine, and what the engine's scheduler says.
+    t_intended: float = 0.0
+    ramp: bool = False  # due while the rate still grew (workload.arrivals=ramp)
+    t_sent: float | None = None
+    # Seconds for which it was not sent, as too many others were in flight in an over-saturated open loop.
+    held_s: float = 0.0
+    t_queued: float | None = None
+    t_scheduled: float | None = None
+    t_engine_first_token: float | None = None
+    t_engine_last_token: float | None = None
+    # Disaggregated only, where the four above but the last are the prefill engine's: when the request went to the
+    # decode engine, when that scheduled it with its KV there, and its first token in that engine.
+    t_decode_sent: float | None = None
+    t_decode_scheduled: float | None = None
+    t_decode_first_token: float | None = None
+    # When the client had each output token in hand; t_tokens[0] is the first.
+    t_tokens: list[float] = field(default_factory=list)
+    t_end: float | None = None
+    prompt_tokens: int | None = None  # by the engine
+    output_tokens: int = 0  # by the engine
+    cached_tokens: int = 0  # prompt tokens served from the prefix cache
+    preemptions: int = 0
+    finish_reason: str | None = None
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    # The route: which pool and engine did each phase; pools are described in run_metadata.json.
+    pool: str | None = None
+    prefill_engine: str | None = None
+    decode_engine: str | None = None
+    handoff_id: str | None = None
+    example: str = ""  # in examples.jsonl
+    nll_window: int | None = None  # tokens a window
+    # Negative log-likelihood in nats of the prompt's tokens, summed over each window; the very first token has none.
+    nll: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class ControlRecord(RequestRecord):
+    """A measured request that was asked again (`wp1.runner.control`): part of no figure, and in a file of its own."""
+
+    # Log-probability of the best token less that of the second best (nats), for each output token.
+    margins: list[float] = field(default_factory=list)
+    parted: bool = False  # asked because another arm had answered with other tokens, and not by its place in the cell
+
+
+@dataclass(slots=True)
+class Handoff:
+    """One movement of one request's KV blocks from a prefill engine to a decode engine; times as in RequestRecord."""
+
+    handoff_id: str  # unique in the run
+    request_id: str
+    arm: str
+    cell: str
+    repeat: int
+    warmup: bool
+    source: str
+    target: str | None  # None where it failed before a decode engine was chosen
+    transfer: str  # the configuration's transfer.name
+    status: Literal["ok", "failed"] = "failed"
+    error: str | None = None
+    phase: Phase | None = None  # where one that failed had come to
+    tokens: int = 0  # the prompt's, whose KV the decode engine needs
+    tokens_kept: int | None = None  # the first of them, which need not move: `wp1.serving.transfer.Kept`
+    blocks: int | None = None  # moved, by the connector
+    bytes: int | None = None  # moved, by the connector
+    bytes_expected: int | None = None  # blocks that hold the tokens not kept x bytes of a block
+    block_bytes: int | None = None
+    # Where the connector knows: seconds in which bytes moved, and that blocks which were ready waited for that, on the
+    # slowest rank; runs of neighbours in which the blocks lay, on one.
+    copy_s: float | None = None
+    wait_s: float | None = None
+    runs: int | None = None
+    t_prefill_done: float | None = None
+    t_decode_sent: float | None = None
+    t_transfer_begin: float | None = None
+    t_transfer_end: float | None = None
+    t_decode_scheduled: float | None = None
+    t_decode_first_token: float | None = None
+
+
+@dataclass(slots=True)
+class QueueLengths:
+    """Requests in each place of a disaggregated scheduler at one moment."""
+
+    t: float  # seconds, monotonic
+    arm: str
+    prefill_waiting: int  # for a place in the prefill pool
+    prefilling: int
+    decode_waiting: int  # prefilled, KV held in the prefill pool, no place in the decode pool yet
+    transferring: int
+    decoding: int
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """What an engine counted over the stretch of time that ends at `t`."""
+
+    t: float  # seconds, monotonic
+    arm: str
+    engine: str
+    kv_use: float = 0.0  # share of the KV cache's blocks that are in use, mean over steps
+    kv_use_peak: float = 0.0
+    running: int = 0  # requests, at most
+    waiting: int = 0  # requests that have no place yet, at most
+    preemptions: int = 0  # requests that lost their place and will be computed again
+    steps: int = 0
+
+
+@dataclass(slots=True)
+class MemoryNote:
+    """What one worker of an engine notes of its memory at one moment, raw (`wp1.serving.memory`); bytes."""
+
+    t: float  # seconds, monotonic
+    arm: str
+    pool: str
+    engine: str
+    moment: Literal["start", "begin", "end"]  # the engine is up; before and after a repeat of a cell
+    cell: str | None
+    repeat: int | None
+    note: dict[str, Any]
+
+
+@dataclass(slots=True)
+class LoopLag:
+    """How late timers fired in the event loop that sends requests and takes tokens, 50 samples a second."""
+
+    t: float  # seconds, monotonic, of the last
+    arm: str
+    cell: str
+    repeat: int
+    lags: list[float]  # seconds
+
+
+def new_record(request: Request, t_intended: float) -> RequestRecord:
+    """A record of a request that has not ended; its status is "aborted" until it has."""
+    kind = ControlRecord if request.margins else RequestRecord
+    return kind(
+        request_id=request.request_id,
+        arm=request.arm,
+        cell=request.cell,
+        repeat=request.repeat,
+        label=request.label,
+        warmup=request.warmup,
+        seed=request.seed,
+        status="aborted",
+        t_intended=t_intended,
+        example=request.example,
+        nll_window=request.nll_window,
+    )
+
+
+# What goes into files of its own beside the records.
+Event = Handoff | QueueLengths | EngineStats
+Row = RequestRecord | Event | LoopLag | MemoryNote
+
+
+class RecordWriter:
+    """Appends dataclasses to a JSONL file, each flushed as written: after a crash all but a torn last line is there.
+
+    Times are kept to the microsecond. A line is JSON that every reader takes (`files.json_text`); a request of which a
+    number is NaN or infinite is one that failed (`without_nan`). Raises OSError where the disk refuses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> "RecordWriter":
+        self._file = io.TextIOWrapper(files.appended(self.path), encoding="utf-8", newline="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def write(self, record: Row) -> None:
+        assert self._file is not None
+        if isinstance(record, RequestRecord | Handoff):
+            without_nan(record)
+        self._file.write(f"{files.json_text(_rounded(record))}\n")
+        self._file.flush()
+
+
+def without_nan(record: "RequestRecord | Handoff") -> None:
+    """Makes a failure of a record with a number that is none, as an engine's arithmetic may give: NaN or infinity.
+
+    The number, or the list that has it, goes; the error names it. Nothing can be computed with the rest of its list.
+    """
+    broken = []
+    for field_ in dataclasses.fields(record):
+        value = getattr(record, field_.name)
+        if isinstance(value, list):
+            if not all(map(math.isfinite, value)):
+                broken.append(field_.name)
+                setattr(record, field_.name, [])
+        elif isinstance(value, float) and not math.isfinite(value):
+            broken.append(field_.name)
+            setattr(record, field_.name, 0.0 if field_.name == "t_intended" else None)
+    if not broken:
+        return
+    said = f"not a finite number in {', '.join(broken)}"
+    record.error = said if record.error is None else f"{record.error}; {said}"
+    if isinstance(record, Handoff):
+        record.status = "failed"
+    elif record.status == "ok":
+        record.status, record.cause, record.phase = "error", "engine_error", record.phase or "decode"
+
+
+def _rounded(record: Row) -> dict[str, Any]:
+    # dataclasses.asdict copies deeply, which costs more than the rest for long outputs.
+    row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+    for key, value in row.items():
+        if isinstance(value, float):
+            row[key] = round(value, 6)
+    if isinstance(record, RequestRecord):
+        row["t_tokens"] = [round(t, 6) for t in record.t_tokens]
+        row["nll"] = [round(sum_, 4) for sum_ in record.nll]
+    if isinstance(record, ControlRecord):
+        row["margins"] = [round(margin, 5) for margin in record.margins]
+    return row
+
+
+def read_records(path: Path) -> list[RequestRecord]:
+    """All records of a file. Raises WP1Error naming the file and line of one that cannot be read."""
+    return list(iter_records(path))
+
+
+def iter_records(path: Path) -> Iterator[RequestRecord]:
+    """The records of a JSONL file, in order.
+
+    A last line that was torn by a crash is left out; a bad line before it is a WP1Error that names file and line.
+    """
+    with files.opened(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield RequestRecord(**files.parsed(line))
+            except (ValueError, TypeError) as error:
+                if not line.endswith(b"\n"):
+                    return
+                raise WP1Error(f"{path}:{number} is no request record: {error}") from error
+
+
+def read_rows(path: Path, content: str, *needed: str, shape: Any = shapes.OBJECT) -> list[dict[str, Any]]:
+    """The objects of a JSONL file in order; [] where there is none. A last line that was torn by a crash is left out.
+
+    content: what a line is, in words; needed: keys that it may not lack; shape: of `shapes`, that it must have.
+    Raises ConfigError naming the file and line of what is no such thing.
+    """
+    # Bytes: a text may hold what other splitting takes for a line's end.
+    lines = files.read_bytes(path).split(b"\n")[:-1] if path.is_file() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = files.parsed(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not row.keys() >= set(needed):
+            raise ConfigError(f"{path}:{number} is no {content}: restore the file from a copy")
+        if (wrong := shapes.unlike(row, shape)) is not None:
+            raise ConfigError(f"{path}:{number} is no {content} ({wrong}): restore the file from a copy")
+        rows.append(row)
+    return rows
+
+
+def read_as(kind: type[Of], path: Path, content: str) -> list[Of]:
+    """`read_rows` as objects of a dataclass; keys that it does not know are left out. Raises as `read_rows` does."""
+    fields = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
+    needed = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    names = {f.name for f in fields}
+    rows = read_rows(path, content, *needed, shape=shapes.of_fields(kind))
+    return [kind(**{key: value for key, value in row.items() if key in names}) for row in rows]

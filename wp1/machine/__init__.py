@@ -1,0 +1,1 @@
+"""This machine: its hardware, what its device can do at most, and where its output goes."""

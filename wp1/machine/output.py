@@ -1,0 +1,31 @@
+"""Where this process's standard output and error go."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from wp1.core import files
+
+
+@contextmanager
+def output_to(log: Path) -> Iterator[None]:
+    """Points this process's standard output and error, and those of processes it starts, at a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    target = os.open(log, os.O_WRONLY) if log == Path(os.devnull) else files.log_descriptor(log)
+    try:
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            # A full disk must not keep the terminal from coming back.
+            with suppress(OSError):
+                stream.flush()
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(target)

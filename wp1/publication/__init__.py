@@ -1,9 +1,0 @@
-"""What MLflow is told, from folders alone; `wp1.tracking` sends it. Pure.
-
-entry.py    one MLflow run as plain data, and the names and values that MLflow takes
-run.py      a run's entry, with one below it for each cell
-cells.py    the cells of a run, and curves over the prompt length
-metrics.py  the figures of a run as a whole, by name
-sweep.py    a sweep's entry, above its runs
-page.py     a report as one HTML file
-"""

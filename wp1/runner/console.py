@@ -1,0 +1,222 @@
+"""The one screen of a run: what is being done, how far it is, and at the end what came out and where it lies."""
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import polars as pl
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from wp1.analysis.base import metrics
+from wp1.analysis.base.cells import ordered
+from wp1.analysis.base.tables import bulk_of, requests
+from wp1.analysis.comparison import arms
+from wp1.analysis.load import notes as load_notes
+from wp1.core import labels, redaction
+from wp1.core.records import RequestRecord
+from wp1.core.run_folder import read_config
+from wp1.runner.budget import in_words
+
+if TYPE_CHECKING:
+    from wp1.runner.outcome import Outcome
+
+
+class Screen:
+    """Prints steps and progress to the terminal, also while standard output is pointed at a log."""
+
+    def __init__(self) -> None:
+        # A copy of the terminal's descriptor: engines and libraries may have the original.
+        self._terminal = os.fdopen(os.dup(2), "w", buffering=1)
+        # Without a terminal there is no width to ask for; a log's lines may be as long as the tables need.
+        width = None if self._terminal.isatty() else 140
+        self.console = Console(file=self._terminal, highlight=False, soft_wrap=True, width=width)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._terminal.close()
+
+    def say(self, text: str) -> None:
+        self.console.print(redaction.text(text), markup=False)
+
+    def end(self, outcome: "Outcome", published: str | None) -> None:
+        """What came out, in a few lines, and where it lies."""
+        if outcome.summary is not None:
+            for label in outcome.summary["labels"]:
+                self.say(labels.in_words(label))
+            self._results(outcome.run_dir)
+            for name in outcome.summary["profiling"].get("load", {}).get("cells", {}):
+                for note in load_notes.notes(outcome.summary, name):
+                    if not note.startswith("no steady"):
+                        self.say(f"{name}: {note}")
+            # Of a run that was stopped, or never got to its requests, there is not enough to judge.
+            measured = outcome.summary["profiling"].get("latency", {}).get("overall", {}).get("requests", 1)
+            for check in outcome.summary["checks"] if measured and outcome.status != "interrupted" else ():
+                self.console.print("[green]✓" if check["passed"] else "[red]✗", f"{check['name']}: {check['detail']}")
+        if outcome.status == "interrupted" and outcome.report is not None:
+            self.where("plots", f"not made: {shlex.join(['python', '-m', 'wp1.report', _short(outcome.run_dir)])}")
+        for name, path in (("report", outcome.report), ("records", outcome.run_dir / "records.jsonl")):
+            if path is not None and path.exists():
+                self.where(name, path)
+        if published is not None:
+            self.where("mlflow", published)
+
+    def where(self, name: str, place: Path | str) -> None:
+        """Where something lies: a path, or words of MLflow's."""
+        self.say(f"{name:8} {_short(place) if isinstance(place, Path) else place}")
+
+    def _results(self, run_dir: Path) -> None:
+        """Questions and answers; where there are no questions, or several arms, the medians of each cell."""
+        config = read_config(run_dir)
+        answers = not arms.names_of(config) and config["workload"]["prompts"] == "dataset"
+        measured = requests(run_dir / "records.jsonl", bulk_of(config, compared=False)).filter(~pl.col("warmup"))
+        if measured.is_empty():
+            return
+        if answers:
+            self._answers(measured.filter(pl.col("repeat") == 0))
+        else:
+            self._medians(measured)
+
+    def _medians(self, measured: pl.DataFrame) -> None:
+        grid = Table(box=None, padding=(0, 2, 0, 0))
+        grid.add_column("arm")
+        grid.add_column("cell")
+        for title in ("ok", "TTFT p50 ms", "TPOT p50 ms", "E2E p50 ms"):
+            grid.add_column(title, justify="right")
+        for cell in ordered(measured["cell"]):
+            of_cell = measured.filter(pl.col("cell") == cell)
+            for arm in of_cell["arm"].unique().sort():
+                found = metrics.latency(of_cell.filter(pl.col("arm") == arm))
+                medians = [found[name].get("p50") for name in ("ttft_ms", "tpot_ms", "e2e_ms")]
+                grid.add_row(
+                    Text(arm),
+                    Text(cell),
+                    f"{found['ok']}/{found['requests']}",
+                    *("—" if value is None else f"{value:,.1f}" for value in medians),
+                )
+        self.console.print(grid)
+
+    def _answers(self, rows: pl.DataFrame, most: int = 8) -> None:
+        rows = rows.head(most)
+        grid = Table(box=None, padding=(0, 2, 0, 0), expand=True)
+        for title in ("question", "answer"):
+            grid.add_column(title, overflow="ellipsis", no_wrap=True, ratio=1)
+        for title in ("prompt tok", "out tok", "TTFT ms", "TPOT ms"):
+            grid.add_column(title, justify="right")
+        for row in rows.iter_rows(named=True):
+            answer = " ".join(row["text"].split()) if row["status"] == "ok" else f"{row['status']}: {row['error']}"
+            numbers = [f"{row[name]:,.1f}" if row[name] is not None else "—" for name in ("ttft_ms", "tpot_ms")]
+            grid.add_row(
+                Text(row["label"]),
+                Text(answer or "(token ids)"),
+                str(row["prompt_tokens"] or "—"),
+                str(row["output_tokens"]),
+                *numbers,
+            )
+        self.console.print(grid)
+
+    @contextmanager
+    def step(self, text: str, kept: bool = True) -> Iterator[Callable[[str], None]]:
+        """A line with a running clock while something takes long; the caller may say what it is at.
+
+        kept: the line stays when it is over; a log gets no line that would not.
+        """
+        if not kept and not self.console.is_terminal:
+            yield lambda what: None
+            return
+        with Progress(
+            SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(), console=self.console, redirect_stdout=False, redirect_stderr=False,
+            transient=not kept,
+        ) as progress:  # fmt: skip
+            task = progress.add_task(text, total=1)
+            try:
+                yield lambda what: progress.update(task, description=f"{text}: {what}")
+            except BaseException:
+                # What went wrong is said elsewhere, in a line of its own.
+                progress.update(task, visible=False)
+                raise
+            progress.update(task, completed=1, description=text)
+
+    @contextmanager
+    def requests(self, text: str, total: int) -> Iterator["Tally"]:
+        """A bar over requests; failed ones are counted beside it, and it says when the whole run will be over."""
+        left = _Left()
+        with Progress(
+            SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), BarColumn(),
+            MofNCompleteColumn(), TimeElapsedColumn(), left,
+            console=self.console, redirect_stdout=False, redirect_stderr=False,
+        ) as progress:  # fmt: skip
+            tally = Tally(progress, text, total)
+            left.tally = tally
+            yield tally
+
+
+class _Left(ProgressColumn):
+    """How long the run goes on, all its cells together."""
+
+    max_refresh = 1.0
+    tally: "Tally | None" = None
+
+    def render(self, task: Task) -> Text:
+        seconds = None if self.tally is None else self.tally.left_s(time.monotonic())
+        # Nothing when the last request of the last cell is answered.
+        return Text("" if seconds is None or seconds < 0.5 else f"about {in_words(seconds)} to go")
+
+
+class Tally:
+    """Counts the requests of one bar, and knows how long the run goes on by what it is told and by their pace."""
+
+    def __init__(self, progress: Progress, text: str, total: int) -> None:
+        self._progress, self._text, self._failed = progress, text, 0
+        self._task = progress.add_task(text, total=total)
+        self._begin, self._requests, self._ended = time.monotonic(), total, 0
+        self._span_s = 0.0
+        self._expected_s: float | None = None
+        self._rest_s: float | None = None
+
+    def expect(self, requests: int, span_s: float, expected_s: float | None, rest_s: float | None) -> None:
+        """A repeat begins: its requests, the seconds over which they are sent, those that it is expected to take, and
+        those that the rest of the run will take after it."""
+        self._begin, self._requests, self._ended = time.monotonic(), requests, 0
+        self._span_s, self._expected_s, self._rest_s = span_s, expected_s, rest_s
+
+    def left_s(self, now: float) -> float | None:
+        """Seconds until the run is over; None while that is not known."""
+        passed = now - self._begin
+        if self._ended:
+            # What has ended in that time says more than a prediction from other cells.
+            here = max(self._span_s - passed, passed / self._ended * (self._requests - self._ended))
+        elif self._expected_s is not None:
+            here = max(0.0, self._span_s - passed, self._expected_s - passed)
+        else:
+            return None
+        return None if self._rest_s is None else max(0.0, here) + self._rest_s
+
+    def add(self, record: RequestRecord) -> None:
+        self._ended += 1
+        self._failed += record.status != "ok"
+        description = f"{self._text} [red]({self._failed} failed)" if self._failed else self._text
+        self._progress.update(self._task, advance=1, description=description)
+
+
+def _short(path: Path) -> str:
+    """Relative to where the user is, if it lies below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

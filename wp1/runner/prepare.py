@@ -1,0 +1,156 @@
+"""What is known before an engine starts: the model, the prompts' text, the arms, and that it all fits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from wp1.collectors import Collector
+from wp1.collectors.making import collectors_of
+from wp1.core import paths
+from wp1.core.errors import ConfigError
+from wp1.core.plan import Arm, plan
+from wp1.machine import hardware, peaks
+from wp1.model import models
+from wp1.model.models import ServedModel
+from wp1.runner import prompt_data
+from wp1.serving import fit
+from wp1.serving.engines import key_of, make_scheduler, make_transfer, places_of
+from wp1.serving.placement import check_equal
+from wp1.workload import prompts
+from wp1.workload.limits import longest
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before an engine starts."""
+
+    models: dict[str, ServedModel]  # by arm
+    material: prompts.Material
+    collectors: list[Collector]
+    arms: list[Arm]
+    labels: list[str]
+    transfer: dict[str, str]  # which connector and why, of a disaggregated run
+    skipped: list[dict[str, Any]]  # cells that do not fit, as run_metadata.json has them
+    peaks: dict[str, Any] | None  # what the device can do at most, if that is known
+    inputs: dict[str, Any] = field(default_factory=dict)  # a file of questions or a trace, as run_metadata.json has it
+    notes: list[str] = field(default_factory=list)  # the same in words
+
+    @property
+    def model(self) -> ServedModel:
+        """Of the first arm; the others' differ in their rotary scaling and length at most."""
+        return self.models[self.arms[0].name]
+
+
+def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | None = None) -> Prepared:
+    """The model, and the checks that need it.
+
+    up: what was asked of engines that are up from the job before (`engines.key_of`): their arm fits.
+    Raises ConfigError where memory, lengths, devices, collectors or engine arguments do not fit.
+    """
+    collectors = collectors_of(_plain(cfg))
+    # Where memory goes is a question also of one device against two; how fast they are is not.
+    if cfg.arms and not cfg.experiment.memory:
+        check_equal({arm.name: [place for _, place in places_of(arm)] for arm in plan(cfg)})
+    # Before the model is fetched or unpacked: bad data is told at once.
+    given = prompt_data.read(cfg, tell)
+    try:
+        served = _models(cfg, tell)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or paths.cache_folder()}: {error.strerror or error}; wp1 keeps prepared models in "
+            f"{paths.cache_folder()}, set WP1_CACHE to a folder that can be written"
+        ) from error
+    tell("checking that it fits")
+    arms = [_within_reach(arm, served[arm.name]) for arm in plan(cfg)]
+    served, skipped = _cells_that_fit(cfg, served, [arm for arm in arms if key_of(cfg, arm.scheduler) != up])
+    model = served[arms[0].name]
+    colocated = False
+    for arm in arms:
+        engines = places_of(arm)
+        if key_of(cfg, arm.scheduler) != up:
+            fit.check_memory(served[arm.name], cfg, engines)
+        colocated = colocated or any(place.sharing > 1 for _, place in engines)
+    tell("making prompts")
+    made_of = prompt_data.prepare(cfg, model, arms[0].cells, tell, given)
+    inputs, notes = prompt_data.inputs(cfg, given, made_of)
+    transfer: dict[str, str] = {}
+    for arm in arms:
+        if arm.scheduler.mode == "disagg":
+            chosen = make_transfer(cfg, arm, served[arm.name])
+            transfer = {"name": chosen.name, "why": chosen.why()}
+        if key_of(cfg, arm.scheduler) != up:
+            scheduler = make_scheduler(cfg, arm, served[arm.name], engine_log, kill=lambda: None, write=lambda _: None)
+            scheduler.check()
+    labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
+    labels += ["built-in tasks"] * (made_of.asked is not None and cfg.dataset.source == "builtin")
+    known = peaks.for_run(hardware.describe(), cfg.experiment.measure_peaks, tell)
+    return Prepared(served, made_of, collectors, arms, labels, transfer, skipped, known, inputs, notes)
+
+
+def _models(cfg: Any, tell: Callable[[str], None]) -> dict[str, ServedModel]:
+    """The model of each arm: one for all, but for arms with a rotary scaling of their own."""
+    shared: ServedModel | None = None
+    found = {}
+    for arm in plan(cfg):
+        if arm.scheduler.rope is not None:
+            found[arm.name] = models.prepare_arm(cfg, arm.scheduler.rope, tell)
+        else:
+            shared = found[arm.name] = shared or models.prepare(cfg, tell)
+    return found
+
+
+def _within_reach(arm: Arm, model: ServedModel) -> Arm:
+    """The arm without the cells whose prompts are beyond what its model is served with."""
+    cells = [cell for cell in arm.cells if cell.prompt_len is None or cell.prompt_len <= model.max_len]
+    if not cells:
+        raise ConfigError(
+            f"every prompt length is beyond the {model.max_len} tokens of arms.{arm.name}: add a shorter one"
+        )
+    return replace(arm, cells=cells)
+
+
+def _cells_that_fit(
+    cfg: Any, served: dict[str, ServedModel], arms: list[Arm]
+) -> tuple[dict[str, ServedModel], list[dict[str, Any]]]:
+    """The models as they are served, and the cells whose prompts are too long for the memory of one of these arms.
+
+    Of several prompt lengths those that have room are measured, with engines for the longest of these; where none has,
+    or only model.max_len itself has none, it is `fit.check_memory`'s to refuse.
+    """
+    lengths = {cell.prompt_len for arm in arms for cell in arm.cells}
+    if len(lengths) < 2 or None in lengths:
+        return served, []
+    skipped: dict[str, dict[str, Any]] = {}
+    lowered = dict(served)
+    for arm in arms:
+        model = served[arm.name]
+        cache = model.kv_cache
+        if cache is None:
+            continue
+        room = fit.longest_request(model, cfg, places_of(arm))
+        needed = {cell.name: min(model.max_len, (cell.prompt_len or 0) + longest(cfg.workload)) for cell in arm.cells}
+        fitting = [tokens for tokens in needed.values() if tokens <= room]
+        if not fitting or len(fitting) == len(needed):
+            continue
+        lowered[arm.name] = replace(model, max_len=max(fitting))
+        for name, tokens in needed.items():
+            if tokens > room:
+                skipped[name] = {
+                    "cell": name,
+                    "kind": "memory",
+                    "reason": (
+                        f"a request of {tokens:,} tokens needs {fit.gib(cache.least(tokens))} of KV, and there is room "
+                        f"for {room:,} tokens ({fit.gib(cache.least(room))})"
+                    ),
+                    "needed_bytes": cache.least(tokens),
+                }
+    return lowered, list(skipped.values())
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}

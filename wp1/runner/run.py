@@ -1,0 +1,176 @@
+"""One run, from a checked configuration to its folder: model, engines, cells, records, and how it ended."""
+
+import asyncio
+import logging
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from wp1.analysis import completeness
+from wp1.analysis.report import write_report
+from wp1.analysis.summary import summarise
+from wp1.collectors import Collector
+from wp1.core import files, identity, locks, paths, redaction
+from wp1.core.errors import WP1Error
+from wp1.core.paths import reports_of
+from wp1.core.run_folder import write_json
+from wp1.machine.output import output_to
+from wp1.model.models import ServedModel
+from wp1.quality import examples
+from wp1.runner import prompt_data, resume
+from wp1.runner.console import Screen
+from wp1.runner.measure import measure
+from wp1.runner.metadata import run_metadata
+from wp1.runner.outcome import Outcome
+from wp1.runner.prepare import Prepared, prepare
+from wp1.serving.engines import Engines
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    cfg: DictConfig,
+    run_dir: Path,
+    run_id: str,
+    screen: Screen,
+    sweep: dict[str, Any] | None = None,
+    engines: Engines | None = None,
+    resuming: bool = False,
+) -> Outcome:
+    """Runs an experiment that `wp1.config.checks.check` has passed, and leaves its folder and report.
+
+    sweep: see `identity.run_metadata`. engines: a sweep's, which may be up from the job before; None: the run's own.
+    resuming: the folder has a run of this configuration, which goes on.
+    Raises ConfigError, before any engine starts, where the model or the machine does not allow it. What fails later is
+    an Outcome: everything measured until then is in the folder, and in the report.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    # What is secret is known before anything can say it.
+    _shown(cfg)
+    # Engines inherit it, and libraries that print find it too.
+    with locks.written(run_dir), output_to(run_dir / "engine.log"):
+        if engines is not None:
+            engines.make_room(cfg)
+        with screen.step(f"preparing {cfg.model.name}") as tell:
+            prepared = prepare(cfg, run_dir / "engine.log", tell, engines.key if engines is not None else None)
+        model = prepared.model
+        metadata = run_metadata(run_id, cfg, _hash(cfg, prepared), paths.PACKAGE.parent, sweep)
+        metadata["model"] = _model_metadata(model)
+        if any(arm.scheduler.rope is not None for arm in prepared.arms):
+            metadata["ropes"] = {
+                arm: {"max_len": of_arm.max_len, **of_arm.rope.as_dict()} for arm, of_arm in prepared.models.items()
+            }
+        metadata["labels"] = prepared.labels
+        metadata["skipped"] = prepared.skipped
+        metadata["inputs"] = prepared.inputs
+        metadata["notes"] = prepared.notes
+        for note in prepared.notes:
+            screen.say(note)
+        metadata["peaks"] = prepared.peaks
+        if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
+            metadata["transfer"] = prepared.transfer
+        asked = prepared.material.asked
+        if asked is not None:
+            metadata["dataset"] = asked.source
+        if resuming:
+            metadata = resume.take_up(run_dir, metadata, prepared.arms)
+        else:
+            if asked is not None:
+                examples.write(run_dir / examples.FILE, asked.cells)
+            files.write_text(run_dir / "config.yaml", yaml.safe_dump(_shown(cfg), sort_keys=False, allow_unicode=True))
+        write_json(run_dir / "run_metadata.json", metadata)
+
+        collectors = prepared.collectors
+        status, reason = "completed", None
+        try:
+            with nullcontext(engines) if engines is not None else Engines() as used:
+                used.run(measure(cfg, prepared, run_dir, metadata, screen, used))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            status, reason = "interrupted", "stopped by a signal"
+        except Exception as error:
+            status, reason = "failed", _why(error, run_dir)
+        try:
+            with screen.step("writing the report"):
+                return _finish(cfg, run_dir, metadata, collectors, status, reason)
+        except Exception as error:
+            # A full disk, most likely, and then the run has failed of it already.
+            reason = reason or _why(error, run_dir)
+            with suppress(OSError):
+                write_json(run_dir / "run_metadata.json", metadata | {"status": "failed", "reason": reason})
+            return Outcome("failed", reason, run_dir, None, None)
+
+
+def _shown(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as the run's folder has it: resolved, and without secrets."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return redaction.config({str(key): value for key, value in plain.items()})
+
+
+def _why(error: BaseException, run_dir: Path) -> str:
+    """What ended a run, in words for the user; where we did not foresee it, with its traceback in the run's log."""
+    while isinstance(error, BaseExceptionGroup):
+        # Requests run side by side, and the first to fail ends the others.
+        error = error.exceptions[0]
+    if isinstance(error, WP1Error):
+        return redaction.text(str(error))
+    log.error("the run failed", exc_info=error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.filename or run_dir} could not be written: {error.strerror}"
+    return redaction.text(f"{type(error).__name__}: {error} (traceback in {run_dir / 'wp1.log'})")
+
+
+def _hash(cfg: DictConfig, prepared: Prepared) -> str:
+    contents = {}
+    if cfg.model.path is not None:
+        contents["model.path"] = prepared.model.digest
+    if prepared.material.asked is not None:
+        contents["dataset"] = prepared.material.asked.source["digest"]
+    contents |= {name: identity.file_digest(path) for name, path in prompt_data.files(cfg).items()}
+    return identity.config_hash(cfg, contents)
+
+
+def _model_metadata(model: ServedModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "max_len": model.max_len,
+        "digest": model.digest,
+        "random_weights": model.random_weights,
+        "rope": model.rope.as_dict(),
+        "kv_bytes_per_token": model.kv_bytes_per_token,
+        "kv_cache": None if model.kv_cache is None else asdict(model.kv_cache),
+        "why_no_kv_cache": model.why_no_kv_cache,
+        "weight_bytes": model.weight_bytes,
+        "shape": None if model.shape is None else asdict(model.shape),
+        "why_no_shape": model.why_no_shape,
+    }
+
+
+def _finish(
+    cfg: Any, run_dir: Path, metadata: dict[str, Any], collectors: list[Collector], status: str, reason: str | None
+) -> Outcome:
+    """Marks how the run ended, judges its checks, and writes summary and report.
+
+    The report of a run that was stopped has no plots: they take seconds, and somebody is waiting.
+    """
+
+    def mark() -> None:
+        metadata.update(status=status, reason=reason, ended=datetime.now(UTC).isoformat(timespec="seconds"))
+        write_json(run_dir / "run_metadata.json", metadata)
+
+    metadata["lines"] = completeness.lines_of(run_dir)
+    mark()
+    summary = summarise(run_dir, collectors)
+    metadata["labels"] = summary["labels"]
+    mark()
+    broken = [f"{check['name']}: {check['detail']}" for check in summary["checks"] if not check["passed"]]
+    if status == "completed" and broken:
+        status, reason = "failed", "; ".join(broken)
+        mark()
+    page = write_report(run_dir, reports_of(run_dir, cfg), metadata, summary, with_plots=status != "interrupted")
+    return Outcome(status, reason, run_dir, page, summary)

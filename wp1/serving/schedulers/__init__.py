@@ -1,0 +1,1 @@
+"""The schedulers: aggregated, and disaggregated prefill and decode."""

@@ -1,0 +1,105 @@
+"""Aggregated serving: one pool whose engines do prefill and decode both."""
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self
+
+from wp1.core.records import Request, RequestRecord
+from wp1.machine import hardware
+from wp1.serving.backend import ServingBackend, death_of
+from wp1.serving.placement import places
+from wp1.serving.schedulers.serve import collect
+from wp1.serving.starting import kv_free, start_all
+
+
+class AggregatedScheduler:
+    """`replicas` engines that are alike; each request goes to one of them for all its life.
+
+    routing: "round_robin", or "least_loaded" (fewest requests in flight, equals in turn).
+    make_backend: gives an engine for a name and a place; engines start when the scheduler is entered.
+    others: what disaggregated serving needs and has no use here; `wp1.config.checks.check` refuses its keys.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: str,
+        replicas: int,
+        routing: str,
+        tensor_parallel: int,
+        devices: Sequence[int] | str,
+        make_backend: Callable[..., ServingBackend],
+        **others: Any,
+    ) -> None:
+        self.mode = mode
+        self._routing = routing
+        self._places = places([tensor_parallel] * replicas, devices, hardware.gpu_indices(), hardware.cores())
+        self._engines = [
+            make_backend(name=f"{mode}-{n}", place=place, tensor_parallel=tensor_parallel)
+            for n, place in enumerate(self._places)
+        ]
+        self._in_flight = [0] * replicas
+        self._turn = itertools.cycle(range(replicas))
+        self._stack = AsyncExitStack()
+
+    def check(self) -> None:
+        self._engines[0].check()
+
+    async def __aenter__(self) -> Self:
+        await start_all(self._engines, self._stack)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def serve(self, request: Request, record: RequestRecord) -> None:
+        if (dead := next((engine for engine in self._engines if not engine.alive), None)) is not None:
+            # Also if others live: half of the engines under all of the load is not what the cell is about.
+            record.pool, record.phase, record.t_end = self.mode, "prefill", time.monotonic()
+            record.status, record.cause, record.error = "error", "engine_died", death_of(dead)
+            return
+        index = self._route()
+        engine = self._engines[index]
+        record.pool = self.mode
+        record.prefill_engine = record.decode_engine = engine.name
+        self._in_flight[index] += 1
+        try:
+            await collect(engine.generate(request), record, request.timeout_s)
+        finally:
+            self._in_flight[index] -= 1
+
+    def _route(self) -> int:
+        turn = next(self._turn)
+        if self._routing == "round_robin":
+            return turn
+        count = len(self._engines)
+        return min(((turn + n) % count for n in range(count)), key=lambda n: self._in_flight[n])
+
+    @property
+    def alive(self) -> bool:
+        return all(engine.alive for engine in self._engines)
+
+    async def settle(self) -> None:
+        pass  # it writes nothing
+
+    def backends(self) -> dict[str, list[ServingBackend]]:
+        return {self.mode: list(self._engines)}
+
+    def pools(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "pool": self.mode,
+                "phases": ["prefill", "decode"],
+                "colocated": any(place.sharing > 1 for place in self._places),
+                "engines": [asdict(engine.info()) for engine in self._engines],
+            }
+        ]
+
+    async def kv_free(self, within_s: float) -> dict[str, bool]:
+        return await kv_free(self._engines, within_s)

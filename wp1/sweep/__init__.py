@@ -1,0 +1,1 @@
+"""Hydra's hooks: the launcher and the callback of sweeps."""

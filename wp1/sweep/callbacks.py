@@ -1,0 +1,302 @@
+"""Hydra's callback for sweeps (`python -m wp1 -m ...`): one MLflow run above the sweep's runs, and their comparison.
+
+It also knows what became of jobs that ran in other processes, as under launchers such as joblib's: `failed_elsewhere`.
+Hydra makes a warning of what a callback raises, so what goes wrong here is said in a line of its own. Everything that
+the end of a sweep needs lies in its folder by then: `sweep.json`, the jobs' folders, and a `job.json` of each job that
+left no run.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from wp1.config import checks, schema
+from wp1.core import files, locks, redaction
+from wp1.core.errors import ConfigError, WP1Error
+from wp1.core.identity import PARENT_VARIABLE
+from wp1.core.paths import MANIFEST
+
+log = logging.getLogger(__name__)
+
+# Folder and manifest of the sweep that this process has begun and not yet ended.
+_open: list[tuple[Path, dict[str, Any]]] = []
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A sweep that a process has begun."""
+
+    process: int
+    folder: Path
+    jobs: int | None  # None where the sweeper finds out as it goes on
+    ended_here: set[int] = field(default_factory=set)  # numbers of jobs
+
+
+_begun: list[_Begun] = []
+
+
+class SweepCallback(Callback):
+    """Opens a sweep before its first job, notes jobs that left no run, and closes it after the last."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        _begun[:] = [_Begun(os.getpid(), Path(config.hydra.sweep.dir).absolute(), _number_of_jobs(config))]
+        if config.get("resume") is not None:
+            _take_up(Path(config.hydra.sweep.dir).absolute(), config)
+            return
+        try:
+            folder = Path(config.hydra.sweep.dir).absolute()
+            jobs = planned_jobs(config)
+            cfg = _first_that_can_run(config, jobs)
+        except Exception:  # what composing brings about has no end, and Hydra, composing next, is to say it
+            return
+        if cfg is None:
+            # Nothing will run, and each job says why.
+            return
+        with suppress(OSError):  # Hydra cannot make the folder either
+            folder.mkdir(parents=True, exist_ok=True)
+            _begin(folder, cfg, jobs, list(config.hydra.overrides.task))
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        _without_secrets(Path(config.hydra.sweep.dir) / "multirun.yaml")
+        if _elsewhere():
+            # Of a sweep that goes on: what the job said the last time.
+            (Path(config.hydra.runtime.output_dir) / "job.json").unlink(missing_ok=True)
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
+        error, run_dir = job_return.return_value, Path(config.hydra.runtime.output_dir)
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        elsewhere = _elsewhere()
+        if not elsewhere:
+            _begun[0].ended_here.add(config.hydra.job.num)
+        if error is None or (not elsewhere and (run_dir / "run_metadata.json").is_file()):
+            return
+        from wp1.core.run_folder import write_json
+
+        # Nothing is left of a sweep of which no job could run. In another process than the sweep's the folder is the
+        # only way to say what went wrong.
+        if not elsewhere and not (Path(config.hydra.sweep.dir) / MANIFEST).is_file():
+            return
+        status = "refused" if isinstance(error, ConfigError) else "failed"
+        job = {"job": config.hydra.job.num, "overrides": redaction.words(config.hydra.overrides.task)}
+        with suppress(OSError):  # what was wrong with the job is said all the same
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_json(run_dir / "job.json", job | {"status": status, "reason": redaction.text(str(error))})
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        end_sweep(stopped=False)
+
+
+def planned_jobs(config: DictConfig) -> list[list[str]]:
+    """The overrides of each job to come, in order; one list without the swept ones where the sweeper is not Hydra's."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    words = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    if not config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+        words = [word for word in words if not word.is_sweep_override()]
+    return BasicSweeper.split_arguments(words, max_batch_size=None)[0]
+
+
+def _number_of_jobs(config: DictConfig) -> int | None:
+    """None where the sweeper is not Hydra's, or the words cannot be read, which Hydra says."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    if not config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+        return None
+    try:
+        return len(planned_jobs(config))
+    except Exception:
+        return None
+
+
+def _elsewhere() -> bool:
+    """Whether this is another process than the one that has begun the sweep."""
+    return not _begun or _begun[0].process != os.getpid()
+
+
+def sweep_began() -> bool:
+    """Whether this process has begun a sweep."""
+    return not _elsewhere()
+
+
+def failed_elsewhere() -> list[BaseException]:
+    """What went wrong in jobs of this process's sweep that ran in other processes, by what they left in its folder.
+
+    KeyboardInterrupt of a job that a signal stopped. A job of which there is no trace has failed too.
+    """
+    if _elsewhere():
+        return []
+    from wp1.core.run_folder import read_json
+
+    sweep = _begun[0]
+    found: dict[int, BaseException | None] = {}
+    for path in (*sweep.folder.rglob("run_metadata.json"), *sweep.folder.rglob("job.json")):
+        try:
+            left = read_json(path)
+            job = left if path.name == "job.json" else left["sweep"]
+            # What `job.json` says came last.
+            found[int(job["job"])] = _error_of(int(job["job"]), left["status"], left["reason"])
+        except (WP1Error, KeyError, TypeError, ValueError):
+            # A file that cannot be read, or of a run that somebody has put there.
+            continue
+    numbers = range(sweep.jobs) if sweep.jobs is not None else sorted(found)
+    if not numbers and not sweep.ended_here:
+        return [WP1Error(f"no job left anything in {sweep.folder}: the launcher's own output may say why")]
+    missing = {
+        n: WP1Error(f"job {n}: ended without a word; {sweep.folder / str(n)} and the launcher's output may say why")
+        for n in numbers
+    }
+    return [error for n in numbers if n not in sweep.ended_here and (error := found.get(n, missing[n])) is not None]
+
+
+def _error_of(number: int, status: str, reason: str | None) -> BaseException | None:
+    """How a job ended, as the error that it would have been in this process; None where it completed."""
+    if status == "completed":
+        return None
+    if status == "interrupted":
+        return KeyboardInterrupt()
+    kind = ConfigError if status == "refused" else WP1Error
+    return kind(f"job {number}: {'killed before it ended' if status == 'running' else reason}")
+
+
+def _first_that_can_run(config: DictConfig, jobs: list[list[str]]) -> DictConfig | None:
+    """The configuration of the first job that `wp1.config.schema` has nothing against. Raises what composing raises."""
+    for overrides in jobs:
+        composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+        with suppress(ConfigError):
+            cfg = schema.resolve(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+            checks.check(cfg)
+            checks.check_overrides(cfg, overrides)
+            return cfg
+    return None
+
+
+def _begin(folder: Path, cfg: DictConfig, jobs: list[list[str]], overrides: list[str]) -> None:
+    """Writes sweep.json and makes the parent run, whose id goes to the jobs by the environment."""
+    from wp1.analysis.sweep import figures as sweep_figures
+    from wp1.runner.console import Screen
+    from wp1.tracking.mlflow_store import check_uri, open_sweep_or_say
+
+    # Secrets of the configuration are known from here on.
+    redaction.config({str(key): value for key, value in _plain(cfg).items()})
+    locks.hold(folder)
+    manifest = sweep_figures.new_manifest(folder.name, cfg, jobs, overrides)
+    sweep_figures.write_manifest(folder, manifest)
+    _open.append((folder, manifest))
+    if not cfg.tracking.enabled:
+        return
+    try:
+        check_uri(cfg.tracking.uri, Path(cfg.root))
+    except ConfigError:
+        # Each job refuses it, in words.
+        return
+    with Screen() as screen:
+        parent = open_sweep_or_say(folder, manifest, screen)
+    if parent is not None:
+        os.environ[PARENT_VARIABLE] = manifest["parent_run_id"] = parent
+        sweep_figures.write_manifest(folder, manifest)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
+def _take_up(folder: Path, config: DictConfig) -> None:
+    """Goes on with a sweep that was cut short, under the MLflow run that it has, or a new one where that is gone.
+
+    The store is that of this command, which `wp1.core.untrusted` has looked at, and not what the folder says.
+    """
+    from wp1.analysis.sweep import figures as sweep_figures
+    from wp1.runner.console import Screen
+    from wp1.tracking.mlflow_store import open_sweep_or_say
+
+    tracking = {key: config.tracking[key] for key in ("enabled", "uri", "timeout_s")}
+    manifest = sweep_figures.read_manifest(folder) | {"status": "running", "ended": None, "tracking": tracking}
+    manifest["root"] = str(Path(str(config.root)).expanduser().resolve())
+    locks.hold(folder)
+    _open.append((folder, manifest))
+    if manifest["tracking"]["enabled"]:
+        with Screen() as screen:
+            manifest["parent_run_id"] = open_sweep_or_say(folder, manifest, screen)
+    if manifest["parent_run_id"] is not None:
+        os.environ[PARENT_VARIABLE] = manifest["parent_run_id"]
+    sweep_figures.write_manifest(folder, manifest)
+
+
+def _without_secrets(path: Path) -> None:
+    """Takes secrets out of what Hydra writes into a sweep's folder when it begins."""
+    with suppress(OSError, UnicodeDecodeError, ConfigError):
+        before = files.read_text(path)
+        if (after := "\n".join(map(redaction.text, before.split("\n")))) != before:
+            files.write_text(path, after)
+
+
+@contextmanager
+def sweep_closed() -> Iterator[None]:
+    """Ends a sweep that is still open when what is within ends otherwise than by `on_multirun_end`."""
+    try:
+        yield
+    except BaseException as error:
+        end_sweep(stopped=isinstance(error, KeyboardInterrupt))
+        raise
+
+
+def end_sweep(stopped: bool) -> None:
+    """Compares the jobs of the open sweep, and gives its MLflow run the comparison and its status.
+
+    stopped: by a signal. Does nothing where no sweep is open.
+    """
+    if not _open:
+        return
+    _end(*_open.pop(), stopped)
+
+
+def _end(folder: Path, manifest: dict[str, Any], stopped: bool) -> None:
+    _without_secrets(folder / "multirun.yaml")
+    parent = manifest["parent_run_id"]
+    if parent is not None:
+        os.environ.pop(PARENT_VARIABLE, None)
+    from wp1.analysis.sweep import figures as sweep_figures
+    from wp1.analysis.sweep.report import write_comparison
+    from wp1.machine.output import output_to
+    from wp1.runner.console import Screen
+    from wp1.tracking.mlflow_store import close_sweep_or_say, discard_sweep
+
+    jobs = sweep_figures.read_jobs(folder, manifest)
+    if not any(job.run_dir for job in jobs):
+        # Nothing to compare, and no run for a parent to be one of.
+        if parent is not None:
+            discard_sweep(folder, manifest)
+        return
+    ended = datetime.now(UTC).isoformat(timespec="seconds")
+    manifest |= {"status": sweep_figures.status_of(jobs, stopped), "ended": ended}
+    with Screen() as screen:
+        try:
+            sweep_figures.write_manifest(folder, manifest)
+            with screen.step("comparing the jobs"):
+                page = write_comparison(folder, with_plot=not stopped)
+            screen.where("compared", page)
+        except Exception as error:
+            # A full disk or a damaged folder; not raised, as Hydra would make several lines of it.
+            with suppress(OSError), output_to(folder / "wp1.log"):
+                log.warning("no comparison", exc_info=True)
+            screen.say(f"no comparison of the jobs: {type(error).__name__}: {schema.one_line(str(error))}")
+        finally:
+            # Also after one more Ctrl-C: no run stays open in MLflow.
+            if parent is not None and (published := close_sweep_or_say(folder, manifest, screen)):
+                screen.where("mlflow", published)

