@@ -1,6 +1,6 @@
 """Documented commands, one of each kind, on real engines; commands with the same engine settings share them.
 
-Each is read from README or docs/ and made short by added settings. E0, E2, E4, E6 and transfers have tests of their own.
+Each is read from README or docs/ and made short by added settings. E0, E2, E4, E6 and transfers have their own tests.
 """
 
 from pathlib import Path
