@@ -9,8 +9,19 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import completeness
-from wp1.analysis.base import cells, metrics, provenance, style, tables
-from wp1.analysis.base.markdown import code, fence, ms, number, percent, rate, short, table, text, with_interval
+from wp1.analysis.base import cells, metric_table, metrics, provenance, style, tables
+from wp1.analysis.base.markdown import (
+    code,
+    fence,
+    form_of,
+    number,
+    percent,
+    rate,
+    short,
+    table,
+    text,
+    with_interval,
+)
 from wp1.analysis.comparison import arms
 from wp1.analysis.comparison import plots as comparison_plots
 from wp1.analysis.comparison import report as comparison_report
@@ -34,17 +45,6 @@ from wp1.analysis.transfer import report as transfer_report
 from wp1.core import files, labels, targets
 from wp1.core.run_folder import read_config, read_json
 
-LATENCY_ROWS = (
-    ("ttft_ms", "TTFT"),
-    ("tpot_ms", "TPOT"),
-    ("itl_ms", "ITL"),
-    ("e2e_ms", "E2E"),
-    ("queue_ms", "queue"),
-    ("prefill_ms", "prefill"),
-    ("handoff_ms", "handoff"),
-    ("decode_step_ms", "first decode step"),
-    ("client_delay_ms", "client delay"),
-)
 HOW_TO_READ = """\
 - **TTFT**: first output token − intended arrival; its parts: **queue** (until scheduled), **prefill**, and the token's
   way from the engine to the client.
@@ -196,7 +196,7 @@ def _answers(requests: pl.DataFrame, names: list[str], whose: str, summary: dict
         first, of_arm = first.filter(pl.col("arm") == names[0]), f" of {names[0]}"
     if first.is_empty() or first["label"].n_unique() < 2:
         return ""
-    rows = []
+    rows, beside = [], metric_table.means_in("answers")
     for row in first.head(most).iter_rows(named=True):
         if row["status"] != "ok":
             answer = f"*{row['status']}: {text(row['error'] or '')}*"
@@ -210,16 +210,16 @@ def _answers(requests: pl.DataFrame, names: list[str], whose: str, summary: dict
                 answer,
                 row["prompt_tokens"],
                 row["output_tokens"],
-                ms(row["ttft_ms"]),
-                ms(row["tpot_ms"]),
+                *(form_of(figure.metric.unit)(row[figure.metric.key]) for figure in beside),
             ]
         )
     more = f"\n\nThe first {most} of {first.height}; all are in records.jsonl." if first.height > most else ""
-    header = ["question", "answer", "prompt tokens", "output tokens", "TTFT ms", "TPOT ms"]
+    header = ["question", "answer", "prompt tokens", "output tokens"]
+    header += [f"{figure.metric.title} {figure.metric.unit}" for figure in beside]
     found = {check["name"]: f"{text(check['detail'])}." for check in summary["checks"]}
     said = [found.get("requests answered", ""), found.get("same seed, same tokens", "")]
     head = [f"## Answers, first repeat{of_arm}", " ".join(filter(None, said)), whose]
-    return "\n\n".join(part for part in (*head, table(header, rows, "llrrrr") + more) if part)
+    return "\n\n".join(part for part in (*head, table(header, rows, "llrr" + "r" * len(beside)) + more) if part)
 
 
 def _skipped(summary: dict[str, Any]) -> str:
@@ -232,24 +232,18 @@ def _latency(summary: dict[str, Any]) -> str:
     if profile is None:
         return ""
     parts = ["## Latency"]
+    rates = [metric for metric in metric_table.summarised("rate") if metric.shown.report]
+    shown = [metric for metric in metric_table.summarised("request", "gaps", "share") if metric.shown.report]
     for name, cell in profile["cells"].items():
-        rows = []
-        lags = {"n": 0} if (of_load := load_notes.of_cell(summary, name)) is None else of_load["loop_lag_ms"]
-        for title, d in [*((title, cell[key]) for key, title in LATENCY_ROWS), ("event-loop lag", lags)]:
-            if d["n"]:
-                figure = {"value": d["mean"], "low": d["mean_low"], "high": d["mean_high"]}
-                rows.append(
-                    [
-                        title,
-                        number(d["n"]),
-                        with_interval(figure, ms),
-                        *(ms(d[p]) for p in ("p50", "p90", "p95", "p99")),
-                    ]
-                )
+        rows = [_latency_row(metric.title, cell.get(metric.key), metric.unit) for metric in shown]
+        of_load = load_notes.of_cell(summary, name)
+        rows.append(_latency_row("event-loop lag", None if of_load is None else of_load["loop_lag_ms"], "ms"))
+        rows = [row for row in rows if row]
+        given = ", ".join(f"{rate(cell.get(metric.key))} {metric.title}" for metric in rates)
         parts.append(
             f"**{name}**: {cell['ok']} of {cell['requests']} requests answered, "
             f"{number(cell['prompt_tokens'])} prompt and {number(cell['output_tokens'])} output tokens "
-            f"in {cell['duration_s']:.1f} s ({rate(cell['output_tokens_per_s'])} output tokens/s). Times in ms."
+            f"in {cell['duration_s']:.1f} s ({given}). Times in ms."
         )
         if cell["failed"]:
             causes = ", ".join(f"{words_of(cause)} {n}" for cause, n in cell["causes"].items())
@@ -267,6 +261,21 @@ def _latency(summary: dict[str, Any]) -> str:
             f"{' in the steady state, where there is one' if load_notes.has_windows(summary) else ''}."
         )
     return "\n\n".join(parts)
+
+
+def _latency_row(title: str, found: dict[str, Any] | None, unit: metric_table.Unit) -> list[Any]:
+    """The row of a distribution, or of a share, which has only a mean; [] if there is none."""
+    if not found or not found["n"]:
+        return []
+    form = form_of(unit)
+    figure = {"value": found["mean"], "low": found["mean_low"], "high": found["mean_high"]}
+    percentiles = [form(found[p]) if p in found else None for p in ("p50", "p90", "p95", "p99")]
+    return [
+        title if unit in ("ms", "share") else f"{title}, {unit}",
+        number(found["n"]),
+        with_interval(figure, form),
+        *percentiles,
+    ]
 
 
 def words_of(cause: str) -> str:
@@ -306,7 +315,7 @@ def _how_to_read(
     metadata: dict[str, Any], summary: dict[str, Any], several_arms: bool, one_each: bool, transfers: dict[str, Any]
 ) -> str:
     """Only the words that occur on the page."""
-    parts = [HOW_TO_READ_ONE_EACH if one_each else HOW_TO_READ]
+    parts = [HOW_TO_READ_ONE_EACH] if one_each else [HOW_TO_READ, *_other_formulas()]
     if transfers:
         parts.append(transfer_report.how_to_read(transfers))
     if any("steady" in cell for cell in summary["profiling"].get("load", {}).get("cells", {}).values()):
@@ -317,6 +326,12 @@ def _how_to_read(
         parts.append(quality_report.HOW_TO_READ)
     parts += [f"- {labels.in_words(label, '**')}." for label in metadata["labels"] if label == "colocated"]
     return "## How to read the figures\n\n" + "\n".join(parts)
+
+
+def _other_formulas() -> list[str]:
+    """Of metrics that the report shows and HOW_TO_READ does not name."""
+    shown = [metric for metric in metric_table.METRICS if metric.shown.summary and metric.shown.report]
+    return [f"- **{metric.title}**: {metric.formula}." for metric in shown if metric.title not in HOW_TO_READ]
 
 
 def _kv(model: dict[str, Any], pools: list[dict[str, Any]]) -> str:

@@ -45,21 +45,22 @@ class Sample:
         self.requests = requests
         self._units = intervals.units(requests["repeat"].to_numpy(), order_of(requests["request_id"]))
 
-    def figure(self, column: str, statistic: str = "mean") -> dict[str, float | int] | None:
+    def figure(self, column: str, statistic: str = "mean", digits: int = 4) -> dict[str, float | int] | None:
         """n, value, low and high of a column's mean or percentile ("p95"), in its unit; None where it has no value.
 
-        A list column counts every one of its values. low and high are left out where too few parts have the figure.
+        digits: decimals that are kept. A list column counts every one of its values. low and high are left out where
+        too few parts have the figure.
         """
         found = self._values(column)
         if not found.numbers.size:
             return None
         parts = self._parts(found, statistic)
         value = intervals.figure_of(found.numbers, statistic) if parts is None else parts.value
-        figure: dict[str, float | int] = {"n": int(found.numbers.size), "value": round(value, 4)}
+        figure: dict[str, float | int] = {"n": int(found.numbers.size), "value": round(value, digits)}
         interval = None if parts is None else self._interval(found, parts, statistic)
         if interval is None:
             return figure
-        return figure | {"low": round(interval.low, 4), "high": round(interval.high, 4)}
+        return figure | {"low": round(interval.low, digits), "high": round(interval.high, digits)}
 
     def _interval(self, found: Values, parts: intervals.Parts, statistic: str) -> intervals.Interval | None:
         if statistic == "mean":

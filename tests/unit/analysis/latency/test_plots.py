@@ -355,7 +355,7 @@ def test_an_interval_that_reaches_to_zero_does_not_stretch_a_logarithmic_axis(fi
     for least in (0.0, 0.04):
         _, axes = plt.subplots()
         figure = [{"value": 30.0, "low": least, "high": 60.0}, {"value": 4000.0, "low": 3900.0, "high": 4100.0}]
-        length_plots.points(axes, [1, 2], figure)
+        style.points(axes, [1, 2], figure)
         assert list(style.heights(axes)) == [30, 4000]
         load_plots._scale(axes)
         assert axes.get_yscale() == "log"
