@@ -10,8 +10,8 @@ import pytest
 
 from tests.unit.analysis.synthetic import RUN_ID, Shape, make_run
 from wp1.analysis import report
+from wp1.analysis.base import metric_table
 from wp1.analysis.base.markdown import ms
-from wp1.analysis.comparison.figures import METRICS
 from wp1.runner.reports import make_report
 
 pytestmark = pytest.mark.usefixtures("without_pixels")
@@ -75,7 +75,7 @@ def test_what_the_page_of_two_arms_says(tmp_path: Path) -> None:
     assert "| TTFT mean, ms | 8 |" in text
     assert "agg on 2 devices, disagg on 2 devices" in text
     assert "| disagg: engine decode-0 | decode; cuda:1;" in text
-    assert "**stall**" in text
+    assert "**stall ratio**" in text
     assert "random tokens" not in text.replace("of random tokens", "")
     assert "colocated" not in text
 
@@ -90,7 +90,7 @@ def test_labels_are_explained_wherever_they_stand(tmp_path: Path) -> None:
 def test_words_that_do_not_occur_are_not_explained(tmp_path: Path) -> None:
     text = make_report(make_run(tmp_path, SHAPES["both_aggregated"]), tmp_path / "reports").read_text()
     assert "## Side by side" in text
-    assert "**stall**" not in text
+    assert "**stall ratio**" not in text
     assert "## KV transfer" not in text
 
 
@@ -116,7 +116,7 @@ def test_the_files_of_a_comparison(tmp_path: Path) -> None:
     assert compared["parity"]["same"] == compared["parity"]["compared"] == 24
     with (folder / "artifacts" / "e3_mode_comparison.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 4 * len(METRICS)
+    assert len(lines) == 4 * len(list(metric_table.shown_in("comparison")))
     assert list(lines[0])[:6] == ["cell", "metric", "unit", "n_agg", "n_disagg", "agg"]
     assert {line["labels"] for line in lines} == {"random weights, colocated"}
     handoff = next(line for line in lines if line["metric"] == "handoff_ms/mean")

@@ -131,9 +131,13 @@ def _prepared(requests: pl.DataFrame, limits: metrics.Limits) -> pl.DataFrame:
     ok = pl.col("status") == "ok"
     counts = pl.col("steady") if "steady" in requests.columns else pl.lit(True)
     measured = metrics.with_met(requests.filter(~pl.col("warmup")), limits)
-    shares = {m.key: pl.when(counts).then(m.derive.cast(pl.Float64)) for m in metric_table.of_kind("share")}
-    timed = {m.key: pl.when(ok & counts).then(m.key) for m in metric_table.of_kind("request", "gaps")}
-    return measured.with_columns(_NAME, **shares, **timed)
+    prepared = {}
+    for metric, _ in metric_table.shown_in("comparison"):
+        if metric.of_one_request:
+            prepared[metric.key] = pl.when(ok & counts).then(metric.key)
+        elif metric.kind == "share":
+            prepared[metric.key] = pl.when(counts).then(metric.derive.cast(pl.Float64))
+    return measured.with_columns(_NAME, **prepared)
 
 
 def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: metrics.Limits) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame
     union of the transfers' intervals, so that two side by side count once, or None where any overlapped, as it would be
     the prefill's rate then; a transfer of no bytes, or that took no time by the clock, is in neither rate;
     runs: pieces of neighbouring blocks that a handoff was copied in, mean; stall_ratio: sum of handoff times / sum of
-    E2E of the same requests; share_of_ttft: sum of the handoff times within TTFT / sum of TTFT, 0 where the prefill engine
-    streams the first token; queues: requests in each place while these cells were measured, mean and max.
+    E2E of the same requests; share_of_ttft: sum of the handoff times within TTFT / sum of TTFT, 0 where the prefill
+    engine streams the first token; queues: requests in each place while these cells were measured, mean and max.
     """
     ok = handoffs.filter(pl.col("status") == "ok")
     units = metrics.units_of(ok)

@@ -17,8 +17,8 @@ OF_SPAN = """\
   included."""
 TIMES = ("copy_ms", "transfer_ms", "handoff_ms", "decode_queue_ms")
 STALL = """\
-- **stall ratio**: sum of handoffs / sum of E2E. All of a handoff delays its request: what moves while the prompt is still
-  computed delays nothing and lies before it."""
+- **stall ratio**: sum of handoffs / sum of E2E. All of a handoff delays its request: what moves while the prompt is
+  still computed delays nothing and lies before it."""
 
 
 def section(profile: Mapping[str, Any]) -> str:

@@ -265,7 +265,7 @@ def test_points_of_several_arms_stand_at_their_true_places(figures: list[Any], t
 def test_points_of_several_lengths_stand_at_their_loads(figures: list[Any], tmp_path: Path) -> None:
     rows = [
         {"arm": "agg", "prompt": prompt, "concurrency": load, "request_rate": None, "ok": 4, "kv_use_peak": 0.5}
-        | {name: {"n": 4, "value": 1.0 * load, "low": 0.5, "high": 90.0} for name, *_ in load_plots.PANELS[:-1]}
+        | {name: {"n": 4, "value": 1.0 * load, "low": 0.5, "high": 90.0} for name, *_ in load_plots.panels()[:-1]}
         for prompt in ("256", "1024", "4096")
         for load in (1, 8, 64)
     ]
