@@ -1,11 +1,7 @@
-"""Figures of one cell's requests with their intervals, all by `wp1.stats.intervals`.
-
-Nothing is resampled any more: as few repeats as a run has make a bootstrap's intervals too narrow. The module keeps
-its name for the scripts that import it.
-"""
+"""Figures of one cell's requests with their intervals, all by `wp1.stats.intervals`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -19,14 +15,11 @@ def resamples(repeat_of_slot: np.ndarray, order: np.ndarray | None = None) -> tu
     return np.unique(repeat_of_slot), intervals.units(repeat_of_slot, order)
 
 
-def values(rows: pl.DataFrame, column: str, index: Mapping[str, int]) -> Values:
-    """The values of a column, and the slot that each belongs to, by its row's `name`."""
-    slots = np.fromiter((index[name] for name in rows["name"]), dtype=np.int32, count=rows.height)
-    return of_slots(slots, rows[column])
-
-
 def of_slots(slots: np.ndarray, column: pl.Series) -> Values:
-    """As `values`, by the slot of each row. A list column has several values a row; null and NaN are none."""
+    """The values of a column, and the slot that each belongs to by its row.
+
+    A list column has several values a row; null and NaN are none.
+    """
     if column.dtype != pl.List:
         numbers = column.cast(pl.Float64).to_numpy()
         there = ~np.isnan(numbers)
