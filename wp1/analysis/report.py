@@ -9,18 +9,15 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import completeness
-from wp1.analysis.base import cells, metric_table, metrics, provenance, style, tables
+from wp1.analysis.base import cells, metric_table, provenance, style, tables
 from wp1.analysis.base.markdown import (
     code,
     fence,
     form_of,
     number,
-    percent,
-    rate,
     short,
     table,
     text,
-    with_interval,
 )
 from wp1.analysis.comparison import arms
 from wp1.analysis.comparison import plots as comparison_plots
@@ -29,10 +26,10 @@ from wp1.analysis.device import plots as device_plots
 from wp1.analysis.device import report as device_report
 from wp1.analysis.device.figures import read_samples
 from wp1.analysis.latency import plots as latency_plots
+from wp1.analysis.latency import report as latency_report
 from wp1.analysis.length import plots as length_plots
 from wp1.analysis.length import report as length_report
 from wp1.analysis.load import goodput
-from wp1.analysis.load import notes as load_notes
 from wp1.analysis.load import plots as load_plots
 from wp1.analysis.load import report as load_report
 from wp1.analysis.memory import figures as memory_figures
@@ -127,7 +124,7 @@ def write_report(
         else "",
         transfer_report.section(transfers),
         _skipped(summary),
-        _latency(summary) if not (one_each or nothing) else "",
+        latency_report.section(summary) if not (one_each or nothing) else "",
         drawn(latency_plots.request_plots, measured, mark) if not one_each else "",
         drawn(device_plots.device_plots, measured, read_samples(run_dir), metadata),
         drawn(transfer_plots.handoff_plots, queues, requests, mark, handoffs) if not one_each else "",
@@ -227,66 +224,6 @@ def _skipped(summary: dict[str, Any]) -> str:
     return f"## Skipped\n\n{table(['cell', 'for', 'reason'], rows, 'lll')}" if rows else ""
 
 
-def _latency(summary: dict[str, Any]) -> str:
-    profile = summary["profiling"].get("latency")
-    if profile is None:
-        return ""
-    parts = ["## Latency"]
-    rates = [metric for metric in metric_table.summarised("rate") if metric.shown.report]
-    shown = [metric for metric in metric_table.summarised("request", "gaps", "share") if metric.shown.report]
-    for name, cell in profile["cells"].items():
-        rows = [_latency_row(metric.title, cell.get(metric.key), metric.unit) for metric in shown]
-        of_load = load_notes.of_cell(summary, name)
-        rows.append(_latency_row("event-loop lag", None if of_load is None else of_load["loop_lag_ms"], "ms"))
-        rows = [row for row in rows if row]
-        given = ", ".join(f"{rate(cell.get(metric.key))} {metric.title}" for metric in rates)
-        parts.append(
-            f"**{name}**: {cell['ok']} of {cell['requests']} requests answered, "
-            f"{number(cell['prompt_tokens'])} prompt and {number(cell['output_tokens'])} output tokens "
-            f"in {cell['duration_s']:.1f} s ({given}). Times in ms."
-        )
-        if cell["failed"]:
-            causes = ", ".join(f"{words_of(cause)} {n}" for cause, n in cell["causes"].items())
-            parts.append(f"Not answered, and misses in every share: {causes}.")
-        parts += [f"> {_emphasised(note)}." for note in load_notes.notes(summary, name)]
-        if rows:
-            parts.append(table(["", "n", "mean [95 %]", "p50", "p90", "p95", "p99"], rows, "lrrrrrr"))
-    attained = summary["slo"]["attainment"]
-    if attained is not None:
-        limits = metrics.limits_in_words(summary["slo"])
-        together = ", all arms and cells together" if len(profile["cells"]) > 1 else ""
-        parts.append(
-            f"SLO {code(summary['slo']['name'])} ({limits}): attained by {percent(attained)} of all requests "
-            f"sent{together}"
-            f"{' in the steady state, where there is one' if load_notes.has_windows(summary) else ''}."
-        )
-    return "\n\n".join(parts)
-
-
-def _latency_row(title: str, found: dict[str, Any] | None, unit: metric_table.Unit) -> list[Any]:
-    """The row of a distribution, or of a share, which has only a mean; [] if there is none."""
-    if not found or not found["n"]:
-        return []
-    form = form_of(unit)
-    figure = {"value": found["mean"], "low": found["mean_low"], "high": found["mean_high"]}
-    percentiles = [form(found[p]) if p in found else None for p in ("p50", "p90", "p95", "p99")]
-    return [
-        title if unit in ("ms", "share") else f"{title}, {unit}",
-        number(found["n"]),
-        with_interval(figure, form),
-        *percentiles,
-    ]
-
-
-def words_of(cause: str) -> str:
-    return cause.replace("_", " ")
-
-
-def _emphasised(note: str) -> str:
-    matter, _, rest = note.partition(":")
-    return f"**{matter}**:{rest}"
-
-
 def _checks(summary: dict[str, Any]) -> str:
     rows = [["passed" if c["passed"] else "**FAILED**", c["name"], text(c["detail"], 2000)] for c in summary["checks"]]
     return "## Checks\n\n" + table(["", "check", "what was found"], rows, "lll")
@@ -300,11 +237,11 @@ def _failures(requests: pl.DataFrame) -> str:
     counts = failed.filter(~pl.col("warmup")).group_by(keys, maintain_order=True).len()
     warmups = failed.filter(pl.col("warmup")).group_by("cause", "phase", "error", maintain_order=True).len()
     rows = [
-        [f"{arm}/{cell}", words_of(cause or "unknown"), phase, n, text(error or "", 300)]
+        [f"{arm}/{cell}", latency_report.words_of(cause or "unknown"), phase, n, text(error or "", 300)]
         for arm, cell, cause, phase, error, n in counts.iter_rows()
     ]
     rows += [
-        ["warm-up", words_of(cause or "unknown"), phase, n, text(error or "", 300)]
+        ["warm-up", latency_report.words_of(cause or "unknown"), phase, n, text(error or "", 300)]
         for cause, phase, error, n in warmups.iter_rows()
     ]
     header = ["cell", "cause", "phase", "requests", "what was said"]

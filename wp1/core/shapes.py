@@ -59,8 +59,8 @@ class Each:
         self.shape, self.keys = shape, keys
 
 
-# A Kind, Maybe or Each; [shape] for a list of one shape; {key: shape} for an object with these keys, and {...: shape} for
-# all its other keys.
+# A Kind, Maybe or Each; [shape] for a list of one shape; {key: shape} for an object with these keys, and {...: shape}
+# for all its other keys.
 _GPU = {"name": TEXT, "memory_gib": NUMBER}
 _GIT = {"commit": NAMED, "branch": Maybe(TEXT), "dirty": TRUTH}
 _SWEEP = {"name": NAMED, "job": WHOLE, "overrides": [TEXT]}
