@@ -175,7 +175,7 @@ METRICS: tuple[Metric, ...] = (
         # Single precision has seven digits, which is more than clocks have; there may be a hundred million gaps.
         "itl_ms", "ITL", "ms", "gaps",
         (pl.col("t_tokens").list.diff(null_behavior="drop") * 1e3).cast(pl.List(pl.Float32)),
-        "the gaps between a request's tokens, all of them together",
+        "each gap between two output tokens; all gaps of a cell together",
         shown=Shown(
             console=(), comparison=("p95",), narrative=("p95",), load=("p50", "p95", "p99"), load_panel="p99",
             length=(), sweep=(), plots=False, mlflow_curves=(),
@@ -183,7 +183,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "e2e_ms", "E2E", "ms", "request", pl.when(_OK).then((_LAST - pl.col("t_intended")) * 1e3),
-        "last token − intended arrival: queue + prefill + handoff + decode",
+        "last token − intended arrival",
         grows_with_output=True,
         shown=Shown(
             narrative=("mean", "p95"), overview=True, load_table=False, load_panel="", length=(), plots=False,
@@ -192,24 +192,24 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "queue_ms", "queue", "ms", "request", (pl.col("t_scheduled") - pl.col("t_intended")) * 1e3,
-        "scheduled − intended arrival: the client's delay and the (prefill) engine's queue",
+        "scheduled in the (prefill) engine − intended arrival; includes wp1's own delay",
         shown=_PHASE,
     ),
     Metric(
         "prefill_ms", "prefill", "ms", "request", (_COMPUTED - pl.col("t_scheduled")) * 1e3,
-        "the (prefill) engine's first token − scheduled",
+        "first token in the (prefill) engine − scheduled",
         shown=_PHASE,
     ),
     Metric(
         # Zero if the KV was there first, as after a copy within the prefill's last step, whose end the engine stamps
         # after it: nobody waited, and decoding counts from the prefill's end. Null if aggregated.
         "handoff_ms", "handoff", "ms", "request", ((_THERE - _COMPUTED) * 1e3).clip(lower_bound=0),
-        "scheduled in the decode engine, its KV there − the prefill engine's first token, and not below zero",
+        "scheduled in the decode engine with its KV there − end of prefill; 0 if the KV was there first",
         shown=_PHASE,
     ),
     Metric(
         "decode_step_ms", "first decode step", "ms", "request", (_DECODED - _DECODABLE) * 1e3,
-        "first token at the client that decoding made − end of prefill, or of the handoff",
+        "first token at the client that decoding produced − end of prefill or handoff",
         shown=_PHASE,
     ),
     Metric(
@@ -220,23 +220,23 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "client_delay_ms", "client delay", "ms", "request",
         (pl.col("t_sent") - pl.col("t_intended") - pl.col("held_s").fill_null(0.0)) * 1e3,
-        "sent − intended arrival, less the time for which too many other requests were in flight",
+        "sent − intended arrival, less the time held back because too much was in flight",
         for_users=False, shown=_NOT_COMPARED,
     ),
     Metric(
         "decode_ms", "decode", "ms", "request", pl.when(_OK).then((_LAST - _DECODABLE) * 1e3),
-        "last token at the client − end of prefill, or of the handoff",
+        "last token at the client − end of prefill or handoff",
         grows_with_output=True, shown=replace(_PHASE, summary=False, report=False),
     ),
     Metric(
         "output_tokens_per_s", "output tokens/s", "tokens/s", "rate", pl.col("tokens_inside"),
-        "output tokens of answered requests / seconds, both of all repeats",
+        "output tokens of answered requests / seconds, summed over repeats",
         less_is_better=False, brief="tokens/s", grows_with_output=True,
         shown=Shown(console=(), length=(), plots=False, mlflow_curves=()),
     ),
     Metric(
         "requests_per_s", "requests/s", "requests/s", "rate", pl.col("ended_inside"),
-        "answered requests / seconds, both of all repeats",
+        "requests answered / seconds, summed over repeats",
         less_is_better=False, grows_with_output=True,
         shown=Shown(
             report=False, console=(), narrative=(), load=(), load_panel="", length=(), sweep=(), plots=False,
@@ -246,7 +246,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         # By load with an interval of its own (`load.figures`), and of the whole run (`slo.attainment`).
         "slo_attainment", "SLO attainment", "share", "share", pl.col("met_slo"),
-        "requests that met every limit / requests sent; one that failed did not",
+        "requests that met every limit of slo / requests sent; a failed request is a miss",
         less_is_better=False, needs_slo=True,
         shown=Shown(
             summary=False, report=False, console=(), load=(), load_panel="", length=(), sweep=(), plots=False,
