@@ -180,6 +180,8 @@ def test_one_mean_has_one_interval_on_the_whole_page(
     repeats: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of an open loop with a steady state, too: all tables and plots are of the same requests."""
+    import matplotlib.pyplot as plt
+
     drawn: dict[str, list[Any]] = {}
     monkeypatch.setattr(style, "save", lambda figure, path: (drawn.update({path.name: figure.axes}), path.touch()))
     shape = Shape(lengths=(256,), rates=(0, 2.0), repeats=repeats, count=40, noise=0.4)
@@ -206,6 +208,7 @@ def test_one_mean_has_one_interval_on_the_whole_page(
             [segment] = bars.lines[2][0].get_segments()
             found = of_cell[f"{arm}/{cell}"][key]
             assert segment[:, 1].tolist() == pytest.approx([found["mean_low"], found["mean_high"]])
+    plt.close("all")
 
 
 def test_the_table_by_load_prints_what_the_latency_table_does(tmp_path: Path) -> None:

@@ -62,18 +62,21 @@ class Made:
 
 @pytest.fixture(scope="module")
 def patch() -> Iterator[pytest.MonkeyPatch]:
-    """With the rows of NEW in the table; `drawn` collects the titles of what is drawn."""
+    """With the rows of NEW in the table."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metric_table, "METRICS", (*METRICS, *NEW))
         yield patch
 
 
-def _made(folder: Path, patch: pytest.MonkeyPatch, capfd: Any = None) -> Made:
+def _made(folder: Path, patch: pytest.MonkeyPatch) -> Made:
+    import matplotlib.pyplot as plt
+
     titles: set[str] = set()
 
     def save(figure: Any, path: Path) -> None:
         titles.update(axes.get_title(loc) for axes in figure.axes for loc in ("left", "center"))
         path.touch()
+        plt.close(figure)
 
     patch.setattr(style, "save", save)
     page = make_report(folder, folder / "reports").read_text()
