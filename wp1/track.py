@@ -12,10 +12,10 @@ from typing import Any
 
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep.report import PAGE, PLOT, write_comparison
-from wp1.core import command, files, locks, redaction, untrusted
+from wp1.core import command, files, locks, redaction, run_files, untrusted
 from wp1.core.errors import ConfigError, WP1Error, access_told, unforeseen
 from wp1.core.paths import at_home, folder_named, project_root, run_or_sweep
-from wp1.core.run_files import ENGINE_LOG, METADATA, RUN_FILES, SUMMARY
+from wp1.core.run_files import ENGINE_LOG, METADATA, SUMMARY
 from wp1.core.run_folder import RunFolder, read_json, write_json
 from wp1.runner.reports import make_report
 from wp1.tracking.mlflow_store import close_sweep, open_sweep, publish, shown
@@ -120,7 +120,9 @@ def close(run_dir: Path) -> None:
     """Marks a run whose process was killed as failed. Raises WP1Error where that process still lives."""
     _refuse_while_written(run_dir, "a run")
     metadata = read_json(METADATA.at(run_dir))
-    written = [file.at(run_dir) for file in RUN_FILES if file.row is not None or file in (METADATA, ENGINE_LOG)]
+    written = [
+        file.at(run_dir) for file in run_files.RUN_FILES if file.row is not None or file in (METADATA, ENGINE_LOG)
+    ]
     last = max(path.stat().st_mtime for path in written if path.is_file())
     metadata.update(
         status="failed",

@@ -13,8 +13,8 @@ from wp1.analysis.base.markdown import inert, text
 from wp1.analysis.comparison import arms
 from wp1.core import files as plain
 from wp1.core import labels as label_words
+from wp1.core import run_files
 from wp1.core.errors import WP1Error
-from wp1.core.run_files import RUN_FILES
 from wp1.core.run_folder import RunFolder, read_json
 from wp1.tracking import cells
 from wp1.tracking.entry import (
@@ -188,8 +188,8 @@ def _files(run_dir: Path) -> list[tuple[Path, str | None]]:
 
     A link is left out: what it leads to need not be of the run.
     """
-    found = [path for file in RUN_FILES if file.published == "always" for path in file.found(run_dir)]
-    samples = [path for file in RUN_FILES if file.published == "small" for path in file.found(run_dir)]
+    found = [path for file in run_files.RUN_FILES if file.published == "always" for path in file.found(run_dir)]
+    samples = [path for file in run_files.RUN_FILES if file.published == "small" for path in file.found(run_dir)]
     found += [path for path in samples if path.stat().st_size <= MAX_LOG_BYTES]
     return [(path, None if path.parent == run_dir else path.parent.name) for path in found]
 
