@@ -17,11 +17,10 @@ import polars as pl
 from wp1.analysis.base import cells, tables
 from wp1.analysis.load import probes
 from wp1.analysis.memory import figures as memory_figures
-from wp1.analysis.quality import figures as quality_figures
-from wp1.core import files, progress, shapes
+from wp1.analysis.quality import answers
+from wp1.core import files, progress
 from wp1.core.errors import ConfigError, unreadable
 from wp1.core.plan import has_length, plan
-from wp1.core.records import read_rows
 from wp1.core.request_names import FILE as CONTROL
 from wp1.core.run_folder import read_config, read_json, read_metadata
 from wp1.quality.examples import FILE as EXAMPLES
@@ -57,8 +56,7 @@ def _check(run_dir: Path) -> None:
         _held(run_dir / "handoffs.jsonl", "handoffs", named, tables.handoffs(run_dir / "handoffs.jsonl")["handoff_id"])
     if config["workload"]["prompts"] == "judged":
         asked = set(measured.select("cell", "example").iter_rows())
-        lines = read_rows(run_dir / EXAMPLES, "example", *quality_figures.NEEDED, shape=shapes.EXAMPLE)
-        _held(run_dir / EXAMPLES, "examples", asked, [(line["cell"], line["example"]) for line in lines])
+        _held(run_dir / EXAMPLES, "examples", asked, answers.examples(run_dir))
     if config["experiment"].get("memory"):
         notes = memory_figures.read_notes(run_dir)
         _held(run_dir / "memory.jsonl", "notes of memory", _noted(measured, notes, metadata), map(_key_of, notes))

@@ -88,6 +88,8 @@ class Dataset:
     limit: int | None = None  # rows
     # What answers are judged by (`wp1.quality`, workload.prompts=judged); None: questions that are not judged.
     tasks: list[str] | None = None
+    # A module with a benchmark of one's own, by the name that Python imports it by (`wp1.quality.tasks.Benchmark`).
+    benchmark: str | None = None
     samples_per_task: int | None = None  # None: every row
     on_bad_row: str = "error"  # or skip
     languages: list[str] | None = None

@@ -29,6 +29,7 @@ NOT_HASHED = (
     "tracking",
     "model.path",
     "dataset.path",
+    "dataset.benchmark",
     "workload.text_path",
     "workload.trace_path",
     "backend.startup_timeout_s",

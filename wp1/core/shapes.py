@@ -72,6 +72,9 @@ _ENGINE = {
 }
 _POOL = {"arm": NAMED, "phases": [LABEL], "engines": [_ENGINE], "colocated": TRUTH}
 _START = {"arm": NAMED, "repeats": [WHOLE], "seconds": NUMBER, "idle": [NUMBER], "from": NAMED}
+_REPORTING = {
+    "title": LABEL, "by_category": TRUTH, "groups": [LABEL], "depths": TRUTH, "threshold": Maybe(NUMBER),
+}  # fmt: skip
 _SKIPPED = {"cell": NAMED, "kind": LABEL, "reason": TEXT}
 METADATA: Mapping[str, Any] = {
     # Whether the id and the experiment are names, `summary.read_metadata` asks.
@@ -87,7 +90,8 @@ METADATA: Mapping[str, Any] = {
     "transfer": Maybe({"name": NAMED, "why": TEXT}), "pools": [_POOL], "starts": [_START], "taken_over": [_START],
     "skipped": [_SKIPPED], "resumed": [OBJECT], "kv_held": [TEXT], "lines": Each(WHOLE), "boot": Maybe(TEXT),
     "boots": [{"boot": Maybe(TEXT), "moved_s": NUMBER}], "ropes": Each(_ROPE, NAMED),
-    "peaks": Maybe({"flops": NUMBER, "bytes_per_s": NUMBER, "kind": TEXT, "source": TEXT}), "dataset": Maybe(OBJECT),
+    "peaks": Maybe({"flops": NUMBER, "bytes_per_s": NUMBER, "kind": TEXT, "source": TEXT}),
+    "dataset": Maybe({"reporting": Maybe(Each(_REPORTING, NAMED))}),
 }  # fmt: skip
 CONFIG: Mapping[str, Any] = {
     "root": TEXT, "scheduler": Maybe({"mode": TEXT}), "arms": Maybe(Each({"mode": TEXT}, NAMED)), "model": OBJECT,
@@ -113,8 +117,9 @@ JOB: Mapping[str, Any] = {"job": WHOLE, "overrides": [TEXT], "status": LABEL, "r
 EXAMPLE: Mapping[str, Any] = {
     "cell": NAMED, "example": TEXT, "task": TEXT, "category": Maybe(TEXT), "metric": TEXT, "length": Maybe(NUMBER),
     "depth": Maybe(NUMBER), "difficulty": Maybe(TEXT), "length_group": Maybe(TEXT), "label": TEXT,
-    "prompt_tokens": WHOLE, "tokens_before": WHOLE, "all_classes": Maybe([TEXT]),
+    "prompt_tokens": WHOLE, "tokens_before": WHOLE, "all_classes": Maybe([TEXT]), "groups": [LABEL],
 }  # fmt: skip
+SCORE: Mapping[str, Any] = {"request_id": TEXT, "score": NUMBER, "odd": TRUTH}
 NOTE: Mapping[str, Any] = {
     "t": NUMBER, "arm": NAMED, "pool": NAMED, "engine": NAMED, "moment": NAMED, "cell": Maybe(NAMED),
     "repeat": Maybe(WHOLE), "note": OBJECT,

@@ -63,6 +63,8 @@ def _of_code(key: str, value: str) -> str | None:
     """Why a setting could have other code run than wp1's; None if it cannot."""
     if re.split(r"[./@:]", key)[0] == "hydra" or "/" in key or "@" in key:
         return "a setting of Hydra's, which can name code of somebody else's"
+    if key == "dataset.benchmark":
+        return "which names code to import"
     if key.startswith(("transfer.environment", "transfer.extra")):
         return "which reaches the environment or the connector of the engines"
     argument = key.removeprefix("backend.engine.")

@@ -12,6 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from wp1.analysis import completeness
+from wp1.analysis.quality import answers
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import summarise
 from wp1.collectors import Collector
@@ -21,7 +22,7 @@ from wp1.core.paths import reports_of
 from wp1.core.run_folder import write_json
 from wp1.machine.output import output_to
 from wp1.model.models import ServedModel
-from wp1.quality import examples
+from wp1.quality import benchmarks, examples
 from wp1.runner import prompt_data, resume
 from wp1.runner.console import Screen
 from wp1.runner.measure import measure
@@ -163,6 +164,8 @@ def _finish(
         metadata.update(status=status, reason=reason, ended=datetime.now(UTC).isoformat(timespec="seconds"))
         write_json(run_dir / "run_metadata.json", metadata)
 
+    if cfg.dataset.benchmark is not None:
+        answers.save(run_dir, benchmarks.known(cfg.dataset.benchmark))
     metadata["lines"] = completeness.lines_of(run_dir)
     mark()
     summary = summarise(run_dir, collectors)

@@ -178,7 +178,7 @@ def _judged(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
         seed = derive_seed(cfg.seed, cell.name, example.name, "sampling")
         request = request_of(cfg, cell, repeat, example.name, [], example.label, seed, example.task.max_tokens)
         request.example, request.stop = example.name, list(example.task.stop)
-        request.nll_window = example.nll_window
+        request.nll_window = example.task.nll_window
         return request
 
     return Requests(len(asked), make, lambda n: asked[order[n]].prompt.tolist())

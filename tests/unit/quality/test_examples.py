@@ -13,7 +13,7 @@ from wp1.config import checks
 from wp1.core.errors import ConfigError
 from wp1.core.plan import plan
 from wp1.quality import examples
-from wp1.quality.benchmarks import find
+from wp1.quality.benchmarks import find, own, pg19
 from wp1.quality.tasks import Row
 from wp1.workload import prompts
 from wp1.workload.prompts import Material
@@ -57,7 +57,7 @@ def test_requests_are_the_same_in_every_arm_and_repeat(config: Compose) -> None:
         assert (a.prompt, a.seed) == (c.prompt, c.seed)
     by_task = {request.example.split("/")[1]: request for request in first}
     assert by_task["niah_single_1"].max_tokens == 128
-    assert by_task["pg19_perplexity"].nll_window == examples.NLL_WINDOW
+    assert by_task["pg19_perplexity"].nll_window == pg19.NLL_WINDOW
     assert by_task["multifieldqa_en"].nll_window is None
     warm = prompts.warmup_round(cfg, cell, 0, material, 1, 0)[0]
     assert len(warm.prompt) + warm.max_tokens <= 600
@@ -125,15 +125,20 @@ def test_e6_doubles_up_to_the_model_s_length(config: Compose) -> None:
 
 def test_a_row_is_of_the_length_group_that_its_set_states(tmp_path: Path) -> None:
     rows = [
-        ("longbench/hotpotqa_e", Row("1", "hotpotqa_e", length=3999)),
-        ("longbench/hotpotqa_e", Row("2", "hotpotqa_e", length=8000)),
-        ("longbench/hotpotqa", Row("1", "hotpotqa", length=3999)),
-        ("longbench_v2/longbench_v2", Row("1", "longbench_v2", extra={"length": "short"})),
+        ("longbench/hotpotqa_e", {"length": 3999}),
+        ("longbench/hotpotqa_e", {"length": 8000}),
+        ("longbench/hotpotqa", {"length": 3999}),
+        ("longbench_v2/longbench_v2", {"length": "short", "difficulty": "hard"}),
     ]
-    natural = [examples.Example(find(task), row, array("i", [1]), 1) for task, row in rows]
+    known = {"context": "c", "question": "q", "answer": "A"} | {f"choice_{letter}": letter for letter in "ABCD"}
+    natural = []
+    for n, (name, fields) in enumerate(rows):
+        task = find(name)
+        row = own()[task.benchmark].row(task.name, known | fields, f"{n}")
+        natural.append(examples.Example(task, row, array("i", [1]), 1))
     examples.write(tmp_path / "examples.jsonl", {"natural": natural})
     lines = [json.loads(line) for line in (tmp_path / "examples.jsonl").read_text().splitlines()]
-    assert [line["length_group"] for line in lines] == ["0-4k", "8k+", None, "short"]
+    assert [line["groups"] for line in lines] == [["0-4k"], ["8k+"], [], ["hard", "short"]]
 
 
 def test_a_book_s_perplexity_is_of_its_beginning() -> None:

@@ -59,9 +59,9 @@ def _together(found: Mapping[str, Any]) -> str:
     effective = [(arm, of["effective_length"]) for arm, of in arms.items()]
     if all(one and len(one["scores"]) > 1 for _, one in effective):
         kept = [f"{arm} {_tokens(one['relative'])}" for arm, one in effective]
-        threshold = effective[0][1]["threshold"]
+        threshold, of = effective[0][1]["threshold"], text(effective[0][1]["of"])
         said.append(
-            f"At least {threshold:g} % of the score at the shortest length, the share that RULER calls effective, is "
+            f"At least {threshold:g} % of the score at the shortest length, the share that {of} calls effective, is "
             f"kept up to: {', '.join(kept)}."
         )
     rows = []
@@ -95,7 +95,7 @@ def score_cell(score: Mapping[str, Any] | None) -> str | None:
 
 def _source(source: Mapping[str, Any]) -> str:
     kind = {
-        "builtin": "Built in",
+        "builtin": "Made for this run" if source.get("reporting") else "Built in",
         "hub": f"From the hub, {text(str(source['from']))}"
         + (f" at {text(str(source['revision']))}" if source["revision"] else ""),
         "file": f"From {text(str(source['from']))}",
@@ -176,8 +176,8 @@ def _effective(of: Mapping[str, Any]) -> str:
     if not found or len(found["scores"]) < 2:
         return ""
     return (
-        f"Effective length on RULER's tasks: **{_tokens(found['absolute'])}** with a score of at least "
-        f"{found['threshold']:g} %, RULER's own threshold; {_tokens(found['relative'])} with at least "
+        f"Effective length on {text(found['of'])}'s tasks: **{_tokens(found['absolute'])}** with a score of at least "
+        f"{found['threshold']:g} %, {text(found['of'])}'s own threshold; {_tokens(found['relative'])} with at least "
         f"{found['threshold']:g} % of the score at the shortest length."
     )
 

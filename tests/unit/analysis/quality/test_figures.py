@@ -293,7 +293,7 @@ def test_every_plot_is_drawn(tmp_path: Path, found: dict[str, Any]) -> None:
 
 def test_depths_that_were_drawn_are_put_together(rows: pl.DataFrame) -> None:
     spread = rows.filter(pl.col("depth").is_not_null()).with_row_index().with_columns(depth=pl.col("index") * 2.0)
-    depths = {row["depth"] for row in quality_figures.needles(spread)}
+    depths = {row["depth"] for row in quality_figures.needles(spread, quality_figures.reporting(spread, SOURCE))}
     assert depths <= {10.0, 30.0, 50.0, 70.0, 90.0}
 
 
