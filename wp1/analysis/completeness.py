@@ -20,7 +20,7 @@ from wp1.analysis.memory import figures as memory_figures
 from wp1.analysis.quality import answers
 from wp1.core import files, progress
 from wp1.core.errors import ConfigError, unreadable
-from wp1.core.plan import has_length, plan
+from wp1.core.plan import has_length, is_scored, plan
 from wp1.core.request_names import FILE as CONTROL
 from wp1.core.run_folder import read_config, read_json, read_metadata
 from wp1.quality.examples import FILE as EXAMPLES
@@ -54,7 +54,7 @@ def _check(run_dir: Path) -> None:
     named = set(records["handoff_id"].drop_nulls())
     if named:
         _held(run_dir / "handoffs.jsonl", "handoffs", named, tables.handoffs(run_dir / "handoffs.jsonl")["handoff_id"])
-    if config["workload"]["prompts"] == "judged":
+    if is_scored(config["workload"]["prompts"]):
         asked = set(measured.select("cell", "example").iter_rows())
         _held(run_dir / EXAMPLES, "examples", asked, answers.examples(run_dir))
     if config["experiment"].get("memory"):
@@ -106,7 +106,7 @@ def absent(run_dir: Path, config: Mapping[str, Any]) -> dict[str, str]:
         left |= {"handoffs.jsonl": "KV transfer", "queues.jsonl": "queue lengths"}
     if config["experiment"].get("memory"):
         left["memory.jsonl"] = "where memory goes"
-    if config["workload"]["prompts"] == "judged":
+    if is_scored(config["workload"]["prompts"]):
         left[EXAMPLES] = "scores"
     return {name: what for name, what in left.items() if not (run_dir / name).is_file()}
 

@@ -46,7 +46,7 @@ def _check_values(cfg: Any) -> None:
     _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")
     _one_of("dataset.source", cfg.dataset.source, "builtin", "file", "hub")
     _one_of("dataset.on_bad_row", cfg.dataset.on_bad_row, "error", "skip")
-    _one_of("workload.prompts", cfg.workload.prompts, "dataset", "judged", "random", "text", "trace")
+    _one_of("workload.prompts", cfg.workload.prompts, "dataset", "random", "scored", "text", "trace")
     _one_of("workload.trace_format", cfg.workload.trace_format, "auto", *TRACE_FORMATS)
     _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant", "gamma", "ramp")
     _one_of("workload.output_distribution", cfg.workload.output_distribution, "fixed", "uniform", "normal", "lognormal")
@@ -238,9 +238,9 @@ def check_overrides(cfg: Any, overrides: list[str]) -> None:
             asked = OmegaConf.merge(cfg, {"experiment": {"same_tokens": True}})
             if (why := same_tokens_aside(asked)) is not None:
                 raise ConfigError(f"experiment.same_tokens=true compares repeats of a prompt, and {why}: drop it")
-        if cfg.workload.prompts == "judged" and re.match(r"\+*workload\.(output_\w+|ignore_eos)=", override):
+        if cfg.workload.prompts == "scored" and re.match(r"\+*workload\.(output_\w+|ignore_eos)=", override):
             raise ConfigError(
-                f"{override.lstrip('+')} has no effect on a judged dataset, whose tasks say how long an answer may be: "
+                f"{override.lstrip('+')} has no effect on a dataset with tasks, which say how long an answer may be: "
                 "drop it"
             )
         if cfg.arms and re.match(r"\+*scheduler[.=]", override):

@@ -86,7 +86,7 @@ class Dataset:
     source: str = MISSING  # builtin, file or hub
     path: str | None = None
     limit: int | None = None  # rows
-    # What answers are judged by (`wp1.quality`, workload.prompts=judged); None: questions that are not judged.
+    # What answers are scored by (`wp1.quality`, workload.prompts=scored); None: questions that are not scored.
     tasks: list[str] | None = None
     # A module with a benchmark of one's own, by the name that Python imports it by (`wp1.quality.tasks.Benchmark`).
     benchmark: str | None = None
@@ -101,7 +101,9 @@ class Dataset:
     config: str | None = None
     files: str | None = None
     split: str = "test"
-    prompt_lens: list[int] | None = None  # of a judged set that is made: tokens of prompt and answer; each is a cell
+    prompt_lens: list[int] | None = (
+        None  # of a set with tasks that is made: tokens of prompt and answer; each is a cell
+    )
     # Of needle tasks that are made: where the needle stands, in percent of the context; None: drawn.
     depths: list[float] | None = None
     # Development files for RULER's qa_1 and qa_2.
@@ -111,7 +113,7 @@ class Dataset:
 
 @dataclass
 class Workload:
-    prompts: str = "dataset"  # dataset, random, text or trace
+    prompts: str = "dataset"  # dataset, scored, random, text or trace
     prompt_len: int | None = None  # tokens, of random and text prompts
     text_path: str | None = None  # of text prompts; None: the bundled book
     shared_prefix: float = 0.0  # share of a prompt that all prompts of a cell's repeat begin with
@@ -281,7 +283,7 @@ def same_tokens_aside(cfg: Any) -> str | None:
     workload = cfg.workload
     if not cfg.experiment.same_tokens:
         return None
-    if workload.prompts not in ("dataset", "judged"):
+    if workload.prompts not in ("dataset", "scored"):
         return f"{workload.prompts} prompts differ in every repeat"
     if open_loop(cfg):
         return "requests that come at a rate overlap differently in every repeat"

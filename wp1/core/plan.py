@@ -92,6 +92,11 @@ def has_length(prompts: str) -> bool:
     return prompts in ("random", "text")
 
 
+def is_scored(prompts: str) -> bool:
+    """Whether answers to prompts of this kind are scored; folders of earlier runs call that judged."""
+    return prompts in ("scored", "judged")
+
+
 def trace_name(path: str) -> str:
     """What a trace is called in the name of its cell."""
     return re.sub(r"[^\w.]+", "_", Path(path).stem).strip(".") or "trace"

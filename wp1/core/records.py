@@ -42,7 +42,7 @@ class Request:
     ignore_eos: bool = False
     timeout_s: float = 600.0
     warmup: bool = False
-    example: str = ""  # whose answer this is judged by, in examples.jsonl
+    example: str = ""  # by which this answer is scored, in examples.jsonl
     stop: list[str] = field(default_factory=list)  # texts that end the answer
     nll_window: int | None = None  # tokens; the prompt's log-likelihood is wanted, summed over windows of so many
     margins: bool = False  # for every output token, how far apart the two best were is wanted (`ControlRecord`)

@@ -19,7 +19,7 @@ FILE = "examples.jsonl"
 
 @dataclass(frozen=True)
 class Example:
-    """One thing that is asked, and what its answer is judged by."""
+    """One thing that is asked, and what its answer is scored by."""
 
     task: Task
     row: Row
@@ -38,7 +38,7 @@ class Example:
 
 
 @dataclass
-class Asked:
+class Examples:
     """The examples of each cell by its name, and how they were come by."""
 
     cells: dict[str, list[Example]]
@@ -73,7 +73,7 @@ def _chosen(cfg: Any) -> tuple[Benchmarks, list[Task]]:
 
 def examples(
     cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None], drawn: sources.Drawn | None = None
-) -> Asked:
+) -> Examples:
     """The examples that a configuration asks for; the same ones in every arm.
 
     cells: of one arm. tokens: a `wp1.workload.tokens.ModelTokens`. tell: is told what takes long. drawn: what `read`
@@ -90,10 +90,10 @@ def examples(
     asked = [cut(of[row.task], row, tokens, cfg.model.max_len) for row in drawn.rows]
     source = _source(cfg, {cells[0].name: asked}, drawn.digest())
     source |= {"bad_rows": len(drawn.bad), "first_bad": drawn.bad[:5], "rows": drawn.seen}
-    return Asked({cell.name: asked for cell in cells}, source)
+    return Examples({cell.name: asked for cell in cells}, source)
 
 
-def _made(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None]) -> Asked:
+def _made(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None]) -> Examples:
     """Built-in and generated prompts, of each cell's length."""
     known, tasks = _chosen(cfg)
     tell("reading the built-in texts")
@@ -115,7 +115,7 @@ def _made(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None])
         ]
     found = {cell.name: by_length[cell.prompt_len] for cell in cells if cell.prompt_len is not None}
     drawn = sources.Drawn([example.row for asked in by_length.values() for example in asked])
-    return Asked(found, _source(cfg, found, drawn.digest()))
+    return Examples(found, _source(cfg, found, drawn.digest()))
 
 
 def _source(cfg: Any, cells: dict[str, list[Example]], digest: str) -> dict[str, Any]:

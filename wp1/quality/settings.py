@@ -8,8 +8,8 @@ from wp1.quality import benchmarks
 from wp1.quality.benchmarks import Benchmarks
 from wp1.workload.limits import check_list
 
-# Of datasets that are not judged, and of those that are.
-JUDGED_ONLY = (
+# Keys of datasets with tasks, whose answers are scored.
+SCORED_ONLY = (
     "samples_per_task", "languages", "min_chars", "max_chars", "repo", "revision", "config", "files", "depths", "squad",
     "hotpot", "prompt_lens", "benchmark",
 )  # fmt: skip
@@ -21,29 +21,31 @@ MADE_ONLY = ("depths", "squad", "hotpot", "prompt_lens")
 def check(cfg: Any) -> None:
     """Refuses settings of `dataset` that contradict each other. Raises ConfigError, naming the key to change."""
     dataset = cfg.dataset
-    if cfg.workload.prompts != "judged":
+    if cfg.workload.prompts != "scored":
         if dataset.tasks:
-            raise ConfigError(f"dataset={dataset.name} is judged: choose workload=judged, or experiment=e4")
-        for key in JUDGED_ONLY:
+            raise ConfigError(
+                f"dataset={dataset.name} has tasks, whose answers are scored: choose workload=scored, or experiment=e4"
+            )
+        for key in SCORED_ONLY:
             if dataset[key] is not None:
-                raise ConfigError(f"dataset.{key} is for tasks that are judged: choose dataset=longbench and the like")
+                raise ConfigError(f"dataset.{key} is for tasks that are scored: choose dataset=longbench and the like")
         _check_questions(dataset)
         return
     if not dataset.tasks:
         raise ConfigError(
-            f"workload=judged needs tasks, and dataset={dataset.name} has none: choose dataset=subsets and the like"
+            f"workload=scored needs tasks, and dataset={dataset.name} has none: choose dataset=subsets and the like"
         )
     known = benchmarks.known(dataset.benchmark)
     _check_tasks(dataset, known)
     if cfg.model.source == "random_weights":
         raise ConfigError(
-            f"dataset={dataset.name} judges answers, and those of random weights mean nothing: choose "
+            f"dataset={dataset.name} scores answers, and those of random weights mean nothing: choose "
             "model=smollm2_135m or another with weights"
         )
     if dataset.limit is not None:
-        raise ConfigError("dataset.limit is for questions that are not judged: set dataset.samples_per_task")
+        raise ConfigError("dataset.limit is for questions that are not scored: set dataset.samples_per_task")
     if cfg.workload.num_requests is not None:
-        raise ConfigError("workload.num_requests has no effect on a judged dataset: set dataset.samples_per_task")
+        raise ConfigError("workload.num_requests has no effect on a dataset with tasks: set dataset.samples_per_task")
     if dataset.source == "builtin":
         _check_made(cfg, known)
     else:

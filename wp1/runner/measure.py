@@ -82,7 +82,7 @@ async def measure(
         outlook = Outlook(
             prepared.arms,
             floors(cfg, prepared),
-            lambda cell: len(prompts.measured(cfg, cell, 0, prepared.material)),
+            lambda cell: len(prompts.measured(cfg, cell, 0, prepared.prompt_data)),
             cfg.workload.timeout_s,
             cfg.experiment.time_budget_s,
             done,
@@ -256,7 +256,7 @@ def _memory_notes(cfg: Any, run_dir: Path, stack: ExitStack) -> MemoryNotes:
 
 async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: list[int]) -> list[str]:
     """Some repeats of a cell, after its warm-up. Returns what there is to say of engines that died."""
-    cfg, material, write = session.cfg, session.prepared.material, session.records.write
+    cfg, data, write = session.cfg, session.prepared.prompt_data, session.records.write
     engines = [engine for pool in scheduler.pools() for engine in pool["engines"]]
     bounds = in_flight_of(sum(engine["settings"]["max_num_seqs"] for engine in engines))
     died: set[str] = set()
@@ -264,15 +264,15 @@ async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: li
     if not (cfg.workload.warmup_once and scheduler in session.warm):
         with session.screen.step(f"warming up {cell.arm} {cell.name}", kept=False):
             sink = _timing(session, cell, _noting(write, died))
-            await warmup.warm_up(cfg, cell, repeats[0], material, scheduler, len(engines), sink)
+            await warmup.warm_up(cfg, cell, repeats[0], data, scheduler, len(engines), sink)
         session.warm.add(scheduler)
     warmup_s = time.monotonic() - begin
     if not session.done and (told := session.outlook.said(session.spent_s)) is not None:
         session.screen.say(told)
-    batches = {repeat: prompts.measured(cfg, cell, repeat, material) for repeat in repeats}
+    batches = {repeat: prompts.measured(cfg, cell, repeat, data) for repeat in repeats}
     with session.screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches.values()))) as tally:
         for number, (repeat, requests) in enumerate(batches.items()):
-            arrivals = prompts.arrivals(cfg, cell, repeat, material)
+            arrivals = prompts.arrivals(cfg, cell, repeat, data)
             _expect(session, tally, cell, len(requests), arrivals, len(batches) - number)
             begin = time.monotonic()
             # One that died while nobody asked it anything; the engines that are left are not what the cell is about.
@@ -298,7 +298,9 @@ async def _control(session: _Session, scheduler: Scheduler, cell: Cell, repeats:
     """Asks some of a cell's requests again. Returns what there is to say of engines that died."""
     died: set[str] = set()
     if session.again is not None and scheduler.alive:
-        batches = {repeat: prompts.measured(session.cfg, cell, repeat, session.prepared.material) for repeat in repeats}
+        batches = {
+            repeat: prompts.measured(session.cfg, cell, repeat, session.prepared.prompt_data) for repeat in repeats
+        }
         with session.screen.step(f"{cell.arm} {cell.name}: asking some requests again to compare tokens"):
             await session.control.ask(scheduler, batches, _noting(session.again.write, died))
     return sorted(died)

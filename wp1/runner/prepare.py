@@ -28,7 +28,7 @@ class Prepared:
     """What is known before an engine starts."""
 
     models: dict[str, ServedModel]  # by arm
-    material: prompts.Material
+    prompt_data: prompts.PromptData
     collectors: list[Collector]
     arms: list[Arm]
     labels: list[str]
@@ -85,7 +85,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
             scheduler = make_scheduler(cfg, arm, served[arm.name], engine_log, kill=lambda: None, write=lambda _: None)
             scheduler.check()
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
-    labels += ["built-in tasks"] * (made_of.asked is not None and made_of.asked.built_in)
+    labels += ["built-in tasks"] * (made_of.examples is not None and made_of.examples.built_in)
     known = peaks.for_run(hardware.describe(), cfg.experiment.measure_peaks, tell)
     return Prepared(served, made_of, collectors, arms, labels, transfer, skipped, known, inputs, notes)
 

@@ -14,7 +14,7 @@ from wp1.quality import examples, sources
 from wp1.serving import fit
 from wp1.workload import dataset, texts, trace
 from wp1.workload.limits import longest
-from wp1.workload.prompts import Encode, Material, as_token_ids
+from wp1.workload.prompts import Encode, PromptData, as_token_ids
 from wp1.workload.tokens import ModelTokens
 
 
@@ -35,7 +35,7 @@ def read(cfg: Any, tell: Callable[[str], None]) -> Given:
     model.max_len.
     """
     kind = cfg.workload.prompts
-    if kind == "judged":
+    if kind == "scored":
         return Given(drawn=examples.read(cfg, tell))
     if kind == "dataset":
         tell(f"reading {cfg.dataset.name}")
@@ -50,8 +50,8 @@ def read(cfg: Any, tell: Callable[[str], None]) -> Given:
 
 def prepare(
     cfg: Any, model: ServedModel, cells: list[Cell], tell: Callable[[str], None], given: Given | None = None
-) -> Material:
-    """The material of `workload.prompts`, for the cells of one arm. `tell` is told what takes long.
+) -> PromptData:
+    """What the prompts of `workload.prompts` are made of, for the cells of one arm. `tell` is told what takes long.
 
     given: what `read` found; None: it is read now.
     Raises ConfigError as `read`, and where a prompt does not fit into model.max_len, or a text is too short.
@@ -59,19 +59,21 @@ def prepare(
     given = read(cfg, tell) if given is None else given
     tokens = ModelTokens(model.folder) if model.has_tokenizer else None
     encode: Encode = tokens.chat if tokens else as_token_ids
-    if cfg.workload.prompts == "judged":
-        return Material(model.vocab_size, encode, asked=examples.examples(cfg, cells, tokens, tell, given.drawn))
+    if cfg.workload.prompts == "scored":
+        return PromptData(model.vocab_size, encode, examples=examples.examples(cfg, cells, tokens, tell, given.drawn))
     if given.questions is not None:
         questions = _tokenized(given.questions.rows, tokens)
         fit.check_lengths(model, {row.id: len(ids) for row, ids in questions}, longest(cfg.workload))
-        return Material(model.vocab_size, encode, questions)
+        return PromptData(model.vocab_size, encode, questions)
     if given.recorded is not None:
-        return Material(model.vocab_size, encode, rows=trace.tokenized(given.recorded, cfg.model.max_len, encode).rows)
+        return PromptData(
+            model.vocab_size, encode, rows=trace.tokenized(given.recorded, cfg.model.max_len, encode).rows
+        )
     if given.text is not None:
         text = texts.tokens(given.text, tokens.ids if tokens else as_token_ids)
         _check_text(cells, len(text))
-        return Material(model.vocab_size, encode, text=text)
-    return Material(model.vocab_size, encode)
+        return PromptData(model.vocab_size, encode, text=text)
+    return PromptData(model.vocab_size, encode)
 
 
 def _tokenized(rows: list[dataset.Question], tokens: ModelTokens | None) -> list[tuple[dataset.Question, np.ndarray]]:
@@ -91,7 +93,7 @@ def _tokenized(rows: list[dataset.Question], tokens: ModelTokens | None) -> list
     return found
 
 
-def inputs(cfg: Any, given: Given, made: Material) -> tuple[dict[str, Any], list[str]]:
+def inputs(cfg: Any, given: Given, made: PromptData) -> tuple[dict[str, Any], list[str]]:
     """What run_metadata.json says of a file of questions or a trace, and the same in words for the screen."""
     if given.recorded is not None:
         return {"trace": given.recorded.summary()}, [given.recorded.words()]

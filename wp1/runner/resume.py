@@ -144,7 +144,13 @@ def check_same(cfg: Any, run_dir: Path) -> None:
     from wp1.core.run_folder import read_config
 
     completeness.check(run_dir)
-    before = settings_of(read_config(run_dir))
+    config = read_config(run_dir)
+    if config["workload"]["prompts"] == "judged":
+        raise ConfigError(
+            f"{run_dir} is of an earlier wp1, which called scored prompts judged, and cannot go on: start a new one, or "
+            f"make its report by python -m wp1.report {run_dir}"
+        )
+    before = settings_of(config)
     now = settings_of(redaction.config(yaml.safe_load(OmegaConf.to_yaml(cfg, resolve=True))))
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     told = [f"{key} was {_said(before, key)} and is {_said(now, key)}" for key in sorted(keys)]

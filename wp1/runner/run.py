@@ -75,14 +75,14 @@ def run(
         metadata["peaks"] = prepared.peaks
         if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer
-        asked = prepared.material.asked
-        if asked is not None:
-            metadata["dataset"] = asked.source
+        of_cells = prepared.prompt_data.examples
+        if of_cells is not None:
+            metadata["dataset"] = of_cells.source
         if resuming:
             metadata = resume.take_up(run_dir, metadata, prepared.arms)
         else:
-            if asked is not None:
-                examples.write(run_dir / examples.FILE, asked.cells)
+            if of_cells is not None:
+                examples.write(run_dir / examples.FILE, of_cells.cells)
             files.write_text(run_dir / "config.yaml", yaml.safe_dump(_shown(cfg), sort_keys=False, allow_unicode=True))
         write_json(run_dir / "run_metadata.json", metadata)
 
@@ -130,8 +130,8 @@ def _hash(cfg: DictConfig, prepared: Prepared) -> str:
     contents = {}
     if cfg.model.path is not None:
         contents["model.path"] = prepared.model.digest
-    if prepared.material.asked is not None:
-        contents["dataset"] = prepared.material.asked.source["digest"]
+    if prepared.prompt_data.examples is not None:
+        contents["dataset"] = prepared.prompt_data.examples.source["digest"]
     contents |= {name: identity.file_digest(path) for name, path in prompt_data.files(cfg).items()}
     return identity.config_hash(cfg, contents)
 

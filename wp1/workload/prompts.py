@@ -21,7 +21,7 @@ from wp1.workload.seeds import derive_seed
 WARMUP_QUESTION = "Count from one to ten in words."
 WARMUP_TOKENS = 8
 # Of these prompts (workload.prompts) every repeat of a cell asks the same.
-REPEATED = ("dataset", "judged")
+REPEATED = ("dataset", "scored", "judged")  # judged: the name of scored in folders of earlier runs
 
 Encode = Callable[[str], list[int]]
 
@@ -42,7 +42,7 @@ def random_token_ids(length: int, vocab_size: int, seed: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Material:
+class PromptData:
     """What prompts are made of. Everything that takes a tokenizer is done when it is made, not while requests run.
 
     vocab_size: ids that random prompts are drawn from.
@@ -50,7 +50,7 @@ class Material:
     questions: the dataset's rows with their token ids (workload.prompts=dataset).
     text: token ids of a long text (workload.prompts=text).
     rows: the recorded requests (workload.prompts=trace).
-    asked: the examples of each cell, a `wp1.quality.examples.Asked` (workload.prompts=judged).
+    examples: those of each cell, a `wp1.quality.examples.Examples` (workload.prompts=scored).
     """
 
     vocab_size: int
@@ -58,7 +58,7 @@ class Material:
     questions: list[tuple[Question, np.ndarray]] = field(default_factory=list)
     text: np.ndarray | None = None
     rows: list[trace.Row] = field(default_factory=list)
-    asked: Any = None
+    examples: Any = None
 
 
 class Requests(Sequence[Request]):
@@ -97,7 +97,7 @@ class Requests(Sequence[Request]):
         return map(self._bare, range(first, self._count))
 
 
-def measured(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
+def measured(cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Requests:
     """The requests of one repeat of a cell, in the order they are sent; every prompt is token ids.
 
     A dataset's question has the same seed in every repeat, so that repeats can be compared token by token; all other
@@ -107,15 +107,15 @@ def measured(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
     """
     workload = cfg.workload
     if workload.prompts == "dataset":
-        return _questions(cfg, cell, repeat, material)
-    if workload.prompts == "judged":
-        return _judged(cfg, cell, repeat, material)
+        return _questions(cfg, cell, repeat, data)
+    if workload.prompts == "scored":
+        return _scored(cfg, cell, repeat, data)
     if workload.prompts == "trace":
-        return _replayed(cfg, cell, repeat, material)
+        return _replayed(cfg, cell, repeat, data)
     count = cell.num_requests or 0
     length = cell.prompt_len or 0
     shared = min(round(workload.shared_prefix * length), length - 1)
-    prefix = _prefix(cfg, cell, repeat, material, shared)
+    prefix = _prefix(cfg, cell, repeat, data, shared)
     sizes = lengths.outputs(workload, count, derive_seed(cfg.seed, cell.name, repeat, "output lengths"))
     kind = "random tokens" if workload.prompts == "random" else "tokens of text"
 
@@ -124,35 +124,35 @@ def measured(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
         return request_of(cfg, cell, repeat, f"{n}", [], f"{length} {kind}", seed, sizes[n])
 
     def prompt(n: int) -> list[int]:
-        return prefix + _own_tokens(cfg, cell, repeat, n, material, length - shared)
+        return prefix + _own_tokens(cfg, cell, repeat, n, data, length - shared)
 
     return Requests(count, make, prompt)
 
 
-def _own_tokens(cfg: Any, cell: Cell, repeat: int, n: int, material: Material, length: int) -> list[int]:
+def _own_tokens(cfg: Any, cell: Cell, repeat: int, n: int, data: PromptData, length: int) -> list[int]:
     """What no other prompt of the cell has: `n` counts the prompts of a repeat, those for warming up from -1 down."""
     if cfg.workload.prompts == "random":
-        return random_token_ids(length, material.vocab_size, derive_seed(cfg.seed, cell.name, repeat, n))
-    assert material.text is not None
+        return random_token_ids(length, data.vocab_size, derive_seed(cfg.seed, cell.name, repeat, n))
+    assert data.text is not None
     index = repeat * (cell.num_requests or 0) + n if n >= 0 else n
-    start = texts.start_of(index, length, len(material.text), derive_seed(cfg.seed, cell.name))
-    return material.text[start : start + length].tolist()
+    start = texts.start_of(index, length, len(data.text), derive_seed(cfg.seed, cell.name))
+    return data.text[start : start + length].tolist()
 
 
-def _prefix(cfg: Any, cell: Cell, repeat: int, material: Material, length: int) -> list[int]:
+def _prefix(cfg: Any, cell: Cell, repeat: int, data: PromptData, length: int) -> list[int]:
     """What all prompts of a repeat begin with, of the kind of the rest."""
     if length <= 0:
         return []
     seed = derive_seed(cfg.seed, cell.name, repeat, "prefix")
     if cfg.workload.prompts == "random":
-        return random_token_ids(length, material.vocab_size, seed)
-    assert material.text is not None
-    start = texts.start_of(0, length, len(material.text), seed)
-    return material.text[start : start + length].tolist()
+        return random_token_ids(length, data.vocab_size, seed)
+    assert data.text is not None
+    start = texts.start_of(0, length, len(data.text), seed)
+    return data.text[start : start + length].tolist()
 
 
-def _questions(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
-    rows, count = material.questions, cell.num_requests or len(material.questions)
+def _questions(cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Requests:
+    rows, count = data.questions, cell.num_requests or len(data.questions)
     sizes = lengths.outputs(cfg.workload, count, derive_seed(cfg.seed, cell.name, "output lengths"))
     # A row's own length, up to workload.output_len; a distribution that is asked for goes before it.
     by_row = cfg.workload.output_distribution == "fixed"
@@ -168,9 +168,9 @@ def _questions(cfg: Any, cell: Cell, repeat: int, material: Material) -> Request
     return Requests(count, make, lambda n: rows[n % len(rows)][1].tolist())
 
 
-def _judged(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
+def _scored(cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Requests:
     """The tasks mixed, by a shuffle that is the same in every arm and repeat."""
-    asked = material.asked.cells[cell.name]
+    asked = data.examples.cells[cell.name]
     order = sorted(range(len(asked)), key=lambda n: derive_seed(cfg.seed, "order", asked[n].name, n))
 
     def make(n: int) -> Request:
@@ -184,53 +184,51 @@ def _judged(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
     return Requests(len(asked), make, lambda n: asked[order[n]].prompt.tolist())
 
 
-def _replayed(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
+def _replayed(cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Requests:
     # Blocks differ between repeats, or the second would find all of the first's in a prefix cache.
     of_repeat = derive_seed(cfg.seed, cell.name, repeat, "blocks")
 
     def make(n: int) -> Request:
-        row = material.rows[n]
+        row = data.rows[n]
         seed = derive_seed(cfg.seed, cell.name, repeat, n, "sampling")
         return request_of(cfg, cell, repeat, f"{n}", [], f"line {row.line} of the trace", seed, row.output_len)
 
     def prompt(n: int) -> list[int]:
         scale = cfg.workload.trace_length_scale
-        return trace.token_ids(material.rows[n], n, material.vocab_size, of_repeat, scale).tolist()
+        return trace.token_ids(data.rows[n], n, data.vocab_size, of_repeat, scale).tolist()
 
-    return Requests(len(material.rows), make, prompt)
+    return Requests(len(data.rows), make, prompt)
 
 
-def arrivals(cfg: Any, cell: Cell, repeat: int, material: Material) -> Schedule | None:
+def arrivals(cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Schedule | None:
     """When the requests of one repeat of a cell are due; None in a closed loop, where that is up to the answers."""
     if cfg.workload.prompts == "trace":
-        return Schedule(trace.offsets(material.rows, cfg.workload.trace_speed))
+        return Schedule(trace.offsets(data.rows, cfg.workload.trace_speed))
     if cell.request_rate <= 0:
         return None
-    count = cell.num_requests or len(material.questions or material.asked.cells[cell.name])
+    count = cell.num_requests or len(data.questions or data.examples.cells[cell.name])
     return schedule(cfg.workload, count, cell.request_rate, derive_seed(cfg.seed, cell.name, repeat, "arrivals"))
 
 
-def warmup_round(cfg: Any, cell: Cell, repeat: int, material: Material, engines: int, number: int) -> list[Request]:
+def warmup_round(cfg: Any, cell: Cell, repeat: int, data: PromptData, engines: int, number: int) -> list[Request]:
     """One request for each engine that is not measured: prompts of their own, as long as the cell's.
 
     repeat: the first that follows. number: of the round, from 0; no two rounds have a prompt in common.
     """
     length = cell.prompt_len
     if cfg.workload.prompts == "trace":
-        length = int(np.median([row.prompt_len for row in material.rows]))
-    if cfg.workload.prompts == "judged":
+        length = int(np.median([row.prompt_len for row in data.rows]))
+    if cfg.workload.prompts == "scored":
         # With the warm-up's own answer no longer than what is measured.
-        length = max(1, max(len(example.prompt) for example in material.asked.cells[cell.name]) - WARMUP_TOKENS)
+        length = max(1, max(len(example.prompt) for example in data.examples.cells[cell.name]) - WARMUP_TOKENS)
     requests = []
     for n in range(number * engines, (number + 1) * engines):
         if length is None:
-            prompt = material.encode(f"{WARMUP_QUESTION} ({n})")
+            prompt = data.encode(f"{WARMUP_QUESTION} ({n})")
         elif cfg.workload.prompts == "text":
-            prompt = _own_tokens(cfg, cell, repeat, -1 - n, material, length)
+            prompt = _own_tokens(cfg, cell, repeat, -1 - n, data, length)
         else:
-            prompt = random_token_ids(
-                length, material.vocab_size, derive_seed(cfg.seed, cell.name, "warm-up", repeat, n)
-            )
+            prompt = random_token_ids(length, data.vocab_size, derive_seed(cfg.seed, cell.name, "warm-up", repeat, n))
         seed = derive_seed(cfg.seed, cell.name, "warm-up", n)
         most = min(longest(cfg.workload), WARMUP_TOKENS)
         request = request_of(cfg, cell, repeat, f"warm-up-{n}", prompt, "warm-up", seed, most)

@@ -225,8 +225,8 @@ def test_requests_at_a_time_are_those_of_a_rate_of_0(config: Compose) -> None:
     [
         ([], None),
         (["experiment=e4"], None),  # asks for no such check
-        (["dataset=subsets", "workload=judged"], "several requests at a time"),
-        (["dataset=subsets", "workload=judged", "workload.concurrency=1"], None),
+        (["dataset=subsets", "workload=scored"], "several requests at a time"),
+        (["dataset=subsets", "workload=scored", "workload.concurrency=1"], None),
         (["workload=random"], "random prompts differ in every repeat"),
         (["workload=text"], "text prompts differ in every repeat"),
         (["workload=poisson"], "random prompts differ in every repeat"),

@@ -13,7 +13,7 @@ from wp1.core.plan import plan
 from wp1.runner import prompt_data
 from wp1.workload import chats, dataset, prompts
 from wp1.workload.chats import Asked
-from wp1.workload.prompts import Material
+from wp1.workload.prompts import PromptData
 from wp1.workload.row_files import BadRowError
 
 SYSTEM, ASKED, ANSWER, MORE = ("system", "Be brief."), ("user", "Why?"), ("assistant", "So."), ("user", "And?")
@@ -175,7 +175,7 @@ def test_answers_are_as_long_as_the_row_says_up_to_output_len(config: Compose, t
     cfg = config(*words)
     given = prompt_data.read(cfg, lambda _: None)
     assert given.questions is not None
-    made = Material(1000, prompts.as_token_ids, prompt_data._tokenized(given.questions.rows, _Words()))  # type: ignore[arg-type]
+    made = PromptData(1000, prompts.as_token_ids, prompt_data._tokenized(given.questions.rows, _Words()))  # type: ignore[arg-type]
     requests = prompts.measured(cfg, plan(cfg)[0].cells[0], 0, made)
     assert [request.max_tokens for request in requests] == [5, 6, 6, 2]
     inputs, [said] = prompt_data.inputs(cfg, given, made)

@@ -25,9 +25,9 @@ DEPTH_BINS = 5
 
 
 def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
-    """One row a measured request of a judged run: its example, score in 0..1, and how fast it was.
+    """One row for each measured request whose answer is scored: its example, score in 0..1, and how fast it was.
 
-    requests: `tables.requests`. Of perplexity tasks `score` is null. Empty for a run that judged nothing.
+    requests: `tables.requests`. Of perplexity tasks `score` is null. Empty for a run without scores.
     Raises ConfigError where examples.jsonl is broken.
     """
     if not (run_dir / FILE).is_file():
@@ -61,7 +61,7 @@ def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
 
 
 def summarise(rows: pl.DataFrame, source: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What there is to say of a judged run, for summary.json; None for one that judged nothing.
+    """What summary.json says of the scores; None for a run without any.
 
     rows: from `scored`. source: run_metadata.json's `dataset`.
     """
@@ -89,19 +89,19 @@ def _said(saved: Mapping[str, Any]) -> Reporting:
 
 
 def _of_arm(rows: pl.DataFrame, shown: Mapping[str, Reporting]) -> dict[str, Any]:
-    judged = rows.filter(pl.col("score").is_not_null())
+    answered = rows.filter(pl.col("score").is_not_null())
     of_benchmarks = {
         str(name): _overall(part, shown[str(name)])
-        for (name,), part in judged.group_by("benchmark", maintain_order=True)
+        for (name,), part in answered.group_by("benchmark", maintain_order=True)
     }
     return {
-        "tasks": [_task(part) for _, part in judged.group_by("benchmark", "task", maintain_order=True)],
+        "tasks": [_task(part) for _, part in answered.group_by("benchmark", "task", maintain_order=True)],
         "benchmarks": of_benchmarks,
-        "overall": scoring.mean_of(_by_task(judged)),
-        "groups": _groups(judged, shown),
-        "by_length": by_length(judged),
-        "needles": needles(judged, shown),
-        "effective_length": effective_length(judged, shown),
+        "overall": scoring.mean_of(_by_task(answered)),
+        "groups": _groups(answered, shown),
+        "by_length": by_length(answered),
+        "needles": needles(answered, shown),
+        "effective_length": effective_length(answered, shown),
         "perplexity": perplexity.by_position(rows),
         "cut": int(rows["cut"].sum()),
         "odd": int(rows["odd"].sum()),
@@ -246,7 +246,7 @@ def differences(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
         {"benchmark": benchmark, "task": task, **_delta(part["delta"].to_numpy(), _asked(part))}
         for (benchmark, task), part in pairs.group_by("benchmark", "task", maintain_order=True)
     ]
-    for row, shown in zip(tasks, intervals.false_discovery([_judged(row) for row in tasks]), strict=True):
+    for row, shown in zip(tasks, intervals.false_discovery([_p_of(row) for row in tasks]), strict=True):
         row["shown"] = shown
     overall = _delta(pairs["delta"].to_numpy(), _asked(pairs))
     return {
@@ -258,7 +258,7 @@ def differences(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _judged(row: Mapping[str, Any]) -> float | None:
+def _p_of(row: Mapping[str, Any]) -> float | None:
     return row["p"] if row["n"] >= scoring.MIN_EXAMPLES else None
 
 

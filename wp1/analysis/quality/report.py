@@ -24,7 +24,7 @@ HOW_TO_READ = f"""\
 
 
 def section(found: Mapping[str, Any] | None, rows: pl.DataFrame) -> str:
-    """The whole section; "" for a run that judged nothing. rows: `quality.scored`."""
+    """The whole section; "" for a run without scores. rows: `quality.scored`."""
     if found is None:
         return ""
     parts = ["## Answers", _together(found)]
@@ -107,17 +107,17 @@ def _source(source: Mapping[str, Any]) -> str:
 
 
 def _words(of: Mapping[str, Any]) -> str:
-    judged = [task for task in of["tasks"] if task["n"]]
-    if not judged:
+    scored = [task for task in of["tasks"] if task["n"]]
+    if not scored:
         return ""
-    best = max(judged, key=lambda task: task["mean"])
-    worst = min(judged, key=lambda task: task["mean"])
+    best = max(scored, key=lambda task: task["mean"])
+    worst = min(scored, key=lambda task: task["mean"])
     overall = of["overall"]
     several = f"; best at {best['task']} ({best['mean']:.0f} %), worst at {worst['task']} ({worst['mean']:.0f} %)"
     said = [
         f"Over {overall['n']} example{'s' * (overall['n'] != 1)} of {overall['tasks']} "
         f"task{'s' * (overall['tasks'] > 1)} the mean score is "
-        f"{overall['mean']:.1f} % [{overall['low']:.1f}, {overall['high']:.1f}]{several * (len(judged) > 1)}."
+        f"{overall['mean']:.1f} % [{overall['low']:.1f}, {overall['high']:.1f}]{several * (len(scored) > 1)}."
     ]
     lengths = of["by_length"]
     if len(lengths) > 1:

@@ -43,7 +43,7 @@ def _record(arm: str, example: dict[str, Any], text: str, **fields: Any) -> Requ
     )  # fmt: skip
 
 
-def judged_run(folder: Path) -> pl.DataFrame:
+def scored_run(folder: Path) -> pl.DataFrame:
     """Two arms: yarn finds needles at every length but the last, unscaled those of the first two; the rest is alike."""
     examples, records = [], []
     for length in LENGTHS:
@@ -84,7 +84,7 @@ SOURCE = {
 
 @pytest.fixture
 def rows(tmp_path: Path) -> pl.DataFrame:
-    return quality_figures.scored(tmp_path, judged_run(tmp_path))
+    return quality_figures.scored(tmp_path, scored_run(tmp_path))
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_arms_of_the_same_texts_need_no_warning(rows: pl.DataFrame, found: dict[
 
 
 def test_a_request_for_perplexity_has_no_latency(tmp_path: Path) -> None:
-    requests = judged_run(tmp_path).filter(pl.col("nll_window").is_not_null())
+    requests = scored_run(tmp_path).filter(pl.col("nll_window").is_not_null())
     assert requests.height == 8
     for name in tables.OF_SERVING:
         assert requests[name].null_count() == 8, name
@@ -297,7 +297,7 @@ def test_depths_that_were_drawn_are_put_together(rows: pl.DataFrame) -> None:
     assert depths <= {10.0, 30.0, 50.0, 70.0, 90.0}
 
 
-def test_a_run_that_judged_nothing_has_no_scores(tmp_path: Path) -> None:
+def test_a_run_without_examples_has_no_scores(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "records.jsonl"):
         pass
     rows = quality_figures.scored(tmp_path, tables.requests(tmp_path / "records.jsonl"))
