@@ -240,7 +240,7 @@ def check_overrides(cfg: Any, overrides: list[str]) -> None:
                 raise ConfigError(f"experiment.same_tokens=true compares repeats of a prompt, and {why}: drop it")
         if cfg.workload.prompts == "scored" and re.match(r"\+*workload\.(output_\w+|ignore_eos)=", override):
             raise ConfigError(
-                f"{override.lstrip('+')} has no effect on a dataset with tasks, which say how long an answer may be: "
+                f"{override.lstrip('+')} has no effect on a scored dataset, whose tasks say how long an answer may be: "
                 "drop it"
             )
         if cfg.arms and re.match(r"\+*scheduler[.=]", override):

@@ -45,7 +45,7 @@ def check(cfg: Any) -> None:
     if dataset.limit is not None:
         raise ConfigError("dataset.limit is for questions that are not scored: set dataset.samples_per_task")
     if cfg.workload.num_requests is not None:
-        raise ConfigError("workload.num_requests has no effect on a dataset with tasks: set dataset.samples_per_task")
+        raise ConfigError("workload.num_requests has no effect on a scored dataset: set dataset.samples_per_task")
     if dataset.source == "builtin":
         _check_made(cfg, known)
     else:

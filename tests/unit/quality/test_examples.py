@@ -111,7 +111,7 @@ def test_settings_that_cannot_be_are_refused_by_name(config: Compose, overrides:
 
 def test_a_scored_answer_s_length_is_not_to_be_set(config: Compose) -> None:
     cfg = config("experiment=e4", "workload.output_len=9")
-    with pytest.raises(ConfigError, match=r"workload\.output_len=9 has no effect on a dataset with tasks"):
+    with pytest.raises(ConfigError, match=r"workload\.output_len=9 has no effect on a scored dataset"):
         checks.check_overrides(cfg, ["workload.output_len=9"])
 
 

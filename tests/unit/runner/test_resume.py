@@ -57,8 +57,8 @@ def go(cfg: DictConfig, run_dir: Path, resuming: bool = False) -> Outcome:
 CHILD = """
 import os, signal, sys
 from tests.double import fresh, unpainted
-from wp1.analysis import style
-from wp1.records import RecordWriter
+from wp1.analysis.base import style
+from wp1.core.records import RecordWriter
 from wp1.serving import vllm_backend
 backend = fresh()
 backend.gap_s = 0.01
@@ -364,6 +364,18 @@ def test_what_a_run_s_file_lacks_is_named(
     # Before anything is composed, or when the configuration is held against the records of a run that completed.
     with pytest.raises(ConfigError, match=re.escape(f"{run_dir}/{said}: restore it from a copy")):
         resume.arguments([f"resume={run_dir}"])
+        resume.check_same(config(*TINY), run_dir)
+
+
+def test_a_run_of_an_earlier_wp1_says_why_it_cannot_go_on(config: Compose, double: Any, tmp_path: Path) -> None:
+    run_dir = tmp_path / "outputs" / RUN_ID
+    go(config(*TINY), run_dir)
+    content = read_config(run_dir)
+    content["workload"]["prompts"] = "judged"
+    (run_dir / "config.yaml").write_text(json.dumps(content))
+    metadata = read_json(run_dir / "run_metadata.json")
+    (run_dir / "run_metadata.json").write_text(json.dumps(metadata | {"status": "failed"}))
+    with pytest.raises(ConfigError, match=r"in which scored prompts were called judged, and cannot go on: start a new"):
         resume.check_same(config(*TINY), run_dir)
 
 
