@@ -147,8 +147,8 @@ def check_same(cfg: Any, run_dir: Path) -> None:
     config = read_config(run_dir)
     if config["workload"]["prompts"] == "judged":
         raise ConfigError(
-            f"{run_dir} is of an earlier wp1, in which scored prompts were called judged, and cannot go on: start a new "
-            f"run, or make its report by python -m wp1.report {run_dir}"
+            f"{run_dir} is of an earlier wp1, in which scored prompts were called judged, and cannot go on: start "
+            f"a new run, or make its report by python -m wp1.report {run_dir}"
         )
     before = settings_of(config)
     now = settings_of(redaction.config(yaml.safe_load(OmegaConf.to_yaml(cfg, resolve=True))))
