@@ -20,10 +20,11 @@ from wp1.analysis.memory import figures as memory_figures
 from wp1.analysis.quality import answers
 from wp1.core import files, progress
 from wp1.core.errors import ConfigError, unreadable
-from wp1.core.plan import has_length, is_scored, plan
+from wp1.core.plan import is_scored, plan
 from wp1.core.request_names import FILE as CONTROL
 from wp1.core.run_folder import read_config, read_json, read_metadata
 from wp1.quality.examples import FILE as EXAMPLES
+from wp1.workload.prompts import own_source
 
 RECORDS = "records.jsonl"
 # Arm and cell; where it is known, the repeat too.
@@ -156,7 +157,8 @@ def _planned(run_dir: Path, metadata: Mapping[str, Any]) -> dict[Part, int]:
     except AttributeError:
         return {}
     skipped = {one["cell"] for one in metadata.get("skipped", ())}
-    exact = has_length(config.workload.prompts)
+    source = own_source(config.workload.prompts)
+    exact = source is not None and source.made_to_length
     return {
         # Of a dataset's or trace's rows the plan does not know how many there are.
         (arm.name, cell.name): cell.repeats * ((cell.num_requests or 1) if exact else 1)

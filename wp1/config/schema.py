@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wp1.core.errors import ConfigError
 from wp1.core.plan import open_loop
+from wp1.workload.prompts import source_of
 
 # true or false, as `resolve` sees to: where the type is bool, OmegaConf takes any number for true.
 Truth = Any
@@ -113,7 +114,7 @@ class Dataset:
 
 @dataclass
 class Workload:
-    prompts: str = "dataset"  # dataset, scored, random, text or trace
+    prompts: str = "dataset"  # dataset, scored, random, text or trace; or package.module.Class (`wp1.workload.prompts`)
     prompt_len: int | None = None  # tokens, of random and text prompts
     text_path: str | None = None  # of text prompts; None: the bundled book
     shared_prefix: float = 0.0  # share of a prompt that all prompts of a cell's repeat begin with
@@ -283,7 +284,7 @@ def same_tokens_aside(cfg: Any) -> str | None:
     workload = cfg.workload
     if not cfg.experiment.same_tokens:
         return None
-    if workload.prompts not in ("dataset", "scored"):
+    if not source_of(workload.prompts).repeated:
         return f"{workload.prompts} prompts differ in every repeat"
     if open_loop(cfg):
         return "requests that come at a rate overlap differently in every repeat"

@@ -87,11 +87,6 @@ def cell_of(cfg: Any, arm: str, length: int | None, rate: float, concurrency: in
     )
 
 
-def has_length(prompts: str) -> bool:
-    """Whether prompts of this kind are made to a length, rather than having their own."""
-    return prompts in ("random", "text")
-
-
 def is_scored(prompts: str) -> bool:
     """Whether answers to prompts of this kind are scored; folders of earlier runs call that judged."""
     return prompts in ("scored", "judged")

@@ -65,6 +65,8 @@ def _of_code(key: str, value: str) -> str | None:
         return "a setting of Hydra's, which can name code of somebody else's"
     if key == "dataset.benchmark":
         return "which names code to import"
+    if key == "workload.prompts" and "." in value:
+        return "which names code to import"
     if key.startswith(("transfer.environment", "transfer.extra")):
         return "which reaches the environment or the connector of the engines"
     argument = key.removeprefix("backend.engine.")

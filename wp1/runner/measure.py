@@ -27,7 +27,6 @@ from wp1.serving.memory.notes import MemoryNotes
 from wp1.serving.placement import engine_sizes
 from wp1.workload import prompts
 from wp1.workload.arrivals import Schedule
-from wp1.workload.prompts import REPEATED
 
 # Seconds for which engines on a GPU are watched before they have anything to do.
 IDLE_S = 1.0
@@ -99,7 +98,7 @@ async def measure(
             records=stack.enter_context(RecordWriter(run_dir / "records.jsonl")),
             lags=stack.enter_context(RecordWriter(run_dir / "loop.jsonl")),
             notes=_memory_notes(cfg, run_dir, stack),
-            control=Control(again, alike=cfg.workload.prompts in REPEATED),
+            control=Control(again, alike=prompts.source_of(cfg.workload.prompts).repeated),
             again=stack.enter_context(RecordWriter(run_dir / CONTROL)) if again else None,
             write=_event_writer(prepared.arms, run_dir, stack),
             done=done,

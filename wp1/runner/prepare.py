@@ -55,7 +55,8 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
     if cfg.arms and not cfg.experiment.memory:
         check_equal({arm.name: [place for _, place in places_of(arm)] for arm in plan(cfg)})
     # Before the model is fetched or unpacked: bad data is told at once.
-    given = prompt_data.read(cfg, tell)
+    source = prompts.source_of(cfg.workload.prompts)
+    given = source.read(cfg, tell)
     try:
         served = _models(cfg, tell)
     except OSError as error:
@@ -75,7 +76,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
         colocated = colocated or any(place.sharing > 1 for _, place in engines)
     tell("making prompts")
     made_of = prompt_data.prepare(cfg, model, arms[0].cells, tell, given)
-    inputs, notes = prompt_data.inputs(cfg, given, made_of)
+    inputs, notes = source.inputs(cfg, given, made_of)
     transfer: dict[str, str] = {}
     for arm in arms:
         if arm.scheduler.mode == "disagg":

@@ -23,13 +23,14 @@ from wp1.core.run_folder import write_json
 from wp1.machine.output import output_to
 from wp1.model.models import ServedModel
 from wp1.quality import benchmarks, examples
-from wp1.runner import prompt_data, resume
+from wp1.runner import resume
 from wp1.runner.console import Screen
 from wp1.runner.measure import measure
 from wp1.runner.metadata import run_metadata
 from wp1.runner.outcome import Outcome
 from wp1.runner.prepare import Prepared, prepare
 from wp1.serving.engines import Engines
+from wp1.workload import prompts
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,9 @@ def _hash(cfg: DictConfig, prepared: Prepared) -> str:
         contents["model.path"] = prepared.model.digest
     if prepared.prompt_data.examples is not None:
         contents["dataset"] = prepared.prompt_data.examples.source["digest"]
-    contents |= {name: identity.file_digest(path) for name, path in prompt_data.files(cfg).items()}
+    contents |= {
+        name: identity.file_digest(path) for name, path in prompts.source_of(cfg.workload.prompts).files(cfg).items()
+    }
     return identity.config_hash(cfg, contents)
 
 

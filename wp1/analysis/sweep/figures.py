@@ -22,7 +22,7 @@ from wp1.core.errors import WP1Error
 from wp1.core.paths import MANIFEST
 from wp1.core.request_names import FILE as CONTROL
 from wp1.core.run_folder import read_config, read_json, write_json
-from wp1.workload.prompts import REPEATED
+from wp1.workload.prompts import own_source
 
 # What a job's files must say of it.
 OF_JOB = ("job", "overrides", "status", "reason")
@@ -294,7 +294,8 @@ def _tokens(names: tuple[str, str], of: list[Pair]) -> parity.Basis:
             assert job.run_dir is not None
             asked = tables.control(job.run_dir / CONTROL).filter(pl.col("arm") == arm)
             again.append(asked.filter(pl.col("cell").is_in(pair.cells)).with_columns(arm=pl.lit(name)))
-            alike = alike and read_config(job.run_dir)["workload"]["prompts"] in REPEATED
+            source = own_source(read_config(job.run_dir)["workload"]["prompts"])
+            alike = alike and source is not None and source.repeated
             margin = max(margin, parity.margin_of(job.metadata["pools"]))
     why = next((why for why in map(tokens_differ, of) if why is not None), None)
     return parity.Basis(why, pl.concat(again), alike, margin)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 
 from wp1.core.errors import ConfigError
+from wp1.core.outside import imported
 from wp1.quality.tasks import Benchmark, Task
 
 Benchmarks = Mapping[str, Benchmark]
@@ -28,11 +29,7 @@ def known(module: str | None, key: str = "dataset.benchmark") -> Benchmarks:
     if module is None:
         return own()
     said = f"{key}={module}"
-    try:
-        found = getattr(importlib.import_module(module), "BENCHMARK", None)
-    except Exception as error:  # anything may go wrong in a module of somebody else's
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ConfigError(f"{said} cannot be imported ({why}): mend it, or put its folder on PYTHONPATH") from error
+    found = getattr(imported(said, module), "BENCHMARK", None)
     if not isinstance(found, Benchmark):
         raise ConfigError(f"{said} has no BENCHMARK of the class wp1.quality.tasks.Benchmark: add one")
     if not re.fullmatch(r"\w[\w.-]*", found.name):
