@@ -19,7 +19,7 @@ FILE = "examples.jsonl"
 
 @dataclass(frozen=True)
 class Example:
-    """One thing that is asked, and what its answer is scored by."""
+    """A prompt, and what the answer to it is scored by."""
 
     task: Task
     row: Row
@@ -47,8 +47,8 @@ class Examples:
     @property
     def built_in(self) -> bool:
         """Whether examples of wp1's own benchmarks were made here, and are not the official ones."""
-        asked = {key.partition("/")[0] for key in self.source["examples"]}
-        return self.source["source"] == "builtin" and not asked.isdisjoint(benchmarks.own())
+        names = {key.partition("/")[0] for key in self.source["examples"]}
+        return self.source["source"] == "builtin" and not names.isdisjoint(benchmarks.own())
 
 
 def read(cfg: Any, tell: Callable[[str], None]) -> sources.Drawn | None:
@@ -87,10 +87,10 @@ def examples(
     assert drawn is not None
     of = {task.name: task for task in tasks}
     tell(f"tokenizing {len(drawn.rows)} prompts")
-    asked = [cut(of[row.task], row, tokens, cfg.model.max_len) for row in drawn.rows]
-    source = _source(cfg, {cells[0].name: asked}, drawn.digest())
+    found = [cut(of[row.task], row, tokens, cfg.model.max_len) for row in drawn.rows]
+    source = _source(cfg, {cells[0].name: found}, drawn.digest())
     source |= {"bad_rows": len(drawn.bad), "first_bad": drawn.bad[:5], "rows": drawn.seen}
-    return Examples({cell.name: asked for cell in cells}, source)
+    return Examples({cell.name: found for cell in cells}, source)
 
 
 def _made(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None]) -> Examples:
@@ -114,22 +114,22 @@ def _made(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None])
             for made in makers[task.benchmark](task.name, cfg.seed, number)
         ]
     found = {cell.name: by_length[cell.prompt_len] for cell in cells if cell.prompt_len is not None}
-    drawn = sources.Drawn([example.row for asked in by_length.values() for example in asked])
+    drawn = sources.Drawn([example.row for of_length in by_length.values() for example in of_length])
     return Examples(found, _source(cfg, found, drawn.digest()))
 
 
 def _source(cfg: Any, cells: dict[str, list[Example]], digest: str) -> dict[str, Any]:
     counts: dict[str, int] = {}
-    for asked in cells.values():
-        for example in asked:
+    for of_cell in cells.values():
+        for example in of_cell:
             key = f"{example.task.benchmark}/{example.task.name}"
             counts[key] = counts.get(key, 0) + 1
     source = cfg.dataset.source if cfg.dataset.path is None else "file"
-    asked = [
+    of_run = [
         benchmarks.known(cfg.dataset.benchmark)[name] for name in dict.fromkeys(key.partition("/")[0] for key in counts)
     ]
-    built_in = [one.built_in for one in asked if source == "builtin" and one.built_in is not None]
-    outside = {one.name: asdict(one.reporting) for one in asked if one.name not in benchmarks.own()}
+    built_in = [one.built_in for one in of_run if source == "builtin" and one.built_in is not None]
+    outside = {one.name: asdict(one.reporting) for one in of_run if one.name not in benchmarks.own()}
     found = {
         "name": cfg.dataset.name,
         "source": source,
@@ -176,8 +176,8 @@ def cut(task: Task, row: Row, tokens: Any, max_len: int) -> Example:
 def write(path: Path, cells: dict[str, list[Example]]) -> None:
     """examples.jsonl: a line for each example of each cell with what its score needs, and not its text."""
     with files.replaced(path) as work, work.open("wb") as file:
-        for cell, asked in cells.items():
-            for example in asked:
+        for cell, of_cell in cells.items():
+            for example in of_cell:
                 row, task = example.row, example.task
                 line = {
                     "cell": cell,

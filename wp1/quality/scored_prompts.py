@@ -32,18 +32,18 @@ class ScoredPrompts(PromptSource):
         return replace(data, examples=examples.examples(cfg, list(cells), tokens, tell, given))
 
     def requests(self, cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Requests:
-        asked = data.examples.cells[cell.name]
-        order = sorted(range(len(asked)), key=lambda n: derive_seed(cfg.seed, "order", asked[n].name, n))
+        found = data.examples.cells[cell.name]
+        order = sorted(range(len(found)), key=lambda n: derive_seed(cfg.seed, "order", found[n].name, n))
 
         def make(n: int) -> Request:
-            example = asked[order[n]]
+            example = found[order[n]]
             seed = derive_seed(cfg.seed, cell.name, example.name, "sampling")
             request = request_of(cfg, cell, repeat, example.name, [], example.label, seed, example.task.max_tokens)
             request.example, request.stop = example.name, list(example.task.stop)
             request.nll_window = example.task.nll_window
             return request
 
-        return Requests(len(asked), make, lambda n: asked[order[n]].prompt.tolist())
+        return Requests(len(found), make, lambda n: found[order[n]].prompt.tolist())
 
     def warmup_length(self, cell: Cell, data: PromptData) -> int | None:
         # With the warm-up's own answer no longer than what is measured.
