@@ -2,7 +2,8 @@
 
 A part is what `_target_` names, a class or a function, by its exact dotted name and in any package: a configuration is
 code. Its signature says what it takes. Of its parameters some are given by wp1 (`Kind.given`); the others are its
-settings, with their types and defaults. A class whose `__init__` has `**more` also takes what its parent takes.
+settings, with their types and defaults. A class whose `__init__` has `**more` also takes what its parent takes; if
+there is no parent to say it, any key is taken as it is.
 
     class ShortestFirst(AggregatedScheduler):
         def __init__(self, *, at_once: Annotated[int, Within(1)] = 4, order: Literal["up", "down"] = "up", **more): ...
@@ -111,32 +112,50 @@ def _returned(function: Callable[..., Any]) -> Any:
 
 def settings_of(key: str, part: Callable[..., Any], kind: Kind) -> dict[str, Setting]:
     """What a part takes of the configuration, by name. Raises ConfigError for a type that cannot be looked up."""
-    own = getattr(part, "Settings", None)
-    if dataclasses.is_dataclass(own):
-        part = own
     found = {}
-    for name, (parameter, function) in _parameters(part).items():
+    for name, (parameter, function) in _parameters(_told_by(part)).items():
         if name not in kind.given:
             found[name] = Setting(name, _annotation(key, parameter, function), parameter.default)
     return found | {name: Setting(name, of_type, None) for name, of_type in kind.beside.items()}
 
 
+def _told_by(part: Callable[..., Any]) -> Callable[..., Any]:
+    """What says which settings a part takes: its dataclass `Settings`, or it itself."""
+    held = getattr(part, "Settings", None)
+    return held if isinstance(held, type) and dataclasses.is_dataclass(held) else part
+
+
 def _parameters(part: Callable[..., Any]) -> dict[str, tuple[inspect.Parameter, Any]]:
     """The parameters that can be given by name, with the function of each; a subclass's come before its parents'."""
-    if isinstance(part, type):
-        functions = [vars(one)["__init__"] for one in part.__mro__ if "__init__" in vars(one) and one is not object]
-    else:
-        functions = [part]
     found: dict[str, tuple[inspect.Parameter, Any]] = {}
-    for function in functions:
-        parameters = inspect.signature(function).parameters
-        own = list(parameters.values())[1 if isinstance(part, type) else 0 :]
+    for function, own in _signatures(part):
         for parameter in own:
             if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 found.setdefault(parameter.name, (parameter, function))
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
+    return found
+
+
+def _signatures(part: Callable[..., Any]) -> list[tuple[Any, list[inspect.Parameter]]]:
+    """The functions whose parameters a part has: its own, and while one has `**more` the next parent's."""
+    functions: list[Any] = [part]
+    if isinstance(part, type):
+        functions = [vars(one)["__init__"] for one in part.__mro__ if "__init__" in vars(one) and one is not object]
+    found = []
+    for function in functions:
+        own = list(inspect.signature(function).parameters.values())[1 if isinstance(part, type) else 0 :]
+        found.append((function, own))
+        if not _has_more(own):
             break
     return found
+
+
+def _has_more(parameters: list[inspect.Parameter]) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _takes_any(part: Callable[..., Any]) -> bool:
+    signatures = _signatures(part)
+    return bool(signatures) and _has_more(signatures[-1][1])
 
 
 def _annotation(key: str, parameter: inspect.Parameter, function: Any) -> Any:
@@ -161,10 +180,13 @@ def typed(key: str, node: Any, kind: Kind, told: Callable[[str, list[str]], str]
         raise ConfigError(f"{key}={given} is no {kind.word}: it has to be an object with a _target_")
     part = part_of(key, given.get("_target_"), kind)
     known = settings_of(key, part, kind)
-    for name in sorted(map(str, given)):
-        if name != "_target_" and name not in known:
+    strange = sorted(str(name) for name in given if name != "_target_" and name not in known)
+    if not _takes_any(_told_by(part)):
+        for name in strange[:1]:
+            if not known:
+                raise ConfigError(f"unknown key {key}.{name}: this {kind.word} has no settings")
             raise ConfigError((told or unknown_key)(f"{key}.{name}", [f"{key}.{one}" for one in sorted(known)]))
-    found = {"_target_": given["_target_"]}
+    found = {"_target_": given["_target_"], **{name: given[name] for name in strange}}
     for name, setting in known.items():
         value = given.get(name, setting.default)
         if value is NOTHING or value == "???":
@@ -244,13 +266,11 @@ def make(key: str, settings: Mapping[str, Any], kind: Kind, **given: Any) -> Any
     Raises ConfigError, naming the key, if the part refuses its settings by ValueError.
     """
     part = loaded(f"{key}._target_", settings["_target_"])
-    taken = _parameters(part)
+    taken = {name: value for name, value in given.items() if _takes_any(part) or name in _parameters(part)}
     own = {name: value for name, value in settings.items() if name != "_target_" and name not in kind.beside}
-    held = getattr(part, "Settings", None)
+    held = _told_by(part)
     try:
-        if isinstance(held, type) and dataclasses.is_dataclass(held):
-            return part(held(**own), **{name: value for name, value in given.items() if name in taken})
-        return part(**own, **{name: value for name, value in given.items() if name in taken})
+        return part(**own, **taken) if held is part else part(held(**own), **taken)
     except ValueError as error:
         raise ConfigError(f"{key} cannot be made ({' '.join(str(error).split())}): change its settings") from error
 

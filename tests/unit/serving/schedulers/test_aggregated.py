@@ -17,7 +17,7 @@ def backend() -> type[DoubleBackend]:
 
 def _scheduler(backend: Any, replicas: int, routing: str = "round_robin") -> AggregatedScheduler:
     return AggregatedScheduler(
-        mode="agg", replicas=replicas, routing=routing, tensor_parallel=1, devices="auto", make_backend=backend
+        name="agg", replicas=replicas, routing=routing, tensor_parallel=1, devices="auto", make_backend=backend
     )
 
 
