@@ -111,6 +111,7 @@ def main() -> None:
     except ConfigError as error:
         _leave(2, f"error: {error}")
     sys.argv[1:] = [schema.with_plus(word) for word in words]
+    _find_packages(words)
     _stop_on_signals()
     try:
         with sweep_closed():
@@ -150,6 +151,13 @@ def _tell_failures() -> int:
     if interrupted:
         print("interrupted; what was measured is kept", file=sys.stderr)
     return 130 if interrupted else code
+
+
+def _find_packages(words: list[str]) -> None:
+    """Lets a folder of configuration name classes of packages that lie beside it, as examples/conf does."""
+    folder = get_args_parser().parse_known_args(words)[0].config_dir
+    if folder:
+        sys.path.append(str(Path(folder).resolve().parent))
 
 
 def check_options(words: list[str]) -> None:

@@ -96,7 +96,7 @@ def test_what_is_no_part_is_refused_before_it_is_called(config: Compose, key: st
     "part", ["{_target_: wp1.collectors.device.np.load}", "{_target_: wp1.collectors.load.LoadStatsCollector, x: 1}"]
 )
 def test_what_is_no_collector_and_a_setting_that_it_has_not_are_refused(config: Compose, part: str) -> None:
-    with pytest.raises(ConfigError, match=r"(collectors\.x\._target_=\S+ cannot|unknown key collectors\.x\.x: this col)"):
+    with pytest.raises(ConfigError, match=r"collectors\.x\._target_=\S+ cannot|unknown key collectors\.x\.x: "):
         checks.check(config(f"++collectors.x={part}"))
 
 

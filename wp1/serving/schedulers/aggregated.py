@@ -13,7 +13,7 @@ from wp1.core.records import Request, RequestRecord
 from wp1.machine import hardware
 from wp1.serving.backend import EngineNeed, ServingBackend, death_of
 from wp1.serving.placement import places
-from wp1.serving.schedulers.serve import collect
+from wp1.serving.schedulers.serve import outcome, stream_into
 from wp1.serving.starting import kv_free, start_all
 
 
@@ -69,13 +69,18 @@ class AggregatedScheduler:
             record.pool, record.phase, record.t_end = self.name, "prefill", time.monotonic()
             record.status, record.cause, record.error = "error", "engine_died", death_of(dead)
             return
+        record.pool = self.name
+        async with outcome(record, request.timeout_s):
+            await self.answer(request, record)
+
+    async def answer(self, request: Request, record: RequestRecord) -> None:
+        """Has an engine answer, within `outcome`. A scheduler with another order of requests waits here before."""
         index = self._route()
         engine = self._engines[index]
-        record.pool = self.name
         record.prefill_engine = record.decode_engine = engine.name
         self._in_flight[index] += 1
         try:
-            await collect(engine.generate(request), record, request.timeout_s)
+            await stream_into(record, engine.generate(request))
         finally:
             self._in_flight[index] -= 1
 
