@@ -11,7 +11,7 @@ from wp1.core.run_folder import read_json
 
 def test_a_scheduler_and_a_collector_from_outside(start: Start, tmp_path: Path) -> None:
     run = start(
-        "--config-dir=examples/conf", "experiment=shortest_first", *TINY_SHAPE, "workload.max_warmup=1", "tracking=none"
+        "experiment=shortest_first", *TINY_SHAPE, "workload.max_warmup=1", "tracking=none", "--config-dir=examples/conf"
     )
     code, output = run.finish()
     assert code == 0, output

@@ -23,7 +23,7 @@ from wp1.core.errors import ConfigError, unreadable
 from wp1.core.plan import has_length, plan
 from wp1.core.records import read_rows
 from wp1.core.request_names import FILE as CONTROL
-from wp1.core.run_folder import arms_moving_kv, read_config, read_json, read_metadata
+from wp1.core.run_folder import arms_moving_kv, read_config, read_json, read_metadata, scheduler_name
 from wp1.quality.examples import FILE as EXAMPLES
 
 RECORDS = "records.jsonl"
@@ -151,7 +151,10 @@ def _said(run_dir: Path, metadata: Mapping[str, Any], completed: bool) -> tuple[
 def _planned(run_dir: Path, metadata: Mapping[str, Any]) -> dict[Part, int]:
     """What a run that completed must have measured: its cells less those skipped; {} where an older plan says less."""
     # Plain data: what a folder that somebody sent has in ${...} is never looked up.
-    config = _Named(read_config(run_dir))
+    plain = read_config(run_dir)
+    scheduler = plain.get("scheduler") or {}
+    # `plan` asks for the scheduler's name, which older runs have as its mode.
+    config = _Named({**plain, "scheduler": {**scheduler, "name": scheduler_name(scheduler)}})
     try:
         arms = plan(config)
     except AttributeError:
