@@ -63,21 +63,21 @@ def test_an_engine_that_hangs_is_ended_and_one_in_a_long_step_has_more_time(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(vllm_backend, "LOOK_S", 0.05)
-    monkeypatch.setattr(vllm_backend, "ANSWER_S", 1.0)
+    monkeypatch.setattr(vllm_backend, "ANSWER_S", 1.0 if computes else 20.0)
     backend = _backend(tmp_path / "engine.log", hangs)
     backend._processes = [Process(computes)]
 
     async def go() -> float:
         begin = asyncio.get_running_loop().time()
         with pytest.raises(
-            EngineDiedError, match=r"engine decode-0 died: it did not answer within \d s \(what its mem"
+            EngineDiedError, match=r"engine decode-0 died: it did not answer within \d+ s \(what its mem"
         ):
             await backend.memory("begin")
         return asyncio.get_running_loop().time() - begin
 
-    took = asyncio.run(asyncio.wait_for(go(), 20))
+    took = asyncio.run(asyncio.wait_for(go(), 30))
     assert took >= within_s
-    assert computes or took < 1.0
+    assert computes or took < 20.0
     assert backend._processes[0].killed
     assert not backend.alive
     assert backend.death.startswith("engine decode-0 died: it did not answer")
