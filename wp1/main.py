@@ -111,7 +111,7 @@ def main() -> None:
     except ConfigError as error:
         _leave(2, f"error: {error}")
     sys.argv[1:] = [schema.with_plus(word) for word in words]
-    _find_packages(words)
+    find_packages(words)
     _stop_on_signals()
     try:
         with sweep_closed():
@@ -153,11 +153,11 @@ def _tell_failures() -> int:
     return 130 if interrupted else code
 
 
-def _find_packages(words: list[str]) -> None:
+def find_packages(words: list[str]) -> None:
     """Lets a folder of configuration name classes of packages that lie beside it, as examples/conf does."""
     folder = get_args_parser().parse_known_args(words)[0].config_dir
-    if folder:
-        sys.path.append(str(Path(folder).resolve().parent))
+    if folder and (beside := str(Path(folder).resolve().parent)) not in sys.path:
+        sys.path.append(beside)
 
 
 def check_options(words: list[str]) -> None:

@@ -68,7 +68,9 @@ def _serve(prompts: list[int], **settings: Any) -> list[RequestRecord]:
 
     async def go() -> list[RequestRecord]:
         scheduler = ShortestFirst(name="s", replicas=1, make_backend=fresh(), **settings)
-        requests = [Request(f"r{n}", "s", "c", 0, [1] * tokens, 3, n, 5.0) for n, tokens in enumerate(prompts)]
+        requests = [
+            Request(f"r{n}", "s", "c", 0, [1] * tokens, 3, seed=n, timeout_s=5) for n, tokens in enumerate(prompts)
+        ]
         records = [new_record(request, 0.0) for request in requests]
         async with scheduler:
             serving = [asyncio.create_task(scheduler.serve(*pair)) for pair in zip(requests, records, strict=True)]
