@@ -170,5 +170,5 @@ def test_what_is_wrong_with_it_is_one_line(
 def test_a_folder_s_command_that_names_it_has_to_be_typed(outside: list[str], tmp_path: Path) -> None:
     from wp1.core import untrusted
 
-    with pytest.raises(ConfigError, match=r"dataset\.benchmark=mine\.sums, which names code to import"):
+    with pytest.raises(ConfigError, match=r"dataset\.benchmark=mine\.sums, which names code to run"):
         untrusted.check(tmp_path, ["dataset.benchmark=mine.sums"], [], str(tmp_path))

@@ -76,5 +76,5 @@ def test_what_is_no_source_is_one_line(words: list[str], command: Command, name:
 
 
 def test_a_folder_s_command_that_names_it_has_to_be_typed(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"workload\.prompts=mine\.Counting, which names code to import"):
+    with pytest.raises(ConfigError, match=r"workload\.prompts=mine\.Counting, which names code to run"):
         untrusted.check(tmp_path, ["workload.prompts=mine.Counting"], [], str(tmp_path))

@@ -367,18 +367,6 @@ def test_what_a_run_s_file_lacks_is_named(
         resume.check_same(config(*TINY), run_dir)
 
 
-def test_a_run_of_an_earlier_wp1_says_why_it_cannot_go_on(config: Compose, double: Any, tmp_path: Path) -> None:
-    run_dir = tmp_path / "outputs" / RUN_ID
-    go(config(*TINY), run_dir)
-    content = read_config(run_dir)
-    content["workload"]["prompts"] = "judged"
-    (run_dir / "config.yaml").write_text(json.dumps(content))
-    metadata = read_json(run_dir / "run_metadata.json")
-    (run_dir / "run_metadata.json").write_text(json.dumps(metadata | {"status": "failed"}))
-    with pytest.raises(ConfigError, match=r"in which scored prompts were called judged, and cannot go on: start a new"):
-        resume.check_same(config(*TINY), run_dir)
-
-
 @pytest.mark.parametrize("method", ["is_file", "open"])
 def test_a_folder_that_may_not_be_read_is_one_line(
     config: Compose, double: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
@@ -493,6 +481,12 @@ def test_of_two_that_go_on_at_once_one_is_refused(tmp_path: Path) -> None:
         "++backend.engine.worker_cls=evil.Worker",
         "++backend.engine.kv_transfer_config={kv_connector_module_path: evil}",
         "backend.engine={worker_cls: evil.Worker}",
+        "scheduler._target_=evil.Scheduler",
+        "+collectors.x._target_=evil.Collector",
+        "+collectors.x={_target_: evil.Collector}",
+        "collectors={x: {_target_: evil.Collector}}",
+        "scheduler={_target_: evil.Scheduler}",
+        "+arms.x={_target_: evil.Scheduler}",
         "transfer.environment.LD_PRELOAD=/tmp/evil.so",
         "++transfer.extra.backends=[evil]",
         "tracking.uri=http://evil.example",
