@@ -153,7 +153,7 @@ def _rounds(cfg: Any, cell: Cell, vocabulary: int) -> Iterator[list[Request]]:
     """Batches of fresh prompts, so that no round can profit from the one before."""
     repeat = 0
     while True:
-        yield list(prompts.measured(cfg, cell, repeat, prompts.Material(vocabulary, prompts.as_token_ids)))
+        yield list(prompts.measured(cfg, cell, repeat, prompts.PromptData(vocabulary, prompts.as_token_ids)))
         repeat += 1
 
 

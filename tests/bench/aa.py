@@ -43,7 +43,7 @@ async def compared(folder: Path, comparisons: int, screen: Screen) -> list[pl.Da
         cfg: Any = schema.resolve(compose("config", [f"root={folder}", *overrides, "experiment.same_tokens=false"]))
     cell = plan(cfg)[0].cells[0]
     model = models.prepare(cfg)
-    material = prompts.Material(model.vocab_size, prompts.as_token_ids)
+    data = prompts.PromptData(model.vocab_size, prompts.as_token_ids)
     found = []
     with ProcessGuard() as guard:
         scheduler = make_scheduler(cfg, plan(cfg)[0], model, folder / "engine.log", guard.kill, lambda _: None)
@@ -53,14 +53,14 @@ async def compared(folder: Path, comparisons: int, screen: Screen) -> list[pl.Da
             with screen.step(f"{comparisons} comparisons of {2 * REPEATS} rounds of {REQUESTS} requests"):
                 with RecordWriter(folder / "warm.jsonl") as writer:
                     for repeat in range(3):
-                        warm = _of_arm("warm", prompts.measured(cfg, cell, 10**6 + repeat, material))
+                        warm = _of_arm("warm", prompts.measured(cfg, cell, 10**6 + repeat, data))
                         await drive(scheduler, warm, writer.write, None, CONCURRENCY)
                 for number in range(comparisons):
                     path = folder / f"records-{number}.jsonl"
                     with RecordWriter(path) as writer:
                         for repeat in range(number * REPEATS, (number + 1) * REPEATS):
                             for arm in ARMS if repeat % 2 else ARMS[::-1]:
-                                asked = _of_arm(arm, prompts.measured(cfg, cell, repeat, material))
+                                asked = _of_arm(arm, prompts.measured(cfg, cell, repeat, data))
                                 await drive(scheduler, asked, writer.write, None, CONCURRENCY)
                     requests = tables.requests(path)
                     a, b = (requests.filter(pl.col("arm") == arm) for arm in ARMS)

@@ -76,7 +76,7 @@ async def rows(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
     words = ["workload=random", f"workload.prompt_len={prompt_len}", f"workload.output_len={output_len}"]
     words += ["workload.temperature=0", "workload.top_p=1"]
     cfg, model = _model(folder, [*words, f"workload.num_requests={max(loads.values())}", "model.max_len=8192"])
-    arm, material = plan(cfg)[0], prompts.Material(model.vocab_size, prompts.as_token_ids)
+    arm, data = plan(cfg)[0], prompts.PromptData(model.vocab_size, prompts.as_token_ids)
     found: dict[int, list[tuple[Figures, Figures]]] = {users: [] for users in loads}
     with ProcessGuard() as guard:
         async with AsyncExitStack() as stack:
@@ -89,7 +89,7 @@ async def rows(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
 
             async def by_wp1(users: int, count: int, number: int) -> Figures:
                 await asyncio.sleep(SETTLE_S)
-                requests = list(prompts.measured(cfg, arm.cells[0], number, material))[:count]
+                requests = list(prompts.measured(cfg, arm.cells[0], number, data))[:count]
                 with RecordWriter(folder / f"records-{number}.jsonl") as writer:
                     # As a run does it: the collector going through all that is imported takes the engine's cores.
                     async with loop_lag.watched(arm.cells[0], number, lambda _: None):

@@ -30,7 +30,7 @@ from wp1.runner.load_generator import drive
 from wp1.serving.backend import Chunk, EngineTimes
 from wp1.serving.schedulers.aggregated import AggregatedScheduler
 from wp1.workload import prompts
-from wp1.workload.prompts import Material
+from wp1.workload.prompts import PromptData
 
 SECONDS = 5
 PROMPT_LEN = 512
@@ -72,7 +72,7 @@ class SteppingDouble:
 
 def _scheduler(step_s: float) -> AggregatedScheduler:
     return AggregatedScheduler(
-        mode="agg", replicas=1, routing="round_robin", tensor_parallel=1, devices="auto",
+        name="agg", replicas=1, routing="round_robin", tensor_parallel=1, devices="auto",
         make_backend=lambda **_: SteppingDouble(step_s),  # type: ignore[arg-type, return-value]
     )  # fmt: skip
 
@@ -88,7 +88,7 @@ def _workload(rate: float, tokens: int, count: int) -> tuple[Any, Cell]:
 async def _open_loop(rate: float, tokens: int, step_s: float, folder: Path) -> dict[str, float]:
     """Requests/s started, ms that they were late (p50, p99), and the share of a core that it all took."""
     cfg, cell = _workload(rate, tokens, int(rate * SECONDS))
-    material = Material(49_152, prompts.as_token_ids)
+    data = PromptData(49_152, prompts.as_token_ids)
     delays: list[float] = []
     sent: list[float] = []
     due: list[float] = []
@@ -105,8 +105,8 @@ async def _open_loop(rate: float, tokens: int, step_s: float, folder: Path) -> d
 
         used = time.process_time()
         async with loop_lag.watched(cell, 0, lags.append):
-            requests = prompts.measured(cfg, cell, 0, material)
-            await drive(_scheduler(step_s), requests, sink, prompts.arrivals(cfg, cell, 0, material), 1)
+            requests = prompts.measured(cfg, cell, 0, data)
+            await drive(_scheduler(step_s), requests, sink, prompts.arrivals(cfg, cell, 0, data), 1)
         used = time.process_time() - used
     span = max(sent) - min(sent)
     every = np.array([lag for row in lags for lag in row.lags])
@@ -124,7 +124,7 @@ async def _open_loop(rate: float, tokens: int, step_s: float, folder: Path) -> d
 async def _streaming(folder: Path) -> tuple[float, float]:
     """Tokens/s through wp1 in a closed loop, its records written, and read straight from the double."""
     cfg, cell = _workload(1.0, STREAM_TOKENS, STREAMS)
-    requests = list(prompts.measured(cfg, cell, 0, Material(49_152, prompts.as_token_ids)))
+    requests = list(prompts.measured(cfg, cell, 0, PromptData(49_152, prompts.as_token_ids)))
     with RecordWriter(folder / "records.jsonl") as writer:
         begin = time.perf_counter()
         await drive(_scheduler(0), requests, writer.write, None, STREAMS)

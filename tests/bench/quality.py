@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from wp1.config import schema
 from wp1.main import CONF
 from wp1.model import models
-from wp1.quality.benchmarks import find, ruler
+from wp1.quality.benchmarks import chosen, find, own
 from wp1.quality.book import Passages
 from wp1.quality.examples import cut
 from wp1.quality.ruler_prompts import RulerPrompts
@@ -39,7 +39,7 @@ def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def _generation(tokens: ModelTokens, passages: Passages) -> list[str]:
-    tasks = [name for name in ruler.names() if name not in ruler.FILES]
+    tasks = [task.name for task in chosen(["ruler_subset"], own())]
     prompts = RulerPrompts(tokens, LENGTH, passages)
     seconds, made = _timed(lambda: [prompts.make(tasks[n % len(tasks)], 42, n) for n in range(PROMPTS)])
     least, _ = _timed(lambda: [tokens.chat(one.row.context) for one in made])

@@ -17,10 +17,12 @@ import polars as pl
 from wp1.analysis.base import cells
 from wp1.analysis.base.run_tables import RunTables
 from wp1.core import files, run_files
+from wp1.core.arms import scheduler_name
 from wp1.core.errors import ConfigError, unreadable
-from wp1.core.plan import has_length, plan
+from wp1.core.plan import is_scored, plan
 from wp1.core.run_files import CELLS, CONFIG, EXAMPLES, GOODPUT, HANDOFFS, MEMORY, RECORDS, SUMMARY, RunFile
 from wp1.core.run_folder import RunFolder
+from wp1.workload.prompts import own_source
 
 # Arm and cell; where it is known, the repeat too.
 Part = tuple[str | int, ...]
@@ -53,7 +55,7 @@ def _check(run: RunTables, with_figures: bool) -> None:
     named = set(records["handoff_id"].drop_nulls())
     if named:
         _held(run, HANDOFFS, "handoffs", named, run.handoffs["handoff_id"])
-    if config["workload"]["prompts"] == "judged":
+    if is_scored(config["workload"]["prompts"]):
         asked = set(measured.select("cell", "example").iter_rows())
         _held(run, EXAMPLES, "examples", asked, [(line["cell"], line["example"]) for line in run.examples])
     if config["experiment"].get("memory"):
@@ -96,7 +98,11 @@ def absent(run: RunFolder) -> dict[str, str]:
 
     A packet may have had no room for them.
     """
-    return {file.name: file.shows for file in run_files.RUN_FILES if file.expected(run.config) and not run.has(file)}
+    return {
+        file.name: file.shows
+        for file in run_files.RUN_FILES
+        if file.expected(run.config, run.metadata) and not run.has(file)
+    }
 
 
 def _requests(run_dir: Path, measured: pl.DataFrame, said: Mapping[Part, int], source: str, completed: bool) -> None:
@@ -138,13 +144,16 @@ def _said(run: RunFolder, completed: bool) -> tuple[dict[Part, int], str]:
 def _planned(run: RunFolder) -> dict[Part, int]:
     """What a run that completed must have measured: its cells less those skipped; {} where an older plan says less."""
     # Plain data: what a folder that somebody sent has in ${...} is never looked up.
-    config = _Named(run.config)
+    scheduler = run.config.get("scheduler") or {}
+    # `plan` asks for the scheduler's name, which older runs have as its mode.
+    config = _Named({**run.config, "scheduler": {**scheduler, "name": scheduler_name(scheduler)}})
     try:
         arms = plan(config)
     except AttributeError:
         return {}
     skipped = {one["cell"] for one in run.metadata.get("skipped", ())}
-    exact = has_length(config.workload.prompts)
+    source = own_source(config.workload.prompts)
+    exact = source is not None and source.made_to_length
     return {
         # Of a dataset's or trace's rows the plan does not know how many there are.
         (arm.name, cell.name): cell.repeats * ((cell.num_requests or 1) if exact else 1)

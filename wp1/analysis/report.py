@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import completeness
+from wp1.analysis import completeness, outside
 from wp1.analysis.base import cells, metric_table, provenance, style
 from wp1.analysis.base.markdown import (
     code,
@@ -39,7 +39,7 @@ from wp1.analysis.quality import plots as quality_plots
 from wp1.analysis.quality import report as quality_report
 from wp1.analysis.transfer import plots as transfer_plots
 from wp1.analysis.transfer import report as transfer_report
-from wp1.core import files, labels, run_files, targets
+from wp1.core import files, labels, run_files
 from wp1.core.run_folder import RunFolder, read_json
 
 HOW_TO_READ = """\
@@ -106,7 +106,7 @@ def write_report(
         _head(metadata),
         "" if with_plots else _without_plots(run.path),
         _absent(run),
-        _unknown_collectors(config),
+        outside.not_made(summary),
         "**Nothing was measured**: the run ended before its first request did." if nothing else "",
         quality_report.section(summary.get("quality"), quality_figures.scored(run, requests)),
         drawn(quality_plots.quality_plots, summary.get("quality"), mark),
@@ -130,6 +130,7 @@ def write_report(
         drawn(device_plots.device_plots, measured, run.device_samples, metadata),
         drawn(transfer_plots.handoff_plots, run.queues, requests, mark, run.handoffs) if not one_each else "",
         device_report.section(summary["profiling"].get("device")) if not nothing else "",
+        outside.section(summary["profiling"]),
         _checks(summary) if not nothing else "",
         _failures(requests),
         _how_to_read(metadata, summary, bool(names), one_each, transfers) if not nothing else "",
@@ -155,14 +156,6 @@ def _absent(run: RunFolder) -> str:
     gone = completeness.absent(run)
     what = "; ".join(f"{shows} (no `{name}`)" for name, shows in gone.items())
     return f"> **Not in this folder**, and so not on this page: {what}." if gone else ""
-
-
-def _unknown_collectors(config: dict[str, Any]) -> str:
-    """Collectors that the folder names and wp1 does not have: nothing that a folder names is run."""
-    unknown = [str(name) for name, part in (config["collectors"] or {}).items() if targets.wrong_collector(part)]
-    if not unknown:
-        return ""
-    return f"> **Not made**: {', '.join(map(text, unknown))} of `collectors`, which no collector of this wp1 is."
 
 
 def _pictures(folder: Path, pictures: list[style.Plot]) -> str:

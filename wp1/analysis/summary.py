@@ -35,14 +35,16 @@ class Profiler(Protocol):
     def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]: ...
 
 
-def summarise(run: RunTables, collectors: Sequence[Profiler]) -> dict[str, Any]:
+def summarise(run: RunTables, collectors: Sequence[Profiler], kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Writes summary.json and artifacts/requests.csv, and returns the summary.
 
+    kept: the figures of collectors that are not made here, by name; {} of one that left none.
     Of a run with several arms also their comparison: e3_summary.json and artifacts/e3_mode_comparison.csv.
     """
     config, requests = run.config, run.requests
     measured = requests.filter(~pl.col("warmup"))
-    profiling = {collector.name: collector.profile(run, requests) for collector in collectors}
+    profiling = {name: figures for name, figures in (kept or {}).items() if figures}
+    profiling |= {collector.name: collector.profile(run, requests) for collector in collectors}
     late = bool(load_notes.late_cells({"profiling": profiling}))
     labels = [label for label in run.metadata["labels"] if label != CLIENT_LATE] + [CLIENT_LATE] * late
     metadata = run.metadata.changed(labels=labels)
@@ -64,6 +66,7 @@ def summarise(run: RunTables, collectors: Sequence[Profiler]) -> dict[str, Any]:
             "attainment": metrics.attainment(measured, metrics.limits(config["slo"])),
         },
         "profiling": profiling,
+        "not_made": sorted(kept or {}),
     }
     profile = summary["profiling"].get("device") or {}
     one_each = memory_figures.one_each(config, requests)

@@ -1,27 +1,21 @@
 """What moving KV caches between engines cost, from handoffs.jsonl and queues.jsonl: nothing runs beside the engines."""
 
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.transfer.figures import figures
+from wp1.collectors import Collector
 
 
-class KVTransferStatsCollector:
+class KVTransferStatsCollector(Collector):
     """`profiling.kv_transfer`: bytes, times (ms), rate and share of latency of handoffs, overall and by cell.
 
     {} where no measured request was handed over, as in aggregated serving.
     """
 
     name = "kv_transfer"
-
-    def start(self, run_dir: Path, gpus: list[int]) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
     def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
         handoffs = run.handoffs.filter(~pl.col("warmup"))

@@ -1,28 +1,22 @@
 """Where memory goes, from what the engines' workers noted (memory.jsonl): nothing runs beside the engines."""
 
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.memory import figures as memory_figures
+from wp1.collectors import Collector
 from wp1.machine.hardware import GIB
 
 
-class MemoryStatsCollector:
+class MemoryStatsCollector(Collector):
     """`profiling.memory`: of each arm and pool at its longest prompt, the parts in GiB, and of each cell in bytes.
 
     {} where no notes were taken (experiment.memory=false).
     """
 
     name = "memory"
-
-    def start(self, run_dir: Path, gpus: list[int]) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
     def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
         rows = memory_figures.rows_of(run.notes, requests, run.metadata)

@@ -40,7 +40,7 @@ class Stint:
 
 def plan(cfg: Any) -> list[Arm]:
     """The arms of a run: those that the configuration compares, else the scheduler that `scheduler=` names."""
-    schedulers = dict(cfg.arms) if cfg.arms else {cfg.scheduler.mode: cfg.scheduler}
+    schedulers = dict(cfg.arms) if cfg.arms else {cfg.scheduler.name: cfg.scheduler}
     return [Arm(name, scheduler, _cells(cfg, name)) for name, scheduler in schedulers.items()]
 
 
@@ -87,9 +87,9 @@ def cell_of(cfg: Any, arm: str, length: int | None, rate: float, concurrency: in
     )
 
 
-def has_length(prompts: str) -> bool:
-    """Whether prompts of this kind are made to a length, rather than having their own."""
-    return prompts in ("random", "text")
+def is_scored(prompts: str) -> bool:
+    """Whether answers to prompts of this kind are scored; folders of earlier runs call that judged."""
+    return prompts in ("scored", "judged")
 
 
 def trace_name(path: str) -> str:

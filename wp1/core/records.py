@@ -45,7 +45,7 @@ class Request:
     ignore_eos: bool = False
     timeout_s: float = 600.0
     warmup: bool = False
-    example: str = ""  # whose answer this is judged by, in examples.jsonl
+    example: str = ""  # by which this answer is scored, in examples.jsonl
     stop: list[str] = field(default_factory=list)  # texts that end the answer
     nll_window: int | None = None  # tokens; the prompt's log-likelihood is wanted, summed over windows of so many
     margins: bool = False  # for every output token, how far apart the two best were is wanted (`ControlRecord`)
@@ -251,7 +251,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class ExampleLine:
-    """One example of a judged run in one of its cells: what its score needs, and not its text."""
+    """One example of a scored run in one of its cells: what its score needs, and not its text."""
 
     cell: str
     example: str
@@ -263,11 +263,19 @@ class ExampleLine:
     length: int | None
     language: str | None
     depth: float | None
-    difficulty: str | None
-    length_group: str | None
+    groups: list[str]  # that the report has rows for; older runs have difficulty and length_group instead
     label: str
     prompt_tokens: int
     tokens_before: int  # of the prompt before it was cut
+
+
+@dataclass(slots=True)
+class ScoreLine:
+    """The score of an answer to a benchmark from outside wp1 (`wp1.analysis.quality.answers`)."""
+
+    request_id: str
+    score: float  # in 0..1
+    odd: bool  # the task's rule failed on the answer
 
 
 def new_record(request: Request, t_intended: float) -> RequestRecord:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wp1.core import files, records
+from wp1.core.arms import arms_moving_kv
+from wp1.core.plan import is_scored
 
 
-def _never(_: Mapping[str, Any]) -> bool:
+def _never(_: Mapping[str, Any], __: Mapping[str, Any]) -> bool:
     return False
 
 
@@ -31,7 +33,8 @@ class RunFile:
     published: Literal["always", "small", "never"] = "small"
     packed: bool = True  # whether a packet has it; files with rows are compressed there
     shows: str = ""  # what a report lacks without it
-    expected: Callable[[Mapping[str, Any]], bool] = _never  # whether a run of a configuration (config.yaml) leaves it
+    # Whether a run leaves it: by config.yaml and run_metadata.json.
+    expected: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] = _never
 
     def at(self, folder: Path) -> Path:
         """Its path in a run's folder."""
@@ -54,28 +57,27 @@ class RunFile:
         return any(field.name == "t" or field.name.startswith("t_") for field in fields)
 
 
-def _always(_: Mapping[str, Any]) -> bool:
+def _always(_: Mapping[str, Any], __: Mapping[str, Any]) -> bool:
     return True
 
 
-def _judged(config: Mapping[str, Any]) -> bool:
-    return config["workload"]["prompts"] == "judged"
+def _scored(config: Mapping[str, Any], _: Mapping[str, Any]) -> bool:
+    return is_scored(config["workload"]["prompts"])
 
 
-def _controlled(config: Mapping[str, Any]) -> bool:
+def _controlled(config: Mapping[str, Any], _: Mapping[str, Any]) -> bool:
     return bool(config["experiment"].get("control")) and config["workload"].get("temperature") == 0
 
 
-def _hands_over(config: Mapping[str, Any]) -> bool:
-    schedulers = list((config.get("arms") or {}).values()) or [config.get("scheduler") or {}]
-    return any(scheduler.get("mode") == "disagg" for scheduler in schedulers)
+def _hands_over(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
+    return bool(arms_moving_kv(metadata, config))
 
 
-def _notes_memory(config: Mapping[str, Any]) -> bool:
+def _notes_memory(config: Mapping[str, Any], _: Mapping[str, Any]) -> bool:
     return bool(config["experiment"].get("memory"))
 
 
-def _samples_devices(config: Mapping[str, Any]) -> bool:
+def _samples_devices(config: Mapping[str, Any], _: Mapping[str, Any]) -> bool:
     targets = [str(part.get("_target_")) for part in (config.get("collectors") or {}).values()]
     return any(target.startswith("wp1.collectors.device.") for target in targets)
 
@@ -83,8 +85,9 @@ def _samples_devices(config: Mapping[str, Any]) -> bool:
 RECORDS = RunFile(name="records.jsonl", row=records.RequestRecord, of="unit", published="always")
 CELLS = RunFile(name="cells.jsonl", row=records.Done, of="unit", published="always")
 EXAMPLES = RunFile(
-    name="examples.jsonl", row=records.ExampleLine, published="always", shows="scores", expected=_judged
+    name="examples.jsonl", row=records.ExampleLine, published="always", shows="scores", expected=_scored
 )  # fmt: skip
+SCORES = RunFile(name="scores.jsonl", row=records.ScoreLine, published="always")
 GOODPUT = RunFile(name="goodput.jsonl", row=records.Probe, of="search", published="always")
 CONTROL = RunFile(
     name="control.jsonl", row=records.ControlRecord, of="unit", shows="how close tokens were that part",
@@ -116,7 +119,7 @@ CONFIG = RunFile(name="config.yaml", published="always")
 ENGINE_LOG = RunFile(name="engine.log", packed=False)
 
 RUN_FILES: tuple[RunFile, ...] = (
-    RECORDS, CELLS, EXAMPLES, GOODPUT, CONTROL, HANDOFFS, MEMORY, QUEUES, ENGINE_STATS, DEVICE, LOOP,
+    RECORDS, CELLS, EXAMPLES, SCORES, GOODPUT, CONTROL, HANDOFFS, MEMORY, QUEUES, ENGINE_STATS, DEVICE, LOOP,
     SUMMARY, RunFile(name="*_summary.json", published="always"), METADATA, CONFIG,
     RunFile(name="artifacts/*.csv", published="always"), ENGINE_LOG,
     RunFile(name="wp1.log", published="never", packed=False),

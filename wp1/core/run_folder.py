@@ -89,8 +89,8 @@ class RunFolder(os.PathLike[str]):
 
     @cached_property
     def examples(self) -> list[dict[str, Any]]:
-        """The lines of examples.jsonl, with the keys of `ExampleLine` but its language; [] without the file."""
-        needed = [field.name for field in dataclasses.fields(ExampleLine) if field.name != "language"]
+        """The lines of examples.jsonl: `ExampleLine`, of older runs without language or groups; [] without the file."""
+        needed = [field.name for field in dataclasses.fields(ExampleLine) if field.name not in ("language", "groups")]
         return read_rows(EXAMPLES.at(self.path), "example", *needed, shape=shapes.EXAMPLE)
 
     @cached_property

@@ -1,1 +1,1 @@
-"""Answers judged: tasks, their data and wording, and official scores. One file a benchmark; no engine is needed."""
+"""Answers scored: tasks, their data and wording, and official scores. One file a benchmark; no engine is needed."""

@@ -3,7 +3,7 @@
 import dataclasses
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,10 @@ from wp1.core import files
 from wp1.core.errors import ConfigError
 from wp1.core.plan import Cell
 from wp1.core.records import ExampleLine
-from wp1.quality import builtin, sources
-from wp1.quality.benchmarks import find, longbench, pg19, ruler
+from wp1.quality import benchmarks, sources
+from wp1.quality.benchmarks import Benchmarks
 from wp1.quality.book import Passages
-from wp1.quality.ruler_prompts import RulerPrompts, qa_set
-from wp1.quality.tasks import Row, Task
+from wp1.quality.tasks import Making, Row, Task
 
 # Tokens over which a prompt's log-likelihood is summed up.
 NLL_WINDOW = 128
@@ -23,7 +22,7 @@ NLL_WINDOW = 128
 
 @dataclass(frozen=True)
 class Example:
-    """One thing that is asked, and what its answer is judged by."""
+    """A prompt, and what the answer to it is scored by."""
 
     task: Task
     row: Row
@@ -35,11 +34,6 @@ class Example:
         return f"{self.task.benchmark}/{self.task.name}/{self.row.id}"
 
     @property
-    def nll_window(self) -> int | None:
-        """Tokens a window of the prompt's log-likelihood, where that is wanted."""
-        return NLL_WINDOW if self.task.name == pg19.TASKS[0] else None
-
-    @property
     def label(self) -> str:
         """What a person would call it."""
         question = " ".join(self.row.question.split())
@@ -47,11 +41,17 @@ class Example:
 
 
 @dataclass
-class Asked:
+class Examples:
     """The examples of each cell by its name, and how they were come by."""
 
     cells: dict[str, list[Example]]
     source: dict[str, Any] = field(default_factory=dict)  # for run_metadata.json
+
+    @property
+    def built_in(self) -> bool:
+        """Whether examples of wp1's own benchmarks were made here, and are not the official ones."""
+        names = {key.partition("/")[0] for key in self.source["examples"]}
+        return self.source["source"] == "builtin" and not names.isdisjoint(benchmarks.own())
 
 
 def read(cfg: Any, tell: Callable[[str], None]) -> sources.Drawn | None:
@@ -59,77 +59,81 @@ def read(cfg: Any, tell: Callable[[str], None]) -> sources.Drawn | None:
 
     Raises ConfigError where data is missing or bad.
     """
-    tasks = [find(name) for name in builtin.expanded(list(cfg.dataset.tasks))]
+    known, tasks = _chosen(cfg)
     if cfg.dataset.source != "builtin":
         tell(f"reading {cfg.dataset.name}")
         return sources.draw(cfg.dataset, tasks, cfg.seed)
-    for name, path in _files(cfg.dataset).items():
-        if any(task.name == name for task in tasks):
-            qa_set(name, path)
+    for name in dict.fromkeys(task.benchmark for task in tasks):
+        if (built_in := known[name].built_in) is not None:
+            built_in.check_files(cfg.dataset, [task.name for task in tasks if task.benchmark == name])
     return None
 
 
-def _files(dataset: Any) -> dict[str, Path]:
-    """The files of RULER's questions by task."""
-    named = (("qa_1", dataset.squad), ("qa_2", dataset.hotpot))
-    return {name: Path(path).expanduser() for name, path in named if path}
+def _chosen(cfg: Any) -> tuple[Benchmarks, list[Task]]:
+    known = benchmarks.known(cfg.dataset.benchmark)
+    return known, benchmarks.chosen(cfg.dataset.tasks, known)
 
 
 def examples(
     cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None], drawn: sources.Drawn | None = None
-) -> Asked:
+) -> Examples:
     """The examples that a configuration asks for; the same ones in every arm.
 
     cells: of one arm. tokens: a `wp1.workload.tokens.ModelTokens`. tell: is told what takes long. drawn: what `read`
     found; None: it is read now.
     Raises ConfigError where data is missing or bad, or a task does not fit.
     """
-    tasks = [find(name) for name in builtin.expanded(list(cfg.dataset.tasks))]
     if cfg.dataset.source == "builtin":
-        return _made(cfg, cells, tasks, tokens, tell)
+        return _made(cfg, cells, tokens, tell)
+    _, tasks = _chosen(cfg)
     drawn = read(cfg, tell) if drawn is None else drawn
     assert drawn is not None
     of = {task.name: task for task in tasks}
     tell(f"tokenizing {len(drawn.rows)} prompts")
-    asked = [cut(of[row.task], row, tokens, cfg.model.max_len) for row in drawn.rows]
-    source = _source(cfg, {cells[0].name: asked}, drawn.digest())
+    found = [cut(of[row.task], row, tokens, cfg.model.max_len) for row in drawn.rows]
+    source = _source(cfg, {cells[0].name: found}, drawn.digest())
     source |= {"bad_rows": len(drawn.bad), "first_bad": drawn.bad[:5], "rows": drawn.seen}
-    return Asked({cell.name: asked for cell in cells}, source)
+    return Examples({cell.name: found for cell in cells}, source)
 
 
-def _made(cfg: Any, cells: list[Cell], tasks: list[Task], tokens: Any, tell: Callable[[str], None]) -> Asked:
+def _made(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None]) -> Examples:
     """Built-in and generated prompts, of each cell's length."""
+    known, tasks = _chosen(cfg)
     tell("reading the built-in texts")
     passages = Passages(tokens)
-    qa = _files(cfg.dataset)
     by_length: dict[int, list[Example]] = {}
     for length in sorted({cell.prompt_len for cell in cells if cell.prompt_len is not None}):
         tell(f"making prompts of {length:,} tokens")
-        rulers, others = RulerPrompts(tokens, length, passages, qa), builtin.BuiltinPrompts(tokens, length, passages)
-        by_length[length] = []
-        for task in tasks:
-            depths = cfg.dataset.depths if cfg.dataset.depths and task.name in ruler.NEEDLES else [None]
-            for number in range(cfg.dataset.samples_per_task):
-                for depth in depths:
-                    if task.benchmark == ruler.NAME:
-                        made = rulers.make(task.name, cfg.seed, number, depth)
-                    else:
-                        made = others.make(f"{task.benchmark}/{task.name}", cfg.seed, number)
-                    by_length[length].append(Example(task, made.row, array("i", made.ids), len(made.ids)))
+        making = Making(tokens, length, passages, cfg.dataset)
+        makers = {
+            task.benchmark: built_in.maker(making)
+            for task in tasks
+            if (built_in := known[task.benchmark].built_in) is not None
+        }
+        by_length[length] = [
+            Example(task, made.row, array("i", made.ids), len(made.ids))
+            for task in tasks
+            for number in range(cfg.dataset.samples_per_task)
+            for made in makers[task.benchmark](task.name, cfg.seed, number)
+        ]
     found = {cell.name: by_length[cell.prompt_len] for cell in cells if cell.prompt_len is not None}
-    drawn = sources.Drawn([example.row for asked in by_length.values() for example in asked])
-    return Asked(found, _source(cfg, found, drawn.digest()))
+    drawn = sources.Drawn([example.row for of_length in by_length.values() for example in of_length])
+    return Examples(found, _source(cfg, found, drawn.digest()))
 
 
 def _source(cfg: Any, cells: dict[str, list[Example]], digest: str) -> dict[str, Any]:
     counts: dict[str, int] = {}
-    for asked in cells.values():
-        for example in asked:
+    for of_cell in cells.values():
+        for example in of_cell:
             key = f"{example.task.benchmark}/{example.task.name}"
             counts[key] = counts.get(key, 0) + 1
     source = cfg.dataset.source if cfg.dataset.path is None else "file"
-    made = source == "builtin" and any(name.startswith(f"{ruler.NAME}/") for name in counts)
-    return {
+    of_run = [
+        benchmarks.known(cfg.dataset.benchmark)[name] for name in dict.fromkeys(key.partition("/")[0] for key in counts)
+    ]
+    built_in = [one.built_in for one in of_run if source == "builtin" and one.built_in is not None]
+    outside = {one.name: asdict(one.reporting) for one in of_run if one.name not in benchmarks.own()}
+    found = {
         "name": cfg.dataset.name,
         "source": source,
         "from": cfg.dataset.path or cfg.dataset.repo or cfg.dataset.files or "made here",
@@ -138,8 +142,10 @@ def _source(cfg: Any, cells: dict[str, list[Example]], digest: str) -> dict[str,
         "examples": counts,
         "bad_rows": 0,
         # Of the run, not of the code that makes its report again: prompts of older runs were laid out otherwise.
-        "variant": ruler.VARIANT if made else None,
+        "variant": " ".join(one.variant for one in built_in if one.variant is not None) or None,
     }
+    # A report that is made again from the folder imports no code that the folder names.
+    return found | ({"reporting": outside} if outside else {})
 
 
 def cut(task: Task, row: Row, tokens: Any, max_len: int) -> Example:
@@ -152,7 +158,7 @@ def cut(task: Task, row: Row, tokens: Any, max_len: int) -> Example:
     encode: Callable[[str], list[int]] = (lambda t: tokens.chat(t, opening)) if task.chat else tokens.plain
     ids = encode(text)
     before, room = len(ids), max_len - task.max_tokens
-    if task.name == pg19.TASKS[0]:
+    if task.nll_window is not None:
         ids = ids[:room]
     elif before > room:
         bare = tokens.ids(text)
@@ -173,8 +179,8 @@ def cut(task: Task, row: Row, tokens: Any, max_len: int) -> Example:
 def write(path: Path, cells: dict[str, list[Example]]) -> None:
     """examples.jsonl: a line for each example of each cell with what its score needs, and not its text."""
     with files.replaced(path) as work, work.open("wb") as file:
-        for cell, asked in cells.items():
-            for example in asked:
+        for cell, of_cell in cells.items():
+            for example in of_cell:
                 row, task = example.row, example.task
                 line = ExampleLine(
                     cell=cell,
@@ -187,17 +193,9 @@ def write(path: Path, cells: dict[str, list[Example]]) -> None:
                     length=row.length,
                     language=row.language,
                     depth=row.extra.get("depth"),
-                    difficulty=row.extra.get("difficulty"),
-                    length_group=_length_group(task, row),
+                    groups=list(row.groups),
                     label=example.label,
                     prompt_tokens=len(example.prompt),
                     tokens_before=example.tokens_before,
                 )
                 file.write(f"{files.json_text(dataclasses.asdict(line))}\n".encode())
-
-
-def _length_group(task: Task, row: Row) -> str | None:
-    """LongBench-E's, or as LongBench v2 states it."""
-    if task.benchmark == longbench.NAME:
-        return longbench.length_group(task.name, row.length)
-    return row.extra.get("length")

@@ -1,121 +1,66 @@
-"""Examples from JSON objects, in the official schemas and a generic one, and what is wrong with those that are none."""
+"""A benchmark's row, and what reads its fields from a JSON object; a field that is missing or wrong is named."""
 
-import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from wp1.quality.benchmarks import infinitebench, longbench, longbench_v2, pg19
-from wp1.quality.tasks import Row
-from wp1.workload.row_files import BadRowError, id_of, whole
+from wp1.workload import row_files
+from wp1.workload.row_files import BadRowError, whole
 
-# Tasks of LongBench whose answers name a paragraph; its scorers take the number that follows.
-RETRIEVED = {"passage_retrieval_en": "Paragraph ", "passage_retrieval_zh": "段落"}
+Fields = Mapping[str, Any]
 
 
-def read(task: str, benchmark: str, fields: Mapping[str, Any], default_id: str) -> Row:
-    """A row in the schema of its benchmark; the generic schema is `context`, `question`, `answers` (or `answer`).
+@dataclass(frozen=True)
+class Row:
+    """One example, whatever benchmark it is from. What only one benchmark has is in `extra`."""
+
+    id: str
+    task: str
+    context: str = ""
+    question: str = ""
+    answers: list[Any] = field(default_factory=list)
+    choices: list[str] = field(default_factory=list)
+    all_classes: list[str] = field(default_factory=list)
+    length: int | None = None  # as the set states it, in its own unit
+    language: str = "en"
+    groups: tuple[str, ...] = ()  # in which its score is reported too; `Reporting.groups` has their order
+    # answer_prefix: the words that the answer begins with. depth: where a needle is, in percent of the context.
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def generic(task: str, fields: Fields, default_id: str) -> Row:
+    """A row in the generic schema: `context` or `question` or both, and `answers` (or `answer`).
 
     Raises BadRowError for a field that is missing, empty or of the wrong type.
     """
-    if benchmark == longbench_v2.NAME:
-        return _longbench_v2(task, fields, default_id)
-    if benchmark == infinitebench.NAME:
-        return _infinitebench(task, fields, default_id)
-    if benchmark == "ruler":
-        return _ruler(task, fields, default_id)
-    if benchmark == pg19.NAME:
-        return _pg19(task, fields, default_id)
-    return _longbench(task, fields, default_id)
-
-
-def _longbench(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
-    language = _text(fields, "language", default="zh" if task in longbench.CHINESE else "en")
+    context, question = text(fields, "context", default=""), text(fields, "question", default="")
+    if not context.strip() and not question.strip():
+        raise BadRowError('has neither "context" nor "question": a text is needed')
     return Row(
-        id=_id(fields, ("_id", "id"), default_id),
+        id=identifier(fields, ("id", "_id"), default_id),
         task=task,
-        context=_filled(fields, "context"),
-        # Their own name, lm-eval's copy's, and the generic one's.
-        question=_first_text(fields, ("input", "question"), default=""),
-        answers=judged_by(task, longbench.NAME, _answers(task, fields, ("answers", "answer")), []),
-        all_classes=_classes(task, fields),
-        length=_length(fields, "length"),
-        language=language,
+        context=context,
+        question=question,
+        answers=answers(task, fields, ("answers", "answer")),
+        all_classes=classes(fields, needed=False),
+        length=length(fields, "length"),
+        language=text(fields, "language", default="en"),
     )
 
 
-def _classes(task: str, fields: Mapping[str, Any]) -> list[str]:
-    return classes_of(fields, needed=task.removesuffix("_e") in ("trec", "lsht"))
+def identifier(fields: Fields, names: tuple[str, ...], default: str) -> str:
+    """The id under the first of these names that the row has; `default` if it has none of them."""
+    name = first_of(fields, names)
+    return default if name is None else row_files.id_of(fields[name], name)
 
 
-def classes_of(fields: Mapping[str, Any], needed: bool) -> list[str]:
-    """All classes of a classification. Raises BadRowError where they are no list of texts, or needed and not there."""
-    classes = fields.get("all_classes")
-    if classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
-        if not classes and needed:
-            raise BadRowError('has no "all_classes", which this task is scored by: a list of texts')
-        return classes or []
-    raise BadRowError('has an "all_classes" that is no list of texts')
+def first_of(fields: Fields, names: tuple[str, ...]) -> str | None:
+    """The first of these names that the row has, with something other than null."""
+    return next((name for name in names if fields.get(name) is not None), None)
 
 
-def _longbench_v2(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
-    answer = _filled(fields, "answer")
-    if answer not in ("A", "B", "C", "D"):
-        raise BadRowError(f'has the "answer" {answer!r}: one of A, B, C, D is needed')
-    extra = {key: _text(fields, key, default="") for key in ("difficulty", "length", "domain", "sub_domain")}
-    return Row(
-        id=_id(fields, ("_id", "id"), default_id),
-        task=task,
-        context=_filled(fields, "context"),
-        question=_filled(fields, "question"),
-        answers=[answer],
-        choices=[_filled(fields, f"choice_{letter}") for letter in "ABCD"],
-        extra=extra,
-    )
-
-
-def _infinitebench(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
-    options = options_of(fields)
-    if task in infinitebench.CHOICES and not options:
-        raise BadRowError('has 0 "options": four are needed')
-    answers = judged_by(task, infinitebench.NAME, _answers(task, fields, ("answer", "answers")), options)
-    return Row(
-        id=_id(fields, ("id", "_id"), default_id),
-        task=task,
-        context=_filled(fields, "context"),
-        question=_first_text(fields, ("input", "question"), default=""),
-        answers=answers,
-        choices=options,
-        language="zh" if task.endswith("_chn") else "en",
-    )
-
-
-def _ruler(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
-    return Row(
-        id=_id(fields, ("index", "id"), default_id),
-        task=task,
-        context=_filled(fields, "input"),
-        answers=judged_by(task, "ruler", _answers(task, fields, ("outputs", "answers")), []),
-        length=_length(fields, "length"),
-        extra={"answer_prefix": _text(fields, "answer_prefix", default="")},
-    )
-
-
-def _pg19(task: str, fields: Mapping[str, Any], default_id: str) -> Row:
-    book = _id(fields, ("url", "short_book_title", "id"), default_id)
-    try:
-        return pg19.row_of_book(task, book, _filled(fields, "text"))
-    except BadRowError:
-        raise
-    except ValueError as error:
-        raise BadRowError(str(error)) from None
-
-
-def _id(fields: Mapping[str, Any], names: tuple[str, ...], default: str) -> str:
-    name = next((name for name in names if fields.get(name) is not None), None)
-    return default if name is None else id_of(fields[name], name)
-
-
-def _text(fields: Mapping[str, Any], name: str, default: str | None = None) -> str:
+def text(fields: Fields, name: str, default: str | None = None) -> str:
+    """A text. Raises BadRowError if it is missing and has no default, or is something else."""
     value = fields.get(name)
     if value is None and default is not None:
         return default
@@ -126,26 +71,30 @@ def _text(fields: Mapping[str, Any], name: str, default: str | None = None) -> s
     return value
 
 
-def _filled(fields: Mapping[str, Any], name: str) -> str:
-    value = _text(fields, name)
+def filled(fields: Fields, name: str) -> str:
+    """A text that is not blank."""
+    value = text(fields, name)
     if not value.strip():
         raise BadRowError(f'has an empty "{name}"')
     return value
 
 
-def _first_text(fields: Mapping[str, Any], names: tuple[str, ...], default: str) -> str:
-    return next((_text(fields, name) for name in names if fields.get(name) is not None), default)
+def first_text(fields: Fields, names: tuple[str, ...], default: str) -> str:
+    """The text under the first of these names that the row has."""
+    name = first_of(fields, names)
+    return default if name is None else text(fields, name)
 
 
-def _answers(task: str, fields: Mapping[str, Any], names: tuple[str, ...]) -> list[Any]:
-    name = next((name for name in names if fields.get(name) is not None), names[0])
-    return answers_of(task, fields.get(name), name)
+def answers(task: str, fields: Fields, names: tuple[str, ...]) -> list[Any]:
+    """The answers of a row, under the first of these names that it has; as a benchmark without rules of its own."""
+    name = first_of(fields, names) or names[0]
+    return listed(fields.get(name), name)
 
 
-def answers_of(task: str, value: Any, name: str) -> list[Any]:
-    """The answers of a row as a list: texts and numbers; of math_calc also one list of them, as the set has it.
+def listed(value: Any, name: str, nested: bool = False) -> list[Any]:
+    """The answers of a row as a list of texts and numbers. nested: they may be one list of them, inside another.
 
-    Raises BadRowError for none, and for null, true or false, objects and lists among them.
+    Raises BadRowError for an empty list, and for null, true or false, objects and lists among them.
     """
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         value = [value]
@@ -153,43 +102,36 @@ def answers_of(task: str, value: Any, name: str) -> list[Any]:
         raise BadRowError(f'has "{name}" that are neither texts nor numbers: a list of those is needed')
     if not isinstance(value, list) or not value or value == [[]]:
         raise BadRowError(f'has no "{name}": a list with at least one is needed')
-    nested = task == "math_calc" and len(value) == 1 and isinstance(value[0], list)
-    for answer in value[0] if nested else value:
+    inner = nested and len(value) == 1 and isinstance(value[0], list)
+    for answer in value[0] if inner else value:
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             kind = "null" if answer is None else {dict: "an object", list: "a list"}.get(type(answer), "true or false")
             raise BadRowError(f'has "{name}" that are neither texts nor numbers ({kind} is among them)')
     return value
 
 
-def options_of(fields: Mapping[str, Any]) -> list[str]:
-    """The four options of a choice, none where a row has none. Raises BadRowError for what are not."""
-    options = fields.get("options") or []
-    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+def classes(fields: Fields, needed: bool) -> list[str]:
+    """All classes of a classification. Raises BadRowError if they are no list of texts, or needed and missing."""
+    found = fields.get("all_classes")
+    if found is None or (isinstance(found, list) and all(isinstance(name, str) for name in found)):
+        if not found and needed:
+            raise BadRowError('has no "all_classes", which this task is scored by: a list of texts')
+        return found or []
+    raise BadRowError('has an "all_classes" that is no list of texts')
+
+
+def options(fields: Fields) -> list[str]:
+    """The four options of a choice, [] if a row has none. Raises BadRowError for anything else."""
+    found = fields.get("options") or []
+    if not isinstance(found, list) or not all(isinstance(option, str) for option in found):
         raise BadRowError('has "options" that are no list of texts')
-    if len(options) not in (0, 4):
-        raise BadRowError(f'has {len(options)} "options": four are needed')
-    return options
+    if len(found) not in (0, 4):
+        raise BadRowError(f'has {len(found)} "options": four are needed')
+    return found
 
 
-def judged_by(task: str, benchmark: str, answers: list[Any], options: list[str]) -> list[Any]:
-    """The answers in the form that a task is scored by. Raises BadRowError for those that it cannot be scored by."""
-    if benchmark == "ruler" and not all(str(answer).strip() for answer in answers):
-        raise BadRowError("has an empty answer, which every text contains")
-    if task.removesuffix("_e") in RETRIEVED:
-        form = RETRIEVED[task.removesuffix("_e")]
-        for answer in answers:
-            if not re.search(rf"{form}\d", str(answer)):
-                raise BadRowError(f"has the answer {str(answer)[:40]!r}: the number after {form!r} is what is scored")
-    if benchmark != infinitebench.NAME:
-        return answers
-    try:
-        infinitebench.check_answers(task, answers)
-        return infinitebench.label_of(task, answers, options)
-    except ValueError as error:
-        raise BadRowError(str(error)) from None
-
-
-def _length(fields: Mapping[str, Any], name: str) -> int | None:
+def length(fields: Fields, name: str) -> int | None:
+    """A length as the set states it, if it does."""
     value = fields.get(name)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise BadRowError(f'has a "{name}" that is no whole number')

@@ -28,10 +28,9 @@ import numpy as np
 
 from wp1.core.errors import ConfigError
 from wp1.quality import lm_eval_files
-from wp1.quality.benchmarks import ruler
 from wp1.quality.book import Passages
 from wp1.quality.fit_to_length import Draft, Filler
-from wp1.quality.tasks import Row
+from wp1.quality.tasks import Made, Row
 from wp1.workload import row_files
 from wp1.workload.row_files import BadRowError
 from wp1.workload.seeds import derive_seed
@@ -47,11 +46,34 @@ VT_HOPS = 4
 
 
 @dataclass(frozen=True)
-class Made:
-    """A prompt: its row, and its token ids with the opening of the answer."""
+class Needles:
+    """What a needle task hides and asks for (scripts/synthetic.yaml)."""
 
-    row: Row
-    ids: list[int]
+    haystack: str  # repeat, essay or needle
+    key: str = "words"  # words or uuids
+    value: str = "numbers"  # numbers or uuids
+    keys: int = 1
+    values: int = 1  # a key
+    queries: int = 1
+
+
+NEEDLES = {
+    "niah_single_1": Needles("repeat"),
+    "niah_single_2": Needles("essay"),
+    "niah_single_3": Needles("essay", value="uuids"),
+    "niah_multikey_1": Needles("essay", keys=4),
+    "niah_multikey_2": Needles("needle"),
+    "niah_multikey_3": Needles("needle", key="uuids", value="uuids"),
+    "niah_multivalue": Needles("essay", values=4),
+    "niah_multiquery": Needles("essay", keys=4, queries=4),
+}
+# Tasks that ask the questions of a file of the user's, with lm-eval's name of each.
+FILES = {"qa_1": "qa_squad", "qa_2": "qa_hotpot"}
+
+
+def task_file(name: str) -> dict[str, Any]:
+    """lm-eval's file of a task."""
+    return lm_eval_files.task_file("ruler", f"{FILES.get(name, name)}.yaml")
 
 
 class RulerPrompts:
@@ -76,15 +98,17 @@ class RulerPrompts:
         Raises ConfigError where the task does not fit the length, or needs a file that is not given.
         """
         rng = random.Random(derive_seed(seed, "ruler", task, self._length, number, depth))
-        if task in ruler.NEEDLES:
-            asked = self._needles(ruler.NEEDLES[task], rng, depth)
-        elif task in ruler.FILES:
+        if task in NEEDLES:
+            asked = self._needles(NEEDLES[task], rng, depth)
+        elif task in FILES:
             asked = self._documents(task, rng, number)
         else:
             makers = {"vt": self._variables, "cwe": self._common_words, "fwe": self._frequent_words}
             asked = makers[task](rng, seed)
         answer = asked.opening.strip()
-        filler = self._fillers.setdefault(task, Filler(lambda _: [], self._length, ruler.task(task).max_tokens))
+        filler = self._fillers.setdefault(
+            task, Filler(lambda _: [], self._length, lm_eval_files.max_tokens(task_file(task)))
+        )
         filler.encode = lambda text: self._tokens.chat(text, answer)
         ids = filler.fit(asked.draft, f"{task} at {self._length}")
         units = filler.chosen[0]
@@ -103,7 +127,7 @@ class RulerPrompts:
         )
         return Made(row, ids)
 
-    def _needles(self, kind: ruler.Needles, rng: random.Random, depth: float | None) -> "_Asked":
+    def _needles(self, kind: Needles, rng: random.Random, depth: float | None) -> "_Asked":
         words, plural = _words("adjective", "noun"), kind.value
         new = {
             "words": lambda: f"{rng.choice(words[0])}-{rng.choice(words[1])}",
@@ -246,7 +270,7 @@ class RulerPrompts:
         """Frequent words: made-up ones, with frequencies by Zipf's law of exponent 2; the first is noise."""
         config = lm_eval_files.constant("ruler", "fwe_utils", "CONFIG")
         # A word for every fifty tokens that the prompt itself may have (freq_words_extraction.py).
-        count = max(5, (self._length - ruler.task("fwe").max_tokens) // 50)
+        count = max(5, (self._length - lm_eval_files.max_tokens(task_file("fwe"))) // 50)
         vocabulary: list[str] = []
         while len(vocabulary) < count:
             word = "".join(rng.choices(string.ascii_lowercase, k=6))

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from wp1.core.errors import ConfigError
+from wp1.quality import benchmarks
+from wp1.quality.benchmarks import Benchmarks
 from wp1.workload.limits import check_list
 
-# Of datasets that are not judged, and of those that are.
-JUDGED_ONLY = (
+# Keys of datasets with tasks, whose answers are scored.
+SCORED_ONLY = (
     "samples_per_task", "languages", "min_chars", "max_chars", "repo", "revision", "config", "files", "depths", "squad",
-    "hotpot", "prompt_lens",
+    "hotpot", "prompt_lens", "benchmark",
 )  # fmt: skip
 # What has no effect on prompts that are made here.
 DRAWN_ONLY = ("languages", "min_chars", "max_chars", "path")
@@ -19,30 +21,33 @@ MADE_ONLY = ("depths", "squad", "hotpot", "prompt_lens")
 def check(cfg: Any) -> None:
     """Refuses settings of `dataset` that contradict each other. Raises ConfigError, naming the key to change."""
     dataset = cfg.dataset
-    if cfg.workload.prompts != "judged":
+    if cfg.workload.prompts != "scored":
         if dataset.tasks:
-            raise ConfigError(f"dataset={dataset.name} is judged: choose workload=judged, or experiment=e4")
-        for key in JUDGED_ONLY:
+            raise ConfigError(
+                f"dataset={dataset.name} has tasks, whose answers are scored: choose workload=scored, or experiment=e4"
+            )
+        for key in SCORED_ONLY:
             if dataset[key] is not None:
-                raise ConfigError(f"dataset.{key} is for tasks that are judged: choose dataset=longbench and the like")
+                raise ConfigError(f"dataset.{key} is for tasks that are scored: choose dataset=longbench and the like")
         _check_questions(dataset)
         return
     if not dataset.tasks:
         raise ConfigError(
-            f"workload=judged needs tasks, and dataset={dataset.name} has none: choose dataset=subsets and the like"
+            f"workload=scored needs tasks, and dataset={dataset.name} has none: choose dataset=subsets and the like"
         )
-    _check_tasks(dataset)
+    known = benchmarks.known(dataset.benchmark)
+    _check_tasks(dataset, known)
     if cfg.model.source == "random_weights":
         raise ConfigError(
-            f"dataset={dataset.name} judges answers, and those of random weights mean nothing: choose "
+            f"dataset={dataset.name} scores answers, and those of random weights mean nothing: choose "
             "model=smollm2_135m or another with weights"
         )
     if dataset.limit is not None:
-        raise ConfigError("dataset.limit is for questions that are not judged: set dataset.samples_per_task")
+        raise ConfigError("dataset.limit is for questions that are not scored: set dataset.samples_per_task")
     if cfg.workload.num_requests is not None:
-        raise ConfigError("workload.num_requests has no effect on a judged dataset: set dataset.samples_per_task")
+        raise ConfigError("workload.num_requests has no effect on a scored dataset: set dataset.samples_per_task")
     if dataset.source == "builtin":
-        _check_made(cfg)
+        _check_made(cfg, known)
     else:
         _check_drawn(cfg)
 
@@ -57,33 +62,31 @@ def _check_questions(dataset: Any) -> None:
         raise ConfigError("dataset.path has no effect with a built-in dataset: choose dataset=file as well")
 
 
-def _check_tasks(dataset: Any) -> None:
-    from wp1.quality.benchmarks import find
-    from wp1.quality.builtin import expanded
-
-    tasks = expanded(list(dataset.tasks))
-    for name in tasks:
-        try:
-            task = find(name)
-        except ConfigError as error:
-            raise ConfigError(f"dataset.tasks: {error}") from error
-        if dataset.source == "builtin" and f"{task.benchmark}/{task.name}" not in _makeable():
-            raise ConfigError(
-                f"dataset.tasks: {name} is not built in, there are {', '.join(_makeable())}; for the official set "
-                f"choose dataset={task.benchmark}"
-            )
-    if len({find(name) for name in tasks}) < len(tasks):
+def _check_tasks(dataset: Any, known: Benchmarks) -> None:
+    try:
+        tasks = benchmarks.chosen(dataset.tasks, known)
+    except ConfigError as error:
+        raise ConfigError(f"dataset.tasks: {error}") from error
+    makeable = _makeable(known)
+    for task in tasks if dataset.source == "builtin" else ():
+        if f"{task.benchmark}/{task.name}" not in makeable:
+            official = task.benchmark in benchmarks.own()
+            instead = f"for the official set choose dataset={task.benchmark}" if official else "set dataset.source=file"
+            raise ConfigError(f"dataset.tasks: {task.name} is not built in, there are {', '.join(makeable)}; {instead}")
+    if len(set(tasks)) < len(tasks):
         raise ConfigError(f"dataset.tasks={list(dataset.tasks)} names a task twice: name each once")
 
 
-def _makeable() -> list[str]:
-    from wp1.quality.benchmarks import ruler
-    from wp1.quality.builtin import SUBSETS
+def _makeable(known: Benchmarks) -> list[str]:
+    return [
+        f"{one.name}/{task}"
+        for one in known.values()
+        if one.built_in is not None
+        for task in (*one.built_in.tasks, *one.built_in.more_tasks)
+    ]
 
-    return [name for subset in SUBSETS.values() for name in subset] + [f"{ruler.NAME}/{name}" for name in ruler.FILES]
 
-
-def _check_made(cfg: Any) -> None:
+def _check_made(cfg: Any, known: Benchmarks) -> None:
     dataset, lengths = cfg.dataset, cfg.dataset.prompt_lens
     if not lengths:
         raise ConfigError(
@@ -96,12 +99,9 @@ def _check_made(cfg: Any) -> None:
     for key in DRAWN_ONLY:
         if dataset[key] is not None:
             raise ConfigError(f"dataset.{key} has no effect on prompts that are made: drop it")
-    for key in ("squad", "hotpot"):
-        if dataset[key] is not None and not Path(dataset[key]).expanduser().is_file():
-            raise ConfigError(f"dataset.{key}={dataset[key]} is not a file: name the set's development file (JSON)")
-    for depth in dataset.depths or []:
-        if not 0 <= depth <= 100:
-            raise ConfigError(f"dataset.depths={list(dataset.depths)} does not do: percent of the context, 0 to 100")
+    for benchmark in known.values():
+        if benchmark.built_in is not None:
+            benchmark.built_in.check(dataset)
 
 
 def _check_drawn(cfg: Any) -> None:

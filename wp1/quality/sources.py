@@ -12,9 +12,8 @@ from typing import Any
 
 from wp1.core.errors import ConfigError
 from wp1.model import hub
-from wp1.quality.benchmarks import pg19
-from wp1.quality.rows import read
-from wp1.quality.tasks import Row, Task
+from wp1.quality import benchmarks
+from wp1.quality.tasks import Benchmark, Row, Task
 from wp1.workload import row_files
 from wp1.workload.row_files import BadRowError, Place, half_character
 
@@ -46,14 +45,15 @@ def draw(dataset: Any, tasks: list[Task], seed: int) -> Drawn:
     Raises ConfigError, naming file and line, for a bad row unless dataset.on_bad_row=skip; for a source that cannot be
     read; for a task without rows.
     """
-    drawn = Drawn()
+    drawn, known = Drawn(), benchmarks.known(dataset.benchmark)
     for task in tasks:
+        benchmark = known[task.benchmark]
         heap: list[tuple[int, int, Row]] = []
         ids: set[bytes] = set()
         drawn.seen[task.name] = 0
-        for where, fields in _places(dataset, task, len(tasks) == 1):
+        for where, fields in _places(dataset, benchmark, task, len(tasks) == 1):
             try:
-                row = _checked(task, fields, ids)
+                row = _checked(benchmark, task, fields, ids)
             except BadRowError as error:
                 _bad(dataset, drawn, f"{where} {error}")
                 continue
@@ -76,11 +76,11 @@ def draw(dataset: Any, tasks: list[Task], seed: int) -> Drawn:
     return drawn
 
 
-def _checked(task: Task, fields: dict[str, Any] | BadRowError, ids: set[bytes]) -> Row:
+def _checked(benchmark: Benchmark, task: Task, fields: dict[str, Any] | BadRowError, ids: set[bytes]) -> Row:
     if isinstance(fields, BadRowError):
         raise fields
     contents = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
-    row = read(task.name, task.benchmark, fields, default_id=contents[:16])
+    row = benchmark.row(task.name, fields, contents[:16])
     key = hashlib.sha256(row.id.encode()).digest()[:10]
     if key in ids:
         raise BadRowError(f"repeats the id {row.id}: ids are unique in a task")
@@ -114,16 +114,16 @@ def _name_of(dataset: Any) -> str:
     return str(dataset.path) if dataset.path is not None else str(dataset.repo or dataset.files)
 
 
-def _places(dataset: Any, task: Task, alone: bool) -> Iterator[Place]:
+def _places(dataset: Any, benchmark: Benchmark, task: Task, alone: bool) -> Iterator[Place]:
     """Every row of a task as it lies there, with where that is."""
     if dataset.path is None:
-        yield from from_datasets(hub_set(dataset, task), f"{_name_of(dataset)} {task.name}")
+        yield from from_datasets(hub_set(dataset, benchmark, task), f"{_name_of(dataset)} {task.name}")
         return
     path = Path(dataset.path).expanduser()
     files = _files(path, task)
     for file in files:
-        # One file for several tasks says in every row which task it is of; of a book all are asked.
-        told = path.is_file() and not alone and task.benchmark != pg19.NAME
+        # One file for several tasks says in every row which task it is of, unless all of them ask every row.
+        told = path.is_file() and not alone and not benchmark.rows_of_all_tasks
         for where, fields in read_file(file):
             if told and isinstance(fields, dict):
                 name = fields.get("task") or fields.get("dataset")
@@ -162,7 +162,7 @@ def from_datasets(rows: Any, name: str) -> Iterator[Place]:
         yield f"{name} row {number}", row if half is None else BadRowError(half)
 
 
-def hub_set(dataset: Any, task: Task) -> Any:
+def hub_set(dataset: Any, benchmark: Benchmark, task: Task) -> Any:
     """A task's `datasets.Dataset`, fetched once and kept by that library. Raises ConfigError where it cannot be had.
 
     dataset.files: the data files inside the repository, with {task} for the task's name; a set whose loading needs a
@@ -181,18 +181,8 @@ def hub_set(dataset: Any, task: Task) -> Any:
         options |= {"path": dataset.repo, "revision": dataset.revision}
         if dataset.config is not None:
             options["name"] = _filled(dataset.config, task)
-    if task.benchmark == "infinitebench":
-        # A column that is empty in the first rows would be guessed wrong, and numbers among the answers too.
-        text = datasets.Value("string")
-        options["features"] = datasets.Features(
-            {
-                "id": datasets.Value("int64"),
-                "context": text,
-                "input": text,
-                "answer": datasets.List(text),
-                "options": datasets.List(text),
-            }
-        )
+    if benchmark.features is not None:
+        options["features"] = benchmark.features()
     with suppress(AttributeError):
         datasets.disable_progress_bars()
     try:

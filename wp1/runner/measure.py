@@ -33,12 +33,10 @@ from wp1.runner.load_generator import Sink, drive, in_flight_of
 from wp1.runner.outlook import Outlook, floors
 from wp1.runner.prepare import Prepared
 from wp1.serving.backend import Scheduler, death_of
-from wp1.serving.engines import Engines, Write, places_of
+from wp1.serving.engines import Engines, Write, moves_kv, needs_of, places_of
 from wp1.serving.memory.notes import MemoryNotes
-from wp1.serving.placement import engine_sizes
 from wp1.workload import prompts
 from wp1.workload.arrivals import Schedule
-from wp1.workload.prompts import REPEATED
 
 # Seconds for which engines on a GPU are watched before they have anything to do.
 IDLE_S = 1.0
@@ -93,7 +91,7 @@ async def measure(
         outlook = Outlook(
             prepared.arms,
             floors(cfg, prepared),
-            lambda cell: len(prompts.measured(cfg, cell, 0, prepared.material)),
+            lambda cell: len(prompts.measured(cfg, cell, 0, prepared.prompt_data)),
             cfg.workload.timeout_s,
             cfg.experiment.time_budget_s,
             done,
@@ -110,7 +108,7 @@ async def measure(
             records=stack.enter_context(RecordWriter(RECORDS.at(run_dir))),
             lags=stack.enter_context(RecordWriter(LOOP.at(run_dir))),
             notes=_memory_notes(cfg, run_dir, stack),
-            control=Control(again, alike=cfg.workload.prompts in REPEATED),
+            control=Control(again, alike=prompts.source_of(cfg.workload.prompts).repeated),
             again=stack.enter_context(RecordWriter(CONTROL.at(run_dir))) if again else None,
             write=_event_writer(prepared.arms, run_dir, stack),
             done=done,
@@ -225,7 +223,7 @@ async def _start(session: _Session, stint: Stint) -> Scheduler:
     """The engines of an arm, started or taken over from the job before; run_metadata.json says which."""
     arm, metadata = stint.arm, session.metadata
     model = session.prepared.models[arm.name]
-    count = len(engine_sizes(arm.scheduler))
+    count = len(needs_of(arm.scheduler))
     with session.screen.step(f"starting {count} engine{'s' * (count > 1)} of {model.name}, {arm.name}") as tell:
         up, taken_over = await session.engines.bring_up(
             session.cfg, arm, model, ENGINE_LOG.at(session.run_dir), session.write, metadata["run_id"]
@@ -252,7 +250,7 @@ async def _start(session: _Session, stint: Stint) -> Scheduler:
 def _event_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Write:
     """Where what is no request goes; only a run that has handoffs has the files of these and of queue lengths."""
     into: dict[type, RunFile] = {EngineStats: ENGINE_STATS}
-    if any(arm.scheduler.mode == "disagg" for arm in arms):
+    if any(moves_kv(arm.scheduler) for arm in arms):
         into |= {Handoff: HANDOFFS, QueueLengths: QUEUES}
     writers = {kind: stack.enter_context(RecordWriter(file.at(run_dir))) for kind, file in into.items()}
     return lambda row: writers[type(row)].write(row)
@@ -267,7 +265,7 @@ def _memory_notes(cfg: Any, run_dir: Path, stack: ExitStack) -> MemoryNotes:
 
 async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: list[int]) -> list[str]:
     """Some repeats of a cell, after its warm-up. Returns what there is to say of engines that died."""
-    cfg, material, write = session.cfg, session.prepared.material, session.records.write
+    cfg, data, write = session.cfg, session.prepared.prompt_data, session.records.write
     engines = [engine for pool in scheduler.pools() for engine in pool["engines"]]
     bounds = in_flight_of(sum(engine["settings"]["max_num_seqs"] for engine in engines))
     died: set[str] = set()
@@ -275,15 +273,15 @@ async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: li
     if not (cfg.workload.warmup_once and scheduler in session.warm):
         with session.screen.step(f"warming up {cell.arm} {cell.name}", kept=False):
             sink = _timing(session, cell, _noting(write, died))
-            await warmup.warm_up(cfg, cell, repeats[0], material, scheduler, len(engines), sink)
+            await warmup.warm_up(cfg, cell, repeats[0], data, scheduler, len(engines), sink)
         session.warm.add(scheduler)
     warmup_s = time.monotonic() - begin
     if not session.done and (told := session.outlook.said(session.spent_s)) is not None:
         session.screen.say(told)
-    batches = {repeat: prompts.measured(cfg, cell, repeat, material) for repeat in repeats}
+    batches = {repeat: prompts.measured(cfg, cell, repeat, data) for repeat in repeats}
     with session.screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches.values()))) as tally:
         for number, (repeat, requests) in enumerate(batches.items()):
-            arrivals = prompts.arrivals(cfg, cell, repeat, material)
+            arrivals = prompts.arrivals(cfg, cell, repeat, data)
             _expect(session, tally, cell, len(requests), arrivals, len(batches) - number)
             begin = time.monotonic()
             # One that died while nobody asked it anything; the engines that are left are not what the cell is about.
@@ -309,7 +307,9 @@ async def _control(session: _Session, scheduler: Scheduler, cell: Cell, repeats:
     """Asks some of a cell's requests again. Returns what there is to say of engines that died."""
     died: set[str] = set()
     if session.again is not None and scheduler.alive:
-        batches = {repeat: prompts.measured(session.cfg, cell, repeat, session.prepared.material) for repeat in repeats}
+        batches = {
+            repeat: prompts.measured(session.cfg, cell, repeat, session.prepared.prompt_data) for repeat in repeats
+        }
         with session.screen.step(f"{cell.arm} {cell.name}: asking some requests again to compare tokens"):
             await session.control.ask(scheduler, batches, _noting(session.again.write, died))
     return sorted(died)

@@ -17,7 +17,7 @@ from wp1.model import models
 from wp1.model.models import ServedModel
 from wp1.runner import prompt_data
 from wp1.serving import fit
-from wp1.serving.engines import key_of, make_scheduler, make_transfer, places_of
+from wp1.serving.engines import key_of, make_scheduler, make_transfer, moves_kv, places_of
 from wp1.serving.placement import check_equal
 from wp1.workload import prompts
 from wp1.workload.limits import longest
@@ -28,7 +28,7 @@ class Prepared:
     """What is known before an engine starts."""
 
     models: dict[str, ServedModel]  # by arm
-    material: prompts.Material
+    prompt_data: prompts.PromptData
     collectors: list[Collector]
     arms: list[Arm]
     labels: list[str]
@@ -55,7 +55,8 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
     if cfg.arms and not cfg.experiment.memory:
         check_equal({arm.name: [place for _, place in places_of(arm)] for arm in plan(cfg)})
     # Before the model is fetched or unpacked: bad data is told at once.
-    given = prompt_data.read(cfg, tell)
+    source = prompts.source_of(cfg.workload.prompts)
+    given = source.read(cfg, tell)
     try:
         served = _models(cfg, tell)
     except OSError as error:
@@ -75,17 +76,17 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
         colocated = colocated or any(place.sharing > 1 for _, place in engines)
     tell("making prompts")
     made_of = prompt_data.prepare(cfg, model, arms[0].cells, tell, given)
-    inputs, notes = prompt_data.inputs(cfg, given, made_of)
+    inputs, notes = source.inputs(cfg, given, made_of)
     transfer: dict[str, str] = {}
     for arm in arms:
-        if arm.scheduler.mode == "disagg":
+        if moves_kv(arm.scheduler):
             chosen = make_transfer(cfg, arm, served[arm.name])
             transfer = {"name": chosen.name, "why": chosen.why()}
         if key_of(cfg, arm.scheduler) != up:
             scheduler = make_scheduler(cfg, arm, served[arm.name], engine_log, kill=lambda: None, write=lambda _: None)
             scheduler.check()
     labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
-    labels += ["built-in tasks"] * (made_of.asked is not None and cfg.dataset.source == "builtin")
+    labels += ["built-in tasks"] * (made_of.examples is not None and made_of.examples.built_in)
     known = peaks.for_run(hardware.describe(), cfg.experiment.measure_peaks, tell)
     return Prepared(served, made_of, collectors, arms, labels, transfer, skipped, known, inputs, notes)
 

@@ -8,7 +8,7 @@ from wp1.analysis.report import write_report
 from wp1.analysis.summary import summarise
 from wp1.analysis.sweep.figures import read_jobs, read_manifest
 from wp1.analysis.sweep.report import write_comparison
-from wp1.collectors.making import collectors_in
+from wp1.collectors.making import collectors_in, kept_in
 
 
 def make_report(run_dir: Path, reports: Path) -> Path:
@@ -18,7 +18,7 @@ def make_report(run_dir: Path, reports: Path) -> Path:
     """
     run = RunTables(run_dir)
     completeness.check(run, with_figures=True)
-    summary = summarise(run, collectors_in(run))
+    summary = summarise(run, collectors_in(run), kept_in(run))
     return write_report(run, reports, run.metadata, summary)
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from wp1.analysis import completeness
 from wp1.analysis.base.run_tables import RunTables
+from wp1.analysis.quality import answers
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import summarise
 from wp1.collectors import Collector
@@ -23,14 +24,15 @@ from wp1.core.run_files import CONFIG, ENGINE_LOG, EXAMPLES, METADATA
 from wp1.core.run_folder import write_json
 from wp1.machine.output import output_to
 from wp1.model.models import ServedModel
-from wp1.quality import examples
-from wp1.runner import prompt_data, resume
+from wp1.quality import benchmarks, examples
+from wp1.runner import resume
 from wp1.runner.console import Screen
 from wp1.runner.measure import measure
 from wp1.runner.metadata import run_metadata
 from wp1.runner.outcome import Outcome
 from wp1.runner.prepare import Prepared, prepare
-from wp1.serving.engines import Engines
+from wp1.serving.engines import Engines, moves_kv
+from wp1.workload import prompts
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,10 @@ def run(
             metadata["ropes"] = {
                 arm: {"max_len": of_arm.max_len, **of_arm.rope.as_dict()} for arm, of_arm in prepared.models.items()
             }
+        metadata["arms"] = [
+            {"arm": arm.name, "scheduler": arm.scheduler.name, "moves_kv": moves_kv(arm.scheduler)}
+            for arm in prepared.arms
+        ]
         metadata["labels"] = prepared.labels
         metadata["skipped"] = prepared.skipped
         metadata["inputs"] = prepared.inputs
@@ -74,16 +80,16 @@ def run(
         for note in prepared.notes:
             screen.say(note)
         metadata["peaks"] = prepared.peaks
-        if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
+        if any(moves_kv(arm.scheduler) for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer
-        asked = prepared.material.asked
-        if asked is not None:
-            metadata["dataset"] = asked.source
+        of_cells = prepared.prompt_data.examples
+        if of_cells is not None:
+            metadata["dataset"] = of_cells.source
         if resuming:
             metadata = resume.take_up(run_dir, metadata, prepared.arms)
         else:
-            if asked is not None:
-                examples.write(EXAMPLES.at(run_dir), asked.cells)
+            if of_cells is not None:
+                examples.write(EXAMPLES.at(run_dir), of_cells.cells)
             files.write_text(CONFIG.at(run_dir), yaml.safe_dump(_shown(cfg), sort_keys=False, allow_unicode=True))
         write_json(METADATA.at(run_dir), metadata)
 
@@ -131,9 +137,11 @@ def _hash(cfg: DictConfig, prepared: Prepared) -> str:
     contents = {}
     if cfg.model.path is not None:
         contents["model.path"] = prepared.model.digest
-    if prepared.material.asked is not None:
-        contents["dataset"] = prepared.material.asked.source["digest"]
-    contents |= {name: identity.file_digest(path) for name, path in prompt_data.files(cfg).items()}
+    if prepared.prompt_data.examples is not None:
+        contents["dataset"] = prepared.prompt_data.examples.source["digest"]
+    contents |= {
+        name: identity.file_digest(path) for name, path in prompts.source_of(cfg.workload.prompts).files(cfg).items()
+    }
     return identity.config_hash(cfg, contents)
 
 
@@ -165,9 +173,11 @@ def _finish(
         metadata.update(status=status, reason=reason, ended=datetime.now(UTC).isoformat(timespec="seconds"))
         write_json(METADATA.at(run_dir), metadata)
 
+    run = RunTables(run_dir)
+    if cfg.dataset.benchmark is not None:
+        answers.save(run, benchmarks.known(cfg.dataset.benchmark))
     metadata["lines"] = completeness.lines_of(run_dir)
     mark()
-    run = RunTables(run_dir)
     summary = summarise(run, collectors)
     metadata["labels"] = summary["labels"]
     mark()

@@ -8,7 +8,7 @@ from wp1.core.plan import Cell
 from wp1.core.records import Request, RequestRecord
 from wp1.runner.load_generator import drive
 from wp1.serving.backend import Scheduler
-from wp1.workload.prompts import Material, warmup_round
+from wp1.workload.prompts import PromptData, warmup_round
 
 # Two rounds that differ by less, in either measure, are alike.
 ALIKE, ALIKE_S = 0.2, 0.005
@@ -20,7 +20,7 @@ async def warm_up(
     cfg: Any,
     cell: Cell,
     repeat: int,
-    material: Material,
+    data: PromptData,
     scheduler: Scheduler,
     engines: int,
     sink: Callable[[RequestRecord], None],
@@ -36,7 +36,7 @@ async def warm_up(
     for number in range(most if least else 0):
         if number >= least and time.monotonic() - begin > ENOUGH_S:
             return
-        taken = await _round(scheduler, warmup_round(cfg, cell, repeat, material, engines, number), sink)
+        taken = await _round(scheduler, warmup_round(cfg, cell, repeat, data, engines, number), sink)
         if taken is None:
             return
         if number >= least and before is not None and alike(taken, before):

@@ -37,7 +37,7 @@ class Entry:
     texts: dict[str, str]  # by artifact name
     description: str  # markdown, with {run} for the address of its page
     parent: str | None = None  # the MLflow run that it belongs under, if that is there
-    dataset: dict[str, str] | None = None  # name, digest and source of what a judged run asked
+    dataset: dict[str, str] | None = None  # name, digest and source of what a run asked whose answers are scored
     curves: list[tuple[str, float, int]] = field(default_factory=list)  # metric, value, prompt length (tokens) as step
     cells: list["Entry"] = field(default_factory=list)  # runs below this one
 

@@ -75,8 +75,11 @@ def _beside_latency(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _scores(quality: dict[str, Any] | None) -> Iterator[tuple[str, float]]:
-    """Of a judged run, in percent: `score/agg/longbench/hotpotqa`, `score/agg/ruler` and `score/agg`, by length as
-    `score/agg/length/1024`; perplexity by position as `perplexity/agg/1024`; the difference of two arms."""
+    """The scores of a run in percent.
+
+    `score/agg/longbench/hotpotqa`, `score/agg/ruler` and `score/agg`, by length as `score/agg/length/1024`; perplexity
+    by position as `perplexity/agg/1024`; the difference of two arms.
+    """
     for arm, of in (quality or {"arms": {}})["arms"].items():
         for task in of["tasks"]:
             yield f"score/{arm}/{task['benchmark']}/{task['task']}", task["mean"]

@@ -4,53 +4,85 @@ They follow from the rate, the process and a seed alone, and are kept whatever t
 users who do not know how busy the service is.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Offsets in seconds, ascending from 0, one a request; those before `ramp_s` arrive while the rate still grows."""
 
-    offsets: np.ndarray
+    offsets: "np.ndarray"
     ramp_s: float = 0.0
 
     def __len__(self) -> int:
         return len(self.offsets)
 
 
-def schedule(workload: Any, count: int, rate: float, seed: int) -> Schedule:
-    """`count` arrivals at `rate` requests/s by `workload.arrivals`. The same seed gives the same on any machine.
+@dataclass(frozen=True)
+class Process:
+    """How the requests of an open loop arrive: a row of PROCESSES each.
 
-    poisson    exponential gaps: many users who do not know of each other
-    constant   equal gaps
-    gamma      gaps of mean 1/rate and shape `workload.burstiness`: 1 is Poisson, less comes in bursts, more is evener.
-               The coefficient of variation of the gaps is 1/sqrt(burstiness)
-    ramp       Poisson with a rate that grows evenly from `workload.ramp_from` to `rate` within `workload.ramp_s`
-               seconds, and stays there; without ramp_s it grows until the last request
+    arrive: from a random generator, a count, a rate in requests/s and `workload`, when they are due.
+    keys: of `workload` that no other process reads, with what they are if nothing was said.
     """
-    process = workload.arrivals
-    rng = np.random.default_rng(seed)
-    if process == "constant":
-        gaps = np.full(count, 1.0 / rate)
-    elif process == "gamma":
-        gaps = rng.gamma(workload.burstiness, 1.0 / (rate * workload.burstiness), count)
-    else:
-        gaps = rng.exponential(1.0 / rate, count)
-    offsets = np.cumsum(gaps) - gaps[0]
-    if process != "ramp":
-        return Schedule(offsets)
-    return _ramped(offsets * rate, rate, workload.ramp_from, workload.ramp_s)
+
+    arrive: "Callable[[np.random.Generator, int, float, Any], Schedule]"
+    keys: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _ramped(arrivals: np.ndarray, rate: float, start: float, ramp_s: float | None) -> Schedule:
+def schedule(workload: Any, count: int, rate: float, seed: int) -> Schedule:
+    """`count` arrivals at `rate` requests/s by `workload.arrivals`. The same seed gives the same on any machine."""
+    import numpy as np
+
+    return PROCESSES[workload.arrivals].arrive(np.random.default_rng(seed), count, rate, workload)
+
+
+def _after(gaps: "np.ndarray") -> Schedule:
+    return Schedule(gaps.cumsum() - gaps[0])
+
+
+def _poisson(rng: "np.random.Generator", count: int, rate: float, workload: Any) -> Schedule:
+    """Exponential gaps: many users who do not know of each other."""
+    return _after(rng.exponential(1.0 / rate, count))
+
+
+def _constant(rng: "np.random.Generator", count: int, rate: float, workload: Any) -> Schedule:
+    """Equal gaps."""
+    import numpy as np
+
+    return _after(np.full(count, 1.0 / rate))
+
+
+def _gamma(rng: "np.random.Generator", count: int, rate: float, workload: Any) -> Schedule:
+    """Gaps of mean 1/rate and shape `workload.burstiness`: 1 is Poisson, less comes in bursts, more is more even.
+
+    The coefficient of variation of the gaps is 1/sqrt(burstiness).
+    """
+    return _after(rng.gamma(workload.burstiness, 1.0 / (rate * workload.burstiness), count))
+
+
+def _ramp(rng: "np.random.Generator", count: int, rate: float, workload: Any) -> Schedule:
+    """Poisson with a rate that grows evenly from `workload.ramp_from` to `rate` within `workload.ramp_s` seconds.
+
+    It stays there; without ramp_s it grows until the last request.
+    """
+    steady = _poisson(rng, count, rate, workload)
+    return _ramped(steady.offsets * rate, rate, workload.ramp_from, workload.ramp_s)
+
+
+def _ramped(arrivals: "np.ndarray", rate: float, start: float, ramp_s: float | None) -> Schedule:
     """Turns arrivals of a process of rate 1 (`arrivals`: when each is due) into those of a rate that grows.
 
     By the inverse of the expected number of arrivals until t, which is start t + (rate - start) t² / 2 ramp_s in the
     ramp (Çinlar's method for a non-homogeneous Poisson process).
     """
+    import numpy as np
+
     if ramp_s is None:
         ramp_s = 2 * max(float(arrivals[-1]), 1.0) / (start + rate)
     in_ramp = (start + rate) / 2 * ramp_s  # requests expected until its end
@@ -59,3 +91,11 @@ def _ramped(arrivals: np.ndarray, rate: float, start: float, ramp_s: float | Non
     below = start + np.sqrt(start**2 + 2 * slope * np.minimum(arrivals, in_ramp))
     grown = np.divide(2 * arrivals, below, out=np.zeros_like(arrivals), where=below > 0)
     return Schedule(np.where(arrivals < in_ramp, grown, ramp_s + (arrivals - in_ramp) / rate), ramp_s)
+
+
+PROCESSES: Mapping[str, Process] = {
+    "poisson": Process(_poisson),
+    "constant": Process(_constant),
+    "gamma": Process(_gamma, {"burstiness": 1.0}),
+    "ramp": Process(_ramp, {"ramp_from": 0.0, "ramp_s": None}),
+}

@@ -3,8 +3,6 @@
 import math
 from typing import Any
 
-import numpy as np
-
 from wp1.workload.limits import longest
 
 
@@ -17,6 +15,8 @@ def outputs(workload: Any, count: int, seed: int) -> list[int]:
                 as answers of chat services are
     What falls outside is set to the nearest that is allowed, so that the mean moves a little where the spread is wide.
     """
+    import numpy as np
+
     mean, spread = workload.output_len, workload.output_spread
     rng = np.random.default_rng(seed)
     if workload.output_distribution == "uniform":

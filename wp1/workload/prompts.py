@@ -3,25 +3,40 @@
 They are made one by one, as they are taken: a thousand prompts of 100,000 tokens would be gigabytes as lists.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-
+from wp1.core.errors import ConfigError
+from wp1.core.outside import imported
 from wp1.core.plan import Cell
 from wp1.core.records import Request
-from wp1.workload import lengths, texts, trace
 from wp1.workload.arrivals import Schedule, schedule
-from wp1.workload.dataset import Question
 from wp1.workload.limits import longest
 from wp1.workload.seeds import derive_seed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from wp1.workload import trace
+    from wp1.workload.dataset import Question
+    from wp1.workload.tokens import ModelTokens
 
 # Warm-up prompts are of their own kind, so that nothing they leave behind can serve a measured one.
 WARMUP_QUESTION = "Count from one to ten in words."
 WARMUP_TOKENS = 8
-# Of these prompts (workload.prompts) every repeat of a cell asks the same.
-REPEATED = ("dataset", "judged")
+# What `workload.prompts` may say in short; any other source of prompts is named as package.module.Class.
+OWN = {
+    "dataset": "wp1.workload.question_prompts.QuestionPrompts",
+    "random": "wp1.workload.made_prompts.RandomPrompts",
+    "scored": "wp1.quality.scored_prompts.ScoredPrompts",
+    "text": "wp1.workload.made_prompts.TextPrompts",
+    "trace": "wp1.workload.trace_prompts.TracePrompts",
+}
+# Names in folders of earlier runs.
+EARLIER = {"judged": "scored"}
 
 Encode = Callable[[str], list[int]]
 
@@ -37,12 +52,14 @@ def as_token_ids(text: str) -> list[int]:
 
 def random_token_ids(length: int, vocab_size: int, seed: int) -> list[int]:
     """`length` ids, uniform over the vocabulary less its first 1,000, where models keep their special tokens."""
+    import numpy as np
+
     low = min(1000, vocab_size // 2)
     return np.random.default_rng(seed).integers(low, vocab_size, length).tolist()
 
 
 @dataclass(frozen=True)
-class Material:
+class PromptData:
     """What prompts are made of. Everything that takes a tokenizer is done when it is made, not while requests run.
 
     vocab_size: ids that random prompts are drawn from.
@@ -50,15 +67,17 @@ class Material:
     questions: the dataset's rows with their token ids (workload.prompts=dataset).
     text: token ids of a long text (workload.prompts=text).
     rows: the recorded requests (workload.prompts=trace).
-    asked: the examples of each cell, a `wp1.quality.examples.Asked` (workload.prompts=judged).
+    examples: those of each cell, a `wp1.quality.examples.Examples` (workload.prompts=scored).
+    own: whatever a source of somebody else's keeps.
     """
 
     vocab_size: int
     encode: Encode
-    questions: list[tuple[Question, np.ndarray]] = field(default_factory=list)
-    text: np.ndarray | None = None
-    rows: list[trace.Row] = field(default_factory=list)
-    asked: Any = None
+    questions: "list[tuple[Question, np.ndarray]]" = field(default_factory=list)
+    text: "np.ndarray | None" = None
+    rows: "list[trace.Row]" = field(default_factory=list)
+    examples: Any = None
+    own: Any = None
 
 
 class Requests(Sequence[Request]):
@@ -97,7 +116,106 @@ class Requests(Sequence[Request]):
         return map(self._bare, range(first, self._count))
 
 
-def measured(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
+class PromptSource:
+    """Where a run's prompts come from, as `workload.prompts` names it: one class a source. It keeps nothing itself.
+
+    A source is asked in this order: `check`, before anything is read; `read`, before the model is fetched; `prepare`,
+    with the tokenizer; then for every cell and repeat. Only `requests` has to be given.
+    """
+
+    made_to_length = False  # prompts have the lengths of workload.prompt_len or experiment.prompt_lens
+    repeated = False  # every repeat of a cell asks the same, so that answers can be compared token by token
+    recorded = False  # requests have times and lengths of their own
+    # Keys of `workload` that no other source reads, with what they are if nothing was said.
+    keys: Mapping[str, Any] = {}
+
+    def check(self, cfg: Any) -> None:
+        """Raises ConfigError, naming the key, for settings that contradict each other."""
+
+    def read(self, cfg: Any, tell: Callable[[str], None]) -> Any:
+        """The source's own data, before there is a model. Raises ConfigError if it cannot be read or used."""
+        return None
+
+    def files(self, cfg: Any) -> dict[str, Path]:
+        """The files whose contents decide what is sent, for the configuration hash."""
+        return {}
+
+    def prepare(
+        self,
+        cfg: Any,
+        data: PromptData,
+        tokens: "ModelTokens | None",
+        cells: Sequence[Cell],
+        tell: Callable[[str], None],
+        given: Any,
+    ) -> PromptData:
+        """What the requests of these cells, which are of one arm, are made of.
+
+        data: with the model's vocabulary and encoding, and nothing else. tokens: None for random weights. given: what
+        `read` returned. Raises ConfigError if the data does not do.
+        """
+        return data
+
+    def lengths(self, data: PromptData) -> dict[str, int]:
+        """Tokens of prompts that have a length of their own, by name: the model has to have room for each."""
+        return {}
+
+    def inputs(self, cfg: Any, given: Any, data: PromptData) -> tuple[dict[str, Any], list[str]]:
+        """What run_metadata.json says of the data, and the same in words for the screen."""
+        return {}, []
+
+    def requests(self, cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Requests:
+        """The requests of one repeat of a cell, in the order they are sent; every prompt is token ids."""
+        raise NotImplementedError
+
+    def arrivals(self, cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Schedule | None:
+        """When they are due; None in a closed loop, in which that is up to the answers."""
+        if cell.request_rate <= 0:
+            return None
+        count = cell.num_requests or len(self.requests(cfg, cell, repeat, data))
+        return schedule(cfg.workload, count, cell.request_rate, derive_seed(cfg.seed, cell.name, repeat, "arrivals"))
+
+    def warmup_length(self, cell: Cell, data: PromptData) -> int | None:
+        """Tokens of a prompt for warming up; None for a short question."""
+        return cell.prompt_len
+
+    def warmup_prompt(self, cfg: Any, cell: Cell, repeat: int, n: int, data: PromptData) -> list[int]:
+        """Prompt `n` for warming up, as long as those that are measured and none of them."""
+        length = self.warmup_length(cell, data)
+        if length is None:
+            return data.encode(f"{WARMUP_QUESTION} ({n})")
+        return random_token_ids(length, data.vocab_size, derive_seed(cfg.seed, cell.name, "warm-up", repeat, n))
+
+
+def own_source(name: str) -> PromptSource | None:
+    """wp1's own source of that name, as a run's folder may say; None for any other, of which nothing is imported."""
+    target = OWN.get(EARLIER.get(name, name))
+    if target is None:
+        return None
+    module, _, attribute = target.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)()
+
+
+def source_of(name: str) -> PromptSource:
+    """The source that `workload.prompts` names in a configuration.
+
+    Raises ConfigError if there is none of that name, or it cannot be imported.
+    """
+    if name in OWN and (own := own_source(name)) is not None:
+        return own
+    said = f"workload.prompts={name}"
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise ConfigError(
+            f"{said} is not known: set workload.prompts to {' or '.join(OWN)}, or to package.module.Class of your own"
+        )
+    found = getattr(imported(said, module), attribute, None)
+    if not isinstance(found, type) or not issubclass(found, PromptSource):
+        raise ConfigError(f"{said} is no class that is derived from wp1.workload.prompts.PromptSource: name one")
+    return found()
+
+
+def measured(cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Requests:
     """The requests of one repeat of a cell, in the order they are sent; every prompt is token ids.
 
     A dataset's question has the same seed in every repeat, so that repeats can be compared token by token; all other
@@ -105,132 +223,23 @@ def measured(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
     trace's equal hash ids let them share within one repeat.
     Raises ConfigError where a text is too short for its prompts.
     """
-    workload = cfg.workload
-    if workload.prompts == "dataset":
-        return _questions(cfg, cell, repeat, material)
-    if workload.prompts == "judged":
-        return _judged(cfg, cell, repeat, material)
-    if workload.prompts == "trace":
-        return _replayed(cfg, cell, repeat, material)
-    count = cell.num_requests or 0
-    length = cell.prompt_len or 0
-    shared = min(round(workload.shared_prefix * length), length - 1)
-    prefix = _prefix(cfg, cell, repeat, material, shared)
-    sizes = lengths.outputs(workload, count, derive_seed(cfg.seed, cell.name, repeat, "output lengths"))
-    kind = "random tokens" if workload.prompts == "random" else "tokens of text"
-
-    def make(n: int) -> Request:
-        seed = derive_seed(cfg.seed, cell.name, repeat, n, "sampling")
-        return request_of(cfg, cell, repeat, f"{n}", [], f"{length} {kind}", seed, sizes[n])
-
-    def prompt(n: int) -> list[int]:
-        return prefix + _own_tokens(cfg, cell, repeat, n, material, length - shared)
-
-    return Requests(count, make, prompt)
+    return source_of(cfg.workload.prompts).requests(cfg, cell, repeat, data)
 
 
-def _own_tokens(cfg: Any, cell: Cell, repeat: int, n: int, material: Material, length: int) -> list[int]:
-    """What no other prompt of the cell has: `n` counts the prompts of a repeat, those for warming up from -1 down."""
-    if cfg.workload.prompts == "random":
-        return random_token_ids(length, material.vocab_size, derive_seed(cfg.seed, cell.name, repeat, n))
-    assert material.text is not None
-    index = repeat * (cell.num_requests or 0) + n if n >= 0 else n
-    start = texts.start_of(index, length, len(material.text), derive_seed(cfg.seed, cell.name))
-    return material.text[start : start + length].tolist()
-
-
-def _prefix(cfg: Any, cell: Cell, repeat: int, material: Material, length: int) -> list[int]:
-    """What all prompts of a repeat begin with, of the kind of the rest."""
-    if length <= 0:
-        return []
-    seed = derive_seed(cfg.seed, cell.name, repeat, "prefix")
-    if cfg.workload.prompts == "random":
-        return random_token_ids(length, material.vocab_size, seed)
-    assert material.text is not None
-    start = texts.start_of(0, length, len(material.text), seed)
-    return material.text[start : start + length].tolist()
-
-
-def _questions(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
-    rows, count = material.questions, cell.num_requests or len(material.questions)
-    sizes = lengths.outputs(cfg.workload, count, derive_seed(cfg.seed, cell.name, "output lengths"))
-    # A row's own length, up to workload.output_len; a distribution that is asked for goes before it.
-    by_row = cfg.workload.output_distribution == "fixed"
-
-    def make(n: int) -> Request:
-        question, _ = rows[n % len(rows)]
-        seed = derive_seed(cfg.seed, cell.name, n, "sampling")
-        size = sizes[n]
-        if by_row and question.output_len is not None:
-            size = min(question.output_len, size)
-        return request_of(cfg, cell, repeat, f"{n}-{question.id}", [], question.question, seed, size)
-
-    return Requests(count, make, lambda n: rows[n % len(rows)][1].tolist())
-
-
-def _judged(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
-    """The tasks mixed, by a shuffle that is the same in every arm and repeat."""
-    asked = material.asked.cells[cell.name]
-    order = sorted(range(len(asked)), key=lambda n: derive_seed(cfg.seed, "order", asked[n].name, n))
-
-    def make(n: int) -> Request:
-        example = asked[order[n]]
-        seed = derive_seed(cfg.seed, cell.name, example.name, "sampling")
-        request = request_of(cfg, cell, repeat, example.name, [], example.label, seed, example.task.max_tokens)
-        request.example, request.stop = example.name, list(example.task.stop)
-        request.nll_window = example.nll_window
-        return request
-
-    return Requests(len(asked), make, lambda n: asked[order[n]].prompt.tolist())
-
-
-def _replayed(cfg: Any, cell: Cell, repeat: int, material: Material) -> Requests:
-    # Blocks differ between repeats, or the second would find all of the first's in a prefix cache.
-    of_repeat = derive_seed(cfg.seed, cell.name, repeat, "blocks")
-
-    def make(n: int) -> Request:
-        row = material.rows[n]
-        seed = derive_seed(cfg.seed, cell.name, repeat, n, "sampling")
-        return request_of(cfg, cell, repeat, f"{n}", [], f"line {row.line} of the trace", seed, row.output_len)
-
-    def prompt(n: int) -> list[int]:
-        scale = cfg.workload.trace_length_scale
-        return trace.token_ids(material.rows[n], n, material.vocab_size, of_repeat, scale).tolist()
-
-    return Requests(len(material.rows), make, prompt)
-
-
-def arrivals(cfg: Any, cell: Cell, repeat: int, material: Material) -> Schedule | None:
+def arrivals(cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Schedule | None:
     """When the requests of one repeat of a cell are due; None in a closed loop, where that is up to the answers."""
-    if cfg.workload.prompts == "trace":
-        return Schedule(trace.offsets(material.rows, cfg.workload.trace_speed))
-    if cell.request_rate <= 0:
-        return None
-    count = cell.num_requests or len(material.questions or material.asked.cells[cell.name])
-    return schedule(cfg.workload, count, cell.request_rate, derive_seed(cfg.seed, cell.name, repeat, "arrivals"))
+    return source_of(cfg.workload.prompts).arrivals(cfg, cell, repeat, data)
 
 
-def warmup_round(cfg: Any, cell: Cell, repeat: int, material: Material, engines: int, number: int) -> list[Request]:
+def warmup_round(cfg: Any, cell: Cell, repeat: int, data: PromptData, engines: int, number: int) -> list[Request]:
     """One request for each engine that is not measured: prompts of their own, as long as the cell's.
 
     repeat: the first that follows. number: of the round, from 0; no two rounds have a prompt in common.
     """
-    length = cell.prompt_len
-    if cfg.workload.prompts == "trace":
-        length = int(np.median([row.prompt_len for row in material.rows]))
-    if cfg.workload.prompts == "judged":
-        # With the warm-up's own answer no longer than what is measured.
-        length = max(1, max(len(example.prompt) for example in material.asked.cells[cell.name]) - WARMUP_TOKENS)
+    source = source_of(cfg.workload.prompts)
     requests = []
     for n in range(number * engines, (number + 1) * engines):
-        if length is None:
-            prompt = material.encode(f"{WARMUP_QUESTION} ({n})")
-        elif cfg.workload.prompts == "text":
-            prompt = _own_tokens(cfg, cell, repeat, -1 - n, material, length)
-        else:
-            prompt = random_token_ids(
-                length, material.vocab_size, derive_seed(cfg.seed, cell.name, "warm-up", repeat, n)
-            )
+        prompt = source.warmup_prompt(cfg, cell, repeat, n, data)
         seed = derive_seed(cfg.seed, cell.name, "warm-up", n)
         most = min(longest(cfg.workload), WARMUP_TOKENS)
         request = request_of(cfg, cell, repeat, f"warm-up-{n}", prompt, "warm-up", seed, most)

@@ -168,8 +168,9 @@ def test_handoffs_are_held_against_the_records(folder: Path) -> None:
         completeness.check(RunTables(folder))
 
 
-def test_answers_are_held_against_their_examples(folder: Path) -> None:
-    set_config(folder, workload={"prompts": "judged"})
+@pytest.mark.parametrize("prompts", ["scored", "judged"])  # the second in folders of earlier runs
+def test_answers_are_held_against_their_examples(folder: Path, prompts: str) -> None:
+    set_config(folder, workload={"prompts": prompts})
     with pytest.raises(ConfigError, match=r"examples\.jsonl has 0 of the 1 examples"):
         completeness.check(RunTables(folder))
 

@@ -33,7 +33,7 @@ class Echo:
 
 
 ECHOES = RunFile(
-    name="echoes.jsonl", row=Echo, of="unit", published="always", shows="echoes", expected=lambda config: True
+    name="echoes.jsonl", row=Echo, of="unit", published="always", shows="echoes", expected=lambda config, metadata: True
 )
 CELL = "256-conc1"
 

@@ -34,7 +34,7 @@ TARGETS = [one for one in ALL if one.program == "make"]
 # Options of a group that say nothing without others.
 WITH = {
     "workload=trace": ["workload.trace_path=FILE"],
-    "workload=judged": ["experiment=e4"],
+    "workload=scored": ["experiment=e4"],
     "rope=yarn": ["rope.factor=2"],
     "dataset=file": ["dataset.path=FILE.jsonl"],
     # Longer than what the bundled model is made for.
@@ -45,9 +45,9 @@ WITH = {
 
 def _alone(option: str, *words: str) -> list[str]:
     """A choice from a group as a command, with what it needs beside it."""
-    judged = option.startswith("dataset=") and option not in ("dataset=file", "dataset=questions")
+    scored = option.startswith("dataset=") and option not in ("dataset=file", "dataset=questions")
     needed = [word for word in WITH.get(option, []) if word.split("=")[0] not in [one.split("=")[0] for one in words]]
-    return [*(["experiment=e4"] if judged else []), option, *needed, *words]
+    return [*(["experiment=e4"] if scored else []), option, *needed, *words]
 
 
 def test_the_texts_are_read() -> None:
@@ -89,6 +89,7 @@ def _compose(words: list[str], files: dict[str, str]) -> None:
     for name, real in files.items():
         words = [re.sub(rf"{re.escape(name)}.*", real, word) for word in words]
     main.check_options(words)
+    main.find_packages(words)
     overrides = [schema.with_plus(word) for word in words if not word.startswith("-") and word not in ("job",)]
     # As Hydra's --config-dir does.
     overrides += [f"hydra.searchpath=[{word.partition('=')[2]}]" for word in words if word.startswith("--config-dir=")]

@@ -13,10 +13,10 @@ from wp1.config import checks
 from wp1.core.errors import ConfigError
 from wp1.core.plan import plan
 from wp1.quality import examples
-from wp1.quality.benchmarks import find
+from wp1.quality.benchmarks import find, own, pg19
 from wp1.quality.tasks import Row
 from wp1.workload import prompts
-from wp1.workload.prompts import Material
+from wp1.workload.prompts import PromptData
 
 E4 = (
     "experiment=e4",
@@ -25,7 +25,7 @@ E4 = (
 )
 
 
-def _asked(cfg: Any, tokens: WordTokens) -> examples.Asked:
+def _asked(cfg: Any, tokens: WordTokens) -> examples.Examples:
     return examples.examples(cfg, plan(cfg)[0].cells, tokens, lambda _: None)
 
 
@@ -47,19 +47,19 @@ def test_every_cell_asks_every_task_at_its_length(config: Compose, tmp_path: Pat
 
 def test_requests_are_the_same_in_every_arm_and_repeat(config: Compose) -> None:
     cfg, tokens = config(*E4, "scheduler=agg"), WordTokens()
-    material = Material(1000, tokens.chat, asked=_asked(cfg, tokens))
+    data = PromptData(1000, tokens.chat, examples=_asked(cfg, tokens))
     cell = plan(cfg)[0].cells[0]
     other = plan(config(*E4, "scheduler=disagg"))[0].cells[0]
-    first, again = (list(prompts.measured(cfg, cell, repeat, material)) for repeat in (0, 1))
-    disagg = list(prompts.measured(cfg, other, 0, material))
+    first, again = (list(prompts.measured(cfg, cell, repeat, data)) for repeat in (0, 1))
+    disagg = list(prompts.measured(cfg, other, 0, data))
     for a, b, c in zip(first, again, disagg, strict=True):
         assert (a.prompt, a.seed, a.max_tokens, a.example) == (b.prompt, b.seed, b.max_tokens, b.example)
         assert (a.prompt, a.seed) == (c.prompt, c.seed)
     by_task = {request.example.split("/")[1]: request for request in first}
     assert by_task["niah_single_1"].max_tokens == 128
-    assert by_task["pg19_perplexity"].nll_window == examples.NLL_WINDOW
+    assert by_task["pg19_perplexity"].nll_window == pg19.NLL_WINDOW
     assert by_task["multifieldqa_en"].nll_window is None
-    warm = prompts.warmup_round(cfg, cell, 0, material, 1, 0)[0]
+    warm = prompts.warmup_round(cfg, cell, 0, data, 1, 0)[0]
     assert len(warm.prompt) + warm.max_tokens <= 600
 
 
@@ -98,9 +98,9 @@ def test_a_long_prompt_loses_its_middle_and_keeps_both_ends(config: Compose, tmp
         (["experiment=e4", "dataset.limit=3"], r"set dataset\.samples_per_task"),
         (["experiment=e4", "dataset=longbench", "dataset.path=/nowhere"], r"dataset\.path=/nowhere is not there"),
         (["experiment=e4", "dataset=longbench", "dataset.depths=[1]"], "is for prompts that are made"),
-        (["experiment=e4", "dataset=questions"], "workload=judged needs tasks"),
-        (["dataset=longbench"], "choose workload=judged"),
-        (["dataset.samples_per_task=3"], "is for tasks that are judged"),
+        (["experiment=e4", "dataset=questions"], "workload=scored needs tasks"),
+        (["dataset=longbench"], "choose workload=scored"),
+        (["dataset.samples_per_task=3"], "is for tasks that are scored"),
         (["experiment=e6", "arms.yarn.rope.type=yarn"], r"arms\.yarn\.rope\.factor is empty"),
     ],
 )
@@ -109,9 +109,9 @@ def test_settings_that_cannot_be_are_refused_by_name(config: Compose, overrides:
         checks.check(config(*overrides))
 
 
-def test_a_judged_answer_s_length_is_not_to_be_set(config: Compose) -> None:
+def test_a_scored_answer_s_length_is_not_to_be_set(config: Compose) -> None:
     cfg = config("experiment=e4", "workload.output_len=9")
-    with pytest.raises(ConfigError, match=r"workload\.output_len=9 has no effect on a judged dataset"):
+    with pytest.raises(ConfigError, match=r"workload\.output_len=9 has no effect on a scored dataset"):
         checks.check_overrides(cfg, ["workload.output_len=9"])
 
 
@@ -125,15 +125,20 @@ def test_e6_doubles_up_to_the_model_s_length(config: Compose) -> None:
 
 def test_a_row_is_of_the_length_group_that_its_set_states(tmp_path: Path) -> None:
     rows = [
-        ("longbench/hotpotqa_e", Row("1", "hotpotqa_e", length=3999)),
-        ("longbench/hotpotqa_e", Row("2", "hotpotqa_e", length=8000)),
-        ("longbench/hotpotqa", Row("1", "hotpotqa", length=3999)),
-        ("longbench_v2/longbench_v2", Row("1", "longbench_v2", extra={"length": "short"})),
+        ("longbench/hotpotqa_e", {"length": 3999}),
+        ("longbench/hotpotqa_e", {"length": 8000}),
+        ("longbench/hotpotqa", {"length": 3999}),
+        ("longbench_v2/longbench_v2", {"length": "short", "difficulty": "hard"}),
     ]
-    natural = [examples.Example(find(task), row, array("i", [1]), 1) for task, row in rows]
+    known = {"context": "c", "question": "q", "answer": "A"} | {f"choice_{letter}": letter for letter in "ABCD"}
+    natural = []
+    for n, (name, fields) in enumerate(rows):
+        task = find(name)
+        row = own()[task.benchmark].row(task.name, known | fields, f"{n}")
+        natural.append(examples.Example(task, row, array("i", [1]), 1))
     examples.write(tmp_path / "examples.jsonl", {"natural": natural})
     lines = [json.loads(line) for line in (tmp_path / "examples.jsonl").read_text().splitlines()]
-    assert [line["length_group"] for line in lines] == ["0-4k", "8k+", None, "short"]
+    assert [line["groups"] for line in lines] == [["0-4k"], ["8k+"], [], ["hard", "short"]]
 
 
 def test_a_book_s_perplexity_is_of_its_beginning() -> None:

@@ -16,14 +16,15 @@ from tests.conftest import SHARED
 from tests.unit.quality.word_tokens import WordTokens
 from wp1.core.errors import ConfigError
 from wp1.quality import builtin
-from wp1.quality.benchmarks import find, ruler
+from wp1.quality.benchmarks import find, own, subsets
 from wp1.quality.book import Passages
 from wp1.quality.fit_to_length import PADDING, Draft, Filler
-from wp1.quality.ruler_prompts import DEPTHS, Made, RulerPrompts, qa_set
+from wp1.quality.ruler_prompts import DEPTHS, NEEDLES, RulerPrompts, qa_set
+from wp1.quality.tasks import Made, Make, Making
 
-MADE = [name for name in ruler.names() if name not in ruler.FILES]
+MADE = [name.partition("/")[2] for name in subsets(own())["ruler_subset"]]
 BUILTIN = [
-    name for subset in ("longbench_subset", "infinitebench_subset", "pg19_subset") for name in builtin.SUBSETS[subset]
+    name for subset in ("longbench_subset", "infinitebench_subset", "pg19_subset") for name in subsets(own())[subset]
 ]
 
 
@@ -71,7 +72,7 @@ def test_a_prompt_fills_its_length_within_two_percent(
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(700, 6000), st.sampled_from(sorted([*ruler.NEEDLES, "vt"])), st.integers(0, 10**6))
+@given(st.integers(700, 6000), st.sampled_from(sorted([*NEEDLES, "vt"])), st.integers(0, 10**6))
 def test_lines_fill_any_length(length: int, task: str, seed: int) -> None:
     """To 2 %, or to less than another line; the longest here is a needle of two UUIDs, of about 80 tokens."""
     length += 500 * (task == "vt")
@@ -209,8 +210,8 @@ def test_documents_come_from_the_official_files(tmp_path: Path, tokens: WordToke
 def test_a_built_in_prompt_fills_its_length_and_can_be_answered(
     name: str, length: int, tokens: WordTokens, passages: Passages
 ) -> None:
-    prompts = builtin.BuiltinPrompts(tokens, length, passages)
-    every = [prompts.make(name, 42, number) for number in range(4)]
+    benchmark, _, short = name.partition("/")
+    every = [made for number in range(4) for made in _maker(benchmark, tokens, length, passages)(short, 42, number)]
     assert all(_fills(made, length, name) for made in every)
     assert len({tuple(made.ids) for made in every}) == 4
     task = find(name)
@@ -220,8 +221,14 @@ def test_a_built_in_prompt_fills_its_length_and_can_be_answered(
     for made in every:
         answer = made.row.answers[-1] if task.name == "longbook_choice_eng" else made.row.answers[0]
         assert task.score(str(answer), made.row) == 1.0
-    again = builtin.BuiltinPrompts(tokens, length, passages).make(name, 42, 2)
+    (again,) = _maker(benchmark, tokens, length, passages)(short, 42, 2)
     assert again.row == every[2].row
+
+
+def _maker(benchmark: str, tokens: WordTokens, length: int, passages: Passages) -> Make:
+    built_in = own()[benchmark].built_in
+    assert built_in is not None
+    return built_in.maker(Making(tokens, length, passages, None))
 
 
 def test_every_question_is_answered_by_its_verse() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import SHARED
 from wp1 import score
 from wp1.core.errors import ConfigError
-from wp1.quality.benchmarks import find
+from wp1.quality.benchmarks import find, own
 from wp1.quality.tasks import Row, Task
 from wp1.quality.text_scores import edit_similarity
 from wp1.score import _line, scores_of
@@ -22,7 +22,7 @@ FILES = [("longbench", "{}.jsonl", "official_score"), ("infinitebench", "preds_{
 
 def score_file(task: Task, path: Path) -> dict[str, Any]:
     """The score of one file, as the command prints it."""
-    return scores_of(task, [path]).summary()
+    return scores_of(task, [path], own()).summary()
 
 
 @pytest.mark.skipif(not PARITY.is_dir(), reason=f"{PARITY} is absent")
@@ -93,14 +93,11 @@ def test_edit_similarity_is_rounded_to_hundredths() -> None:
 
 
 def test_all_tasks_are_found_by_name_and_near_ones_are_named() -> None:
-    from wp1.quality.benchmarks import infinitebench, longbench, ruler
-
-    assert len(longbench.names()) == 21 + 13
-    assert len(infinitebench.names()) == 12
-    assert len(ruler.names()) == 13
-    for benchmark in (longbench, infinitebench, ruler):
-        for name in benchmark.names():
-            task = find(f"{benchmark.NAME}/{name}")
+    counts = {benchmark.name: len(benchmark.names) for benchmark in own().values()}
+    assert counts == {"longbench": 21 + 13, "longbench_v2": 1, "infinitebench": 12, "ruler": 13, "pg19": 2}
+    for benchmark in own().values():
+        for name in benchmark.names:
+            task = find(f"{benchmark.name}/{name}")
             assert task is find(name)
             assert task.max_tokens >= 1
     with pytest.raises(ConfigError, match=r"did you mean .*hotpotqa"):

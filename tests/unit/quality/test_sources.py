@@ -33,7 +33,7 @@ def _write(path: Path, rows: Iterable[Row]) -> Path:
 @pytest.fixture
 def dataset(config: Compose) -> Callable[..., Any]:
     def dataset_(path: Path | None, *overrides: str, group: str = "longbench", task: str = "hotpotqa") -> Any:
-        words = [f"dataset={group}", f"dataset.tasks=[{task}]", "workload=judged", *overrides]
+        words = [f"dataset={group}", f"dataset.tasks=[{task}]", "workload=scored", *overrides]
         return config(*words, *([] if path is None else [f"dataset.path={path}"])).dataset
 
     return dataset_

@@ -11,9 +11,9 @@ from wp1.core.plan import plan
 from wp1.core.records import Request, RequestRecord
 from wp1.runner import warmup
 from wp1.workload import prompts
-from wp1.workload.prompts import Material
+from wp1.workload.prompts import PromptData
 
-MATERIAL = Material(49152, prompts.as_token_ids)
+DATA = PromptData(49152, prompts.as_token_ids)
 
 
 class Settling:
@@ -35,7 +35,7 @@ def _rounds(config: Compose, scheduler: Settling, *overrides: str, engines: int 
     cfg: Any = config("workload=random", *overrides)
     records: list[RequestRecord] = []
     cell = plan(cfg)[0].cells[0]
-    asyncio.run(warmup.warm_up(cfg, cell, 0, MATERIAL, scheduler, engines, records.append))  # type: ignore[arg-type]
+    asyncio.run(warmup.warm_up(cfg, cell, 0, DATA, scheduler, engines, records.append))  # type: ignore[arg-type]
     assert all(record.warmup for record in records)
     assert len({record.request_id for record in records}) == len(records)
     return records

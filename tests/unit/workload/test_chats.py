@@ -10,10 +10,10 @@ import pytest
 from tests.conftest import Compose
 from wp1.core.errors import ConfigError
 from wp1.core.plan import plan
-from wp1.runner import prompt_data
 from wp1.workload import chats, dataset, prompts
 from wp1.workload.chats import Asked
-from wp1.workload.prompts import Material
+from wp1.workload.prompts import PromptData
+from wp1.workload.question_prompts import QuestionPrompts, tokenized
 from wp1.workload.row_files import BadRowError
 
 SYSTEM, ASKED, ANSWER, MORE = ("system", "Be brief."), ("user", "Why?"), ("assistant", "So."), ("user", "And?")
@@ -173,12 +173,12 @@ def test_answers_are_as_long_as_the_row_says_up_to_output_len(config: Compose, t
     ]
     words = ("dataset=file", f"dataset.path={_file(tmp_path, rows)}", "workload.output_len=6")
     cfg = config(*words)
-    given = prompt_data.read(cfg, lambda _: None)
-    assert given.questions is not None
-    made = Material(1000, prompts.as_token_ids, prompt_data._tokenized(given.questions.rows, _Words()))  # type: ignore[arg-type]
+    source = QuestionPrompts()
+    given = source.read(cfg, lambda _: None)
+    made = PromptData(1000, prompts.as_token_ids, tokenized(given.rows, _Words()))  # type: ignore[arg-type]
     requests = prompts.measured(cfg, plan(cfg)[0].cells[0], 0, made)
     assert [request.max_tokens for request in requests] == [5, 6, 6, 2]
-    inputs, [said] = prompt_data.inputs(cfg, given, made)
+    inputs, [said] = source.inputs(cfg, given, made)
     assert inputs["questions"]["output_lengths_by_row"] == 3
     assert inputs["questions"]["cut_to_output_len"] == 1
     assert said == (
@@ -196,8 +196,8 @@ def test_a_conversation_that_the_template_refuses_is_named(config: Compose, tmp_
     file = _file(tmp_path, [{"prompt": "a"}, {"messages": _openai(SYSTEM, ASKED)}])
     rows = dataset.read(config("dataset=file", f"dataset.path={file}").dataset).rows
     with pytest.raises(ConfigError, match=r"rows\.jsonl:2 cannot be asked by the model's chat template \(System role"):
-        prompt_data._tokenized(rows, _Words())  # type: ignore[arg-type]
-    [(_, ids)] = prompt_data._tokenized(rows[:1], _Words())  # type: ignore[arg-type]
+        tokenized(rows, _Words())  # type: ignore[arg-type]
+    [(_, ids)] = tokenized(rows[:1], _Words())  # type: ignore[arg-type]
     assert np.array_equal(ids, [0])
 
 

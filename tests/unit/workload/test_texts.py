@@ -13,7 +13,7 @@ from tests.conftest import Compose
 from wp1.core.errors import ConfigError
 from wp1.core.plan import plan
 from wp1.workload import prompts, texts
-from wp1.workload.prompts import Material
+from wp1.workload.prompts import PromptData
 
 
 def test_the_bundled_book_reads_as_a_book() -> None:
@@ -42,10 +42,10 @@ def test_prompts_are_cut_to_length_and_differ(config: Compose) -> None:
     )  # fmt: skip
     cell = plan(cfg)[0].cells[0]
     assert cell.name == "40-conc1"
-    material = Material(49152, prompts.as_token_ids, text=np.arange(5000, dtype=np.int32))
-    batches: Any = [[r.prompt for r in prompts.measured(cfg, cell, repeat, material)] for repeat in (0, 1)]
+    data = PromptData(49152, prompts.as_token_ids, text=np.arange(5000, dtype=np.int32))
+    batches: Any = [[r.prompt for r in prompts.measured(cfg, cell, repeat, data)] for repeat in (0, 1)]
     every = [prompt for batch in batches for prompt in batch]
-    every += [r.prompt for r in prompts.warmup_round(cfg, cell, 0, material, 2, 0)]
+    every += [r.prompt for r in prompts.warmup_round(cfg, cell, 0, data, 2, 0)]
     assert {len(prompt) for prompt in every} == {40}
     assert len({tuple(prompt[10:]) for prompt in every}) == 42
     for batch in batches:

@@ -15,7 +15,7 @@ from wp1.core.errors import ConfigError
 from wp1.core.plan import plan
 from wp1.workload import prompts, trace
 from wp1.workload.limits import TRACE_FORMATS
-from wp1.workload.prompts import Material
+from wp1.workload.prompts import PromptData
 
 MOONCAKE = [
     {"timestamp": 3000, "input_length": 1300, "output_length": 20, "hash_ids": [1, 2, 9]},
@@ -290,13 +290,13 @@ def test_a_trace_is_one_cell_and_no_two_repeats_share_tokens(config: Compose, tm
     checks.check(cfg)
     [cell] = plan(cfg)[0].cells
     assert cell.name == "my_trace_1_-speed2"
-    material = Material(49152, prompts.as_token_ids, rows=_load(path))
-    first, second = (prompts.measured(cfg, cell, repeat, material) for repeat in (0, 1))
+    data = PromptData(49152, prompts.as_token_ids, rows=_load(path))
+    first, second = (prompts.measured(cfg, cell, repeat, data) for repeat in (0, 1))
     assert [len(request.prompt) for request in first] == [1100, 600, 1300]
     assert [request.max_tokens for request in first] == [10, 5, 20]
     assert all(a.prompt[:50] != b.prompt[:50] for a, b in zip(first, second, strict=True))
-    arrivals = prompts.arrivals(cfg, cell, 0, material)
+    arrivals = prompts.arrivals(cfg, cell, 0, data)
     assert arrivals is not None
     np.testing.assert_allclose(arrivals.offsets, [0, 0.25, 1.0])
-    warm = prompts.warmup_round(cfg, cell, 0, material, 1, 0)
+    warm = prompts.warmup_round(cfg, cell, 0, data, 1, 0)
     assert len(warm[0].prompt) == 1100

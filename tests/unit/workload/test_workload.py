@@ -15,9 +15,9 @@ from tests.conftest import Compose
 from wp1.core.errors import ConfigError
 from wp1.core.plan import plan
 from wp1.workload import dataset, prompts
-from wp1.workload.prompts import Material
+from wp1.workload.prompts import PromptData
 
-MATERIAL = Material(49152, prompts.as_token_ids)
+DATA = PromptData(49152, prompts.as_token_ids)
 
 
 def _random_cell(config: Compose, *overrides: str):
@@ -25,15 +25,15 @@ def _random_cell(config: Compose, *overrides: str):
     return cfg, plan(cfg)[0].cells[0]
 
 
-def _asked(cfg: Any) -> Material:
+def _asked(cfg: Any) -> PromptData:
     rows = dataset.read(cfg.dataset).rows
-    return Material(49152, prompts.as_token_ids, [(row, np.array(prompts.as_token_ids(row.prompt))) for row in rows])
+    return PromptData(49152, prompts.as_token_ids, [(row, np.array(prompts.as_token_ids(row.prompt))) for row in rows])
 
 
 def test_random_prompts_have_the_exact_length_and_are_all_different(config: Compose) -> None:
     cfg, cell = _random_cell(config)
-    every = [r for repeat in range(3) for r in prompts.measured(cfg, cell, repeat, MATERIAL)]
-    every += [r for number in range(2) for r in prompts.warmup_round(cfg, cell, 0, MATERIAL, 2, number)]
+    every = [r for repeat in range(3) for r in prompts.measured(cfg, cell, repeat, DATA)]
+    every += [r for number in range(2) for r in prompts.warmup_round(cfg, cell, 0, DATA, 2, number)]
     assert {len(request.prompt) for request in every} == {50}
     assert len({tuple(request.prompt) for request in every}) == len(every) == 16  # type: ignore[arg-type]
     assert len({request.request_id for request in every}) == 16
@@ -41,7 +41,7 @@ def test_random_prompts_have_the_exact_length_and_are_all_different(config: Comp
 
 def test_requests_can_be_taken_again_and_are_the_same(config: Compose) -> None:
     cfg, cell = _random_cell(config)
-    requests = prompts.measured(cfg, cell, 0, MATERIAL)
+    requests = prompts.measured(cfg, cell, 0, DATA)
     assert list(requests) == list(requests) == requests[:]
     assert requests[-1] == list(requests)[3]
     with pytest.raises(IndexError):
@@ -51,10 +51,10 @@ def test_requests_can_be_taken_again_and_are_the_same(config: Compose) -> None:
 def test_the_same_seed_gives_the_same_prompts_on_any_machine(config: Compose) -> None:
     """Known digests: a change here means that runs of before cannot be compared with runs of now."""
     cfg, cell = _random_cell(config)
-    ids = [request.prompt for request in prompts.measured(cfg, cell, 0, MATERIAL)]
+    ids = [request.prompt for request in prompts.measured(cfg, cell, 0, DATA)]
     assert _digest(ids) == "147139b46bddd3ee"
     other, cell = _random_cell(config, "seed=43")
-    assert [request.prompt for request in prompts.measured(other, cell, 0, MATERIAL)] != ids
+    assert [request.prompt for request in prompts.measured(other, cell, 0, DATA)] != ids
 
 
 def _digest(values: Any) -> str:
@@ -63,7 +63,7 @@ def _digest(values: Any) -> str:
 
 def test_a_shared_prefix_is_shared_within_a_repeat_and_nothing_else_is(config: Compose) -> None:
     cfg, cell = _random_cell(config, "workload.shared_prefix=0.4")
-    first, second = ([r.prompt for r in prompts.measured(cfg, cell, repeat, MATERIAL)] for repeat in (0, 1))
+    first, second = ([r.prompt for r in prompts.measured(cfg, cell, repeat, DATA)] for repeat in (0, 1))
     assert {len(prompt) for prompt in first + second} == {50}
     assert len({tuple(prompt[:20]) for prompt in first}) == 1
     assert len({tuple(prompt[:21]) for prompt in first}) == 4

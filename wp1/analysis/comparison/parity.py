@@ -13,7 +13,7 @@ import polars as pl
 
 from wp1.analysis.base import cells, tables
 from wp1.core.records import common_name
-from wp1.workload.prompts import REPEATED
+from wp1.workload.prompts import own_source
 
 # Of the two best log-probabilities, in nats: what rounding can turn round, by the engines' data type. Of bfloat16 it is
 # two steps of a logit between 16 and 32, which has 8 significant bits: 2 x 2^(4 - 7). The others have 3 and 16 bits
@@ -51,10 +51,11 @@ class Basis:
 
 def basis_of(config: Mapping[str, Any], metadata: Mapping[str, Any], again: pl.DataFrame) -> Basis:
     """Of the arms of one run: its configuration, its run_metadata.json and its `tables.control`."""
+    source = own_source(config["workload"]["prompts"])
     return Basis(
         why_not(config),
         again,
-        config["workload"]["prompts"] in REPEATED,
+        source is not None and source.repeated,
         margin_of(metadata.get("pools", ())),
     )
 

@@ -5,6 +5,7 @@ that was asked in several repeats, or under several loads, counts once (`scoring
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,10 @@ import polars as pl
 
 from wp1.analysis.base import cells, metric_table
 from wp1.analysis.base.metrics import distribution
-from wp1.analysis.quality import perplexity
+from wp1.analysis.quality import answers, perplexity
 from wp1.core.run_folder import RunFolder
-from wp1.quality import scoring
-from wp1.quality.benchmarks import find, longbench, longbench_v2, ruler
-from wp1.quality.tasks import Row
+from wp1.quality import benchmarks, scoring
+from wp1.quality.tasks import Reporting
 from wp1.stats import intervals
 
 # Depths are put together into so many bins for the heatmap.
@@ -24,23 +24,21 @@ DEPTH_BINS = 5
 
 
 def scored(run: RunFolder, requests: pl.DataFrame) -> pl.DataFrame:
-    """One row a measured request of a judged run: its example, score in 0..1, and how fast it was.
+    """One row for each measured request whose answer is scored: its example, score in 0..1, and how fast it was.
 
-    requests: `tables.requests`. Of perplexity tasks `score` is null. Empty for a run that judged nothing.
+    requests: `tables.requests`. Of perplexity tasks `score` is null. Empty for a run without scores.
     Raises ConfigError where examples.jsonl is broken.
     """
     if not run.examples:
         return pl.DataFrame()
-    examples = {(line["cell"], line["example"]): line for line in run.examples}
+    examples, scores = answers.examples(run), answers.Scores(run)
     timed = [metric.key for metric in metric_table.of_kind("request") if metric.shown.overview or metric.shown.scores]
     rows = []
     for record in requests.filter(~pl.col("warmup")).iter_rows(named=True):
         example = examples.get((record["cell"], record["example"]))
         if example is None:
             continue
-        score, odd = None, False
-        if example["metric"] != perplexity.METRIC:
-            score, odd = _score(example, record["text"]) if record["status"] == "ok" else (0.0, False)
+        score, odd = scores.of(example, record) or (None, False)
         benchmark, _, task = example["task"].partition("/")
         rows.append(
             {
@@ -48,8 +46,7 @@ def scored(run: RunFolder, requests: pl.DataFrame) -> pl.DataFrame:
                 **{key: record[key] for key in (*timed, "nll_window", "nll")},
                 **{key: example[key] for key in ("example", "category", "metric", "length", "label")},
                 "depth": None if example["depth"] is None else float(example["depth"]),
-                "difficulty": example["difficulty"],
-                "length_group": example["length_group"],
+                "groups": answers.groups(example),
                 "benchmark": benchmark,
                 "task": task,
                 "bucket": perplexity.bucket(record["prompt_tokens"] or example["prompt_tokens"]),
@@ -60,48 +57,51 @@ def scored(run: RunFolder, requests: pl.DataFrame) -> pl.DataFrame:
                 "said": record["text"] or "",
             }
         )
-    return pl.DataFrame(rows, infer_schema_length=None)
-
-
-def _score(example: Mapping[str, Any], text: str) -> tuple[float, bool]:
-    """The score, and whether the task's rule failed on this answer: then it is zero, and one of those that are counted.
-
-    Raises ConfigError for a task that does not exist.
-    """
-    task = find(example["task"])
-    row = Row("", "", answers=example["answers"], all_classes=example["all_classes"])
-    try:
-        return float(task.score(text or "", row)), False
-    except Exception:  # a rule is official code, and a model may answer anything
-        return 0.0, True
+    return pl.DataFrame(rows, infer_schema_length=None, schema_overrides={"groups": pl.List(pl.String)})
 
 
 def summarise(rows: pl.DataFrame, source: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What there is to say of a judged run, for summary.json; None for one that judged nothing.
+    """What summary.json says of the scores; None for a run without any.
 
     rows: from `scored`. source: run_metadata.json's `dataset`.
     """
     if rows.is_empty():
         return None
     arms = rows["arm"].unique(maintain_order=True).to_list()
-    found = {arm: _of_arm(rows.filter(pl.col("arm") == arm)) for arm in arms}
+    shown = reporting(rows, source)
+    found = {arm: _of_arm(rows.filter(pl.col("arm") == arm), shown) for arm in arms}
     compared = differences(*(rows.filter(pl.col("arm") == arm) for arm in arms[:2])) if len(arms) > 1 else None
     return {"dataset": dict(source), "arms": found, "differences": compared}
 
 
-def _of_arm(rows: pl.DataFrame) -> dict[str, Any]:
-    judged = rows.filter(pl.col("score").is_not_null())
-    benchmarks = {
-        str(name): _overall(str(name), part) for (name,), part in judged.group_by("benchmark", maintain_order=True)
+def reporting(rows: pl.DataFrame, source: Mapping[str, Any]) -> dict[str, Reporting]:
+    """How the scores of each benchmark are put together, by its name. source: run_metadata.json's `dataset`."""
+    names = rows["benchmark"].unique(maintain_order=True).to_list()
+    outside = source.get("reporting") or {}
+    return {
+        name: own.reporting if (own := benchmarks.own().get(name)) is not None else _said(outside.get(name, {}))
+        for name in names
+    }
+
+
+def _said(saved: Mapping[str, Any]) -> Reporting:
+    return Reporting(**{key.name: saved[key.name] for key in fields(Reporting) if key.name in saved})
+
+
+def _of_arm(rows: pl.DataFrame, shown: Mapping[str, Reporting]) -> dict[str, Any]:
+    answered = rows.filter(pl.col("score").is_not_null())
+    of_benchmarks = {
+        str(name): _overall(part, shown[str(name)])
+        for (name,), part in answered.group_by("benchmark", maintain_order=True)
     }
     return {
-        "tasks": [_task(part) for _, part in judged.group_by("benchmark", "task", maintain_order=True)],
-        "benchmarks": benchmarks,
-        "overall": scoring.mean_of(_by_task(judged)),
-        "groups": _groups(judged),
-        "by_length": by_length(judged),
-        "needles": needles(judged),
-        "effective_length": effective_length(judged),
+        "tasks": [_task(part) for _, part in answered.group_by("benchmark", "task", maintain_order=True)],
+        "benchmarks": of_benchmarks,
+        "overall": scoring.mean_of(_by_task(answered)),
+        "groups": _groups(answered, shown),
+        "by_length": by_length(answered),
+        "needles": needles(answered, shown),
+        "effective_length": effective_length(answered, shown),
         "perplexity": perplexity.by_position(rows),
         "cut": int(rows["cut"].sum()),
         "odd": int(rows["odd"].sum()),
@@ -126,10 +126,10 @@ def _by_task(rows: pl.DataFrame) -> dict[str, np.ndarray]:
     }
 
 
-def _overall(benchmark: str, rows: pl.DataFrame) -> dict[str, Any]:
+def _overall(rows: pl.DataFrame, shown: Reporting) -> dict[str, Any]:
     """By the benchmark's own rule: LongBench's is the mean of categories, LongBench v2's of all rows."""
     groups = _by_task(rows)
-    if benchmark == longbench.NAME:
+    if shown.by_category:
         categories = {f"{b}/{t}": c for b, t, c in rows.select("benchmark", "task", "category").iter_rows()}
         return scoring.mean_of(groups, categories)
     return scoring.mean_of(groups)
@@ -155,17 +155,12 @@ def _speed(rows: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _groups(rows: pl.DataFrame) -> dict[str, Any]:
-    """LongBench v2 by difficulty and length, LongBench-E by length: the mean of the tasks' scores in each group."""
-    wanted = [
-        (longbench_v2.NAME, "difficulty", longbench_v2.DIFFICULTIES),
-        (longbench_v2.NAME, "length_group", longbench_v2.LENGTHS),
-        (longbench.NAME, "length_group", [name for _, name in longbench.LENGTH_GROUPS]),
-    ]
+def _groups(rows: pl.DataFrame, shown: Mapping[str, Reporting]) -> dict[str, Any]:
+    """The mean of the tasks' scores in each group of a benchmark: LongBench v2 by difficulty and length, and so on."""
     found = {}
-    for benchmark, column, names in wanted:
-        for name in names:
-            part = rows.filter((pl.col("benchmark") == benchmark) & pl.col(column).eq_missing(pl.lit(name)))
+    for benchmark, of in shown.items():
+        for name in of.groups:
+            part = rows.filter((pl.col("benchmark") == benchmark) & pl.col("groups").list.contains(name))
             if not part.is_empty():
                 found[f"{benchmark}, {name}"] = scoring.mean_of(_by_task(part))
     return found
@@ -186,9 +181,10 @@ def by_length(rows: pl.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def needles(rows: pl.DataFrame) -> list[dict[str, Any]]:
-    """RULER's needle tasks by length and depth of the needle that was asked for; depths in percent."""
-    part = rows.filter((pl.col("benchmark") == ruler.NAME) & pl.col("depth").is_not_null())
+def needles(rows: pl.DataFrame, shown: Mapping[str, Reporting]) -> list[dict[str, Any]]:
+    """Tasks like RULER's of needles by length and depth of the needle that was asked for; depths in percent."""
+    names = [name for name, of in shown.items() if of.depths]
+    part = rows.filter(pl.col("benchmark").is_in(names) & pl.col("depth").is_not_null())
     if part.is_empty():
         return []
     depths = sorted(set(part["depth"].to_list()))
@@ -202,24 +198,29 @@ def needles(rows: pl.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def effective_length(rows: pl.DataFrame) -> dict[str, Any] | None:
-    """How far RULER's tasks carry: the longest length up to which every length scores enough.
+def effective_length(rows: pl.DataFrame, shown: Mapping[str, Reporting]) -> dict[str, Any] | None:
+    """How far the tasks of a benchmark with a threshold carry: the longest length up to which all lengths score enough.
 
-    absolute: at least 85.6 %, RULER's threshold; relative: at least that share of the score at the shortest length,
-    for models that are below the first everywhere. Null where not even the shortest does.
+    absolute: at least the threshold, which RULER has at 85.6 %; relative: at least that share of the score at the
+    shortest length, for models that are below the first everywhere. Null if not even the shortest does. None if no
+    benchmark has a threshold; the first one's if several have.
     """
-    part = rows.filter((pl.col("benchmark") == ruler.NAME) & pl.col("length").is_not_null())
-    if part.is_empty():
+    rows = rows.filter(pl.col("length").is_not_null())
+    there = set(rows["benchmark"])
+    of = next((of for name, of in shown.items() if of.threshold is not None and name in there), None)
+    if of is None or of.threshold is None:
         return None
+    part = rows.filter(pl.col("benchmark") == next(name for name, one in shown.items() if one is of))
     means = [
-        (int(length), scoring.mean_of(_by_task(of))["mean"])  # type: ignore[call-overload]
-        for (length,), of in part.sort("length").group_by("length", maintain_order=True)
+        (int(length), scoring.mean_of(_by_task(rows))["mean"])  # type: ignore[call-overload]
+        for (length,), rows in part.sort("length").group_by("length", maintain_order=True)
     ]
     first = means[0][1]
     return {
-        "threshold": ruler.THRESHOLD,
-        "absolute": _reached(means, ruler.THRESHOLD),
-        "relative": _reached(means, ruler.THRESHOLD / 100 * first) if first > 0 else None,
+        "of": of.title,
+        "threshold": of.threshold,
+        "absolute": _reached(means, of.threshold),
+        "relative": _reached(means, of.threshold / 100 * first) if first > 0 else None,
         "scores": {str(length): mean for length, mean in means},
     }
 
@@ -249,7 +250,7 @@ def differences(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
         {"benchmark": benchmark, "task": task, **_delta(part["delta"].to_numpy(), _asked(part))}
         for (benchmark, task), part in pairs.group_by("benchmark", "task", maintain_order=True)
     ]
-    for row, shown in zip(tasks, intervals.false_discovery([_judged(row) for row in tasks]), strict=True):
+    for row, shown in zip(tasks, intervals.false_discovery([_p_of(row) for row in tasks]), strict=True):
         row["shown"] = shown
     overall = _delta(pairs["delta"].to_numpy(), _asked(pairs))
     return {
@@ -261,7 +262,7 @@ def differences(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _judged(row: Mapping[str, Any]) -> float | None:
+def _p_of(row: Mapping[str, Any]) -> float | None:
     return row["p"] if row["n"] >= scoring.MIN_EXAMPLES else None
 
 
@@ -287,4 +288,5 @@ def _delta(values: np.ndarray, examples: Sequence[Hashable] | None = None) -> di
 
 def table(rows: pl.DataFrame, labels: Sequence[str]) -> pl.DataFrame:
     """artifacts/scores.csv: a row a request, without its text's windows."""
-    return rows.drop("nll").with_columns(labels=pl.lit(", ".join(labels)))
+    groups = pl.when(pl.col("groups").list.len() > 0).then(pl.col("groups").list.join(", "))
+    return rows.drop("nll").with_columns(groups=groups, labels=pl.lit(", ".join(labels)))

@@ -25,7 +25,7 @@ HOW_TO_READ = f"""\
 
 
 def section(found: Mapping[str, Any] | None, rows: pl.DataFrame) -> str:
-    """The whole section; "" for a run that judged nothing. rows: `quality.scored`."""
+    """The whole section; "" for a run without scores. rows: `quality.scored`."""
     if found is None:
         return ""
     parts = ["## Answers", _together(found)]
@@ -60,9 +60,9 @@ def _together(found: Mapping[str, Any]) -> str:
     effective = [(arm, of["effective_length"]) for arm, of in arms.items()]
     if all(one and len(one["scores"]) > 1 for _, one in effective):
         kept = [f"{arm} {_tokens(one['relative'])}" for arm, one in effective]
-        threshold = effective[0][1]["threshold"]
+        threshold, of = effective[0][1]["threshold"], text(effective[0][1]["of"])
         said.append(
-            f"At least {threshold:g} % of the score at the shortest length, the share that RULER calls effective, is "
+            f"At least {threshold:g} % of the score at the shortest length, the share that {of} calls effective, is "
             f"kept up to: {', '.join(kept)}."
         )
     rows = []
@@ -96,7 +96,7 @@ def score_cell(score: Mapping[str, Any] | None) -> str | None:
 
 def _source(source: Mapping[str, Any]) -> str:
     kind = {
-        "builtin": "Built in",
+        "builtin": "Made for this run" if source.get("reporting") else "Built in",
         "hub": f"From the hub, {text(str(source['from']))}"
         + (f" at {text(str(source['revision']))}" if source["revision"] else ""),
         "file": f"From {text(str(source['from']))}",
@@ -108,17 +108,17 @@ def _source(source: Mapping[str, Any]) -> str:
 
 
 def _words(of: Mapping[str, Any]) -> str:
-    judged = [task for task in of["tasks"] if task["n"]]
-    if not judged:
+    scored = [task for task in of["tasks"] if task["n"]]
+    if not scored:
         return ""
-    best = max(judged, key=lambda task: task["mean"])
-    worst = min(judged, key=lambda task: task["mean"])
+    best = max(scored, key=lambda task: task["mean"])
+    worst = min(scored, key=lambda task: task["mean"])
     overall = of["overall"]
     several = f"; best at {best['task']} ({best['mean']:.0f} %), worst at {worst['task']} ({worst['mean']:.0f} %)"
     said = [
         f"Over {overall['n']} example{'s' * (overall['n'] != 1)} of {overall['tasks']} "
         f"task{'s' * (overall['tasks'] > 1)} the mean score is "
-        f"{overall['mean']:.1f} % [{overall['low']:.1f}, {overall['high']:.1f}]{several * (len(judged) > 1)}."
+        f"{overall['mean']:.1f} % [{overall['low']:.1f}, {overall['high']:.1f}]{several * (len(scored) > 1)}."
     ]
     lengths = of["by_length"]
     if len(lengths) > 1:
@@ -183,8 +183,8 @@ def _effective(of: Mapping[str, Any]) -> str:
     if not found or len(found["scores"]) < 2:
         return ""
     return (
-        f"Effective length on RULER's tasks: **{_tokens(found['absolute'])}** with a score of at least "
-        f"{found['threshold']:g} %, RULER's own threshold; {_tokens(found['relative'])} with at least "
+        f"Effective length on {text(found['of'])}'s tasks: **{_tokens(found['absolute'])}** with a score of at least "
+        f"{found['threshold']:g} %, {text(found['of'])}'s own threshold; {_tokens(found['relative'])} with at least "
         f"{found['threshold']:g} % of the score at the shortest length."
     )
 

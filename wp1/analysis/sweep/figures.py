@@ -23,7 +23,7 @@ from wp1.core.errors import WP1Error
 from wp1.core.paths import MANIFEST
 from wp1.core.run_files import METADATA, SUMMARY
 from wp1.core.run_folder import read_json, write_json
-from wp1.workload.prompts import REPEATED
+from wp1.workload.prompts import own_source
 
 # What a job's files must say of it.
 OF_JOB = ("job", "overrides", "status", "reason")
@@ -315,7 +315,8 @@ def _tokens(names: tuple[str, str], of: list[Pair]) -> parity.Basis:
         for job, arm, name in zip((pair.a, pair.b), pair.arms, names, strict=True):
             asked = job.run.control.filter(pl.col("arm") == arm)
             again.append(asked.filter(pl.col("cell").is_in(pair.cells)).with_columns(arm=pl.lit(name)))
-            alike = alike and job.run.config["workload"]["prompts"] in REPEATED
+            source = own_source(job.run.config["workload"]["prompts"])
+            alike = alike and source is not None and source.repeated
             margin = max(margin, parity.margin_of(job.metadata["pools"]))
     why = next((why for why in map(tokens_differ, of) if why is not None), None)
     return parity.Basis(why, pl.concat(again), alike, margin)

@@ -155,7 +155,7 @@ def contrast(content: dict[str, Any], of: list[Pair]) -> str:
 
 
 def _scores(of: list[Pair], a: str, b: str) -> str:
-    """How the scores of two jobs differ over the same examples; "" where they judged nothing."""
+    """How the scores of two jobs differ over the same examples; "" if they have no scores."""
     sides: tuple[list[pl.DataFrame], list[pl.DataFrame]] = ([], [])
     for pair in of:
         for side, job, arm in zip(sides, (pair.a, pair.b), pair.arms, strict=True):

@@ -5,15 +5,23 @@ src/prompt.py and src/eval_utils.py); so are its scorers where they equal src/co
 loses its middle.
 """
 
+import json
+import random
 import re
+import string
+import uuid
 from collections.abc import Callable
 from decimal import Decimal
 from functools import cache
 from typing import Any
 
-from wp1.quality import lm_eval_files
-from wp1.quality.tasks import Row, Task
+from wp1.quality import builtin, lm_eval_files, rows
+from wp1.quality.builtin import Kind, KindOf, around, questions
+from wp1.quality.fit_to_length import padding
+from wp1.quality.rows import Fields
+from wp1.quality.tasks import Benchmark, BuiltIn, Making, Predictions, Reporting, Row, Task
 from wp1.quality.text_scores import f1, rouge_lsum, words_of
+from wp1.workload.row_files import BadRowError
 
 NAME = "infinitebench"
 CATEGORIES = {
@@ -32,10 +40,6 @@ MATH_CALC = "Compute the intermediate values in the following long expression.\n
 MATH_CALC_TOKENS = 30_000
 
 
-def names() -> tuple[str, ...]:
-    return tuple(CATEGORY_OF)
-
-
 @cache
 def task(name: str) -> Task:
     file = {} if name == "math_calc" else _task_file(name)
@@ -47,6 +51,7 @@ def task(name: str) -> Task:
         prompt=lambda row: _prompt(name, file, row),
         score=lambda prediction, row: _score(name, prediction, row),
         metric=METRICS.get(name, "accuracy"),
+        options=name in CHOICES,
     )
 
 
@@ -65,6 +70,46 @@ def _prompt(name: str, file: dict[str, Any], row: Row) -> str:
     else:
         text = lm_eval_files.render(asked, **fields)
     return str(file.get("description", "")) + text
+
+
+def row(name: str, fields: Fields, default_id: str) -> Row:
+    """A row in the official schema, or the generic one."""
+    options = rows.options(fields)
+    if name in CHOICES and not options:
+        raise BadRowError('has 0 "options": four are needed')
+    found = answers(name, fields, ("answer", "answers"))
+    return Row(
+        id=rows.identifier(fields, ("id", "_id"), default_id),
+        task=name,
+        context=rows.filled(fields, "context"),
+        question=rows.first_text(fields, ("input", "question"), default=""),
+        answers=found,
+        choices=options,
+        language="zh" if name.endswith("_chn") else "en",
+    )
+
+
+def answers(name: str, fields: Fields, names: tuple[str, ...]) -> list[Any]:
+    """Numbers if the task asks for such; of math_calc also as one list in a list; of a choice its text and letter."""
+    options = rows.options(fields)
+    key = rows.first_of(fields, names) or names[0]
+    found = rows.listed(fields.get(key), key, nested=name == "math_calc")
+    # The official files have a text and its letter for choices alone.
+    if key == "ground_truth" and name not in CHOICES and len(found) == 2 and found[1] in LETTERS:
+        raise BadRowError(f"is of a choice (its answer has a letter), and {name} is none")
+    try:
+        check_answers(name, found)
+        return label_of(name, found, options)
+    except ValueError as error:
+        raise BadRowError(str(error)) from None
+
+
+def _features() -> Any:
+    """A column that is empty in the first rows would be guessed wrong, and numbers among the answers too."""
+    from datasets import Features, List, Value
+
+    text = Value("string")
+    return Features({"id": Value("int64"), "context": text, "input": text, "answer": List(text), "options": List(text)})
 
 
 def label_of(name: str, answer: list[Any], options: list[str]) -> list[Any]:
@@ -135,8 +180,6 @@ ZH_PUNCTUATION = (
 
 
 def _characters(text: str) -> list[str]:
-    import string
-
     left_out = string.punctuation + ZH_PUNCTUATION
     return [sign for sign in text.lower() if sign not in left_out and not sign.isspace()]
 
@@ -216,3 +259,97 @@ OURS: dict[str, Callable[[str, list[Any]], float]] = {
     "math_find": _math_find,
     "math_calc": _math_calc,
 }
+
+
+def _hidden(what: str, digits: int) -> KindOf:
+    """A number among noise, as InfiniteBench's construct_synthetic_dataset.py hides it."""
+
+    def kind(making: Making, rng: random.Random, number: int) -> Kind:
+        value = "".join(rng.choices(string.digits[1:], k=digits))
+        depth = rng.uniform(0, 1)
+        line = " ".join(padding(5))
+        hidden = f"The {what} is {value}. Remember it. {value} is the {what}."
+
+        def row(units: int, noise: int) -> Row:
+            lines = [line] * units + ([" ".join(padding(noise))] if noise else [])
+            lines.insert(round(depth * units), hidden)
+            return Row("", "", "\n".join(lines), f"What is the {what}?", [value], extra={"depth": 100 * depth})
+
+        each = making.tokens.counts([f"{line}\n"])[0]
+        return Kind(row, lambda units: units * each)
+
+    return kind
+
+
+def _pairs(making: Making, rng: random.Random, number: int) -> Kind:
+    """One value of a JSON object of many."""
+    pairs: list[tuple[str, str]] = []
+    place = rng.random()
+
+    def new() -> str:
+        return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+    def row(units: int, noise: int) -> Row:
+        while len(pairs) < units:
+            pairs.append((new(), new()))
+        key, value = pairs[int(place * units)]
+        asked = f'Key: "{key}"\nThe value associated with the specified key is: '
+        fillers = {"": " ".join(padding(noise))} if noise else {}
+        context = "JSON data:\n" + json.dumps(dict(pairs[:units]) | fillers, indent=0)
+        return Row("", "", context, asked, [value], extra={"depth": round(100 * place, 1)})
+
+    each = sum(making.tokens.counts([f'"{new()}": "{new()}",\n' for _ in range(16)])) / 16
+    return Kind(row, lambda units: round(units * each), 2)
+
+
+def _numbers(making: Making, rng: random.Random, number: int) -> Kind:
+    """The largest or smallest of a list; never a number that stands there twice."""
+    largest = rng.random() < 0.5
+    drawn: list[int] = []
+
+    def row(units: int, noise: int) -> Row:
+        while len(drawn) < units:
+            drawn.append(rng.randrange(10, 90))
+        end = 90 + number % 10 if largest else number % 10
+        values = list(drawn[:units])
+        values.insert(len(values) // 3, end)
+        which = "largest" if largest else "smallest"
+        asked = f"You should answer with only one number, no other words. The {which} number of the list is: "
+        return Row("", "", str(values), asked, [end])
+
+    each = making.tokens.counts([", 47, 83, 15, 62"])[0] / 4
+    return Kind(row, lambda units: round(units * each), 4)
+
+
+def _built_in_choice(making: Making, rng: random.Random, number: int) -> Kind:
+    question, stretch, depth = around(making.passages, rng, number)
+    others = sorted({q.answers[0] for q in questions() if q.kind == question.kind} - set(question.answers))
+    options = [question.answers[0], *rng.sample(others, 3)]
+    rng.shuffle(options)
+    label = label_of("longbook_choice_eng", [question.answers[0]], options)
+
+    def row(units: int, noise: int) -> Row:
+        context = " ".join([*making.passages.texts(*stretch(units)), *padding(noise)])
+        return Row("", "", context, question.text, label, choices=options, extra={"depth": depth})
+
+    return Kind(row, lambda units: making.passages.size(*stretch(units)))
+
+
+MADE = {
+    "passkey": _hidden("pass key", 5),
+    "number_string": _hidden("sequence of digits", 10),
+    "kv_retrieval": _pairs,
+    "math_find": _numbers,
+    "longbook_choice_eng": _built_in_choice,
+}
+BENCHMARK = Benchmark(
+    name=NAME,
+    names=tuple(CATEGORY_OF),
+    task=task,
+    row=row,
+    answers=answers,
+    features=_features,
+    built_in=BuiltIn(tasks=tuple(MADE), maker=lambda making: builtin.maker(making, MADE, task)),
+    predictions=Predictions(marks=("ground_truth",)),
+    reporting=Reporting("InfiniteBench"),
+)

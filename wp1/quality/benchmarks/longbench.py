@@ -6,15 +6,21 @@ the best of several references counts; the overall score is the mean of the cate
 Wording, limits and, where they equal the official ones, scorers are lm-eval's.
 """
 
+import random
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
 
-from wp1.quality import lm_eval_files
-from wp1.quality.tasks import Row, Task
+from wp1.quality import builtin, lm_eval_files, rows
+from wp1.quality.builtin import Kind, around, code
+from wp1.quality.fit_to_length import padding
+from wp1.quality.rows import Fields
+from wp1.quality.tasks import Benchmark, BuiltIn, Making, Predictions, Reporting, Row, Task
 from wp1.quality.text_scores import edit_similarity
+from wp1.workload.row_files import BadRowError
 
 NAME = "longbench"
 CATEGORIES = {
@@ -35,10 +41,10 @@ FIRST_LINE = ("trec", "triviaqa", "samsum", "lsht")
 WITHOUT_CHAT = (*FIRST_LINE, "lcc", "repobench-p")
 # Of LongBench-E, by the length that the set states (words; characters of Chinese).
 LENGTH_GROUPS = ((4000, "0-4k"), (8000, "4-8k"), (None, "8k+"))
-
-
-def names() -> tuple[str, ...]:
-    return (*CATEGORY_OF, *(f"{name}_e" for name in E_TASKS))
+LONGBENCH_E = tuple(f"{name}_e" for name in E_TASKS)
+# Tasks whose answers name a paragraph; their scorers take the number that follows.
+RETRIEVED = {"passage_retrieval_en": "Paragraph ", "passage_retrieval_zh": "段落"}
+PARAGRAPHS = 30  # passage_retrieval_en says so in its wording
 
 
 @cache
@@ -58,12 +64,57 @@ def task(name: str) -> Task:
         # Else a model goes on with dialogues of its own; pred.py has no other stop.
         stop=("\n",) if base == "samsum" else (),
         metric=metric.removesuffix("_score"),
+        classes=metric == "classification_score",
     )
+
+
+def row(name: str, fields: Fields, default_id: str) -> Row:
+    """A row in the official schema, or in lm-eval's copy's, or the generic one."""
+    language = rows.text(fields, "language", default="zh" if name in CHINESE else "en")
+    of_id = rows.identifier(fields, ("_id", "id"), default_id)
+    context = rows.filled(fields, "context")
+    # Their own name, lm-eval's copy's, and the generic one's.
+    question = rows.first_text(fields, ("input", "question"), default="")
+    found = answers(name, fields, ("answers", "answer"))
+    classes = rows.classes(fields, needed=task(name).classes)
+    length = rows.length(fields, "length")
+    group = length_group(name, length)
+    return Row(
+        id=of_id,
+        task=name,
+        context=context,
+        question=question,
+        answers=found,
+        all_classes=classes,
+        length=length,
+        language=language,
+        groups=() if group is None else (group,),
+    )
+
+
+def answers(name: str, fields: Fields, names: tuple[str, ...]) -> list[Any]:
+    """The answers; those of a retrieval have a number after the word for a paragraph."""
+    found = rows.answers(name, fields, names)
+    form = RETRIEVED.get(name.removesuffix("_e"))
+    for answer in found if form is not None else ():
+        if not re.search(rf"{form}\d", str(answer)):
+            raise BadRowError(f"has the answer {str(answer)[:40]!r}: the number after {form!r} is what is scored")
+    return found
+
+
+def _groups_of_prediction(name: str, fields: Fields) -> Sequence[str]:
+    length = fields.get("length")
+    if name not in LONGBENCH_E or length is None:
+        return ()
+    if type(length) is not int or length < 0:
+        raise BadRowError('has a "length" that is no whole number, by which LongBench-E is grouped')
+    group = length_group(name, length)
+    return () if group is None else (group,)
 
 
 def length_group(name: str, length: Any) -> str | None:
     """Of a row of LongBench-E, its group by the length that the set states; None of another task's, or unstated."""
-    if not name.endswith("_e") or not isinstance(length, int):
+    if name not in LONGBENCH_E or not isinstance(length, int):
         return None
     return next(group for below, group in LENGTH_GROUPS if below is None or length < below)
 
@@ -131,3 +182,87 @@ def _metrics() -> ModuleType:
     finally:
         if stand_in:
             del sys.modules["fuzzywuzzy"]
+
+
+def _question(making: Making, rng: random.Random, number: int) -> Kind:
+    question, stretch, depth = around(making.passages, rng, number)
+
+    def row(units: int, noise: int) -> Row:
+        context = " ".join([*making.passages.texts(*stretch(units)), *padding(noise)])
+        return Row("", "", context, question.text, question.answers, extra={"depth": depth})
+
+    return Kind(row, lambda units: making.passages.size(*stretch(units)))
+
+
+def _retrieval(making: Making, rng: random.Random, number: int) -> Kind:
+    """Thirty paragraphs, and words from one of them: which?"""
+    starts = [making.passages.somewhere(rng) for _ in range(PARAGRAPHS)]
+    right = rng.randrange(PARAGRAPHS)
+
+    def row(units: int, noise: int) -> Row:
+        texts = []
+        for n, start in enumerate(starts):
+            size = units // PARAGRAPHS + (n < units % PARAGRAPHS)
+            # No verse has fewer than two words.
+            texts.append(" ".join(" ".join(making.passages.texts(start, size // 2 + 1)).split()[:size]))
+        context = "\n\n".join(f"Paragraph {n}: {text}" for n, text in enumerate(texts, 1))
+        words = texts[right].split()[:40]
+        return Row("", "", context, " ".join(words[len(words) // 3 :]), [f"Paragraph {right + 1}"])
+
+    return Kind(row, lambda units: round(units * 1.4), PARAGRAPHS * 6)
+
+
+def _count_passages(making: Making, rng: random.Random, number: int) -> Kind:
+    """Numbered paragraphs of which some occur twice: how many different ones?"""
+    drawn: list[int] = []
+
+    def row(units: int, noise: int) -> Row:
+        while len(drawn) < units:
+            again = len(drawn) > 2 and rng.random() < 0.3
+            drawn.append(rng.choice(drawn) if again else making.passages.somewhere(rng))
+        texts = [making.passages.texts(start, 1)[0] for start in drawn[:units]]
+        context = "\n\n".join(f"Paragraph {n}: {text}" for n, text in enumerate(texts, 1))
+        return Row("", "", f"{context} {' '.join(padding(noise))}".strip(), "", [str(len(set(drawn[:units])))])
+
+    each = making.passages.tokens / len(making.passages.verses) + 6
+    return Kind(row, lambda units: round(units * each), 2)
+
+
+def _code(making: Making, rng: random.Random, number: int) -> Kind:
+    """The line of code that follows; what goes before begins anywhere, as a window does."""
+    source = code()
+    while True:
+        at = source.index("\n", rng.randrange(len(source) // 4, len(source) - 1000)) + 1
+        line = source[at : source.index("\n", at)]
+        if len(line.strip()) >= 12 and not set(line) & set("#`\"'"):
+            break
+    each = making.tokens.counts([source[at - 20_000 : at]])[0] / 20_000
+
+    def row(units: int, noise: int) -> Row:
+        return Row("", "", source[at - units : at], "", [line])
+
+    return Kind(row, lambda units: round(units * each), 1, at)
+
+
+MADE = {
+    "multifieldqa_en": _question,
+    "passage_retrieval_en": _retrieval,
+    "passage_count": _count_passages,
+    "lcc": _code,
+}
+BENCHMARK = Benchmark(
+    name=NAME,
+    names=(*CATEGORY_OF, *LONGBENCH_E),
+    task=task,
+    row=row,
+    answers=answers,
+    built_in=BuiltIn(tasks=tuple(MADE), maker=lambda making: builtin.maker(making, MADE, task)),
+    predictions=Predictions(
+        marks=("all_classes",),
+        groups=_groups_of_prediction,
+        # LongBench-E's own files are called as LongBench's.
+        stem=lambda name: name.removesuffix("_e"),
+        sets={f"{NAME}_e": LONGBENCH_E},
+    ),
+    reporting=Reporting("LongBench", by_category=True, groups=tuple(group for _, group in LENGTH_GROUPS)),
+)

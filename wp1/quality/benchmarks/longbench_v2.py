@@ -5,10 +5,14 @@ scores by log-likelihood and so lacks the line that asks for a format.
 """
 
 import re
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
-from wp1.quality import lm_eval_files
-from wp1.quality.tasks import Task
+from wp1.quality import lm_eval_files, rows
+from wp1.quality.rows import Fields
+from wp1.quality.tasks import Benchmark, Predictions, Reporting, Row, Task
+from wp1.workload.row_files import BadRowError
 
 NAME = "longbench_v2"
 # prompts/0shot.txt ends so, where lm-eval's has "Answer:".
@@ -16,10 +20,7 @@ FORMAT = 'Format your response as follows: "The correct answer is (insert answer
 MAX_TOKENS = 128  # pred.py
 DIFFICULTIES = ("easy", "hard")
 LENGTHS = ("short", "medium", "long")
-
-
-def names() -> tuple[str, ...]:
-    return (NAME,)
+GROUPS = {"difficulty": DIFFICULTIES, "length": LENGTHS}
 
 
 @cache
@@ -46,3 +47,59 @@ def extract(response: str) -> str | None:
     text = response.replace("*", "")
     found = re.search(r"The correct answer is \(([A-D])\)", text) or re.search(r"The correct answer is ([A-D])", text)
     return found.group(1) if found else None
+
+
+def row(name: str, fields: Fields, default_id: str) -> Row:
+    """A row in the official schema."""
+    rows.filled(fields, "answer")
+    found = answers(name, fields, ("answer",))
+    extra = {key: rows.text(fields, key, default="") for key in ("difficulty", "length", "domain", "sub_domain")}
+    return Row(
+        id=rows.identifier(fields, ("_id", "id"), default_id),
+        task=name,
+        context=rows.filled(fields, "context"),
+        question=rows.filled(fields, "question"),
+        answers=found,
+        choices=[rows.filled(fields, f"choice_{letter}") for letter in "ABCD"],
+        groups=tuple(extra[key] for key in GROUPS if extra[key]),
+        extra=extra,
+    )
+
+
+def answers(name: str, fields: Fields, names: tuple[str, ...]) -> list[Any]:
+    """One letter from A to D."""
+    found = rows.answers(name, fields, names)
+    if found[0] not in ("A", "B", "C", "D"):
+        key = rows.first_of(fields, names)
+        raise BadRowError(f'has the "{key}" {str(found[0])[:40]!r}: one of A, B, C, D is needed')
+    return found
+
+
+def _prediction(fields: Fields) -> Any:
+    """What the model said. The official files have that as `response`, and as `pred` the letter taken from it."""
+    if isinstance(fields.get("response"), str) or "pred" not in fields:
+        return fields.get(rows.first_of(fields, ("response", "prediction")) or "")
+    letter = fields["pred"]
+    if letter is not None and not isinstance(letter, str):
+        raise BadRowError('has a "pred" that is neither a letter nor null')
+    return f"The correct answer is ({letter})" if letter else ""
+
+
+def _groups_of_prediction(name: str, fields: Fields) -> Sequence[str]:
+    for key, known in GROUPS.items():
+        if fields.get(key) is not None and fields[key] not in known:
+            raise BadRowError(f'has a "{key}" that is none of {", ".join(known)}')
+    return [fields[key] for key in GROUPS if fields.get(key) is not None]
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    names=(NAME,),
+    task=task,
+    row=row,
+    answers=answers,
+    predictions=Predictions(
+        marks=("difficulty", "sub_domain", "choice_A"), prediction=_prediction, groups=_groups_of_prediction
+    ),
+    reporting=Reporting("LongBench v2", groups=(*DIFFICULTIES, *LENGTHS)),
+)

@@ -8,12 +8,20 @@ negative log-likelihood of a token, as the engine gives it, in the model's own t
 """
 
 import random
+import re
 from functools import cache
 
-from wp1.quality.tasks import Row, Task
+from wp1.quality import builtin, rows
+from wp1.quality.builtin import Kind
+from wp1.quality.fit_to_length import padding
+from wp1.quality.rows import Fields
+from wp1.quality.tasks import Benchmark, BuiltIn, Making, Reporting, Row, Task
+from wp1.workload.row_files import BadRowError
 
 NAME = "pg19"
-TASKS = ("pg19_perplexity", "pg19_next_passage")
+PERPLEXITY, NEXT_PASSAGE = "pg19_perplexity", "pg19_next_passage"
+# Tokens over which a prompt's log-likelihood is summed up.
+NLL_WINDOW = 128
 PASSAGE = 60  # words
 # Words of a book before the question; more than any model here takes, and a book may have a million.
 CONTEXT = 150_000
@@ -23,13 +31,9 @@ QUESTION = (
 )
 
 
-def names() -> tuple[str, ...]:
-    return TASKS
-
-
 @cache
 def task(name: str) -> Task:
-    perplexity = name == "pg19_perplexity"
+    perplexity = name == PERPLEXITY
     return Task(
         name=name,
         benchmark=NAME,
@@ -39,16 +43,23 @@ def task(name: str) -> Task:
         score=_no_text if perplexity else letter,
         chat=not perplexity,
         metric="perplexity" if perplexity else "accuracy",
+        nll_window=NLL_WINDOW if perplexity else None,
     )
 
 
-def row_of_book(name: str, book: str, text: str) -> Row:
-    """A task's row from a whole book. Raises ValueError where the book is too short to ask which passage is next."""
-    if name == "pg19_perplexity":
+def row(name: str, fields: Fields, default_id: str) -> Row:
+    """A task's row from a whole book, `text`."""
+    book = rows.identifier(fields, ("url", "short_book_title", "id"), default_id)
+    return _row_of_book(name, book, rows.filled(fields, "text"))
+
+
+def _row_of_book(name: str, book: str, text: str) -> Row:
+    """Raises BadRowError if the book is too short to ask which passage is next."""
+    if name == PERPLEXITY:
         return Row(book, name, context=text)
     words = text.split()
     if len(words) < 8 * PASSAGE:
-        raise ValueError(f'has a "text" of {len(words)} words: at least {8 * PASSAGE} are needed')
+        raise BadRowError(f'has a "text" of {len(words)} words: at least {8 * PASSAGE} are needed')
     rng = random.Random(f"{name}/{book}")
     place = rng.randrange(len(words) // 2, len(words) - 3 * PASSAGE)
     elsewhere = [at for at in range(0, len(words) - PASSAGE, PASSAGE) if abs(at - place) >= PASSAGE]
@@ -70,11 +81,45 @@ def _next_passage(row: Row) -> str:
 
 def letter(prediction: str, row: Row) -> float:
     """Whether the first lone letter from A to D is the right one."""
-    import re
-
     found = re.search(r"\b([A-D])\b", prediction)
     return float(found is not None and found.group(1) == row.answers[0])
 
 
 def _no_text(prediction: str, row: Row) -> float:
     raise ValueError("perplexity is of the prompt's log-likelihoods, not of an answer")
+
+
+def _text(making: Making, rng: random.Random, number: int) -> Kind:
+    start = making.passages.somewhere(rng)
+    return Kind(
+        lambda units, noise: Row("", "", " ".join(making.passages.texts(start, units))),
+        lambda units: making.passages.size(start, units),
+    )
+
+
+def _next(making: Making, rng: random.Random, number: int) -> Kind:
+    """A stretch of text and four that may follow; three of them follow elsewhere in the same part of the book."""
+    verses = making.passages.verses
+    end = making.passages.somewhere(rng)
+    picks = rng.sample([n for n in range(end - 200, end + 200) if not -1 <= n - end <= 1], 3)
+    right = rng.randrange(4)
+    picks.insert(right, end)
+    choices = [verses[pick % len(verses)].text for pick in picks]
+
+    def row(units: int, noise: int) -> Row:
+        context = " ".join([*padding(noise), *making.passages.texts((end - units) % len(verses), units)])
+        return Row("", "", context, "", ["ABCD"[right]], choices=choices)
+
+    return Kind(row, lambda units: making.passages.size((end - units) % len(verses), units))
+
+
+MADE = {PERPLEXITY: _text, NEXT_PASSAGE: _next}
+BENCHMARK = Benchmark(
+    name=NAME,
+    names=tuple(MADE),
+    task=task,
+    row=row,
+    rows_of_all_tasks=True,
+    built_in=BuiltIn(tasks=tuple(MADE), maker=lambda making: builtin.maker(making, MADE, task)),
+    reporting=Reporting("PG-19"),
+)

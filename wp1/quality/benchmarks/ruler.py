@@ -4,11 +4,17 @@ Wording and limits are lm-eval's; scores as in scripts/eval/synthetic/constants.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
+from typing import Any
 
-from wp1.quality import lm_eval_files
-from wp1.quality.tasks import Row, Task
+from wp1.core.errors import ConfigError
+from wp1.quality import lm_eval_files, rows
+from wp1.quality.rows import Fields
+from wp1.quality.ruler_prompts import FILES, NEEDLES, RulerPrompts, qa_set, task_file
+from wp1.quality.tasks import Benchmark, BuiltIn, Made, Make, Making, Predictions, Reporting, Row, Task
+from wp1.workload.row_files import BadRowError
 
 NAME = "ruler"
 # Said wherever scores of prompts that were made here are shown.
@@ -16,30 +22,6 @@ VARIANT = (
     "RULER's prompts are laid out as NVIDIA's generators lay them out (not as lm-eval's), with draws of wp1's own and "
     "essays from the King James Bible."
 )
-
-
-@dataclass(frozen=True)
-class Needles:
-    """What a needle task hides and asks for (scripts/synthetic.yaml)."""
-
-    haystack: str  # repeat, essay or needle
-    key: str = "words"  # words or uuids
-    value: str = "numbers"  # numbers or uuids
-    keys: int = 1
-    values: int = 1  # a key
-    queries: int = 1
-
-
-NEEDLES = {
-    "niah_single_1": Needles("repeat"),
-    "niah_single_2": Needles("essay"),
-    "niah_single_3": Needles("essay", value="uuids"),
-    "niah_multikey_1": Needles("essay", keys=4),
-    "niah_multikey_2": Needles("needle"),
-    "niah_multikey_3": Needles("needle", key="uuids", value="uuids"),
-    "niah_multivalue": Needles("essay", values=4),
-    "niah_multiquery": Needles("essay", keys=4, queries=4),
-}
 CATEGORY_OF = dict.fromkeys(NEEDLES, "retrieval") | {
     "vt": "multi-hop tracing",
     "cwe": "aggregation",
@@ -47,24 +29,17 @@ CATEGORY_OF = dict.fromkeys(NEEDLES, "retrieval") | {
     "qa_1": "question answering",
     "qa_2": "question answering",
 }
-# RULER's own: lm-eval's files have only 128 for all needle tasks and the same for the others.
-FILES = {"qa_1": "qa_squad", "qa_2": "qa_hotpot"}
 # The score that a length needs to count as reached: Llama-2-7B's at 4,096 tokens, in percent (paper, section 4).
 THRESHOLD = 85.6
 
 
-def names() -> tuple[str, ...]:
-    return tuple(CATEGORY_OF)
-
-
 @cache
 def task(name: str) -> Task:
-    file = lm_eval_files.task_file("ruler", f"{FILES.get(name, name)}.yaml")
     return Task(
         name=name,
         benchmark=NAME,
         category=CATEGORY_OF[name],
-        max_tokens=lm_eval_files.max_tokens(file),
+        max_tokens=lm_eval_files.max_tokens(task_file(name)),
         prompt=lambda row: row.context,
         score=match_any if name in FILES else match_all,
         metric="match_any" if name in FILES else "match_all",
@@ -85,3 +60,74 @@ def match_any(prediction: str, row: Row) -> float:
     """Whether any reference occurs (`string_match_part`). lm-eval averages over the references."""
     said = _clean(prediction)
     return float(any(str(answer).lower() in said for answer in row.answers))
+
+
+def row(name: str, fields: Fields, default_id: str) -> Row:
+    """A row in the schema of NVIDIA's generators, or the generic one with its prompt as `input`."""
+    return Row(
+        id=rows.identifier(fields, ("index", "id"), default_id),
+        task=name,
+        context=rows.filled(fields, "input"),
+        answers=answers(name, fields, ("outputs", "answers")),
+        length=rows.length(fields, "length"),
+        extra={"answer_prefix": rows.text(fields, "answer_prefix", default="")},
+    )
+
+
+def answers(name: str, fields: Fields, names: tuple[str, ...]) -> list[Any]:
+    """The references, none of them empty."""
+    found = rows.answers(name, fields, names)
+    if not all(str(answer).strip() for answer in found):
+        raise BadRowError("has an empty answer, which every text contains")
+    return found
+
+
+def _maker(making: Making) -> Make:
+    """Needle tasks at every one of `dataset.depths`, if that is set; the others once."""
+    prompts = RulerPrompts(making.tokens, making.length, making.passages, _files(making.dataset))
+
+    def make(name: str, seed: int, number: int) -> list[Made]:
+        depths = making.dataset.depths if making.dataset.depths and name in NEEDLES else [None]
+        return [prompts.make(name, seed, number, depth) for depth in depths]
+
+    return make
+
+
+def _files(dataset: Any) -> dict[str, Path]:
+    """The user's files of questions by task."""
+    named = (("qa_1", dataset.squad), ("qa_2", dataset.hotpot))
+    return {name: Path(path).expanduser() for name, path in named if path}
+
+
+def _check(dataset: Any) -> None:
+    for key in ("squad", "hotpot"):
+        if dataset[key] is not None and not Path(dataset[key]).expanduser().is_file():
+            raise ConfigError(f"dataset.{key}={dataset[key]} is not a file: name the set's development file (JSON)")
+    for depth in dataset.depths or []:
+        if not 0 <= depth <= 100:
+            raise ConfigError(f"dataset.depths={list(dataset.depths)} does not do: percent of the context, 0 to 100")
+
+
+def _check_files(dataset: Any, names: Sequence[str]) -> None:
+    for name, path in _files(dataset).items():
+        if name in names:
+            qa_set(name, path)
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    names=tuple(CATEGORY_OF),
+    task=task,
+    row=row,
+    answers=answers,
+    built_in=BuiltIn(
+        tasks=tuple(name for name in CATEGORY_OF if name not in FILES),
+        maker=_maker,
+        more_tasks=tuple(FILES),
+        variant=VARIANT,
+        check=_check,
+        check_files=_check_files,
+    ),
+    predictions=Predictions(marks=("outputs",)),
+    reporting=Reporting("RULER", depths=True, threshold=THRESHOLD),
+)

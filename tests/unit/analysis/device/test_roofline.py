@@ -132,8 +132,8 @@ def test_a_decode_engine_that_gives_the_first_token_takes_a_step_more() -> None:
 
 def test_the_likelihood_of_a_prompt_takes_logits_at_every_token() -> None:
     requests = alone(lambda _: 0.1, [1024])
-    judged = requests.with_columns(nll_window=pl.lit(64))
-    plain, with_all = (roofline.roofline(r, LLAMA_8B, ONE)["prefill_flops_per_s"]["value"] for r in (requests, judged))
+    scored = requests.with_columns(nll_window=pl.lit(64))
+    plain, with_all = (roofline.roofline(r, LLAMA_8B, ONE)["prefill_flops_per_s"]["value"] for r in (requests, scored))
     assert with_all - plain == pytest.approx(2 * LLAMA_8B.head_parameters * 1023 / 0.1, rel=1e-3)
 
 

@@ -44,7 +44,7 @@ def _record(arm: str, example: dict[str, Any], text: str, **fields: Any) -> Requ
     )  # fmt: skip
 
 
-def judged_run(folder: Path) -> pl.DataFrame:
+def scored_run(folder: Path) -> pl.DataFrame:
     """Two arms: yarn finds needles at every length but the last, unscaled those of the first two; the rest is alike."""
     examples, records = [], []
     for length in LENGTHS:
@@ -85,7 +85,7 @@ SOURCE = {
 
 @pytest.fixture
 def rows(tmp_path: Path) -> pl.DataFrame:
-    return quality_figures.scored(RunTables(tmp_path), judged_run(tmp_path))
+    return quality_figures.scored(RunTables(tmp_path), scored_run(tmp_path))
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_arms_of_the_same_texts_need_no_warning(rows: pl.DataFrame, found: dict[
 
 
 def test_a_request_for_perplexity_has_no_latency(tmp_path: Path) -> None:
-    requests = judged_run(tmp_path).filter(pl.col("nll_window").is_not_null())
+    requests = scored_run(tmp_path).filter(pl.col("nll_window").is_not_null())
     assert requests.height == 8
     for metric in metric_table.of_kind("request", "gaps"):
         assert requests[metric.key].null_count() == (8 if metric.for_users else 0), metric.key
@@ -294,11 +294,11 @@ def test_every_plot_is_drawn(tmp_path: Path, found: dict[str, Any]) -> None:
 
 def test_depths_that_were_drawn_are_put_together(rows: pl.DataFrame) -> None:
     spread = rows.filter(pl.col("depth").is_not_null()).with_row_index().with_columns(depth=pl.col("index") * 2.0)
-    depths = {row["depth"] for row in quality_figures.needles(spread)}
+    depths = {row["depth"] for row in quality_figures.needles(spread, quality_figures.reporting(spread, SOURCE))}
     assert depths <= {10.0, 30.0, 50.0, 70.0, 90.0}
 
 
-def test_a_run_that_judged_nothing_has_no_scores(tmp_path: Path) -> None:
+def test_a_run_without_examples_has_no_scores(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "records.jsonl"):
         pass
     rows = quality_figures.scored(RunTables(tmp_path), tables.requests(tmp_path / "records.jsonl"))

@@ -1,0 +1,18 @@
+"""Modules from outside wp1, which a configuration may name: it is code. A run's folder is data, and may not."""
+
+import importlib
+from types import ModuleType
+
+from wp1.core.errors import ConfigError
+
+
+def imported(said: str, module: str) -> ModuleType:
+    """A module by the name that Python imports it by. said: the setting that names it, as `key=value`.
+
+    Raises ConfigError, in one line, if it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # anything may go wrong in a module of somebody else's
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ConfigError(f"{said} cannot be imported ({why}): mend it, or put its folder on PYTHONPATH") from error
