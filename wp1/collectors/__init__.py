@@ -9,6 +9,8 @@ from wp1.core.parts import Kind
 if TYPE_CHECKING:
     import polars as pl
 
+    from wp1.analysis.base.run_tables import RunTables
+
 
 class Collector(ABC):
     """What all collectors derive from; one that needs no more than what the run writes has `profile` alone.
@@ -32,8 +34,11 @@ class Collector(ABC):
         return
 
     @abstractmethod
-    def profile(self, run_dir: Path, requests: "pl.DataFrame") -> dict[str, Any]:
-        """Figures from the run's folder and its table of requests (`wp1.analysis.base.tables.requests`)."""
+    def profile(self, run: "RunTables", requests: "pl.DataFrame") -> dict[str, Any]:
+        """Figures from the run's folder and from its requests (`RunTables.requests`).
+
+        A file of one's own is at `run / "name.jsonl"`.
+        """
 
 
 COLLECTOR = Kind("collector", Collector)

@@ -3,14 +3,14 @@
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from wp1 import collectors
 from wp1.collectors import COLLECTOR, Collector
 from wp1.core import parts
 from wp1.core.errors import ConfigError
-from wp1.core.run_folder import read_config, read_json
+from wp1.core.run_files import SUMMARY
+from wp1.core.run_folder import RunFolder
 
 # wp1's own are each in a module of this package.
 PACKAGE = collectors.__name__
@@ -34,28 +34,25 @@ def _is_own(part: Any) -> bool:
     return isinstance(part, dict) and parts.own(part.get("_target_"), PACKAGE) is not None
 
 
-def collectors_in(run_dir: Path) -> list[Collector]:
+def collectors_in(run: RunFolder) -> list[Collector]:
     """The collectors of wp1's own that a run's folder names, with settings that they have; see `kept_in`."""
-    return [made for _, made in _in_folder(run_dir) if made is not None]
+    return [made for _, made in _in_folder(run) if made is not None]
 
 
-def kept_in(run_dir: Path) -> dict[str, Any]:
+def kept_in(run: RunFolder) -> dict[str, Any]:
     """Of the other collectors that a run's folder names the figures that the run wrote, by name; {} if it wrote none.
 
     A folder is data, and may come from anybody: what such a name stands for is not even looked up.
     """
-    path = run_dir / "summary.json"
-    found = read_json(path).get("profiling") if path.is_file() else None
+    found = run.summary.get("profiling") if run.has(SUMMARY) else None
     written = found if isinstance(found, dict) else {}
     own = _own_names()
     # One of wp1's own with settings that it has not got has no figures: what it should have is known, and this is not.
-    return {
-        name: written.get(name) or {} if name not in own else {} for name, made in _in_folder(run_dir) if made is None
-    }
+    return {name: written.get(name) or {} if name not in own else {} for name, made in _in_folder(run) if made is None}
 
 
-def _in_folder(run_dir: Path) -> Iterator[tuple[str, Collector | None]]:
-    for name, part in (read_config(run_dir)["collectors"] or {}).items():
+def _in_folder(run: RunFolder) -> Iterator[tuple[str, Collector | None]]:
+    for name, part in (run.config["collectors"] or {}).items():
         try:
             yield str(name), _made(str(name), part) if _is_own(part) else None
         except ConfigError:

@@ -10,7 +10,7 @@ from tests.unit.analysis.synthetic import Shape, make_run
 from wp1.collectors import Collector
 from wp1.collectors.making import collectors_in, collectors_of, kept_in
 from wp1.core.errors import ConfigError
-from wp1.core.run_folder import read_config, write_json
+from wp1.core.run_folder import RunFolder, read_config, write_json
 
 SMALL = Shape(lengths=(256,), rates=(0,), repeats=1, count=2)
 
@@ -21,12 +21,12 @@ class Counting(Collector):
     def __init__(self, of: int = 1) -> None:
         self.of = of
 
-    def profile(self, run_dir: Path, requests: Any) -> dict[str, Any]:
+    def profile(self, run: Any, requests: Any) -> dict[str, Any]:
         return {"counted": self.of}
 
 
 class NoCollector:
-    def profile(self, run_dir: Path, requests: Any) -> dict[str, Any]:
+    def profile(self, run: Any, requests: Any) -> dict[str, Any]:
         return {}
 
 
@@ -36,7 +36,7 @@ def part(name: str, **settings: Any) -> dict[str, Any]:
 
 def test_one_from_outside_is_made_and_goes_by_its_key() -> None:
     (made,) = collectors_of({"collectors": {"mine": part("Counting", of="3")}})
-    assert (made.name, made.profile(Path(), None)) == ("mine", {"counted": 3})  # type: ignore[arg-type]
+    assert (made.name, made.profile(None, None)) == ("mine", {"counted": 3})  # type: ignore[arg-type]
     made.start(Path(), [])
     made.stop()
 
@@ -63,8 +63,8 @@ def test_of_a_folder_only_wp1_s_own_are_made_and_of_others_the_figures_are_kept(
     named = config["collectors"] | {"mine": part("Counting"), "none": part("Counting"), "latency": {"_target_": "os.x"}}
     (run_dir / "config.yaml").write_text(json.dumps(config | {"collectors": named}))
     write_json(run_dir / "summary.json", {"profiling": {"mine": {"counted": 5}, "latency": {"cells": "garbage"}}})
-    assert [made.name for made in collectors_in(run_dir)] == ["kv_transfer"]
+    assert [made.name for made in collectors_in(RunFolder(run_dir))] == ["kv_transfer"]
     # What stands under the name of one of wp1's own is made of the folder, or not there.
-    assert kept_in(run_dir) == {"mine": {"counted": 5}, "none": {}, "latency": {}}
+    assert kept_in(RunFolder(run_dir)) == {"mine": {"counted": 5}, "none": {}, "latency": {}}
     (run_dir / "summary.json").unlink()
-    assert kept_in(run_dir) == {"mine": {}, "none": {}, "latency": {}}
+    assert kept_in(RunFolder(run_dir)) == {"mine": {}, "none": {}, "latency": {}}

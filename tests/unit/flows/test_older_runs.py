@@ -9,9 +9,10 @@ import pytest
 from tests import REPO
 from wp1.analysis import completeness
 from wp1.analysis.sweep.runs import differing_settings
+from wp1.core.arms import arms_moving_kv
 from wp1.core.errors import ConfigError
 from wp1.core.identity import settings_of
-from wp1.core.run_folder import arms_moving_kv, read_config, read_metadata
+from wp1.core.run_folder import RunFolder, read_config, read_metadata
 from wp1.runner import resume
 from wp1.runner.reports import make_report
 
@@ -36,7 +37,7 @@ def test_a_run_of_before_makes_its_report(tmp_path: Path, name: str, moving: lis
     assert "arms" not in metadata
     assert arms_moving_kv(metadata, config) == moving
     (run_dir / "queues.jsonl").unlink(missing_ok=True)
-    assert ("queues.jsonl" in completeness.absent(run_dir, config)) == bool(moving)
+    assert ("queues.jsonl" in completeness.absent(RunFolder(run_dir))) == bool(moving)
     page = make_report(run_dir, tmp_path / "reports").read_text()
     assert metadata["config_hash"][:12] in page
     assert "## Latency" in page
