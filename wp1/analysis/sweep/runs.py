@@ -53,7 +53,8 @@ def read_runs(folders: Sequence[Path]) -> list[Job]:
     for number, (folder, of_run) in enumerate(zip(folders, settings, strict=True)):
         completeness.check(folder)
         metadata = read_metadata(folder)
-        names = {key: said(of_run, key) for key in naming(keys)}
+        # scheduler=disagg, as on the command line, and not name=disagg.
+        names = {key.removesuffix(".name"): said(of_run, key) for key in naming(keys)}
         status = "unfinished" if metadata["status"] == "running" else metadata["status"]
         jobs.append(Job(number, names or {"run": metadata["run_id"]}, status, metadata["reason"], folder, metadata))
     return jobs
