@@ -2,7 +2,7 @@
 
 The backend is for everything around an engine. It has no model: its tokens count up from the seed.
 
-No configuration reaches it: `wp1.config.schema` refuses targets outside wp1, and tests put it in VLLMBackend's place.
+No configuration of wp1's reaches it: tests put it in VLLMBackend's place.
 """
 
 import asyncio

@@ -1,17 +1,17 @@
 """How often a request was answered before one that had come earlier, and how long the last one waited."""
 
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from wp1.analysis.base.run_tables import RunTables
 from wp1.collectors import Collector
 
 
 class OvertakingCollector(Collector):
     """`profiling.overtaking`: by arm, the share of requests that another overtook, and the longest TTFT (ms)."""
 
-    def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
+    def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
         answered = requests.filter(~pl.col("warmup") & pl.col("ttft_ms").is_not_null()).sort("t_intended")
         first_token = pl.col("t_intended") + pl.col("ttft_ms") / 1e3
         # Of all that came later, the earliest first token.

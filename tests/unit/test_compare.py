@@ -47,13 +47,13 @@ def test_two_runs_side_by_side(make: Make, tmp_path: Path) -> None:
     page, said = compare([make(1), make(2, "scheduler=disagg")], None)
     assert page == tmp_path / "outputs" / "comparisons" / "00000001-00000002" / "comparison.md"
     text = page.read_text()
-    assert "## mode=disagg against mode=agg" in text
+    assert "## scheduler=disagg against scheduler=agg" in text
     assert "| scheduler.prefill | — | 1 |" in text
     assert "Same tokens: 8 of 8" in text
     assert (page.parent / "comparison.png").is_file()
     pairs = pl.read_csv(page.parent / "comparison_pairs.csv")
-    assert set(pairs["name_a"]) == {"mode=agg"} and "ttft_ms/mean" in pairs["metric"].to_list()
-    assert said[0].startswith("mode=disagg against mode=agg:")
+    assert set(pairs["name_a"]) == {"scheduler=agg"} and "ttft_ms/mean" in pairs["metric"].to_list()
+    assert said[0].startswith("scheduler=disagg against scheduler=agg:")
 
 
 def test_each_of_several_is_held_against_the_first(make: Make, tmp_path: Path) -> None:

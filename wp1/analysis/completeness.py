@@ -98,10 +98,9 @@ def absent(run: RunFolder) -> dict[str, str]:
 
     A packet may have had no room for them.
     """
+    config, metadata = run.config, run.metadata
     return {
-        file.name: file.shows
-        for file in run_files.RUN_FILES
-        if file.expected(run.config, run.metadata) and not run.has(file)
+        file.name: file.shows for file in run_files.RUN_FILES if file.expected(config, metadata) and not run.has(file)
     }
 
 

@@ -9,7 +9,7 @@ from wp1.core.parts import Kind
 if TYPE_CHECKING:
     import polars as pl
 
-from wp1.analysis.base.run_tables import RunTables
+    from wp1.analysis.base.run_tables import RunTables
 
 
 class Collector(ABC):

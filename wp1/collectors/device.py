@@ -13,23 +13,16 @@ from typing import Annotated, Any
 import polars as pl
 
 from wp1.analysis.base.run_tables import RunTables
-from wp1.analysis.device.figures import (
-    averages_and_peaks,
-    energy,
-    idle_windows,
-    load_window,
-    within,
-)
+from wp1.analysis.device import figures
 from wp1.collectors import Collector
 from wp1.collectors.sampling import Sample, gpu_reader, host_reader, note
 from wp1.core import files
 from wp1.core.parts import Within
 from wp1.core.run_files import DEVICE
-from wp1.stats import spans
 
 
 class GPUStatsCollector(Collector):
-    """Samples at `hz` between start and stop; `profiling.device` has average and peak over the measured window."""
+    """Samples at `hz` between start and stop; `profiling.device` is `wp1.analysis.device.figures.profile`."""
 
     name = "device"
 
@@ -68,33 +61,4 @@ class GPUStatsCollector(Collector):
             self._close()
 
     def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
-        """`devices` while measured requests were in flight, with `idle` apart; the same by cell; energy; notes."""
-        samples = run.device_samples
-        measured = requests.filter(~pl.col("warmup") & pl.col("t_sent").is_not_null())
-        window = load_window(measured)
-        idle = idle_windows(run)
-        figures = samples.filter(pl.col("note").is_null())
-        devices = {}
-        for (device,), rows in figures.group_by("device", maintain_order=True):
-            devices[str(device)] = {
-                "kind": "host" if device == "host" else "gpu",
-                **averages_and_peaks(within(rows, window)),
-                "idle": averages_and_peaks(within(rows, idle)) if len(idle) else None,
-            }
-        cells = {}
-        for (arm, cell), rows in measured.group_by("arm", "cell", maintain_order=True):
-            inside = load_window(rows)
-            cells[f"{arm}/{cell}"] = {
-                "devices": {
-                    str(device): averages_and_peaks(within(of_device, inside))
-                    for (device,), of_device in figures.group_by("device", maintain_order=True)
-                },
-                "energy": energy(figures, inside, rows),
-            }
-        return {
-            "window_s": round(spans.length(window), 3) if len(window) else None,
-            "devices": devices,
-            "energy": energy(figures, window, measured),
-            "cells": cells,
-            "notes": samples["note"].drop_nulls().unique(maintain_order=True).to_list(),
-        }
+        return figures.profile(requests, run.device_samples, figures.idle_windows(run))

@@ -4,30 +4,15 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import metric_table, metrics
 from wp1.analysis.base.run_tables import RunTables
+from wp1.analysis.latency import figures
 from wp1.collectors import Collector
-
-# Beyond this many requests the samples are only in artifacts/requests.csv.
-MAX_INLINE_SAMPLES = 10_000
 
 
 class LatencyStatsCollector(Collector):
-    """`profiling.latency`: TTFT, TPOT, ITL, E2E and their parts (ms), overall and by cell, with samples per request."""
+    """`profiling.latency`: `wp1.analysis.latency.figures.profile`."""
 
     name = "latency"
 
     def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
-        measured = requests.filter(~pl.col("warmup"))
-        names = ["request_id", *(metric.key for metric in metric_table.summarised("request"))]
-        return {
-            "overall": metrics.latency(measured),
-            "cells": {
-                f"{arm}/{cell}": metrics.latency(rows)
-                for (arm, cell), rows in measured.group_by("arm", "cell", maintain_order=True)
-            },
-            "samples": measured.select(names).to_dict(as_series=False)
-            if measured.height <= MAX_INLINE_SAMPLES
-            else None,
-            "samples_file": "artifacts/requests.csv",
-        }
+        return figures.profile(requests)

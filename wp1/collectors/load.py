@@ -5,23 +5,14 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.base.run_tables import RunTables
-from wp1.analysis.load.notes import cell_figures, overall
+from wp1.analysis.load import notes
 from wp1.collectors import Collector
 
 
 class LoadStatsCollector(Collector):
-    """`profiling.load`: by cell, how late wp1 sent, how its event loop lagged (ms), and `steady`'s figures."""
+    """`profiling.load`: `wp1.analysis.load.notes.profile`."""
 
     name = "load"
 
     def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
-        columns = ("arm", "cell", "repeat", "status", "ramp", "steady", "window_begin", "window_end")
-        columns += ("t_intended", "t_end", "client_delay_ms")
-        measured = requests.filter(~pl.col("warmup")).select(columns)
-        found = {
-            f"{arm}/{cell}": cell_figures(
-                cell, rows, run.lags.filter((pl.col("arm") == arm) & (pl.col("cell") == cell))
-            )
-            for (arm, cell), rows in measured.group_by("arm", "cell", maintain_order=True)
-        }
-        return {"overall": overall(list(found.values())), "cells": found}
+        return notes.profile(requests, run.lags)

@@ -15,7 +15,7 @@ from wp1.core.arms import arms_moving_kv
 from wp1.core.plan import is_scored
 
 
-def _never(_: Mapping[str, Any], __: Mapping[str, Any]) -> bool:
+def _never(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
     return False
 
 
@@ -34,6 +34,7 @@ class RunFile:
     packed: bool = True  # whether a packet has it; files with rows are compressed there
     shows: str = ""  # what a report lacks without it
     # Whether a run leaves it: by config.yaml and run_metadata.json.
+    # Whether a run with this config.yaml and run_metadata.json leaves it.
     expected: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] = _never
 
     def at(self, folder: Path) -> Path:
@@ -57,15 +58,15 @@ class RunFile:
         return any(field.name == "t" or field.name.startswith("t_") for field in fields)
 
 
-def _always(_: Mapping[str, Any], __: Mapping[str, Any]) -> bool:
+def _always(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
     return True
 
 
-def _scored(config: Mapping[str, Any], _: Mapping[str, Any]) -> bool:
+def _scored(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
     return is_scored(config["workload"]["prompts"])
 
 
-def _controlled(config: Mapping[str, Any], _: Mapping[str, Any]) -> bool:
+def _controlled(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
     return bool(config["experiment"].get("control")) and config["workload"].get("temperature") == 0
 
 
@@ -73,11 +74,11 @@ def _hands_over(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
     return bool(arms_moving_kv(metadata, config))
 
 
-def _notes_memory(config: Mapping[str, Any], _: Mapping[str, Any]) -> bool:
+def _notes_memory(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
     return bool(config["experiment"].get("memory"))
 
 
-def _samples_devices(config: Mapping[str, Any], _: Mapping[str, Any]) -> bool:
+def _samples_devices(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
     targets = [str(part.get("_target_")) for part in (config.get("collectors") or {}).values()]
     return any(target.startswith("wp1.collectors.device.") for target in targets)
 

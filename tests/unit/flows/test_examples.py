@@ -11,6 +11,7 @@ import pytest
 from tests import REPO
 from tests.double import TINY, fresh
 from tests.unit.conftest import Command
+from wp1.analysis.base.run_tables import RunTables
 from wp1.core.records import Request, RequestRecord, new_record
 from wp1.core.run_folder import read_json
 from wp1.runner.reports import make_report
@@ -101,6 +102,6 @@ def test_who_was_overtaken() -> None:
             "ttft_ms": [5e3, 1e3, 9e3],
         }
     )
-    assert OvertakingCollector().profile(Path(), rows) == {
+    assert OvertakingCollector().profile(RunTables(Path()), rows) == {
         "a": {"requests": 3, "overtaken_share": 0.333, "longest_ttft_ms": 9000.0}
     }

@@ -11,6 +11,40 @@ from wp1.machine import hardware
 from wp1.stats import spans
 
 
+def profile(requests: pl.DataFrame, samples: pl.DataFrame, idle: np.ndarray) -> dict[str, Any]:
+    """`devices` while measured requests were in flight, with `idle` apart; the same by cell (arm/cell); energy; notes.
+
+    samples: `tables.device_samples`. idle: `idle_windows`.
+    """
+    measured = requests.filter(~pl.col("warmup") & pl.col("t_sent").is_not_null())
+    window = load_window(measured)
+    figures = samples.filter(pl.col("note").is_null())
+    devices = {}
+    for (device,), rows in figures.group_by("device", maintain_order=True):
+        devices[str(device)] = {
+            "kind": "host" if device == "host" else "gpu",
+            **_averages_and_peaks(_within(rows, window)),
+            "idle": _averages_and_peaks(_within(rows, idle)) if len(idle) else None,
+        }
+    cells = {}
+    for (arm, cell), rows in measured.group_by("arm", "cell", maintain_order=True):
+        inside = load_window(rows)
+        cells[f"{arm}/{cell}"] = {
+            "devices": {
+                str(device): _averages_and_peaks(_within(of_device, inside))
+                for (device,), of_device in figures.group_by("device", maintain_order=True)
+            },
+            "energy": energy(figures, inside, rows),
+        }
+    return {
+        "window_s": round(spans.length(window), 3) if len(window) else None,
+        "devices": devices,
+        "energy": energy(figures, window, measured),
+        "cells": cells,
+        "notes": samples["note"].drop_nulls().unique(maintain_order=True).to_list(),
+    }
+
+
 def load_window(measured: pl.DataFrame) -> np.ndarray:
     """When requests were in flight: the union of their times from sent to end, in seconds (n x 2)."""
     return spans.merged([measured.select("t_sent", pl.col("t_end").fill_null(pl.col("t_sent"))).to_numpy()])
@@ -26,12 +60,12 @@ def idle_windows(run: RunFolder) -> np.ndarray:
     return np.array([start["idle"] for start in starts if start.get("idle")]).reshape(-1, 2)
 
 
-def within(rows: pl.DataFrame, windows: np.ndarray) -> pl.DataFrame:
+def _within(rows: pl.DataFrame, windows: np.ndarray) -> pl.DataFrame:
     """The samples within any of the windows, which do not meet and ascend."""
     return rows.filter(pl.Series(spans.inside(rows["t"].to_numpy(), windows), dtype=pl.Boolean))
 
 
-def averages_and_peaks(rows: pl.DataFrame) -> dict[str, Any]:
+def _averages_and_peaks(rows: pl.DataFrame) -> dict[str, Any]:
     """Mean and peak of memory (GiB), utilisation (percent) and power (W) of some samples; None where none says."""
     return {
         "samples": rows.height,

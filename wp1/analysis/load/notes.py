@@ -11,7 +11,19 @@ from wp1.analysis.base.markdown import short
 LATE_MS = 10.0
 
 
-def cell_figures(name: Any, requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str, Any]:
+def profile(requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str, Any]:
+    """By cell (arm/cell) how late wp1 sent, how its event loop lagged (ms), and `steady`'s figures; and the worst."""
+    columns = ("arm", "cell", "repeat", "status", "ramp", "steady", "window_begin", "window_end")
+    columns += ("t_intended", "t_end", "client_delay_ms")
+    measured = requests.filter(~pl.col("warmup")).select(columns)
+    found = {
+        f"{arm}/{cell}": _of_cell(cell, rows, lags.filter((pl.col("arm") == arm) & (pl.col("cell") == cell)))
+        for (arm, cell), rows in measured.group_by("arm", "cell", maintain_order=True)
+    }
+    return {"overall": _worst(list(found.values())), "cells": found}
+
+
+def _of_cell(name: Any, requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str, Any]:
     """How late wp1 sent the requests of a cell and how late its event loop was (ms), and at rates `steady`'s."""
     delays = requests["client_delay_ms"].drop_nulls()
     late = delays.quantile(0.99, "linear")
@@ -26,7 +38,7 @@ def cell_figures(name: Any, requests: pl.DataFrame, lags: pl.DataFrame) -> dict[
     return found
 
 
-def overall(found: list[dict[str, Any]]) -> dict[str, Any]:
+def _worst(found: list[dict[str, Any]]) -> dict[str, Any]:
     """The latest cell's figures, and how many cells are marked."""
     return {
         "client_delay_p99_ms": max((c["client_delay_p99_ms"] or 0.0 for c in found), default=None),

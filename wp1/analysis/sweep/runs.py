@@ -54,7 +54,8 @@ def read_runs(folders: Sequence[Path]) -> list[Job]:
     for number, (run, of_run) in enumerate(zip(found, settings, strict=True)):
         completeness.check(run)
         metadata = run.metadata
-        names = {key: said(of_run, key) for key in naming(keys)}
+        # scheduler=disagg, as on the command line, and not name=disagg.
+        names = {key.removesuffix(".name"): said(of_run, key) for key in naming(keys)}
         status = "unfinished" if metadata["status"] == "running" else metadata["status"]
         jobs.append(Job(number, names or {"run": metadata["run_id"]}, status, metadata["reason"], run, metadata))
     return jobs

@@ -10,6 +10,23 @@ from wp1.stats import spans
 TIMES = ("transfer_ms", "handoff_ms", "decode_queue_ms", "copy_ms", "wait_ms")
 
 
+def profile(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame) -> dict[str, Any]:
+    """Bytes, times (ms), rate and share of latency of handoffs, overall and by cell (arm/cell), as `figures` has them.
+
+    {} where no measured request was handed over, as in aggregated serving.
+    """
+    handed = handoffs.filter(~pl.col("warmup"))
+    if handed.is_empty():
+        return {}
+    measured = requests.filter(~pl.col("warmup"))
+    cells = {}
+    for (arm, cell), rows in handed.group_by("arm", "cell", maintain_order=True):
+        of_cell = measured.filter((pl.col("arm") == arm) & (pl.col("cell") == cell))
+        cells[f"{arm}/{cell}"] = figures(rows, of_cell, queues)
+    of_arms = measured.filter(pl.col("arm").is_in(handed["arm"].unique().to_list()))
+    return {"overall": figures(handed, of_arms, queues), "cells": cells}
+
+
 def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame) -> dict[str, Any]:
     """Figures of some measured handoffs and the requests of the same cells (`tables.handoffs`, `.requests`, `.queues`).
 
