@@ -10,15 +10,16 @@ from pathlib import Path
 
 from wp1.analysis import packet
 from wp1.core import command, locks
-from wp1.core.errors import WP1Error, access_told, unforeseen
+from wp1.core.errors import WP1Error, reading
 from wp1.core.paths import folder_named, reports_of
 from wp1.core.run_folder import read_config
 from wp1.runner.console import Screen
 from wp1.runner.reports import make_report
 
 
-def main() -> None:
-    """Exit codes: 0 done, 1 the packet is not whole, 2 bad input."""
+@command.guarded
+def main() -> int:
+    """Exit code 1 also if the packet would not be complete."""
     parser = command.Parser(prog="python -m wp1.packet", description=__doc__)
     parser.add_argument(
         "runs", nargs="+", type=folder_named, metavar="RUN", help="a run's folder, or one with runs in it"
@@ -33,21 +34,11 @@ def main() -> None:
         action="store_true",
         help="only say which experiments have no completed run, one a line, with the folder of one to go on with",
     )
-    words = parser.parse_args()
-    try:
-        with access_told(", ".join(map(str, words.runs))):
-            code, said = make(words.runs, words.out, words.title, words.partial, words.missing)
-    except (WP1Error, OSError) as error:
-        print("error:", error, file=sys.stderr)
-        sys.exit(2)
-    except Exception as error:
-        given = ", ".join(map(str, words.runs))
-        print(
-            f"error: one of {given} is no whole run ({unforeseen(error)}): remake it or leave it out", file=sys.stderr
-        )
-        sys.exit(2)
+    args = parser.parse_args()
+    with reading(f"one of {', '.join(map(str, args.runs))}", ": remake it or leave it out"):
+        code, said = make(args.runs, args.out, args.title, args.partial, args.missing)
     print(said, file=sys.stderr if code else sys.stdout)
-    sys.exit(code)
+    return code
 
 
 def make(runs: list[Path], out: Path, title: str, partial: bool, missing_only: bool = False) -> tuple[int, str]:
@@ -94,4 +85,4 @@ def _found(runs: list[Path]) -> list[packet.Run]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    main()

@@ -16,7 +16,6 @@ Several at once, with their overall mean (LongBench's over its categories):
 import argparse
 import json
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -301,6 +300,7 @@ def _by_benchmark(scored: Sequence[Scores]) -> dict[str, list[Scores]]:
     return {name: of for name, of in found.items() if len(of) > 1}
 
 
+@command.guarded
 def main() -> None:
     parser = command.Parser(
         prog="python -m wp1.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -313,16 +313,12 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--list", action="store_true", help="print the names of all tasks, with metric and category")
-    words = parser.parse_args()
-    if words.list:
+    args = parser.parse_args()
+    if args.list:
         print(_list())
         return
-    try:
-        scored = [scores_of(task, paths) for task, paths in _named(words.words)]
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    if not words.json:
+    scored = [scores_of(task, paths) for task, paths in _named(args.words)]
+    if not args.json:
         _print(scored)
     elif len(scored) == 1:
         print(json.dumps(scored[0].summary(), indent=1))
@@ -332,4 +328,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    main()

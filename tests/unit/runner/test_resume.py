@@ -57,8 +57,8 @@ def go(cfg: DictConfig, run_dir: Path, resuming: bool = False) -> Outcome:
 CHILD = """
 import os, signal, sys
 from tests.double import fresh, unpainted
-from wp1.analysis import style
-from wp1.records import RecordWriter
+from wp1.analysis.base import style
+from wp1.core.records import RecordWriter
 from wp1.serving import vllm_backend
 backend = fresh()
 backend.gap_s = 0.01

@@ -10,7 +10,6 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import completeness
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep.figures import Job, Pair
 from wp1.core.errors import ConfigError
@@ -43,15 +42,11 @@ def folders_of(given: Sequence[Path]) -> list[Path]:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Job]:
-    """The runs as jobs of a sweep that never was: numbered, and told apart by the settings in which they differ.
-
-    Raises ConfigError where a folder has lost lines.
-    """
+    """The runs as jobs of a sweep that never was: numbered, and told apart by the settings in which they differ."""
     settings = [settings_of(read_config(folder)) for folder in folders]
     keys = differing_settings(settings)
     jobs = []
     for number, (folder, of_run) in enumerate(zip(folders, settings, strict=True)):
-        completeness.check(folder)
         metadata = read_metadata(folder)
         names = {key: said(of_run, key) for key in naming(keys)}
         status = "unfinished" if metadata["status"] == "running" else metadata["status"]
