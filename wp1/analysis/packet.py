@@ -37,9 +37,8 @@ LINES = (
 MAX_BYTES = 5 << 20
 
 
-_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,99}", re.ASCII)
 # What marks an experiment's chapter on a packet's page.
-_ANCHOR = re.compile(r'^<a id="([\w-]+)"></a>$', re.MULTILINE)
+_ANCHOR = re.compile(r'^<a id="([\w.-]+)"></a>$', re.MULTILINE)
 
 
 @cache
@@ -59,15 +58,8 @@ class Run:
 
     @property
     def experiment(self) -> str:
-        """Its experiment's name; e1 for a variant such as e1_gpu. It names a folder of the packet.
-
-        Raises ConfigError if it is not a plain name: a run's folder may be somebody else's.
-        """
+        """Its experiment's name, e1 for a variant such as e1_gpu. It names a folder of the packet."""
         name = str(self.metadata["experiment"])
-        if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"{self.folder} has {name[:40]!r} as its experiment's name: letters, digits, _ and - only"
-            )
         base = name.partition("_")[0]
         return base if name not in experiments() and base in experiments() else name
 

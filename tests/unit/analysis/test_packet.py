@@ -99,10 +99,10 @@ def test_experiments_are_those_of_conf_and_of_the_runs_found(e3: Path, tmp_path:
     assert not (tmp_path / "packet" / "mine").exists()
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "a b", "x" * 200])
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "a b"])
 def test_a_name_that_is_not_plain_makes_no_folder(e3: Path, tmp_path: Path, name: str) -> None:
     folder = _again(e3, tmp_path, name, "run-a")
-    with pytest.raises(ConfigError, match=f"{folder} has .* as its experiment's name"):
+    with pytest.raises(ConfigError, match=f"{folder}/run_metadata.json has experiment="):
         command.make([folder], tmp_path / "packet", "A packet", partial=True)
     assert not (tmp_path / "packet").exists()
 
