@@ -71,7 +71,8 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
     checks.check_overrides(cfg, list(HydraConfig.get().overrides.task))
     from wp1.runner.console import Screen
     from wp1.runner.run import run
-    from wp1.tracking.mlflow_store import check_uri, publish_or_say
+    from wp1.tracking.mlflow_store import publish_or_say
+    from wp1.tracking.store import check_uri
 
     if cfg.tracking.enabled:
         check_uri(cfg.tracking.uri, Path(cfg.root))

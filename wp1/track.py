@@ -16,7 +16,8 @@ from wp1.core.errors import ConfigError, WP1Error, reading
 from wp1.core.paths import at_home, folder_named, project_root, report_of, reports_of, run_or_sweep
 from wp1.core.run_folder import read_config, read_json, read_metadata, write_json
 from wp1.runner.reports import make_report
-from wp1.tracking.mlflow_store import close_sweep, open_sweep, publish, shown
+from wp1.tracking.mlflow_store import close_sweep, open_sweep, publish
+from wp1.tracking.store import shown
 
 
 def track(run_dir: Path, uri: str | None) -> str:
