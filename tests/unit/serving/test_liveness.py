@@ -12,8 +12,8 @@ from wp1.serving.backend import EngineDiedError
 from wp1.serving.liveness import Liveness
 
 
-def _life(log: Path, rpc: Any) -> Liveness:
-    life = Liveness("decode-0", log, lambda: None)
+def _life(log: Path, rpc: Any) -> Any:
+    life: Any = Liveness("decode-0", log, lambda: None)
     life.engine = SimpleNamespace(collective_rpc=rpc, errored=False)
     return life
 
