@@ -14,8 +14,8 @@ setup: ## make .venv with what fits this machine (WP1_EXTRA=cpu|cuda overrides)
 run: setup ## run E0 on the bundled model, on whatever is there
 	@$(PYTHON_VENV) -m wp1 $(ARGS)
 
-test: setup ## all tests, those that start real engines on the CPU included
-	@$(PYTHON_VENV) -m pytest $(ARGS)
+test: setup ## all tests, those that start real engines on the CPU included (ARGS="-k WORD", ARGS="-n 0": one process)
+	@$(PYTHON_VENV) -m pytest -n 2 $(ARGS)
 
 check: setup ## ruff and pyright
 	@$(PYTHON_VENV) -m ruff check . && $(PYTHON_VENV) -m ruff format --check . && $(PYTHON_VENV) -m pyright

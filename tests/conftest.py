@@ -3,10 +3,12 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.double import DoubleBackend, fresh, unpainted
 from wp1.analysis.base import style
@@ -18,12 +20,37 @@ from wp1.main import CONF
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Quick ones first: a mistake shows in seconds, not after the engines.
+ENGINES = "tests/engine/"
+# Builds models in one process and starts no engine, so any worker may run it.
+NO_ENGINE = "tests/engine/test_published_models.py"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if "tests/engine/" in item.nodeid:
+        if ENGINES in item.nodeid:
             item.add_marker(pytest.mark.engine)
-    items.sort(key=lambda item: "tests/engine/" in item.nodeid)
+    # In one process the quick tests come first, so that a mistake shows in seconds. Among several workers the engine
+    # tests do: they take as long as all the others, and one worker has them all.
+    engines_first = hasattr(config, "workerinput")
+    items.sort(key=lambda item: (ENGINES in item.nodeid) != engines_first)
+
+
+class ByModule(LoadScopeScheduling):
+    """Gives workers whole modules, which share fixtures, and all engine tests to one worker.
+
+    Two engine tests at once would need twice the memory, and each would wait for the other's cores.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return ENGINES if module.startswith(ENGINES) and module != NO_ENGINE else module
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
+    """Replaces the scheduler that `--dist` names; used with `-n` only."""
+    # In the order of collection: the modules with most tests are not those that take longest.
+    config.option.loadscopereorder = False
+    return ByModule(config, log)
 
 
 Compose = Callable[..., DictConfig]

@@ -1,4 +1,4 @@
-"""The commands that the texts for users name: README, docs, comments of conf/ and Makefile, launch/ and `--help`."""
+"""The commands in the texts for users: README, all of docs/, comments in conf/ and the Makefile, launch/, `--help`."""
 
 import re
 import shlex
@@ -9,8 +9,7 @@ from tests import REPO
 
 TEXTS = [
     REPO / "README.md",
-    *sorted((REPO / "docs").glob("*.md")),
-    REPO / "docs" / "results" / "README.md",
+    *sorted((REPO / "docs").rglob("*.md")),
     REPO / "launch" / "README.md",
     REPO / "Makefile",
     *sorted((REPO / "conf").rglob("*.yaml")),
@@ -59,6 +58,14 @@ def settings() -> list[Documented]:
                 if not re.search(r"[|…]", words):
                     found.setdefault(words, Documented(f"{path.relative_to(REPO)}:{number}", "wp1", _words(words)))
     return list(found.values())
+
+
+def yaml_files() -> dict[str, str]:
+    """Text by name of the files shown in YAML blocks whose first line is a comment with the file's name."""
+    found: dict[str, str] = {}
+    for path in (path for path in TEXTS if path.suffix == ".md"):
+        found |= dict(re.findall(r"(?ms)^```yaml\n# (\S+\.yaml)\n(.*?)^```$", path.read_text(encoding="utf-8")))
+    return found
 
 
 def _statements(path: Path) -> list[tuple[int, str]]:

@@ -1,20 +1,16 @@
-"""Commands of README, one of each kind, on real engines: those that ask the same of their engines share them.
+"""Documented commands, one of each kind, and E4 on real engines; commands with the same engine settings share them.
 
-Each is read from README, and made short by settings added to it. E0, E2, E4, E6 and transfers have tests of their own.
+Each is read from README or docs/ and made short by added settings.
 """
 
+import json
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from tests.documented import commands
-from wp1.config import checks, schema
-from wp1.core.identity import new_run_id
+from tests.engine.conftest import completed, configuration
 from wp1.core.run_folder import read_json
-from wp1.main import CONF
-from wp1.runner.console import Screen
-from wp1.runner.run import run
 from wp1.serving.engines import Engines, keys_of
 
 # What begins a command of the texts, and what makes it short.
@@ -44,32 +40,56 @@ TWO_ENGINES = {
 def _composed(root: Path, said: str, more: list[str]) -> DictConfig:
     (found,) = (one for one in commands() if one.program == "wp1" and " ".join(one.words) == said)
     # Later words win, as on the command line.
-    words = {word.partition("=")[0]: word for word in [*SHORT, *found.words, *more, f"root={root}"]}
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = schema.resolve(compose("config", list(words.values())))
-    checks.check(cfg)
-    return cfg
+    words = {word.partition("=")[0]: word for word in [*SHORT, *found.words, *more]}
+    return configuration(root, *words.values())
 
 
-def _runs(root: Path, which: dict[str, list[str]]) -> None:
-    with Engines() as engines, Screen() as screen:
-        for said, more in which.items():
-            cfg = _composed(root, said, more)
-            # Kept for the next, which asks for the same.
-            engines.next_key = keys_of(cfg)[0] if len(keys_of(cfg)) == 1 else None
-            run_id = new_run_id()
-            outcome = run(cfg, root / "outputs" / run_id, run_id, screen, None, engines)
-            assert outcome.status == "completed", f"{said}: {outcome.reason}"
-            assert outcome.report is not None and outcome.summary is not None
-            latency = outcome.summary["profiling"]["latency"]["overall"]
-            assert latency["ok"] == latency["requests"] > 0, said
+def _runs(engines: Engines, root: Path, which: dict[str, list[str]]) -> None:
+    for said, more in which.items():
+        cfg = _composed(root, said, more)
+        # Kept for the next, which asks for the same.
+        engines.next_key = keys_of(cfg)[0] if len(keys_of(cfg)) == 1 else None
+        outcome = completed(cfg, engines)
+        assert outcome.report is not None and outcome.summary is not None
+        latency = outcome.summary["profiling"]["latency"]["overall"]
+        assert latency["ok"] == latency["requests"] > 0, said
 
 
-def test_commands_of_the_texts_on_one_engine(tmp_path: Path) -> None:
-    _runs(tmp_path, ONE_ENGINE)
-    runs = sorted((tmp_path / "outputs").glob("run-*/run_metadata.json"), key=lambda path: path.stat().st_mtime)
-    assert sum(len(read_json(path)["starts"]) for path in runs) == 1
+def _engines_started(root: Path) -> int:
+    return sum(len(read_json(path)["starts"]) for path in (root / "outputs").glob("run-*/run_metadata.json"))
 
 
-def test_commands_of_the_texts_on_two_engines(tmp_path: Path) -> None:
-    _runs(tmp_path, TWO_ENGINES)
+def test_commands_of_the_texts_on_one_engine(engines: Engines, tmp_path: Path) -> None:
+    _runs(engines, tmp_path, ONE_ENGINE)
+    assert _engines_started(tmp_path) == 1
+
+
+def test_e4_scores_and_times_the_same_requests(engines: Engines, tmp_path: Path) -> None:
+    """On the engine of the commands before, which it leaves to end."""
+    tasks = "[niah_single_1,multifieldqa_en,passkey,lcc,pg19_perplexity]"
+    words = (f"dataset.tasks={tasks}", "dataset.prompt_lens=[512,1024]", "dataset.samples_per_task=1")
+    cfg = configuration(tmp_path, "experiment=e4", "tracking=none", *words)
+    engines.next_key = None
+    outcome = completed(cfg, engines)
+    folder, summary = outcome.run_dir, read_json(outcome.run_dir / "summary.json")
+    found = summary["quality"]["arms"]["agg"]
+    scores = {task["task"]: task for task in found["tasks"]}
+    assert set(scores) == {"niah_single_1", "multifieldqa_en", "passkey", "lcc"}
+    assert all(task["n"] == 2 and task["failed"] == 0 and task["ttft_ms"]["n"] == 2 for task in scores.values())
+    # The bundled model finds a number in noise of these lengths.
+    assert scores["niah_single_1"]["mean"] + scores["passkey"]["mean"] > 0
+    # A text of real words is far from random over 49,152 tokens, and far from known by heart.
+    assert all(2 < row["mean"] < 500 for row in found["perplexity"])
+    lengths = [row["prompt_tokens"] for row in map(json.loads, (folder / "examples.jsonl").read_text().splitlines())]
+    assert len(lengths) == 10
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    # The engine counts what was made.
+    assert sorted(r["prompt_tokens"] for r in records if not r["warmup"]) == sorted(lengths)
+    assert read_json(folder / "run_metadata.json")["dataset"]["source"] == "builtin"
+    page = next((folder.parent / "reports").glob("*.md")).read_text()
+    assert "not the official sets" in page
+    assert "Best and worst answers" in page
+
+
+def test_commands_of_the_texts_on_two_engines(engines: Engines, tmp_path: Path) -> None:
+    _runs(engines, tmp_path, TWO_ENGINES)

@@ -116,47 +116,34 @@ def _request(name: str, length: int = 300, tokens: int = 8, **changes: Any) -> R
     return Request(name, "disagg", "cell", 0, prompt, tokens, seed=1, ignore_eos=True, timeout_s=60, **changes)
 
 
-@pytest.fixture(scope="module")
-def early(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
-    """Memory to memory while the prompt is computed, in pieces; both sides sum up the blocks."""
-    with ExitStack() as stack:
-        yield Pools(
-            loop,
-            tmp_path_factory.mktemp("early"),
-            stack,
-            "transfer=ipc",
-            "transfer.verify=true",
-            "++backend.engine.max_num_batched_tokens=256",
-        )
+CONNECTORS = {
+    # Memory to memory while the prompt is computed, in pieces; both sides sum up the blocks.
+    "early": ("transfer=ipc", "transfer.verify=true", "++backend.engine.max_num_batched_tokens=256"),
+    # Memory to memory once the prompt is computed.
+    "after": ("transfer=ipc", "transfer.overlap=off", CACHING),
+    "pushing": ("transfer=nixl_push", CACHING),
+    "pulling": (
+        "transfer=nixl_pull",
+        "transfer.timeout_s=6",
+        "scheduler.first_token=decode",
+        # Through sockets alone a read needs the other side to answer, so that one that stands still stops it.
+        "++transfer.environment.UCX_TLS='tcp,self'",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
-def after(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
-    """Memory to memory once the prompt is computed."""
+def pools(loop: Loop, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Pools]:
+    """A pair of engines with one of CONNECTORS. pytest runs the tests of a pair in a row and then ends it.
+
+    Two pairs at once would take memory, and engines with NIXL poll for messages, which takes half a core each.
+    """
     with ExitStack() as stack:
-        words = ("transfer=ipc", "transfer.overlap=off", CACHING)
-        yield Pools(loop, tmp_path_factory.mktemp("after"), stack, *words)
+        yield Pools(loop, tmp_path_factory.mktemp(request.param), stack, *CONNECTORS[request.param])
 
 
-@pytest.fixture(scope="module")
-def pushing(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
-    with ExitStack() as stack:
-        yield Pools(loop, tmp_path_factory.mktemp("push"), stack, "transfer=nixl_push", CACHING)
-
-
-@pytest.fixture(scope="module")
-def pulling(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
-    with ExitStack() as stack:
-        yield Pools(
-            loop,
-            tmp_path_factory.mktemp("pull"),
-            stack,
-            "transfer=nixl_pull",
-            "transfer.timeout_s=6",
-            "scheduler.first_token=decode",
-            # Through sockets alone a read needs the other side to answer, so that one that stands still stops it.
-            "++transfer.environment.UCX_TLS='tcp,self'",
-        )
+def _with(*connectors: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("pools", connectors, indirect=True)
 
 
 def _same_tokens_and_bytes(pools: Pools, *lengths: int) -> list[Handoff]:
@@ -178,18 +165,20 @@ def _same_tokens_and_bytes(pools: Pools, *lengths: int) -> list[Handoff]:
     return [pools.handoffs[f"parity-{length}"] for length in lengths]
 
 
-def test_seeded_prompts_that_are_computed_in_pieces_are_sampled(early: Pools) -> None:
+@_with("early")
+def test_seeded_prompts_that_are_computed_in_pieces_are_sampled(pools: Pools) -> None:
     """Both engines sample the last piece of a prompt, and turn the request's generator back after the others."""
     requests = [_request(f"sampled{n}", length, temperature=1.0) for n, length in enumerate((600, 30, 300))]
-    records = early.serve(*requests)
+    records = pools.serve(*requests)
     assert [(record.status, record.error) for record in records] == [("ok", None)] * 3
     # One at a time, as in a batch the logits depend on what else is in it.
-    [first], [again] = (early.serve(replace(requests[0], request_id=name)) for name in ("alone", "again"))
+    [first], [again] = (pools.serve(replace(requests[0], request_id=name)) for name in ("alone", "again"))
     assert first.token_ids == again.token_ids
 
 
-def test_kv_read_from_memory_gives_the_tokens_of_one_engine_and_every_byte_is_counted(early: Pools) -> None:
-    *_, long = _same_tokens_and_bytes(early, 1, 127, 128, 129, 1000)
+@_with("early")
+def test_kv_read_from_memory_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pools: Pools) -> None:
+    *_, long = _same_tokens_and_bytes(pools, 1, 127, 128, 129, 1000)
     # Of the four pieces of the longest, the first had moved before the last was computed.
     assert (long.t_transfer_begin or 0) < (long.t_prefill_done or 0) < (long.t_transfer_end or 0)
     assert long.copy_s is not None
@@ -197,35 +186,38 @@ def test_kv_read_from_memory_gives_the_tokens_of_one_engine_and_every_byte_is_co
     assert (long.runs or 0) >= 1
 
 
-def test_many_at_once(early: Pools) -> None:
-    records = early.serve(*(_request(f"many-{n}", 50 + n) for n in range(30)))
+@_with("early")
+def test_many_at_once(pools: Pools) -> None:
+    records = pools.serve(*(_request(f"many-{n}", 50 + n) for n in range(30)))
     assert {(record.status, record.error) for record in records} == {("ok", None)}
-    assert {early.handoffs[record.request_id].bytes for record in records} == {128 * KV_BYTES_PER_TOKEN}
-    assert all(early.free().values())
+    assert {pools.handoffs[record.request_id].bytes for record in records} == {128 * KV_BYTES_PER_TOKEN}
+    assert all(pools.free().values())
 
 
-def test_a_client_that_goes_away_in_any_phase_leaves_no_block_behind(early: Pools) -> None:
+@_with("early")
+def test_a_client_that_goes_away_in_any_phase_leaves_no_block_behind(pools: Pools) -> None:
     for phase in ("prefill", "handoff", "decode"):
-        record = early.cancelled_in(phase, _request(f"gone-{phase}", 600, tokens=100))
+        record = pools.cancelled_in(phase, _request(f"gone-{phase}", 600, tokens=100))
         assert (record.status, record.phase) == ("aborted", phase)
-    assert all(early.free(15).values())
-    [record] = early.serve(_request("after-those"))
+    assert all(pools.free(15).values())
+    [record] = pools.serve(_request("after-those"))
     assert record.status == "ok"
 
 
-def test_a_prefill_engine_that_is_killed_harms_only_what_it_had(early: Pools) -> None:
-    decoding, decoded = early.start_serving(_request("safe", 300, tokens=150))
+@_with("early")
+def test_a_prefill_engine_that_is_killed_harms_only_what_it_had(pools: Pools) -> None:
+    decoding, decoded = pools.start_serving(_request("safe", 300, tokens=150))
     _until(lambda: decoding.phase == "decode")
-    prefilling, failed = early.start_serving(_request("prefilling", 3000, tokens=10))
+    prefilling, failed = pools.start_serving(_request("prefilling", 3000, tokens=10))
     _until(lambda: prefilling.phase == "prefill")
     time.sleep(1)  # some of its blocks have moved
-    for process in early.processes_of(early.prefill):
+    for process in pools.processes_of(pools.prefill):
         process.kill()
     failed()
     assert (prefilling.status, prefilling.cause, prefilling.phase) == ("error", "engine_died", "prefill")
     decoded()
     assert (decoding.status, decoding.output_tokens) == ("ok", 150)
-    assert early.free(LEASE_S + 5) == {"decode-0": True}
+    assert pools.free(LEASE_S + 5) == {"decode-0": True}
 
 
 def _what_was_there_does_not_move(pools: Pools) -> None:
@@ -247,13 +239,13 @@ def _what_was_there_does_not_move(pools: Pools) -> None:
     assert all(pools.free().values())
 
 
-def test_kv_that_was_there_is_not_read(after: Pools) -> None:
-    _what_was_there_does_not_move(after)
+@_with("after")
+def test_kv_that_was_there_is_not_read(pools: Pools) -> None:
+    _what_was_there_does_not_move(pools)
 
 
-@pytest.mark.parametrize("way", ["after", "pushing"])
-def test_a_prompt_that_was_there_whole_moves_nothing(way: str, request: pytest.FixtureRequest) -> None:
-    pools: Pools = request.getfixturevalue(way)
+@_with("after", "pushing")
+def test_a_prompt_that_was_there_whole_moves_nothing(pools: Pools) -> None:
     for name in ("whole", "again"):
         asked = dataclasses.replace(_request(name), prompt=_request("whole", 256).prompt)
         [record] = pools.serve(asked)
@@ -265,18 +257,20 @@ def test_a_prompt_that_was_there_whole_moves_nothing(way: str, request: pytest.F
     assert all(pools.free(LEASE_S / 3).values())
 
 
-def test_kv_read_afterwards_gives_the_tokens_of_one_engine(after: Pools) -> None:
-    [long] = _same_tokens_and_bytes(after, 1000)
+@_with("after")
+def test_kv_read_afterwards_gives_the_tokens_of_one_engine(pools: Pools) -> None:
+    [long] = _same_tokens_and_bytes(pools, 1000)
     assert (long.t_prefill_done or 0) <= (long.t_decode_sent or 0) <= (long.t_transfer_begin or 0)
 
 
-def test_a_decode_engine_that_is_killed_fails_its_requests_and_frees_the_prefill_side(after: Pools) -> None:
-    record, wait = after.start_serving(_request("decode-killed", 300, tokens=3000))
+@_with("after")
+def test_a_decode_engine_that_is_killed_fails_its_requests_and_frees_the_prefill_side(pools: Pools) -> None:
+    record, wait = pools.start_serving(_request("decode-killed", 300, tokens=3000))
     _until(lambda: record.phase == "decode")
-    processes = after.processes_of(after.decode)
+    processes = pools.processes_of(pools.decode)
     for process in processes:
         process.suspend()
-    held, not_fetched = after.start_serving(_request("held", 300, tokens=10))
+    held, not_fetched = pools.start_serving(_request("held", 300, tokens=10))
     _until(lambda: held.phase == "handoff")
     for process in processes:
         process.kill()
@@ -286,44 +280,48 @@ def test_a_decode_engine_that_is_killed_fails_its_requests_and_frees_the_prefill
     assert (record.status, record.cause, record.phase) == ("error", "engine_died", "decode")
     assert record.output_tokens > 0
     # Nobody is sent there any more.
-    [later] = after.serve(_request("too-late"))
+    [later] = pools.serve(_request("too-late"))
     assert later.cause == "engine_died"
     assert "no decode engine is left" in (later.error or "")
     # What was not fetched is kept until its lease ends.
-    assert after.free(0.5) == {"prefill-0": False}
-    assert after.free(LEASE_S + 5) == {"prefill-0": True}
+    assert pools.free(0.5) == {"prefill-0": False}
+    assert pools.free(LEASE_S + 5) == {"prefill-0": True}
 
 
-def test_pushed_kv_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pushing: Pools) -> None:
-    _same_tokens_and_bytes(pushing, 1, 129, 1000)
+@_with("pushing")
+def test_pushed_kv_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pools: Pools) -> None:
+    _same_tokens_and_bytes(pools, 1, 129, 1000)
 
 
-def test_kv_that_was_there_is_not_pushed(pushing: Pools) -> None:
-    _what_was_there_does_not_move(pushing)
+@_with("pushing")
+def test_kv_that_was_there_is_not_pushed(pools: Pools) -> None:
+    _what_was_there_does_not_move(pools)
 
 
-def test_pulled_kv_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pulling: Pools) -> None:
-    _same_tokens_and_bytes(pulling, 1, 128, 129, 1000)
+@_with("pulling")
+def test_pulled_kv_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pools: Pools) -> None:
+    _same_tokens_and_bytes(pools, 1, 128, 129, 1000)
 
 
-def test_a_transfer_that_stands_still_is_given_up_and_others_go_on(pulling: Pools) -> None:
-    record, wait = pulling.start_serving(_request("still", 2000, tokens=100))
+@_with("pulling")
+def test_a_transfer_that_stands_still_is_given_up_and_others_go_on(pools: Pools) -> None:
+    record, wait = pools.start_serving(_request("still", 2000, tokens=100))
     _until(lambda: record.phase == "handoff")
-    for process in pulling.processes_of(pulling.prefill):
+    for process in pools.processes_of(pools.prefill):
         os.kill(process.pid, signal.SIGSTOP)
     try:
         wait()
     finally:
-        for process in pulling.processes_of(pulling.prefill):
+        for process in pools.processes_of(pools.prefill):
             os.kill(process.pid, signal.SIGCONT)
     if record.status == "ok":
         pytest.skip("the KV had arrived before the prefill engine could be stopped")
     assert (record.status, record.cause, record.phase) == ("error", "transfer", "handoff")
-    handoff = pulling.handoffs["still"]
+    handoff = pools.handoffs["still"]
     assert handoff.status == "failed"
     assert handoff.error
-    assert all(pulling.free(LEASE_S + 10).values())
-    [other] = pulling.serve(_request("after-the-stop"))
+    assert all(pools.free(LEASE_S + 10).values())
+    [other] = pools.serve(_request("after-the-stop"))
     assert other.status == "ok"
 
 

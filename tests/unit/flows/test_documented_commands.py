@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from tests.documented import GROUPS, REPO, Documented, commands, settings
+from tests.documented import GROUPS, REPO, Documented, commands, settings, yaml_files
 from tests.double import TINY, DoubleBackend
 from tests.unit.conftest import Command
 from wp1 import main
@@ -64,11 +64,21 @@ def test_the_texts_are_read() -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
-    """What stands for the names of files and folders that the texts leave to the reader."""
-    trace, rows = tmp_path / "trace.jsonl", tmp_path / "rows.jsonl"
+    """Real files and folders for the names that the texts leave to the reader, and for files that they show."""
+    trace, rows, model = tmp_path / "trace.jsonl", tmp_path / "rows.jsonl", tmp_path / "model"
     trace.write_text(json.dumps({"time_s": 0, "prompt_len": 8, "output_len": 4}) + "\n")
     rows.write_text(json.dumps({"question": "What is the capital of France?"}) + "\n")
-    return {"trace_path=FILE": f"trace_path={trace}", "dataset.path=": f"dataset.path={rows}"}
+    model.mkdir()
+    (model / "config.json").write_text("{}\n")
+    for name, text in yaml_files().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return {
+        "trace_path=FILE": f"trace_path={trace}",
+        "dataset.path=": f"dataset.path={rows}",
+        "model.path=FOLDER": f"model.path={model}",
+        "--config-dir=my_conf": f"--config-dir={tmp_path / 'my_conf'}",
+    }
 
 
 def _compose(words: list[str], files: dict[str, str]) -> None:
@@ -80,6 +90,8 @@ def _compose(words: list[str], files: dict[str, str]) -> None:
         words = [re.sub(rf"{re.escape(name)}.*", real, word) for word in words]
     main.check_options(words)
     overrides = [schema.with_plus(word) for word in words if not word.startswith("-") and word not in ("job",)]
+    # As Hydra's --config-dir does.
+    overrides += [f"hydra.searchpath=[{word.partition('=')[2]}]" for word in words if word.startswith("--config-dir=")]
     if "-m" in words:
         jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)[0]
         assert len(jobs) > 1
@@ -117,8 +129,9 @@ def test_every_option_of_every_group_is_one_that_can_be_chosen(option: str, file
     _compose(_alone(option), files)
 
 
-def test_every_option_is_in_the_table_of_readme() -> None:
-    rows = re.findall(r"^\| (\w+) \| ([^|]+) \|", (REPO / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+def test_every_option_is_in_the_table_of_groups() -> None:
+    page = (REPO / "docs" / "configuration.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| ([^|]+) \|", page, re.MULTILINE)
     named = {group: set(re.findall(r"\w+", options)) for group, options in rows if group in GROUPS}
     # e0 to e6.
     named["experiment"] |= {f"e{n}" for n in range(7)}

@@ -40,21 +40,21 @@ def test_an_engine_that_hangs_is_ended_and_one_in_a_long_step_has_more_time(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(liveness, "LOOK_S", 0.05)
-    monkeypatch.setattr(liveness, "ANSWER_S", 1.0)
+    monkeypatch.setattr(liveness, "ANSWER_S", 1.0 if computes else 20.0)
     life = _life(tmp_path / "engine.log", hangs)
     life.processes = [Process(computes)]
 
     async def go() -> float:
         begin = asyncio.get_running_loop().time()
         with pytest.raises(
-            EngineDiedError, match=r"engine decode-0 died: it did not answer within \d s \(what its mem"
+            EngineDiedError, match=r"engine decode-0 died: it did not answer within \d+ s \(what its mem"
         ):
             await life.answer(life.engine.collective_rpc(), "what its memory is taken by")
         return asyncio.get_running_loop().time() - begin
 
-    took = asyncio.run(asyncio.wait_for(go(), 20))
+    took = asyncio.run(asyncio.wait_for(go(), 30))
     assert took >= within_s
-    assert computes or took < 1.0
+    assert computes or took < 20.0
     assert life.processes[0].killed
     assert not life.alive
     assert life.death.startswith("engine decode-0 died: it did not answer")

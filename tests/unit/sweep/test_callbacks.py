@@ -35,7 +35,9 @@ def test_a_sweep_of_two_schedulers_is_one_run_with_its_comparison(sweep: Sweep) 
     assert done.table["requests_ok"].to_list() == [12, 12]
 
     parent, children = done.parent, done.children()
-    assert (parent.info.status, parent.data.tags["labels"]) == ("FINISHED", "random weights")
+    assert parent.info.status == "FINISHED"
+    # A busy machine makes wp1 late.
+    assert set(parent.data.tags["labels"].split(", ")) - {"client late"} == {"random weights"}
     assert parent.data.tags["overrides"].endswith("scheduler=agg,disagg")
     assert parent.data.tags["command"].startswith("python -m wp1 -m ")
     assert sorted(child.data.tags["job"] for child in children) == ["0", "1"]

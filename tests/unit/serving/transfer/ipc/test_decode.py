@@ -285,6 +285,13 @@ def test_who_gives_up_before_the_prompt_is_done_gives_it_up(world: World) -> Non
     assert (orders.loads, orders.given_up) == ([], [("h", SOURCE)])
 
 
+@pytest.fixture
+def long_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So long that a busy machine's pauses are short beside it."""
+    monkeypatch.setattr(decode, "IDLE_WAIT_S", 0.25)
+
+
+@pytest.mark.usefixtures("long_wait")
 def test_an_engine_listens_for_a_short_prompt_once_a_step(world: World) -> None:
     world.at_once()
     request = _early(40)
@@ -303,6 +310,7 @@ def test_an_engine_listens_for_a_short_prompt_once_a_step(world: World) -> None:
     assert world.scheduler.to_come(request, 0) == (40, False)
 
 
+@pytest.mark.usefixtures("long_wait")
 @pytest.mark.parametrize("long", ["early", "late"])
 def test_kv_that_comes_now_waits_behind_nobody_whose_prompt_is_not_done(world: World, long: str) -> None:
     """Two steps stand between its end and its first token; none of them may listen for somebody else's word."""
@@ -356,6 +364,7 @@ class Foreseeing:
         return self.world.scheduler.orders(scheduled).ahead
 
 
+@pytest.mark.usefixtures("long_wait")
 def test_kv_is_called_here_while_the_last_chunk_is_computed_and_waited_for_by_its_step(world: World) -> None:
     foreseeing = Foreseeing(world)
     begin = time.perf_counter()
