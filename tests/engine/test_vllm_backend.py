@@ -131,7 +131,7 @@ def test_asking_how_close_the_two_best_tokens_were_changes_no_token(loop: Loop, 
     assert all(0 <= margin < 100 for margin in asked.margins)
     assert all(margin * 128 == pytest.approx(round(margin * 128), abs=0.02) for margin in asked.margins)
     # Nothing was compiled for that.
-    assert {process.environ().get("TORCHDYNAMO_DISABLE") for process in engine._processes} == {"1"}
+    assert {process.environ().get("TORCHDYNAMO_DISABLE") for process in engine._life.processes} == {"1"}
 
 
 def test_seeded_prompts_that_are_computed_in_pieces_are_answered_and_repeat(loop: Loop, engine: VLLMBackend) -> None:
