@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wp1 import __version__
 from wp1.config import checks, schema
-from wp1.core import command, locks, redaction
+from wp1.core import command, locks, parts, redaction
 from wp1.core.errors import ConfigError, WP1Error
 from wp1.core.identity import RUN_ID, new_run_id, new_sweep_id
 from wp1.core.paths import CONF, project_root, reports_of
@@ -58,7 +58,7 @@ def _job(composed: DictConfig) -> WP1Error | None:
     except Exception as caught:
         logging.getLogger(__name__).exception("not foreseen")
         where = f"traceback in {run_dir / 'wp1.log'}"
-        error = WP1Error(f"{type(caught).__name__}: {schema.one_line(str(caught))} ({where})")
+        error = WP1Error(f"{type(caught).__name__}: {parts.one_line(str(caught))} ({where})")
     number = "" if (sweep := _sweep()) is None else f"job {sweep['job']}: "
     _failures.append(type(error)(f"{number}{error}"))
     return error
@@ -112,7 +112,9 @@ def _main() -> int:
     # Hydra then hands us its errors, which we say in one line, instead of printing them over several.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     check_options(sys.argv[1:])
-    sys.argv[1:] = [schema.with_plus(word) for word in resume.arguments(sys.argv[1:])]
+    words = resume.arguments(sys.argv[1:])
+    sys.argv[1:] = [schema.with_plus(word) for word in words]
+    find_packages(words)
     _stop_on_signals()
     try:
         with sweep_closed():
@@ -125,7 +127,7 @@ def _main() -> int:
         # Jobs keep their errors to themselves (`_failures`), so this is Hydra's, composing them, or a launcher's.
         if sweep_began() and not _is_bad_input(error):
             _tell_failures()
-            what = f"{type(error).__name__}: {schema.one_line(str(error))}"
+            what = f"{type(error).__name__}: {parts.one_line(str(error))}"
             print(redaction.text(f"failed: {what} (of hydra/launcher or sweeper)"), file=sys.stderr)
             return command.FAILED
         raise ConfigError(hydra_message(error)) from error
@@ -154,6 +156,13 @@ def _tell_failures() -> int:
     if interrupted:
         raise KeyboardInterrupt(KEPT)
     return command.worst(codes)
+
+
+def find_packages(words: list[str]) -> None:
+    """Lets a folder of configuration name classes of packages that lie beside it, as examples/conf does."""
+    folder = get_args_parser().parse_known_args(words)[0].config_dir
+    if folder and (beside := str(Path(folder).resolve().parent)) not in sys.path:
+        sys.path.append(beside)
 
 
 def check_options(words: list[str]) -> None:
@@ -216,7 +225,7 @@ def hydra_message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; runs land under root, set root=FOLDER to one that can be written"
     cause = str(error.__cause__ or "").splitlines()
-    told = (schema.one_line(message) or type(error).__name__) + (f": {cause[0]}" if cause else "")
+    told = (parts.one_line(message) or type(error).__name__) + (f": {cause[0]}" if cause else "")
     given = [argument.removeprefix("++") for argument in sys.argv[1:] if "=" in argument]
     # Hydra does not always say which of them it means; "root" is also its word for the whole.
     keys = [argument.partition("=")[0] for argument in given]

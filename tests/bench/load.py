@@ -72,7 +72,7 @@ class SteppingDouble:
 
 def _scheduler(step_s: float) -> AggregatedScheduler:
     return AggregatedScheduler(
-        mode="agg", replicas=1, routing="round_robin", tensor_parallel=1, devices="auto",
+        name="agg", replicas=1, routing="round_robin", tensor_parallel=1, devices="auto",
         make_backend=lambda **_: SteppingDouble(step_s),  # type: ignore[arg-type, return-value]
     )  # fmt: skip
 

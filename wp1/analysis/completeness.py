@@ -23,7 +23,7 @@ from wp1.core.errors import ConfigError, unreadable
 from wp1.core.plan import has_length, plan
 from wp1.core.records import read_rows
 from wp1.core.request_names import FILE as CONTROL
-from wp1.core.run_folder import read_config, read_json, read_metadata
+from wp1.core.run_folder import arms_moving_kv, read_config, read_json, read_metadata, scheduler_name
 from wp1.quality.examples import FILE as EXAMPLES
 
 RECORDS = "records.jsonl"
@@ -96,7 +96,6 @@ def absent(run_dir: Path, config: Mapping[str, Any]) -> dict[str, str]:
 
     A packet may have had no room for them.
     """
-    schedulers = list((config.get("arms") or {}).values()) or [config.get("scheduler") or {}]
     collectors = [str(part.get("_target_")) for part in (config.get("collectors") or {}).values()]
     left = {}
     if any(target.startswith("wp1.collectors.device.") for target in collectors):
@@ -104,7 +103,7 @@ def absent(run_dir: Path, config: Mapping[str, Any]) -> dict[str, str]:
     left |= {"engine_stats.jsonl": "KV use, waiting and preemptions in the engines", "loop.jsonl": "event-loop lag"}
     if config["experiment"].get("control") and config["workload"].get("temperature") == 0:
         left[CONTROL] = "how close tokens were that part"
-    if any(scheduler.get("mode") == "disagg" for scheduler in schedulers):
+    if arms_moving_kv(read_metadata(run_dir), config):
         left |= {"handoffs.jsonl": "KV transfer", "queues.jsonl": "queue lengths"}
     if config["experiment"].get("memory"):
         left["memory.jsonl"] = "where memory goes"
@@ -152,7 +151,10 @@ def _said(run_dir: Path, metadata: Mapping[str, Any], completed: bool) -> tuple[
 def _planned(run_dir: Path, metadata: Mapping[str, Any]) -> dict[Part, int]:
     """What a run that completed must have measured: its cells less those skipped; {} where an older plan says less."""
     # Plain data: what a folder that somebody sent has in ${...} is never looked up.
-    config = _Named(read_config(run_dir))
+    plain = read_config(run_dir)
+    scheduler = plain.get("scheduler") or {}
+    # `plan` asks for the scheduler's name, which older runs have as its mode.
+    config = _Named({**plain, "scheduler": {**scheduler, "name": scheduler_name(scheduler)}})
     try:
         arms = plan(config)
     except AttributeError:

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import completeness
+from wp1.analysis import completeness, outside
 from wp1.analysis.base import cells, metrics, provenance, style, tables
 from wp1.analysis.base.markdown import code, fence, ms, number, percent, rate, short, table, text, with_interval
 from wp1.analysis.comparison import arms
@@ -31,7 +31,7 @@ from wp1.analysis.quality import plots as quality_plots
 from wp1.analysis.quality import report as quality_report
 from wp1.analysis.transfer import plots as transfer_plots
 from wp1.analysis.transfer import report as transfer_report
-from wp1.core import files, labels, targets
+from wp1.core import files, labels
 from wp1.core.run_folder import read_config, read_json
 
 LATENCY_ROWS = (
@@ -108,7 +108,7 @@ def write_report(
         _head(metadata),
         "" if with_plots else _without_plots(run_dir),
         _absent(run_dir, config),
-        _unknown_collectors(config),
+        outside.not_made(summary),
         "**Nothing was measured**: the run ended before its first request did." if nothing else "",
         quality_report.section(summary.get("quality"), quality_figures.scored(run_dir, requests)),
         drawn(quality_plots.quality_plots, summary.get("quality"), mark),
@@ -132,6 +132,7 @@ def write_report(
         drawn(device_plots.device_plots, measured, read_samples(run_dir), metadata),
         drawn(transfer_plots.handoff_plots, queues, requests, mark, handoffs) if not one_each else "",
         device_report.section(summary["profiling"].get("device")) if not nothing else "",
+        outside.section(summary["profiling"]),
         _checks(summary) if not nothing else "",
         _failures(requests),
         _how_to_read(metadata, summary, bool(names), one_each, transfers) if not nothing else "",
@@ -157,14 +158,6 @@ def _absent(run_dir: Path, config: dict[str, Any]) -> str:
     gone = completeness.absent(run_dir, config)
     what = "; ".join(f"{shows} (no `{name}`)" for name, shows in gone.items())
     return f"> **Not in this folder**, and so not on this page: {what}." if gone else ""
-
-
-def _unknown_collectors(config: dict[str, Any]) -> str:
-    """Collectors that the folder names and wp1 does not have: nothing that a folder names is run."""
-    unknown = [str(name) for name, part in (config["collectors"] or {}).items() if targets.wrong_collector(part)]
-    if not unknown:
-        return ""
-    return f"> **Not made**: {', '.join(map(text, unknown))} of `collectors`, which no collector of this wp1 is."
 
 
 def _pictures(folder: Path, pictures: list[style.Plot]) -> str:

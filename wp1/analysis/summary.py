@@ -1,6 +1,6 @@
 """From a run's folder to summary.json. Pure: no engine, the same folder gives the same bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,9 +37,10 @@ class Profiler(Protocol):
     def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]: ...
 
 
-def summarise(run_dir: Path, collectors: Sequence[Profiler]) -> dict[str, Any]:
+def summarise(run_dir: Path, collectors: Sequence[Profiler], kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Writes summary.json and artifacts/requests.csv, and returns the summary.
 
+    kept: the figures of collectors that are not made here, by name; {} of one that left none.
     Of a run with several arms also their comparison: e3_summary.json and artifacts/e3_mode_comparison.csv.
     """
     config = read_config(run_dir)
@@ -47,7 +48,8 @@ def summarise(run_dir: Path, collectors: Sequence[Profiler]) -> dict[str, Any]:
     compared = config["experiment"]["same_tokens"] or bool(arms.names_of(config))
     requests = tables.requests(run_dir / "records.jsonl", tables.bulk_of(config, compared))
     measured = requests.filter(~pl.col("warmup"))
-    profiling = {collector.name: collector.profile(run_dir, requests) for collector in collectors}
+    profiling = {name: figures for name, figures in (kept or {}).items() if figures}
+    profiling |= {collector.name: collector.profile(run_dir, requests) for collector in collectors}
     late = bool(load_notes.late_cells({"profiling": profiling}))
     metadata["labels"] = [label for label in metadata["labels"] if label != CLIENT_LATE] + [CLIENT_LATE] * late
     summary = {
@@ -68,6 +70,7 @@ def summarise(run_dir: Path, collectors: Sequence[Profiler]) -> dict[str, Any]:
             "attainment": metrics.attainment(measured, *metrics.limits(config["slo"])),
         },
         "profiling": profiling,
+        "not_made": sorted(kept or {}),
     }
     profile = summary["profiling"].get("device") or {}
     stats = tables.engine_stats(run_dir / "engine_stats.jsonl")

@@ -8,24 +8,24 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
 
-from wp1.analysis.device.figures import _figures, _inside, energy, idle_windows, load_window, read_samples
+from wp1.analysis.device.figures import averages_and_peaks, energy, idle_windows, load_window, read_samples, within
+from wp1.collectors import Collector
 from wp1.collectors.sampling import Sample, gpu_reader, host_reader, note
 from wp1.core import files
+from wp1.core.parts import Within
 from wp1.stats import spans
 
 
-class GPUStatsCollector:
+class GPUStatsCollector(Collector):
     """Samples at `hz` between start and stop; `profiling.device` has average and peak over the measured window."""
 
     name = "device"
 
-    def __init__(self, hz: float = 10.0) -> None:
-        if not (isinstance(hz, int | float) and 0 < hz <= 1000):
-            raise ValueError(f"hz={hz} is no rate: set it above 0, at most 1000")
+    def __init__(self, hz: Annotated[float, Within(0.001, 1000)] = 10.0) -> None:
         self._period = 1.0 / hz
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -70,15 +70,15 @@ class GPUStatsCollector:
         for (device,), rows in figures.group_by("device", maintain_order=True):
             devices[str(device)] = {
                 "kind": "host" if device == "host" else "gpu",
-                **_figures(_inside(rows, window)),
-                "idle": _figures(_inside(rows, idle)) if len(idle) else None,
+                **averages_and_peaks(within(rows, window)),
+                "idle": averages_and_peaks(within(rows, idle)) if len(idle) else None,
             }
         cells = {}
         for (arm, cell), rows in measured.group_by("arm", "cell", maintain_order=True):
             inside = load_window(rows)
             cells[f"{arm}/{cell}"] = {
                 "devices": {
-                    str(device): _figures(_inside(of_device, inside))
+                    str(device): averages_and_peaks(within(of_device, inside))
                     for (device,), of_device in figures.group_by("device", maintain_order=True)
                 },
                 "energy": energy(figures, inside, rows),

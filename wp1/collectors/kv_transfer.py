@@ -7,21 +7,16 @@ import polars as pl
 
 from wp1.analysis.base import tables
 from wp1.analysis.transfer.figures import figures
+from wp1.collectors import Collector
 
 
-class KVTransferStatsCollector:
+class KVTransferStatsCollector(Collector):
     """`profiling.kv_transfer`: bytes, times (ms), rate and share of latency of handoffs, overall and by cell.
 
     {} where no measured request was handed over, as in aggregated serving.
     """
 
     name = "kv_transfer"
-
-    def start(self, run_dir: Path, gpus: list[int]) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
     def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
         handoffs = tables.handoffs(run_dir / "handoffs.jsonl").filter(~pl.col("warmup"))

@@ -6,21 +6,16 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.base import metrics
+from wp1.collectors import Collector
 
 # Beyond this many requests the samples are only in artifacts/requests.csv.
 MAX_INLINE_SAMPLES = 10_000
 
 
-class LatencyStatsCollector:
+class LatencyStatsCollector(Collector):
     """`profiling.latency`: TTFT, TPOT, ITL, E2E and their parts (ms), overall and by cell, with samples per request."""
 
     name = "latency"
-
-    def start(self, run_dir: Path, gpus: list[int]) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
     def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
         measured = requests.filter(~pl.col("warmup"))

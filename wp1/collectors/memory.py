@@ -6,23 +6,18 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.memory import figures as memory_figures
+from wp1.collectors import Collector
 from wp1.core.run_folder import read_json
 from wp1.machine.hardware import GIB
 
 
-class MemoryStatsCollector:
+class MemoryStatsCollector(Collector):
     """`profiling.memory`: of each arm and pool at its longest prompt, the parts in GiB, and of each cell in bytes.
 
     {} where no notes were taken (experiment.memory=false).
     """
 
     name = "memory"
-
-    def start(self, run_dir: Path, gpus: list[int]) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
     def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
         rows = memory_figures.rows_of(

@@ -4,19 +4,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 from wp1.config.schema import TRUE, same_tokens_aside
-from wp1.core import shapes, targets
+from wp1.core import shapes
 from wp1.core.errors import ConfigError
+from wp1.core.parts import MOST, Within, check_within
 from wp1.core.plan import has_length, open_loop
 from wp1.quality import settings
-from wp1.serving.placement import engine_sizes
+from wp1.serving.engines import needs_of
 from wp1.workload.limits import TRACE_FORMATS, check_list, check_workload
-
-# Of any number: engines keep seeds in 32 bits, and nothing else comes near.
-MOST = 2**31 - 1
-
 
 MOST_OF = {
     # Tokens. Far beyond any model, and an engine keeps a table of all positions, for which memory would not do.
@@ -34,14 +31,6 @@ def check(cfg: Any) -> None:
 
 
 def _check_values(cfg: Any) -> None:
-    for group, known in (("backend", targets.BACKENDS), ("transfer", targets.TRANSFERS)):
-        if cfg[group]._target_ not in known:
-            raise ConfigError(f"{group}._target_={cfg[group]._target_} is not wp1's: choose {group}=... instead")
-    _check_collectors(cfg.collectors)
-    if cfg.transfer.direction is not None:
-        _one_of("transfer.direction", cfg.transfer.direction, "pull", "push")
-    if cfg.transfer.overlap is not None:
-        _one_of("transfer.overlap", cfg.transfer.overlap, "on", "off")
     _one_of("model.source", cfg.model.source, "bundled", "hub", "random_weights")
     _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")
     _one_of("dataset.source", cfg.dataset.source, "builtin", "file", "hub")
@@ -50,15 +39,11 @@ def _check_values(cfg: Any) -> None:
     _one_of("workload.trace_format", cfg.workload.trace_format, "auto", *TRACE_FORMATS)
     _one_of("workload.arrivals", cfg.workload.arrivals, "poisson", "constant", "gamma", "ramp")
     _one_of("workload.output_distribution", cfg.workload.output_distribution, "fixed", "uniform", "normal", "lognormal")
-    for key in ("model", "dataset", "experiment", "slo", "transfer"):
+    for key in ("model", "dataset", "experiment", "slo", "transfer", "scheduler"):
         # Names become names of files and folders.
-        if not re.fullmatch(r"[\w][\w.-]*", cfg[key].name):
-            raise ConfigError(f"{key}.name={cfg[key].name} is no name: use letters, digits, '_', '-' and '.'")
+        if not re.fullmatch(r"[\w][\w.-]*", cfg[key].get("name") or ""):
+            raise ConfigError(f"{key}.name={cfg[key].get('name')} is no name: use letters, digits, '_', '-' and '.'")
     at_least = [
-        ("backend.kv_cache_gib", cfg.backend.kv_cache_gib, 0.001),
-        ("backend.startup_timeout_s", cfg.backend.startup_timeout_s, 1),
-        ("transfer.timeout_s", cfg.transfer.timeout_s, 0.001),
-        ("transfer.at_once_mib", cfg.transfer.at_once_mib, 0),
         ("model.max_len", cfg.model.max_len, 2),
         ("rope.factor", cfg.rope.factor, 1),
         ("rope.original_max_len", cfg.rope.original_max_len, 1),
@@ -96,21 +81,9 @@ def _check_values(cfg: Any) -> None:
         ("seed", cfg.seed, 0),
     ]
     for key, value, least in at_least:
-        # Written so that nan is refused too.
-        if value is not None and not value >= least:
-            raise ConfigError(f"{key}={value} is too small: set {key} to {least} or more")
-        most = MOST_OF.get(key, MOST)
-        if value is not None and value > most:
-            raise ConfigError(f"{key}={value} is too large: set {key} to {most} or less")
+        check_within(key, value, Within(least, MOST_OF.get(key, MOST)))
     if not 0 < cfg.workload.top_p <= 1:
         raise ConfigError(f"workload.top_p={cfg.workload.top_p} is no share: set workload.top_p above 0, at most 1")
-
-
-def _check_collectors(collectors: Any) -> None:
-    for name, part in collectors.items():
-        plain = OmegaConf.to_container(part) if isinstance(part, DictConfig) else part
-        if (wrong := targets.wrong_collector(plain)) is not None:
-            raise ConfigError(f"collectors.{name} {wrong}: set it as in conf/collectors/, or drop it")
 
 
 def _one_of(key: str, value: str, *allowed: str) -> None:
@@ -131,37 +104,11 @@ def _check_schedulers(cfg: Any) -> None:
             _check_rope(scheduler.rope, f"arms.{name}.rope")
 
 
-DISAGG_KEYS = {
-    "prefill": "replicas sets the number of engines",
-    "decode": "replicas sets the number of engines",
-    "decode_tensor_parallel": "tensor_parallel is for all engines",
-    "first_token": "there is one pool only",
-    "max_prefilled": "there is no handoff",
-}
-
-
 def _check_scheduler(key: str, scheduler: Any) -> None:
-    if scheduler._target_ not in targets.SCHEDULERS:
-        raise ConfigError(f"{key}._target_={scheduler._target_} is not wp1's: choose scheduler=agg or disagg instead")
-    _one_of(f"{key}.mode", scheduler.mode, "agg", "disagg")
-    _one_of(f"{key}.routing", scheduler.routing, "round_robin", "least_loaded")
-    if scheduler.mode == "agg":
-        needed = ("replicas", "tensor_parallel")
-        for name, instead in DISAGG_KEYS.items():
-            if scheduler[name] is not None:
-                raise ConfigError(f"{key}.{name} is a key of disaggregated serving: drop it, under agg {instead}")
-    else:
-        needed = ("prefill", "decode", "tensor_parallel", "max_prefilled")
-        if scheduler.replicas is not None:
-            raise ConfigError(f"{key}.replicas is a key of aggregated serving: set {key}.prefill and {key}.decode")
-        _one_of(f"{key}.first_token", scheduler.first_token, "prefill", "decode")
-    for name in (*needed, "decode_tensor_parallel"):
-        value = scheduler[name]
-        if (value is None and name in needed) or (value is not None and not 1 <= value <= MOST):
-            raise ConfigError(f"{key}.{name}={value} does not do: set {key}.{name} to 1 or more")
-    devices = scheduler.devices
+    """What a scheduler's class does not say of its own settings: whether the devices go with its engines."""
+    devices = scheduler.get("devices", "auto")
     if isinstance(devices, ListConfig):
-        sizes = engine_sizes(scheduler)
+        sizes = [need.gpus for need in needs_of(scheduler)]
         own = [devices[sum(sizes[:n]) : sum(sizes[: n + 1])] for n in range(len(sizes))]
         fits = len(devices) == sum(sizes) and all(len(set(gpus)) == len(gpus) for gpus in own)
         if not fits or not all(type(d) is int and d >= 0 for d in devices):

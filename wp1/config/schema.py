@@ -6,8 +6,9 @@ Checks that need the model's own configuration are in `wp1.serving.fit`.
 """
 
 import dataclasses
-import difflib
+import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,56 +17,17 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from wp1.collectors import COLLECTOR
+from wp1.core import parts
 from wp1.core.errors import ConfigError
+from wp1.core.paths import CONF
 from wp1.core.plan import open_loop
+from wp1.model.rope import Rope
+from wp1.serving.backend import BACKEND, SCHEDULER
+from wp1.serving.transfer import TRANSFER
 
 # true or false, as `resolve` sees to: where the type is bool, OmegaConf takes any number for true.
 Truth = Any
-
-
-@dataclass
-class Backend:
-    _target_: str = MISSING
-    engine: dict[str, Any] = field(default_factory=dict)
-    kv_cache_gib: float | None = None
-    startup_timeout_s: float = 900.0
-
-
-@dataclass
-class Rope:
-    type: str = "auto"  # auto, none or yarn
-    factor: float | None = None
-    original_max_len: int | None = None  # tokens
-
-
-@dataclass
-class Scheduler:
-    _target_: str = MISSING
-    mode: str = MISSING
-    replicas: int | None = None  # of scheduler=agg
-    routing: str = "round_robin"
-    tensor_parallel: int = 1
-    devices: Any = "auto"  # "auto" or a list of GPU indices
-    # Keys of scheduler=disagg; refused under agg.
-    prefill: int | None = None
-    decode: int | None = None
-    decode_tensor_parallel: int | None = None
-    first_token: str | None = None  # prefill or decode
-    max_prefilled: int | None = None  # requests, a prefill engine
-    rope: Rope | None = None  # of an arm that has its own; None: the run's
-
-
-@dataclass
-class Transfer:
-    _target_: str = MISSING
-    name: str = MISSING
-    timeout_s: float = 60.0
-    direction: str | None = None  # pull or push, of NIXL
-    overlap: str | None = None  # on or off, of ipc
-    at_once_mib: float | None = None  # of ipc
-    verify: Truth = False  # of ipc
-    environment: dict[str, str] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -178,16 +140,17 @@ class Experiment:
 
 @dataclass
 class Config:
-    backend: Backend = field(default_factory=Backend)
-    scheduler: Scheduler = field(default_factory=Scheduler)
-    transfer: Transfer = field(default_factory=Transfer)
-    arms: dict[str, Scheduler] = field(default_factory=dict)
+    # What these take is said by the classes that they name: PARTS and PARTS_BY_NAME.
+    backend: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    transfer: dict[str, Any] = field(default_factory=dict)
+    arms: dict[str, Any] = field(default_factory=dict)
     model: Model = field(default_factory=Model)
     rope: Rope = field(default_factory=Rope)
     dataset: Dataset = field(default_factory=Dataset)
     workload: Workload = field(default_factory=Workload)
     slo: Slo = field(default_factory=Slo)
-    collectors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    collectors: dict[str, Any] = field(default_factory=dict)
     tracking: Tracking = field(default_factory=Tracking)
     experiment: Experiment = field(default_factory=Experiment)
     seed: int = 42
@@ -195,6 +158,10 @@ class Config:
     root: str = MISSING
     resume: str | None = None  # the folder of a run or sweep to go on with
 
+
+# Groups that are one part each, and groups of parts by name, with the folder of conf/ that has such parts.
+PARTS = {"backend": BACKEND, "scheduler": SCHEDULER, "transfer": TRANSFER}
+PARTS_BY_NAME = {"arms": (SCHEDULER, "scheduler"), "collectors": (COLLECTOR, "collectors")}
 
 TRUTHS = [
     f"{group.name}.{key.name}"
@@ -228,8 +195,14 @@ def doubling(first: int, last: int) -> list[int]:
 
 
 def register() -> None:
-    """Makes `schema` the first entry of conf/config.yaml's defaults."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    """Makes `schema` the first entry of conf/config.yaml's defaults.
+
+    Hydra takes any key of a part: `resolve` asks the part's class, which may have more keys than its file in conf/.
+    """
+    node = OmegaConf.structured(Config)
+    for group in (*PARTS, *PARTS_BY_NAME):
+        OmegaConf.set_struct(node[group], False)
+    ConfigStore.instance().store(name="schema", node=node)
 
 
 # Requests of a cell that are asked again, of an experiment that compares tokens and does not say how many.
@@ -250,16 +223,17 @@ def resolve(cfg: DictConfig) -> DictConfig:
         OmegaConf.update(cfg, "root", str(Path(str(cfg.root)).expanduser().resolve()))
         plain = OmegaConf.to_container(cfg, resolve=True)
         schema = OmegaConf.structured(Config)
+        assert isinstance(plain, dict)
         unknown = sorted(_unknown_keys(plain, schema))
         if unknown:
             raise ConfigError(unknown_key_message(unknown[0]))
-        typed = OmegaConf.merge(schema, plain)
+        typed = OmegaConf.merge(schema, plain | _parts(plain))
         missing = sorted(OmegaConf.missing_keys(typed))
         for key in TRUTHS:
             if not isinstance(value := OmegaConf.select(typed, key), bool):
                 raise ConfigError(f"{key}={value} is neither true nor false: set {key}=true or {key}=false")
     except OmegaConfBaseException as error:
-        raise ConfigError(one_line(str(error))) from error
+        raise ConfigError(parts.one_line(str(error))) from error
     if missing:
         raise ConfigError(f"{missing[0]} has no value: set {missing[0]}=...")
     assert isinstance(typed, DictConfig)
@@ -268,6 +242,34 @@ def resolve(cfg: DictConfig) -> DictConfig:
     if same_tokens_aside(typed) is not None:
         typed.experiment.same_tokens = False
     return typed
+
+
+def _parts(plain: Mapping[Any, Any]) -> dict[str, Any]:
+    """The groups of PARTS and PARTS_BY_NAME, complete. Raises ConfigError as `parts.typed` does."""
+    found: dict[str, Any] = {
+        group: parts.typed(group, plain.get(group) or {}, kind, functools.partial(_not_taken, group))
+        for group, kind in PARTS.items()
+    }
+    for group, (kind, options) in PARTS_BY_NAME.items():
+        named = plain.get(group) or {}
+        there = [f"{group}.{name}" for name, one in named.items() if isinstance(one, dict) and "_target_" in one]
+        for name, one in named.items():
+            if isinstance(one, dict) and "_target_" not in one:
+                # A name with a slip of the pen is an object of its own to Hydra.
+                raise ConfigError(parts.unknown_key(f"{group}.{name}", there))
+        told = functools.partial(_not_taken, options)
+        found[group] = {str(name): parts.typed(f"{group}.{name}", one, kind, told) for name, one in named.items()}
+    return found
+
+
+def _not_taken(options: str, key: str, known: list[str]) -> str:
+    """`parts.unknown_key`, which for a key of another option of the group names that, as scheduler=disagg."""
+    name = key.rpartition(".")[2]
+    for file in sorted((CONF / options).glob("*.yaml")):
+        if re.search(rf"^{re.escape(name)}:", file.read_text(encoding="utf-8"), re.MULTILINE):
+            has = ", ".join(one.rpartition(".")[2] for one in known)
+            return f"unknown key {key}: it is a key of {options}={file.stem}, and the one that is chosen has {has}"
+    return parts.unknown_key(key, known)
 
 
 def same_tokens_aside(cfg: Any) -> str | None:
@@ -308,15 +310,4 @@ def unknown_key_message(key: str) -> str:
     group, _, _ = key.rpartition(".")
     node = OmegaConf.select(OmegaConf.structured(Config), group) if group else OmegaConf.structured(Config)
     known = [f"{group}.{name}" if group else str(name) for name in node] if isinstance(node, DictConfig) else []
-    known = [name for name in known if not name.endswith("_target_")]
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    if near:
-        return f"unknown key {key}: did you mean {' or '.join(near)}?"
-    if known:
-        return f"unknown key {key}: {group or 'the top level'} has {', '.join(known)}"
-    return f"unknown key {key}: see `python -m wp1 --cfg job` for those there are"
-
-
-def one_line(message: str) -> str:
-    """A library's message of several lines as one."""
-    return "; ".join(part.strip() for part in message.splitlines() if part.strip())
+    return parts.unknown_key(key, known)

@@ -17,6 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from wp1 import __version__
 from wp1.core import redaction
 
+# By which rule `config_hash` is made, as run_metadata.json has it: 2 since it holds no paths of classes. A folder that
+# does not say has 1, and its hash cannot be held against one of today.
+HASH_RULE = 2
 RUN_ID = re.compile(r"run-\d{8}T\d{6}Z-[0-9a-f]{8}")
 # By which a sweep tells its jobs the MLflow run that they belong under; MLFLOW_RUN_ID would make them write into it.
 PARENT_VARIABLE = "WP1_PARENT_RUN_ID"
@@ -53,11 +56,12 @@ def new_run_id() -> str:
 def config_hash(cfg: DictConfig, contents: dict[str, str] | None = None) -> str:
     """sha256 (hex) of the resolved configuration as JSON with sorted keys, less NOT_HASHED and the values of secrets.
 
+    Of `_target_` it has the class's name without its module, which may lie elsewhere tomorrow.
     contents: digests of what a path in the configuration stands for, as the path itself is not hashed. The same
     configuration has the same hash on every machine; any setting that changes a result changes it.
     """
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    plain = redaction.config(resolved)
+    plain = _without_modules(redaction.config(resolved))
     for key in NOT_HASHED:
         group, _, name = key.rpartition(".")
         (plain.get(group, {}) if group else plain).pop(name, None)
@@ -65,13 +69,32 @@ def config_hash(cfg: DictConfig, contents: dict[str, str] | None = None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _without_modules(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: class_name(one) if key == "_target_" else _without_modules(one) for key, one in value.items()}
+    return [_without_modules(one) for one in value] if isinstance(value, list) else value
+
+
+def class_name(target: Any) -> str:
+    """A class's own name, of one with its module."""
+    return str(target).rpartition(".")[2]
+
+
 def settings_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Every setting of a configuration that decides a result, by its whole name; what is null or empty is left out."""
+    """Every setting of a configuration that decides a result, by its whole name; what is null or empty is left out.
+
+    Of `_target_` it is the class's name. What a scheduler is called stood under `mode` in older runs.
+    """
     found: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if name in NOT_HASHED or key == "_target_" or value in ({}, None):
+        if name in NOT_HASHED or value in ({}, None):
             continue
+        if key == "_target_":
+            found[name] = class_name(value)
+            continue
+        if key == "mode" and (prefix == "scheduler." or prefix.startswith("arms.")):
+            name = f"{prefix}name"
         found |= settings_of(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return found
 

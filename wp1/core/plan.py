@@ -40,7 +40,7 @@ class Stint:
 
 def plan(cfg: Any) -> list[Arm]:
     """The arms of a run: those that the configuration compares, else the scheduler that `scheduler=` names."""
-    schedulers = dict(cfg.arms) if cfg.arms else {cfg.scheduler.mode: cfg.scheduler}
+    schedulers = dict(cfg.arms) if cfg.arms else {cfg.scheduler.name: cfg.scheduler}
     return [Arm(name, scheduler, _cells(cfg, name)) for name, scheduler in schedulers.items()]
 
 

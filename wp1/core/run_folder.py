@@ -1,6 +1,7 @@
 """The files of a run's folder, read with errors that name the file."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,22 @@ def read_config(run_dir: Path) -> Content:
         raise
     except Exception as error:  # YAML's constructors raise whatever comes of a strange value
         raise ConfigError(f"{path} {_cannot_be_read(error)}") from error
+
+
+def scheduler_name(scheduler: Mapping[str, Any]) -> str | None:
+    """What a scheduler of a run's configuration is called; older runs have that as its `mode`."""
+    return scheduler.get("name") or scheduler.get("mode")
+
+
+def arms_moving_kv(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """The arms of a run in which KV goes from engine to engine.
+
+    A run says so in run_metadata.json; an older one by `mode`, which was disagg for the one scheduler that did.
+    """
+    if "arms" in metadata:
+        return [arm["arm"] for arm in metadata["arms"] if arm["moves_kv"]]
+    schedulers = config.get("arms") or {"disagg": config.get("scheduler") or {}}
+    return [name for name, scheduler in schedulers.items() if scheduler.get("mode") == "disagg"]
 
 
 def _check_size(value: Any, left: list[int]) -> None:

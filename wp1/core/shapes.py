@@ -76,7 +76,7 @@ _SKIPPED = {"cell": NAMED, "kind": LABEL, "reason": TEXT}
 METADATA: Mapping[str, Any] = {
     # Whether the id and the experiment are names, `summary.read_metadata` asks.
     "run_id": TEXT, "status": LABEL, "reason": Maybe(TEXT), "started": MOMENT, "ended": Maybe(MOMENT),
-    "experiment": TEXT, "question": TEXT, "config_hash": NAMED, "seed": WHOLE, "command": [TEXT],
+    "experiment": TEXT, "question": TEXT, "config_hash": NAMED, "hash_rule": WHOLE, "seed": WHOLE, "command": [TEXT],
     "sweep": Maybe(_SWEEP), "parent_run_id": Maybe(TEXT), "git": Maybe(_GIT),
     "hardware": {"gpus": [_GPU], "cpu": TEXT, "cores": WHOLE, "memory_gib": NUMBER, "driver": Maybe(TEXT)},
     "versions": Each(LABEL, LABEL), "tags": OBJECT, "labels": [LABEL],
@@ -84,13 +84,16 @@ METADATA: Mapping[str, Any] = {
         "name": TEXT, "digest": TEXT, "max_len": WHOLE, "random_weights": TRUTH, "rope": _ROPE,
         "kv_bytes_per_token": Maybe(NUMBER), "weight_bytes": Maybe(WHOLE), "shape": Maybe(OBJECT),
     },
+    "arms": [{"arm": NAMED, "scheduler": NAMED, "moves_kv": TRUTH}],
     "transfer": Maybe({"name": NAMED, "why": TEXT}), "pools": [_POOL], "starts": [_START], "taken_over": [_START],
     "skipped": [_SKIPPED], "resumed": [OBJECT], "kv_held": [TEXT], "lines": Each(WHOLE), "boot": Maybe(TEXT),
     "boots": [{"boot": Maybe(TEXT), "moved_s": NUMBER}], "ropes": Each(_ROPE, NAMED),
     "peaks": Maybe({"flops": NUMBER, "bytes_per_s": NUMBER, "kind": TEXT, "source": TEXT}), "dataset": Maybe(OBJECT),
 }  # fmt: skip
+# Before schedulers had names they had a mode, agg or disagg.
+_SCHEDULER = {"name": TEXT, "mode": TEXT}
 CONFIG: Mapping[str, Any] = {
-    "root": TEXT, "scheduler": Maybe({"mode": TEXT}), "arms": Maybe(Each({"mode": TEXT}, NAMED)), "model": OBJECT,
+    "root": TEXT, "scheduler": Maybe(_SCHEDULER), "arms": Maybe(Each(_SCHEDULER, NAMED)), "model": OBJECT,
     "dataset": OBJECT, "collectors": Maybe(Each(OBJECT)), "seed": WHOLE, "tags": Maybe(OBJECT), "backend": OBJECT,
     "workload": {
         "prompts": TEXT, "output_len": WHOLE, "temperature": NUMBER, "concurrency": WHOLE, "request_rate": NUMBER,

@@ -25,6 +25,8 @@ _REACHES_CODE = re.compile(
     r"tokenizer|middleware|compil|template|hf_|rpc|lora|adapter",
     re.IGNORECASE,
 )
+# Groups whose values may hold parts, which name code, or settings of engines that reach it.
+PARTS = ("backend", "scheduler", "transfer", "arms", "collectors", "workload", "dataset", "tracking")
 _PLAIN_CHOICE = re.compile(r"[\w,.+\-\[\] '\"]*")
 
 
@@ -63,6 +65,8 @@ def _of_code(key: str, value: str) -> str | None:
     """Why a setting could have other code run than wp1's; None if it cannot."""
     if re.split(r"[./@:]", key)[0] == "hydra" or "/" in key or "@" in key:
         return "a setting of Hydra's, which can name code of somebody else's"
+    if "_target_" in key or "_target_" in value:
+        return "which names code to run"
     if key.startswith(("transfer.environment", "transfer.extra")):
         return "which reaches the environment or the connector of the engines"
     argument = key.removeprefix("backend.engine.")
@@ -70,7 +74,7 @@ def _of_code(key: str, value: str) -> str | None:
         return "which can have engines load code"
     # A group's choice is a name; an object in its place could say anything.
     choice = "." not in key and key not in ("root", "seed") and not _PLAIN_CHOICE.fullmatch(value)
-    of_group = key in ("backend", "backend.engine", "transfer", "tracking") and "{" in value
+    of_group = key.partition(".")[0] in PARTS and "{" in value
     return "which is no plain choice" if choice or of_group else None
 
 

@@ -196,8 +196,8 @@ def prepare(cfg: Any, progress: Callable[[str], None] = lambda _: None) -> Serve
         random_weights=model.source == "random_weights",
         digest=digest,
         rope=choice,
-        cache_dtype=str(cfg.backend.engine.get("kv_cache_dtype") or "auto"),
-        quantisation=cfg.backend.engine.get("quantization"),
+        cache_dtype=str((cfg.backend.get("engine") or {}).get("kv_cache_dtype") or "auto"),
+        quantisation=(cfg.backend.get("engine") or {}).get("quantization"),
     )
     try:
         _ = (served.kv_cache, served.shape, served.weight_bytes, served.vocab_size)

@@ -26,6 +26,15 @@ PER_LAYER = ("rope_local_base_freq", "local_rope_theta", "global_rope_theta")
 LAYERS_DIFFER = "rope: this model scales its layers differently, and wp1 cannot add YaRN to that: lower model.max_len"
 
 
+@dataclass
+class Rope:
+    """The settings of `rope`, and of an arm that has its own."""
+
+    type: str = "auto"  # auto, none or yarn
+    factor: float | None = None
+    original_max_len: int | None = None  # tokens
+
+
 @dataclass(frozen=True)
 class RopeChoice:
     """What is in effect: the scaling's type, its factor, the length it starts from, and where it was written."""

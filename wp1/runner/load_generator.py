@@ -263,7 +263,7 @@ class _Sender:
         record = new_record(request, t_intended)
         record.status, record.cause, record.error = "error", "engine_died", self._dead or "an engine died"
         # It waited for a place to prefill, which has a name of its own only if engines share the work.
-        record.phase = "queue" if getattr(self._scheduler, "mode", None) == "disagg" else "prefill"
+        record.phase = "queue" if getattr(self._scheduler, "moves_kv", False) else "prefill"
         record.ramp, record.t_end = ramp, time.monotonic()
         self._sink(record)
 

@@ -22,9 +22,8 @@ from wp1.runner.load_generator import Sink, drive, in_flight_of
 from wp1.runner.outlook import Outlook, floors
 from wp1.runner.prepare import Prepared
 from wp1.serving.backend import Scheduler, death_of
-from wp1.serving.engines import Engines, Write, places_of
+from wp1.serving.engines import Engines, Write, moves_kv, needs_of, places_of
 from wp1.serving.memory.notes import MemoryNotes
-from wp1.serving.placement import engine_sizes
 from wp1.workload import prompts
 from wp1.workload.arrivals import Schedule
 from wp1.workload.prompts import REPEATED
@@ -214,7 +213,7 @@ async def _start(session: _Session, stint: Stint) -> Scheduler:
     """The engines of an arm, started or taken over from the job before; run_metadata.json says which."""
     arm, metadata = stint.arm, session.metadata
     model = session.prepared.models[arm.name]
-    count = len(engine_sizes(arm.scheduler))
+    count = len(needs_of(arm.scheduler))
     with session.screen.step(f"starting {count} engine{'s' * (count > 1)} of {model.name}, {arm.name}") as tell:
         up, taken_over = await session.engines.bring_up(
             session.cfg, arm, model, session.run_dir / "engine.log", session.write, metadata["run_id"]
@@ -241,7 +240,7 @@ async def _start(session: _Session, stint: Stint) -> Scheduler:
 def _event_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Write:
     """Where what is no request goes; only a run that has handoffs has the files of these and of queue lengths."""
     names: dict[type, str] = {EngineStats: "engine_stats.jsonl"}
-    if any(arm.scheduler.mode == "disagg" for arm in arms):
+    if any(moves_kv(arm.scheduler) for arm in arms):
         names |= {Handoff: "handoffs.jsonl", QueueLengths: "queues.jsonl"}
     writers = {kind: stack.enter_context(RecordWriter(run_dir / name)) for kind, name in names.items()}
     return lambda row: writers[type(row)].write(row)

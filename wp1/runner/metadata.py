@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from wp1.core import redaction
-from wp1.core.identity import PARENT_VARIABLE, git_state, versions
+from wp1.core.identity import HASH_RULE, PARENT_VARIABLE, git_state, versions
 from wp1.machine import hardware
 
 
@@ -37,6 +37,7 @@ def run_metadata(
         "experiment": cfg.experiment.name,
         "question": cfg.experiment.question,
         "config_hash": hash_,
+        "hash_rule": HASH_RULE,
         "seed": cfg.seed,
         "command": ["wp1", *redaction.words(sys.argv[1:])],
         "sweep": sweep,

@@ -10,6 +10,7 @@ from typing import Any
 from wp1.core.plan import Arm, Cell
 from wp1.core.progress import Done
 from wp1.runner.budget import Floor, Repeat, at_least, floor_of, in_words, left_of_begun, predict, repeat_of
+from wp1.serving.engines import needs_of
 
 
 @dataclass
@@ -151,7 +152,7 @@ def floors(cfg: Any, prepared: Any) -> dict[str, Floor | None]:
             prepared.models[arm.name].shape,
             prepared.peaks,
             cfg.workload.output_len,
-            max(arm.scheduler.tensor_parallel, arm.scheduler.decode_tensor_parallel or 1),
+            max(need.gpus for need in needs_of(arm.scheduler)),
         )
         for arm in prepared.arms
     }

@@ -17,7 +17,7 @@ from wp1.model import models
 from wp1.model.models import ServedModel
 from wp1.runner import prompt_data
 from wp1.serving import fit
-from wp1.serving.engines import key_of, make_scheduler, make_transfer, places_of
+from wp1.serving.engines import key_of, make_scheduler, make_transfer, moves_kv, places_of
 from wp1.serving.placement import check_equal
 from wp1.workload import prompts
 from wp1.workload.limits import longest
@@ -78,7 +78,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
     inputs, notes = prompt_data.inputs(cfg, given, made_of)
     transfer: dict[str, str] = {}
     for arm in arms:
-        if arm.scheduler.mode == "disagg":
+        if moves_kv(arm.scheduler):
             chosen = make_transfer(cfg, arm, served[arm.name])
             transfer = {"name": chosen.name, "why": chosen.why()}
         if key_of(cfg, arm.scheduler) != up:

@@ -7,7 +7,7 @@ from wp1.analysis.report import write_report
 from wp1.analysis.summary import summarise
 from wp1.analysis.sweep.figures import read_jobs, read_manifest
 from wp1.analysis.sweep.report import write_comparison
-from wp1.collectors.making import collectors_in
+from wp1.collectors.making import collectors_in, kept_in
 from wp1.core.run_folder import read_metadata
 
 
@@ -18,7 +18,7 @@ def make_report(run_dir: Path, reports: Path) -> Path:
     """
     completeness.check(run_dir)
     metadata = read_metadata(run_dir)
-    summary = summarise(run_dir, collectors_in(run_dir))
+    summary = summarise(run_dir, collectors_in(run_dir), kept_in(run_dir))
     return write_report(run_dir, reports, metadata, summary)
 
 

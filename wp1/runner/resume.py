@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from wp1.core import files, locks, progress, redaction, untrusted
 from wp1.core.errors import ConfigError
-from wp1.core.identity import DECISIVE, settings_of
+from wp1.core.identity import DECISIVE, HASH_RULE, settings_of
 from wp1.core.paths import MANIFEST, at_home, project_root, run_or_sweep
 from wp1.core.plan import Arm
 from wp1.core.progress import Unit
@@ -141,9 +141,14 @@ def check_same(cfg: Any, run_dir: Path) -> None:
     So it does where the folder has lost lines (`whole.check`): figures of what is left would be taken for all of them.
     """
     from wp1.analysis import completeness
-    from wp1.core.run_folder import read_config
+    from wp1.core.run_folder import read_config, read_metadata
 
     completeness.check(run_dir)
+    if read_metadata(run_dir).get("hash_rule", 1) != HASH_RULE:
+        raise ConfigError(
+            f"{run_dir} was begun by an earlier version of wp1, which had another rule for the configuration hash: "
+            "whether its configuration is this one cannot be told. Start a new run"
+        )
     before = settings_of(read_config(run_dir))
     now = settings_of(redaction.config(yaml.safe_load(OmegaConf.to_yaml(cfg, resolve=True))))
     keys = [key for key in before | now if before.get(key) != now.get(key)]

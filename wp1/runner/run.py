@@ -28,7 +28,7 @@ from wp1.runner.measure import measure
 from wp1.runner.metadata import run_metadata
 from wp1.runner.outcome import Outcome
 from wp1.runner.prepare import Prepared, prepare
-from wp1.serving.engines import Engines
+from wp1.serving.engines import Engines, moves_kv
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,10 @@ def run(
             metadata["ropes"] = {
                 arm: {"max_len": of_arm.max_len, **of_arm.rope.as_dict()} for arm, of_arm in prepared.models.items()
             }
+        metadata["arms"] = [
+            {"arm": arm.name, "scheduler": arm.scheduler.name, "moves_kv": moves_kv(arm.scheduler)}
+            for arm in prepared.arms
+        ]
         metadata["labels"] = prepared.labels
         metadata["skipped"] = prepared.skipped
         metadata["inputs"] = prepared.inputs
@@ -72,7 +76,7 @@ def run(
         for note in prepared.notes:
             screen.say(note)
         metadata["peaks"] = prepared.peaks
-        if any(arm.scheduler.mode == "disagg" for arm in prepared.arms):
+        if any(moves_kv(arm.scheduler) for arm in prepared.arms):
             metadata["transfer"] = prepared.transfer
         asked = prepared.material.asked
         if asked is not None:

@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from wp1.core.errors import WP1Error
+from wp1.core.parts import Kind
 from wp1.core.records import Request, RequestRecord
+from wp1.model.rope import Rope
 from wp1.serving.memory import Moment
 
 T = TypeVar("T")
@@ -144,15 +146,50 @@ class ServingBackend(Protocol):
     def info(self) -> EngineInfo: ...
 
 
+# What wp1 fills in when it makes an engine, and `transfer.engine_settings` and the like beside them: no setting.
+BACKEND = Kind(
+    "backend",
+    ServingBackend,
+    given=(
+        "name", "model", "tensor_parallel", "place", "seed", "log", "kill", "kv_transfer", "worker_extension",
+        "connector_arguments", "on_kv_stats", "on_stats", "memory",
+    ),
+)  # fmt: skip
+
+
 def death_of(engine: ServingBackend) -> str:
     """Why an engine died, in a line; without the reason if the engine does not say."""
     return getattr(engine, "death", None) or f"engine {engine.name} died"
 
 
-class Scheduler(Protocol):
-    """Routes requests over pools of engines; entering starts them all."""
+@dataclass(frozen=True)
+class EngineNeed:
+    """One engine that a scheduler is going to make: what it needs to be placed and, if KV is moved, connected."""
 
-    mode: str
+    name: str
+    gpus: int
+    role: Literal["prefill", "decode", "both"] = "both"
+
+
+class Scheduler(Protocol):
+    """Routes requests over pools of engines; entering starts them all.
+
+    One of your own is a class in a module and a file in conf/scheduler/. The constructor is cheap. Its parameters are
+    the keys of `scheduler` and `arms.X`, and those of GIVEN that it needs.
+    """
+
+    # What the pool is called in records and reports, and the arm of a run that compares none: a setting.
+    name: str
+    # Whether KV goes from engine to engine. If so it is given a KVTransfer, and run_metadata.json says so.
+    moves_kv: ClassVar[bool]
+
+    @classmethod
+    def engines(cls, settings: Any) -> list[EngineNeed]:
+        """The engines of a scheduler with these settings, in the order in which they get their places.
+
+        settings: its node of the configuration, complete; nothing is made.
+        """
+        ...
 
     def check(self) -> None:
         """`ServingBackend.check` of an engine of every pool."""
@@ -191,3 +228,14 @@ class Scheduler(Protocol):
     async def kv_free(self, within_s: float) -> dict[str, bool]:
         """By engine that lives, whether all its KV blocks are free again, `within_s` seconds after the last request."""
         ...
+
+
+# What wp1 gives a scheduler that has such a parameter:
+# make_backend(name=, place=, tensor_parallel=, ...) makes an engine;
+# transfer is the KVTransfer between pools, None unless `moves_kv`;
+# lease_s: seconds for which KV that is not fetched is kept;
+# kv_bytes_per_token and kv_shards (ranks with heads of their own) are the model's;
+# write takes events, such as handoffs.
+GIVEN = ("make_backend", "transfer", "lease_s", "kv_bytes_per_token", "kv_shards", "write")
+# An arm may have a rotary scaling of its own, which goes into its model.
+SCHEDULER = Kind("scheduler", Scheduler, given=GIVEN, beside={"rope": Rope | None})

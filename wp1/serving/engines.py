@@ -19,21 +19,37 @@ from typing import Any, Self, TypeVar
 
 from omegaconf import OmegaConf
 
-from wp1.core import targets
+from wp1.core import parts
 from wp1.core.plan import Arm
 from wp1.core.records import Event
 from wp1.machine import hardware
 from wp1.model.models import ServedModel
 from wp1.serving import fit
-from wp1.serving.backend import Scheduler
+from wp1.serving.backend import BACKEND, SCHEDULER, EngineNeed, Scheduler
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.meter import Meter
-from wp1.serving.placement import Place, engine_sizes, places
-from wp1.serving.transfer import KVTransfer, Pools
+from wp1.serving.placement import Place, places
+from wp1.serving.transfer import TRANSFER, KVTransfer, Pools
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Write = Callable[[Event], None]
 T = TypeVar("T")
+
+
+def class_of(scheduler: Any) -> type[Scheduler]:
+    """The class that a scheduler's node of the configuration names."""
+    found: Any = parts.loaded("scheduler._target_", scheduler._target_)
+    return found
+
+
+def moves_kv(scheduler: Any) -> bool:
+    """Whether a scheduler, by its node of the configuration, hands KV from engine to engine."""
+    return class_of(scheduler).moves_kv
+
+
+def needs_of(scheduler: Any) -> list[EngineNeed]:
+    """What each engine of a scheduler needs, in the order in which they get their places."""
+    return class_of(scheduler).engines(scheduler)
 
 
 def key_of(cfg: Any, scheduler: Any) -> str:
@@ -45,12 +61,12 @@ def key_of(cfg: Any, scheduler: Any) -> str:
         name: OmegaConf.to_container(cfg[name]) for name in ("backend", "model", "rope", "transfer")
     }
     asked |= {"scheduler": OmegaConf.to_container(scheduler), "seed": cfg.seed, "memory": cfg.experiment.memory}
-    asked["backend"].pop("startup_timeout_s")
-    if scheduler.mode == "agg":
-        del asked["transfer"]
-    else:
+    asked["backend"].pop("startup_timeout_s", None)
+    if moves_kv(scheduler):
         # How long a prefill engine keeps KV that nobody fetches.
         asked["lease_s"] = cfg.workload.timeout_s
+    else:
+        del asked["transfer"]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -189,8 +205,8 @@ def _handlers_put_back() -> Iterator[None]:
 
 def places_of(arm: Arm) -> list[tuple[int, Place]]:
     """Tensor-parallel size and place of each engine of an arm. Raises ConfigError where there are too few GPUs."""
-    sizes = engine_sizes(arm.scheduler)
-    devices = arm.scheduler.devices
+    sizes = [need.gpus for need in needs_of(arm.scheduler)]
+    devices = arm.scheduler.get("devices", "auto")
     found = places(
         sizes, devices if isinstance(devices, str) else list(devices), hardware.gpu_indices(), hardware.cores()
     )
@@ -198,14 +214,16 @@ def places_of(arm: Arm) -> list[tuple[int, Place]]:
 
 
 def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
-    """The connector between the pools of a disaggregated arm. Raises ConfigError where it cannot be used."""
-    engines = places_of(arm)
-    prefill = engines[: arm.scheduler.prefill]
+    """The connector between the pools of an arm that moves KV. Raises ConfigError if it cannot be used."""
+    needs = needs_of(arm.scheduler)
+    pool_gib = cfg.backend.get("kv_cache_gib")
     on_host = None
     if hardware.device_type() == "cpu":
-        on_host = sum(fit.kv_pool_bytes(model, cfg.backend.kv_cache_gib, place, size) or 0 for size, place in prefill)
-    pools = Pools(engines[0][0], engines[-1][0], on_host, model.config)
-    return targets.partial(_plain(cfg.transfer))(pools=pools)
+        engines = [engine for need, engine in zip(needs, places_of(arm), strict=True) if need.role == "prefill"]
+        on_host = sum(fit.kv_pool_bytes(model, pool_gib, place, size) or 0 for size, place in engines)
+    gpus = {need.role: need.gpus for need in needs}
+    pools = Pools(gpus["prefill"], gpus["decode"], on_host, model.config)
+    return parts.make("transfer", _plain(cfg.transfer), TRANSFER, pools=pools)
 
 
 def make_scheduler(
@@ -218,7 +236,10 @@ def make_scheduler(
 ) -> Scheduler:
     """The scheduler of an arm, with its engines not yet started."""
     make_backend = functools.partial(
-        targets.partial(_plain(cfg.backend)),
+        parts.make,
+        "backend",
+        _plain(cfg.backend),
+        BACKEND,
         model=model,
         seed=cfg.seed,
         log=engine_log,
@@ -226,11 +247,12 @@ def make_scheduler(
         memory=cfg.experiment.memory,
         on_stats=Meter(arm.name, write),
     )
-    # An arm's own scaling has gone into its model.
-    scheduler = {key: value for key, value in _plain(arm.scheduler).items() if key != "rope"}
-    return targets.partial(scheduler)(
+    return parts.make(
+        f"arms.{arm.name}" if cfg.arms else "scheduler",
+        _plain(arm.scheduler),
+        SCHEDULER,
         make_backend=make_backend,
-        transfer=make_transfer(cfg, arm, model) if arm.scheduler.mode == "disagg" else None,
+        transfer=make_transfer(cfg, arm, model) if moves_kv(arm.scheduler) else None,
         # No request waits longer than this for its KV to be fetched.
         lease_s=cfg.workload.timeout_s,
         kv_bytes_per_token=model.kv_bytes_per_token,

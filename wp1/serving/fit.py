@@ -47,9 +47,9 @@ def check_memory(model: ServedModel, cfg: Any, engines: Sequence[tuple[int, Plac
     engines: tensor-parallel size and place of every engine that runs at the same time.
     """
     one_request = 0 if model.kv_cache is None else model.kv_cache.least(model.max_len)
-    if cfg.backend.kv_cache_gib is not None and int(cfg.backend.kv_cache_gib * GIB) < one_request:
+    if cfg.backend.get("kv_cache_gib") is not None and int(cfg.backend.get("kv_cache_gib") * GIB) < one_request:
         raise ConfigError(
-            f"backend.kv_cache_gib={cfg.backend.kv_cache_gib:g} is too little: one request of "
+            f"backend.kv_cache_gib={cfg.backend.get('kv_cache_gib'):g} is too little: one request of "
             f"model.max_len={model.max_len} needs {gib(one_request)} of KV; "
             "raise backend.kv_cache_gib or lower model.max_len"
         )
@@ -59,7 +59,7 @@ def check_memory(model: ServedModel, cfg: Any, engines: Sequence[tuple[int, Plac
         return
     if any(tensor_parallel > 1 for tensor_parallel, _ in engines):
         raise ConfigError("scheduler.tensor_parallel is for GPUs: leave it at 1 on a CPU")
-    pool = kv_pool_bytes(model, cfg.backend.kv_cache_gib, Place()) or one_request
+    pool = kv_pool_bytes(model, cfg.backend.get("kv_cache_gib"), Place()) or one_request
     weights = model.weight_bytes or 0
     needed, there = len(engines) * (weights + pool), hardware.available_memory_bytes()
     if needed > there:
@@ -79,10 +79,10 @@ def longest_request(model: ServedModel, cfg: Any, engines: Sequence[tuple[int, P
     cache = model.kv_cache
     if cache is None:
         return model.max_len
-    if cfg.backend.kv_cache_gib is not None:
-        return min(model.max_len, cache.longest(int(cfg.backend.kv_cache_gib * GIB)))
+    if cfg.backend.get("kv_cache_gib") is not None:
+        return min(model.max_len, cache.longest(int(cfg.backend.get("kv_cache_gib") * GIB)))
     if hardware.device_type() == "cuda":
-        share = float(cfg.backend.engine.get("gpu_memory_utilization", 0)) or None
+        share = float((cfg.backend.get("engine") or {}).get("gpu_memory_utilization", 0)) or None
         pools = [_left_on_gpu(model, tensor_parallel, place, share) for tensor_parallel, place in engines]
         return min(model.max_len, cache.longest(max(0, min(pools))))
     pool = hardware.available_memory_bytes() // len(engines) - (model.weight_bytes or 0)
@@ -106,11 +106,11 @@ def _check_gpu(model: ServedModel, cfg: Any, tensor_parallel: int, place: Place)
     one_request = 0 if model.kv_cache is None else model.kv_cache.least(model.max_len)
     weights = model.weight_bytes or 0
     # A pool that is not said outright is what is left beside the weights, and has to hold one request.
-    pool = max(one_request, int(cfg.backend.kv_cache_gib * GIB) if cfg.backend.kv_cache_gib is not None else 0)
-    share = float(cfg.backend.engine.get("gpu_memory_utilization", GPU_SHARE / place.sharing))
+    pool = max(one_request, int((cfg.backend.get("kv_cache_gib") or 0.0) * GIB))
+    share = float((cfg.backend.get("engine") or {}).get("gpu_memory_utilization", GPU_SHARE / place.sharing))
     there = int(_memory_of(place.gpus) * share)
     needed = weights // tensor_parallel + pool // model.kv_shards(tensor_parallel)
-    left = kv_pool_bytes(model, cfg.backend.kv_cache_gib, place, tensor_parallel)
+    left = kv_pool_bytes(model, cfg.backend.get("kv_cache_gib"), place, tensor_parallel)
     if needed > there or (left is not None and left < one_request):
         shared = f"; {place.sharing} engines share it" if place.sharing > 1 else ""
         raise ConfigError(

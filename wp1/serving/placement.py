@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from wp1.core.errors import ConfigError
 
@@ -74,14 +73,6 @@ def check_equal(arms: Mapping[str, Sequence[Place]]) -> None:
             f"arms are compared on equal devices, and {each}: change replicas, prefill, decode or tensor_parallel, or "
             "let engines share, as in arms.disagg.devices=[0,0] with arms.agg.devices=[0]"
         )
-
-
-def engine_sizes(scheduler: Any) -> list[int]:
-    """GPUs of each engine of a scheduler's configuration, in the order in which they get their places."""
-    if scheduler.mode == "agg":
-        return [scheduler.tensor_parallel] * scheduler.replicas
-    decode = scheduler.decode_tensor_parallel or scheduler.tensor_parallel
-    return [scheduler.tensor_parallel] * scheduler.prefill + [decode] * scheduler.decode
 
 
 def core_sets(engines: int, cores: Sequence[int]) -> list[list[int] | None]:

@@ -11,9 +11,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from wp1.core.errors import ConfigError, WP1Error
+from wp1.core.parts import Within
 from wp1.core.records import Request
 from wp1.machine import hardware
 from wp1.model.models import ServedModel
@@ -70,8 +71,8 @@ class VLLMBackend:
         name: str,
         model: ServedModel,
         engine: dict[str, Any],
-        kv_cache_gib: float | None,
-        startup_timeout_s: float,
+        kv_cache_gib: Annotated[float, Within(0.001)] | None = None,
+        startup_timeout_s: Annotated[float, Within(1)] = 900.0,
         tensor_parallel: int,
         place: Place,
         seed: int,

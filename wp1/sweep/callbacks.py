@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from wp1.config import checks, schema
-from wp1.core import files, locks, redaction
+from wp1.core import files, locks, parts, redaction
 from wp1.core.errors import ConfigError, WP1Error
 from wp1.core.identity import PARENT_VARIABLE
 from wp1.core.paths import MANIFEST
@@ -296,7 +296,7 @@ def _end(folder: Path, manifest: dict[str, Any], stopped: bool) -> None:
             # A full disk or a damaged folder; not raised, as Hydra would make several lines of it.
             with suppress(OSError), output_to(folder / "wp1.log"):
                 log.warning("no comparison", exc_info=True)
-            screen.say(f"no comparison of the jobs: {type(error).__name__}: {schema.one_line(str(error))}")
+            screen.say(f"no comparison of the jobs: {type(error).__name__}: {parts.one_line(str(error))}")
         finally:
             # Also after one more Ctrl-C: no run stays open in MLflow.
             if parent is not None and (published := close_sweep_or_say(folder, manifest, screen)):

@@ -14,7 +14,7 @@ from wp1.analysis.comparison import arms
 from wp1.core import files as plain
 from wp1.core import labels as label_words
 from wp1.core.errors import WP1Error
-from wp1.core.run_folder import read_config, read_json, read_metadata
+from wp1.core.run_folder import read_config, read_json, read_metadata, scheduler_name
 from wp1.tracking import cells
 from wp1.tracking.entry import (
     MAX_PARAM,
@@ -73,7 +73,7 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
 
 def _name(metadata: dict[str, Any], config: dict[str, Any]) -> str:
     """What tells a run from others at a glance: experiment, schedulers, model, of a sweep its job, and when."""
-    arms_of = list(config.get("arms") or {}) or [config.get("scheduler", {}).get("mode")]
+    arms_of = list(config.get("arms") or {}) or [scheduler_name(config.get("scheduler", {}))]
     job = metadata.get("sweep") or {}
     what = ["+".join(filter(None, arms_of)), metadata["model"].get("name"), f"job {job['job']}" if job else None]
     return name_of(metadata["experiment"], what, metadata["started"])
@@ -83,7 +83,7 @@ def _cell_entry(run: Entry, cell: cells.Cell, config: dict[str, Any]) -> Entry:
     """The MLflow run of one cell of a run: what tells it from others as params, its figures as metrics, no files."""
     scheduler = (config.get("arms") or {}).get(cell.arm) or config.get("scheduler", {})
     # Few, as MLflow's plots begin with what they find; the settings are the params of the run above.
-    words = {"mode": scheduler.get("mode", cell.arm), "arm": cell.arm, "load": cell.load}
+    words = {"mode": scheduler_name(scheduler) or cell.arm, "arm": cell.arm, "load": cell.load}
     words |= {"model": run.params["model.name"]} if "model.name" in run.params else {}
     words |= {} if cell.prompt_len is None else {"prompt_len": str(cell.prompt_len)}
     reason = f": {text(cell.reason)}" if cell.reason else ""

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import Compose
-from wp1.core.identity import RUN_ID, config_hash, new_run_id
+from wp1.core.identity import RUN_ID, config_hash, new_run_id, settings_of
 
 
 def test_run_ids_are_unique_and_sort_by_time() -> None:
@@ -83,3 +83,22 @@ def test_the_hash_is_stable_between_machines(config: Compose) -> None:
     """A known value: a change here means that hashes of runs published before no longer match."""
     cfg = OmegaConf.create({"seed": 1, "model": {"name": "m", "path": "/here"}, "root": "/x", "tags": {}})
     assert config_hash(cfg) == "47f4b3effca0cf3b5e02f1ac048da8b26a01a092bb0fc10ce439a5332fcf68b1"
+
+
+def test_the_hash_holds_no_path_of_a_class(config: Compose) -> None:
+    """The same scheduler in another module is the same; another scheduler is not."""
+    cfg = config()
+    moved, other = cfg.copy(), cfg.copy()
+    moved.scheduler._target_ = "elsewhere.AggregatedScheduler"
+    other.scheduler._target_ = "wp1.serving.schedulers.aggregated.OtherScheduler"
+    assert config_hash(moved) == config_hash(cfg)
+    assert config_hash(other) != config_hash(cfg)
+    assert config_hash(config("scheduler=disagg")) != config_hash(cfg)
+
+
+def test_what_a_scheduler_is_called_is_read_of_older_runs_too() -> None:
+    older = {"scheduler": {"_target_": "wp1.scheduler.AggregatedScheduler", "mode": "agg", "prefill": None}}
+    newer = {"scheduler": {"_target_": "wp1.serving.aggregated.AggregatedScheduler", "name": "agg"}}
+    assert settings_of(older) == settings_of(newer)
+    arms = {"arms": {"a": {"_target_": "x.Y", "mode": "agg"}}}
+    assert settings_of(arms) == {"arms.a._target_": "Y", "arms.a.name": "agg"}

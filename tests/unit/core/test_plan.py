@@ -22,8 +22,8 @@ def test_e3_compares_every_length_at_every_rate_under_both_arms(config: Compose)
     agg, disagg = plan(config("experiment=e3", *lists))
     names = ["64-conc1", "64-rate0.5", "128-conc1", "128-rate0.5"]
     assert [cell.name for cell in agg.cells] == [cell.name for cell in disagg.cells] == names
-    assert (agg.scheduler.mode, agg.scheduler.replicas) == ("agg", 2)
-    assert (disagg.scheduler.mode, disagg.scheduler.prefill, disagg.scheduler.decode) == ("disagg", 1, 1)
+    assert (agg.scheduler.name, agg.scheduler.replicas) == ("agg", 2)
+    assert (disagg.scheduler.name, disagg.scheduler.prefill, disagg.scheduler.decode) == ("disagg", 1, 1)
     assert [cell.prompt_len for cell in agg.cells] == [64, 64, 128, 128]
 
 

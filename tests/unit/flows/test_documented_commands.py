@@ -89,6 +89,7 @@ def _compose(words: list[str], files: dict[str, str]) -> None:
     for name, real in files.items():
         words = [re.sub(rf"{re.escape(name)}.*", real, word) for word in words]
     main.check_options(words)
+    main.find_packages(words)
     overrides = [schema.with_plus(word) for word in words if not word.startswith("-") and word not in ("job",)]
     # As Hydra's --config-dir does.
     overrides += [f"hydra.searchpath=[{word.partition('=')[2]}]" for word in words if word.startswith("--config-dir=")]

@@ -217,11 +217,11 @@ def test_random_prompts_under_load(config: Compose, double: Any, tmp_path: Path)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("++collectors.x.y=5", r"collectors\.x names no collector"),
-        ("++collectors.device.hz=0", r"collectors\.device cannot be made .*hz=0"),
-        ("++collectors.device.hz=abc", r"collectors\.device cannot be made .*hz=abc"),
-        ("++collectors.device.hzz=5", r"collectors\.device sets hzz, which"),
-        ("++collectors.device._target_=os.getcwd", r"collectors\.device names no collector"),
+        ("++collectors.x.y=5", r"unknown key collectors\.x: "),
+        ("++collectors.device.hz=0", r"collectors\.device\.hz=0\S* is too small: set collectors\.device\.hz to 0\.001"),
+        ("++collectors.device.hz=abc", r"'abc' of type 'str' could not be converted to Float; full_key: collectors\.d"),
+        ("++collectors.device.hzz=5", r"unknown key collectors\.device\.hzz: did you mean collectors\.device\.hz\?"),
+        ("++collectors.device._target_=os.getcwd", r"collectors\.device\._target_=os\.getcwd is no collector"),
     ],
 )
 def test_collectors_that_cannot_be_made_are_refused(

@@ -33,12 +33,13 @@ def idle_windows(run_dir: Path) -> np.ndarray:
     return np.array([start["idle"] for start in starts if start.get("idle")]).reshape(-1, 2)
 
 
-def _inside(rows: pl.DataFrame, windows: np.ndarray) -> pl.DataFrame:
+def within(rows: pl.DataFrame, windows: np.ndarray) -> pl.DataFrame:
     """The samples within any of the windows, which do not meet and ascend."""
     return rows.filter(pl.Series(spans.inside(rows["t"].to_numpy(), windows), dtype=pl.Boolean))
 
 
-def _figures(rows: pl.DataFrame) -> dict[str, Any]:
+def averages_and_peaks(rows: pl.DataFrame) -> dict[str, Any]:
+    """Mean and peak of memory (GiB), utilisation (percent) and power (W) of some samples; None where none says."""
     return {
         "samples": rows.height,
         **_average_and_peak(rows, "memory_bytes", "memory_gib", 1 / hardware.GIB),

@@ -11,7 +11,8 @@ from wp1.analysis.base.markdown import short
 LATE_MS = 10.0
 
 
-def _cell(name: Any, requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str, Any]:
+def cell_figures(name: Any, requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str, Any]:
+    """How late wp1 sent the requests of a cell and how late its event loop was (ms), and at rates `steady`'s."""
     delays = requests["client_delay_ms"].drop_nulls()
     late = delays.quantile(0.99, "linear")
     late_by = lags["lags"].explode(empty_as_null=False).drop_nulls().to_numpy() * 1e3
@@ -25,7 +26,7 @@ def _cell(name: Any, requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str, An
     return found
 
 
-def _worst(found: list[dict[str, Any]]) -> dict[str, Any]:
+def overall(found: list[dict[str, Any]]) -> dict[str, Any]:
     """The latest cell's figures, and how many cells are marked."""
     return {
         "client_delay_p99_ms": max((c["client_delay_p99_ms"] or 0.0 for c in found), default=None),

@@ -24,7 +24,7 @@ SAME_CELL = (
 )  # fmt: skip
 LIMITS = ("ttft_ms", "tpot_ms", "e2e_ms")
 # Of these groups one setting names the rest, where it differs.
-NAMED_BY = {"scheduler": "mode", "model": "name", "transfer": "name", "dataset": "name", "slo": "name"}
+NAMED_BY = {"scheduler": "name", "model": "name", "transfer": "name", "dataset": "name", "slo": "name"}
 
 
 def folders_of(given: Sequence[Path]) -> list[Path]:
@@ -61,7 +61,7 @@ def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def naming(keys: Sequence[str]) -> list[str]:
-    """Of differing settings those that tell runs apart in few words: `scheduler.mode`, and not what follows from it."""
+    """Of differing settings those that tell runs apart in few words: `scheduler.name`, and not what follows from it."""
     led = {group for group, key in NAMED_BY.items() if f"{group}.{key}" in keys}
     return [key for key in keys if (group := key.partition(".")[0]) not in led or key == f"{group}.{NAMED_BY[group]}"]
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+from wp1.core.parts import Within
 from wp1.core.records import Request, RequestRecord
 from wp1.machine import hardware
-from wp1.serving.backend import ServingBackend, death_of
+from wp1.serving.backend import EngineNeed, ServingBackend, death_of
 from wp1.serving.placement import places
-from wp1.serving.schedulers.serve import collect
+from wp1.serving.schedulers.serve import outcome, stream_into
 from wp1.serving.starting import kv_free, start_all
 
 
@@ -21,30 +22,34 @@ class AggregatedScheduler:
 
     routing: "round_robin", or "least_loaded" (fewest requests in flight, equals in turn).
     make_backend: gives an engine for a name and a place; engines start when the scheduler is entered.
-    others: what disaggregated serving needs and has no use here; `wp1.config.checks.check` refuses its keys.
     """
+
+    moves_kv: ClassVar[bool] = False
 
     def __init__(
         self,
         *,
-        mode: str,
-        replicas: int,
-        routing: str,
-        tensor_parallel: int,
-        devices: Sequence[int] | str,
+        name: str,
+        replicas: Annotated[int, Within(1)],
+        routing: Literal["round_robin", "least_loaded"] = "round_robin",
+        tensor_parallel: Annotated[int, Within(1)] = 1,
+        devices: Sequence[int] | str = "auto",
         make_backend: Callable[..., ServingBackend],
-        **others: Any,
     ) -> None:
-        self.mode = mode
+        self.name = name
         self._routing = routing
         self._places = places([tensor_parallel] * replicas, devices, hardware.gpu_indices(), hardware.cores())
         self._engines = [
-            make_backend(name=f"{mode}-{n}", place=place, tensor_parallel=tensor_parallel)
+            make_backend(name=f"{name}-{n}", place=place, tensor_parallel=tensor_parallel)
             for n, place in enumerate(self._places)
         ]
         self._in_flight = [0] * replicas
         self._turn = itertools.cycle(range(replicas))
         self._stack = AsyncExitStack()
+
+    @classmethod
+    def engines(cls, settings: Any) -> list[EngineNeed]:
+        return [EngineNeed(f"{settings.name}-{n}", settings.tensor_parallel) for n in range(settings.replicas)]
 
     def check(self) -> None:
         self._engines[0].check()
@@ -61,16 +66,21 @@ class AggregatedScheduler:
     async def serve(self, request: Request, record: RequestRecord) -> None:
         if (dead := next((engine for engine in self._engines if not engine.alive), None)) is not None:
             # Also if others live: half of the engines under all of the load is not what the cell is about.
-            record.pool, record.phase, record.t_end = self.mode, "prefill", time.monotonic()
+            record.pool, record.phase, record.t_end = self.name, "prefill", time.monotonic()
             record.status, record.cause, record.error = "error", "engine_died", death_of(dead)
             return
+        record.pool = self.name
+        async with outcome(record, request.timeout_s):
+            await self.answer(request, record)
+
+    async def answer(self, request: Request, record: RequestRecord) -> None:
+        """Has an engine answer, within `outcome`. A scheduler with another order of requests waits here before."""
         index = self._route()
         engine = self._engines[index]
-        record.pool = self.mode
         record.prefill_engine = record.decode_engine = engine.name
         self._in_flight[index] += 1
         try:
-            await collect(engine.generate(request), record, request.timeout_s)
+            await stream_into(record, engine.generate(request))
         finally:
             self._in_flight[index] -= 1
 
@@ -89,12 +99,12 @@ class AggregatedScheduler:
         pass  # it writes nothing
 
     def backends(self) -> dict[str, list[ServingBackend]]:
-        return {self.mode: list(self._engines)}
+        return {self.name: list(self._engines)}
 
     def pools(self) -> list[dict[str, Any]]:
         return [
             {
-                "pool": self.mode,
+                "pool": self.name,
                 "phases": ["prefill", "decode"],
                 "colocated": any(place.sharing > 1 for place in self._places),
                 "engines": [asdict(engine.info()) for engine in self._engines],

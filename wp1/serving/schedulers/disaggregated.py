@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from wp1.core.errors import WP1Error
+from wp1.core.parts import Within
 from wp1.core.records import Handoff, QueueLengths, Request, RequestRecord
 from wp1.machine import hardware
-from wp1.serving.backend import ServingBackend, answered, death_of
+from wp1.serving.backend import EngineNeed, ServingBackend, answered, death_of
 from wp1.serving.placement import Place, places
 from wp1.serving.schedulers.broker import EngineRoom, KVBroker, PoolLostError, Ticket
 from wp1.serving.schedulers.handover import Handover
@@ -41,27 +42,28 @@ class DisaggregatedScheduler:
     write: takes a Handoff for every one that ended, and QueueLengths ten times a second.
     """
 
+    moves_kv: ClassVar[bool] = True
+
     def __init__(
         self,
         *,
-        mode: str,
-        prefill: int,
-        decode: int,
-        routing: str,
-        tensor_parallel: int,
-        decode_tensor_parallel: int | None,
-        devices: Sequence[int] | str,
-        first_token: str,
-        max_prefilled: int,
+        name: str,
+        prefill: Annotated[int, Within(1)],
+        decode: Annotated[int, Within(1)],
+        routing: Literal["round_robin", "least_loaded"] = "round_robin",
+        tensor_parallel: Annotated[int, Within(1)] = 1,
+        decode_tensor_parallel: Annotated[int, Within(1)] | None = None,
+        devices: Sequence[int] | str = "auto",
+        first_token: Literal["prefill", "decode"],
+        max_prefilled: Annotated[int, Within(1)],
         transfer: KVTransfer,
         lease_s: float,
         kv_bytes_per_token: int | None,
         make_backend: Callable[..., ServingBackend],
         write: Callable[[Handoff | QueueLengths], None],
-        replicas: None,
         kv_shards: int | None = None,
     ) -> None:
-        self.mode = mode
+        self.name = name
         self._routing = routing
         self._streams_prefill_token = first_token == "prefill"
         self._max_prefilled = max_prefilled
@@ -94,6 +96,14 @@ class DisaggregatedScheduler:
         self._watch: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
         self._stack = AsyncExitStack()
+
+    @classmethod
+    def engines(cls, settings: Any) -> list[EngineNeed]:
+        decode = settings.decode_tensor_parallel or settings.tensor_parallel
+        return [
+            *(EngineNeed(f"prefill-{n}", settings.tensor_parallel, "prefill") for n in range(settings.prefill)),
+            *(EngineNeed(f"decode-{n}", decode, "decode") for n in range(settings.decode)),
+        ]
 
     def check(self) -> None:
         for pool in (self._pools.prefill, self._pools.decode):
@@ -160,7 +170,7 @@ class DisaggregatedScheduler:
 
     async def serve(self, request: Request, record: RequestRecord) -> None:
         assert self._pools.broker is not None
-        record.pool = self.mode
+        record.pool = self.name
         async with outcome(record, request.timeout_s):
             record.phase = "queue"
             if not isinstance(request.prompt, list) or (request.prompt and not isinstance(request.prompt[0], int)):
@@ -201,7 +211,7 @@ class DisaggregatedScheduler:
         assert self._pools.ledger is not None
         while True:
             self._pools.ledger.sweep()
-            self._write(QueueLengths(time.monotonic(), self.mode, **self._pools.broker.lengths()))
+            self._write(QueueLengths(time.monotonic(), self.name, **self._pools.broker.lengths()))
             for engine in self._pools.engines:
                 if not engine.alive:
                     self._pools.lose(engine, death_of(engine))

@@ -71,7 +71,13 @@ def closing(stream: AsyncIterator[Chunk]) -> AbstractAsyncContextManager[AsyncIt
 
 async def collect(stream: AsyncIterator[Chunk], record: RequestRecord, timeout_s: float) -> None:
     """A whole request on one engine, as `outcome` says."""
-    async with outcome(record, timeout_s), closing(stream):
+    async with outcome(record, timeout_s):
+        await stream_into(record, stream)
+
+
+async def stream_into(record: RequestRecord, stream: AsyncIterator[Chunk]) -> None:
+    """An engine's answer into its record, to be called within `outcome`."""
+    async with closing(stream):
         record.phase = "prefill"
         async for chunk in stream:
             record.phase = "decode"

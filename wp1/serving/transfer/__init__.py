@@ -7,6 +7,8 @@ own processes (the connector that vLLM loads) is in a module of its own beside i
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from wp1.core.parts import Kind
+
 Role = Literal["prefill", "decode"]
 
 
@@ -120,3 +122,7 @@ class KVTransfer(Protocol):
     def reports(self, stats: dict[str, Any]) -> list[TransferReport | Kept]:
         """The transfers in what an engine's connector counted since the last time, and what needed none."""
         ...
+
+
+# pools: see Pools. why: why it was chosen, from one that chooses.
+TRANSFER = Kind("transfer", KVTransfer, given=("pools", "why"))

@@ -2,8 +2,9 @@
 
 import math
 import socket
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from wp1.core.parts import Within
 from wp1.machine import hardware
 from wp1.serving.transfer import Kept, Pools, Role, TransferReport, reports_in
 
@@ -30,13 +31,10 @@ class NixlTransfer:
         *,
         name: str,
         pools: Pools,
-        timeout_s: float,
-        direction: str,
+        timeout_s: Annotated[float, Within(0.001)] = 60.0,
+        direction: Literal["pull", "push"],
         environment: dict[str, str],
         extra: dict[str, Any],
-        overlap: None = None,
-        at_once_mib: None = None,
-        verify: bool = False,
         why: str | None = None,
     ) -> None:
         self.name = name

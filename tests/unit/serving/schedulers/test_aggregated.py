@@ -15,9 +15,9 @@ def backend() -> type[DoubleBackend]:
     return fresh()
 
 
-def _scheduler(backend: Any, replicas: int, routing: str = "round_robin") -> AggregatedScheduler:
+def _scheduler(backend: Any, replicas: int, routing: Any = "round_robin") -> AggregatedScheduler:
     return AggregatedScheduler(
-        mode="agg", replicas=replicas, routing=routing, tensor_parallel=1, devices="auto", make_backend=backend
+        name="agg", replicas=replicas, routing=routing, tensor_parallel=1, devices="auto", make_backend=backend
     )
 
 

@@ -45,14 +45,13 @@ class World:
                     "decode_tensor_parallel": None, "kv_bytes_per_token": KV_BYTES}  # fmt: skip
         self.scheduler = DisaggregatedScheduler(
             **(defaults | settings),
-            mode="disagg",
+            name="disagg",
             tensor_parallel=1,
             devices="auto",
             transfer=transfer,
             lease_s=5,
             make_backend=lambda **words: backend(model=SimpleNamespace(kv_bytes_per_token=KV_BYTES), **words),
             write=self.written.append,
-            replicas=None,
         )
 
     def engine(self, name: str) -> DoubleBackend:

@@ -15,9 +15,10 @@ What runs where:
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from wp1.core.errors import ConfigError
+from wp1.core.parts import Within
 from wp1.machine import hardware
 from wp1.serving.transfer import Kept, Pools, Role, TransferReport, reports_in
 from wp1.serving.transfer.ipc.kinds import obstacle_in_config
@@ -39,13 +40,10 @@ class IpcTransfer:
         *,
         name: str,
         pools: Pools,
-        timeout_s: float,
-        overlap: str,
-        at_once_mib: float,
-        verify: bool,
-        direction: None = None,
-        environment: dict[str, str] | None = None,
-        extra: dict[str, Any] | None = None,
+        timeout_s: Annotated[float, Within(0.001)] = 60.0,
+        overlap: Literal["on", "off"] = "on",
+        at_once_mib: Annotated[float, Within(0)],
+        verify: bool = False,
         why: str | None = None,
     ) -> None:
         """Raises ConfigError where `obstacle` finds one."""
