@@ -12,8 +12,8 @@ import polars as pl
 
 from wp1.analysis import completeness
 from wp1.analysis.base import tables
+from wp1.analysis.base.how_to_read import HOW_TO_READ_ARMS
 from wp1.analysis.base.markdown import fence, table, text
-from wp1.analysis.report import HOW_TO_READ_ARMS
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep import runs
 from wp1.analysis.sweep.figures import Job
