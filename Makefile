@@ -33,7 +33,7 @@ bench: setup ## wp1 against vLLM alone and vLLM's own benchmark, its load genera
 bench-transfer: setup ## the KV cache from engine to engine: each connector beside a plain copy; ARGS="--help": in parts
 	@$(PYTHON_VENV) -m tests.bench.transfer $(ARGS)
 
-packet: setup ## one folder with a page of the runs of E0 to E6 in DIR=... (OUT=packet, ARGS=--partial)
+packet: setup ## one folder with a page of the experiments' runs in DIR=... (OUT=packet, ARGS=--partial)
 	$(if $(DIR),,$(error DIR=FOLDER is missing: name the folder that has the runs, as in make packet DIR=outputs))
 	@$(PYTHON_VENV) -m wp1.packet $(DIR) --out $(or $(OUT),packet) $(ARGS)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# E0 to E6 one after the other on this machine, and the packet of them: one folder with one page.
+# The experiments of conf/experiment one after the other on this machine, and their packet: one folder with one page.
 #
 #   launch/packet.sh FOLDER [scale=smoke|gpu] [--partial] [--print] [key=value ...]
 #
@@ -61,21 +61,19 @@ gpu() {
 
 cd "$here" || exit 2
 # What cannot be composed is told before the first of them runs for minutes.
-for experiment in e0 e1 e2 e3 e4 e5 e6; do
+todo=$("$python" -m wp1.packet --missing "$folder/outputs") || exit
+while read -r experiment _; do
+  [ -n "$experiment" ] || continue
   read -ra words < <("$scale" "$experiment")
-  [ ! -f "conf/experiment/${words[0]#experiment=}.yaml" ] \
-    || "$python" -m wp1 "${words[@]}" root="$folder" "${overrides[@]}" --cfg job > /dev/null || exit 2
-done
+  "$python" -m wp1 "${words[@]}" root="$folder" "${overrides[@]}" --cfg job < /dev/null > /dev/null || exit 2
+done <<< "$todo"
 [ -n "$print" ] || mkdir -p "$folder" || exit 2
 begin=$SECONDS
 while read -r experiment unfinished <&3; do
+  [ -n "$experiment" ] || continue
   read -ra words < <("$scale" "$experiment")
-  if [ ! -f "conf/experiment/${words[0]#experiment=}.yaml" ]; then
-    echo "$experiment: conf/experiment has none"
-    continue
-  fi
   # A run that was cut short, or in which something failed, goes on where it was.
-  if [ -n "$unfinished" ] && grep -q '^resume:' conf/config.yaml; then words=("resume=$unfinished"); fi
+  [ -z "$unfinished" ] || words=("resume=$unfinished")
   echo "== $experiment: python -m wp1 ${words[*]} ${overrides[*]-}"
   [ -n "$print" ] && continue
   "$python" -m wp1 "${words[@]}" root="$folder" "${overrides[@]}" < /dev/null
@@ -83,6 +81,6 @@ while read -r experiment unfinished <&3; do
   # Ctrl-C stops all; what was measured is kept.
   [ $code -eq 130 ] && exit 130
   echo "== $experiment ended with $code, $((SECONDS - begin)) s in all"
-done 3< <("$python" -m wp1.packet --missing "$folder/outputs")
+done 3<<< "$todo"
 [ -n "$print" ] && exit 0
 exec "$python" -m wp1.packet "$folder/outputs" --out "$folder/packet" "${partial[@]}"

@@ -5,11 +5,8 @@ import sys
 from wp1.core import command
 
 
+@command.guarded
 def main() -> None:
-    command.run(_main)
-
-
-def _main() -> None:
     # Imported here, so that Ctrl-C meanwhile ends like any other.
     if sys.argv[1:] and sys.argv[1] in command.NAMES:
         from importlib import import_module

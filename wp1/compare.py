@@ -5,22 +5,22 @@ The first is what the others are held against; a sweep's folder stands for its r
 
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from wp1.analysis import completeness
 from wp1.analysis.base import tables
+from wp1.analysis.base.how_to_read import HOW_TO_READ_ARMS
 from wp1.analysis.base.markdown import fence, table, text
-from wp1.analysis.report import HOW_TO_READ_ARMS
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep import runs
 from wp1.analysis.sweep.figures import Job
 from wp1.analysis.sweep.plots import sweep_plot
 from wp1.analysis.sweep.report import PAGE, PAIRS, PLOT, ROWS, contrast, jobs_table, reasons
 from wp1.core import command, files, locks
-from wp1.core.errors import ConfigError, WP1Error, access_told, unforeseen
+from wp1.core.errors import reading
 from wp1.core.identity import settings_of
 from wp1.core.paths import comparisons_of, folder_named
 
@@ -30,17 +30,19 @@ def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
 
     out: the folder for it; None: outputs/comparisons/ of the first run's project, or beside that run where it was
     brought from elsewhere.
-    Raises ConfigError where runs cannot be compared.
+    Raises ConfigError where runs cannot be compared, or have lost lines.
     """
-    folders = runs.folders_of(given)
-    jobs = runs.read_runs(folders)
+    jobs = runs.read_runs(runs.folders_of(given))
+    for job in jobs:
+        if job.run is not None:
+            completeness.check(job.run)
     runs.check_alike(jobs)
     found = sweep_figures.rows(jobs)
     pairs = runs.pairs(jobs, found)
     doubts = runs.warnings(jobs)
-    folder = out or default_folder(jobs)
-    with locks.written(files.real_folder(folder)):
-        return _write(folder, jobs, found, pairs, doubts, given)
+    into = out or default_folder(jobs)
+    with locks.written(files.real_folder(into)):
+        return _write(into, jobs, found, pairs, doubts, given)
 
 
 def _write(
@@ -109,10 +111,11 @@ def _report(job: Job, beside: Path) -> str:
 
 
 def _again(given: list[Path]) -> str:
-    command = shlex.join(["python", "-m", "wp1.compare", *map(str, given)])
-    return f"## Again\n\n{fence(command)}\n\nThis comparison as tables: [{ROWS}]({ROWS}), [{PAIRS}]({PAIRS})."
+    line = shlex.join(["python", "-m", "wp1.compare", *map(str, given)])
+    return f"## Again\n\n{fence(line)}\n\nThis comparison as tables: [{ROWS}]({ROWS}), [{PAIRS}]({PAIRS})."
 
 
+@command.guarded
 def main() -> None:
     parser = command.Parser(prog="python -m wp1.compare", description=__doc__)
     parser.add_argument("runs", type=folder_named, nargs="+", help="runs' folders, as in outputs/run-..., or a sweep's")
@@ -122,21 +125,12 @@ def main() -> None:
         help="where to put it (default: outputs/comparisons of the first's project; of a run brought from elsewhere, "
         "beside it)",
     )
-    words = parser.parse_args()
-    try:
-        with access_told(words.out or words.runs[0]):
-            page, said = compare(words.runs, words.out)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except WP1Error as error:
-        sys.exit(f"error: {error}")
-    except Exception as error:
-        given = ", ".join(map(str, words.runs))
-        sys.exit(f"error: one of {given} is no whole run, or its comparison cannot be written ({unforeseen(error)})")
+    args = parser.parse_args()
+    with reading(f"one of {', '.join(map(str, args.runs))}"):
+        page, said = compare(args.runs, args.out)
     print("\n".join(said))
     print(page)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    main()

@@ -38,6 +38,7 @@ OmegaConf.register_new_resolver("wp1_doubling", schema.doubling)
 OmegaConf.register_new_resolver("wp1_root", lambda: str(project_root()))
 
 
+KEPT = "what was measured is kept"
 # What went wrong in each job of this process. Kept here and not raised through Hydra, which would print more lines
 # about it, and in a sweep drop the later jobs' results.
 _failures: list[BaseException] = []
@@ -71,7 +72,8 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
     checks.check_overrides(cfg, list(HydraConfig.get().overrides.task))
     from wp1.runner.console import Screen
     from wp1.runner.run import run
-    from wp1.tracking.mlflow_store import check_uri, publish_or_say
+    from wp1.tracking.mlflow_store import publish_or_say
+    from wp1.tracking.store import check_uri
 
     if cfg.tracking.enabled:
         check_uri(cfg.tracking.uri, Path(cfg.root))
@@ -101,33 +103,36 @@ def discard_if_empty(run_dir: Path) -> None:
         shutil.rmtree(run_dir)
 
 
-@locks.command()
 def main() -> None:
-    """`python -m wp1` and `wp1`. Exit codes: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
+    """`python -m wp1` and `wp1`."""
+    _leave(command.exit_code(_main))
+
+
+@locks.command()
+def _main() -> int:
     # Hydra then hands us its errors, which we say in one line, instead of printing them over several.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    try:
-        check_options(sys.argv[1:])
-        words = resume.arguments(sys.argv[1:])
-    except ConfigError as error:
-        _leave(2, f"error: {error}")
+    check_options(sys.argv[1:])
+    words = resume.arguments(sys.argv[1:])
     sys.argv[1:] = [schema.with_plus(word) for word in words]
     find_packages(words)
     _stop_on_signals()
     try:
         with sweep_closed():
             _job()
-    except KeyboardInterrupt:
-        _leave(130, "interrupted; what was measured is kept")
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(KEPT) from stop
     except BrokenPipeError:  # nobody reads what is printed
         raise
     except Exception as error:
         # Jobs keep their errors to themselves (`_failures`), so this is Hydra's, composing them, or a launcher's.
         if sweep_began() and not _is_bad_input(error):
             _tell_failures()
-            _leave(1, f"failed: {type(error).__name__}: {parts.one_line(str(error))} (of hydra/launcher or sweeper)")
-        _leave(2, f"error: {hydra_message(error)}")
-    _leave(_tell_failures())
+            what = f"{type(error).__name__}: {parts.one_line(str(error))}"
+            print(redaction.text(f"failed: {what} (of hydra/launcher or sweeper)"), file=sys.stderr)
+            return command.FAILED
+        raise ConfigError(hydra_message(error)) from error
+    return _tell_failures()
 
 
 def _is_bad_input(error: Exception) -> bool:
@@ -139,8 +144,8 @@ def _is_bad_input(error: Exception) -> bool:
 
 
 def _tell_failures() -> int:
-    """Says what went wrong in each job, and returns the exit code: of several kinds a failed run's, but for Ctrl-C."""
-    code = 0
+    """Says what went wrong in each job and returns the exit code. Raises KeyboardInterrupt if one was stopped."""
+    codes = []
     interrupted = False
     for error in [*_failures, *failed_elsewhere()]:
         if isinstance(error, KeyboardInterrupt):
@@ -148,10 +153,10 @@ def _tell_failures() -> int:
             continue
         bad_input = isinstance(error, ConfigError)
         print("error:" if bad_input else "failed:", redaction.text(str(error)), file=sys.stderr)
-        code = code if code == 1 else 2 if bad_input else 1
+        codes.append(command.BAD_INPUT if bad_input else command.FAILED)
     if interrupted:
-        print("interrupted; what was measured is kept", file=sys.stderr)
-    return 130 if interrupted else code
+        raise KeyboardInterrupt(KEPT)
+    return command.worst(codes)
 
 
 def find_packages(words: list[str]) -> None:
@@ -176,8 +181,8 @@ def check_options(words: list[str]) -> None:
     known, unknown = parser.parse_known_args(words)
     for word in unknown:
         if not word.startswith("-"):
-            # argparse takes what is no option from one place alone.
-            raise ConfigError(f"{word} stands apart from other settings: name all of them before the options, or after")
+            # argparse accepts positionals in one contiguous group only.
+            raise ConfigError(f"{word}: put all key=value settings together, before or after the options")
         if "=" in word:
             raise ConfigError(f"unknown option {word}: settings have no dashes before them, as {word.lstrip('-')}")
         refuse(f"unknown option {word}")
@@ -228,14 +233,12 @@ def hydra_message(error: Exception) -> str:
     return told if any(key in told for key in keys if key != "root") else f"{told} (in {' '.join(given)})"
 
 
-def _leave(code: int, message: str = "") -> NoReturn:
-    """Ends the process, at once where engines ran in it.
+def _leave(code: int) -> NoReturn:
+    """Ends the process, at once if engines ran in it.
 
     Everything is on disk and no engine lives by then. The interpreter's own way out then runs the clean-up of vLLM and
     ZeroMQ, which was seen to hang for more than half a minute after an engine had been ended by a signal.
     """
-    if message:
-        print(redaction.text(message), file=sys.stderr)
     if "vllm" not in sys.modules:
         sys.exit(code)
     logging.shutdown()

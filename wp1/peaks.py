@@ -7,16 +7,16 @@ engine. Measured again, the higher figures are kept.
 """
 
 import json
-import sys
 from dataclasses import asdict
 
 from wp1.core import command
-from wp1.core.errors import ConfigError
+from wp1.core.errors import WP1Error
 from wp1.machine import hardware
 from wp1.machine.peaks import DTYPE, device_name, keep, measure
 from wp1.machine.stated_peaks import stated
 
 
+@command.guarded
 def main() -> None:
     parser = command.Parser(prog="python -m wp1.peaks", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one line of JSON, for programs")
@@ -24,10 +24,8 @@ def main() -> None:
     name = device_name(hardware.describe())
     try:
         found = keep(measure(name))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
     except (ImportError, RuntimeError) as error:  # no torch, or no memory left on the device
-        sys.exit(f"error: {name} could not be measured: {' '.join(str(error).split())[:200]}")
+        raise WP1Error(f"{name} could not be measured: {' '.join(str(error).split())[:200]}") from error
     if as_json:
         print(json.dumps(asdict(found)))
         return
@@ -41,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    main()

@@ -3,11 +3,10 @@
 The same with a sweep's folder makes the comparison of its jobs again.
 """
 
-import sys
 from pathlib import Path
 
 from wp1.core import command, locks
-from wp1.core.errors import ConfigError, WP1Error, access_told, unforeseen
+from wp1.core.errors import reading
 from wp1.core.paths import folder_named, run_or_sweep
 from wp1.core.run_folder import RunFolder
 from wp1.runner.reports import make_comparison, make_report
@@ -21,6 +20,7 @@ def _made(folder: Path, reports: Path | None) -> Path:
         return make_report(folder, reports or RunFolder(folder).reports)
 
 
+@command.guarded
 def main() -> None:
     parser = command.Parser(prog="python -m wp1.report", description=__doc__)
     parser.add_argument(
@@ -31,19 +31,11 @@ def main() -> None:
         type=Path,
         help="where to put it (default: outputs/reports of its project; for a run from elsewhere, in its folder)",
     )
-    words = parser.parse_args()
-    try:
-        with access_told(words.run_dir):
-            page = _made(words.run_dir, words.reports)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (WP1Error, OSError) as error:
-        sys.exit(f"error: {error}")
-    except Exception as error:
-        sys.exit(f"error: {words.run_dir} is no whole run ({unforeseen(error)})")
+    args = parser.parse_args()
+    with reading(args.run_dir):
+        page = _made(args.run_dir, args.reports)
     print(page)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    main()

@@ -16,7 +16,6 @@ Several at once, with their overall mean (LongBench's over its categories):
 import argparse
 import json
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -273,6 +272,7 @@ def _print(scored: Sequence[Scores], means: Mapping[str, Mapping[str, Any]]) -> 
             print(_line(f"  {group}", score))
 
 
+@command.guarded
 def main() -> None:
     parser = command.Parser(
         prog="python -m wp1.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -289,15 +289,11 @@ def main() -> None:
         "--benchmark", metavar="MODULE", help="a module with a benchmark of your own, as mypackage.mine"
     )
     args = parser.parse_args()
-    try:
-        among = benchmarks.known(args.benchmark, "--benchmark")
-        if args.list:
-            print(_list(among))
-            return
-        scored = [scores_of(task, paths, among) for task, paths in _named(args.words, among)]
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    among = benchmarks.known(args.benchmark, "--benchmark")
+    if args.list:
+        print(_list(among))
+        return
+    scored = [scores_of(task, paths, among) for task, paths in _named(args.words, among)]
     means = _overall(scored, among)
     if not args.json:
         _print(scored, means)
@@ -308,4 +304,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    main()

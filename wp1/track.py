@@ -3,7 +3,6 @@
 Again replaces what is there. A sweep's folder stands for its runs, which go below one that has their comparison.
 """
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,13 +11,14 @@ from typing import Any
 
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep.report import PAGE, PLOT, write_comparison
-from wp1.core import command, files, locks, redaction, run_files, untrusted
-from wp1.core.errors import ConfigError, WP1Error, access_told, unforeseen
+from wp1.core import command, files, locks, run_files, untrusted
+from wp1.core.errors import ConfigError, WP1Error, reading
 from wp1.core.paths import at_home, folder_named, project_root, run_or_sweep
 from wp1.core.run_files import ENGINE_LOG, METADATA, SUMMARY
 from wp1.core.run_folder import RunFolder, read_json, write_json
 from wp1.runner.reports import make_report
-from wp1.tracking.mlflow_store import close_sweep, open_sweep, publish, shown
+from wp1.tracking.mlflow_store import close_sweep, open_sweep, publish
+from wp1.tracking.store import shown
 
 
 def track(run_dir: Path, uri: str | None) -> str:
@@ -145,8 +145,9 @@ def _refuse_while_written(folder: Path, what: str) -> None:
         raise WP1Error(f"{folder} is of {what} that goes on in process {writer}: it is published when it ends")
 
 
-def main() -> None:
-    """Exit codes: 0 done, 1 something was not published, 2 bad input alone."""
+@command.guarded
+def main() -> int:
+    """One that cannot be published does not keep the others from it."""
     parser = command.Parser(prog="python -m wp1.track", description=__doc__)
     parser.add_argument("runs", type=folder_named, nargs="+", help="runs' folders, as in outputs/run-..., or sweeps'")
     parser.add_argument(
@@ -154,27 +155,23 @@ def main() -> None:
         help="sqlite:///FILE or http://HOST:PORT (default: the mlflow.db of the run's project, or here; a server that "
         "the run names only if MLFLOW_TRACKING_URI or conf/tracking/mlflow.yaml names it too)",
     )
-    words = parser.parse_args()
-    uri = words.uri
+    args = parser.parse_args()
+    uri = args.uri
     if uri and uri.startswith("sqlite:///"):
         # What is typed is meant from here, what is in a configuration from its root.
         uri = f"sqlite:///{Path.cwd() / uri.removeprefix('sqlite:///')}"
-    code = 0
-    for folder in words.runs:
+    codes = []
+    for folder in args.runs:
         try:
-            with access_told(folder):
+            with reading(folder):
                 for place in _tracked(folder, uri):
                     print(place, flush=True)
-        except BrokenPipeError:  # nobody reads what is printed, which is no fault of the folder
+        except BrokenPipeError:  # nobody reads what is printed: not the folder's fault
             raise
-        except (WP1Error, OSError) as error:
-            print(f"error: {redaction.text(str(error))}", file=sys.stderr)
-            code = 2 if isinstance(error, ConfigError) and code != 1 else 1
         except Exception as error:
-            print(f"error: {folder} is no whole run ({unforeseen(error)})", file=sys.stderr)
-            code = 1
-    sys.exit(code)
+            codes.append(command.say(error))
+    return command.worst(codes)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    main()

@@ -47,6 +47,7 @@ from wp1.main import CONF
 from wp1.model import models
 from wp1.runner.console import Screen
 from wp1.runner.load_generator import drive
+from wp1.serving import vllm_output
 from wp1.serving.engines import make_scheduler
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.schedulers.aggregated import AggregatedScheduler
@@ -159,7 +160,9 @@ def _rounds(cfg: Any, cell: Cell, vocabulary: int) -> Iterator[list[Request]]:
 
 async def _straight(backend: Any, request: Request) -> None:
     """What a script without wp1 would do: the engine's own stream, read to its end."""
-    async for _ in backend._engine.generate(backend._prompt(request), backend._sampling(request), request.request_id):
+    prompt = vllm_output.prompt_of(request, backend._engine.get_tokenizer)
+    sampling = vllm_output.sampling_params(request, backend._model.has_tokenizer)
+    async for _ in backend._engine.generate(prompt, sampling, request.request_id):
         pass
 
 

@@ -214,11 +214,11 @@ async def _measure(
         try:
             for variant, length in wanted:
                 if len(group) > 1:
-                    scheduler._transfer.overlap = variant in overlapping
+                    scheduler._pools.transfer.overlap = variant in overlapping
                 with screen.step(f"{variant}: {length:,} tokens x {words.repeats}"):
                     records = await _handoffs(scheduler, model, variant, length, words)
                     # An engine tells of a transfer with its next step.
-                    await scheduler._ledger.settle()
+                    await scheduler._pools.ledger.settle()
                 results.add([_measured(variant, length, record, handoffs[record.request_id]) for record in records])
         finally:
             await scheduler.__aexit__(None, None, None)

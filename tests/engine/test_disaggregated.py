@@ -56,8 +56,8 @@ class Pools:
         loop(self.scheduler.__aenter__(), timeout_s=400)
         stack.callback(gc.collect)
         stack.callback(lambda: loop(self.scheduler.__aexit__(None, None, None)))
-        self.prefill = self.scheduler._prefill["prefill-0"]
-        self.decode = self.scheduler._decode["decode-0"]
+        self.prefill = self.scheduler._pools.prefill["prefill-0"]
+        self.decode = self.scheduler._pools.decode["decode-0"]
 
     @property
     def handoffs(self) -> dict[str, Handoff]:

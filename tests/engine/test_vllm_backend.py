@@ -22,7 +22,7 @@ from wp1.core.records import ControlRecord, Request, RequestRecord, new_record
 from wp1.machine.output import output_to
 from wp1.main import CONF
 from wp1.model import models
-from wp1.serving import vllm_backend
+from wp1.serving import liveness
 from wp1.serving.guard import ProcessGuard
 from wp1.serving.memory import Moment
 from wp1.serving.placement import Place
@@ -131,7 +131,7 @@ def test_asking_how_close_the_two_best_tokens_were_changes_no_token(loop: Loop, 
     assert all(0 <= margin < 100 for margin in asked.margins)
     assert all(margin * 128 == pytest.approx(round(margin * 128), abs=0.02) for margin in asked.margins)
     # Nothing was compiled for that.
-    assert {process.environ().get("TORCHDYNAMO_DISABLE") for process in engine._processes} == {"1"}
+    assert {process.environ().get("TORCHDYNAMO_DISABLE") for process in engine._life.processes} == {"1"}
 
 
 def test_seeded_prompts_that_are_computed_in_pieces_are_answered_and_repeat(loop: Loop, engine: VLLMBackend) -> None:
@@ -274,8 +274,8 @@ def test_an_engine_that_hangs_is_ended_and_said_to_be(
     loop: Loop, engine: VLLMBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last test, as it ends the engine: its processes are stopped, as by a kernel that does not come back."""
-    monkeypatch.setattr(vllm_backend, "LOOK_S", 3.0)
-    for process in engine._processes:
+    monkeypatch.setattr(liveness, "LOOK_S", 3.0)
+    for process in engine._life.processes:
         process.suspend()
     assert loop(kv_free([engine], within_s=0.5), timeout_s=5) == {"agg-0": False}
     record = _ask(loop, engine, _request(timeout_s=3))
@@ -289,4 +289,4 @@ def test_an_engine_that_hangs_is_ended_and_said_to_be(
     after = _ask(loop, engine, _request(name="after"))
     assert (after.status, after.cause, after.error) == ("error", "engine_died", engine.death)
     assert time.monotonic() - begin < 3
-    assert psutil.wait_procs(engine._processes, timeout=10)[1] == []
+    assert psutil.wait_procs(engine._life.processes, timeout=10)[1] == []

@@ -368,7 +368,7 @@ class Decode:
 
 def engine_config(folder: Path) -> Any:
     """vLLM's configuration of a decode engine whose model is a config.json alone."""
-    from wp1.serving.vllm_backend import set_environment
+    from wp1.serving.vllm_arguments import set_environment
 
     set_environment()
     from vllm.config import KVTransferConfig

@@ -69,12 +69,12 @@ Command = Callable[..., tuple[int, str, str]]
 class Left(BaseException):
     """The command's end."""
 
-    def __init__(self, code: int, message: str) -> None:
-        self.code, self.message = code, message
+    def __init__(self, code: int) -> None:
+        self.code = code
 
 
-def leave(code: int, message: str = "") -> None:
-    raise Left(code, message)
+def leave(code: int) -> None:
+    raise Left(code)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -120,7 +120,7 @@ def undisturbed() -> Iterator[None]:
 def command(
     double: type[DoubleBackend], undisturbed: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Command:
-    """`python -m wp1 WORDS` in this process: exit code, standard error with the last words, standard output."""
+    """`python -m wp1 WORDS` in this process: exit code, standard error, standard output."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     # The real one ends the process, that of the tests too.
     monkeypatch.setattr(main, "_leave", leave)
@@ -133,7 +133,7 @@ def command(
             main.main()
         assert os.environ.get(PARENT_VARIABLE) == before
         seen = capfd.readouterr()
-        return left.value.code, seen.err + left.value.message, seen.out
+        return left.value.code, seen.err, seen.out
 
     return run
 

@@ -61,7 +61,7 @@ def test_composing_imports_nothing_heavy() -> None:
         (["-m", "-x"], "unknown option -x"),
         (["--cfg", "all_of_it"], "argument --cfg/-c: invalid choice: 'all_of_it'"),
         (["--config"], "ambiguous option: --config could match --config-path"),
-        (["seed=1", "--cfg", "job", "slo=none"], "slo=none stands apart from other settings"),
+        (["seed=1", "--cfg", "job", "slo=none"], "slo=none: put all key=value settings together"),
         (["e3"], "e3 is no setting: those are key=value"),
         (["=3"], "=3 names no key: settings are key=value"),
         (["+=3"], "+=3 names no key"),

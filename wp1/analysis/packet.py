@@ -1,6 +1,7 @@
-"""A baseline packet: E0 to E6 of one machine as a folder with a page, from the folders of their runs. Pure.
+"""A baseline packet: the experiments of one machine as a folder with a page, from the folders of their runs. Pure.
 
-The packet has each run's report, plots, tables and metadata, and its records compressed. The page takes the words, the
+A complete packet has every experiment of conf/experiment; an experiment of somebody's own whose run is found is in it
+too. It has each run's report, plots, tables and metadata, and its records compressed. The page takes the words, the
 first table and the first picture of each report: a report begins with what matters most.
 """
 
@@ -9,30 +10,38 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from wp1.analysis import completeness
 from wp1.analysis.base.markdown import code, fence, inert, table, text
 from wp1.analysis.base.provenance import LOCAL_CHANGES, LOCAL_CHANGES_MEANING, code_of, command_of
 from wp1.analysis.base.run_tables import RunTables
+from wp1.analysis.excerpt import in_short, key_parts_of, titled
 from wp1.core import files, labels, locks, run_files
-from wp1.core.errors import ConfigError, WP1Error
-from wp1.core.paths import kind_of
+from wp1.core.errors import ConfigError
+from wp1.core.paths import CONF, kind_of
 from wp1.core.run_files import METADATA, SUMMARY
 from wp1.core.run_folder import RunFolder
 
-EXPERIMENTS = ("e0", "e1", "e2", "e3", "e4", "e5", "e6")
 PAGE = "README.md"
 # Of all compressed files of a packet.
 MAX_BYTES = 5 << 20
-# Characters of what is said of an experiment at the top.
-IN_SHORT = 320
-# Of a table on the page; the whole one is in the report.
-MAX_ROWS = 20
-# How words or a table of one arm begin.
-_OF_AN_ARM = re.compile(r"\*\*[\w.-]+\*\*, ")
+
+
+# What marks an experiment's chapter on a packet's page.
+_ANCHOR = re.compile(r'^<a id="([\w.-]+)"></a>$', re.MULTILINE)
+
+
+@cache
+def experiments() -> tuple[str, ...]:
+    """The experiments of conf/experiment, sorted; a file without a name of its own is a variant, such as e1_gpu."""
+    found = (yaml.safe_load(files.read_text(path)) for path in sorted((CONF / "experiment").glob("*.yaml")))
+    names = (config.get("experiment", {}).get("name") for config in found)
+    return tuple(sorted({name for name in names if name}))
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,10 @@ class Run:
 
     @property
     def experiment(self) -> str:
-        """e0 to e6, also where the experiment is a variant such as e1_gpu."""
-        return str(self.metadata["experiment"]).partition("_")[0]
+        """Its experiment's name, e1 for a variant such as e1_gpu. It names a folder of the packet."""
+        name = str(self.metadata["experiment"])
+        base = name.partition("_")[0]
+        return base if name not in experiments() and base in experiments() else name
 
     @property
     def completed(self) -> bool:
@@ -83,12 +94,14 @@ class Run:
 
 
 def find(paths: Iterable[Path]) -> list[Run]:
-    """The runs that are, or are within, these folders, oldest first. Raises WP1Error for a folder that has none."""
+    """The runs that are, or are within, these folders, oldest first. Raises ConfigError for a folder without any."""
     found: dict[Path, Run] = {}
     for path in paths:
         files = [METADATA.at(path)] if kind_of(path) == "run" else _below(path)
         if not files:
-            raise WP1Error(f"{path} has no run in it: name folders of runs, as in outputs/run-..., or one above them")
+            raise ConfigError(
+                f"{path} has no run in it: name folders of runs, as in outputs/run-..., or one above them"
+            )
         for file in files:
             found[file.parent.resolve()] = Run(RunTables(file.parent))
     return sorted(found.values(), key=lambda run: (run.metadata["started"], run.metadata["run_id"]))
@@ -107,19 +120,20 @@ def _below(path: Path) -> list[Path]:
 
 
 def choose(runs: Sequence[Run]) -> dict[str, Run]:
-    """Of each experiment the newest run that completed, else the newest; in the experiments' order."""
+    """Each experiment's newest completed run, else its newest; those of conf/experiment first, then by name."""
     chosen: dict[str, Run] = {}
     for run in runs:
         before = chosen.get(run.experiment)
         if before is None or run.completed or not before.completed:
             chosen[run.experiment] = run
-    return {name: chosen[name] for name in EXPERIMENTS if name in chosen}
+    own = sorted(set(chosen) - set(experiments()))
+    return {name: chosen[name] for name in (*experiments(), *own) if name in chosen}
 
 
 def shortcomings(chosen: dict[str, Run]) -> list[str]:
     """Why these runs are no whole packet: experiments that are missing, failed or have lost lines, runs of several
     machines; a line each."""
-    found = [f"{name} is missing" for name in EXPERIMENTS if name not in chosen]
+    found = [f"{name} is missing" for name in experiments() if name not in chosen]
     found += [
         f"{name} {run.metadata['status']} ({_first_line(run.metadata['reason']) or run.folder.name})"
         for name, run in chosen.items()
@@ -143,17 +157,17 @@ def machine_of(run: Run) -> str:
 def write(chosen: dict[str, Run], out: Path, title: str, missing: Sequence[str]) -> Path:
     """Makes the folder `out` anew and returns its page, which says what is `missing` (`shortcomings`).
 
-    Raises WP1Error where something else is in it, or a run that the packet is made of.
+    Raises ConfigError if something else is in it, or a run that the packet is made of.
     """
     _make_way(out, [run.folder for run in chosen.values()])
     out.mkdir(parents=True, exist_ok=True)
     left_out = {name: _copy(run, out / name) for name, run in chosen.items()}
     too_large = _shrink(out)
-    keys = {name: _key_parts_of(out / name / "report.md", name) for name in chosen}
+    keys = {name: key_parts_of(out / name / "report.md", name) for name in chosen}
     parts = [
         f"# {title}",
         _overview(chosen, missing),
-        _in_short(keys),
+        in_short(keys),
         _setting(chosen),
         *(_chapter(name, run, keys[name]) for name, run in chosen.items()),
         _again(chosen),
@@ -165,23 +179,26 @@ def write(chosen: dict[str, Run], out: Path, title: str, missing: Sequence[str])
 
 
 def _make_way(out: Path, sources: Sequence[Path]) -> None:
-    """Removes an older packet, and nothing else. Raises WP1Error where `out` has anything that is not a packet's."""
+    """Removes an older packet, and nothing else. Raises ConfigError if `out` has anything that is not a packet's."""
     if out.exists() and not out.is_dir():
-        raise WP1Error(f"{out} is no folder: name another")
+        raise ConfigError(f"{out} is not a folder: name another")
     here = out.resolve()
     if here == Path.cwd() or any(folder.resolve().is_relative_to(here) for folder in sources):
-        raise WP1Error(f"{out} is where you are, or has runs that the packet is made of: name another folder")
+        raise ConfigError(f"{out} is where you are, or has runs that the packet is made of: name another folder")
     there = {path.name for path in out.iterdir()} if out.exists() else set()
-    # A README alone is anybody's.
-    if there and (PAGE not in there or there - {PAGE, *EXPERIMENTS} or not _is_page(out / PAGE)):
-        raise WP1Error(f"{out} is not empty and no packet: name another folder")
-    for name in there & set(EXPERIMENTS):
+    # A lone README may be someone else's: do not overwrite it.
+    chapters = _chapters_of(out / PAGE) if PAGE in there else set()
+    if there and (not chapters or there - {PAGE} - chapters):
+        raise ConfigError(f"{out} is not empty and is not a packet: name another folder")
+    for name in there & chapters:
         shutil.rmtree(out / name)
     (out / PAGE).unlink(missing_ok=True)
 
 
-def _is_page(path: Path) -> bool:
-    return "\n## What it ran on\n" in path.read_text(encoding="utf-8", errors="replace")
+def _chapters_of(path: Path) -> set[str]:
+    """The experiments of a packet's page; none if the file is not such a page."""
+    page = path.read_text(encoding="utf-8", errors="replace")
+    return set(_ANCHOR.findall(page)) if "\n## What it ran on\n" in page else set()
 
 
 def _copy(run: Run, target: Path) -> list[str]:
@@ -256,7 +273,7 @@ def _overview(chosen: dict[str, Run], missing: Sequence[str]) -> str:
         metadata = run.metadata
         rows.append(
             [
-                f"[{name.upper()}](#{name})", text(metadata["question"]), metadata["status"],
+                f"[{titled(name)}](#{name})", text(metadata["question"]), metadata["status"],
                 text(metadata["model"].get("name") or "—"), ", ".join(metadata["labels"]) or None,
                 f"`{metadata['config_hash'][:12]}`", metadata["started"][:16].replace("T", " "),
             ]
@@ -264,31 +281,6 @@ def _overview(chosen: dict[str, Run], missing: Sequence[str]) -> str:
     header = ["", "question", "status", "model", "labels", "configuration", "started, UTC"]
     partial = [f"> **Not whole**: {'; '.join(text(line, 300) for line in missing)}."] if missing else []
     return "\n\n".join([*partial, table(header, rows, "lllllll")])
-
-
-def _in_short(keys: dict[str, list[str] | None]) -> str:
-    """How each report begins: the first sentences of its words; of a list the last, which is of the longest prompt.
-
-    Words of several arms, a paragraph each, begin with the first sentences of each. keys: of each experiment the key
-    parts of its report.
-    """
-    lines = []
-    for name, parts in keys.items():
-        if not parts or parts[0].startswith("|"):
-            continue
-        of_arms = {found[0]: part for part in reversed(parts) if (found := _OF_AN_ARM.match(part))}
-        said = [part for part in parts if part in of_arms.values()] or [parts[0].splitlines()[-1].removeprefix("- ")]
-        lines.append(f"- [{name.upper()}](#{name}): {' '.join(map(_beginning, said))}")
-    return "## In short\n\n" + "\n".join(lines) if lines else ""
-
-
-def _beginning(said: str) -> str:
-    """As many whole sentences as are no longer than IN_SHORT, and one at least."""
-    sentences = re.split(r"(?<=\.) (?=[A-Z])", said)
-    kept = sentences[:1]
-    while len(kept) < len(sentences) and len(" ".join([*kept, sentences[len(kept)]])) <= IN_SHORT:
-        kept.append(sentences[len(kept)])
-    return " ".join(kept)
 
 
 def _setting(chosen: dict[str, Run]) -> str:
@@ -304,7 +296,7 @@ def _setting(chosen: dict[str, Run]) -> str:
     commits: dict[str, list[str]] = {}
     for name, run in chosen.items():
         if git := run.metadata["git"]:
-            commits.setdefault(code_of(git), []).append(name.upper())
+            commits.setdefault(code_of(git), []).append(titled(name))
     # Settings that one of them does not know yet are not in its configuration.
     of = "; ".join(f"{code} ({', '.join(names)})" if len(commits) > 1 else code for code, names in commits.items())
     rows += [["code", of]] if commits else []
@@ -332,7 +324,7 @@ def _versions(chosen: dict[str, Run]) -> list[str]:
 def _chapter(name: str, run: Run, key: list[str] | None) -> str:
     """One experiment: its words, key table and picture, what was skipped, its command. key: None without a report."""
     metadata = run.metadata
-    parts = [f'<a id="{name}"></a>', f"## {name.upper()}: {text(metadata['question'] or metadata['experiment'])}"]
+    parts = [f'<a id="{name}"></a>', f"## {titled(name)}: {text(metadata['question'] or metadata['experiment'])}"]
     if not run.completed:
         parts.append(f"> **{metadata['status']}**: {text(metadata['reason'] or 'no reason was written', 300)}")
     if run.lost is not None:
@@ -342,44 +334,6 @@ def _chapter(name: str, run: Run, key: list[str] | None) -> str:
     parts.append(fence(run.command))
     parts.append(f"[The whole report]({name}/report.md)" if key is not None else "It has no report.")
     return "\n\n".join(part for part in parts if part)
-
-
-def _key_parts_of(report: Path, name: str) -> list[str] | None:
-    """`key_parts` of a report's file; None where there is none."""
-    return key_parts(files.read_text(report), name) if report.is_file() else None
-
-
-def key_parts(page: str, name: str, most_words: int = 12) -> list[str]:
-    """Of a report its first words, first table and first picture, in this order, with links that fit from above.
-
-    Where the first table is one arm's, the tables of the other arms that follow it come too.
-    """
-    blocks = [block.strip() for block in re.split(r"\n{2,}", page) if block.strip()]
-    # The head is title, status and labels.
-    body = [block for block in blocks[2:] if not block.startswith((">", "#", "```"))]
-    pictures = [block for block in body if block.startswith("![")]
-    tables = [block for block in body if block.startswith("|")]
-    before_table = body[: body.index(tables[0])] if tables else body
-    words = [block for block in before_table if not block.startswith(("![", "|"))]
-    captions = {block.removeprefix("![").partition("]")[0] for block in pictures}
-    words = [block for block in words if block.strip("*") not in captions][:most_words]
-    key_table = [_shortened(tables[0], name)] if tables else []
-    if tables and words and _OF_AN_ARM.match(words[-1]):
-        after = body[body.index(tables[0]) + 1 :]
-        for lead, rows in zip(after[::2], after[1::2], strict=False):
-            if not (_OF_AN_ARM.match(lead) and rows.startswith("|")):
-                break
-            key_table += [lead, _shortened(rows, name)]
-    picture = [re.sub(r"\]\(", f"]({name}/", pictures[0])] if pictures else []
-    return [*words, *key_table, *picture]
-
-
-def _shortened(rows: str, name: str) -> str:
-    lines = rows.splitlines()
-    if len(lines) <= MAX_ROWS + 2:
-        return rows
-    more = len(lines) - 2 - MAX_ROWS
-    return "\n".join(lines[: MAX_ROWS + 2]) + f"\n\n{more} more rows are in [the report]({name}/report.md)."
 
 
 def _skipped(metadata: dict[str, Any]) -> str:

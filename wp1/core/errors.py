@@ -13,7 +13,7 @@ class ConfigError(WP1Error):
 
 
 def unforeseen(error: Exception) -> str:
-    """An error of no kind of ours, in one line: what a damaged folder can bring about has no end."""
+    """An unexpected exception on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -25,11 +25,18 @@ def unreadable(error: OSError, where: object) -> ConfigError:
 
 
 @contextmanager
-def access_told(where: object) -> Iterator[None]:
-    """A PermissionError within becomes a ConfigError of one line; where: what is named if the error names no file."""
+def reading(where: object, advice: str = "") -> Iterator[None]:
+    """Names the run's folder, `where`, in what goes wrong while it is read: a damaged folder can raise any error.
+
+    A PermissionError becomes a ConfigError, an unforeseen error a WP1Error that ends with `advice`.
+    """
     try:
         yield
     except PermissionError as error:
         raise ConfigError(
             f"no access to {error.filename or where} ({error.strerror or error}): ask for it, or name another folder"
         ) from error
+    except (WP1Error, OSError):
+        raise
+    except Exception as error:
+        raise WP1Error(f"{where} is not a complete run folder ({unforeseen(error)}){advice}") from error

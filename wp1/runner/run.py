@@ -62,29 +62,11 @@ def run(
             engines.make_room(cfg)
         with screen.step(f"preparing {cfg.model.name}") as tell:
             prepared = prepare(cfg, ENGINE_LOG.at(run_dir), tell, engines.key if engines is not None else None)
-        model = prepared.model
         metadata = run_metadata(run_id, cfg, _hash(cfg, prepared), paths.PACKAGE.parent, sweep)
-        metadata["model"] = _model_metadata(model)
-        if any(arm.scheduler.rope is not None for arm in prepared.arms):
-            metadata["ropes"] = {
-                arm: {"max_len": of_arm.max_len, **of_arm.rope.as_dict()} for arm, of_arm in prepared.models.items()
-            }
-        metadata["arms"] = [
-            {"arm": arm.name, "scheduler": arm.scheduler.name, "moves_kv": moves_kv(arm.scheduler)}
-            for arm in prepared.arms
-        ]
-        metadata["labels"] = prepared.labels
-        metadata["skipped"] = prepared.skipped
-        metadata["inputs"] = prepared.inputs
-        metadata["notes"] = prepared.notes
+        metadata |= _said(prepared)
         for note in prepared.notes:
             screen.say(note)
-        metadata["peaks"] = prepared.peaks
-        if any(moves_kv(arm.scheduler) for arm in prepared.arms):
-            metadata["transfer"] = prepared.transfer
         of_cells = prepared.prompt_data.examples
-        if of_cells is not None:
-            metadata["dataset"] = of_cells.source
         if resuming:
             metadata = resume.take_up(run_dir, metadata, prepared.arms)
         else:
@@ -111,6 +93,28 @@ def run(
             with suppress(OSError):
                 write_json(METADATA.at(run_dir), metadata | {"status": "failed", "reason": reason})
             return Outcome("failed", reason, RunTables(run_dir), None, None)
+
+
+def _said(prepared: Prepared) -> dict[str, Any]:
+    """What run_metadata.json says of what was prepared: models, arms, labels, cells that are skipped, inputs."""
+    said: dict[str, Any] = {"model": _model_metadata(prepared.model)}
+    if any(arm.scheduler.rope is not None for arm in prepared.arms):
+        said["ropes"] = {
+            arm: {"max_len": of_arm.max_len, **of_arm.rope.as_dict()} for arm, of_arm in prepared.models.items()
+        }
+    said["arms"] = [
+        {"arm": arm.name, "scheduler": arm.scheduler.name, "moves_kv": moves_kv(arm.scheduler)} for arm in prepared.arms
+    ]
+    said["labels"] = prepared.labels
+    said["skipped"] = prepared.skipped
+    said["inputs"] = prepared.inputs
+    said["notes"] = prepared.notes
+    said["peaks"] = prepared.peaks
+    if any(moves_kv(arm.scheduler) for arm in prepared.arms):
+        said["transfer"] = prepared.transfer
+    if prepared.prompt_data.examples is not None:
+        said["dataset"] = prepared.prompt_data.examples.source
+    return said
 
 
 def _shown(cfg: DictConfig) -> dict[str, Any]:

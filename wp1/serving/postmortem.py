@@ -127,3 +127,13 @@ def _worker_ended(lines: list[_Line]) -> str | None:
     if found is None:
         return None
     return ended(int(found["code"] or 0), "its worker") or "its worker ended"
+
+
+def last_lines(log: Path, start: int, count: int = 12) -> str:
+    """The last lines that are not blank of what was logged from byte `start` on, to end a message with."""
+    try:
+        lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [line for line in lines if line.strip()]
+    return "; its last lines:" + "".join(f"\n  {line}" for line in said[-count:]) if said else ""

@@ -1,4 +1,4 @@
-"""One real vLLM engine behind AsyncLLM: the only module that imports vllm in wp1's own process.
+"""One real vLLM engine behind AsyncLLM. Only this module and its `vllm_*` import vllm in wp1's own process.
 
 The engine's processes write to the run's engine.log, because wp1 points its own standard output there while engines
 live (see `wp1.machine.output`); the terminal stays readable, and a start-up that fails can show the engine's last
@@ -6,19 +6,12 @@ lines.
 """
 
 import asyncio
-import dataclasses
-import difflib
 import logging
-import math
-import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self, TypeVar
-
-import psutil
 
 from wp1.core.errors import ConfigError, WP1Error
 from wp1.core.parts import Within
@@ -28,68 +21,33 @@ from wp1.model.models import ServedModel
 from wp1.serving import kv_layout
 from wp1.serving import memory as memory_of
 from wp1.serving.backend import (
-    ANSWER_S,
     END_S,
     Chunk,
     EngineDiedError,
     EngineInfo,
     EngineStartError,
-    EngineTimes,
 )
 from wp1.serving.fit import GPU_SHARE, kv_pool_bytes
+from wp1.serving.liveness import SILENT_S, Liveness
 from wp1.serving.placement import Place
-from wp1.serving.postmortem import cause_of_death
+from wp1.serving.postmortem import cause_of_death, last_lines
 from wp1.serving.spawning import spawning
+from wp1.serving.vllm_arguments import check_names, gist, set_environment
+from wp1.serving.vllm_output import chunk_of, prompt_of, sampling_params, settings_of, stats_logger
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# What wp1 decides itself, and the key that decides it.
-OWN_ARGUMENTS = {
-    "model": "model",
-    "tokenizer": "model",
-    "revision": "model.revision",
-    "max_model_len": "model.max_len",
-    "dtype": "model.dtype",
-    "hf_overrides": "rope",
-    "load_format": "model.source",
-    "skip_tokenizer_init": "model.source",
-    "seed": "seed",
-    "tensor_parallel_size": "scheduler.tensor_parallel",
-    "kv_cache_memory_bytes": "backend.kv_cache_gib",
-    "kv_transfer_config": "transfer",
-    "worker_extension_cls": "transfer",
-    "worker_cls": "experiment.memory",
-}
-
 
 # To tell what its KV cache is made of, which takes no work.
 LAYOUT_TIMEOUT_S = 60.0
-# How often an engine that owes an answer is looked at, in seconds. If its processes have hardly computed since the last
-# time, it is stopped or deadlocked. If they have, it may be in a long step, and has `ANSWER_S`.
-LOOK_S = 20.0
-COMPUTES = 0.02  # of a core
-# Seconds without any output after which an engine is asked whether it still answers: once a request is given up, and
-# while requests are in flight.
-SILENT_S, LONG_SILENT_S = 2.0, 30.0
 # To map another engine's KV and copy one block, for which a kernel is compiled: seconds.
 MEET_TIMEOUT_S = 120.0
 
-# The difference of two log-probabilities is not written as more than that.
-MOST_NATS = 1000.0
 
 # Errors of engines that did not start. Their frames hold what vLLM had opened; when Python collects that, ZeroMQ waits
 # for ever for messages that nobody will take. So it is never collected, and the process leaves without (`main._leave`).
 _kept: list[BaseException] = []
-
-
-def set_environment() -> None:
-    """What must be in the environment before vllm is imported; children inherit it."""
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # NVML's order, in which `wp1.machine.hardware` counts GPUs.
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 class VLLMBackend:
@@ -147,13 +105,7 @@ class VLLMBackend:
         self._startup_s = 0.0
         self._kv: dict[str, Any] = {}  # `kv_layout.measured`, and what to note of it
         self._given_up = False
-        self._log_start = 0
-        self._processes: list[psutil.Process] = []  # the engine's core and its workers
-        self._cause: str | None = None  # of its death
-        self._heard = 0.0  # when it last streamed something; monotonic
-        self._begun: dict[str, float] = {}  # requests in flight, and when they were sent; monotonic
-        self._asking: asyncio.Task[None] | None = None  # whether it still answers
-        self._watching: asyncio.Task[None] | None = None
+        self._life = Liveness(name, log, kill)
 
     def arguments(self) -> dict[str, Any]:
         """The engine arguments as passed to vLLM."""
@@ -195,23 +147,14 @@ class VLLMBackend:
 
     def check(self) -> None:
         set_environment()
-        from vllm.engine.arg_utils import AsyncEngineArgs
-
-        known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
-        for name in self._engine_arguments:
-            if name in OWN_ARGUMENTS:
-                raise ConfigError(f"backend.engine.{name} is decided by {OWN_ARGUMENTS[name]}: set that instead")
-            if name not in known:
-                near = difflib.get_close_matches(str(name), sorted(known), n=3)
-                hint = f"did you mean {' or '.join(near)}?" if near else "see vLLM's engine arguments for the names"
-                raise ConfigError(f"backend.engine.{name} is no argument of vLLM's engine: {hint}")
+        check_names(self._engine_arguments)
         try:
             config = self._engine_config()
         except Exception as error:
             # vLLM's own checks of the values: pydantic's errors, and several of Python's.
             log.warning("vLLM refused the configuration", exc_info=True)
             raise ConfigError(
-                f"vLLM refuses the engine's configuration ({_gist(error)}): check backend.engine.* and model.*"
+                f"vLLM refuses the engine's configuration ({gist(error)}): check backend.engine.* and model.*"
             ) from error
         if self._connector_arguments.get("disable_hybrid_kv_cache_manager") and config.model_config.is_hybrid:
             raise ConfigError(
@@ -221,7 +164,7 @@ class VLLMBackend:
 
     async def __aenter__(self) -> Self:
         start = time.monotonic()
-        self._log_start = self._log.stat().st_size if self._log.exists() else 0
+        self._life.log_start = self._log.stat().st_size if self._log.exists() else 0
         starting = asyncio.ensure_future(asyncio.to_thread(self._start))
         try:
             self._engine = await asyncio.wait_for(asyncio.shield(starting), self._timeout)
@@ -239,13 +182,13 @@ class VLLMBackend:
             _kept.append(error)
             # vLLM means its own log, where the cause is, and whose last lines follow.
             told = str(error).replace(" See root cause above.", "")
-            cause = cause_of_death(self._log, self._log_start, None, None) or told
+            cause = cause_of_death(self._log, self._life.log_start, None, None) or told
             raise EngineStartError(f"engine {self.name} did not start: {cause}" + self._last_lines()) from error
         self._startup_s = time.monotonic() - start
-        self._processes = _tree(core.pid for core in self._cores())
+        self._life.begin(self._engine)
         self._check_rope()
         await self._read_kv_layout()
-        self._watching = asyncio.create_task(self._watch())
+        self._life.watch()
         return self
 
     def _start(self) -> Any:
@@ -255,7 +198,7 @@ class VLLMBackend:
         with spawning(self._environment()):
             if self._given_up:
                 raise EngineStartError("given up before it began")
-            loggers = [_stats_logger(self.name, self._on_kv_stats, self._on_stats)]
+            loggers = [stats_logger(self.name, self._on_kv_stats, self._on_stats)]
             return AsyncLLM.from_vllm_config(self._engine_config(), stat_loggers=loggers)
 
     def _environment(self) -> dict[str, str]:
@@ -282,13 +225,8 @@ class VLLMBackend:
         if starting.done() and (error := starting.exception()) is not None:
             _kept.append(error)
 
-    def _last_lines(self, count: int = 12) -> str:
-        try:
-            lines = self._log.read_bytes()[self._log_start :].decode(errors="replace").splitlines()
-        except OSError:
-            return ""
-        said = [line for line in lines if line.strip()]
-        return "; its last lines:" + "".join(f"\n  {line}" for line in said[-count:]) if said else ""
+    def _last_lines(self) -> str:
+        return last_lines(self._log, self._life.log_start)
 
     def _check_rope(self) -> None:
         """What the engine says it does with positions must be what was asked for."""
@@ -320,106 +258,26 @@ class VLLMBackend:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in (self._asking, self._watching):
-            if task is not None:
-                task.cancel()
+        self._life.unwatch()
         if self._engine is not None:
-            engine, self._engine = self._engine, None
+            engine, self._engine, self._life.engine = self._engine, None, None
             ending = asyncio.ensure_future(asyncio.to_thread(engine.shutdown))
             # Half of what a scheduler allows for it: the rest is for the end by force.
             await asyncio.wait([ending], timeout=END_S / 2)
             if not ending.done():
                 log.warning("engine %s did not end within %g s and is killed", self.name, END_S / 2)
-                self._end_processes()
+                self._life.end_processes()
                 await asyncio.wait([ending], timeout=END_S / 4)
             if ending.done():
                 ending.result()
 
     @property
     def alive(self) -> bool:
-        return self._engine is not None and not self._engine.errored and self._cause is None
+        return self._life.alive
 
     @property
     def death(self) -> str | None:
-        if self._engine is None or self.alive:
-            return None
-        if self._cause is None:
-            pids = {process.pid for process in self._processes} or None
-            exit_code = next((core.exitcode for core in self._cores() if core.exitcode), None)
-            self._cause = cause_of_death(self._log, self._log_start, pids, exit_code)
-        return f"engine {self.name} died: {self._cause or f'why is in {self._log}'}"
-
-    async def _died(self) -> EngineDiedError:
-        """The error of whoever asked an engine that died; waits a moment for its processes to have ended."""
-        for _ in range(20):
-            if self.death is None or self._cause is not None:
-                break
-            await asyncio.sleep(0.05)
-        return EngineDiedError(self.death or f"engine {self.name} died")
-
-    def _cores(self) -> list[Any]:
-        """The processes of the engine's core; [] if this version of vLLM keeps them elsewhere."""
-        resources = getattr(getattr(self._engine, "engine_core", None), "resources", None)
-        return list(getattr(getattr(resources, "engine_manager", None), "processes", ()))
-
-    def _end_processes(self) -> None:
-        """Ends this engine by force; all of the run's, if this version of vLLM does not say which are its own."""
-        if not self._processes:
-            self._kill()
-        for process in self._processes:
-            with suppress(psutil.Error):
-                process.kill()
-
-    async def _answer(self, call: Coroutine[Any, Any, T], what: str, within_s: float | None = None) -> T:
-        """What the engine answers to something that is not a request; what: it was asked for, in words.
-
-        within_s: None is ANSWER_S.
-        Raises EngineDiedError if the engine died or hangs: then it is ended, and what it serves fails.
-        """
-        asked = asyncio.ensure_future(call)
-        begin = looked = time.monotonic()
-        computed = _computed_s(self._processes)
-        try:
-            while not (await asyncio.wait([asked], timeout=min(1.0, LOOK_S)))[0]:
-                if not self.alive:  # vLLM leaves the question open when its engine dies
-                    raise await self._died()
-                now = time.monotonic()
-                if now - looked < LOOK_S:
-                    continue
-                before, computed = computed, _computed_s(self._processes)
-                stands_still = bool(self._processes) and computed - before < COMPUTES * (now - looked)
-                looked = now
-                if stands_still or now - begin >= (within_s or ANSWER_S):
-                    self._cause = f"it did not answer within {now - begin:.0f} s ({what}), and was ended"
-                    self._end_processes()
-                    raise await self._died()
-            return asked.result()
-        except Exception as error:
-            # vLLM's EngineDeadError among others, which it raises once it has noticed.
-            if isinstance(error, EngineDiedError) or self.alive:
-                raise
-            raise await self._died() from error
-        finally:
-            asked.cancel()
-
-    async def _watch(self) -> None:
-        """Finds an engine that hangs while requests wait for it, long before they time out."""
-        while True:
-            await asyncio.sleep(1)
-            if self._begun:
-                self._ask_if_silent(LONG_SILENT_S, min(self._begun.values()))
-
-    def _ask_if_silent(self, seconds: float, since: float = 0.0) -> None:
-        """Asks the engine whether it still answers, if it has streamed nothing for so long, nor since that moment."""
-        if time.monotonic() - max(self._heard, since) < seconds or not self.alive:
-            return
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._still_answers())
-
-    async def _still_answers(self) -> None:
-        # As long as it computes it may: one step over a whole long prompt on a CPU takes its time.
-        with suppress(Exception):
-            await self._answer(self._engine.is_sleeping(), "whether it is there", within_s=math.inf)
+        return self._life.death
 
     async def generate(
         self, request: Request, kv_transfer_params: dict[str, Any] | None = None
@@ -427,30 +285,18 @@ class VLLMBackend:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         if not self.alive:
-            raise await self._died()
-        sampling = self._sampling(request, kv_transfer_params)
+            raise await self._life.died()
+        sampling = sampling_params(request, self._model.has_tokenizer, kv_transfer_params)
         ended = False
-        stream = self._engine.generate(self._prompt(request), sampling, request.request_id)
-        self._begun[request.request_id] = time.monotonic()
+        stream = self._engine.generate(prompt_of(request, self._engine.get_tokenizer), sampling, request.request_id)
+        self._life.begun[request.request_id] = time.monotonic()
         try:
             async for output in stream:
-                now = self._heard = time.monotonic()
-                part = output.outputs[0]
-                chunk = Chunk(now, list(part.token_ids), part.text)
-                if request.nll_window is not None and output.prompt_logprobs:
-                    chunk.nll = window_sums(output.prompt_logprobs, output.prompt_token_ids, request.nll_window)
-                if request.margins and part.logprobs is not None:
-                    chunk.margins = [margin(of_token) for of_token in part.logprobs]
-                if output.finished:
-                    chunk.finish_reason = part.finish_reason
-                    chunk.prompt_tokens = len(output.prompt_token_ids or ())
-                    chunk.cached_tokens = output.num_cached_tokens or 0
-                    chunk.times = _times(output.metrics)
-                    chunk.kv_transfer_params = output.kv_transfer_params
-                yield chunk
+                now = self._life.heard = time.monotonic()
+                yield chunk_of(output, request, now)
             ended = True
         except EngineDeadError as error:
-            raise await self._died() from error
+            raise await self._life.died() from error
         except Exception as error:
             ended = True
             # vLLM's EngineGenerateError has no words of its own.
@@ -458,41 +304,14 @@ class VLLMBackend:
             told = str(error) or f"{type(cause).__name__}: {cause}"
             raise WP1Error(f"engine {self.name} refused the request: {told}") from error
         finally:
-            self._begun.pop(request.request_id, None)
+            self._life.begun.pop(request.request_id, None)
             if not ended:
-                self._ask_if_silent(SILENT_S)
+                self._life.ask_if_silent(SILENT_S)
             # Closing early aborts the request in the engine.
             await stream.aclose()
 
-    def _prompt(self, request: Request) -> dict[str, Any]:
-        if isinstance(request.prompt, str):
-            return {"prompt": request.prompt}
-        if request.prompt and isinstance(request.prompt[0], dict):
-            return {"prompt_token_ids": chat_token_ids(self._engine.get_tokenizer(), request.prompt)}
-        return {"prompt_token_ids": request.prompt}
-
-    def _sampling(self, request: Request, kv_transfer_params: dict[str, Any] | None = None) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            ignore_eos=request.ignore_eos,
-            detokenize=self._model.has_tokenizer,
-            stop=request.stop or None,
-            # They are taken beside the choice of a token, and change none.
-            logprobs=2 if request.margins else None,
-            # 0: of the prompt's own tokens, and of no others.
-            prompt_logprobs=None if request.nll_window is None else 0,
-            output_kind=RequestOutputKind.DELTA,
-            extra_args=None if kv_transfer_params is None else {"kv_transfer_params": kv_transfer_params},
-        )
-
     async def abort(self, request_id: str) -> None:
-        await self._answer(self._engine.abort(request_id), "to abort a request")
+        await self._life.answer(self._engine.abort(request_id), "to abort a request")
 
     async def meet(self, peers: list[str]) -> None:
         try:
@@ -506,18 +325,20 @@ class VLLMBackend:
             raise EngineStartError(f"engine {self.name} cannot take KV from {', '.join(peers)}: {error}") from error
 
     async def forget_peer(self, peer: str) -> None:
-        await self._answer(self._engine.collective_rpc("wp1_peer_lost", args=(peer,)), "to forget an engine that died")
+        await self._life.answer(
+            self._engine.collective_rpc("wp1_peer_lost", args=(peer,)), "to forget an engine that died"
+        )
 
     async def let_go(self, request: str) -> None:
-        await self._answer(self._engine.collective_rpc("wp1_let_go", args=(request,)), "to let KV go")
+        await self._life.answer(self._engine.collective_rpc("wp1_let_go", args=(request,)), "to let KV go")
 
     async def kv_free(self) -> bool:
         # vLLM resets its prefix cache only while no block is in use.
-        return await self._answer(self._engine.reset_prefix_cache(), "whether its KV is free")
+        return await self._life.answer(self._engine.reset_prefix_cache(), "whether its KV is free")
 
     async def memory(self, moment: memory_of.Moment) -> list[dict[str, Any]]:
         try:
-            return await self._answer(
+            return await self._life.answer(
                 self._engine.collective_rpc(f"wp1_memory_{moment}"), "what its memory is taken by"
             )
         except EngineDiedError:
@@ -526,129 +347,13 @@ class VLLMBackend:
             raise EngineDiedError(f"engine {self.name} did not say what its memory is taken by: {error}") from error
 
     def info(self) -> EngineInfo:
-        config = self._engine.vllm_config
-        cache = config.cache_config
         return EngineInfo(
             name=self.name,
             devices=self._place.names(),
             startup_s=round(self._startup_s, 1),
             settings={
-                "block_size": cache.block_size,
-                "kv_blocks": cache.num_gpu_blocks,
-                "prefix_caching": bool(cache.enable_prefix_caching),
-                "max_num_seqs": config.scheduler_config.max_num_seqs,
-                "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
-                "enforce_eager": config.model_config.enforce_eager,
-                "dtype": str(config.model_config.dtype).removeprefix("torch."),
+                **settings_of(self._engine.vllm_config),
                 "rope": self.rope_in_effect(),
-                "kv_cache_dtype": cache.cache_dtype,
                 **self._kv,
             },
         )
-
-
-def _tree(pids: Iterable[int]) -> list[psutil.Process]:
-    """These processes and all that they have started."""
-    found = []
-    for pid in pids:
-        with suppress(psutil.Error):
-            parent = psutil.Process(pid)
-            found += [parent, *parent.children(recursive=True)]
-    return found
-
-
-def _computed_s(processes: Iterable[psutil.Process]) -> float:
-    """Seconds of a core that these processes have used by now."""
-    used = 0.0
-    for process in processes:
-        with suppress(psutil.Error):
-            times = process.cpu_times()
-            used += times.user + times.system
-    return used
-
-
-def _stats_logger(
-    name: str,
-    on_kv_stats: Callable[[dict[str, Any]], None] | None,
-    on_stats: Callable[[str, float, int, int, int], None] | None,
-) -> Any:
-    """A stat logger class for AsyncLLM that hands on what the KV connector and the engine's scheduler counted.
-
-    It takes the place of vLLM's logger for Prometheus, which nobody reads here, and whose metrics have one registry in
-    a process: of two engines that start at the same time, one could fail to register its own.
-    """
-    from vllm.v1.metrics.loggers import PrometheusStatLogger
-
-    class StatsLogger(PrometheusStatLogger):
-        def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
-            pass
-
-        def record(self, scheduler_stats: Any, iteration_stats: Any = None, *_: Any, **__: Any) -> None:
-            if scheduler_stats is None:
-                return
-            if on_kv_stats is not None and scheduler_stats.kv_connector_stats:
-                on_kv_stats(scheduler_stats.kv_connector_stats)
-            if on_stats is not None:
-                # Requests that wait for something else than a place are counted apart from vLLM 0.30 or so.
-                waiting = scheduler_stats.num_waiting_reqs + getattr(scheduler_stats, "num_skipped_waiting_reqs", 0)
-                preempted = getattr(iteration_stats, "num_preempted_reqs", 0)  # None where nothing came out
-                on_stats(name, scheduler_stats.kv_cache_usage, scheduler_stats.num_running_reqs, waiting, preempted)
-
-        def log_engine_initialized(self) -> None:
-            pass
-
-        def record_sleep_state(self, *_: Any, **__: Any) -> None:
-            pass
-
-        def record_admission_rejection(self, *_: Any, **__: Any) -> None:
-            pass
-
-    return StatsLogger
-
-
-def window_sums(logprobs: Any, token_ids: Any, window: int) -> list[float]:
-    """Negative log-likelihoods (nats) of a prompt's tokens, summed over windows of so many tokens.
-
-    logprobs: for each token vLLM's mapping of token ids to log-probabilities, None for the first.
-    """
-    sums = [0.0] * -(-len(token_ids) // window)
-    for place, (token, of_token) in enumerate(zip(token_ids, logprobs, strict=True)):
-        if of_token is not None:
-            sums[place // window] -= of_token[token].logprob
-    return sums
-
-
-def margin(of_token: Any) -> float:
-    """By how much the best token is more likely than the second best: the difference of their log-probabilities, nats.
-
-    of_token: vLLM's mapping of token ids to log-probabilities at one place of an answer, the two best among them.
-    """
-    best, second = sorted((found.logprob for found in of_token.values()), reverse=True)[:2]
-    # A token that is ruled out has minus infinity, which no file can hold.
-    return min(best - second, MOST_NATS)
-
-
-def chat_token_ids(tokenizer: Any, chat: Any) -> list[int]:
-    """A chat as token ids by the model's own template, with the opening of the assistant's turn."""
-    return list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False))
-
-
-def _gist(error: Exception, most: int = 300) -> str:
-    """What vLLM says, in a line: pydantic's head and foot around the reason left out."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line.partition(" [type=")[0] for line in lines if "validation error" not in line and "pydantic" not in line]
-    text = "; ".join(told) or type(error).__name__
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _times(stats: Any) -> EngineTimes:
-    """vLLM's RequestStateStats; a zero there means that it did not come to that."""
-    if stats is None:
-        return EngineTimes()
-    return EngineTimes(
-        queued=stats.queued_ts or None,
-        scheduled=stats.scheduled_ts or None,
-        first_token=stats.first_token_ts or None,
-        last_token=stats.last_token_ts or None,
-        preemptions=getattr(stats, "num_preemptions", 0),  # from vLLM 0.27 or so
-    )

@@ -190,7 +190,8 @@ def _begin(folder: Path, cfg: DictConfig, jobs: list[list[str]], overrides: list
     """Writes sweep.json and makes the parent run, whose id goes to the jobs by the environment."""
     from wp1.analysis.sweep import figures as sweep_figures
     from wp1.runner.console import Screen
-    from wp1.tracking.mlflow_store import check_uri, open_sweep_or_say
+    from wp1.tracking.mlflow_store import open_sweep_or_say
+    from wp1.tracking.store import check_uri
 
     # Secrets of the configuration are known from here on.
     redaction.config({str(key): value for key, value in _plain(cfg).items()})

@@ -5,29 +5,20 @@ It goes one way: nothing is sent before a run has ended, and nothing that goes w
 
 import contextlib
 import logging
-import math
 import os
-import re
 import shlex
-import sqlite3
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
-
-from filelock import FileLock
-from filelock import Timeout as LockTimeout
 
 from wp1.analysis.sweep.figures import read_jobs
-from wp1.core import paths, redaction
-from wp1.core.errors import ConfigError, WP1Error
+from wp1.core.errors import WP1Error
 from wp1.core.run_folder import RunFolder
 from wp1.core.untrusted import is_own_store
-from wp1.machine.output import output_to
 from wp1.tracking.entry import MAX_TAG, TRAINING_VIEW, Entry, experiment_of
 from wp1.tracking.run import entry_of
+from wp1.tracking.store import Store, one_line, shown, store_of, talking_to
 from wp1.tracking.sweep import sweep_entry
 
 if TYPE_CHECKING:
@@ -35,15 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What a shell or an outer MLflow run may have set, and would send our run elsewhere.
-NOT_INHERITED = (
-    "MLFLOW_RUN_ID",
-    "MLFLOW_EXPERIMENT_ID",
-    "MLFLOW_EXPERIMENT_NAME",
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_REGISTRY_URI",
-    "MLFLOW_ENABLE_ASYNC_LOGGING",
-)
 PARENT_TAG = "mlflow.parentRunId"
 # Params or metrics a request.
 MAX_BATCH = 100
@@ -70,7 +52,7 @@ def publish_or_say(run_dir: Path, tracking: Any, screen: Says) -> str | None:
         screen.say(_not_published(run_dir, tracking.uri, "stopped by Ctrl-C"))
         raise
     except Exception as error:
-        screen.say(_not_published(run_dir, tracking.uri, _one_line(error)))
+        screen.say(_not_published(run_dir, tracking.uri, one_line(error)))
         return None
 
 
@@ -83,7 +65,7 @@ def publish(run: RunFolder, reports: Path, uri: str, timeout_s: float, parent: s
     Raises WP1Error with the reason in one line.
     """
     store = store_of(uri, Path(run.config["root"]))
-    with _talking_to(store, timeout_s, run.path):
+    with talking_to(store, timeout_s, run.path):
         entry = entry_of(run, reports)
         return _send(store, entry if parent is None else replace(entry, parent=parent))
 
@@ -96,7 +78,7 @@ def open_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> s
             return open_sweep(folder, manifest, uri)
     except Exception as error:
         screen.say(
-            f"not in MLflow (tracking.uri={shown(uri)}): {_one_line(error)}. The sweep goes on, its runs on their own"
+            f"not in MLflow (tracking.uri={shown(uri)}): {one_line(error)}. The sweep goes on, its runs on their own"
         )
         return None
 
@@ -108,7 +90,7 @@ def open_sweep(folder: Path, manifest: dict[str, Any], uri: str) -> str:
     Raises WP1Error with the reason in one line.
     """
     store = store_of(uri, Path(manifest["root"]))
-    with _talking_to(store, manifest["tracking"]["timeout_s"], folder):
+    with talking_to(store, manifest["tracking"]["timeout_s"], folder):
         entry = sweep_entry(folder, manifest, {})
         client, experiment = _experiment(store, entry)
         asked = f"tags.sweep = '{entry.run_id}' and tags.level = 'sweep'"
@@ -130,7 +112,7 @@ def close_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> 
         with screen.step("publishing the comparison to MLflow"):
             return close_sweep(folder, manifest, uri)
     except Exception as error:
-        screen.say(f"the comparison is not in MLflow (tracking.uri={shown(uri)}): {_one_line(error)}")
+        screen.say(f"the comparison is not in MLflow (tracking.uri={shown(uri)}): {one_line(error)}")
         return None
 
 
@@ -140,7 +122,7 @@ def close_sweep(folder: Path, manifest: dict[str, Any], uri: str) -> str:
     manifest: its `parent_run_id` is that run. Raises WP1Error with the reason in one line.
     """
     store, parent = store_of(uri, Path(manifest["root"])), manifest["parent_run_id"]
-    with _talking_to(store, manifest["tracking"]["timeout_s"], folder):
+    with talking_to(store, manifest["tracking"]["timeout_s"], folder):
         client, experiment = _experiment(store, sweep_entry(folder, manifest, {}))
         entry = sweep_entry(folder, manifest, _pages(client, folder, manifest))
         # Its end first: what follows may be stopped, or not fit the disk.
@@ -156,7 +138,7 @@ def discard_sweep(folder: Path, manifest: dict[str, Any]) -> None:
     timeout_s = manifest["tracking"]["timeout_s"]
     with contextlib.suppress(WP1Error):
         store = store_of(manifest["tracking"]["uri"], Path(manifest["root"]))
-        with _talking_to(store, timeout_s, folder):
+        with talking_to(store, timeout_s, folder):
             _client(store).delete_run(manifest["parent_run_id"])
 
 
@@ -184,113 +166,6 @@ def _not_published(run_dir: Path, uri: str, reason: str) -> str:
         f"not in MLflow (tracking.uri={shown(uri)}): {reason}. "
         f"The run is safe; publish it later with: python -m wp1.track {shlex.quote(str(run_dir))}{to}"
     )
-
-
-def check_uri(uri: str, base: Path) -> None:
-    """Raises ConfigError where `tracking.uri` names no store, before a run is made that could not go there."""
-    try:
-        store_of(uri, base)
-    except WP1Error as error:
-        raise ConfigError(f"tracking.uri={shown(uri)}: {error}") from error
-
-
-@dataclass(frozen=True)
-class Store:
-    """What a tracking URI names."""
-
-    uri: str
-    shown: str
-    database: Path | None = None  # the file of a SQLite store
-    in_project: bool = False  # the one that `make ui` shows
-
-
-def store_of(uri: str, base: Path) -> Store:
-    """The store that `uri` names; a relative SQLite file is taken from `base`. Raises WP1Error for any other kind."""
-    if uri.startswith("sqlite:///"):
-        file, mark, query = uri.removeprefix("sqlite:///").partition("?")
-        if file and file != ":memory:":
-            database = (base / file).resolve()
-            if "%" in str(database):
-                raise WP1Error("SQLAlchemy takes the % in that path for an escape: name a file without one")
-            absolute = f"sqlite:///{database}{mark}{query}"
-            return Store(absolute, absolute, database, database == paths.PACKAGE.resolve().parent / "mlflow.db")
-    elif uri.startswith(("http://", "https://")):
-        if urlsplit(uri).password is not None:
-            # It would be in config.yaml, and so in the report's and MLflow's copies of it.
-            raise WP1Error("the address has a password: use MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD instead")
-        return Store(uri.rstrip("/"), shown(uri.rstrip("/")))
-    raise WP1Error("no store wp1 can publish to: name sqlite:///FILE, or a server as http://HOST:PORT")
-
-
-def shown(uri: str) -> str:
-    """A tracking URI without what may be a secret in it."""
-    return redaction.text(uri)
-
-
-@contextmanager
-def _talking_to(store: Store, timeout_s: float, folder: Path) -> Iterator[None]:
-    """What is within has the store to itself; what goes wrong there is a WP1Error with the reason in one line.
-
-    MLflow, alembic and SQLAlchemy print while they work; all of it belongs in the folder's wp1.log.
-    """
-    log_file = folder / "wp1.log" if os.access(folder, os.W_OK) else Path(os.devnull)
-    with output_to(log_file), _environment(timeout_s):
-        try:
-            with _only_writer(store, timeout_s):
-                yield
-        except WP1Error:
-            raise
-        except Exception as error:
-            log.warning("could not publish to %s", store.shown, exc_info=True)
-            raise WP1Error(_reason(error, timeout_s)) from error
-
-
-@contextmanager
-def _environment(timeout_s: float) -> Iterator[None]:
-    """MLflow's settings for one call, put back afterwards: engines of a later job must not inherit them."""
-    # One retry is for a connection that the server closed while idle; both tries together take timeout_s.
-    settings = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, math.ceil(timeout_s / 2))),
-        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
-        "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
-        "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-        "GIT_PYTHON_REFRESH": "quiet",
-    }
-    before = {name: os.environ.get(name) for name in (*settings, *NOT_INHERITED)}
-    for name in NOT_INHERITED:
-        os.environ.pop(name, None)
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _only_writer(store: Store, timeout_s: float) -> Iterator[None]:
-    """Runs that end together take turns at a SQLite store: MLflow makes its tables in steps that must not mix.
-
-    Raises sqlite3.Error where the file cannot be written to, before MLflow tries it for minutes.
-    """
-    if store.database is None:
-        yield
-        return
-    store.database.parent.mkdir(parents=True, exist_ok=True)
-    # Those before us are at work, so they are given more time than a silent server.
-    wait_s = max(timeout_s, 60)
-    with FileLock(f"{store.database}.lock", timeout=wait_s):
-        with contextlib.closing(sqlite3.connect(store.database, timeout=timeout_s, isolation_level=None)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-        yield
 
 
 def _send(store: Store, entry: Entry) -> str:
@@ -408,22 +283,3 @@ def _fill(client: "MlflowClient", experiment: str, made: str, entry: Entry) -> N
     description = entry.description.replace("{run}", _page(experiment, made))
     client.set_tag(made, "mlflow.note.content", description[:MAX_TAG])
     client.set_terminated(made, entry.status, entry.end_ms)
-
-
-def _reason(error: Exception, timeout_s: float) -> str:
-    """MLflow's exceptions say all that was tried; a person needs what was in the way."""
-    text = " ".join(str(error).split())
-    if isinstance(error, LockTimeout):
-        return "another run was still publishing there"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    if "timed out" in text:
-        return f"no answer in {timeout_s:g} s (tracking.timeout_s)"
-    if found := re.search(r"\[Errno -?\d+\] ([\w ]+)", text) or re.search(r"Caused by \w+\(['\"](.*)['\"]\)", text):
-        return found[1].strip()
-    return _one_line(error).replace("(sqlite3.OperationalError) ", "").partition(" (Background on")[0]
-
-
-def _one_line(error: BaseException, most: int = 300) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else text[: most - 1] + "…"

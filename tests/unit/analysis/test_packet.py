@@ -13,8 +13,8 @@ from tests.conftest import Compose
 from tests.double import TINY
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1 import packet as command
-from wp1.analysis import packet
-from wp1.core.errors import WP1Error
+from wp1.analysis import excerpt, packet
+from wp1.core.errors import ConfigError
 from wp1.core.run_folder import read_json
 from wp1.runner.console import Screen
 from wp1.runner.reports import make_report
@@ -44,7 +44,7 @@ def _again(e3: Path, root: Path, experiment: str, name: str, **changes: Any) -> 
 
 
 def _all(e3: Path, root: Path, **changes: dict[str, Any]) -> None:
-    for n, name in enumerate(packet.EXPERIMENTS):
+    for n, name in enumerate(packet.experiments()):
         known = {"status": "completed", "reason": None, "started": f"2026-01-0{n + 1}T00:00:00+00:00"}
         _again(e3, root, name, f"run-20260101T00000{n}Z-00000000", **(known | changes.get(name, {})))
 
@@ -55,9 +55,9 @@ def test_a_whole_packet_has_every_experiment(e3: Path, tmp_path: Path) -> None:
     assert code == 0
     page = Path(said).read_text()
     assert [line for line in page.splitlines() if re.match(r"## E\d:", line)] != []
-    assert sorted(path.name for path in (tmp_path / "packet").iterdir()) == ["README.md", *packet.EXPERIMENTS]
+    assert sorted(path.name for path in (tmp_path / "packet").iterdir()) == ["README.md", *packet.experiments()]
     assert "Not whole" not in page
-    assert page.count("python -m wp1 ") >= 2 * len(packet.EXPERIMENTS)
+    assert page.count("python -m wp1 ") >= 2 * len(packet.experiments())
 
 
 def test_it_fails_where_one_is_missing_or_failed_unless_partial(e3: Path, tmp_path: Path) -> None:
@@ -80,6 +80,37 @@ def test_runs_of_two_machines_are_no_packet(e3: Path, tmp_path: Path) -> None:
     assert code == 1
     assert "several machines" in said
     assert "another" in said
+
+
+def test_experiments_are_those_of_conf_and_of_the_runs_found(e3: Path, tmp_path: Path) -> None:
+    assert packet.experiments() == ("e0", "e1", "e2", "e3", "e4", "e5", "e6")
+    _all(e3, tmp_path)
+    _again(e3, tmp_path, "mine", "run-mine", started="2026-01-09", question="What of mine?")
+    made = [tmp_path / "outputs"], tmp_path / "packet", "A packet"
+    code, said = command.make(*made, partial=False)
+    page = Path(said).read_text()
+    assert code == 0
+    assert [line for line in page.splitlines() if line.startswith("## mine: ")] == ["## mine: What of mine?"]
+    assert "- [mine](#mine): " in page and "[The whole report](mine/report.md)" in page
+    assert (tmp_path / "packet" / "mine" / "report.md").is_file()
+    # Made again without it, its old folder goes as those of the others do.
+    shutil.rmtree(tmp_path / "outputs" / "run-mine")
+    assert command.make(*made, partial=False)[0] == 0
+    assert not (tmp_path / "packet" / "mine").exists()
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "a b"])
+def test_a_name_that_is_not_plain_makes_no_folder(e3: Path, tmp_path: Path, name: str) -> None:
+    folder = _again(e3, tmp_path, name, "run-a")
+    with pytest.raises(ConfigError, match=f"{folder}/run_metadata.json has experiment="):
+        command.make([folder], tmp_path / "packet", "A packet", partial=True)
+    assert not (tmp_path / "packet").exists()
+
+
+def test_a_name_with_an_underscore_is_a_variant_of_a_known_experiment_only(e3: Path, tmp_path: Path) -> None:
+    for name in ("e1_gpu", "my_own"):
+        _again(e3, tmp_path, name, f"run-{name}")
+    assert list(packet.choose(packet.find([tmp_path / "outputs"]))) == ["e1", "my_own"]
 
 
 def test_the_newest_completed_run_is_taken(e3: Path, tmp_path: Path) -> None:
@@ -145,9 +176,9 @@ def test_samples_are_left_out_before_records(e3: Path, tmp_path: Path, monkeypat
 
 def test_nothing_of_others_is_overwritten(e3: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
-    with pytest.raises(WP1Error, match="not empty and no packet"):
+    with pytest.raises(ConfigError, match="not empty and is not a packet"):
         packet.write(packet.choose(packet.find([e3])), tmp_path, "A packet", [])
-    with pytest.raises(WP1Error, match="has no run in it"):
+    with pytest.raises(ConfigError, match="has no run in it"):
         packet.find([tmp_path])
 
 
@@ -157,34 +188,21 @@ def test_a_readme_does_not_make_a_packet(e3: Path, tmp_path: Path, monkeypatch: 
     (project / "src").mkdir(parents=True)
     (project / "README.md").write_text("# Mine\n")
     (project / "src" / "main.py").write_text("mine")
-    with pytest.raises(WP1Error, match="not empty and no packet"):
+    with pytest.raises(ConfigError, match="not empty and is not a packet"):
         packet.write(chosen, project, "A packet", [])
     old = tmp_path / "packet"
     page = packet.write(chosen, old, "A packet", [])
     (old / "notes.txt").write_text("mine")
-    with pytest.raises(WP1Error, match="not empty and no packet"):
+    with pytest.raises(ConfigError, match="not empty and is not a packet"):
         packet.write(chosen, old, "A packet", [])
     (old / "notes.txt").unlink()
     assert packet.write(chosen, old, "Another", []) == page
     monkeypatch.chdir(project)
     for out in (Path(), e3, e3.parent):
-        with pytest.raises(WP1Error, match="name another folder"):
+        with pytest.raises(ConfigError, match="name another folder"):
             packet.write(chosen, out, "A packet", [])
     assert (project / "src" / "main.py").read_text() == "mine"
     assert (e3 / "records.jsonl").is_file()
-
-
-def test_the_key_parts_of_a_report() -> None:
-    rows = "\n".join(f"| {n} |" for n in range(30))
-    page = (
-        "# E1: what?\n\n**completed** · `run`\n\n> **colocated**: shared.\n\n## Found\n\nIt costs.\n\n"
-        f"![How](run/a.png)\n\n*How*\n\n| x |\n| --- |\n{rows}\n\nLater words.\n\n![No](run/b.png)\n"
-    )
-    words, table, picture = packet.key_parts(page.replace("run/", ""), "e1")
-    assert words == "It costs."
-    assert table.count("\n| ") == packet.MAX_ROWS + 1
-    assert "10 more rows are in [the report](e1/report.md)" in table
-    assert picture == "![How](e1/a.png)"
 
 
 def test_it_says_in_short_how_each_report_begins(e3: Path, tmp_path: Path) -> None:
@@ -192,25 +210,8 @@ def test_it_says_in_short_how_each_report_begins(e3: Path, tmp_path: Path) -> No
     page = Path(command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=False)[1]).read_text()
     line, *_ = page.partition("## In short")[2].partition("## ")[0].strip().splitlines()
     assert line.startswith("- [E0](#e0): ")
-    begins = packet.key_parts((tmp_path / "packet" / "e0" / "report.md").read_text(), "e0")[0]
+    begins = excerpt.key_parts((tmp_path / "packet" / "e0" / "report.md").read_text(), "e0")[0]
     assert begins.startswith(line.removeprefix("- [E0](#e0): "))
-
-
-def test_every_arm_is_told_in_short_and_has_its_table() -> None:
-    of_arms = [
-        f"**{arm}**, GiB; reported: NVML.\n\n| {arm} |\n| --- |\n| {n} |" for n, arm in enumerate(("agg", "disagg"))
-    ]
-    page = (
-        "# E5: where?\n\n**completed**\n\n## Where\n\n**agg**, 512 tokens: one engine. It is large.\n\n"
-        "**disagg**, 512 tokens: two engines.\n\n"
-        + "\n\n".join(of_arms)
-        + "\n\n### Other\n\n| later |\n| --- |\n| 2 |\n"
-    )
-    parts = packet.key_parts(page, "e5")
-    assert [part for part in parts if part.startswith("|")] == ["| agg |\n| --- |\n| 0 |", "| disagg |\n| --- |\n| 1 |"]
-    assert packet._in_short({"e5": parts}).splitlines()[-1] == (
-        "- [E5](#e5): **agg**, 512 tokens: one engine. It is large. **disagg**, 512 tokens: two engines."
-    )
 
 
 def test_a_plot_that_the_page_does_not_show_is_left_behind(e3: Path, tmp_path: Path) -> None:
@@ -227,19 +228,6 @@ def test_local_changes_are_explained(e3: Path, tmp_path: Path) -> None:
     page = Path(command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=False)[1]).read_text()
     assert "`0123456789ab` with local changes |" in page
     assert "- **with local changes**: when the run began, files of the checkout differed from that commit" in page
-
-
-def test_a_long_beginning_ends_with_a_sentence() -> None:
-    first = "A prompt of 131,064 tokens waited 10.5 s. "
-    assert packet._beginning(first + "Much more is said. " * 40).endswith("Much more is said.")
-    assert len(packet._beginning(first + "Much more is said. " * 40)) <= packet.IN_SHORT
-    long = "One sentence " + "and on " * 100 + "to its end."
-    assert packet._beginning(long + " Another.") == long
-
-
-def test_lists_are_words_of_a_report() -> None:
-    page = "# E2: what?\n\n**completed**\n\n- **1k**: fast.\n- **8k**: slow.\n\n| x |\n| --- |\n| 1 |\n"
-    assert packet.key_parts(page, "e2")[0] == "- **1k**: fast.\n- **8k**: slow."
 
 
 def _damage(folder: Path, how: str) -> None:

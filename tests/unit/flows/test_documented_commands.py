@@ -25,7 +25,7 @@ from wp1 import main
 from wp1.config import checks, schema
 from wp1.core import command as command_line
 from wp1.core.errors import ConfigError
-from wp1.tracking.mlflow_store import check_uri
+from wp1.tracking.store import check_uri
 
 ALL = commands()
 RUNS = [one for one in ALL if one.program == "wp1" and not any(word.startswith("resume=") for word in one.words)]

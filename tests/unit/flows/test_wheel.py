@@ -68,5 +68,5 @@ def test_other_commands_are_subcommands(name: str, wp1_command: Path, tmp_path: 
 
 
 def test_every_module_that_is_a_command_is_a_subcommand() -> None:
-    modules = (path for path in (REPO / "wp1").glob("*.py") if "command.run(main)" in path.read_text())
+    modules = (path for path in (REPO / "wp1").glob("*.py") if "@command.guarded" in path.read_text())
     assert sorted(path.stem for path in modules if path.stem != "__main__") == sorted(command.NAMES)

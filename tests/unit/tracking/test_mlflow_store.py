@@ -27,7 +27,6 @@ from wp1.core.run_folder import RunFolder
 from wp1.track import track
 from wp1.tracking import mlflow_store
 from wp1.tracking.metrics import metrics_of
-from wp1.tracking.page import report_html
 
 STARTED, ENDED = "2026-11-23T09:37:31+00:00", "2026-11-23T09:38:49+00:00"
 
@@ -407,19 +406,6 @@ def test_an_experiment_that_a_server_keeps_or_somebody_deleted_says_so(tmp_path:
 def test_a_folder_that_is_none_of_a_run_costs_one_line(tmp_path: Path) -> None:
     line, _ = unanswered(tmp_path, "sqlite:///mlflow.db")
     assert "config.yaml" in line
-
-
-def test_a_relative_store_is_the_projects_wherever_one_stands(tmp_path: Path) -> None:
-    store = mlflow_store.store_of("sqlite:///mlflow.db", tmp_path)
-    assert store.uri == f"sqlite:///{tmp_path}/mlflow.db"
-    assert not store.in_project
-    project = REPO
-    assert mlflow_store.store_of("sqlite:///mlflow.db", project).in_project
-
-
-def test_the_page_shows_what_a_model_wrote_as_text(tmp_path: Path) -> None:
-    page = report_html("| a |\n| --- |\n| <script>alert(1)</script> |\n", tmp_path, "run-x")
-    assert "<table>" in page and "&lt;script&gt;" in page and "<script" not in page
 
 
 def test_a_run_that_was_killed_is_reported_and_published_as_failed(tmp_path: Path, store: str, run_id: str) -> None:

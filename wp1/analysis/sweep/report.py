@@ -8,11 +8,11 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.base import metric_table, provenance, tables
+from wp1.analysis.base.how_to_read import HOW_TO_READ_ARMS
 from wp1.analysis.base.markdown import fence, form_of, plain, table, text
 from wp1.analysis.comparison import report as comparison_report
 from wp1.analysis.quality import figures as quality_figures
 from wp1.analysis.quality import report as quality_report
-from wp1.analysis.report import HOW_TO_READ_ARMS
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep.figures import Job, Pair, differing, titles
 from wp1.analysis.sweep.plots import sweep_plot

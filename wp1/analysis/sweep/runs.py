@@ -10,7 +10,6 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis import completeness
 from wp1.analysis.base import metrics
 from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.sweep import figures as sweep_figures
@@ -43,16 +42,12 @@ def folders_of(given: Sequence[Path]) -> list[Path]:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Job]:
-    """The runs as jobs of a sweep that never was: numbered, and told apart by the settings in which they differ.
-
-    Raises ConfigError where a folder has lost lines.
-    """
+    """The runs as jobs of a sweep that never was: numbered, and told apart by the settings in which they differ."""
     found = [RunTables(folder, compared=True) for folder in folders]
     settings = [settings_of(run.config) for run in found]
     keys = differing_settings(settings)
     jobs = []
     for number, (run, of_run) in enumerate(zip(found, settings, strict=True)):
-        completeness.check(run)
         metadata = run.metadata
         # scheduler=disagg, as on the command line, and not name=disagg.
         names = {key.removesuffix(".name"): said(of_run, key) for key in naming(keys)}

@@ -11,7 +11,9 @@ import pytest
 from tests.double import DoubleBackend, fresh
 from wp1.core.records import Handoff, QueueLengths, Request, RequestRecord, new_record
 from wp1.serving.backend import Chunk, EngineInfo, EngineTimes
+from wp1.serving.schedulers.broker import KVBroker, Ticket
 from wp1.serving.schedulers.disaggregated import DisaggregatedScheduler
+from wp1.serving.schedulers.handover import Handover
 from wp1.serving.schedulers.ledger import Ledger
 from wp1.serving.transfer import Pools, TransferReport
 from wp1.serving.transfer.nixl import NixlTransfer
@@ -72,8 +74,8 @@ def _run(world: World, body: Callable[[], Awaitable[Any]]) -> Any:
             result = await body()
             held = await world.scheduler.kv_free(within_s=1)
             assert all(held.values()), held
-            assert world.scheduler._broker is not None
-            assert world.scheduler._broker.blocks_held() == (0, 0)
+            assert world.scheduler._pools.broker is not None
+            assert world.scheduler._pools.broker.blocks_held() == (0, 0)
             return result
 
     return asyncio.run(asyncio.wait_for(go(), 20))
@@ -170,7 +172,7 @@ def test_of_a_prompt_that_was_there_whole_the_prefill_engine_lets_go(backend: ty
 
     [handoff] = _run(world, body)
     assert (handoff.status, handoff.tokens_kept, handoff.bytes, handoff.bytes_expected) == ("ok", 40, 0, 0)
-    assert not world.scheduler._unfetched
+    assert not world.scheduler._pools.unfetched
 
 
 def test_of_what_is_never_handed_over_nothing_is_kept(backend: type[DoubleBackend]) -> None:
@@ -180,8 +182,8 @@ def test_of_what_is_never_handed_over_nothing_is_kept(backend: type[DoubleBacken
         await world.serve(0, tokens=1)
         world.engine("prefill-0").kill()
         await world.serve(1)
-        assert world.scheduler._ledger is not None
-        return len(world.scheduler._ledger._open)
+        assert world.scheduler._pools.ledger is not None
+        return len(world.scheduler._pools.ledger._open)
 
     assert _run(world, body) == 0
     assert world.handoffs == []
@@ -198,14 +200,16 @@ def test_of_what_is_never_handed_over_nothing_is_kept(backend: type[DoubleBacken
 def test_kv_is_usable_when_it_is_there_and_the_decode_engine_has_begun(
     backend: type[DoubleBackend], scheduled: float, copy_s: float | None, usable: float
 ) -> None:
-    scheduler = World(backend).scheduler
-    scheduler._ledger = Ledger(lambda _: None, "ipc", block_tokens=16, block_bytes=1600)
+    pools = World(backend).scheduler._pools
+    ledger = Ledger(lambda _: None, "ipc", block_tokens=16, block_bytes=1600)
     request = Request("r0", "disagg", "cell", 0, PROMPT, 5, seed=0)
-    record, handoff = new_record(request, 0.0), scheduler._ledger.open(request, "7-0a1b2c3d", "prefill-0")
+    record, handoff = new_record(request, 0.0), ledger.open(request, "7-0a1b2c3d", "prefill-0")
     for end, failed in ((2.2, None), (2.5, None), (2.9, "it was not needed")):
-        scheduler._ledger.report(TransferReport("7-0a1b2c3d-89abcdef", 1.0, end, 1600, failed, copy_s))
+        ledger.report(TransferReport("7-0a1b2c3d-89abcdef", 1.0, end, 1600, failed, copy_s))
     chunk = Chunk(4.0, [1], "1 ", finish_reason="length", times=EngineTimes(1.0, scheduled, 3.5, 4.0))
-    scheduler._add_decoded(record, handoff, chunk)
+    broker, ticket = KVBroker([], [], "round_robin"), Ticket(40, 45)
+    serving = Handover(pools, broker, ledger, request, record, ticket, handoff, streams_prefill_token=True)
+    serving._add_decoded(chunk)
     assert record.t_decode_scheduled == handoff.t_decode_scheduled == usable
 
 
@@ -236,10 +240,10 @@ def test_two_hundred_at_once_through_a_narrow_pool(backend: type[DoubleBackend])
     held, waiting = [], []
 
     async def body() -> list[RequestRecord]:
-        assert world.scheduler._broker is not None
+        assert world.scheduler._pools.broker is not None
         serving = [asyncio.create_task(world.serve(n)) for n in range(200)]
         while not all(task.done() for task in serving):
-            waiting.append(world.scheduler._broker.lengths()["prefill_waiting"])
+            waiting.append(world.scheduler._pools.broker.lengths()["prefill_waiting"])
             held.append(max(len(world.engine(f"prefill-{n}").held) for n in range(2)))
             await asyncio.sleep(0.001)
         return [task.result() for task in serving]

@@ -1,5 +1,6 @@
 """Blocks that others may still write, or that we may: over the real protocol, with steps that take their time."""
 
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -69,6 +70,13 @@ class Engines:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         return self.receiver.ended.popleft()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """For mailboxes: private, and with a path short enough for a socket's."""
+    with tempfile.TemporaryDirectory(prefix="kv-") as path:
+        yield Path(path)
 
 
 @pytest.fixture

@@ -1,0 +1,158 @@
+"""The MLflow store that `tracking.uri` names, and having it to oneself while publishing."""
+
+import contextlib
+import logging
+import math
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+from filelock import Timeout as LockTimeout
+
+from wp1.core import paths, redaction
+from wp1.core.errors import ConfigError, WP1Error
+from wp1.machine.output import output_to
+
+log = logging.getLogger(__name__)
+
+# What a shell or an outer MLflow run may have set, and would send our run elsewhere.
+NOT_INHERITED = (
+    "MLFLOW_RUN_ID",
+    "MLFLOW_EXPERIMENT_ID",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_ENABLE_ASYNC_LOGGING",
+)
+
+
+def check_uri(uri: str, base: Path) -> None:
+    """Raises ConfigError where `tracking.uri` names no store, before a run is made that could not go there."""
+    try:
+        store_of(uri, base)
+    except WP1Error as error:
+        raise ConfigError(f"tracking.uri={shown(uri)}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Store:
+    """What a tracking URI names."""
+
+    uri: str
+    shown: str
+    database: Path | None = None  # the file of a SQLite store
+    in_project: bool = False  # the one that `make ui` shows
+
+
+def store_of(uri: str, base: Path) -> Store:
+    """The store that `uri` names; a relative SQLite file is taken from `base`. Raises WP1Error for any other kind."""
+    if uri.startswith("sqlite:///"):
+        file, mark, query = uri.removeprefix("sqlite:///").partition("?")
+        if file and file != ":memory:":
+            database = (base / file).resolve()
+            if "%" in str(database):
+                raise WP1Error("SQLAlchemy takes the % in that path for an escape: name a file without one")
+            absolute = f"sqlite:///{database}{mark}{query}"
+            return Store(absolute, absolute, database, database == paths.PACKAGE.resolve().parent / "mlflow.db")
+    elif uri.startswith(("http://", "https://")):
+        if urlsplit(uri).password is not None:
+            # It would be in config.yaml, and so in the report's and MLflow's copies of it.
+            raise WP1Error("the address has a password: use MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD instead")
+        return Store(uri.rstrip("/"), shown(uri.rstrip("/")))
+    raise WP1Error("no store wp1 can publish to: name sqlite:///FILE, or a server as http://HOST:PORT")
+
+
+def shown(uri: str) -> str:
+    """A tracking URI without what may be a secret in it."""
+    return redaction.text(uri)
+
+
+@contextmanager
+def talking_to(store: Store, timeout_s: float, folder: Path) -> Iterator[None]:
+    """What is within has the store to itself; what goes wrong there is a WP1Error with the reason in one line.
+
+    MLflow, alembic and SQLAlchemy print while they work; all of it belongs in the folder's wp1.log.
+    """
+    log_file = folder / "wp1.log" if os.access(folder, os.W_OK) else Path(os.devnull)
+    with output_to(log_file), _environment(timeout_s):
+        try:
+            with _only_writer(store, timeout_s):
+                yield
+        except WP1Error:
+            raise
+        except Exception as error:
+            log.warning("could not publish to %s", store.shown, exc_info=True)
+            raise WP1Error(_reason(error, timeout_s)) from error
+
+
+@contextmanager
+def _environment(timeout_s: float) -> Iterator[None]:
+    """MLflow's settings for one call, put back afterwards: engines of a later job must not inherit them."""
+    # One retry is for a connection that the server closed while idle; both tries together take timeout_s.
+    settings = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, math.ceil(timeout_s / 2))),
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
+        "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+    before = {name: os.environ.get(name) for name in (*settings, *NOT_INHERITED)}
+    for name in NOT_INHERITED:
+        os.environ.pop(name, None)
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _only_writer(store: Store, timeout_s: float) -> Iterator[None]:
+    """Runs that end together take turns at a SQLite store: MLflow makes its tables in steps that must not mix.
+
+    Raises sqlite3.Error where the file cannot be written to, before MLflow tries it for minutes.
+    """
+    if store.database is None:
+        yield
+        return
+    store.database.parent.mkdir(parents=True, exist_ok=True)
+    # Those before us are at work, so they are given more time than a silent server.
+    wait_s = max(timeout_s, 60)
+    with FileLock(f"{store.database}.lock", timeout=wait_s):
+        with contextlib.closing(sqlite3.connect(store.database, timeout=timeout_s, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        yield
+
+
+def _reason(error: Exception, timeout_s: float) -> str:
+    """MLflow's exceptions say all that was tried; a person needs what was in the way."""
+    text = " ".join(str(error).split())
+    if isinstance(error, LockTimeout):
+        return "another run was still publishing there"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if "timed out" in text:
+        return f"no answer in {timeout_s:g} s (tracking.timeout_s)"
+    if found := re.search(r"\[Errno -?\d+\] ([\w ]+)", text) or re.search(r"Caused by \w+\(['\"](.*)['\"]\)", text):
+        return found[1].strip()
+    return one_line(error).replace("(sqlite3.OperationalError) ", "").partition(" (Background on")[0]
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 1] + "…"
