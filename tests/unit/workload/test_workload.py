@@ -1,4 +1,4 @@
-"""Prompts: seeded, the same everywhere, never shared between warm-up, repeats and requests; and datasets."""
+"""Prompts are seeded, the same on every machine, and never shared between warm-up, repeats and requests. Datasets."""
 
 import hashlib
 import json
@@ -32,14 +32,14 @@ def _asked(cfg: Any) -> Material:
 
 def test_random_prompts_have_the_exact_length_and_are_all_different(config: Compose) -> None:
     cfg, cell = _random_cell(config)
-    every = [r for repeat in range(3) for r in prompts.measured(cfg, cell, repeat, MATERIAL)]
-    every += [r for number in range(2) for r in prompts.warmup_round(cfg, cell, 0, MATERIAL, 2, number)]
-    assert {len(request.prompt) for request in every} == {50}
-    assert len({tuple(request.prompt) for request in every}) == len(every) == 16  # type: ignore[arg-type]
-    assert len({request.request_id for request in every}) == 16
+    requests = [r for repeat in range(3) for r in prompts.measured(cfg, cell, repeat, MATERIAL)]
+    requests += [r for number in range(2) for r in prompts.warmup_round(cfg, cell, 0, MATERIAL, 2, number)]
+    assert {len(request.prompt) for request in requests} == {50}
+    assert len({tuple(request.prompt) for request in requests}) == len(requests) == 16  # type: ignore[arg-type]
+    assert len({request.request_id for request in requests}) == 16
 
 
-def test_requests_can_be_taken_again_and_are_the_same(config: Compose) -> None:
+def test_requests_are_the_same_when_iterated_again(config: Compose) -> None:
     cfg, cell = _random_cell(config)
     requests = prompts.measured(cfg, cell, 0, MATERIAL)
     assert list(requests) == list(requests) == requests[:]
@@ -49,7 +49,7 @@ def test_requests_can_be_taken_again_and_are_the_same(config: Compose) -> None:
 
 
 def test_the_same_seed_gives_the_same_prompts_on_any_machine(config: Compose) -> None:
-    """Known digests: a change here means that runs of before cannot be compared with runs of now."""
+    """Known digests: if they change, new runs cannot be compared with earlier ones."""
     cfg, cell = _random_cell(config)
     ids = [request.prompt for request in prompts.measured(cfg, cell, 0, MATERIAL)]
     assert _digest(ids) == "147139b46bddd3ee"
@@ -61,7 +61,7 @@ def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
-def test_a_shared_prefix_is_shared_within_a_repeat_and_nothing_else_is(config: Compose) -> None:
+def test_only_the_shared_prefix_is_shared_and_only_within_a_repeat(config: Compose) -> None:
     cfg, cell = _random_cell(config, "workload.shared_prefix=0.4")
     first, second = ([r.prompt for r in prompts.measured(cfg, cell, repeat, MATERIAL)] for repeat in (0, 1))
     assert {len(prompt) for prompt in first + second} == {50}
@@ -79,13 +79,13 @@ def test_questions_keep_their_seed_in_every_repeat(config: Compose) -> None:
     assert len({r.seed for r in first}) == len(first) == 6
 
 
-def test_questions_are_asked_again_from_the_start_when_more_are_wanted(config: Compose) -> None:
+def test_questions_repeat_from_the_start_if_there_are_too_few(config: Compose) -> None:
     cfg = config("workload.num_requests=8")
     requests = prompts.measured(cfg, plan(cfg)[0].cells[0], 0, _asked(cfg))
     assert len(requests) == len({r.request_id for r in requests}) == 8
 
 
-def test_without_a_tokenizer_a_text_is_its_bytes(config: Compose) -> None:
+def test_without_a_tokenizer_token_ids_are_the_text_s_bytes(config: Compose) -> None:
     cfg = config("model=llama31_8b_shape")
     request = prompts.measured(cfg, plan(cfg)[0].cells[0], 0, _asked(cfg))[0]
     assert bytes(request.prompt).decode() == "What is the capital of France?"  # type: ignore[arg-type]
@@ -102,7 +102,7 @@ def _dataset(path: Path, **changes: Any):
     return OmegaConf.create({"name": "file", "source": "file", "path": str(path), "limit": None} | changes)
 
 
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_a_question_file(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text('{"question": "Why?", "context": "Because."}\n\n{"id": 7, "question": "How?"}\n')
     rows = dataset.load(_dataset(path))
@@ -129,13 +129,13 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, text: str, message:
         dataset.load(_dataset(path))
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"q\.jsonl cannot be read"):
         dataset.load(_dataset(path))
 
 
-def test_an_unknown_builtin_names_those_there_are() -> None:
+def test_an_unknown_builtin_dataset_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"dataset\.name=other .* questions"):
         dataset.load(OmegaConf.create({"name": "other", "source": "builtin", "path": None, "limit": None}))
