@@ -78,7 +78,7 @@ class DoubleBackend:
     async def generate(
         self, request: Request, kv_transfer_params: dict[str, Any] | None = None
     ) -> AsyncIterator[Chunk]:
-        """Streams a request. `kv_transfer_params` (NIXL's form) has it hold a prefill's KV or fetch KV; no bytes move."""
+        """Streams a request. With `kv_transfer_params`, as NIXL's, it holds or fetches a prompt's KV; no bytes move."""
         params = kv_transfer_params or {}
         self.served += 1
         type(self).noted.append((self.name, "served"))
