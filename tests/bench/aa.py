@@ -16,8 +16,8 @@ from hydra import compose, initialize_config_dir
 
 from tests.bench import machine
 from tests.bench.calibration import HEADER, table_rows
-from wp1.analysis.base import tables
-from wp1.analysis.comparison.figures import METRICS, compare
+from wp1.analysis.base import metric_table, tables
+from wp1.analysis.comparison.figures import compare
 from wp1.analysis.report import table
 from wp1.config import schema
 from wp1.core.plan import plan
@@ -78,11 +78,11 @@ def text_of(comparisons: list[pl.DataFrame]) -> str:
     """How often a difference was claimed, by metric."""
     rows = pl.concat(comparisons)
     lines = []
-    for name, title, _ in METRICS:
-        tested = rows.filter((pl.col("metric") == name) & pl.col("excludes_zero").is_not_null())
+    for figure in metric_table.shown_in("comparison"):
+        tested = rows.filter((pl.col("metric") == figure.name) & pl.col("excludes_zero").is_not_null())
         if tested.height:
             shown = int(tested["shown"].sum())
-            lines.append([title, tested.height, int(tested["excludes_zero"].sum()), shown])
+            lines.append([figure.title, tested.height, int(tested["excludes_zero"].sum()), shown])
     tested = rows.filter(pl.col("excludes_zero").is_not_null())
     lines.append(["**all**", tested.height, int(tested["excludes_zero"].sum()), int(tested["shown"].sum())])
     share = tested["excludes_zero"].mean()

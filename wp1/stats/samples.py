@@ -1,11 +1,7 @@
-"""Figures of one cell's requests with their intervals, all by `wp1.stats.intervals`.
-
-Nothing is resampled any more: as few repeats as a run has make a bootstrap's intervals too narrow. The module keeps
-its name for the scripts that import it.
-"""
+"""Figures of one cell's requests with their intervals, all by `wp1.stats.intervals`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -19,14 +15,11 @@ def resamples(repeat_of_slot: np.ndarray, order: np.ndarray | None = None) -> tu
     return np.unique(repeat_of_slot), intervals.units(repeat_of_slot, order)
 
 
-def values(rows: pl.DataFrame, column: str, index: Mapping[str, int]) -> Values:
-    """The values of a column, and the slot that each belongs to, by its row's `name`."""
-    slots = np.fromiter((index[name] for name in rows["name"]), dtype=np.int32, count=rows.height)
-    return of_slots(slots, rows[column])
-
-
 def of_slots(slots: np.ndarray, column: pl.Series) -> Values:
-    """As `values`, by the slot of each row. A list column has several values a row; null and NaN are none."""
+    """The values of a column, and the slot that each belongs to by its row.
+
+    A list column has several values a row; null and NaN are none.
+    """
     if column.dtype != pl.List:
         numbers = column.cast(pl.Float64).to_numpy()
         there = ~np.isnan(numbers)
@@ -45,21 +38,22 @@ class Sample:
         self.requests = requests
         self._units = intervals.units(requests["repeat"].to_numpy(), order_of(requests["request_id"]))
 
-    def figure(self, column: str, statistic: str = "mean") -> dict[str, float | int] | None:
+    def figure(self, column: str, statistic: str = "mean", digits: int = 4) -> dict[str, float | int] | None:
         """n, value, low and high of a column's mean or percentile ("p95"), in its unit; None where it has no value.
 
-        A list column counts every one of its values. low and high are left out where too few parts have the figure.
+        digits: decimals that are kept. A list column counts every one of its values. low and high are left out where
+        too few parts have the figure.
         """
         found = self._values(column)
         if not found.numbers.size:
             return None
         parts = self._parts(found, statistic)
         value = intervals.figure_of(found.numbers, statistic) if parts is None else parts.value
-        figure: dict[str, float | int] = {"n": int(found.numbers.size), "value": round(value, 4)}
+        figure: dict[str, float | int] = {"n": int(found.numbers.size), "value": round(value, digits)}
         interval = None if parts is None else self._interval(found, parts, statistic)
         if interval is None:
             return figure
-        return figure | {"low": round(interval.low, 4), "high": round(interval.high, 4)}
+        return figure | {"low": round(interval.low, digits), "high": round(interval.high, digits)}
 
     def _interval(self, found: Values, parts: intervals.Parts, statistic: str) -> intervals.Interval | None:
         if statistic == "mean":

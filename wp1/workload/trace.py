@@ -19,11 +19,6 @@ from wp1.workload.trace_formats import CSV_FORMATS, FORMATS, Row, Trace
 LOWEST_ID = 1000  # models keep their special tokens below it
 
 
-def load(workload: Any, max_len: int, encode: Callable[[str], list[int]]) -> list[Row]:
-    """The rows from `read`, with texts as token ids. Raises ConfigError as `read` and `tokenized` do."""
-    return tokenized(read(workload), max_len, encode).rows
-
-
 def read(workload: Any) -> Trace:
     """The first `workload.num_requests` rows by time (all, if null), times as recorded.
 

@@ -101,7 +101,7 @@ def _block_size(
 
     Raises ConfigError, with the key, if hash ids or times contradict the format or leave it open.
     """
-    fitting = fitting_blocks(rows)
+    fitting = _fitting_blocks(rows)
     choice = f"set {KEY}={MOONCAKE.name} (times in ms) or {KEY}={BAILIAN.name} (in s)"
     # If hash ids do not decide it, only the unit of time is open. Mooncake's times are whole milliseconds.
     fractions = any(row.time_s != int(row.time_s) for row in rows)
@@ -138,7 +138,7 @@ def _fits(row: Row, block: int) -> bool:
     return row.prompt_len // block <= len(row.blocks) <= math.ceil(row.prompt_len / block)
 
 
-def fitting_blocks(rows: Sequence[Row]) -> list[int] | None:
+def _fitting_blocks(rows: Sequence[Row]) -> list[int] | None:
     """The block sizes (tokens, powers of two) for which every row with hash ids has one id per block of its prompt.
 
     None if no row has hash ids.

@@ -112,7 +112,7 @@ def test_rows_of_every_form_in_one_file(config: Compose, tmp_path: Path, array: 
         {"prompt": "How?"},
     ]
     cfg = config("dataset=file", f"dataset.path={_file(tmp_path, rows, array)}")
-    rows_read = dataset.load(cfg.dataset)
+    rows_read = dataset.read(cfg.dataset).rows
     assert [(row.question, row.answer, row.output_len) for row in rows_read] == [
         ("Why?", None, 3), ("Why?", "So.", None), ("Why?", None, 5), ("How?", None, None),
     ]  # fmt: skip
@@ -123,7 +123,7 @@ def test_rows_of_every_form_in_one_file(config: Compose, tmp_path: Path, array: 
 def test_a_row_of_unknown_form_is_refused_with_its_fields(config: Compose, tmp_path: Path) -> None:
     file = _file(tmp_path, [{"prompt": "x"}, {"instruction": "x", "output": "y"}])
     with pytest.raises(ConfigError) as caught:
-        dataset.load(config("dataset=file", f"dataset.path={file}").dataset)
+        dataset.read(config("dataset=file", f"dataset.path={file}").dataset)
     assert f'{file}:2 has no "question"' in str(caught.value)
     assert "it has the fields instruction, output: " in str(caught.value)
     assert '"conversations" (ShareGPT)' in str(caught.value)
@@ -146,7 +146,7 @@ def test_bad_rows_are_skipped_and_counted_on_request(config: Compose, tmp_path: 
 def test_rows_after_the_limit_are_not_read(config: Compose, tmp_path: Path) -> None:
     file = _file(tmp_path, [{"prompt": "a"}, {"prompt": "b"}, {"x": 1}])
     cfg = config("dataset=file", f"dataset.path={file}", "dataset.limit=2")
-    assert len(dataset.load(cfg.dataset)) == 2
+    assert len(dataset.read(cfg.dataset).rows) == 2
 
 
 class _Words:
@@ -194,7 +194,7 @@ def test_a_row_s_answer_length_is_used_up_to_output_len(config: Compose, tmp_pat
 
 def test_a_conversation_that_the_template_refuses_is_named(config: Compose, tmp_path: Path) -> None:
     file = _file(tmp_path, [{"prompt": "a"}, {"messages": _openai(SYSTEM, ASKED)}])
-    rows = dataset.load(config("dataset=file", f"dataset.path={file}").dataset)
+    rows = dataset.read(config("dataset=file", f"dataset.path={file}").dataset).rows
     with pytest.raises(ConfigError, match=r"rows\.jsonl:2 cannot be asked by the model's chat template \(System role"):
         prompt_data._tokenized(rows, _Words())  # type: ignore[arg-type]
     [(_, ids)] = prompt_data._tokenized(rows[:1], _Words())  # type: ignore[arg-type]

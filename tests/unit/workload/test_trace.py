@@ -31,7 +31,8 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def _load(path: Path, max_len: int = 4096, **settings: Any) -> list[Row]:
-    return trace.load(Workload(trace_path=str(path), **settings), max_len, prompts.as_token_ids)
+    recorded = trace.read(Workload(trace_path=str(path), **settings))
+    return trace.tokenized(recorded, max_len, prompts.as_token_ids).rows
 
 
 def _ids(rows: list[Row], seed: int = 1, scale: float = 1.0) -> list[list[int]]:
