@@ -70,7 +70,7 @@ def main() -> None:
         _alone(args.only, args.pairs, args.write)
     if unknown := set(only) - set(PARTS):
         parser.error(
-            f"--only: {', '.join(unknown)} unknown: choose from {', '.join(PARTS)}, or one of {', '.join(ALONE)} alone"
+            f"--only: unknown part {', '.join(unknown)}: choose from {', '.join(PARTS)}, or one of {', '.join(ALONE)} alone"
         )
     rows: list[list[str]] = []
     if "engines" in only or "vllm" in only:

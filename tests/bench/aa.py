@@ -87,11 +87,11 @@ def text_of(comparisons: list[pl.DataFrame]) -> str:
     lines.append(["**all**", tested.height, int(tested["excludes_zero"].sum()), int(tested["shown"].sum())])
     share = tested["excludes_zero"].mean()
     claims = sum(bool(comparison["shown"].any()) for comparison in comparisons)
-    words = (
+    sentences = (
         f"{100 * float(share or 0):.1f} % of {tested.height} intervals exclude zero although nothing differs "  # pyright: ignore[reportArgumentType]
         f"(5 % are expected). A difference was claimed in {claims} of {len(comparisons)} comparisons."
     )
-    return f"{table(['metric', 'comparisons', 'excludes zero', 'shown'], lines, 'lrrr')}\n\n{words}"
+    return f"{table(['metric', 'comparisons', 'excludes zero', 'shown'], lines, 'lrrr')}\n\n{sentences}"
 
 
 def simulated() -> str:

@@ -41,8 +41,8 @@ def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def _generation(tokens: ModelTokens, passages: Passages) -> list[str]:
     tasks = [name for name in ruler.names() if name not in ruler.FILES]
     prompts = RulerPrompts(tokens, LENGTH, passages)
-    seconds, made = _timed(lambda: [prompts.make(tasks[n % len(tasks)], 42, n) for n in range(PROMPTS)])
-    least, _ = _timed(lambda: [tokens.chat(one.row.context) for one in made])
+    seconds, examples = _timed(lambda: [prompts.make(tasks[n % len(tasks)], 42, n) for n in range(PROMPTS)])
+    least, _ = _timed(lambda: [tokens.chat(one.row.context) for one in examples])
     what = f"{PROMPTS} RULER prompts of {LENGTH:,} tokens made, against tokenized once"
     return [what, f"{seconds:.1f} s", f"{least:.1f} s", f"{seconds / least:.2f}", "", "under 60 s"]
 

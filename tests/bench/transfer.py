@@ -106,7 +106,7 @@ def main() -> None:
         return
     args.only = args.only.split(",")
     if unknown := set(args.only) - set(VARIANTS):
-        parser.error(f"--only: {', '.join(sorted(unknown))} unknown: choose from {','.join(VARIANTS)}")
+        parser.error(f"--only: unknown variant {', '.join(sorted(unknown))}: choose from {','.join(VARIANTS)}")
     with tempfile.TemporaryDirectory() as folder, Screen() as screen:
         try:
             results = Results.begin(args.write or Path(folder) / "results", _facts(args))

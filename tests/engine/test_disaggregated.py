@@ -43,8 +43,8 @@ class Pools:
         self.written: list[Event] = []
         log = folder / "engine.log"
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            words = [f"root={folder}", "scheduler=disagg", f"workload.timeout_s={LEASE_S}", "model.max_len=4096"]
-            cfg = schema.resolve(compose("config", [*words, *overrides]))
+            defaults = [f"root={folder}", "scheduler=disagg", f"workload.timeout_s={LEASE_S}", "model.max_len=4096"]
+            cfg = schema.resolve(compose("config", [*defaults, *overrides]))
         checks.check(cfg)
         self.guard = stack.enter_context(ProcessGuard())
         stack.enter_context(output_to(log))

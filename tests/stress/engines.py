@@ -147,7 +147,7 @@ class Pool:
         self._free.extend(blocks)
 
     @property
-    def given(self) -> int:
+    def in_use(self) -> int:
         return len(self._in_use)
 
 
@@ -208,13 +208,13 @@ class PrefillEngine:
         return bool(self._waiting or self._running or self._held)
 
     @property
-    def given(self) -> int:
-        return self._pool.given
+    def in_use(self) -> int:
+        return self._pool.in_use
 
     def __str__(self) -> str:
         running = [(r.request_id, r.num_computed_tokens, len(r.blocks)) for r in self._running]
         waiting = [(r.request_id, blocks_for(r.num_prompt_tokens)) for r in self._waiting]
-        return f"prefill: waiting {waiting}, running {running}, held {list(self._held)}, {self.given} blocks in use"
+        return f"prefill: waiting {waiting}, running {running}, held {list(self._held)}, {self.in_use} blocks in use"
 
     def step(self) -> list[tuple[Request, dict[str, Any]]]:
         """One step. Returns the finished prompts, with the parameters for fetching their KV."""
@@ -372,8 +372,8 @@ class DecodeEngine:
         return bool(self._waiting or self._loading or self._ahead or self._running)
 
     @property
-    def given(self) -> int:
-        return self._pool.given
+    def in_use(self) -> int:
+        return self._pool.in_use
 
     def leftovers(self) -> int:
         """How many entries the connector's halves still hold for handoffs that have ended.
@@ -397,7 +397,7 @@ class DecodeEngine:
         orders = [list(receiver._orders) for receiver in self._receivers]
         return (
             f"decode: waiting {waiting}, loads {loads}, sources {sources}, orders {orders}, kept {kept}, "
-            f"{self.given} blocks in use"
+            f"{self.in_use} blocks in use"
         )
 
     def step(self) -> list[tuple[Request, str | None]]:

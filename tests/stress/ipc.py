@@ -182,7 +182,7 @@ def prefill_process(pipe: Connection, folder: str, settings: dict[str, Any]) -> 
                 deadline = time.monotonic() + 10
                 while engine.busy and time.monotonic() < deadline:
                     engine.step()
-                pipe.send((engine.given, engine.preemptions))
+                pipe.send((engine.in_use, engine.preemptions))
                 return
             if kind == "say":
                 print(engine, file=sys.stderr, flush=True)
@@ -247,13 +247,13 @@ def stress(
                     last_message = time.monotonic()
                     say(f"{sum(client.outcomes[word] for word in ('well', 'given up'))} of {handoffs}")
             ours.send(("stop",))
-            given, preemptions = ours.recv()
+            in_use, preemptions = ours.recv()
         finally:
             child.kill()
             child.join()
         decode.stop()
-    assert given == 0, f"the prefill engine lost {given} blocks"
-    assert decode.given == 0, f"the decode engine lost {decode.given} blocks"
+    assert in_use == 0, f"the prefill engine lost {in_use} blocks"
+    assert decode.in_use == 0, f"the decode engine lost {decode.in_use} blocks"
     assert decode.leftovers() == 0, f"{decode.leftovers()} entries for ended handoffs are left"
     outcomes = client.outcomes
     assert outcomes["well"] + outcomes["given up"] == handoffs

@@ -293,8 +293,8 @@ class Decode:
             assert list(one.prompt_token_ids) == self._asked[name].expected, f"the prompt of {name} is wrong"
         loads = step.kv_connector_metadata.decode.loads
         for mails in zip(*(list(box.waiting()) for box in self._boxes), strict=True):
-            words = [json.loads(json.dumps(in_advance(load))) for load in loads if load.at_once]
-            assert all(mail in words for mail in mails), "a copy begins that the step did not request"
+            announced = [json.loads(json.dumps(in_advance(load))) for load in loads if load.at_once]
+            assert all(mail in announced for mail in mails), "a copy begins that the step did not request"
         for load in loads:
             if not load.at_once:
                 continue

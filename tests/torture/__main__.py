@@ -124,9 +124,9 @@ def _one(case: Case) -> Result:
         try:
             return case.do(stage)
         except MissedError as error:
-            return Result(code="—", said="(could not be set up)", wrong=[str(error)])
+            return Result(code="—", message="(could not be set up)", wrong=[str(error)])
         except Exception:
-            return Result(code="—", said="(could not be set up)", wrong=[traceback.format_exc(limit=-3)])
+            return Result(code="—", message="(could not be set up)", wrong=[traceback.format_exc(limit=-3)])
         finally:
             _stages.remove(stage)
 

@@ -27,7 +27,7 @@ REQUESTS = {"e0": 48, "e3": 96}  # e0: 24 sent twice; e3: 48 in each arm
 # The arm that is disturbed. In E3 it is the second, so that there are measurements to lose.
 ARM = {"e0": "agg", "e3": "disagg"}
 # Lines that report how a run ended.
-SAID = re.compile(r"^(error:|failed:|interrupted|not in MLflow|not published)")
+HOW_ENDED = re.compile(r"^(error:|failed:|interrupted|not in MLflow|not published)")
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Result:
     """The outcome of a case. wrong: the expectations that did not hold."""
 
     code: str = ""
-    said: str = ""
+    message: str = ""  # the line that reported how the run ended
     kept: str = "—"
     left: str = "nothing"
     resumed: str = "—"
@@ -90,22 +90,22 @@ def on_stage(root: Path) -> Iterator[Stage]:
             run.kill()
 
 
-def ended(run: UserRun, result: Result, code: int, said: str | None, within_s: float = 120) -> None:
-    """Waits for the run to end, and expects the exit code and one line that matches `said`."""
+def ended(run: UserRun, result: Result, code: int, pattern: str | None, within_s: float = 120) -> None:
+    """Waits for the run to end, and expects the exit code and one line that matches `pattern`, if given."""
     got, output = run.finish(within_s)
     result.code = str(got)
-    lines = [line for line in output.splitlines() if SAID.match(line)]
-    result.said = lines[0] if lines else ""
+    lines = [line for line in output.splitlines() if HOW_ENDED.match(line)]
+    result.message = lines[0] if lines else ""
     result.expect(got == code, f"exit code {got}, expected {code}; the end of its output: {output[-400:]!r}")
-    if said is not None:
+    if pattern is not None:
         result.expect(len(lines) == 1, f"{len(lines)} lines report how it ended: {output[-400:]!r}")
-        result.expect(re.search(said, result.said) is not None, f"no line matches {said!r}: {output[-400:]!r}")
+        result.expect(re.search(pattern, result.message) is not None, f"no line matches {pattern!r}: {output[-400:]!r}")
 
 
 def killed(run: UserRun, result: Result) -> None:
     """Waits for the end of a run whose main process was killed."""
     code, _ = run.finish(30)
-    result.code, result.said = str(code), "(killed: the shell says so)"
+    result.code, result.message = str(code), "(killed: the shell says so)"
     result.expect(code == -9, f"exit code {code}, expected -9")
 
 

@@ -118,7 +118,7 @@ def _two_at_once(stage: Stage) -> Result:
     result.kept = " and ".join(map(str, counts)) + " answered"
     result.expect(counts == [12, 12], f"answered: {counts}")
     result.expect(len(_published(stage.root)) == 2, f"MLflow has the runs {_published(stage.root)}")
-    result.said = "both reports, both in MLflow"
+    result.message = "both reports, both in MLflow"
     stage.end(result)
     return result
 
@@ -141,7 +141,7 @@ def _clock_back(stage: Stage) -> Result:
     watching.wait_for_phase(run, "measuring", "agg", "main")
     flag.touch()
     ended(run, result, 0, None)
-    result.said = "the same as without it"
+    result.message = "the same as without it"
     kept(run, result, 48)
     metadata = watching.metadata_of(run)
     went_back = metadata["ended"] < metadata["started"]
@@ -223,11 +223,11 @@ def _dataset_unreadable(stage: Stage) -> Result:
     return second
 
 
-def _refused(stage: Stage, said: str, *overrides: str, **environment: str) -> Result:
-    """Expects the run to be refused with a line that matches `said`, before it has a folder."""
+def _refused(stage: Stage, pattern: str, *overrides: str, **environment: str) -> Result:
+    """Expects the run to be refused with a line that matches `pattern`, before it has a folder."""
     result = Result()
     run = stage.start(*overrides, "tracking=none", **environment)
-    ended(run, result, 2, said)
+    ended(run, result, 2, pattern)
     result.kept = "none: no engine was started"
     result.expect(watching.folder_of(run) is None, "it left a run folder")
     stage.end(result)

@@ -28,7 +28,7 @@ LEAST = {
     ("e3", "measuring"): 51,
     ("e3", "report"): 96,
 }
-SAID = {
+PATTERNS = {
     "starting": r"^failed: engine (agg|prefill|decode)-\d did not start",
     # The second form appears if the engine had no request when it died.
     "warm-up": r"^failed: (engine (agg|prefill|decode)-\d died|no (prefill|decode) engine is left)",
@@ -67,7 +67,7 @@ def _kill(stage: Stage, *, experiment: str, role: str, phase: str) -> Result:
     if role == "main":
         killed(run, result)
     else:
-        ended(run, result, 1, SAID[phase])
+        ended(run, result, 1, PATTERNS[phase])
     kept(run, result, LEAST[experiment, phase])
     stage.end(result)
     resumes(stage, run, result, REQUESTS[experiment])

@@ -27,7 +27,7 @@ def rows(cases: Sequence[Case], results: Mapping[str, Result]) -> list[list[str]
                 case.what,
                 case.phase,
                 result.code,
-                text(_without_folders(result.said), most=200),
+                text(_without_folders(result.message), most=200),
                 result.kept,
                 result.left,
                 result.resumed,
@@ -37,9 +37,9 @@ def rows(cases: Sequence[Case], results: Mapping[str, Result]) -> list[list[str]
     return table_rows
 
 
-def _without_folders(said: str) -> str:
+def _without_folders(text_: str) -> str:
     """Replaces paths of this machine by FOLDER."""
-    return re.sub(rf"{re.escape(tempfile.gettempdir())}/wp1-t[\w-]*", "FOLDER", said)
+    return re.sub(rf"{re.escape(tempfile.gettempdir())}/wp1-t[\w-]*", "FOLDER", text_)
 
 
 def part(cases: Sequence[Case], results: Mapping[str, Result], command: str, date: str, minutes: float) -> str:

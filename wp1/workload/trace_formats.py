@@ -26,7 +26,7 @@ class Format:
     """A format: the names of its fields, its unit of time, and `block`, the tokens that a hash id stands for."""
 
     name: str
-    words: str
+    words: str  # whose format it is, in messages
     time: str
     prompt: str
     output: str

@@ -202,7 +202,7 @@ def test_variants_that_differ_in_overlap_share_their_engines() -> None:
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--only", "ipc,NIXL"], "--only: NIXL unknown: choose from ipc,"),
+        (["--only", "ipc,NIXL"], "--only: unknown variant NIXL: choose from ipc,"),
         (["--page", "nowhere"], "--page: nowhere has no facts.json"),
     ],
 )
