@@ -69,9 +69,8 @@ def main() -> None:
     if args.only in ALONE:
         _alone(args.only, args.pairs, args.write)
     if unknown := set(only) - set(PARTS):
-        parser.error(
-            f"--only: unknown part {', '.join(unknown)}: choose from {', '.join(PARTS)}, or one of {', '.join(ALONE)} alone"
-        )
+        choices = f"{', '.join(PARTS)}, or one of {', '.join(ALONE)} alone"
+        parser.error(f"--only: unknown part {', '.join(sorted(unknown))}: choose from {choices}")
     rows: list[list[str]] = []
     if "engines" in only or "vllm" in only:
         with Screen() as screen, tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "engine.log"):
