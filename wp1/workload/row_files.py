@@ -33,7 +33,7 @@ Place = tuple[str, dict[str, Any] | BadRowError]
 
 
 def read(path: Path, max_line: int = MAX_LINE) -> Iterator[Place]:
-    """Every row, or what is wrong with it, with its position (`FILE:LINE`). Only arrays are read into memory whole.
+    """Every row, or what is wrong with it, with its position (`FILE:LINE`). JSONL and Parquet are read row by row.
 
     Raises ConfigError, naming the file, if it cannot be opened, is UTF-16, or is an array that is not JSON.
     """
