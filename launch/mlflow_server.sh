@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# An MLflow server that several people publish to, with its store in FOLDER. Each run then says tracking.uri=http://HOST:PORT.
+# An MLflow server for several people, with its store in FOLDER. Runs publish to it with tracking.uri=http://HOST:PORT.
 #
 #   launch/mlflow_server.sh FOLDER [HOST] [PORT]
 #
-# It binds this machine only unless HOST says otherwise, and has no passwords of its own: put it behind something that has.
+# It listens on this machine only unless HOST says otherwise. It has no passwords: put it behind a proxy that does.
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2; }
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 host=${2:-127.0.0.1}
 port=${3:-5000}
 [ -n "$("$(dirname "$0")/port_is_free.sh" "$host" "$port")" ] || {
-  echo "error: port $port of $host is in use, or is no port: name another, as in launch/mlflow_server.sh FOLDER $host 5001" >&2
+  echo "error: port $port of $host is in use or is not a port: name another, as in launch/mlflow_server.sh FOLDER $host 5001" >&2
   exit 2
 }
 python=$(cd "$(dirname "$0")/.." && pwd)/.venv/bin/python

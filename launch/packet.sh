@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # The experiments of conf/experiment one after the other on this machine, and their packet: one folder with one page.
+# Runs E0 to E6 one after the other on this machine and makes their packet: one folder with one page.
 #
 #   launch/packet.sh FOLDER [scale=smoke|gpu] [--partial] [--print] [key=value ...]
 #
-# scale=smoke, the default without a GPU: the bundled model, every experiment small; under 45 minutes on two cores.
-# scale=gpu: the shape of an 8B model (random weights) for E1, E2, E3 and E5, the bundled model for E0, E4 and E6.
-# key=value goes to every experiment; --print says what would be run, and runs and makes nothing.
-# Started again with the same FOLDER it goes on: what has completed is not run again.
-# A run that fails does not stop the others; without --partial there is then no packet, and the exit code is 1.
+# scale=smoke (default without a GPU): the bundled model, every experiment small; under 45 minutes on two cores.
+# scale=gpu (default with one): an 8B model's shape (random weights) for E1, E2, E3, E5; the bundled model for E0, E4, E6.
+# key=value is passed to every experiment. --print shows the commands and runs nothing.
+# Called again with the same FOLDER, it continues: completed experiments are not run again.
+# If a run fails, the others still run, but there is no packet unless --partial is given, and the exit code is 1.
 set -uo pipefail
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"; }
 refuse() { echo "error: $*" >&2; exit 2; }
@@ -16,7 +17,7 @@ for argument in "$@"; do
 done
 [ $# -ge 1 ] || { usage; exit 2; }
 case $1 in
-  "" | -* | *=*) refuse "${1:-an empty word} is no folder: name it first, as in launch/packet.sh FOLDER --print" ;;
+  "" | -* | *=*) refuse "${1:-an empty word} is not a folder: put the folder first, as in launch/packet.sh FOLDER --print" ;;
 esac
 here=$(cd "$(dirname "$0")/.." && pwd)
 folder=$(realpath -m -- "$1")
@@ -32,14 +33,14 @@ for argument in "$@"; do
     --print) print=yes ;;
     -*) refuse "$argument is not known: key=value, --partial or --print" ;;
     root=* | experiment=* | resume=* | hydra.*)
-      refuse "$argument is not for the packet: it runs every experiment, each in FOLDER" ;;
+      refuse "$argument cannot be set: the packet runs every experiment, each in FOLDER" ;;
     *=*) overrides+=("$argument") ;;
     *) refuse "$argument is not known: key=value, --partial or --print" ;;
   esac
 done
-[ -x "$python" ] || refuse "$here/.venv is missing: make setup makes it"
+[ -x "$python" ] || refuse "$here/.venv is missing: run make setup"
 
-# What each experiment is at each scale.
+# The overrides of each experiment at each scale.
 smoke() {
   case $1 in
     e1) echo experiment=e1 experiment.repeats=2 ;;
@@ -60,7 +61,7 @@ gpu() {
 }
 
 cd "$here" || exit 2
-# What cannot be composed is told before the first of them runs for minutes.
+# Compose all of them first, so that a mistake shows before the first runs for minutes.
 todo=$("$python" -m wp1.packet --missing "$folder/outputs") || exit
 while read -r experiment _; do
   [ -n "$experiment" ] || continue
@@ -72,13 +73,13 @@ begin=$SECONDS
 while read -r experiment unfinished <&3; do
   [ -n "$experiment" ] || continue
   read -ra words < <("$scale" "$experiment")
-  # A run that was cut short, or in which something failed, goes on where it was.
+  # Resume a run that was interrupted or failed.
   [ -z "$unfinished" ] || words=("resume=$unfinished")
   echo "== $experiment: python -m wp1 ${words[*]} ${overrides[*]-}"
   [ -n "$print" ] && continue
   "$python" -m wp1 "${words[@]}" root="$folder" "${overrides[@]}" < /dev/null
   code=$?
-  # Ctrl-C stops all; what was measured is kept.
+  # Ctrl-C stops the whole script. What was measured is kept.
   [ $code -eq 130 ] && exit 130
   echo "== $experiment ended with $code, $((SECONDS - begin)) s in all"
 done 3<<< "$todo"

@@ -1,4 +1,4 @@
-"""Tests: unit tests mirror wp1's folders; engine tests start real engines."""
+"""Unit tests mirror wp1's folders; engine tests start real engines."""
 
 from pathlib import Path
 

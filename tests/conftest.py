@@ -1,4 +1,4 @@
-"""What tests share: a composed configuration, and marks by folder."""
+"""Shared by all tests: a composed configuration, the engine double, and how tests are marked and distributed."""
 
 import functools
 from collections.abc import Callable
@@ -16,10 +16,8 @@ from wp1.config import schema
 from wp1.machine import hardware
 from wp1.main import CONF
 
-# Third-party data that tests read where it lies beside the checkout, and skip where it does not.
+# Third-party data next to the checkout. Tests that need it are skipped if it is missing.
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
-
-
 ENGINES = "tests/engine/"
 # Builds models in one process and starts no engine, so any worker may run it.
 NO_ENGINE = "tests/engine/test_published_models.py"
@@ -29,16 +27,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if ENGINES in item.nodeid:
             item.add_marker(pytest.mark.engine)
-    # In one process the quick tests come first, so that a mistake shows in seconds. Among several workers the engine
-    # tests do: they take as long as all the others, and one worker has them all.
+    # In one process the quick tests come first, so that a mistake shows in seconds. With several workers the engine
+    # tests come first: one worker runs them all, and they take as long as all other tests.
     engines_first = hasattr(config, "workerinput")
     items.sort(key=lambda item: (ENGINES in item.nodeid) != engines_first)
 
 
 class ByModule(LoadScopeScheduling):
-    """Gives workers whole modules, which share fixtures, and all engine tests to one worker.
+    """Distributes whole modules, whose tests share fixtures, and sends all engine tests to one worker.
 
-    Two engine tests at once would need twice the memory, and each would wait for the other's cores.
+    Two engine tests at once would need twice the memory and compete for the cores.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -48,20 +46,20 @@ class ByModule(LoadScopeScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
-    """Replaces the scheduler that `--dist` names; used with `-n` only."""
-    # In the order of collection: the modules with most tests are not those that take longest.
+    """Replaces the scheduler that `--dist` names. xdist calls it only with `-n`."""
+    # Keep the order of collection. xdist would put the modules with most tests first, which are not the slowest.
     config.option.loadscopereorder = False
     return ByModule(config, log)
 
 
 Compose = Callable[..., DictConfig]
-# In the place of a test's own folder, in what is composed once for all that ask for the same.
+# Stands for a test's own folder in configurations that are composed once and cached.
 ELSEWHERE = "a-test-s-folder"
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Compose:
-    """Composes conf/ with overrides, as the command line would, resolved and typed; runs land in tmp_path."""
+    """Composes conf/ with overrides as the command line does, resolved and typed. Runs are written to tmp_path."""
 
     def compose_(*overrides: str) -> DictConfig:
         cfg = _composed(*overrides).copy()
@@ -74,25 +72,25 @@ def config(tmp_path: Path) -> Compose:
 
 @functools.cache
 def _composed(*overrides: str) -> DictConfig:
-    """Many tests ask for the same; what differs is where their runs land."""
+    """Many tests use the same overrides; they differ only in the folder of their runs."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", [f"root={ELSEWHERE}", *overrides])
 
 
 @pytest.fixture
 def without_pixels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots are made up to their pixels, which take most of a report's time, unless the test is marked `painted`."""
+    """Skips the rendering of plots, which takes most of a report's time, unless the test is marked `painted`."""
     if not request.node.get_closest_marker("painted"):
         monkeypatch.setattr(style, "save", unpainted)
 
 
 @pytest.fixture
 def double(without_pixels: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[DoubleBackend]:
-    """The engine double in the backend's place, for this test alone, on a machine with 24 GiB free."""
+    """Replaces the backend by the engine double for one test, on a machine with 24 GiB of free memory."""
     backend = fresh()
     monkeypatch.setattr("wp1.serving.vllm_backend.VLLMBackend", backend)
     monkeypatch.setattr(hardware, "available_memory_bytes", lambda: 24 << 30)
     monkeypatch.setenv("WP1_CACHE", str(tmp_path / "cache"))
-    # What this machine can do says nothing of the double, and takes seconds.
+    # Measuring this machine's peaks takes seconds and says nothing about the double.
     monkeypatch.setattr("wp1.machine.peaks.measured_apart", lambda: None)
     return backend

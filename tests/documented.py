@@ -1,4 +1,4 @@
-"""The commands in the texts for users: README, all of docs/, comments in conf/ and the Makefile, launch/, `--help`."""
+"""The commands in all texts for users: README, docs/, comments in conf/ and the Makefile, launch/, and `--help`."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ TEXTS = [
     REPO / "launch" / "README.md",
     REPO / "Makefile",
     *sorted((REPO / "conf").rglob("*.yaml")),
-    # What `--help` of the modules prints.
+    # `--help` prints the modules' docstrings.
     *sorted((REPO / "wp1").glob("*.py")),
 ]
 COMMAND = re.compile(r"(?:\.venv/bin/)?(?:python -m (wp1(?:\.\w+)?)|make(?= [a-z])|(launch/\w+\.sh))")
@@ -24,7 +24,7 @@ SETTINGS = re.compile(rf"`((?:{'|'.join(GROUPS)})=\w+(?: [\w.]+=[^`\s]+)*)`")
 
 @dataclass(frozen=True)
 class Documented:
-    """One command of a text."""
+    """A command in a text."""
 
     place: str  # file and line
     program: str  # wp1, wp1.report, make or launch/packet.sh
@@ -35,8 +35,8 @@ class Documented:
 
 
 def commands() -> list[Documented]:
-    """All commands, each once."""
-    found: dict[tuple[str, ...], Documented] = {}
+    """All commands, without duplicates."""
+    by_words: dict[tuple[str, ...], Documented] = {}
     for path in TEXTS:
         for number, text in _statements(path):
             match = COMMAND.match(text)
@@ -45,43 +45,43 @@ def commands() -> list[Documented]:
             program = match[1] or match[2] or "make"
             words = _words(text[match.end() :])
             one = Documented(f"{path.relative_to(REPO)}:{number}", program, words)
-            found.setdefault((program, *words), one)
-    return list(found.values())
+            by_words.setdefault((program, *words), one)
+    return list(by_words.values())
 
 
 def settings() -> list[Documented]:
-    """Settings in running text that begin with a choice from a group, as `workload=text`."""
-    found: dict[str, Documented] = {}
+    """Settings in running text that begin with the choice of a group, such as `workload=text`."""
+    by_text: dict[str, Documented] = {}
     for path in (path for path in TEXTS if path.suffix == ".md"):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             for words in SETTINGS.findall(line):
                 if not re.search(r"[|…]", words):
-                    found.setdefault(words, Documented(f"{path.relative_to(REPO)}:{number}", "wp1", _words(words)))
-    return list(found.values())
+                    by_text.setdefault(words, Documented(f"{path.relative_to(REPO)}:{number}", "wp1", _words(words)))
+    return list(by_text.values())
 
 
 def yaml_files() -> dict[str, str]:
-    """Text by name of the files shown in YAML blocks whose first line is a comment with the file's name."""
-    found: dict[str, str] = {}
+    """Name and text of each file shown in a YAML block whose first line is a comment with the file's name."""
+    files: dict[str, str] = {}
     for path in (path for path in TEXTS if path.suffix == ".md"):
-        found |= dict(re.findall(r"(?ms)^```yaml\n# (\S+\.yaml)\n(.*?)^```$", path.read_text(encoding="utf-8")))
-    return found
+        files |= dict(re.findall(r"(?ms)^```yaml\n# (\S+\.yaml)\n(.*?)^```$", path.read_text(encoding="utf-8")))
+    return files
 
 
 def _statements(path: Path) -> list[tuple[int, str]]:
-    """Line number and text of everything in a file that may be a command: spans of code, lines of code and comments."""
-    found = []
+    """Line number and text of each possible command in a file: code spans, lines of code, and comments."""
+    statements = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         spans = re.findall(r"`+([^`]+)`+", line)
         bare = re.sub(r"`[^`]*`", "", line)
-        # A comment of a YAML or Make file, the header of `--help`, a module's first line, a line of a block of code.
+        # A comment in a YAML file or Makefile, a docstring's first line, or a line of a code block.
         bare = re.sub(r'^\s*(#\s*|""")?', "", bare)
-        found += [(number, text) for text in (*spans, bare) if COMMAND.match(text)]
-    return found
+        statements += [(number, text) for text in (*spans, bare) if COMMAND.match(text)]
+    return statements
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """The words of a command: what follows two blanks, a `#`, a colon or the end of a sentence is said about it."""
+    """The words of a command. What follows two blanks, a `#`, a colon or the end of a sentence describes it."""
     text = text.replace("…", "").replace("...", "").rstrip()
     text = re.split(r"\s{2,}|\s#|:\s|:$|;|\)|\.$|, ", text, maxsplit=1)[0]
     return tuple(word.rstrip(",") for word in shlex.split(text))

@@ -1,8 +1,7 @@
-"""Doubles for unit tests of what is around: a serving backend, and a plot's last step.
+"""Doubles for unit tests: a serving backend, and the last step of a plot.
 
-The backend is for everything around an engine. It has no model: its tokens count up from the seed.
-
-No configuration of wp1's reaches it: tests put it in VLLMBackend's place.
+The backend stands in for an engine. It has no model: its tokens count up from the seed. No configuration of wp1's own
+names it. Tests put it in VLLMBackend's place.
 """
 
 import asyncio
@@ -19,7 +18,7 @@ from wp1.serving.backend import Chunk, EngineDiedError, EngineInfo, EngineTimes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Overrides of a model that is made in no time; the double has no use for it.
+# Overrides for a model that is created instantly. The double does not use it.
 TINY = (
     "model=llama31_8b_shape",
     "model.max_len=4096",
@@ -31,19 +30,19 @@ TINY = (
 
 
 class DoubleBackend:
-    """Streams `max_tokens` tokens, `gap_s` apart; dies at the request number `dies_at`, if that is set."""
+    """Streams `max_tokens` tokens, `gap_s` seconds apart. Dies at request number `dies_at`, if that is set."""
 
     gap_s = 0.0005
     dies_at: int | None = None
     cached_tokens = 0
-    drift = False  # other tokens each time, in spite of the seed
-    margin = 2.0  # nats between the two best tokens, wherever they are asked for
+    drift = False  # whether equal seeds give different tokens
+    margin = 2.0  # nats between the two best tokens, reported if a request asks for it
     started: list[str]
     stopped: list[str]
-    noted: list[tuple[str, str]]  # engine and moment of every note of its memory, and "served" for every request
+    noted: list[tuple[str, str]]  # engine and moment of each memory note, and "served" for each request
     engines: dict[str, "DoubleBackend"]
-    kv_lost = False  # it never arrives
-    kept_tokens: int | None = None  # of each prompt that is fetched, in its prefix cache; None: it has none
+    kv_lost = False  # whether KV never arrives
+    kept_tokens: int | None = None  # tokens of each fetched prompt found in the prefix cache; None: no prefix cache
     kv_blocks = 1000
     block_tokens = 16
     max_num_seqs = 64
@@ -53,7 +52,7 @@ class DoubleBackend:
         self.settings = settings
         self.served = 0
         self.aborted: list[str] = []
-        self.held: dict[str, int] = {}  # requests whose KV is in here, with their tokens
+        self.held: dict[str, int] = {}  # tokens of each request whose KV this engine holds
         self.peers = type(self).engines
         self.peers[name] = self
         self.alive = True
@@ -71,7 +70,7 @@ class DoubleBackend:
         type(self).stopped.append(self.name)
 
     def kill(self) -> None:
-        """As kill -9 of its processes would: what it serves fails, and its KV is gone."""
+        """Acts as kill -9 of the engine's processes: its requests fail and its KV is lost."""
         self.alive = False
         self.death = f"engine {self.name} died: killed by the test"
         self.held.clear()
@@ -79,7 +78,7 @@ class DoubleBackend:
     async def generate(
         self, request: Request, kv_transfer_params: dict[str, Any] | None = None
     ) -> AsyncIterator[Chunk]:
-        """With `kv_transfer_params` it holds the KV of a prefill, or fetches it: NIXL's words, and no bytes."""
+        """Streams a request. With `kv_transfer_params`, as NIXL's, it holds or fetches a prompt's KV; no bytes move."""
         params = kv_transfer_params or {}
         self.served += 1
         type(self).noted.append((self.name, "served"))
@@ -124,7 +123,7 @@ class DoubleBackend:
         source = self.peers[params["remote_engine_id"]]
         begin = time.monotonic()
         if self.kept_tokens is not None and self.kept_tokens >= params["wp1_tokens"]:
-            # Nothing is fetched, and the side that would write is told by nobody but wp1.
+            # Nothing is fetched, so only wp1 can tell the sending side.
             self.settings["on_kv_stats"]({"wp1_kept": [(f"{request.request_id}-0123abcd", params["wp1_tokens"])]})
             return
         while self.kv_lost:
@@ -155,7 +154,7 @@ class DoubleBackend:
         self.aborted.append(request_id)
 
     async def memory(self, moment: str) -> list[dict[str, Any]]:
-        """Notes of a worker on a host with round figures: no memory is measured here."""
+        """A worker's memory notes on a host, with made-up round figures: nothing is measured."""
         type(self).noted.append((self.name, moment))
         mib = 1 << 20
         pool = self.kv_blocks * self.block_tokens * (self.settings["model"].kv_bytes_per_token or 0)
@@ -190,7 +189,7 @@ class DoubleBackend:
 
 
 def fresh() -> type[DoubleBackend]:
-    """A class of its own for each test, as what the engines do is kept with the class."""
+    """A new class for each test, because the class records what its engines do."""
     return type("Fresh", (DoubleBackend,), {"started": [], "stopped": [], "noted": [], "engines": {}})
 
 
@@ -200,7 +199,7 @@ PIXEL = base64.b64decode(
 
 
 def unpainted(figure: "Figure", path: Path) -> None:
-    """Replaces `wp1.analysis.base.style.save` in tests of what is around plots: all but layout and pixels."""
+    """Replaces `wp1.analysis.base.style.save`: does everything but lay out and render the plot."""
     import matplotlib.pyplot as plt
 
     style.thousands(figure)

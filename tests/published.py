@@ -1,7 +1,7 @@
-"""Published models: what their config.json states, how large they are said to be, and what they keep of a token.
+"""Published models: the size-related parts of config.json, the stated parameter count, and the KV bytes per token.
 
-The configurations are typed in, as far as they decide sizes. A wrong number would show: vLLM's own model of each has
-the parameters that its publisher states (tests/engine/test_published_models.py).
+The configurations were typed in by hand. tests/engine/test_published_models.py finds mistakes: it builds vLLM's model
+of each and compares its parameter count with the publisher's. The file is long because it holds one entry per model.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Published:
-    billions: float  # parameters, as stated
+    billions: float  # parameters, as the publisher states them
     token_bytes: int  # KV of one token, in the dtype in which vLLM serves it
     config: dict[str, Any]
     state_bytes: int = 0  # recurrent state of a request

@@ -6,5 +6,5 @@ from wp1.core.records import RequestRecord, read_rows
 
 
 def read_records(path: Path) -> list[RequestRecord]:
-    """All records of a file but a torn last one. Raises ConfigError naming the file and line of one that is none."""
+    """All records of a file, without a torn last line. Raises ConfigError, with file and line, if one is malformed."""
     return [RequestRecord(**row) for row in read_rows(path, "request record", "request_id", "status")]

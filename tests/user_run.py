@@ -1,4 +1,4 @@
-"""`python -m wp1 ...` as a user starts it, in a process of its own, and what of it is still there. For real engines."""
+"""Runs `python -m wp1 ...` as a user does, in a process of its own, and finds what is left of it. For real engines."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests import REPO
 from tests.records import read_records
 
 MARK = "WP1_TEST_MARK"
-# The smallest model that an engine serves: random weights, no tokenizer. It starts fastest.
+# A tiny model with random weights and no tokenizer, which an engine loads quickly.
 TINY_SHAPE = (
     "model=llama31_8b_shape",
     "model.max_len=2048",
@@ -30,7 +30,7 @@ TINY_SHAPE = (
 
 @dataclass
 class UserRun:
-    """A run in a process of its own. Its processes carry a mark to find them by."""
+    """A run in a process of its own. A mark in their environment identifies all its processes."""
 
     root: Path
     process: subprocess.Popen[str]
@@ -42,11 +42,11 @@ class UserRun:
         return next((self.root / "outputs").glob("run-*"))
 
     def records(self) -> list[Any]:
-        found = list((self.root / "outputs").glob("run-*/records.jsonl"))
-        return read_records(found[0]) if found else []
+        paths = list((self.root / "outputs").glob("run-*/records.jsonl"))
+        return read_records(paths[0]) if paths else []
 
     def wait_for_records(self, count: int, within_s: float = 400) -> None:
-        """Until the run has measured that many requests."""
+        """Waits until the run has written `count` records."""
         deadline = time.monotonic() + within_s
         while len(self.records()) < count:
             assert self.process.poll() is None, self.finish()[1]
@@ -54,31 +54,31 @@ class UserRun:
             time.sleep(0.2)
 
     def finish(self, within_s: float = 400) -> tuple[int, str]:
-        """Exit code and what the user saw."""
+        """Waits for the run to end. Returns the exit code and the output."""
         output, _ = self.process.communicate(timeout=within_s)
         return self.process.returncode, output
 
     def processes(self) -> dict[int, str]:
-        """Command lines of what lives of this run, by process id."""
-        found = {}
+        """Command lines of the run's living processes, by process id."""
+        commands = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
             try:
                 if f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes():
-                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
+                    commands[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
             except OSError:
                 continue
-        return found
+        return commands
 
     def wait_until_gone(self, within_s: float = 10) -> None:
         deadline = time.monotonic() + within_s
         while self.processes():
-            assert time.monotonic() < deadline, f"still there: {self.processes()}"
+            assert time.monotonic() < deadline, f"still running: {self.processes()}"
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """Ends whatever is left of it, at once."""
+        """Kills all processes of the run."""
         for pid in [self.process.pid, *self.processes()]:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -88,7 +88,7 @@ class UserRun:
 
 
 def start(root: Path, *overrides: str, **environment: str) -> UserRun:
-    """Starts `python -m wp1 OVERRIDES`; what it leaves lands in `root`."""
+    """Starts `python -m wp1 OVERRIDES`, which writes to `root`."""
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
         [sys.executable, "-m", "wp1", f"root={root}", *overrides],

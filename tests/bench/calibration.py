@@ -1,8 +1,8 @@
-"""How often a difference is claimed where there is none, and how often an interval holds the truth, simulated.
+"""Simulates how often a difference is claimed although there is none, and how often an interval covers the true value.
 
-Two arms that are the same are sent the same requests: lengths are lognormal and shared, every answer has noise of its
-own, which neighbours may share, and every repeat of every arm is a little faster or slower as a whole. What is counted
-is what `wp1.analysis` says of them.
+Two identical arms serve the same requests. Lengths are lognormal and the same in both arms; every answer has its own
+noise, which may be correlated with its neighbours'; each repeat of each arm is a little faster or slower as a whole.
+The claims of `wp1.analysis` are counted.
 
 `python -m tests.bench --only aa-simulated` makes the table of docs/metrics.md; tests/unit/stats/test_intervals.py
 asserts its bands.
@@ -21,17 +21,17 @@ from wp1.stats import intervals, samples
 from wp1.stats.intervals import Values
 
 STATISTICS = ("mean", "p50", "p95", "rate", "attainment")
-SPREAD, NOISE = 0.5, 0.05  # of the logarithms of lengths, and of an answer's noise
-# A limit that nine in ten requests keep.
+SPREAD, NOISE = 0.5, 0.05  # standard deviations of log length and of log noise
+# A limit that nine in ten requests meet.
 LIMIT = float(np.exp(SPREAD * special.ndtri(0.9)))
 TRIALS = 2000
-# Cells of one comparison, for how often anything at all is claimed of it.
+# Cells in a comparison, for counting comparisons with any claim.
 CELLS = 4
 
 
 @dataclass(frozen=True)
 class Design:
-    """Repeats, requests in each, the sd of the repeat effect, and the correlation of neighbours' noise."""
+    """Repeats, requests in each, standard deviation of the repeat effect, and correlation of neighbours' noise."""
 
     repeats: int
     requests: int
@@ -40,7 +40,7 @@ class Design:
 
     @property
     def trials(self) -> int:
-        """Fewer of large ones, which take longest and differ least."""
+        """Number of simulated comparisons: fewer for large designs, which take longest and vary least."""
         return max(TRIALS // 2, min(TRIALS, TRIALS * 2000 // (self.repeats * self.requests)))
 
 
@@ -58,23 +58,23 @@ OF_ONE_REPEAT = (Design(1, 6), Design(1, 30), Design(1, 300), Design(1, 300, 0.0
 
 
 def arms(design: Design, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Latencies of both arms: (repeats x requests) each."""
+    """Latencies of both arms, each (repeats, requests)."""
     shape = design.repeats, design.requests
     lengths = rng.lognormal(0, SPREAD, shape)
-    a, b = (lengths * _as_a_whole(design, rng) * np.exp(NOISE * _noise(design, rng)) for _ in range(2))
+    a, b = (lengths * _repeat_effects(design, rng) * np.exp(NOISE * _noise(design, rng)) for _ in range(2))
     return a, b
 
 
-def _as_a_whole(design: Design, rng: np.random.Generator) -> np.ndarray:
+def _repeat_effects(design: Design, rng: np.random.Generator) -> np.ndarray:
     return 1 + design.effect * rng.standard_normal((design.repeats, 1))
 
 
 def _noise(design: Design, rng: np.random.Generator) -> np.ndarray:
-    """Of variance one; each value has `correlation` in common with the one before."""
+    """Noise of variance one, (repeats, requests), in which neighbours have the correlation `design.correlation`."""
     noise = rng.standard_normal((design.repeats, design.requests))
     if not design.correlation:
         return noise
-    # Of the first value too: it has as much to its left as any.
+    # The first value keeps variance one, so that all values have the same variance.
     noise[:, 1:] *= np.sqrt(1 - design.correlation**2)
     powers = design.correlation ** np.arange(design.requests)
     return signal.fftconvolve(noise, powers[None], axes=1)[:, : design.requests]
@@ -84,7 +84,7 @@ def compared(a: np.ndarray, b: np.ndarray, statistic: str) -> dict[str, Any]:
     """The row of a comparison (`wp1.analysis.comparison.figures`) of two arms' latencies."""
     repeats, requests = a.shape
     if statistic == "rate":
-        # Tokens a repeat over its seconds, one request after another.
+        # A repeat's tokens per second, with one request after another.
         return _rates(a, b)
     _, units = samples.resamples(np.repeat(np.arange(repeats), requests))
     slots = np.arange(a.size, dtype=np.int32)
@@ -94,32 +94,32 @@ def compared(a: np.ndarray, b: np.ndarray, statistic: str) -> dict[str, Any]:
 
 
 def _rates(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
-    given = np.full(len(a), float(a.shape[1]))
-    parts = [intervals.of_ratio(given, side.sum(axis=1)) for side in (a, b)]
-    found = intervals.between(*parts)
-    judged = found is not None and found.parts >= intervals.MIN_REPEATS
-    return comparison_figures._figures(len(a), len(b), parts[0].value, parts[1].value, found, judged, True)
+    tokens = np.full(len(a), float(a.shape[1]))
+    parts = [intervals.of_ratio(tokens, side.sum(axis=1)) for side in (a, b)]
+    interval = intervals.between(*parts)
+    tested = interval is not None and interval.parts >= intervals.MIN_REPEATS
+    return comparison_figures._figures(len(a), len(b), parts[0].value, parts[1].value, interval, tested, True)
 
 
 def claimed(design: Design, statistic: str, trials: int, seed: int = 0) -> float:
-    """The share of A/A comparisons in which a difference is claimed by its own interval."""
+    """The share of A/A comparisons whose interval excludes zero."""
     rng = np.random.default_rng(seed)
     return float(np.mean([bool(compared(*arms(design, rng), statistic)["excludes_zero"]) for _ in range(trials)]))
 
 
 def anything_shown(design: Design, trials: int, seed: int = 0) -> float:
-    """The share of A/A comparisons of CELLS cells in which any difference at all is shown, of all STATISTICS."""
+    """The share of A/A comparisons of CELLS cells that show a difference in any of the STATISTICS."""
     rng = np.random.default_rng(seed)
-    found = 0
+    count = 0
     for _ in range(trials):
         cells = [arms(design, rng) for _ in range(CELLS)]
         p_values = [compared(*cell, statistic)["p"] for cell in cells for statistic in STATISTICS]
-        found += any(intervals.false_discovery(p_values))
-    return found / trials
+        count += any(intervals.false_discovery(p_values))
+    return count / trials
 
 
 def covered(design: Design, statistic: str, trials: int, seed: int = 0) -> float:
-    """The share of one arm's intervals that hold the true mean or percentile, of all requests and all repeats."""
+    """The share of one arm's intervals that cover the true mean or percentile over all requests and repeats."""
     rng = np.random.default_rng(seed)
     truth = _truth(design, statistic)
     held = 0
@@ -134,21 +134,21 @@ def _truth(design: Design, statistic: str) -> float:
     spread = np.hypot(SPREAD, NOISE)
     if statistic == "mean":
         return float(np.exp(spread**2 / 2))
-    # A repeat effect of 5 % is all but lognormal itself.
+    # A repeat effect of 5 % is nearly lognormal.
     return float(np.exp(np.hypot(spread, design.effect) * special.ndtri(intervals.quantile_of(statistic))))
 
 
 def _as_rows(values: np.ndarray) -> pl.DataFrame:
     repeats, requests = values.shape
-    places = np.tile(np.arange(requests), repeats)
-    ids = pl.Series("n", places).cast(pl.String)
+    numbers = np.tile(np.arange(requests), repeats)
+    ids = pl.Series("n", numbers).cast(pl.String)
     return pl.DataFrame(
         {"request_id": "r/" + ids, "repeat": np.repeat(np.arange(repeats), requests), "x": values.ravel()}
     )
 
 
 def table_rows() -> Iterator[list[str]]:
-    """A row for each design of DESIGNS and OF_ONE_REPEAT: false claims by statistic, of anything, and coverage."""
+    """A row for each of DESIGNS and OF_ONE_REPEAT: false claims by statistic, any false claim, and coverage."""
     for design in (*DESIGNS, *OF_ONE_REPEAT):
         trials = design.trials
         values = design.repeats * design.requests
@@ -167,7 +167,7 @@ def table_rows() -> Iterator[list[str]]:
 
 
 def tells(design: Design, statistic: str) -> bool:
-    """Whether a difference is judged at all in this design."""
+    """Whether this design has enough data to test a difference."""
     if design.repeats >= intervals.MIN_REPEATS:
         return True
     enough = design.repeats * design.requests // intervals.MIN_PARTS

@@ -1,4 +1,4 @@
-"""What the way through two pools costs beside what it is for: the broker without engines, and a handoff with them."""
+"""Overhead of two pools: the broker without engines, and a handoff with engines."""
 
 import asyncio
 import statistics
@@ -22,17 +22,17 @@ from wp1.workload.seeds import derive_seed
 
 IN_FLIGHT = 10_000
 LENGTHS = (256, 1024)  # tokens
-REQUESTS = 12  # a length
+REQUESTS = 12  # of each length
 
 
 def broker_row(pairs: int) -> list[str]:
-    """CPU µs a request with all of them in flight, against tasks that yield as often and do nothing else."""
-    found = [(asyncio.run(_through_the_broker()), asyncio.run(_through_nothing())) for _ in range(pairs)]
-    with_, without = (statistics.median(times) / IN_FLIGHT * 1e6 for times in zip(*found, strict=True))
-    own = sorted((a - b) / IN_FLIGHT * 1e6 for a, b in found)
+    """CPU µs per request with all requests in flight, against tasks that only yield as often."""
+    times = [(asyncio.run(_through_the_broker()), asyncio.run(_through_nothing())) for _ in range(pairs)]
+    with_, without = (statistics.median(side) / IN_FLIGHT * 1e6 for side in zip(*times, strict=True))
+    own = sorted((a - b) / IN_FLIGHT * 1e6 for a, b in times)
     low, _, high = statistics.quantiles(own, n=4)
     return [
-        f"broker, {IN_FLIGHT:,} requests in flight: its own time a request",
+        f"broker, {IN_FLIGHT:,} requests in flight: its own time per request",
         f"{with_:.1f} µs",
         f"{without:.1f} µs",
         f"{statistics.median(own):.1f} µs",
@@ -62,7 +62,7 @@ async def _through_the_broker() -> float:
 
 async def _through_nothing() -> float:
     async def one() -> None:
-        # The broker's two waits and the three steps between them.
+        # As often as above: the broker's two waits and three sleeps.
         for _ in range(5):
             await asyncio.sleep(0)
 
@@ -72,10 +72,10 @@ async def _through_nothing() -> float:
 
 
 async def handoff_rows(folder: Path, screen: Screen) -> list[list[str]]:
-    """TTFT less prefill and transfer, in ms, one request at a time, with the decode pool's token the first."""
+    """TTFT minus prefill and transfer in ms, one request at a time. The first token comes from the decode pool."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        words = [f"root={folder}", "scheduler=disagg", "scheduler.first_token=decode", "model.max_len=2048"]
-        cfg: Any = schema.resolve(compose("config", words))
+        overrides = [f"root={folder}", "scheduler=disagg", "scheduler.first_token=decode", "model.max_len=2048"]
+        cfg: Any = schema.resolve(compose("config", overrides))
     model = models.prepare(cfg)
     handoffs: dict[str, Handoff] = {}
 
@@ -96,7 +96,7 @@ async def handoff_rows(folder: Path, screen: Screen) -> list[list[str]]:
                     request = Request(f"{n}", "disagg", f"{length}", 0, prompt, 4, seed=n, ignore_eos=True)
                     record = new_record(request, time.monotonic())
                     await scheduler.serve(request, record)
-                    # The first of each length are for warming up.
+                    # The first request of each length is a warm-up.
                     if n >= len(LENGTHS):
                         records.append((length, record))
         finally:

@@ -1,8 +1,8 @@
-"""The load generator alone, on one core, against a double in its own process that costs next to nothing.
+"""The load generator alone on one core, against a double in its own process that costs almost nothing.
 
-- starting: 2,000 requests/s, Poisson, answered at once, every record written: how many were started, and how late.
-- delay: 500 requests/s of 20 tokens each, the double stepping every 10 ms as an engine does.
-- streaming: 256 streams as fast as they go, against reading the same streams and keeping nothing.
+- starting: 2,000 requests/s (Poisson), answered at once, every record written: how many started, and how late.
+- delay: 500 requests/s of 20 tokens each, with a double that steps every 10 ms, as an engine does.
+- streaming: 256 streams at full speed, against reading the same streams and discarding them.
 
 Run by `make bench`, or alone: `python -m tests.bench.load`. It pins itself to one core.
 """
@@ -38,7 +38,10 @@ STREAMS, STREAM_TOKENS = 256, 400
 
 
 class SteppingDouble:
-    """Gives every request it has one token a step, all at once, as an engine's batch does; `step_s` 0: at once."""
+    """Gives every request one token a step, all together, like an engine with continuous batching.
+
+    step_s: seconds a step takes; 0 sends tokens immediately.
+    """
 
     def __init__(self, step_s: float) -> None:
         self.name, self.step_s = "double", step_s
@@ -78,15 +81,15 @@ def _scheduler(step_s: float) -> AggregatedScheduler:
 
 
 def _workload(rate: float, tokens: int, count: int) -> tuple[Any, Cell]:
-    words = ["workload=poisson", f"workload.request_rate={rate}", f"workload.num_requests={count}"]
-    words += [f"workload.prompt_len={PROMPT_LEN}", f"workload.output_len={tokens}", "experiment.same_tokens=false"]
+    overrides = ["workload=poisson", f"workload.request_rate={rate}", f"workload.num_requests={count}"]
+    overrides += [f"workload.prompt_len={PROMPT_LEN}", f"workload.output_len={tokens}", "experiment.same_tokens=false"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg: Any = schema.resolve(compose("config", ["root=none", *words]))
+        cfg: Any = schema.resolve(compose("config", ["root=none", *overrides]))
     return cfg, plan(cfg)[0].cells[0]
 
 
 async def _open_loop(rate: float, tokens: int, step_s: float, folder: Path) -> dict[str, float]:
-    """Requests/s started, ms that they were late (p50, p99), and the share of a core that it all took."""
+    """Requests/s started, their delay in ms (p50, p99), and the share of a core used."""
     cfg, cell = _workload(rate, tokens, int(rate * SECONDS))
     data = PromptData(49_152, prompts.as_token_ids)
     delays: list[float] = []
@@ -109,20 +112,20 @@ async def _open_loop(rate: float, tokens: int, step_s: float, folder: Path) -> d
             await drive(_scheduler(step_s), requests, sink, prompts.arrivals(cfg, cell, 0, data), 1)
         used = time.process_time() - used
     span = max(sent) - min(sent)
-    every = np.array([lag for row in lags for lag in row.lags])
+    all_lags = np.array([lag for row in lags for lag in row.lags])
     return {
         "rate": (len(sent) - 1) / span,
-        # What was drawn, which the mean of so many gaps is not quite.
+        # The rate of the drawn arrivals, which differs a little from the configured one.
         "due": (len(due) - 1) / (max(due) - min(due)),
         "p50": float(np.percentile(delays, 50)) * 1e3,
         "p99": float(np.percentile(delays, 99)) * 1e3,
-        "lag": float(np.percentile(every, 99)) * 1e3,
+        "lag": float(np.percentile(all_lags, 99)) * 1e3,
         "core": used / span,
     }
 
 
 async def _streaming(folder: Path) -> tuple[float, float]:
-    """Tokens/s through wp1 in a closed loop, its records written, and read straight from the double."""
+    """Tokens/s through wp1 in a closed loop with records written, and read straight from the double."""
     cfg, cell = _workload(1.0, STREAM_TOKENS, STREAMS)
     requests = list(prompts.measured(cfg, cell, 0, PromptData(49_152, prompts.as_token_ids)))
     with RecordWriter(folder / "records.jsonl") as writer:
@@ -141,7 +144,7 @@ async def _streaming(folder: Path) -> tuple[float, float]:
 
 
 def main(rounds: int = 3) -> None:
-    """Prints the rows of the table, a tab between their cells."""
+    """Prints the rows of the table with tabs between cells."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -163,8 +166,8 @@ def main(rounds: int = 3) -> None:
     print("\n".join("\t".join(row) for row in rows))
 
 
-def _open_row(what: str, found: list[dict[str, float]], goal: str) -> list[str]:
-    middle = {key: statistics.median(round_[key] for round_ in found) for key in found[0]}
+def _open_row(what: str, rounds: list[dict[str, float]], goal: str) -> list[str]:
+    middle = {key: statistics.median(round_[key] for round_ in rounds) for key in rounds[0]}
     return [
         f"{what}: started / due",
         f"{middle['rate']:,.0f}/s, late p50 {middle['p50']:.2f} p99 {middle['p99']:.2f} ms",
@@ -176,7 +179,7 @@ def _open_row(what: str, found: list[dict[str, float]], goal: str) -> list[str]:
 
 
 def rows() -> list[list[str]]:
-    """The rows of the table, measured in a process of its own, as it keeps to one core."""
+    """The rows of the table, measured in a process of its own, because it pins itself to one core."""
     done = subprocess.run([sys.executable, "-m", "tests.bench.load"], check=True, stdout=subprocess.PIPE, text=True)
     return [line.split("\t") for line in done.stdout.strip().splitlines()]
 

@@ -1,7 +1,7 @@
-"""What judging costs, without an engine: prompts made, too long ones cut, answers scored.
+"""The cost of quality benchmarks without an engine: making prompts, truncating long ones, and scoring answers.
 
-Generation: 100 prompts of RULER at 131,072 tokens, to stay under 60 s on one core; beside it tokenizing each of those
-prompts once, which is the least that it can take.
+Generation makes 100 RULER prompts of 131,072 tokens; the target is under 60 s on one core. For comparison, each of them
+is tokenized once, which is the lower bound.
 """
 
 import time
@@ -25,7 +25,7 @@ CUT, SCORED = 20, 2000
 
 
 def rows() -> list[list[str]]:
-    """Rows for the table of `make bench`, on the bundled model's tokenizer."""
+    """Rows for the table of `make bench`, with the bundled model's tokenizer."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         tokens = ModelTokens(models.prepare(schema.resolve(compose("config"))).folder)
     passages = Passages(tokens)
@@ -34,15 +34,15 @@ def rows() -> list[list[str]]:
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
     begin = time.perf_counter()
-    made = work()
-    return time.perf_counter() - begin, made
+    result = work()
+    return time.perf_counter() - begin, result
 
 
 def _generation(tokens: ModelTokens, passages: Passages) -> list[str]:
     tasks = [task.name for task in chosen(["ruler_subset"], own())]
     prompts = RulerPrompts(tokens, LENGTH, passages)
-    seconds, made = _timed(lambda: [prompts.make(tasks[n % len(tasks)], 42, n) for n in range(PROMPTS)])
-    least, _ = _timed(lambda: [tokens.chat(one.row.context) for one in made])
+    seconds, examples = _timed(lambda: [prompts.make(tasks[n % len(tasks)], 42, n) for n in range(PROMPTS)])
+    least, _ = _timed(lambda: [tokens.chat(one.row.context) for one in examples])
     what = f"{PROMPTS} RULER prompts of {LENGTH:,} tokens made, against tokenized once"
     return [what, f"{seconds:.1f} s", f"{least:.1f} s", f"{seconds / least:.2f}", "", "under 60 s"]
 

@@ -1,4 +1,4 @@
-"""Records of a large run, made up: what the analysis is measured on."""
+"""Synthetic records of a large run, for measuring the analysis."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ TEXT = "In the beginning God created the heaven and the earth. " * 6
 
 
 def write_run(folder: Path, requests: int, tokens: int, chunk: int = 50_000) -> Path:
-    """A run's folder with `requests` records of `tokens` output tokens each, in two open-loop cells of five repeats."""
+    """Writes a run folder of `requests` records with `tokens` output tokens each: two open-loop cells, five repeats."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     each = requests // (len(RATES) * REPEATS)
     with (folder / "records.jsonl").open("wb") as file:
-        start = 100_000.0  # as a monotonic clock has it after a day
+        start = 100_000.0  # a monotonic clock's value after about a day
         for rate in RATES:
             for repeat in range(REPEATS):
                 due = start + np.cumsum(rng.exponential(1 / rate, each))
@@ -54,21 +54,21 @@ def _write(
     ttft = rng.lognormal(-2.5, 0.4, n)
     times = (due + ttft)[:, None] + np.cumsum(rng.lognormal(-4, 0.3, (n, tokens)), axis=1).round(6)
     sent, scheduled = due + 0.0002, due + ttft * 0.2
-    same = pl.lit
+    lit = pl.lit
     frame = pl.DataFrame({"n": np.arange(begin, begin + n), "t_intended": due.round(6)})
     frame = frame.with_columns(
-        request_id=pl.format("agg/{}/r{}/{}", same(cell), same(repeat), "n"),
-        arm=same("agg"), cell=same(cell), repeat=same(repeat), label=same("512 random tokens"), warmup=same(False),
-        seed=same(12345), status=same("ok"), ramp=same(False),
+        request_id=pl.format("agg/{}/r{}/{}", lit(cell), lit(repeat), "n"),
+        arm=lit("agg"), cell=lit(cell), repeat=lit(repeat), label=lit("512 random tokens"), warmup=lit(False),
+        seed=lit(12345), status=lit("ok"), ramp=lit(False),
         t_sent=pl.Series(sent.round(6)), t_queued=pl.Series((sent + 1e-4).round(6)),
         t_scheduled=pl.Series(scheduled.round(6)), t_engine_first_token=pl.Series((times[:, 0] - 2e-4).round(6)),
         t_engine_last_token=pl.Series((times[:, -1] - 2e-4).round(6)),
         t_tokens=pl.Series(times.round(6), dtype=pl.Array(pl.Float64, tokens)).arr.to_list(),
         t_end=pl.Series((times[:, -1] + 1e-5).round(6)),
-        prompt_tokens=same(512), output_tokens=same(tokens), cached_tokens=same(0), preemptions=same(0),
-        finish_reason=same("length"), text=same(TEXT),
+        prompt_tokens=lit(512), output_tokens=lit(tokens), cached_tokens=lit(0), preemptions=lit(0),
+        finish_reason=lit("length"), text=lit(TEXT),
         token_ids=pl.Series(rng.integers(1000, 49152, (n, tokens)), dtype=pl.Array(pl.Int64, tokens)).arr.to_list(),
-        pool=same("agg"), prefill_engine=same("agg-0"), decode_engine=same("agg-0"),
+        pool=lit("agg"), prefill_engine=lit("agg-0"), decode_engine=lit("agg-0"),
     )  # fmt: skip
     absent = [name for name in tables.RECORD_SCHEMA if name not in frame.columns]
     frame.with_columns(pl.lit(None).alias(name) for name in absent).drop("n").write_ndjson(file)  # type: ignore[arg-type]

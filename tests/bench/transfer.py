@@ -1,16 +1,17 @@
-"""make bench-transfer: the KV cache from engine to engine by each connector, beside a plain copy of the same bytes.
+"""make bench-transfer: moves the KV cache from engine to engine with each connector, against a plain copy of the bytes.
 
-Two real engines for each connector, one after the other, and prompts of the same lengths through them one at a time,
-with random weights: tokens mean nothing here, bytes and times are real. A transfer's rate is its bytes by the time that
-the connector says it took: for ipc the device's clock around the copy, for NIXL from posting to its end. The plain copy
-is of as many bytes, by torch, in a process of its own: gathered by rows of 64 KiB where both engines are on one device,
-in one piece from GPU to GPU where they are not (scheduler.devices says; `[0,0]` has them share one of several).
+Each connector gets two real engines, which serve prompts of the same lengths one at a time. The weights are random:
+tokens mean nothing, but bytes and times are real. A transfer's rate is its bytes divided by the time the connector
+reports: for ipc the device's clock around the copy, for NIXL from posting to completion. The plain copy moves as many
+bytes with torch, in a process of its own: gathered in rows of 64 KiB if both engines are on one device, in one piece
+from GPU to GPU if not (see scheduler.devices; `[0,0]` makes them share a GPU).
 
-What a user waits for is the second table: the decode engine's first token less the end of prefill, and its parts.
+The second table shows what a user waits for: the time from the end of prefill to the decode engine's first token, and
+its parts.
 
-Engines take most of the time, up to two minutes for the first and 40 s for others on a GPU. It can be had in parts:
-with --write DIR every length is on disk once it was measured, and what is there is not measured again. So where a
-machine is lent for ten minutes at a time, the same call until nothing is left, on the same kind of machine:
+Starting engines takes most of the time: on a GPU up to two minutes for the first and 40 s for the others. The work can
+be split: with --write DIR each length is written once it is measured, and not measured again. If a machine is available
+for ten minutes at a time, repeat the same call on the same kind of machine until nothing is left:
 
   make bench-transfer ARGS="--write DIR --budget-s 500"
   make bench-transfer ARGS="--write DIR --only 'ipc,ipc overlap,NIXL push'"
@@ -47,7 +48,7 @@ from wp1.workload.seeds import derive_seed
 
 TUNED = "backend.engine.block_size=128"
 LAYERS = [TUNED, "transfer.extra.enable_cross_layers_blocks=True"]
-# The first five are the table that was asked for, where time is short.
+# Most important first: a call that runs out of time measures the first ones.
 VARIANTS = {
     "ipc": ["transfer=ipc", "transfer.overlap=off"],
     "ipc overlap": ["transfer=ipc"],
@@ -58,11 +59,11 @@ VARIANTS = {
     "ipc 128": ["transfer=ipc", "transfer.overlap=off", TUNED],
     "NIXL push 128": ["transfer=nixl_push", TUNED],
     "NIXL pull 128": ["transfer=nixl_pull", TUNED],
-    # What it is worth to take short prompts over within the step of their first token.
+    # Shows the benefit of loading the KV of short prompts within the step of their first token.
     "ipc beside steps": ["transfer=ipc", "transfer.at_once_mib=0"],
 }
 OVERLAP = "transfer.overlap=off"
-# On a CPU: the KV bytes of SmolLM2-135M a token, and next to nothing to compute.
+# For a CPU: as many KV bytes per token as SmolLM2-135M, and almost nothing to compute.
 THIN = [
     "model.architecture.hidden_size=96",
     "model.architecture.intermediate_size=96",
@@ -71,7 +72,7 @@ THIN = [
     "model.architecture.num_key_value_heads=3",
     "model.architecture.head_dim=64",
 ]
-# After which a handoff is given up, and its variant with it.
+# A handoff that takes longer is given up, and its variant with it.
 STUCK_S = 120.0
 ON_CPU = {"lengths": [256, 1024, 4096], "kv_gib": 0.5, "variants": list(VARIANTS)[:4]}
 ON_GPU = {"lengths": [1024, 8192, 32768, 65536], "kv_gib": 14.0, "variants": list(VARIANTS)}
@@ -81,45 +82,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="make bench-transfer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found = ON_CPU if hardware.device_type() == "cpu" else ON_GPU
-    parser.add_argument("--only", default=",".join(found["variants"]), help=f"some of {','.join(VARIANTS)}")
-    parser.add_argument("--lengths", type=int, nargs="+", default=found["lengths"], help="prompt lengths in tokens")
+    defaults = ON_CPU if hardware.device_type() == "cpu" else ON_GPU
+    parser.add_argument("--only", default=",".join(defaults["variants"]), help=f"some of {','.join(VARIANTS)}")
+    parser.add_argument("--lengths", type=int, nargs="+", default=defaults["lengths"], help="prompt lengths in tokens")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
-        "--slow-s", type=float, default=2.0, help="a length whose first handoff takes longer is measured by it alone"
+        "--slow-s", type=float, default=2.0, help="if the first handoff of a length takes longer, measure only that one"
     )
     parser.add_argument(
         "--budget-s",
         type=float,
-        help="seconds after which no engines are started, nor where the last took more than is left",
+        help="start no engines after this many seconds, or if less is left than the longest variant took",
     )
-    parser.add_argument("--write", type=Path, help="folder for rows, page and plot; what is in it already is kept")
-    parser.add_argument("--page", type=Path, help="a folder of --write: its page and plot again, and nothing measured")
-    parser.add_argument("overrides", nargs="*", help="of the configuration, for every variant")
-    words = parser.parse_args()
-    if words.page is not None:
+    parser.add_argument("--write", type=Path, help="folder for rows, page and plot; rows already in it are kept")
+    parser.add_argument("--page", type=Path, help="a folder of --write: make its page and plot again without measuring")
+    parser.add_argument("overrides", nargs="*", help="configuration overrides for every variant")
+    args = parser.parse_args()
+    if args.page is not None:
         try:
-            print(Results.read(words.page).write_page())
+            print(Results.read(args.page).write_page())
         except FileNotFoundError:
-            parser.error(f"--page: {words.page} has no facts.json, so it is no folder of --write")
+            parser.error(f"--page: {args.page} has no facts.json: name a folder that --write has made")
         return
-    words.only = words.only.split(",")
-    if unknown := set(words.only) - set(VARIANTS):
-        parser.error(f"--only: {', '.join(sorted(unknown))} is none of {','.join(VARIANTS)}")
+    args.only = args.only.split(",")
+    if unknown := set(args.only) - set(VARIANTS):
+        parser.error(f"--only: unknown variant {', '.join(sorted(unknown))}: choose from {','.join(VARIANTS)}")
     with tempfile.TemporaryDirectory() as folder, Screen() as screen:
         try:
-            results = Results.begin(words.write or Path(folder) / "results", _facts(words))
+            results = Results.begin(args.write or Path(folder) / "results", _facts(args))
         except DiffersError as error:
             parser.error(f"--write: {error}; name another folder")
-        stopped = _measure_all(words, found["kv_gib"], Path(folder), screen, results)
+        stopped = _measure_all(args, defaults["kv_gib"], Path(folder), screen, results)
         print(results.write_page())
-    if stopped or set(words.only) & set(results.missing):
+    if stopped or set(args.only) & set(results.missing):
         raise SystemExit(1)
 
 
-def _facts(words: Any) -> dict[str, Any]:
-    """What must not change from call to call."""
-    cfg = _config(words, 1.0, Path(), [])
+def _facts(args: Any) -> dict[str, Any]:
+    """The facts that must be the same for all calls with one folder."""
+    cfg = _config(args, 1.0, Path(), [])
     devices = [place.gpus[0] if place.gpus else None for _, place in places_of(plan(cfg)[0])]
     gpus = hardware.gpus()
     return {
@@ -127,58 +128,58 @@ def _facts(words: Any) -> dict[str, Any]:
         "engines": " and ".join("cpu" if gpu is None else f"cuda:{gpu}" for gpu in devices),
         "apart": bool(gpus) and len(set(devices)) > 1,
         "versions": dict(versions()),
-        "overrides": list(words.overrides),
+        "overrides": list(args.overrides),
     }
 
 
-def _measure_all(words: Any, kv_gib: float, folder: Path, screen: Screen, results: Results) -> bool:
-    """Adds what the folder does not have yet. Whether it was stopped before its end."""
+def _measure_all(args: Any, kv_gib: float, folder: Path, screen: Screen, results: Results) -> bool:
+    """Measures what the folder does not have yet. Returns whether it stopped early."""
     begin, longest = time.monotonic(), 0.0
-    # Of a call that was stopped before it came to that.
-    results.add_plain(_plain_copy(set(words.lengths) - {tokens for tokens, _ in results.plain}, results))
-    for group in groups_of(words.only):
-        wanted = [(v, n) for n in words.lengths for v in group if not results.has(v, n)]
+    # An earlier call may have stopped before its plain copies.
+    results.add_plain(_plain_copy(set(args.lengths) - {tokens for tokens, _ in results.plain}, results))
+    for group in groups_of(args.only):
+        wanted = [(v, n) for n in args.lengths for v in group if not results.has(v, n)]
         if not wanted:
-            screen.say(f"{', '.join(group)}: measured already")
+            screen.say(f"{', '.join(group)}: already measured")
             continue
         now = time.monotonic()
-        if words.budget_s is not None and now - begin + longest > words.budget_s:
-            screen.say(f"{', '.join(group)}: no time is left of --budget-s; call again with the same --write")
+        if args.budget_s is not None and now - begin + longest > args.budget_s:
+            screen.say(f"{', '.join(group)}: not enough of --budget-s is left; call again with the same --write")
             return True
-        # Beside the rows, where they are kept: of engines that do not come up it says why.
-        log = (words.write or folder) / "engine.log"
+        # Kept next to the rows, because it says why an engine did not start.
+        log = (args.write or folder) / "engine.log"
         with output_to(log):
             try:
-                asyncio.run(_measure(group, wanted, words, kv_gib, folder, log, screen, results))
-            except KeyboardInterrupt:  # what was measured is worth having
+                asyncio.run(_measure(group, wanted, args, kv_gib, folder, log, screen, results))
+            except KeyboardInterrupt:  # keep what was measured
                 screen.say("interrupted")
                 return True
-            except Exception as error:  # and so are the others
+            except Exception as error:  # continue with the other variants
                 for variant in {v for v, n in wanted if not results.has(v, n)}:
                     results.miss(variant, str(error)[:2000] or type(error).__name__)
             for variant in {v for v, _ in wanted} & set(results.missing):
-                if all(results.has(variant, n) for n in words.lengths):
+                if all(results.has(variant, n) for n in args.lengths):
                     results.miss(variant, None)
-        results.add_plain(_plain_copy(set(words.lengths), results))
+        results.add_plain(_plain_copy(set(args.lengths), results))
         results.write_page()
         longest = max(longest, time.monotonic() - now)
     return False
 
 
 def groups_of(variants: list[str]) -> list[list[str]]:
-    """Variants whose engines are the same, which is most of what a variant takes: overlap is wp1's own affair."""
+    """Groups variants that can share engines, whose start takes most of the time: those that differ only in overlap."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for variant in variants:
         groups.setdefault(tuple(word for word in VARIANTS[variant] if word != OVERLAP), []).append(variant)
     return list(groups.values())
 
 
-def _config(words: Any, kv_gib: float, folder: Path, overrides: list[str]) -> Any:
-    most = max(words.lengths) + 64
+def _config(args: Any, kv_gib: float, folder: Path, overrides: list[str]) -> Any:
+    most = max(args.lengths) + 64
     overrides = [
         f"root={folder.absolute()}", "scheduler=disagg", "scheduler.first_token=decode", "model=llama31_8b_shape",
         f"model.max_len={most}", f"backend.kv_cache_gib={kv_gib}", "backend.engine.max_num_seqs=8",
-        *(THIN if hardware.device_type() == "cpu" else []), *overrides, *words.overrides,
+        *(THIN if hardware.device_type() == "cpu" else []), *overrides, *args.overrides,
     ]  # fmt: skip
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return schema.resolve(compose("config", list(map(schema.with_plus, overrides))))
@@ -187,17 +188,17 @@ def _config(words: Any, kv_gib: float, folder: Path, overrides: list[str]) -> An
 async def _measure(
     group: list[str],
     wanted: list[tuple[str, int]],
-    words: Any,
+    args: Any,
     kv_gib: float,
     folder: Path,
     log: Path,
     screen: Screen,
     results: Results,
 ) -> None:
-    """Adds the rows of variants that share engines, a length at a time: so much is kept of one that is stopped."""
+    """Measures variants that share engines, and adds rows after each length, so that they survive an interruption."""
     names = ", ".join(group)
     overlapping = [variant for variant in group if OVERLAP not in VARIANTS[variant]]
-    cfg = _config(words, kv_gib, folder, VARIANTS[(overlapping or group)[0]])
+    cfg = _config(args, kv_gib, folder, VARIANTS[(overlapping or group)[0]])
     model = models.prepare(cfg)
     handoffs: dict[str, Handoff] = {}
 
@@ -215,19 +216,19 @@ async def _measure(
             for variant, length in wanted:
                 if len(group) > 1:
                     scheduler._pools.transfer.overlap = variant in overlapping
-                with screen.step(f"{variant}: {length:,} tokens x {words.repeats}"):
-                    records = await _handoffs(scheduler, model, variant, length, words)
-                    # An engine tells of a transfer with its next step.
+                with screen.step(f"{variant}: {length:,} tokens x {args.repeats}"):
+                    records = await _handoffs(scheduler, model, variant, length, args)
+                    # An engine reports a transfer with its next step.
                     await scheduler._pools.ledger.settle()
                 results.add([_measured(variant, length, record, handoffs[record.request_id]) for record in records])
         finally:
             await scheduler.__aexit__(None, None, None)
 
 
-async def _handoffs(scheduler: Any, model: Any, variant: str, length: int, words: Any) -> list[RequestRecord]:
-    """One after the other; the first is for warming up, or is all there is where it is slow."""
+async def _handoffs(scheduler: Any, model: Any, variant: str, length: int, args: Any) -> list[RequestRecord]:
+    """Sends requests one after the other. Returns all but the first, the warm-up; or only the first, if it is slow."""
     records = []
-    for n in range(1 + words.repeats):
+    for n in range(1 + args.repeats):
         prompt = random_token_ids(length, model.vocab_size, derive_seed("bench", variant, length, n))
         request = Request(
             f"{variant.replace(' ', '_')}_{length}_{n}", "disagg", f"{length}", 0, prompt, 4, seed=n, ignore_eos=True,
@@ -238,23 +239,23 @@ async def _handoffs(scheduler: Any, model: Any, variant: str, length: int, words
         if record.status != "ok":
             raise RuntimeError(f"{length} tokens: {record.error}")
         records.append(record)
-        if n == 0 and _span(record.t_engine_first_token, record.t_tokens[0]) > words.slow_s:
+        if n == 0 and _span(record.t_engine_first_token, record.t_tokens[0]) > args.slow_s:
             return records
     return records[1:]
 
 
 def _measured(variant: str, tokens: int, record: RequestRecord, handoff: Handoff) -> Measured:
-    """Raises RuntimeError where the connector's account is none to make a rate of."""
+    """One row of results. Raises RuntimeError if the connector's report allows no rate."""
     if handoff.bytes is None:
         raise RuntimeError(f"{variant}, {tokens} tokens: the connector reported no bytes")
     if handoff.bytes_expected is not None and handoff.bytes != handoff.bytes_expected:
         raise RuntimeError(
-            f"{variant}, {tokens} tokens: the connector reported {handoff.bytes:,} bytes and the prompt has "
+            f"{variant}, {tokens} tokens: the connector reported {handoff.bytes:,} bytes, but the prompt has "
             f"{handoff.bytes_expected:,}"
         )
     seconds = handoff.copy_s or _span(handoff.t_transfer_begin, handoff.t_transfer_end)
     if seconds <= 0:
-        raise RuntimeError(f"{variant}, {tokens} tokens: by its own clock the transfer took no time")
+        raise RuntimeError(f"{variant}, {tokens} tokens: the connector reported a transfer time of zero or less")
     prefill = _span(record.t_scheduled, record.t_engine_first_token)
     queue = _span(record.t_intended, record.t_scheduled)
     return Measured(
@@ -276,16 +277,16 @@ def _span(begin: float | None, end: float | None) -> float:
 
 
 def _plain_copy(lengths: set[int], results: Results) -> dict[int, float]:
-    """GB/s of copying as many bytes as a prompt has, by torch's own means, between the engines' devices."""
+    """GB/s by prompt length of copying as many bytes with torch between the engines' devices."""
     size = {row.tokens: row.bytes for row in results.rates() if row.tokens in lengths}
     if not size:
         return {}
     gpus = hardware.gpu_indices()
     names = results.facts["engines"].split(" and ")
     ordinals = [gpus.index(int(name.removeprefix("cuda:"))) if gpus else 0 for name in names]
-    asked = [sys.executable, "-c", PLAIN, json.dumps([list(size.values()), *ordinals])]
-    made = subprocess.run(asked, capture_output=True, text=True, check=True)
-    return dict(zip(size, json.loads(made.stdout), strict=True))
+    command = [sys.executable, "-c", PLAIN, json.dumps([list(size.values()), *ordinals])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(zip(size, json.loads(done.stdout), strict=True))
 
 
 PLAIN = """
@@ -293,7 +294,7 @@ import json, sys, time, torch
 sizes, here, there = json.loads(sys.argv[1])
 cuda = torch.cuda.is_available()
 torch.set_num_threads(1)
-found = []
+rates = []
 for size in sizes:
     rows = max(1, size // 65536)
     source = torch.zeros(rows, 65536 // 8, dtype=torch.int64, device=f"cuda:{here}" if cuda else "cpu")
@@ -317,8 +318,8 @@ for size in sizes:
             copy()
             times.append(time.perf_counter() - begin)
     warm = sorted(times[3:])
-    found.append(rows * 65536 / warm[len(warm) // 2] / 1e9)
-print(json.dumps(found))
+    rates.append(rows * 65536 / warm[len(warm) // 2] / 1e9)
+print(json.dumps(rates))
 """
 
 
@@ -329,5 +330,5 @@ if __name__ == "__main__":
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 0
     sys.stdout.flush()
-    # As wp1 itself leaves: vLLM's finalisers complain at the interpreter's end.
+    # Exit as wp1 does: vLLM's finalisers print errors at interpreter exit.
     os._exit(code)

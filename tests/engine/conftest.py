@@ -1,4 +1,4 @@
-"""Real vLLM on the CPU. An engine takes a minute to start, so tests of one kind share one."""
+"""Real vLLM on the CPU. An engine takes a minute to start, so tests with the same settings share one."""
 
 import asyncio
 import threading
@@ -46,13 +46,13 @@ def loop() -> Iterator[Loop]:
 
 @pytest.fixture(scope="module")
 def engines() -> Iterator[Engines]:
-    """For runs in this process, which has imported vLLM already: a process of its own needs ten seconds for that."""
+    """For runs in this process. It has imported vLLM already, which takes a new process ten seconds."""
     with Engines() as engines:
         yield engines
 
 
 def configuration(root: Path, *overrides: str) -> DictConfig:
-    """Composed and checked, as of the command line; what its run leaves lands in `root`."""
+    """A configuration, composed and checked as on the command line. Its run is written to `root`."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = schema.resolve(compose("config", [*overrides, f"root={root}"]))
     checks.check(cfg)
@@ -60,7 +60,7 @@ def configuration(root: Path, *overrides: str) -> DictConfig:
 
 
 def completed(cfg: DictConfig, engines: Engines) -> Outcome:
-    """A run in this process, which must complete."""
+    """Runs `cfg` in this process. Fails unless the run completes."""
     run_id = new_run_id()
     with Screen() as screen:
         outcome = run(cfg, Path(cfg.root) / "outputs" / run_id, run_id, screen, None, engines)
@@ -73,7 +73,7 @@ Start = Callable[..., UserRun]
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Starts `python -m wp1 OVERRIDES` with a folder of its own for what it leaves."""
+    """Starts `python -m wp1 OVERRIDES`, each run in a new folder."""
     started: list[UserRun] = []
 
     def start_(*overrides: str, **environment: str) -> UserRun:
@@ -81,5 +81,5 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         return started[-1]
 
     yield start_
-    for one in started:
-        one.kill()
+    for run_ in started:
+        run_.kill()

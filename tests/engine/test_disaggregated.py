@@ -1,4 +1,4 @@
-"""Real KV between real engines: the tokens, the bytes, and what faults leave. Tests that break an engine come last."""
+"""Real KV between real engines: tokens, bytes, and the state after faults. Tests that break an engine come last."""
 
 import asyncio
 import dataclasses
@@ -29,10 +29,9 @@ from wp1.serving.schedulers.disaggregated import DisaggregatedScheduler
 from wp1.serving.schedulers.serve import collect
 from wp1.workload.prompts import random_token_ids
 
-# Of SmolLM2-135M in BF16.
-KV_BYTES_PER_TOKEN = 23_040
+KV_BYTES_PER_TOKEN = 23_040  # SmolLM2-135M in BF16
 CACHING = "backend.engine.enable_prefix_caching=true"
-# So that a lease, which is as long as a request may take, ends while a test waits.
+# A lease lasts as long as a request may take. Keep it short, so that tests can wait for its end.
 LEASE_S = 12
 
 
@@ -44,8 +43,8 @@ class Pools:
         self.written: list[Event] = []
         log = folder / "engine.log"
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            words = [f"root={folder}", "scheduler=disagg", f"workload.timeout_s={LEASE_S}", "model.max_len=4096"]
-            cfg = schema.resolve(compose("config", [*words, *overrides]))
+            defaults = [f"root={folder}", "scheduler=disagg", f"workload.timeout_s={LEASE_S}", "model.max_len=4096"]
+            cfg = schema.resolve(compose("config", [*defaults, *overrides]))
         checks.check(cfg)
         self.guard = stack.enter_context(ProcessGuard())
         stack.enter_context(output_to(log))
@@ -72,13 +71,13 @@ class Pools:
         return self._loop(all_())
 
     def alone(self, request: Request) -> RequestRecord:
-        """The same request on the prefill engine from beginning to end, as an aggregated one serves it."""
+        """Serves the request on the prefill engine alone, as an aggregated engine would."""
         record = new_record(request, time.monotonic())
         self._loop(collect(self.prefill.generate(request), record, 100))
         return record
 
     def cancelled_in(self, phase: str, request: Request) -> RequestRecord:
-        """A client that goes away as soon as its request has come to that phase."""
+        """The record of a request whose client disconnects as soon as the request reaches that phase."""
 
         async def go() -> RequestRecord:
             record = new_record(request, time.monotonic())
@@ -117,16 +116,16 @@ def _request(name: str, length: int = 300, tokens: int = 8, **changes: Any) -> R
 
 
 CONNECTORS = {
-    # Memory to memory while the prompt is computed, in pieces; both sides sum up the blocks.
+    # Memory to memory during chunked prefill. Both sides compute checksums of the blocks.
     "early": ("transfer=ipc", "transfer.verify=true", "++backend.engine.max_num_batched_tokens=256"),
-    # Memory to memory once the prompt is computed.
+    # Memory to memory after prefill.
     "after": ("transfer=ipc", "transfer.overlap=off", CACHING),
     "pushing": ("transfer=nixl_push", CACHING),
     "pulling": (
         "transfer=nixl_pull",
         "transfer.timeout_s=6",
         "scheduler.first_token=decode",
-        # Through sockets alone a read needs the other side to answer, so that one that stands still stops it.
+        # Over sockets a read needs the other side to answer, so a suspended prefill engine stalls it.
         "++transfer.environment.UCX_TLS='tcp,self'",
     ),
 }
@@ -134,9 +133,9 @@ CONNECTORS = {
 
 @pytest.fixture(scope="module")
 def pools(loop: Loop, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Pools]:
-    """A pair of engines with one of CONNECTORS. pytest runs the tests of a pair in a row and then ends it.
+    """A pair of engines with one of CONNECTORS. pytest runs all tests of a pair, then ends the pair.
 
-    Two pairs at once would take memory, and engines with NIXL poll for messages, which takes half a core each.
+    Two pairs at once would need more memory, and engines with NIXL poll for messages, which takes half a core each.
     """
     with ExitStack() as stack:
         yield Pools(loop, tmp_path_factory.mktemp(request.param), stack, *CONNECTORS[request.param])
@@ -166,20 +165,20 @@ def _same_tokens_and_bytes(pools: Pools, *lengths: int) -> list[Handoff]:
 
 
 @_with("early")
-def test_seeded_prompts_that_are_computed_in_pieces_are_sampled(pools: Pools) -> None:
-    """Both engines sample the last piece of a prompt, and turn the request's generator back after the others."""
+def test_seeded_sampling_works_with_chunked_prefill(pools: Pools) -> None:
+    """Both engines sample after the last chunk of a prompt, and rewind the request's generator after the others."""
     requests = [_request(f"sampled{n}", length, temperature=1.0) for n, length in enumerate((600, 30, 300))]
     records = pools.serve(*requests)
     assert [(record.status, record.error) for record in records] == [("ok", None)] * 3
-    # One at a time, as in a batch the logits depend on what else is in it.
+    # One at a time, because logits depend on the other requests in the batch.
     [first], [again] = (pools.serve(replace(requests[0], request_id=name)) for name in ("alone", "again"))
     assert first.token_ids == again.token_ids
 
 
 @_with("early")
-def test_kv_read_from_memory_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pools: Pools) -> None:
+def test_kv_read_from_memory_gives_the_same_tokens_as_one_engine_and_all_bytes_are_counted(pools: Pools) -> None:
     *_, long = _same_tokens_and_bytes(pools, 1, 127, 128, 129, 1000)
-    # Of the four pieces of the longest, the first had moved before the last was computed.
+    # The longest prompt has four chunks. The first moved before the last was computed.
     assert (long.t_transfer_begin or 0) < (long.t_prefill_done or 0) < (long.t_transfer_end or 0)
     assert long.copy_s is not None
     assert 0 < long.copy_s < 1
@@ -187,7 +186,7 @@ def test_kv_read_from_memory_gives_the_tokens_of_one_engine_and_every_byte_is_co
 
 
 @_with("early")
-def test_many_at_once(pools: Pools) -> None:
+def test_many_concurrent_handoffs(pools: Pools) -> None:
     records = pools.serve(*(_request(f"many-{n}", 50 + n) for n in range(30)))
     assert {(record.status, record.error) for record in records} == {("ok", None)}
     assert {pools.handoffs[record.request_id].bytes for record in records} == {128 * KV_BYTES_PER_TOKEN}
@@ -195,7 +194,7 @@ def test_many_at_once(pools: Pools) -> None:
 
 
 @_with("early")
-def test_a_client_that_goes_away_in_any_phase_leaves_no_block_behind(pools: Pools) -> None:
+def test_a_client_that_disconnects_in_any_phase_leaks_no_blocks(pools: Pools) -> None:
     for phase in ("prefill", "handoff", "decode"):
         record = pools.cancelled_in(phase, _request(f"gone-{phase}", 600, tokens=100))
         assert (record.status, record.phase) == ("aborted", phase)
@@ -205,12 +204,12 @@ def test_a_client_that_goes_away_in_any_phase_leaves_no_block_behind(pools: Pool
 
 
 @_with("early")
-def test_a_prefill_engine_that_is_killed_harms_only_what_it_had(pools: Pools) -> None:
+def test_a_killed_prefill_engine_fails_only_its_own_requests(pools: Pools) -> None:
     decoding, decoded = pools.start_serving(_request("safe", 300, tokens=150))
     _until(lambda: decoding.phase == "decode")
     prefilling, failed = pools.start_serving(_request("prefilling", 3000, tokens=10))
     _until(lambda: prefilling.phase == "prefill")
-    time.sleep(1)  # some of its blocks have moved
+    time.sleep(1)  # for some of its blocks to move
     for process in pools.processes_of(pools.prefill):
         process.kill()
     failed()
@@ -220,14 +219,14 @@ def test_a_prefill_engine_that_is_killed_harms_only_what_it_had(pools: Pools) ->
     assert pools.free(LEASE_S + 5) == {"decode-0": True}
 
 
-def _what_was_there_does_not_move(pools: Pools) -> None:
-    """Blocks of 128 tokens that the decode engine computed or got for an earlier request."""
-    there = random_token_ids(300, 49152, seed=1)
-    pools.serve(dataclasses.replace(_request("there"), prompt=there))
+def _cached_blocks_do_not_move(pools: Pools) -> None:
+    """Blocks of 128 tokens that the decode engine computed or received for an earlier request."""
+    cached = random_token_ids(300, 49152, seed=1)
+    pools.serve(dataclasses.replace(_request("cached"), prompt=cached))
     for name, prompt, kept, blocks in (
-        ("two blocks", there[:256] + there[:100], 256, 1),
-        ("one block", there[:128] + there[:300], 128, 3),
-        ("none", there[1:], 0, 3),
+        ("two blocks", cached[:256] + cached[:100], 256, 1),
+        ("one block", cached[:128] + cached[:300], 128, 3),
+        ("none", cached[1:], 0, 3),
     ):
         request = dataclasses.replace(_request(name), prompt=prompt)
         [record] = pools.serve(request)
@@ -240,31 +239,31 @@ def _what_was_there_does_not_move(pools: Pools) -> None:
 
 
 @_with("after")
-def test_kv_that_was_there_is_not_read(pools: Pools) -> None:
-    _what_was_there_does_not_move(pools)
+def test_cached_kv_is_not_read(pools: Pools) -> None:
+    _cached_blocks_do_not_move(pools)
 
 
 @_with("after", "pushing")
-def test_a_prompt_that_was_there_whole_moves_nothing(pools: Pools) -> None:
+def test_a_fully_cached_prompt_moves_nothing(pools: Pools) -> None:
     for name in ("whole", "again"):
-        asked = dataclasses.replace(_request(name), prompt=_request("whole", 256).prompt)
-        [record] = pools.serve(asked)
+        request = dataclasses.replace(_request(name), prompt=_request("whole", 256).prompt)
+        [record] = pools.serve(request)
         assert record.status == "ok", record.error
     again = pools.handoffs["again"]
     assert (again.tokens, again.tokens_kept, again.bytes, again.bytes_expected) == (256, 256, 0, 0)
     assert again.t_transfer_begin is None
-    # Neither waits for the end of a lease.
+    # Neither engine waits for the lease to end.
     assert all(pools.free(LEASE_S / 3).values())
 
 
 @_with("after")
-def test_kv_read_afterwards_gives_the_tokens_of_one_engine(pools: Pools) -> None:
+def test_kv_read_after_prefill_gives_the_same_tokens_as_one_engine(pools: Pools) -> None:
     [long] = _same_tokens_and_bytes(pools, 1000)
     assert (long.t_prefill_done or 0) <= (long.t_decode_sent or 0) <= (long.t_transfer_begin or 0)
 
 
 @_with("after")
-def test_a_decode_engine_that_is_killed_fails_its_requests_and_frees_the_prefill_side(pools: Pools) -> None:
+def test_a_killed_decode_engine_fails_its_requests_and_frees_the_prefill_side(pools: Pools) -> None:
     record, wait = pools.start_serving(_request("decode-killed", 300, tokens=3000))
     _until(lambda: record.phase == "decode")
     processes = pools.processes_of(pools.decode)
@@ -279,32 +278,32 @@ def test_a_decode_engine_that_is_killed_fails_its_requests_and_frees_the_prefill
     wait()
     assert (record.status, record.cause, record.phase) == ("error", "engine_died", "decode")
     assert record.output_tokens > 0
-    # Nobody is sent there any more.
+    # No request is routed to it again.
     [later] = pools.serve(_request("too-late"))
     assert later.cause == "engine_died"
     assert "no decode engine is left" in (later.error or "")
-    # What was not fetched is kept until its lease ends.
+    # KV that was not fetched is kept until its lease ends.
     assert pools.free(0.5) == {"prefill-0": False}
     assert pools.free(LEASE_S + 5) == {"prefill-0": True}
 
 
 @_with("pushing")
-def test_pushed_kv_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pools: Pools) -> None:
+def test_pushed_kv_gives_the_same_tokens_as_one_engine_and_all_bytes_are_counted(pools: Pools) -> None:
     _same_tokens_and_bytes(pools, 1, 129, 1000)
 
 
 @_with("pushing")
-def test_kv_that_was_there_is_not_pushed(pools: Pools) -> None:
-    _what_was_there_does_not_move(pools)
+def test_cached_kv_is_not_pushed(pools: Pools) -> None:
+    _cached_blocks_do_not_move(pools)
 
 
 @_with("pulling")
-def test_pulled_kv_gives_the_tokens_of_one_engine_and_every_byte_is_counted(pools: Pools) -> None:
+def test_pulled_kv_gives_the_same_tokens_as_one_engine_and_all_bytes_are_counted(pools: Pools) -> None:
     _same_tokens_and_bytes(pools, 1, 128, 129, 1000)
 
 
 @_with("pulling")
-def test_a_transfer_that_stands_still_is_given_up_and_others_go_on(pools: Pools) -> None:
+def test_a_stalled_transfer_is_given_up_and_later_requests_are_served(pools: Pools) -> None:
     record, wait = pools.start_serving(_request("still", 2000, tokens=100))
     _until(lambda: record.phase == "handoff")
     for process in pools.processes_of(pools.prefill):
@@ -328,5 +327,5 @@ def test_a_transfer_that_stands_still_is_given_up_and_others_go_on(pools: Pools)
 def _until(condition: Callable[[], bool], within_s: float = 60) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
+        assert time.monotonic() < deadline, f"the condition did not hold within {within_s:g} s"
         time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""What wp1 takes from a configuration against vLLM's own KV cache specification, for published models."""
+"""wp1's sizes from config.json against vLLM's own KV cache specification, for published models."""
 
 import json
 import os
@@ -28,16 +28,16 @@ def by_vllm() -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_every_published_model_is_asked_for(by_vllm: dict[str, Any]) -> None:
+def test_every_published_model_is_included(by_vllm: dict[str, Any]) -> None:
     assert len(by_vllm) >= 30
     assert set(by_vllm) == set(MODELS)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_bytes_and_parameters_are_those_of_vllm(by_vllm: dict[str, Any], name: str) -> None:
-    model, there = MODELS[name], by_vllm[name]
-    # The typed-in configuration is the published model's.
-    assert there["parameters"] / 1e9 == pytest.approx(model.billions, rel=0.02)
+def test_bytes_and_parameters_match_vllm(by_vllm: dict[str, Any], name: str) -> None:
+    model, expected = MODELS[name], by_vllm[name]
+    # Checks the typed-in configuration against the published parameter count.
+    assert expected["parameters"] / 1e9 == pytest.approx(model.billions, rel=0.02)
     ours = kv_cache.of(model.config, 2)
-    assert ours.token_bytes == there["token_bytes"] == model.token_bytes
-    assert ours.state_bytes == there["state_bytes"] == model.state_bytes
+    assert ours.token_bytes == expected["token_bytes"] == model.token_bytes
+    assert ours.state_bytes == expected["state_bytes"] == model.state_bytes

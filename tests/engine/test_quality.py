@@ -27,16 +27,16 @@ def test_e6_compares_yarn_with_the_unscaled_control(engines: Engines, tmp_path: 
     summary, metadata = read_json(folder / "summary.json"), read_json(folder / "run_metadata.json")
     arms = summary["quality"]["arms"]
     assert set(arms) == {"yarn", "unscaled"}
-    for of in arms.values():
-        assert {(row["length"], row["depth"]) for row in of["needles"]} == {
+    for arm in arms.values():
+        assert {(row["length"], row["depth"]) for row in arm["needles"]} == {
             (512, 0.0), (512, 100.0), (1024, 0.0), (1024, 100.0),
         }  # fmt: skip
-        assert [row["to"] for row in of["perplexity"]] == [512, 1024]
+        assert [row["to"] for row in arm["perplexity"]] == [512, 1024]
     assert arms["unscaled"]["overall"]["mean"] > 0
     ropes = metadata["ropes"]
     assert (ropes["yarn"]["type"], ropes["yarn"]["factor"], ropes["yarn"]["max_len"]) == ("yarn", 2.0, 16384)
     assert (ropes["unscaled"]["type"], ropes["unscaled"]["max_len"]) == ("default", 8192)
-    # What the engines themselves say.
+    # The scaling that the engines report.
     in_effect = {pool["arm"]: pool["engines"][0]["settings"]["rope"] for pool in metadata["pools"]}
     assert (in_effect["yarn"]["rope_type"], in_effect["yarn"]["factor"]) == ("yarn", 2.0)
     assert in_effect["unscaled"].get("rope_type", "default") == "default"
@@ -48,6 +48,6 @@ def test_e6_compares_yarn_with_the_unscaled_control(engines: Engines, tmp_path: 
 @pytest.mark.parametrize("experiment", ["e4", "e6"])
 def test_random_weights_are_refused_before_an_engine_starts(start: Start, experiment: str) -> None:
     run = start(f"experiment={experiment}", "model=llama31_8b_shape")
-    code, said = run.finish()
+    code, output = run.finish()
     assert code == 2
-    assert "those of random weights mean nothing" in said
+    assert "those of random weights mean nothing" in output

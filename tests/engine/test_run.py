@@ -1,4 +1,4 @@
-"""Whole runs as a user starts them: what they leave, and what is left when they are ended in any way."""
+"""Whole runs as a user starts them: their results, and what is left when they are ended in various ways."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from tests.engine.conftest import Start
 from tests.user_run import REPO, TINY_SHAPE, UserRun
 from wp1.core.run_folder import read_json
 
-# More than any test waits for, so that the run is in the middle whenever it is ended.
+# More requests than any test waits for, so that a run is never complete when a test ends it.
 LONG = ("workload.num_requests=5000", "tracking=none")
 
 
@@ -24,13 +24,13 @@ def test_e0_from_the_command_line(start: Start) -> None:
     assert [record.status for record in records] == ["ok"] * 12
     metadata = read_json(run.run_dir / "run_metadata.json")
     assert metadata["status"] == "completed"
-    # A machine that is busy with something else may make wp1 send late.
+    # On a busy machine wp1 may send late.
     assert set(metadata["labels"]) <= {"client late"}
     assert metadata["run_id"] == run.run_dir.name
     page = (run.root / "outputs" / "reports" / f"{metadata['run_id']}.md").read_text()
     assert "Paris" in page
     device = read_json(run.run_dir / "summary.json")["profiling"]["device"]["devices"]["host"]
-    # The weights are in memory, and somebody computes.
+    # The weights are in memory, and the engine computes.
     assert device["memory_gib_peak"] > 0.5
     assert device["utilisation_percent_mean"] > 50
     _is_in_mlflow(run, "FINISHED")
@@ -46,7 +46,7 @@ def test_random_weights_serve_token_ids_and_are_labelled(start: Start) -> None:
     assert "random weights" in (run.root / "outputs" / "reports" / f"{metadata['run_id']}.md").read_text()
     records = [record for record in run.records() if not record.warmup]
     assert all(record.output_tokens > 0 and record.text == "" for record in records)
-    # Asked again, without a tokenizer too.
+    # The control requests were sent, although there is no tokenizer.
     again = [json.loads(line) for line in (run.run_dir / "control.jsonl").read_text().splitlines()]
     assert again and all(len(line["margins"]) == line["output_tokens"] for line in again)
     # The prompt is the question's bytes.
@@ -63,7 +63,7 @@ def test_e2_with_a_search_from_the_command_line(start: Start) -> None:
     summary = read_json(run.run_dir / "summary.json")
     rows = summary["by_load"]["rows"]
     assert [row["cell"] for row in rows] == ["64-conc1", "64-conc3", "256-conc1", "256-conc3"]
-    # The engine's own account of its KV cache, and shares of a peak that was measured here.
+    # The engine reports the use of its KV cache. MFU and MBU are relative to a peak measured here.
     assert all(0 < row["kv_use_peak"] < 1 and row["preemptions"] == 0 for row in rows)
     assert all(0 < row["mfu"]["value"] < 1.5 and 0 < row["mbu"]["value"] < 1.5 for row in rows)
     assert rows[1]["batch"]["value"] > 1
@@ -72,7 +72,7 @@ def test_e2_with_a_search_from_the_command_line(start: Start) -> None:
     assert "## Goodput" in (run.root / "outputs" / "reports" / f"{run.run_dir.name}.md").read_text()
 
 
-def test_an_engine_that_hangs_at_its_start_is_ended_with_its_last_lines(start: Start) -> None:
+def test_an_engine_that_hangs_at_startup_is_killed_and_its_last_lines_are_shown(start: Start) -> None:
     run = start("backend.startup_timeout_s=4", "tracking=none")
     code, output = run.finish()
     assert code == 1
@@ -81,7 +81,7 @@ def test_an_engine_that_hangs_at_its_start_is_ended_with_its_last_lines(start: S
     run.wait_until_gone()
 
 
-def test_unknown_engine_arguments_end_before_any_engine(start: Start) -> None:
+def test_unknown_engine_arguments_are_refused_before_an_engine_starts(start: Start) -> None:
     run = start("backend.engine.max_num_seq=4")
     code, output = run.finish()
     assert code == 2
@@ -98,10 +98,10 @@ def test_kill_9_of_the_run_leaves_no_engine_and_keeps_the_records(start: Start) 
     run.wait_until_gone()
     before = len(run.records())
     assert before >= 3
-    # What is there makes a report, and can be published.
+    # The partial run can be reported and published.
     for module in ("wp1.report", "wp1.track"):
-        words = [sys.executable, "-m", module, str(run.run_dir)]
-        done = subprocess.run(words, check=False, capture_output=True, text=True, cwd=REPO)
+        command = [sys.executable, "-m", module, str(run.run_dir)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=REPO)
         assert done.returncode == 0, done.stderr
     assert (run.root / "outputs" / "reports" / f"{run.run_dir.name}.md").exists()
     _is_in_mlflow(run, "FAILED")
@@ -110,7 +110,7 @@ def test_kill_9_of_the_run_leaves_no_engine_and_keeps_the_records(start: Start) 
 def test_ctrl_c_ends_the_run_cleanly(start: Start) -> None:
     run = start(*LONG)
     run.wait_for_records(3)
-    # A terminal sends it to every process of the foreground, the engines included.
+    # A terminal sends it to every foreground process, including the engines.
     os.killpg(run.process.pid, signal.SIGINT)
     code, output = run.finish()
     assert code == 130, output
@@ -132,7 +132,7 @@ def test_an_engine_killed_in_the_middle_fails_the_run(start: Start) -> None:
     os.kill(worker[0], signal.SIGKILL)
     code, output = run.finish()
     assert code == 1, output
-    # vLLM logs no exit code if it looks before the system has one; nothing else may be known of a worker's end then.
+    # vLLM logs no exit code if it looks before the system has one. Then the cause of the worker's end may be unknown.
     log = (run.run_dir / "engine.log").read_text(errors="replace")
     how = "was killed by SIGKILL (by the system if memory ran out)" if "(exit code: -9)" in log else "ended"
     died_of = f"engine agg-0 died: its worker {how}"
@@ -158,6 +158,6 @@ def _is_in_mlflow(run: UserRun, status: str):
     experiment = client.get_experiment_by_name("wp1-e0")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.level = 'run'")
-    assert [found.data.tags["run_id"] for found in runs] == [run.run_dir.name]
+    assert [run_.data.tags["run_id"] for run_ in runs] == [run.run_dir.name]
     assert runs[0].info.status == status
     return runs[0]

@@ -1,4 +1,4 @@
-"""One real engine: streaming, seeds, every kind of prompt, aborts, and YaRN as the engine has it."""
+"""One real engine: streaming, seeds, every kind of prompt, aborts, and YaRN as applied by the engine."""
 
 import asyncio
 import gc
@@ -36,7 +36,7 @@ MARS = [{"role": "user", "content": "Which planet is known as the red planet?"}]
 
 @pytest.fixture(scope="module")
 def engine(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMBackend]:
-    """The bundled model at twice its native length."""
+    """The bundled model at twice its native context length."""
     folder = tmp_path_factory.mktemp("engine")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = schema.resolve(compose("config", ["model.max_len=16384", f"root={folder}"]))
@@ -57,7 +57,7 @@ def engine(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLL
         loop(backend.__aenter__(), timeout_s=700)
         yield backend
         loop(backend.__aexit__(None, None, None))
-    # vLLM's own finaliser complains where it is left to the interpreter's end.
+    # vLLM's finaliser prints errors if it runs at interpreter exit.
     gc.collect()
 
 
@@ -80,7 +80,7 @@ def _ask_at_once(loop: Loop, engine: VLLMBackend, requests: list[Request]) -> li
     return loop(all_of())
 
 
-def test_a_real_answer(loop: Loop, engine: VLLMBackend) -> None:
+def test_the_engine_answers_a_question(loop: Loop, engine: VLLMBackend) -> None:
     record = _ask(loop, engine, _request())
     assert record.status == "ok", record.error
     assert "Mars" in record.text
@@ -97,7 +97,7 @@ def test_times_are_in_order_on_one_clock_and_tokens_are_counted(loop: Loop, engi
     assert record.t_tokens == sorted(record.t_tokens)
     assert record.t_tokens[-1] <= (record.t_end or 0)
     assert (record.t_engine_last_token or 0) <= record.t_tokens[-1]
-    # They came one by one and not all at the end.
+    # The tokens were streamed, not sent all at the end.
     assert record.t_tokens[-1] - record.t_tokens[0] > 0.01
 
 
@@ -111,7 +111,7 @@ def test_chat_token_ids_and_text_are_the_same_prompt(loop: Loop, engine: VLLMBac
     assert _ask(loop, engine, _request(text, "text")).token_ids == chat.token_ids
 
 
-def test_the_seed_decides_what_is_sampled(loop: Loop, engine: VLLMBackend) -> None:
+def test_the_seed_determines_the_sampled_tokens(loop: Loop, engine: VLLMBackend) -> None:
     story = [{"role": "user", "content": "Tell me a story."}]
     first, again, other = (
         _ask(loop, engine, _request(story, f"s{n}", tokens=16, seed=seed, temperature=1.0))
@@ -121,23 +121,23 @@ def test_the_seed_decides_what_is_sampled(loop: Loop, engine: VLLMBackend) -> No
     assert first.token_ids != other.token_ids
 
 
-def test_asking_how_close_the_two_best_tokens_were_changes_no_token(loop: Loop, engine: VLLMBackend) -> None:
+def test_asking_for_margins_changes_no_token(loop: Loop, engine: VLLMBackend) -> None:
     plain = _ask(loop, engine, _request(name="plain"))
     asked = _ask(loop, engine, replace(_request(name="asked"), margins=True))
     assert asked.token_ids == plain.token_ids
     assert isinstance(asked, ControlRecord) and not isinstance(plain, ControlRecord)
     assert len(asked.margins) == asked.output_tokens
-    # Logits of bfloat16 lie on steps: those above 16 an eighth of a nat apart, and smaller ones on parts of that.
+    # bfloat16 logits are quantised: above 16 in steps of an eighth of a nat, below in fractions of that.
     assert all(0 <= margin < 100 for margin in asked.margins)
     assert all(margin * 128 == pytest.approx(round(margin * 128), abs=0.02) for margin in asked.margins)
     # Nothing was compiled for that.
     assert {process.environ().get("TORCHDYNAMO_DISABLE") for process in engine._life.processes} == {"1"}
 
 
-def test_seeded_prompts_that_are_computed_in_pieces_are_answered_and_repeat(loop: Loop, engine: VLLMBackend) -> None:
-    """vLLM turns the generator of a request back after each piece, which torch cannot do on a CPU by itself.
+def test_seeded_sampling_with_chunked_prefill_works_and_is_repeatable(loop: Loop, engine: VLLMBackend) -> None:
+    """vLLM rewinds a request's generator after each chunk, which torch alone cannot do on a CPU.
 
-    Short prompts meet it as well, if a longer one leaves them no room in a step of 512 tokens.
+    This affects short prompts too, if a longer one leaves them too little room in a step of 512 tokens.
     """
     lengths = [700, 30, 400, 300]
 
@@ -155,13 +155,13 @@ def test_seeded_prompts_that_are_computed_in_pieces_are_answered_and_repeat(loop
     assert all(one.token_ids != two.token_ids for one, two in zip(first, other, strict=True))
 
 
-def test_no_prompt_comes_from_a_cache(loop: Loop, engine: VLLMBackend) -> None:
+def test_no_prompt_is_taken_from_a_cache(loop: Loop, engine: VLLMBackend) -> None:
     long = list(range(1000, 1400))
     records = [_ask(loop, engine, _request(long, f"c{n}", tokens=1)) for n in range(2)]
     assert [record.cached_tokens for record in records] == [0, 0]
 
 
-def test_requests_at_once_do_not_mix(loop: Loop, engine: VLLMBackend) -> None:
+def test_concurrent_requests_do_not_mix(loop: Loop, engine: VLLMBackend) -> None:
     requests = [_request([1000 + n] * 20, f"m{n}", tokens=4 + n, ignore_eos=True) for n in range(6)]
     records = _ask_at_once(loop, engine, requests)
     assert [record.output_tokens for record in records] == [4, 5, 6, 7, 8, 9]
@@ -192,7 +192,7 @@ def test_abort_ends_a_request_early(loop: Loop, engine: VLLMBackend) -> None:
     assert record.output_tokens < 4000
 
 
-def test_a_prompt_beyond_the_engine_is_refused_and_the_engine_lives(loop: Loop, engine: VLLMBackend) -> None:
+def test_a_prompt_that_is_too_long_is_refused_and_the_engine_survives(loop: Loop, engine: VLLMBackend) -> None:
     record = _ask(loop, engine, _request([1000] * 17000))
     assert (record.status, record.cause) == ("error", "engine_error")
     assert "16384" in (record.error or "")
@@ -225,7 +225,7 @@ def test_its_memory_is_accounted_for(loop: Loop, engine: VLLMBackend) -> None:
     requests = tables.with_latencies(pl.DataFrame(schema=tables.RECORD_SCHEMA))
     [row] = memory_figures.rows_of(notes, requests, {"pools": pools, "model": model})
     assert row.adds_up, row
-    # Kernels pack weights their own way, some twice.
+    # Kernels repack weights, and some keep a second copy.
     assert 0.9 < row.parts["weights"] / model["weight_bytes"] < 2
     assert row.blocks == -(-703 // 128)
     assert row.parts["kv_in_use"] == row.blocks * 128 * 23_040
@@ -238,7 +238,7 @@ def test_the_engine_describes_itself(engine: VLLMBackend) -> None:
     assert info.devices == ["cpu"]
     assert info.startup_s > 1
     assert info.settings["dtype"] == "bfloat16"
-    # 0.75 GiB over blocks of 128 tokens of 23,040 bytes.
+    # 0.75 GiB in blocks of 128 tokens with 23,040 bytes each.
     assert info.settings["kv_blocks"] == int(0.75 * (1 << 30)) // (info.settings["block_size"] * 23_040)
 
 
@@ -252,7 +252,7 @@ def test_the_engine_describes_itself(engine: VLLMBackend) -> None:
         ({"max_num_seqs": "many"}, r"backend\.engine"),
     ],
 )
-def test_what_the_engine_would_refuse_is_refused_before(
+def test_arguments_the_engine_would_refuse_are_refused_first(
     engine: VLLMBackend, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], message: str
 ) -> None:
     engine.check()
@@ -262,18 +262,18 @@ def test_what_the_engine_would_refuse_is_refused_before(
     assert "\n" not in str(refusal.value)
 
 
-def test_the_engine_says_what_its_kv_cache_is_made_of(engine: VLLMBackend) -> None:
+def test_the_engine_reports_the_layout_of_its_kv_cache(engine: VLLMBackend) -> None:
     settings = engine.info().settings
-    # 30 layers, 3 KV heads of 64, keys and values of 2 bytes.
+    # 30 layers, 3 KV heads of size 64, keys and values, 2 bytes each.
     assert (settings["kv_token_bytes"], settings["kv_layers"]) == (23_040, "30 FullAttentionSpec")
     assert settings["kv_block_bytes"] == settings["block_size"] * 23_040
     assert settings["kv_note"] is None
 
 
-def test_an_engine_that_hangs_is_ended_and_said_to_be(
+def test_an_engine_that_hangs_is_killed_and_reported(
     loop: Loop, engine: VLLMBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last test, as it ends the engine: its processes are stopped, as by a kernel that does not come back."""
+    """Must be the last test, because it ends the engine. Suspended processes stand for a kernel that never returns."""
     monkeypatch.setattr(liveness, "LOOK_S", 3.0)
     for process in engine._life.processes:
         process.suspend()

@@ -1,8 +1,8 @@
 """vLLM's own KV cache specification and parameter count of published models, as JSON on standard output.
 
-Run as `python -m tests.engine.vllm_kv_specs`. vLLM makes each model's layers from its config.json without memory for
-their weights, and no engine starts. Its specifications are added up as an engine's are at its start. vLLM sets up what
-a process has once, so this is a process of its own.
+Run as `python -m tests.engine.vllm_kv_specs`. vLLM builds each model's layers from its config.json without memory for
+the weights; no engine starts. The specifications are added up as an engine does at startup. This is a process of its
+own because vLLM sets up process-wide state.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import Any
 from tests.published import MODELS
 from wp1.serving import kv_layout
 
-# Their constructors read a value back from a tensor, which one without memory does not have. Weights that nobody writes
-# take no memory on a host either.
+# Their constructors read a value back from a tensor, which a meta tensor does not have. On the CPU, weights that are
+# never written take no memory either.
 READS_BACK = ("gemma3n_text", "bloom")
 
 
@@ -23,15 +23,15 @@ def main() -> None:
     os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     from vllm.model_executor.models import registry
 
-    # Each model's class is looked at in a process of its own, which takes seconds.
+    # Without this, vLLM inspects each model's class in a new process, which takes seconds.
     registry._run_in_subprocess = lambda look: look()
-    # One folder for all: the processes of a group, here one, meet in a file of it for as long as this one runs.
+    # One folder for all models: the process group's rendezvous file is in it and is needed until this process ends.
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps({name: sizes(dict(model.config), Path(folder)) for name, model in MODELS.items()}))
 
 
 def sizes(config: dict[str, Any], folder: Path) -> dict[str, int]:
-    """Parameters, bytes of KV a token, and bytes of recurrent state a request. folder: for files of it."""
+    """Parameter count, KV bytes per token, and bytes of recurrent state per request. folder: for temporary files."""
     import torch
     from vllm.config import get_layers_from_vllm_config, set_current_vllm_config
     from vllm.distributed import parallel_state
@@ -46,7 +46,7 @@ def sizes(config: dict[str, Any], folder: Path) -> dict[str, int]:
     )
     vllm_config = arguments.create_engine_config()
     with set_current_vllm_config(vllm_config):
-        # Models with experts need a group more than others.
+        # Models with experts need one more process group.
         if parallel_state.model_parallel_is_initialized():
             parallel_state.destroy_model_parallel()
         parallel_state.init_distributed_environment(1, 0, f"file://{folder}/meeting", 0, "gloo")
@@ -55,18 +55,18 @@ def sizes(config: dict[str, Any], folder: Path) -> dict[str, int]:
             model = initialize_model(vllm_config)
     specs = {}
     for name, layer in get_layers_from_vllm_config(vllm_config, AttentionLayerBase).items():  # type: ignore[type-abstract]
-        # One that uses another layer's keys and values has none of its own.
+        # A layer that shares another layer's KV has no KV of its own.
         if not getattr(layer, "kv_sharing_target_layer_name", None):
             specs[name] = layer.get_kv_cache_spec(vllm_config)
-    # An engine's core chooses the order of a block's dimensions, which changes no size.
+    # The engine core chooses this layout. It does not affect sizes.
     vllm_config.cache_config.kv_cache_layout = "LBNHC"
     with set_current_vllm_config(vllm_config):
         groups = get_kv_cache_groups(vllm_config, specs)
-    found = kv_layout.measured([kv_layout.layers_of(groups)], shards=1)
+    kv = kv_layout.measured([kv_layout.layers_of(groups)], shards=1)
     return {
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "token_bytes": found["kv_token_bytes"],
-        "state_bytes": found["kv_state_bytes"],
+        "token_bytes": kv["kv_token_bytes"],
+        "state_bytes": kv["kv_state_bytes"],
     }
 
 

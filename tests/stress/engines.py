@@ -1,8 +1,8 @@
-"""Two engines without a model around the connector's real halves: they schedule, allocate and free blocks as vLLM does.
+"""Two engines without a model, built around the connector's real halves. They manage blocks as vLLM does.
 
-A prompt's KV is a pattern that follows from its number, so that whoever reads a block knows what should be there, and
-a block that is freed is overwritten at once, so that a read of freed memory is seen. A block that is freed twice, or a
-request that is released twice, is an AssertionError.
+A prompt's KV is a pattern derived from its number, so the reader of a block knows what it should contain. A freed block
+is overwritten at once, so a read of freed memory is detected. Freeing a block twice or releasing a request twice is an
+error. The file is longer than 400 lines because both engines share the cache and its pool.
 """
 
 import pickle
@@ -25,10 +25,10 @@ from wp1.serving.transfer.ipc.receiver import Receiver
 torch.set_num_threads(1)  # two processes share the cores; the tensors are small
 
 BLOCK_TOKENS = 16
-STEP_TOKENS, CHUNK_TOKENS = 160, 56  # that a prefill step computes, and of one prompt
+STEP_TOKENS, CHUNK_TOKENS = 160, 56  # limits of a prefill step: in all, and for one prompt
 MOST_RUNNING = 16
-AT_ONCE_TOKENS = 320  # whose KV a decode engine without work takes over within a step
-PREEMPTED = 0.02  # of steps
+AT_ONCE_TOKENS = 320  # largest prompt whose KV an idle decode engine loads within a step
+PREEMPTED = 0.02  # share of steps with a preemption at random
 FREED = 0xEE
 FACTS = {"vllm": "none", "model": "pattern", "kv_dtype": "auto", "block_tokens": BLOCK_TOKENS}
 PREFILL, DECODE = "prefill-0", "decode-0"
@@ -36,12 +36,12 @@ PREFILL, DECODE = "prefill-0", "decode-0"
 
 @dataclass(eq=False)
 class Request:
-    """What the connector reads of vllm.v1.request.Request, and what the engines here know of it."""
+    """The fields of vllm.v1.request.Request that the connector reads, and those that the engines here need."""
 
     request_id: str
     kv_transfer_params: dict[str, Any] | None
     prompt_token_ids: list[int]
-    number: int = 0  # of the prompt, from which its KV follows
+    number: int = 0  # the prompt's number, which determines its KV
     output_len: int = 1
     num_preemptions: int = 0
     num_computed_tokens: int = 0
@@ -69,7 +69,7 @@ def first_token(number: int) -> int:
 
 
 class Cache:
-    """One rank's KV: layers of K and V, and one with a single tensor, so that regions have two sizes."""
+    """One rank's KV: two layers with K and V, and one with a single tensor, so that regions have two sizes."""
 
     def __init__(self, num_blocks: int, device: str, rank: int) -> None:
         self.rank = rank
@@ -82,7 +82,7 @@ class Cache:
         pages = {name: tensor.nbytes // num_blocks for name, tensor in tensors.items()}
         self.layout = layout_of(tensors, pages, num_blocks)
         self._tensors = tensors
-        # The same memory, found without the code that is under test.
+        # Views of the same memory, made without the code under test.
         self._parts = [
             part.view(torch.uint8).reshape(num_blocks, -1)
             for tensor in tensors.values()
@@ -92,10 +92,10 @@ class Cache:
         self._index = torch.arange(sum(self._sizes), device=device)
 
     def pattern(self, number: int, first: int, count: int) -> torch.Tensor:
-        """Bytes of blocks first, first + 1, ... of a prompt: (count, bytes)."""
-        place = torch.arange(first, first + count, device=self._index.device)[:, None]
-        factor = 2 * ((number * 31 + place * 17 + self.rank) % 128) + 1
-        return ((self._index * factor + number * 101 + place * 7) & 0xFF).to(torch.uint8)
+        """Bytes of the blocks first, first + 1, ... of a prompt: (count, bytes)."""
+        position = torch.arange(first, first + count, device=self._index.device)[:, None]
+        factor = 2 * ((number * 31 + position * 17 + self.rank) % 128) + 1
+        return ((self._index * factor + number * 101 + position * 7) & 0xFF).to(torch.uint8)
 
     def write(self, blocks: list[int], number: int, first: int) -> None:
         if blocks:
@@ -104,9 +104,9 @@ class Cache:
                 part[blocks] = rows
 
     def holds(self, blocks: list[int], number: int) -> bool:
-        """Whether the blocks are those of the prompt, from its first."""
-        found = torch.cat([part[blocks] for part in self._parts], dim=1)
-        return torch.equal(found, self.pattern(number, 0, len(blocks)))
+        """Whether the blocks hold the KV of the prompt from its first block on."""
+        data = torch.cat([part[blocks] for part in self._parts], dim=1)
+        return torch.equal(data, self.pattern(number, 0, len(blocks)))
 
     def overwrite(self, blocks: list[int]) -> None:
         for part in self._parts:
@@ -114,18 +114,18 @@ class Cache:
         self.settle()
 
     def settle(self) -> None:
-        """Until what was written is there; vLLM knows it of a step whose tokens it has."""
+        """Waits for writes to complete. vLLM knows that a step's writes are complete once it has its tokens."""
         if self._index.is_cuda:
             torch.cuda.synchronize()
 
 
 class Pool:
-    """Blocks to give and take back, scattered after a while. Block 0 is nobody's, as in vLLM."""
+    """A pool of blocks, fragmented after a while. Block 0 is never used, as in vLLM."""
 
     def __init__(self, caches: list[Cache], num_blocks: int, chance: random.Random) -> None:
         self._caches = caches
         self._free = list(range(1, num_blocks))
-        self._given: set[int] = set()
+        self._in_use: set[int] = set()
         self._chance = chance
 
     def give(self, count: int) -> list[int] | None:
@@ -134,40 +134,40 @@ class Pool:
         at = self._chance.randrange(len(self._free) - count + 1)
         blocks = self._free[at : at + count]
         del self._free[at : at + count]
-        self._given.update(blocks)
+        self._in_use.update(blocks)
         return blocks
 
     def take_back(self, blocks: list[int]) -> None:
-        assert self._given.issuperset(blocks), "blocks were freed that nobody has"
+        assert self._in_use.issuperset(blocks), "blocks were freed that were not in use"
         assert len(set(blocks)) == len(blocks), "a block was freed twice"
         if blocks:
             for cache in self._caches:
                 cache.overwrite(blocks)
-        self._given.difference_update(blocks)
+        self._in_use.difference_update(blocks)
         self._free.extend(blocks)
 
     @property
-    def given(self) -> int:
-        return len(self._given)
+    def in_use(self) -> int:
+        return len(self._in_use)
 
 
 class _Ranks:
-    """Says when all ranks have said the same of a request, as vLLM's KVOutputAggregator does."""
+    """Reports a request once all ranks have reported it, as vLLM's KVOutputAggregator does."""
 
     def __init__(self, ranks: int) -> None:
         self._ranks = ranks
-        self._heard: Counter[str] = Counter()
+        self._reports: Counter[str] = Counter()
 
-    def all_said(self, requests: set[str]) -> set[str]:
-        self._heard.update(requests)
-        complete = {name for name in requests if self._heard[name] == self._ranks}
+    def reported_by_all(self, requests: set[str]) -> set[str]:
+        self._reports.update(requests)
+        complete = {name for name in requests if self._reports[name] == self._ranks}
         for name in complete:
-            del self._heard[name]
+            del self._reports[name]
         return complete
 
 
 class PrefillEngine:
-    """Computes prompts in chunks, preempts when blocks run out, and keeps blocks until the connector lets them go."""
+    """Computes prompts in chunks, preempts when blocks run out, and keeps blocks until the connector releases them."""
 
     def __init__(self, folder: Path, *, ranks: int, device: str, num_blocks: int, seed: int, lease_s: float) -> None:
         sender = Sender(folder)
@@ -193,7 +193,7 @@ class PrefillEngine:
         self._waiting.append(request)
 
     def abort(self, name: str) -> bool:
-        """Whether there was still something to abort."""
+        """Aborts a request. Returns False if it has ended already or is held for the decode engine."""
         for queue in (self._waiting, self._running):
             for request in queue:
                 if request.request_id == name:
@@ -208,16 +208,16 @@ class PrefillEngine:
         return bool(self._waiting or self._running or self._held)
 
     @property
-    def given(self) -> int:
-        return self._pool.given
+    def in_use(self) -> int:
+        return self._pool.in_use
 
     def __str__(self) -> str:
         running = [(r.request_id, r.num_computed_tokens, len(r.blocks)) for r in self._running]
         waiting = [(r.request_id, blocks_for(r.num_prompt_tokens)) for r in self._waiting]
-        return f"prefill: waiting {waiting}, running {running}, held {list(self._held)}, {self.given} blocks given"
+        return f"prefill: waiting {waiting}, running {running}, held {list(self._held)}, {self.in_use} blocks in use"
 
     def step(self) -> list[tuple[Request, dict[str, Any]]]:
-        """One step; returns the prompts that are done, with the parameters that fetch their KV."""
+        """One step. Returns the finished prompts, with the parameters for fetching their KV."""
         scheduled, grown = self._schedule()
         orders = self._scheduler.orders(scheduled, grown)
         done = []
@@ -225,7 +225,7 @@ class PrefillEngine:
             self._compute(request, scheduled.get(request.request_id, 0))
             if request.num_computed_tokens == request.num_prompt_tokens:
                 done.append(request)
-        free = set.union(*(self._released.all_said(worker.obey(orders)) for worker in self._workers))
+        free = set.union(*(self._released.reported_by_all(worker.obey(orders)) for worker in self._workers))
         answers = []
         for cache in self._caches if done else ():
             cache.settle()
@@ -237,12 +237,12 @@ class PrefillEngine:
             self._held[request.request_id] = request
             answers.append((request, params))
         for name in free:
-            self._pool.take_back(self._held.pop(name).blocks)  # a KeyError is a request released twice
+            self._pool.take_back(self._held.pop(name).blocks)  # a KeyError means that a request was released twice
         return answers
 
     def _schedule(self) -> tuple[dict[str, int], list[tuple[str, list[int]]]]:
         budget, scheduled, grown = STEP_TOKENS, {}, []
-        # Now and then also where there is room.
+        # Preempt now and then even if there is room.
         preempted = len(self._running) > 1 and self._chance.random() < PREEMPTED
         if preempted:
             self._preempt(self._running[-1], scheduled)
@@ -304,9 +304,9 @@ def _at_once() -> Any:
 
 
 class DecodeEngine:
-    """Takes prompts over, looks at what came, and preempts now and then.
+    """Loads the KV of prompts, checks it, and preempts now and then.
 
-    cached: the share of requests that find the beginning of their prompt in the prefix cache.
+    cached: share of requests that find the beginning of their prompt in the prefix cache.
     """
 
     def __init__(
@@ -326,13 +326,15 @@ class DecodeEngine:
         self._waiting: deque[Request] = deque()
         self._loading: dict[str, Request] = {}
         self._running: list[Request] = []
-        self._now: list[Request] = []  # whose KV comes within this step
-        self._ahead: list[Request] = []  # whose KV was called here, for the next step to wait for
-        self._called: list[set[str]] = [set() for _ in range(ranks)]  # requests that were, and whose KV is not over
+        self._now: list[Request] = []  # requests whose KV is loaded within this step
+        self._ahead: list[Request] = []  # requests reported as loaded before they are; the next step waits for their KV
+        self._called: list[set[str]] = [
+            set() for _ in range(ranks)
+        ]  # per rank: requests reported ahead whose load has not ended
         self._failed_ahead: dict[str, str] = {}
-        self._blocks_back: list[list[int]] = []  # free once the next step's orders are obeyed
+        self._blocks_back: list[list[int]] = []  # freed once the next step's orders have been carried out
         self.preemptions = 0
-        self.moved: Counter[str] = Counter()  # bytes and blocks by the connector's account, and requests
+        self.moved: Counter[str] = Counter()  # bytes and blocks as the connector counts them, and requests
 
     def _to_workers(self, message: Message) -> None:
         self.moved["in advance"] += 1
@@ -343,7 +345,7 @@ class DecodeEngine:
         self._waiting.append(request)
 
     def abort(self, name: str) -> bool:
-        """Whether there was still something to abort. What is being loaded keeps its blocks until that is over."""
+        """Aborts a request. Returns False if it has ended already. A load in progress keeps its blocks to its end."""
         for queue in (self._waiting, self._running):
             for request in queue:
                 if request.request_id == name:
@@ -370,18 +372,18 @@ class DecodeEngine:
         return bool(self._waiting or self._loading or self._ahead or self._running)
 
     @property
-    def given(self) -> int:
-        return self._pool.given
+    def in_use(self) -> int:
+        return self._pool.in_use
 
     def leftovers(self) -> int:
-        """What the connector's halves still remember of handoffs that are over.
+        """How many entries the connector's halves still hold for handoffs that have ended.
 
-        Less the words about those that were given up before: the latest REMEMBERED of them are kept.
+        Notes about abandoned handoffs are not counted: the latest REMEMBERED of them are kept on purpose.
         """
-        beside = self._scheduler
-        ours = len(beside._waiting) + len(beside._at_once) + len(beside._decoding) + len(beside._ahead)
-        ours += sum(map(len, self._called)) + len(self._failed_ahead)
-        return ours + sum(len(r._loads) + len(r._sources) + len(r._advanced) for r in self._receivers)
+        half = self._scheduler
+        count = len(half._waiting) + len(half._at_once) + len(half._decoding) + len(half._ahead)
+        count += sum(map(len, self._called)) + len(self._failed_ahead)
+        return count + sum(len(r._loads) + len(r._sources) + len(r._advanced) for r in self._receivers)
 
     def stop(self) -> None:
         for receiver in self._receivers:
@@ -395,18 +397,18 @@ class DecodeEngine:
         orders = [list(receiver._orders) for receiver in self._receivers]
         return (
             f"decode: waiting {waiting}, loads {loads}, sources {sources}, orders {orders}, kept {kept}, "
-            f"{self.given} blocks given"
+            f"{self.in_use} blocks in use"
         )
 
     def step(self) -> list[tuple[Request, str | None]]:
-        """One step; returns the requests that ended by themselves, with why where that was not well."""
+        """One step. Returns the requests that ended without an abort, each with the error or None."""
         ended: list[tuple[Request, str | None]] = []
         while self._waiting and self._admit(self._waiting[0]):
             pass
         computing = [request.request_id for request in (*self._running, *self._now, *self._ahead)]
         orders = self._scheduler.orders(computing)
         for receiver in self._receivers:
-            receiver.obey(pickle.loads(pickle.dumps(orders)))  # as each worker gets its own
+            receiver.obey(pickle.loads(pickle.dumps(orders)))  # each worker gets its own copy
         while self._blocks_back:
             self._pool.take_back(self._blocks_back.pop())
         self._decode(ended)
@@ -428,7 +430,7 @@ class DecodeEngine:
         self._scheduler.arrived(here)
         for name in here:
             request = self._loading.pop(name)
-            called = any(name == of for of, _ in orders.ahead)
+            called = any(name == ahead for ahead, _ in orders.ahead)
             if request.output_len and called:
                 self._ahead.append(request)
             elif request.output_len:
@@ -441,7 +443,7 @@ class DecodeEngine:
         return ended
 
     def _begun(self, request: Request, why: str | None, ended: list[tuple[Request, str | None]]) -> None:
-        """A request whose first token was computed in this step, with KV that came within it."""
+        """Starts a request whose KV arrived within this step, or ends it with the error `why`."""
         if why is None:
             self._start(request)
             return
@@ -450,7 +452,7 @@ class DecodeEngine:
         ended.append((request, why))
 
     def _results(self, ahead: list[tuple[str, str]]) -> tuple[set[str], dict[str, str]]:
-        """Requests whose loads are over on all ranks, or called so, and those that failed on one."""
+        """Requests whose loads have ended, or were reported ahead, on all ranks; and errors by request."""
         here: set[str] = set()
         failed = {}
         for receiver, called in zip(self._receivers, self._called, strict=True):
@@ -469,17 +471,17 @@ class DecodeEngine:
                     self.moved.update(bytes=end.report[3], blocks=end.report[7], runs=end.report[8])
                 called.discard(end.request)
             assert len(of_rank) == len(set(of_rank)), "a load ended twice"
-            here |= self._here.all_said(set(of_rank))
+            here |= self._here.reported_by_all(set(of_rank))
         return here, failed
 
     def _admit(self, request: Request) -> bool:
-        """Gives the first of those that wait its blocks, if there are enough."""
+        """Admits the first waiting request if there are enough blocks for it."""
         params = request.kv_transfer_params
         cached = 0
         if params is not None and params["do_remote_prefill"] and self._chance.random() < self._cached:
             cached = self._chance.randrange(request.num_prompt_tokens // BLOCK_TOKENS + 1)
             cached = min(cached, (request.num_prompt_tokens - 1) // BLOCK_TOKENS)
-        tokens, beside = self._scheduler.to_come(request, cached * BLOCK_TOKENS)
+        tokens, asynchronous = self._scheduler.to_come(request, cached * BLOCK_TOKENS)
         if tokens is None:
             self._waiting.rotate(-1)
             return False
@@ -493,13 +495,13 @@ class DecodeEngine:
             cache.settle()
         self._scheduler.allocated(request, blocks, tokens)
         request.num_computed_tokens = cached * BLOCK_TOKENS + tokens
-        if tokens and beside:
+        if tokens and asynchronous:
             self._loading[request.request_id] = request
             return True
         if tokens:
             self._now.append(request)
             return True
-        # All was cached, or it was preempted and computes its prompt itself.
+        # The whole prompt was cached, or the request was preempted and this engine recomputes the prompt.
         for cache in self._caches:
             cache.write(blocks[: blocks_for(request.num_prompt_tokens)], request.number, 0)
             cache.settle()
@@ -507,15 +509,17 @@ class DecodeEngine:
         return True
 
     def _start(self, request: Request) -> None:
-        """Looks whether all is there that decoding needs."""
+        """Checks the request's KV and first token, then starts decoding."""
         params = request.kv_transfer_params
         assert params is not None
         whole = request.blocks[: blocks_for(params["wp1_tokens"])]
         for cache in self._caches:
-            assert cache.holds(whole, request.number), f"{request.request_id} has other bytes than its prompt's"
+            assert cache.holds(whole, request.number), f"the KV of {request.request_id} is not its prompt's"
         if params["wp1"].get("wants_token"):
             expected = first_token(request.number)
-            assert (request.prompt_token_ids[-1], request._all_token_ids[-1]) == (expected, expected), "a wrong token"
+            assert (request.prompt_token_ids[-1], request._all_token_ids[-1]) == (expected, expected), (
+                "the first token is wrong"
+            )
         self._running.append(request)
 
     def _decode(self, ended: list[tuple[Request, str | None]]) -> None:

@@ -1,11 +1,12 @@
-"""Handoffs of random sizes with random aborts over transfer=ipc's real protocol, in two processes, without vLLM.
+"""Random handoffs with random aborts over transfer=ipc's real protocol, in two processes, without vLLM.
 
     python -m tests.stress.ipc --handoffs 10000
     python -m tests.stress.ipc --device cuda --handoffs 1000 --verify
     python -m tests.stress.ipc --device cuda --handoffs 1000 --verify --apart
 
-This process has the decode engine and plays wp1's scheduler, another has the prefill engine. What must hold: each block
-that arrives is the prompt's, no block is lost, none is released twice, and only what was aborted ends without its KV.
+This process runs the decode engine and acts as wp1's scheduler; another process runs the prefill engine. Checked are
+that each block that arrives belongs to its prompt, that no block is lost or released twice, and that only aborted
+handoffs end without their KV.
 """
 
 import argparse
@@ -37,29 +38,29 @@ from wp1.serving.transfer import Pools
 from wp1.serving.transfer.ipc import IpcTransfer
 
 MOST_TOKENS = 640
-# Handoffs in flight, up to which the next begins: an engine that has nothing else to do takes KV over in another way.
+# Limits on handoffs in flight, chosen at random. They include 1 because an idle engine loads KV in another way.
 IN_FLIGHT = (1, 3, 24)
 LEASE_S = 600.0
 STUCK_S = 15.0
-# What may happen to a handoff, and how often. `gone`: the client goes away; `dropped`: the prompt is done and nobody
-# wants it, so that a decode engine is asked to fetch and drop it; `both`: first the one and then the other.
+# What happens to a handoff, with weights. `gone`: the client disconnects; `dropped`: the finished prompt is not wanted,
+# so a decode engine is asked to fetch and drop its KV; `both`: first `gone`, then `dropped`.
 FATES = {"none": 60, "gone": 20, "dropped": 10, "both": 10}
 
 
 @dataclass(slots=True)
 class Handoff:
-    """One handoff as wp1's scheduler would see it. early: a decode engine is asked before the prompt is computed."""
+    """One handoff as wp1's scheduler sees it. early: the decode engine gets the request before prefill ends."""
 
     number: int
     tokens: int
     early: bool
     wants_token: bool
     fate: str
-    gives_up_at: float  # steps from now
+    gives_up_at: float  # step number, or infinity
     params: dict[str, Any] | None = None
     given_up: bool = False
     prefilling: bool = True
-    decoding: int = 0  # requests of it in the decode engine
+    decoding: int = 0  # its requests in the decode engine
 
     @property
     def name(self) -> str:
@@ -67,13 +68,13 @@ class Handoff:
 
 
 class Client:
-    """Begins handoffs, gives some up, and accounts for each."""
+    """Begins handoffs, abandons some, and accounts for each."""
 
     def __init__(self, prefill: Connection, decode: DecodeEngine, handoffs: int, seed: int, room: int) -> None:
-        """room: blocks of the decode engine; as with wp1's broker, what is begun has its place there."""
+        """room: blocks of the decode engine. As in wp1's broker, a handoff begins only if they have room for it."""
         self._prefill = prefill
         self._decode = decode
-        self._left = handoffs
+        self._not_begun = handoffs
         self._chance = random.Random(seed)
         self._room = room
         self._transfer = IpcTransfer(
@@ -85,17 +86,17 @@ class Client:
         self.outcomes: Counter[str] = Counter()
 
     def __str__(self) -> str:
-        return f"{dict(self.outcomes)}, {self._left} not begun, in flight {list(self._open.values())}"
+        return f"{dict(self.outcomes)}, {self._not_begun} not begun, in flight {list(self._open.values())}"
 
     @property
     def busy(self) -> bool:
-        return bool(self._left or self._open)
+        return bool(self._not_begun or self._open)
 
     def step(self) -> None:
         self._step += 1
-        while self._left and len(self._open) < self._in_flight and self._room >= blocks_for(MOST_TOKENS + 1):
-            self._begin(self._left)
-            self._left -= 1
+        while self._not_begun and len(self._open) < self._in_flight and self._room >= blocks_for(MOST_TOKENS + 1):
+            self._begin(self._not_begun)
+            self._not_begun -= 1
             if self._chance.random() < 0.05:
                 self._in_flight = self._chance.choice(IN_FLIGHT)
         for handoff in list(self._open.values()):
@@ -111,7 +112,7 @@ class Client:
             self._close_if_over(handoff)
 
     def decoded(self, request: Request, why: str | None) -> None:
-        """A request of the decode engine has ended by itself."""
+        """Called when a request of the decode engine ends without an abort."""
         handoff = self._open[request.number]
         handoff.decoding -= 1
         if request.request_id == handoff.name and not handoff.given_up:
@@ -145,7 +146,7 @@ class Client:
     def _prefilled(self, handoff: Handoff, params: dict[str, Any]) -> None:
         fetch = self._transfer.decode_params(params, handoff.tokens)
         if handoff.early and not handoff.given_up and handoff.fate == "dropped":
-            # As where the prefill engine's token is the last one.
+            # As if the prefill engine's token were the last one.
             self._give_up(handoff)
         if not handoff.early and (handoff.given_up or handoff.fate == "dropped"):
             handoff.given_up = True
@@ -159,7 +160,7 @@ class Client:
         handoff.given_up = True
         if self._decode.abort(handoff.name):
             handoff.decoding -= 1
-        # What has ended meanwhile says so all the same.
+        # If the prompt has ended meanwhile, its result still arrives.
         self._prefill.send(("abort", handoff.number))
 
     def _close_if_over(self, handoff: Handoff) -> None:
@@ -170,18 +171,18 @@ class Client:
 
 
 def prefill_process(pipe: Connection, folder: str, settings: dict[str, Any]) -> None:
-    """The other process: the prefill engine, for what comes through the pipe."""
+    """Main function of the other process: runs the prefill engine on commands from the pipe."""
     engine = PrefillEngine(Path(folder), lease_s=LEASE_S, **settings)
     pipe.send("ready")
     while True:
         while pipe.poll(0 if engine.busy else None):
             kind, *rest = pipe.recv()
             if kind == "stop":
-                # Releases may be on their way; what is not let go of by then waits for its lease.
+                # Releases may be on their way. Blocks that are not released in time would wait for their lease.
                 deadline = time.monotonic() + 10
                 while engine.busy and time.monotonic() < deadline:
                     engine.step()
-                pipe.send((engine.given, engine.preemptions))
+                pipe.send((engine.in_use, engine.preemptions))
                 return
             if kind == "say":
                 print(engine, file=sys.stderr, flush=True)
@@ -207,19 +208,19 @@ def stress(
     limit_s: float = 600.0,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """What came of so many handoffs. Raises AssertionError where something is not as it must be.
+    """Runs `handoffs` handoffs and returns counts of their outcomes. Raises AssertionError if a check fails.
 
-    ranks: workers of each engine, all in its process; num_blocks: of each engine; apart: on GPUs 0 and 1, which each
-    process sees as an engine of wp1 does; cached: see `DecodeEngine`.
+    ranks: workers per engine, all in its process; num_blocks: blocks per engine; apart: use GPUs 0 and 1, visible to
+    each process as they are to wp1's engines; cached: see `DecodeEngine`.
     """
-    begin = said = time.monotonic()
+    begin = last_message = time.monotonic()
     before = 0
     settings = {"ranks": ranks, "device": device, "num_blocks": num_blocks, "seed": seed}
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     with tempfile.TemporaryDirectory(prefix="kv-") as folder:
         child = context.Process(target=prefill_process, args=(theirs, folder, settings), daemon=True)
-        # A process reads it when it first uses a GPU, which this one has not done yet.
+        # CUDA reads the variable when a process first uses a GPU, which this one has not done yet.
         if apart:
             os.environ["CUDA_VISIBLE_DEVICES"] = "0"
         child.start()
@@ -230,30 +231,30 @@ def stress(
             assert ours.recv() == "ready"
             decode = DecodeEngine(Path(folder), verify=verify, cached=cached, **settings)
             client = Client(ours, decode, handoffs, seed, num_blocks - 1)
-            moved = time.monotonic()  # on a busy machine the start alone takes longer than STUCK_S
+            moved = time.monotonic()  # on a busy machine the start alone may take longer than STUCK_S
             while client.busy or decode.busy:
                 if time.monotonic() - moved > STUCK_S:
                     ours.send(("say",))
                     time.sleep(1)
                     raise AssertionError(f"nothing ended for {STUCK_S:g} s: {client}; {decode}")
-                assert time.monotonic() - begin < limit_s, f"not over after {limit_s:g} s: {client}"
+                assert time.monotonic() - begin < limit_s, f"not done after {limit_s:g} s: {client}"
                 client.step()
                 for request, why in decode.step():
                     client.decoded(request, why)
                 if (ended := client.outcomes.total()) != before:
                     moved, before = time.monotonic(), ended
-                if time.monotonic() - said > 5:
-                    said = time.monotonic()
+                if time.monotonic() - last_message > 5:
+                    last_message = time.monotonic()
                     say(f"{sum(client.outcomes[word] for word in ('well', 'given up'))} of {handoffs}")
             ours.send(("stop",))
-            given, preemptions = ours.recv()
+            in_use, preemptions = ours.recv()
         finally:
             child.kill()
             child.join()
         decode.stop()
-    assert given == 0, f"{given} blocks are lost in the prefill engine"
-    assert decode.given == 0, f"{decode.given} blocks are lost in the decode engine"
-    assert decode.leftovers() == 0, f"{decode.leftovers()} handoffs are still remembered"
+    assert in_use == 0, f"the prefill engine lost {in_use} blocks"
+    assert decode.in_use == 0, f"the decode engine lost {decode.in_use} blocks"
+    assert decode.leftovers() == 0, f"{decode.leftovers()} entries for ended handoffs are left"
     outcomes = client.outcomes
     assert outcomes["well"] + outcomes["given up"] == handoffs
     return {
@@ -272,26 +273,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--handoffs", type=int, default=10_000)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--ranks", type=int, default=1, help="workers of each engine, all in its process")
-    parser.add_argument("--blocks", type=int, default=400, help="of each engine; the fewer, the more is preempted")
+    parser.add_argument("--ranks", type=int, default=1, help="workers per engine, all in its process")
+    parser.add_argument(
+        "--blocks", type=int, default=400, help="blocks per engine; fewer blocks cause more preemptions"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--verify", action="store_true", help="checksums on both sides, too")
-    parser.add_argument("--apart", action="store_true", help="with --device cuda: from GPU 0 to GPU 1")
+    parser.add_argument("--verify", action="store_true", help="also compare checksums on both sides")
+    parser.add_argument("--apart", action="store_true", help="with --device cuda: transfer from GPU 0 to GPU 1")
     parser.add_argument("--limit-s", type=float, default=600.0)
-    asked = parser.parse_args()
-    if asked.apart and asked.device != "cuda":
-        parser.error("--apart is for --device cuda")
+    args = parser.parse_args()
+    if args.apart and args.device != "cuda":
+        parser.error("--apart needs --device cuda")
     try:
         result = stress(
-            asked.handoffs,
-            device=asked.device,
-            ranks=asked.ranks,
-            num_blocks=asked.blocks,
-            seed=asked.seed,
-            verify=asked.verify,
-            apart=asked.apart,
-            limit_s=asked.limit_s,
-            say=lambda words: print(words, file=sys.stderr, flush=True),
+            args.handoffs,
+            device=args.device,
+            ranks=args.ranks,
+            num_blocks=args.blocks,
+            seed=args.seed,
+            verify=args.verify,
+            apart=args.apart,
+            limit_s=args.limit_s,
+            say=lambda message: print(message, file=sys.stderr, flush=True),
         )
     except AssertionError as error:
         print(f"transfer=ipc failed: {error}", file=sys.stderr)

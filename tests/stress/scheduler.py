@@ -1,12 +1,18 @@
-"""vLLM's own scheduler with the decode engine's half of transfer=ipc, no model: random prompts, ends and failures.
+"""vLLM's own scheduler with the decode half of transfer=ipc and no model: random prompts, aborts and failures.
 
     python -m tests.stress.scheduler --requests 6000
 
-Two workers' halves have receivers that are played; steps overlap, as on a GPU (async scheduling), or do not. What must
-hold, whatever version of vLLM is installed: what a step computes on is loaded with that step, each block that it
-reads is of the request's own prompt or vLLM is told that it is broken, each request has its first token in its place
-when it is scheduled, the connector knows who decodes, nobody fails by what another loads, and in the end nobody holds
-blocks and nothing is remembered. Some engines have prefix caching, where a request finds blocks of others.
+Two workers have simulated receivers. Steps overlap, as on a GPU (async scheduling), or do not. Some engines have prefix
+caching, so that requests find blocks of others. The test checks, for the installed version of vLLM, that
+
+- the KV that a step computes on is loaded with that step,
+- each block it reads belongs to the request's own prompt, or is reported to vLLM as invalid,
+- each request has its first token in place when it is scheduled,
+- the connector knows which requests decode,
+- no request fails because of another's load,
+- in the end no blocks are held and no state is left.
+
+The file is longer than 400 lines because all of it tests one scheduler.
 """
 
 import argparse
@@ -28,13 +34,13 @@ from wp1.serving.transfer.ipc.receiver import DecodeOrders, Ended, Load, in_adva
 BLOCK_TOKENS = 16
 MOST_TOKENS = 300
 AT_ONCE_TOKENS = 192
-BLOCK_BYTES = 2 * BLOCK_TOKENS * 16 * 2  # K and V of 16 numbers of two bytes
+BLOCK_BYTES = 2 * BLOCK_TOKENS * 16 * 2  # K and V, 16 numbers of two bytes each
 RANKS = 2
-# In a step, the last two on each rank.
+# Probabilities of events in a step; the last two are for each rank.
 LAST, ABORTED, ARRIVES, FAILS = 0.3, 0.03, 0.5, 0.05
-GONE = 0.15  # of steps that wait, whose client goes away meanwhile: its prompt is given up, too
-# Requests in flight up to which the next begins, tokens they decode at most, how likely a prompt is done with a step:
-# an engine that is idle, or never.
+GONE = 0.15  # share of waiting steps whose client disconnects meanwhile, so that the prompt is abandoned too
+# Limits on requests in flight, most tokens they decode, and the probability that a prompt finishes in a step. The first
+# load leaves the engine idle at times, the last never.
 LOADS = (((1, 1, 1, 2), 6, 0.05), ((1, 1, 2, 6), 12, 0.15), ((8, 12), 80, 0.15))
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 64,
@@ -45,29 +51,29 @@ CONFIG = {
 
 @dataclass(slots=True)
 class Asked:
-    """A request as the scheduler got it. expected: its prompt as a worker must see it."""
+    """A request given to the scheduler. expected: its prompt as a worker must see it."""
 
     request: Any
     tokens: int
     expected: list[int]
-    done: Message | None  # to be said yet
-    last: bool = False  # its last chunk was said to be computed
-    failed: bool = False  # a load of it
-    gone: bool = False  # while a step waited for its KV
+    done: Message | None  # message not sent yet
+    last: bool = False  # whether the message about its last chunk was sent
+    failed: bool = False  # whether one of its loads failed
+    gone: bool = False  # whether its client disconnected while a step waited for its KV
     aborted: bool = False
 
 
 class Played:
-    """A worker's receiver, whose loads end when and how the dice fall; and its copier, which only knows a fence."""
+    """Simulates a worker's receiver, whose loads end at random, and its copier, which only has a fence."""
 
     def __init__(self, asked: dict[str, Asked], chance: random.Random, counts: Counter[str]) -> None:
         self._asked = asked
         self._chance = chance
         self._counts = counts
         self.loading: dict[str, Load] = {}
-        self.over: set[str] = set()  # handoffs
+        self.over: set[str] = set()  # handoffs that have ended
         self.ended: deque[Ended] = deque()
-        self.content: dict[int, list[int]] = {}  # by block: the tokens up to its end whose KV it has; none: unknown
+        self.content: dict[int, list[int]] = {}  # by block: the tokens up to its end whose KV it holds; []: unknown
 
     def fence(self) -> str:
         return "the steps before"
@@ -75,7 +81,7 @@ class Played:
     def obey(self, orders: DecodeOrders, after: Any) -> None:
         assert not orders.loads or after == self.fence(), "a load does not wait for the steps before"
         twice = [load for load in orders.loads if load.request in self.loading or load.handoff in self.over]
-        assert not twice, "a load was asked for twice, or for a handoff that was given up"
+        assert not twice, "a load was requested twice, or for an abandoned handoff"
         given_up = {handoff for handoff, _ in orders.given_up}
         for load in list(self.loading.values()):
             if load.handoff in given_up:
@@ -105,13 +111,13 @@ class Played:
         self.over.add(load.handoff)
         asked = self._asked[load.request]
         asked.failed |= error == "played"
-        for place, block in enumerate(load.blocks, start=load.first + 1):
-            self.content[block] = asked.expected[: min(place * BLOCK_TOKENS, asked.tokens)] if error is None else []
+        for number, block in enumerate(load.blocks, start=load.first + 1):
+            self.content[block] = asked.expected[: min(number * BLOCK_TOKENS, asked.tokens)] if error is None else []
         self.ended.append(Ended(load.request, error, load.blocks, load.at_once, (load.handoff, 0.0, 0.0, 0, error)))
 
 
 class Decode:
-    """vLLM's scheduler, and what is asked of it."""
+    """vLLM's scheduler, and the requests given to it."""
 
     def __init__(self, config: Any, folder: Path, num_blocks: int, first_token: str, seed: int) -> None:
         import torch
@@ -141,19 +147,19 @@ class Decode:
         self._half._to_workers = self._mailed
         self._to_workers = connector._to_workers
         self._boxes = [Mailbox(folder, f"decode-0.{rank}") for rank in range(RANKS)]
-        config.parallel_config.tensor_parallel_size = RANKS  # which is what the connector goes by
+        config.parallel_config.tensor_parallel_size = RANKS  # the connector reads it
         self._sender = Sender(folder)
         self._chance = random.Random(seed)
         self._wants_token = first_token == "prefill"
         self._in_flight, self._most_output, self._done = LOADS[seed % len(LOADS)]
         self._heads = [[self._chance.randrange(1, 1000) for _ in range(64)] for _ in range(3)]
         self._asked: dict[str, Asked] = {}
-        self._here: Counter[str] = Counter()  # ranks on which a load is over
-        self._steps: deque[tuple[Any, Any]] = deque()  # launched, and not looked at yet
+        self._here: Counter[str] = Counter()  # number of ranks on which a load has ended
+        self._steps: deque[tuple[Any, Any]] = deque()  # launched, with outputs not processed yet
         self._free = self._blocks_free()
         self._caching = config.cache_config.enable_prefix_caching
-        self._under_way = config.max_concurrent_batches  # steps at most
-        self._broken: set[str] = set()  # requests that read what they must not, and for which vLLM was told so
+        self._under_way = config.max_concurrent_batches  # most steps in flight
+        self._broken: set[str] = set()  # requests that read invalid blocks, as was reported to vLLM
         self.counts: Counter[str] = Counter()
         self._played = [Played(self._asked, self._chance, self.counts) for _ in self._workers]
         for worker, played in zip(self._workers, self._played, strict=True):
@@ -163,7 +169,7 @@ class Decode:
         return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
 
     def _mailed(self, message: Message) -> None:
-        assert not any(step.total_num_scheduled_tokens for step, _ in self._steps), "a copy begins beside a step"
+        assert not any(step.total_num_scheduled_tokens for step, _ in self._steps), "a copy begins during a step"
         self.counts["in advance"] += 1
         self._to_workers(message)
 
@@ -187,25 +193,27 @@ class Decode:
             if living and self._chance.random() < ABORTED:
                 self._abort(self._chance.choice(living))
             idle = 0 if self._step() else idle + 1
-            assert idle < 10_000, f"nothing goes on: {living}"
+            assert idle < 10_000, f"no progress: {living}"
         half = self._half
-        left: Any = (half._decoding, half._waiting, half._at_once, half._ahead)
-        assert not any(left), left
+        remaining: Any = (half._decoding, half._waiting, half._at_once, half._ahead)
+        assert not any(remaining), remaining
         half._hear()
-        left = [name for name in half._done.keys() | half._last.keys() if self._asked[name].request.num_output_tokens]
-        assert not left, f"words are remembered of {left}"
+        remaining = [
+            name for name in half._done.keys() | half._last.keys() if self._asked[name].request.num_output_tokens
+        ]
+        assert not remaining, f"messages about {remaining} are still kept"
         assert self._blocks_free() == self._free, "blocks are lost"
-        # A prompt of one token is computed here in any case.
+        # A prompt of one token is always computed here.
         missed = [asked for asked in self._asked.values() if asked.failed and len(asked.expected) > 1]
         wrong = [asked.request.request_id for asked in missed if asked.request.num_output_tokens]
-        assert not wrong, f"they went on without their KV: {wrong}"
+        assert not wrong, f"they continued without their KV: {wrong}"
         failed = {name for name, asked in self._asked.items() if asked.request.status is RequestStatus.FINISHED_ERROR}
         assert all(self._asked[name].request.is_finished() for name in self._broken)
         wrong = [name for name in self._broken - failed if not self._asked[name].aborted]
-        assert not wrong, f"they went on with broken blocks: {wrong}"
-        # With prefix caching, who found a block that then failed has it no more than who loaded it.
+        assert not wrong, f"they continued with invalid blocks: {wrong}"
+        # With prefix caching, a request that found a block also fails if the block's load fails.
         wrong = [name for name in failed if not self._asked[name].failed and not self._caching]
-        assert not wrong, f"they failed by what others load: {wrong}"
+        assert not wrong, f"they failed because of other requests' loads: {wrong}"
         assert not any(worker._ahead or worker._failed_ahead for worker in self._workers)
         self.counts["preempted"] = sum(asked.request.num_preemptions for asked in self._asked.values())
 
@@ -213,8 +221,8 @@ class Decode:
         from vllm.v1.request import RequestStatus
 
         if self._caching and self._asked[name].failed:
-            # vLLM itself has others find a block whose load failed within a step if the request is aborted before that
-            # step's outcome is looked at.
+            # If the request is aborted before the step's output is processed, vLLM itself lets others find a block
+            # whose load failed within the step.
             return
         self.counts["aborted"] += 1
         self._asked[name].aborted = True
@@ -226,21 +234,21 @@ class Decode:
 
         chance, name, token = self._chance, f"{number}-x", 5000 + number
         tokens = chance.randint(1, MOST_TOKENS)
-        if chance.random() < 0.3:  # to the border of a block
+        if chance.random() < 0.3:  # whole blocks only
             tokens = -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
         prompt = [chance.randrange(1, 1000) for _ in range(tokens)]
-        if chance.random() < 0.5:  # cached from another, maybe
+        if chance.random() < 0.5:  # the beginning may be cached from another prompt
             prompt = (chance.choice(self._heads) + prompt)[:tokens]
         blocks = pack(list(range(1, 1 - (-tokens // BLOCK_TOKENS))))
-        words = {"handoff": name, "epoch": 0, "blocks": blocks, "until": 1e12, "token": token}
+        message = {"handoff": name, "epoch": 0, "blocks": blocks, "until": 1e12, "token": token}
         kind = chance.choice(("early", "early", "early", "late", "plain"))
-        of_kind = {"early": {"handoff": name, "wants_token": self._wants_token}, "late": words}
+        of_kind = {"early": {"handoff": name, "wants_token": self._wants_token}, "late": message}
         params = {"do_remote_prefill": True, "remote_engine_id": "prefill-0", "wp1_tokens": tokens}
         extra = {"kv_transfer_params": params | {"wp1": of_kind[kind]}} if kind in of_kind else None
-        place = [token] if self._wants_token and kind != "plain" else []
+        first_token = [token] if self._wants_token and kind != "plain" else []
         request = Request(
             request_id=name,
-            prompt_token_ids=prompt + ([0] * len(place) if kind == "early" else place),
+            prompt_token_ids=prompt + ([0] * len(first_token) if kind == "early" else first_token),
             sampling_params=SamplingParams(
                 max_tokens=chance.randint(1, self._most_output), ignore_eos=True, extra_args=extra
             ),
@@ -248,13 +256,13 @@ class Decode:
             block_hasher=self._hasher,
         )
         self._asked[name] = Asked(
-            request, tokens, prompt + place, {"kind": "done"} | words if kind == "early" else None
+            request, tokens, prompt + first_token, {"kind": "done"} | message if kind == "early" else None
         )
         self.scheduler.add_request(request)
         self.counts[kind] += 1
 
     def _step(self) -> bool:
-        """As EngineCore.step_with_batch_queue; whether something was computed."""
+        """Steps as EngineCore.step_with_batch_queue does. Returns whether something was computed."""
         scheduled = 0
         if self.scheduler.has_requests():
             step = self.scheduler.schedule()
@@ -267,24 +275,26 @@ class Decode:
                 return scheduled > 0
         if self._steps:
             step, output = self._steps.pop()
-            # As vLLM does before it looks at an output.
+            # vLLM does this too before it processes an output.
             for name in step.num_scheduled_tokens:
                 if self._asked[name].gone and not self._asked[name].request.is_finished():
                     self._abort(name)
             self.scheduler.update_from_output(step, output)
         half, living = self._half, set(self.scheduler.requests)
-        assert living >= half._decoding | set(half._waiting), "the connector was not told that a request has ended"
-        assert half._decoding >= {request.request_id for request in self.scheduler.running}, "it misses who decodes"
+        assert living >= half._decoding | set(half._waiting), "the connector does not know that a request has ended"
+        assert half._decoding >= {request.request_id for request in self.scheduler.running}, (
+            "the connector misses a request that decodes"
+        )
         return scheduled > 0
 
     def _look_at(self, step: Any) -> None:
         fresh = {one.req_id: one for one in step.scheduled_new_reqs}
         for name, one in fresh.items():
-            assert list(one.prompt_token_ids) == self._asked[name].expected, f"{name} begins with a wrong token"
+            assert list(one.prompt_token_ids) == self._asked[name].expected, f"the prompt of {name} is wrong"
         loads = step.kv_connector_metadata.decode.loads
         for mails in zip(*(list(box.waiting()) for box in self._boxes), strict=True):
-            words = [json.loads(json.dumps(in_advance(load))) for load in loads if load.at_once]
-            assert all(mail in words for mail in mails), "a copy begins that the step does not ask for"
+            announced = [json.loads(json.dumps(in_advance(load))) for load in loads if load.at_once]
+            assert all(mail in announced for mail in mails), "a copy begins that the step did not request"
         for load in loads:
             if not load.at_once:
                 continue
@@ -296,7 +306,7 @@ class Decode:
             assert getattr(step, "has_sync_kv_loads", True), "vLLM would load after it has computed"
 
     def _computed(self, step: Any) -> Any:
-        """What workers give back: a token for each request that is at its end, and loads that are over."""
+        """The workers' output: a token for each request whose prompt is complete, and the loads that have ended."""
         from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 
         here, broken = set(), set()
@@ -307,15 +317,17 @@ class Decode:
                 asked.gone = self._chance.random() < GONE
                 self.counts["gone"] += asked.gone
                 if not asked.gone:
-                    self._sender.send("decode-0.scheduler", asked.done)  # which the step waits for
+                    self._sender.send("decode-0.scheduler", asked.done)  # the step waits for this
                 asked.done = None
         reads: dict[str, list[int]] = {}
         for worker, played in zip(self._workers, self._played, strict=True):
             worker.bind_connector_metadata(step.kv_connector_metadata)
-            before = getattr(step, "has_sync_kv_loads", True)  # as vLLM itself does
+            before = getattr(step, "has_sync_kv_loads", True)  # as vLLM does
             if before:
                 worker.start_load_kv(None)
-            assert not played.loading.keys() & step.num_scheduled_tokens.keys(), "it computes on what is not here"
+            assert not played.loading.keys() & step.num_scheduled_tokens.keys(), (
+                "a step computes on KV that is not loaded"
+            )
             written = {block: load.request for load in played.loading.values() for block in load.blocks}
             for request in self.scheduler.running:
                 [blocks] = self.scheduler.kv_cache_manager.get_block_ids(request.request_id)
@@ -331,7 +343,7 @@ class Decode:
             del self._here[name]
         for name, blocks in reads.items():
             known = name in self._broken or set(blocks) <= broken
-            assert known, f"{name} is computed on {blocks}, which are not its prompt's"
+            assert known, f"{name} is computed on blocks {blocks}, which do not hold its prompt's KV"
             self._broken.add(name)
         names = list(step.num_scheduled_tokens)
         return ModelRunnerOutput(
@@ -342,9 +354,9 @@ class Decode:
         )
 
     def _unknown(self, step: Any, played: Played) -> dict[str, list[int]]:
-        """By request of the step: blocks that it reads on this rank and that have not its KV. What it writes is there.
+        """For each request of the step, the blocks it reads on this rank that do not hold its KV.
 
-        Who reads such a block writes nothing that is worth anything.
+        Also records what the step writes. A request that reads such a block writes invalid KV.
         """
         cached = step.scheduled_cached_reqs
         begins = {one.req_id: one.num_computed_tokens for one in step.scheduled_new_reqs}
@@ -367,14 +379,14 @@ class Decode:
 
 
 def engine_config(folder: Path) -> Any:
-    """vLLM's configuration of a decode engine whose model is a config.json alone."""
+    """vLLM's configuration of a decode engine. Its model is only a config.json."""
     from wp1.serving.vllm_arguments import set_environment
 
     set_environment()
     from vllm.config import KVTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    logging.disable(logging.ERROR)  # each failure that is played is one for vLLM
+    logging.disable(logging.ERROR)  # vLLM logs each simulated failure
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
     arguments = AsyncEngineArgs(
@@ -395,10 +407,10 @@ def engine_config(folder: Path) -> Any:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=6000, help="in all; as many in each of 18 engines")
+    parser.add_argument("--requests", type=int, default=6000, help="in all, divided equally among 18 engines")
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    decode_module.IDLE_WAIT_S = 0.0002  # nobody computes here meanwhile
+    args = parser.parse_args()
+    decode_module.IDLE_WAIT_S = 0.0002  # no engine computes in the meantime
     with tempfile.TemporaryDirectory(prefix="kv-") as folder:
         os.environ["TMPDIR"] = folder
         config = engine_config(Path(folder))
@@ -408,9 +420,9 @@ def main() -> int:
                 for caching, overlap in ((False, False), (False, True), (True, True)):
                     config.cache_config.enable_prefix_caching = caching
                     config.scheduler_config.async_scheduling = overlap
-                    decode = Decode(config, Path(folder) / "kv", blocks, first_token, asked.seed + number)
-                    decode.run(asked.requests // 18)
-                    assert not (caching and decode.counts["ahead"]), "others may find what is not here"
+                    decode = Decode(config, Path(folder) / "kv", blocks, first_token, args.seed + number)
+                    decode.run(args.requests // 18)
+                    assert not (caching and decode.counts["ahead"]), "other requests may find KV that is not loaded"
                     counts += decode.counts
         print(json.dumps(dict(counts), indent=2))
     return 0

@@ -1,1 +1,1 @@
-"""`make torture`: real runs on small engines, ended or disturbed in every way, and what is left of them."""
+"""`make torture`: kills and disturbs real runs on small engines, and checks what each leaves behind."""

@@ -1,10 +1,10 @@
-"""Ends and disturbs real runs in every way on the CPU engine, and says what was left of each.
+"""Kills and disturbs real runs on the CPU engine in every way, and reports what each leaves behind.
 
-    python -m tests.torture                      # all of it, two cases side by side, into docs/reliability.md
-    python -m tests.torture --only kill-main hub # cases whose names contain one of these; the page stays as it is
+    python -m tests.torture                      # all cases, two at a time; writes docs/reliability.md
+    python -m tests.torture --only kill-main hub # cases whose names contain one of these; writes no page
     python -m tests.torture --list
 
-Exit codes: 0 all held, 1 something did not, 130 Ctrl-C or SIGTERM, after which the table of what was done is printed.
+Exit codes: 0 all cases held, 1 some did not, 130 Ctrl-C or SIGTERM (the table of the cases done is printed).
 """
 
 import argparse
@@ -31,25 +31,27 @@ SLOTS = 2
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="cases whose names contain one of these")
-    parser.add_argument("--slots", type=int, default=SLOTS, help="cases side by side, each an engine or two")
-    parser.add_argument("--page", type=Path, default=None, help="the page to write; of all cases docs/reliability.md")
-    parser.add_argument("--list", action="store_true", help="the names of the cases")
-    asked = parser.parse_args()
-    if asked.page is not None and not asked.page.is_file():
-        parser.error(f"--page: {asked.page} is not there; the table is put between the marks of a page")
+    parser.add_argument("--slots", type=int, default=SLOTS, help="cases at a time, each with one or two engines")
+    parser.add_argument(
+        "--page", type=Path, default=None, help="page to write; default: docs/reliability.md, if all cases are run"
+    )
+    parser.add_argument("--list", action="store_true", help="print the names of the cases")
+    args = parser.parse_args()
+    if args.page is not None and not args.page.is_file():
+        parser.error(f"--page={args.page} does not exist: name a page that has the marks for the table")
     every = [*kills.cases(), *faults.cases()]
-    cases = [case for case in every if not asked.only or any(word in case.name for word in asked.only)]
-    if not cases or asked.list:
+    cases = [case for case in every if not args.only or any(word in case.name for word in args.only)]
+    if not cases or args.list:
         print("\n".join(case.name for case in every))
-        return 0 if asked.list else 2
+        return 0 if args.list else 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console, begin = Console(width=None if sys.stdout.isatty() else 200, highlight=False), time.monotonic()
-    results, stopped = _play(cases, asked.slots, console)
+    results, stopped = _play(cases, args.slots, console)
     minutes = (time.monotonic() - begin) / 60
-    command = "make torture" + (f' ARGS="--only {" ".join(asked.only)}"' if asked.only else "")
+    command = "make torture" + (f' ARGS="--only {" ".join(args.only)}"' if args.only else "")
     text = page.part(cases, results, command, f"{datetime.now(UTC):%Y-%m-%d}", minutes)
     console.print(text, markup=False, soft_wrap=True)
-    target = asked.page or (PAGE if not asked.only else None)
+    target = args.page or (PAGE if not args.only else None)
     if target is not None and not stopped:
         page.put(target, text)
         console.print(f"written to {target}", markup=False)
@@ -57,7 +59,10 @@ def main() -> int:
 
 
 def _play(cases: list[Case], slots: int, console: Console) -> tuple[dict[str, Result], bool]:
-    """Plays the cases, so many at a time, and says whether Ctrl-C stopped it. A case that is wide plays alone."""
+    """Runs the cases, as many at a time as there are slots. Returns the results, and whether Ctrl-C stopped it.
+
+    A case that takes all slots runs alone.
+    """
     results: dict[str, Result] = {}
     free = threading.Semaphore(slots)
     stop = threading.Event()
@@ -70,8 +75,10 @@ def _play(cases: list[Case], slots: int, console: Console) -> tuple[dict[str, Re
                 result = _one(case)
                 if not stop.is_set():
                     results[case.name] = result
-                    told = "[red]✗" if result.wrong else "[green]✓"
-                    console.print(told, f"{case.name}  {time.monotonic() - begin:.0f} s, {len(results)}/{len(cases)}")
+                    verdict = "[red]✗" if result.wrong else "[green]✓"
+                    console.print(
+                        verdict, f"{case.name}  {time.monotonic() - begin:.0f} s, {len(results)}/{len(cases)}"
+                    )
                     for wrong in result.wrong:
                         console.print(f"    {wrong}", markup=False, soft_wrap=True)
         finally:
@@ -107,8 +114,8 @@ def _end_all() -> None:
 
 
 def _one(case: Case) -> Result:
-    """Plays one case. What goes wrong in the playing is said, and counts as not held."""
-    # A short name: sockets of engines lie below it.
+    """Runs one case. If it cannot be set up, the result says why and counts as not held."""
+    # Keep the path short: the engines' sockets are below it, and the path of a Unix socket is limited.
     with (
         tempfile.TemporaryDirectory(prefix="wp1-t-", ignore_cleanup_errors=True) as root,
         on_stage(Path(root)) as stage,
@@ -117,9 +124,9 @@ def _one(case: Case) -> Result:
         try:
             return case.do(stage)
         except MissedError as error:
-            return Result(code="—", said="(not brought about)", wrong=[str(error)])
+            return Result(code="—", message="(could not be set up)", wrong=[str(error)])
         except Exception:
-            return Result(code="—", said="(not brought about)", wrong=[traceback.format_exc(limit=-3)])
+            return Result(code="—", message="(could not be set up)", wrong=[traceback.format_exc(limit=-3)])
         finally:
             _stages.remove(stage)
 

@@ -1,4 +1,4 @@
-/* The wall clock, an hour back from the moment on that the file $WP1_TORTURE_CLOCK exists. For LD_PRELOAD. */
+/* For LD_PRELOAD: sets the wall clock back by an hour once the file $WP1_TORTURE_CLOCK exists. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdlib.h>

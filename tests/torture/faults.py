@@ -1,4 +1,4 @@
-"""Everything else that goes wrong: disk, store, clock, hub, files, impatience, and company."""
+"""Faults other than kills: disk, store, clock, hub, files, a second signal, and two runs at once."""
 
 import contextlib
 import os
@@ -33,24 +33,26 @@ def cases() -> list[Case]:
         Case("two-at-once", "two runs at once: one store, one cache, one root; NIXL's ports", "all", _two_at_once, 2),
         Case("clock-back", "clock set back an hour (a preloaded clock_gettime)", "measuring", _clock_back),
         Case("sigint-twice", "SIGINT twice, 0.3 s apart", "measuring", _sigint_twice),
-        Case("hub-hangs-model", "a hub that accepts and never answers: model", "preparing", _hub_model),
-        Case("hub-hangs-dataset", "a hub that accepts and never answers: dataset", "preparing", _hub_dataset),
+        Case("hub-hangs-model", "a hub that accepts connections and never answers: model", "preparing", _hub_model),
+        Case(
+            "hub-hangs-dataset", "a hub that accepts connections and never answers: dataset", "preparing", _hub_dataset
+        ),
         Case("weights-truncated", "a model folder with a truncated weights file", "preparing", _weights_truncated),
         Case(
-            "dataset-unreadable", "a dataset that cannot be read: no text, a folder", "preparing", _dataset_unreadable
+            "dataset-unreadable", "a dataset that cannot be read: not text, a folder", "preparing", _dataset_unreadable
         ),
     ]
 
 
 @contextmanager
 def _small_disk() -> Iterator[Path]:
-    """A file system of one MiB. Raises MissedError where mounting is not allowed."""
+    """A file system of 1 MiB. Raises MissedError if mounting is not permitted."""
     folder = Path(tempfile.mkdtemp(prefix="wp1-torture-"))
-    words = ["mount", "-t", "tmpfs", "-o", "size=1m", "wp1-torture", str(folder)]
-    mounted = subprocess.run(words, check=False, capture_output=True, text=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "wp1-torture", str(folder)]
+    mounted = subprocess.run(command, check=False, capture_output=True, text=True)
     try:
         if mounted.returncode != 0:
-            raise watching.MissedError(f"a small disk needs the right to mount: {mounted.stderr.strip()}")
+            raise watching.MissedError(f"a small disk needs permission to mount: {mounted.stderr.strip()}")
         yield folder
     finally:
         if mounted.returncode == 0:
@@ -79,7 +81,7 @@ def _disk_full(stage: Stage) -> Result:
 
 
 def _store_locked(stage: Stage) -> Result:
-    """The database is this process's for writing, and the run is another."""
+    """This process holds the database's write lock while the run tries to publish."""
     result = Result()
     with contextlib.closing(sqlite3.connect(stage.root / "mlflow.db", isolation_level=None)) as store:
         store.execute("BEGIN EXCLUSIVE")
@@ -88,29 +90,35 @@ def _store_locked(stage: Stage) -> Result:
         store.execute("ROLLBACK")
     kept(run, result, 48)
     stage.end(result)
-    words = [sys.executable, "-m", "wp1.track", str(watching.folder_of(run))]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, cwd=REPO)
-    result.expect(done.returncode == 0, f"wp1.track ended with {done.returncode}: {done.stderr[-300:]!r}")
+    command = [sys.executable, "-m", "wp1.track", str(watching.folder_of(run))]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=REPO)
+    result.expect(done.returncode == 0, f"wp1.track ended with exit code {done.returncode}: {done.stderr[-300:]!r}")
     result.resumed = "published later by wp1.track"
     return result
 
 
 def _two_at_once(stage: Stage) -> Result:
-    """Through two pools each, so that there are eight ports and sockets to fight over, with an empty cache to fill."""
+    """Two pools in each run, so that ports and sockets can collide, and one empty cache that both fill."""
     result = Result()
-    words = (*TINY_SHAPE, "scheduler=disagg", "transfer=nixl_push", "workload.output_len=8", "tracking.timeout_s=30")
-    runs = [stage.start(*words, WP1_CACHE=str(stage.root / "cache")) for _ in range(2)]
-    said = []
+    overrides = (
+        *TINY_SHAPE,
+        "scheduler=disagg",
+        "transfer=nixl_push",
+        "workload.output_len=8",
+        "tracking.timeout_s=30",
+    )
+    runs = [stage.start(*overrides, WP1_CACHE=str(stage.root / "cache")) for _ in range(2)]
+    codes = []
     for run in runs:
         ended(run, result, 0, None, within_s=400)
-        said.append(result.code)
-    result.code = " and ".join(said)
+        codes.append(result.code)
+    result.code = " and ".join(codes)
     folders = sorted((stage.root / "outputs").glob("run-*"))
     counts = [len([r for r in read_records(f / "records.jsonl") if not r.warmup and r.status == "ok"]) for f in folders]
     result.kept = " and ".join(map(str, counts)) + " answered"
     result.expect(counts == [12, 12], f"answered: {counts}")
-    result.expect(len(_published(stage.root)) == 2, f"in MLflow are {_published(stage.root)}")
-    result.said = "both reports, both in MLflow"
+    result.expect(len(_published(stage.root)) == 2, f"MLflow has the runs {_published(stage.root)}")
+    result.message = "both reports, both in MLflow"
     stage.end(result)
     return result
 
@@ -122,7 +130,7 @@ def _published(root: Path) -> list[str]:
 
 
 def _clock_back(stage: Stage) -> Result:
-    """Calls of the wall clock go through a library of ours, in the engines too; the clock itself is not touched."""
+    """A preloaded library answers calls for the wall clock, in the engines too. The real clock is not changed."""
     result = Result()
     library, flag = stage.root / "clock.so", stage.root / "back"
     compiler = shutil.which("cc")
@@ -133,15 +141,15 @@ def _clock_back(stage: Stage) -> Result:
     watching.wait_for_phase(run, "measuring", "agg", "main")
     flag.touch()
     ended(run, result, 0, None)
-    result.said = "as without"
+    result.message = "the same as without it"
     kept(run, result, 48)
     metadata = watching.metadata_of(run)
-    took = metadata["ended"] < metadata["started"]
-    result.expect(took, f"the clock did not go back: {metadata['started']} to {metadata['ended']}")
+    went_back = metadata["ended"] < metadata["started"]
+    result.expect(went_back, f"the clock did not go back: {metadata['started']} to {metadata['ended']}")
     rows = read_records(stage.runs[0].run_dir / "records.jsonl")
     late = [r.request_id for r in rows if not (r.t_intended <= r.t_tokens[0] <= (r.t_end or 0) < r.t_intended + 100)]
-    result.expect(not late, f"times of {late} are not those of a monotonic clock")
-    result.expect(len(_published(stage.root)) == 1, "it is not in MLflow")
+    result.expect(not late, f"the times of {late} are not from a monotonic clock")
+    result.expect(len(_published(stage.root)) == 1, "the run is not in MLflow")
     stage.end(result)
     return result
 
@@ -151,7 +159,7 @@ def _sigint_twice(stage: Stage) -> Result:
     run = stage.start(*E0)
     watching.wait_for_phase(run, "measuring", "agg", "main")
     for pause in (0.3, 0):
-        # As from a terminal: to every process in the foreground.
+        # As a terminal does: to every process in the foreground.
         os.killpg(run.process.pid, signal.SIGINT)
         time.sleep(pause)
     ended(run, result, 130, r"^interrupted")
@@ -164,7 +172,7 @@ def _sigint_twice(stage: Stage) -> Result:
 
 @contextmanager
 def _silent_hub() -> Iterator[dict[str, str]]:
-    """A server that accepts and never answers, as the environment that leads to it."""
+    """A server that accepts connections and never answers. Yields the environment variables that point to it."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server, tempfile.TemporaryDirectory() as cache:
         held = []
 
@@ -187,16 +195,16 @@ def _hub_dataset(stage: Stage) -> Result:
     return _hub(stage, "experiment=e4", "dataset=longbench", "dataset.tasks=[qasper]")
 
 
-def _hub(stage: Stage, *words: str) -> Result:
+def _hub(stage: Stage, *overrides: str) -> Result:
     with _silent_hub() as environment:
-        return _refused(stage, r"^error: the hub at .* did not answer in 10 s", *words, **environment)
+        return _refused(stage, r"^error: the hub at .* did not answer in 10 s", *overrides, **environment)
 
 
 def _weights_truncated(stage: Stage) -> Result:
-    """The bundled model's folder, which make run unpacked, with half of its weights."""
+    """A copy of the bundled model's folder, which `make run` unpacks, with half of the weights file."""
     source, folder = cache_folder() / "models" / BUNDLED_PIN.replace("==", "-"), stage.root / "model"
     if not source.is_dir():
-        raise watching.MissedError("the bundled model is not unpacked yet: make run does that")
+        raise watching.MissedError("the bundled model is not unpacked yet: run `make run` first")
     folder.mkdir()
     for file in source.iterdir():
         shutil.copy(file, folder)
@@ -206,20 +214,21 @@ def _weights_truncated(stage: Stage) -> Result:
 
 
 def _dataset_unreadable(stage: Stage) -> Result:
-    """No UTF-8, and a folder in a file's place. Of rights there is nothing to see where the user is root."""
+    """A file that is not UTF-8, and a folder in place of a file. Permissions are not tested: root may read anything."""
     binary = stage.root / "rows.jsonl"
     binary.write_bytes(b'{"question": "\xff\xfe"}\n')
     result = _refused(stage, r"^error: dataset.path=.* is not a file", "dataset=file", f"dataset.path={stage.root}")
-    second = _refused(stage, r"^error: .*rows\.jsonl:1 is no UTF-8 text", "dataset=file", f"dataset.path={binary}")
+    second = _refused(stage, r"^error: .*rows\.jsonl:1 is not UTF-8 text", "dataset=file", f"dataset.path={binary}")
     second.wrong = result.wrong + second.wrong
     return second
 
 
-def _refused(stage: Stage, said: str, *words: str, **environment: str) -> Result:
+def _refused(stage: Stage, pattern: str, *overrides: str, **environment: str) -> Result:
+    """Expects the run to be refused with a line that matches `pattern`, before it has a folder."""
     result = Result()
-    run = stage.start(*words, "tracking=none", **environment)
-    ended(run, result, 2, said)
+    run = stage.start(*overrides, "tracking=none", **environment)
+    ended(run, result, 2, pattern)
     result.kept = "none: no engine was started"
-    result.expect(watching.folder_of(run) is None, "it left a run's folder")
+    result.expect(watching.folder_of(run) is None, "it left a run folder")
     stage.end(result)
     return result

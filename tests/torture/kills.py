@@ -1,7 +1,7 @@
 """kill -9 of each process of a run, in each phase of E0 and E3.
 
-E3 is disturbed in its second arm, so that there is something measured to lose. Its first is measured once, by a run
-that is then stopped; every case goes on with a copy of that one's folder.
+E3 is disturbed in its second arm, so that there are measurements to lose. Its first arm is measured once, in a run that
+is then stopped; every case resumes a copy of that run's folder.
 """
 
 import os
@@ -17,7 +17,7 @@ from tests.torture.case import ARM, EXPERIMENTS, REQUESTS, Case, Result, Stage, 
 
 PHASES = ("starting", "warm-up", "measuring", "report")
 ROLES = ("main", "worker", "core")
-# What is measured by then at least, in all.
+# Requests answered by then, at least, in the whole run.
 LEAST = {
     ("e0", "starting"): 0,
     ("e0", "warm-up"): 0,
@@ -28,16 +28,16 @@ LEAST = {
     ("e3", "measuring"): 51,
     ("e3", "report"): 96,
 }
-SAID = {
+PATTERNS = {
     "starting": r"^failed: engine (agg|prefill|decode)-\d did not start",
-    # The latter where no request was in an engine when it died.
+    # The second form appears if the engine had no request when it died.
     "warm-up": r"^failed: (engine (agg|prefill|decode)-\d died|no (prefill|decode) engine is left)",
     "measuring": r"^failed: (engine (agg|prefill|decode)-\d died|no (prefill|decode) engine is left)",
 }
 
 
 def cases() -> list[Case]:
-    """Engines have ended before the report is written, so there is only main to kill."""
+    """Engines end before the report is written, so only main can be killed in that phase."""
     return [
         Case(
             name=f"kill-{role}-{phase}-{experiment}",
@@ -67,7 +67,7 @@ def _kill(stage: Stage, *, experiment: str, role: str, phase: str) -> Result:
     if role == "main":
         killed(run, result)
     else:
-        ended(run, result, 1, SAID[phase])
+        ended(run, result, 1, PATTERNS[phase])
     kept(run, result, LEAST[experiment, phase])
     stage.end(result)
     resumes(stage, run, result, REQUESTS[experiment])
@@ -76,12 +76,12 @@ def _kill(stage: Stage, *, experiment: str, role: str, phase: str) -> Result:
 
 
 _measured: list[tempfile.TemporaryDirectory[str]] = []
-_one_makes_it = Lock()
+_measuring = Lock()
 
 
 def _first_arm() -> Path:
-    """The folder of an E3 whose first arm is measured, and that was stopped there. Made once."""
-    with _one_makes_it:
+    """The folder of an E3 run that was stopped after its first arm. Measured once for all cases."""
+    with _measuring:
         if not _measured:
             folder = tempfile.TemporaryDirectory(prefix="wp1-t-")
             with on_stage(Path(folder.name)) as stage:

@@ -1,4 +1,4 @@
-"""What a torture case sees of a run: which phase it is in, which of its processes is which, and what it left behind."""
+"""What a torture case observes of a run: its phase, the roles of its processes, and what it leaves behind."""
 
 import json
 import os
@@ -18,20 +18,23 @@ GONE_WITHIN_S = 15.0
 
 
 class MissedError(Exception):
-    """The case could not be brought about: says nothing about wp1."""
+    """The case could not be set up, which says nothing about wp1."""
 
 
 def until(what: str, holds: Callable[[], Any], run: UserRun, within_s: float = PHASE_WITHIN_S) -> Any:
-    """Waits for it and returns it. Raises MissedError where the run ends before, or it takes too long."""
+    """Waits until `holds` returns something true, and returns that.
+
+    Raises MissedError, naming `what`, if the run ends first or `within_s` has passed.
+    """
     deadline = time.monotonic() + within_s
-    while not (found := holds()):
+    while not (value := holds()):
         if run.process.poll() is not None:
             code, output = run.finish()
             raise MissedError(f"the run ended with {code} before {what}: {output[-400:]!r}")
         if time.monotonic() > deadline:
             raise MissedError(f"no {what} in {within_s:g} s")
         time.sleep(POLL_S)
-    return found
+    return value
 
 
 def folder_of(run: UserRun) -> Path | None:
@@ -39,7 +42,7 @@ def folder_of(run: UserRun) -> Path | None:
 
 
 def metadata_of(run: UserRun) -> dict[str, Any]:
-    """run_metadata.json as it is now; {} before there is one."""
+    """run_metadata.json as it is now, or {} if it does not exist yet."""
     folder = folder_of(run)
     try:
         return {} if folder is None else json.loads((folder / "run_metadata.json").read_text())
@@ -48,7 +51,7 @@ def metadata_of(run: UserRun) -> dict[str, Any]:
 
 
 def rows_of(run: UserRun, arm: str | None = None, warmup: bool = False) -> list[dict[str, Any]]:
-    """Whole lines of records.jsonl."""
+    """Rows of records.jsonl, without a torn last line."""
     folder = folder_of(run)
     path = None if folder is None else folder / "records.jsonl"
     lines = path.read_bytes().split(b"\n")[:-1] if path is not None and path.exists() else []
@@ -57,7 +60,7 @@ def rows_of(run: UserRun, arm: str | None = None, warmup: bool = False) -> list[
 
 
 def victims(run: UserRun, role: str) -> list[int]:
-    """Processes of that role (main, core or worker), in the order in which they were started."""
+    """Ids of the processes with that role (main, core or worker), in the order in which they were started."""
     if role == "main":
         return [run.process.pid]
     title = {"core": "EngineCore", "worker": "Worker"}[role]
@@ -65,28 +68,28 @@ def victims(run: UserRun, role: str) -> list[int]:
 
 
 def wait_for_phase(run: UserRun, phase: str, arm: str, role: str) -> int:
-    """Until the arm is in the phase; returns the process of that role to do something to."""
+    """Waits until the arm is in the phase. Returns the id of the process with that role, to be killed."""
 
     def started() -> bool:
         return arm in [start["arm"] for start in metadata_of(run).get("starts", [])]
 
     if phase == "starting":
-        found = until("an engine that starts", lambda: victims(run, "core" if role == "main" else role), run)
+        starting = until("an engine that starts", lambda: victims(run, "core" if role == "main" else role), run)
         if started():
-            raise MissedError("the engine was up already")
-        return run.process.pid if role == "main" else found[0]
-    until("engines that are up", started, run)
+            raise MissedError("the engine had already started")
+        return run.process.pid if role == "main" else starting[0]
+    until("engines that have started", started, run)
     if phase == "warm-up":
         until("the warm-up", lambda: rows_of(run, arm, warmup=True), run)
         if rows_of(run, arm):
-            raise MissedError("the warm-up was over already")
+            raise MissedError("the warm-up had already ended")
     elif phase == "measuring":
         until("records", lambda: len(rows_of(run, arm)) >= 3, run)
         if any(json.loads(line)["arm"] == arm for line in cells_of(run)):
-            raise MissedError("a repeat was measured to its end already")
+            raise MissedError("a repeat had already been measured completely")
     else:
         until("the report", lambda: metadata_of(run).get("ended"), run)
-    # Of E3's two engines the one that prefills loses its worker, the one that decodes its core.
+    # In E3 the prefill engine loses its worker, and the decode engine its core.
     return victims(run, role)[-1 if role == "core" else 0]
 
 
@@ -105,48 +108,48 @@ def shared_memory() -> set[str]:
 
 
 def left_behind(runs: list[UserRun], shared_before: set[str]) -> list[str]:
-    """What is still there of runs that have ended, once they have had time to clear up: processes, folders, memory.
+    """Processes, folders and shared memory that ended runs have left, after a wait for them to clean up.
 
-    Shared memory has no owner in its name, so what another case's living processes have mapped is not counted here.
+    The name of shared memory does not show its owner, so memory that any living process has mapped is not counted.
     """
     deadline = time.monotonic() + GONE_WITHIN_S
-    while (found := _left(runs, shared_before)) and time.monotonic() < deadline:
+    while (leftovers := _left(runs, shared_before)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return found
+    return leftovers
 
 
 def _left(runs: list[UserRun], shared_before: set[str]) -> list[str]:
-    found = []
+    leftovers = []
     for run in runs:
-        found += [f"process {pid} {command[:60]}" for pid, command in run.processes().items()]
+        leftovers += [f"process {pid} {command[:60]}" for pid, command in run.processes().items()]
         scratch = f"wp1-{run.process.pid}-"
-        found += [str(path) for path in Path(tempfile.gettempdir()).glob(f"{scratch}*")]
-        found += [f"watcher {pid}" for pid, command in _commands().items() if scratch in command]
+        leftovers += [str(path) for path in Path(tempfile.gettempdir()).glob(f"{scratch}*")]
+        leftovers += [f"watcher {pid}" for pid, command in _commands().items() if scratch in command]
     new = shared_memory() - shared_before
-    return found + sorted(f"/dev/shm/{name}" for name in new - (_mapped() if new else set()))
+    return leftovers + sorted(f"/dev/shm/{name}" for name in new - (_mapped() if new else set()))
 
 
 def _commands() -> dict[int, str]:
-    found = {}
+    commands = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             try:
-                found[int(entry.name)] = Path(entry.path, "cmdline").read_text().replace("\0", " ")
+                commands[int(entry.name)] = Path(entry.path, "cmdline").read_text().replace("\0", " ")
             except OSError:
                 continue
-    return found
+    return commands
 
 
 def _mapped() -> set[str]:
-    """Names in /dev/shm that some living process has mapped or open."""
-    found = set()
+    """Names in /dev/shm that any living process has mapped or open."""
+    names = set()
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
             continue
         try:
-            found |= set(re.findall(r"/dev/shm/(\S+)", Path(entry.path, "maps").read_text()))
+            names |= set(re.findall(r"/dev/shm/(\S+)", Path(entry.path, "maps").read_text()))
             links = [str(link.readlink()) for link in Path(entry.path, "fd").iterdir()]
         except OSError:
             continue
-        found |= {link.removeprefix("/dev/shm/") for link in links if link.startswith("/dev/shm/")}
-    return found
+        names |= {link.removeprefix("/dev/shm/") for link in links if link.startswith("/dev/shm/")}
+    return names

@@ -1,1 +1,1 @@
-"""What is asked and when: prompts and arrivals. Pure; nothing here knows an engine."""
+"""What is sent and when: prompts and arrivals. Nothing here depends on an engine."""

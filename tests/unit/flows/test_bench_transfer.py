@@ -1,4 +1,4 @@
-"""`make bench-transfer`: results that come in parts, and the page that is made of what there is."""
+"""`make bench-transfer`: results are added in parts, and the page shows those that exist."""
 
 import json
 import math
@@ -20,7 +20,7 @@ FACTS: dict[str, Any] = {
 }
 LENGTHS = (1024, 8192, 32768, 65536)
 PLAIN = 1400.0
-# GB/s that differ by three decades, as on a GPU.
+# GB/s over three decades, as on a GPU.
 RATES = {
     "ipc": 1100.0,
     "ipc overlap": 900.0,
@@ -68,21 +68,21 @@ def test_page_and_plot_of_all_variants(tmp_path: Path) -> None:
     assert [cell.strip() for cell in best.split("|")[2:-1]] == ["2"] * 4
 
 
-def test_the_page_says_how_far_handoffs_lie_apart(tmp_path: Path) -> None:
+def test_the_page_shows_the_range_of_handoffs(tmp_path: Path) -> None:
     results = Results.begin(tmp_path, FACTS)
     for rate in (4.4, 20.2, 774.0):
         results.add([Measured("NIXL push", 1024, 1 << 27, rate, 30.0, 16.0, 4.0, 9.0)])
     results.add([Measured("ipc", 1024, 1 << 27, rate, 14.0, 1.0, 3.0, 9.0) for rate in (1000.0, 1010.0, 1161.0)])
     page = results.write_page()
     assert "| 4.4 to 774 |" in page
-    [fastest] = [line for line in page.splitlines() if line.startswith("| the same of the fastest handoffs")]
+    [fastest] = [line for line in page.splitlines() if line.startswith("| the same ratio, fastest handoffs")]
     assert fastest.split("|")[2].strip() == "1.5"
     [best] = [line for line in page.splitlines() if line.startswith("| best ipc / best NIXL")]
     assert best.split("|")[2].strip() == "50"
 
 
 def test_a_connector_that_reports_no_bytes_has_no_rate_and_the_plot_is_made(tmp_path: Path) -> None:
-    """As NIXL's did under vLLM 0.33: rows of 0 bytes, and plain copies of as many, one row of 64 KiB at 2 GB/s."""
+    """As NIXL did with vLLM 0.33: rows of 0 bytes, and a plain copy of one row of 64 KiB at 2 GB/s."""
     results = Results.begin(tmp_path, FACTS)
     results.add(rows("ipc", 1024))
     results.add_plain({1024: 1587.0})
@@ -92,13 +92,13 @@ def test_a_connector_that_reports_no_bytes_has_no_rate_and_the_plot_is_made(tmp_
     assert (tmp_path / "transfer.png").exists()
     [plain] = [line for line in page.splitlines() if line.startswith("| plain gather")]
     assert plain.split("|")[2].strip() == "1,587 (1)"
-    assert "measurements at 1,024 tokens: 1,587 GB/s, left out as disturbed: 2." in page
+    assert "measurements: 1,024 tokens: 1,587 GB/s, without outliers 2." in page
     assert "NIXL push, 1,024 tokens: the connector reported no bytes, so there is no rate." in page
     assert "| NIXL push" not in page
     assert "794" not in page
 
 
-def test_the_plain_copy_is_of_the_bytes_that_a_prompt_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plain_copy_has_as_many_bytes_as_the_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = Results.begin(tmp_path, FACTS)
     results.add([*rows("ipc", 1024), Measured("NIXL push", 1024, 0, 0.0, 30.0, 16.0, 4.0, 9.0)])
     asked: list[Any] = []
@@ -113,18 +113,18 @@ def test_the_plain_copy_is_of_the_bytes_that_a_prompt_has(tmp_path: Path, monkey
     assert asked == [[[1024 * 131072], 0, 0]]
 
 
-def test_plain_copies_lie_apart_as_the_page_says(tmp_path: Path) -> None:
+def test_the_page_shows_the_range_of_plain_copies(tmp_path: Path) -> None:
     results = Results.begin(tmp_path, FACTS)
     results.add(rows("ipc", 1024))
     for rate in (1500.0, 1000.0, 1400.0, 700.0):
         results.add_plain({1024: rate})
     page = results.write_page()
-    assert "at 1,024 tokens: 1,000 to 1,500 GB/s, left out as disturbed: 700." in page
+    assert "measurements: 1,024 tokens: 1,000 to 1,500 GB/s, without outliers 700." in page
     [plain] = [line for line in page.splitlines() if line.startswith("| plain gather")]
     assert plain.split("|")[2].strip() == "1,400 (1)"
 
 
-def test_nothing_but_rows_without_bytes_makes_a_page(tmp_path: Path) -> None:
+def test_rows_without_bytes_alone_make_a_page(tmp_path: Path) -> None:
     results = Results.begin(tmp_path, FACTS)
     results.add([Measured("NIXL push", 1024, 0, 0.0, 30.0, 16.0, 4.0, 9.0)])
     results.add_plain({1024: 0.0})
@@ -136,12 +136,12 @@ def test_nothing_but_rows_without_bytes_makes_a_page(tmp_path: Path) -> None:
     ("changes", "error"),
     [
         ({"bytes": None}, "reported no bytes"),
-        ({"bytes": 0}, "reported 0 bytes and the prompt has 1,600"),
-        ({"bytes": 3200}, "reported 3,200 bytes and the prompt has 1,600"),
-        ({"t_transfer_end": 1.0}, "took no time"),
+        ({"bytes": 0}, "reported 0 bytes, but the prompt has 1,600"),
+        ({"bytes": 3200}, "reported 3,200 bytes, but the prompt has 1,600"),
+        ({"t_transfer_end": 1.0}, "a transfer time of zero or less"),
     ],
 )
-def test_an_account_that_gives_no_rate_is_an_error(changes: dict[str, Any], error: str) -> None:
+def test_a_report_that_allows_no_rate_is_an_error(changes: dict[str, Any], error: str) -> None:
     times = {"t_transfer_begin": 1.0, "t_transfer_end": 2.0}
     handoff = Handoff("7-0a", "r0", "disagg", "c", 0, False, "prefill-0", "decode-0", "nixl_push")
     for name, value in ({"bytes": 1600, "bytes_expected": 1600} | times | changes).items():
@@ -160,14 +160,14 @@ def test_calls_add_to_one_folder_and_the_page_needs_no_engine(tmp_path: Path) ->
     assert not again.has("ipc", 8192)
     again.add(rows("NIXL push", 1024))
     again.add_plain({1024: PLAIN})
-    assert "NIXL push was not measured to its end: no room" in Results.read(tmp_path).write_page()
+    assert "NIXL push was not measured completely: no room" in Results.read(tmp_path).write_page()
     again.miss("NIXL push", None)
     found = Results.read(tmp_path)
     assert (found.rows, found.plain, found.missing) == (again.rows, [(1024, PLAIN)], {})
     assert "not measured" not in found.write_page()
 
 
-def test_half_a_line_of_a_call_that_was_killed_is_left_out(tmp_path: Path) -> None:
+def test_a_partial_line_of_a_killed_call_is_left_out(tmp_path: Path) -> None:
     Results.begin(tmp_path, FACTS).add(rows("ipc", 1024, 2))
     path = tmp_path / "rows.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
@@ -177,7 +177,7 @@ def test_half_a_line_of_a_call_that_was_killed_is_left_out(tmp_path: Path) -> No
     assert [row.tokens for row in Results.read(tmp_path).rows] == [1024, 8192]
 
 
-def test_a_page_of_what_there_is(tmp_path: Path) -> None:
+def test_a_page_of_partial_results(tmp_path: Path) -> None:
     results = Results.begin(tmp_path, FACTS)
     assert "plain gather" in results.write_page()
     results.add(rows("ipc", 1024))
@@ -188,9 +188,9 @@ def test_a_page_of_what_there_is(tmp_path: Path) -> None:
     assert (tmp_path / "transfer.png").exists()
 
 
-def test_another_machine_goes_in_another_folder(tmp_path: Path) -> None:
+def test_another_machine_needs_another_folder(tmp_path: Path) -> None:
     Results.begin(tmp_path, FACTS)
-    with pytest.raises(DiffersError, match="is of machine NVIDIA H100 80GB HBM3, and this is NVIDIA H200"):
+    with pytest.raises(DiffersError, match="was measured with machine NVIDIA H100 80GB HBM3, but this is NVIDIA H200"):
         Results.begin(tmp_path, FACTS | {"machine": "NVIDIA H200"})
 
 
@@ -202,11 +202,11 @@ def test_variants_that_differ_in_overlap_share_their_engines() -> None:
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--only", "ipc,NIXL"], "--only: NIXL is none of ipc,"),
+        (["--only", "ipc,NIXL"], "--only: unknown variant NIXL: choose from ipc,"),
         (["--page", "nowhere"], "--page: nowhere has no facts.json"),
     ],
 )
-def test_wrong_words_are_said(
+def test_bad_options_are_refused(
     words: list[str], error: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["bench", *words])
@@ -216,7 +216,9 @@ def test_wrong_words_are_said(
     assert error in capsys.readouterr().err
 
 
-def test_a_page_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_makes_the_page_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = Results.begin(tmp_path, FACTS)
     results.add(rows("ipc", 1024))
     monkeypatch.setattr("sys.argv", ["bench", "--page", str(tmp_path)])
@@ -225,7 +227,7 @@ def test_a_page_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 class Stub:
-    """Stands for the engines: a group takes its time, and may end by an error."""
+    """Replaces the engines. Each group takes 100 s, and a variant may raise an error."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.groups: list[list[str]] = []
@@ -264,7 +266,7 @@ def call(folder: Path, **words: Any) -> tuple[bool, Results]:
     return transfer._measure_all(Words, 1.0, folder, any_, results), results
 
 
-def test_what_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_results_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub = Stub(monkeypatch)
     call(tmp_path, only=["ipc"], lengths=(1024,))
     stub.wanted.clear()
@@ -277,7 +279,7 @@ def test_what_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest
     assert stub.groups == []
 
 
-def test_no_engines_are_started_for_which_no_time_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_engines_are_started_without_enough_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub = Stub(monkeypatch)
     assert call(tmp_path, budget_s=150)[0]
     assert stub.groups == [["ipc", "ipc overlap"]]

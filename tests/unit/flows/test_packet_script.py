@@ -1,4 +1,4 @@
-"""launch/packet.sh, as far as it can be known without running its experiments."""
+"""launch/packet.sh, as far as it can be tested without running its experiments."""
 
 import shlex
 import subprocess
@@ -24,7 +24,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("scale", ["smoke", "gpu"])
-def test_every_command_is_one_that_wp1_takes(scale: str, config: Compose, tmp_path: Path) -> None:
+def test_wp1_accepts_every_command(scale: str, config: Compose, tmp_path: Path) -> None:
     said = _run(str(tmp_path / "packets"), f"scale={scale}", "--print", "seed=7")
     assert said.returncode == 0, said.stderr
     commands = [line.partition("python -m wp1 ")[2] for line in said.stdout.splitlines() if line.startswith("== ")]
@@ -37,7 +37,7 @@ def test_every_command_is_one_that_wp1_takes(scale: str, config: Compose, tmp_pa
 
 
 @pytest.mark.parametrize("argument", ["scale=big", "--all", "--all=1", "word"])
-def test_what_it_does_not_know_is_refused(tmp_path: Path, argument: str) -> None:
+def test_unknown_arguments_are_refused(tmp_path: Path, argument: str) -> None:
     said = _run(str(tmp_path / "packets"), argument)
     assert said.returncode == 2
     assert said.stderr.startswith(f"error: {argument} is not known")
@@ -46,10 +46,10 @@ def test_what_it_does_not_know_is_refused(tmp_path: Path, argument: str) -> None
 
 
 @pytest.mark.parametrize("argument", ["root=elsewhere", "experiment=e3", "resume=run", "hydra.run.dir=x"])
-def test_what_would_take_the_experiments_elsewhere_is_refused(tmp_path: Path, argument: str) -> None:
+def test_arguments_that_would_change_folder_or_experiment_are_refused(tmp_path: Path, argument: str) -> None:
     said = _run(str(tmp_path / "packets"), argument)
     assert (said.returncode, said.stdout) == (2, "")
-    assert said.stderr == f"error: {argument} is not for the packet: it runs every experiment, each in FOLDER\n"
+    assert said.stderr == f"error: {argument} cannot be set: the packet runs every experiment, each in FOLDER\n"
 
 
 @pytest.mark.parametrize("words", [("nosuch.key=1",), ("nosuch.key=1", "--print")])
@@ -71,15 +71,15 @@ def test_help_is_the_header(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("word", ["--print", "--partial", "seed=7"])
-def test_the_first_word_is_a_folder(word: str, tmp_path: Path) -> None:
+def test_the_first_argument_must_be_a_folder(word: str, tmp_path: Path) -> None:
     said = _run(word)
     assert said.returncode == 2
-    assert said.stderr.startswith(f"error: {word} is no folder")
+    assert said.stderr.startswith(f"error: {word} is not a folder")
     assert said.stderr.count("\n") == 1
 
 
 def test_make_says_what_is_missing() -> None:
-    """Without its first part, which sets up."""
+    """Skips the setup target."""
     said = subprocess.run(
         ["make", "--old-file=setup", "--dry-run", "packet"], check=False, capture_output=True, text=True, cwd=REPO
     )

@@ -83,10 +83,10 @@ def test_fewer_samples_are_the_first_of_more(tmp_path: Path, dataset: Callable[.
         ('{"input": "q", "context": "c", "answers": ["a\\udfff"]}', 'lone surrogate) in "answers"'),
         ('{"input": "q", "context": "c", "answers": ["a", null]}', "null is among them"),
         ('{"input": "q", "context": "c", "answers": ["a", ["b"]]}', "a list is among them"),
-        ('{"input": "q", "context": "c", "answers": [NaN]}', "has NaN, which is no number in JSON"),
+        ('{"input": "q", "context": "c", "answers": [NaN]}', "has NaN, which is not a number in JSON"),
         ('{"input": "q", "context": "c", "answers": ["a"], "length": %s}' % ("9" * 3000), "a number of 3,000 digits"),
         ('{"_id": "a\\u0000", "input": "q", "context": "c", "answers": ["a"]}', '"_id" with control characters'),
-        ('{"_id": true, "input": "q", "context": "c", "answers": ["a"]}', '"_id" that is neither text nor number'),
+        ('{"_id": true, "input": "q", "context": "c", "answers": ["a"]}', '"_id" that is neither text nor a number'),
         ('{"input": "q", "context": "c", "answers": ["a"], "length": "long"}', 'a "length" that is no whole number'),
     ],
 )
@@ -136,7 +136,7 @@ def test_json_and_parquet_give_the_same_rows_as_jsonl(tmp_path: Path, dataset: C
     digests = {_draw(dataset(tmp_path / name)).digest() for name in ("a.jsonl", "b.json", "c.json", "d.parquet")}
     assert len(digests) == 1
     (tmp_path / "e.parquet").write_text("no")
-    with pytest.raises(ConfigError, match="is no Parquet file"):
+    with pytest.raises(ConfigError, match="is not a Parquet file"):
         _draw(dataset(tmp_path / "e.parquet"))
 
 

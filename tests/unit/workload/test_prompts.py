@@ -29,14 +29,14 @@ def _asked(cfg: Any) -> PromptData:
 
 def test_random_prompts_have_the_exact_length_and_are_all_different(config: Compose) -> None:
     cfg, cell = _random_cell(config)
-    every = [r for repeat in range(3) for r in prompts.measured(cfg, cell, repeat, DATA)]
-    every += [r for number in range(2) for r in prompts.warmup_round(cfg, cell, 0, DATA, 2, number)]
-    assert {len(request.prompt) for request in every} == {50}
-    assert len({tuple(request.prompt) for request in every}) == len(every) == 16  # type: ignore[arg-type]
-    assert len({request.request_id for request in every}) == 16
+    requests = [r for repeat in range(3) for r in prompts.measured(cfg, cell, repeat, DATA)]
+    requests += [r for number in range(2) for r in prompts.warmup_round(cfg, cell, 0, DATA, 2, number)]
+    assert {len(request.prompt) for request in requests} == {50}
+    assert len({tuple(request.prompt) for request in requests}) == len(requests) == 16  # type: ignore[arg-type]
+    assert len({request.request_id for request in requests}) == 16
 
 
-def test_requests_can_be_taken_again_and_are_the_same(config: Compose) -> None:
+def test_requests_are_the_same_when_iterated_again(config: Compose) -> None:
     cfg, cell = _random_cell(config)
     requests = prompts.measured(cfg, cell, 0, DATA)
     assert list(requests) == list(requests) == requests[:]
@@ -46,7 +46,7 @@ def test_requests_can_be_taken_again_and_are_the_same(config: Compose) -> None:
 
 
 def test_the_same_seed_gives_the_same_prompts_on_any_machine(config: Compose) -> None:
-    """Known digests: a change here means that runs of before cannot be compared with runs of now."""
+    """Known digests: if they change, new runs cannot be compared with earlier ones."""
     cfg, cell = _random_cell(config)
     ids = [request.prompt for request in prompts.measured(cfg, cell, 0, DATA)]
     assert _digest(ids) == "147139b46bddd3ee"
@@ -58,7 +58,7 @@ def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
-def test_a_shared_prefix_is_shared_within_a_repeat_and_nothing_else_is(config: Compose) -> None:
+def test_only_the_shared_prefix_is_shared_and_only_within_a_repeat(config: Compose) -> None:
     cfg, cell = _random_cell(config, "workload.shared_prefix=0.4")
     first, second = ([r.prompt for r in prompts.measured(cfg, cell, repeat, DATA)] for repeat in (0, 1))
     assert {len(prompt) for prompt in first + second} == {50}
@@ -76,13 +76,13 @@ def test_questions_keep_their_seed_in_every_repeat(config: Compose) -> None:
     assert len({r.seed for r in first}) == len(first) == 6
 
 
-def test_questions_are_asked_again_from_the_start_when_more_are_wanted(config: Compose) -> None:
+def test_questions_repeat_from_the_start_if_there_are_too_few(config: Compose) -> None:
     cfg = config("workload.num_requests=8")
     requests = prompts.measured(cfg, plan(cfg)[0].cells[0], 0, _asked(cfg))
     assert len(requests) == len({r.request_id for r in requests}) == 8
 
 
-def test_without_a_tokenizer_a_text_is_its_bytes(config: Compose) -> None:
+def test_without_a_tokenizer_token_ids_are_the_text_s_bytes(config: Compose) -> None:
     cfg = config("model=llama31_8b_shape")
     request = prompts.measured(cfg, plan(cfg)[0].cells[0], 0, _asked(cfg))[0]
     assert bytes(request.prompt).decode() == "What is the capital of France?"  # type: ignore[arg-type]
