@@ -51,7 +51,7 @@ def test_a_head_that_is_on_several_ranks_counts_once() -> None:
 def test_a_difference_is_one_line_with_both_figures() -> None:
     said = kv_layout.difference(kv_layout.measured([_llama(element=4)], 1), _served("Llama-3.1-8B")) or ""
     assert "\n" not in said
-    assert "keeps 262,144 bytes of KV a token (32 FullAttentionSpec)" in said
+    assert "keeps 262,144 bytes of KV per token (32 FullAttentionSpec)" in said
     assert "gives 131,072" in said
 
 

@@ -76,5 +76,5 @@ def test_a_runner_without_generators_is_left_alone() -> None:
 
 
 def test_only_turning_back_is_understood() -> None:
-    with pytest.raises(ValueError, match="is not back"):
+    with pytest.raises(ValueError, match="must be negative"):
         RewindingGenerator.of(_seeded(1)).set_offset(4)

@@ -1,4 +1,4 @@
-"""NIXL between engines, read by the decode side (pull) or written by the prefill side (push)."""
+"""KV transfer by NIXL: the decode side reads (pull) or the prefill side writes (push)."""
 
 import math
 import socket
@@ -9,17 +9,17 @@ from wp1.serving.transfer import Kept, Pools, Role, TransferReport, reports_in
 
 CONNECTORS = {"pull": "NixlPullConnector", "push": "NixlPushConnector"}
 WHY = {
-    "push": "writes work wherever reads do, and on one node without RDMA reads are served in software "
-    "(vllm-project/vllm#52607), 0.47 against 31 GB/s on one H200",
-    "pull": "asked for; vLLM's default behind the name NixlConnector",
+    "push": "writes work wherever reads do; on one node without RDMA, reads are served in software "
+    "(vllm-project/vllm#52607): 0.47 GB/s instead of 31 GB/s on one H200",
+    "pull": "asked for; vLLM's default, named NixlConnector there",
 }
 
 
 class NixlTransfer:
-    """vLLM's NIXL connectors, with the account of every transfer that `wp1.serving.transfer.nixl_connector` adds.
+    """vLLM's NIXL connectors; `wp1.serving.transfer.nixl_connector` adds a report of every transfer.
 
-    timeout_s: a transfer that has not ended by then fails its request.
-    environment: variables for the engines' processes, UCX_TLS and the like; extra: kv_connector_extra_config.
+    timeout_s: a transfer that takes longer fails its request.
+    environment: variables for the engines' processes, such as UCX_TLS; extra: kv_connector_extra_config.
     """
 
     overlap = False
@@ -54,14 +54,14 @@ class NixlTransfer:
 
     def engine_settings(self, role: Role, engine: str, lease_s: float) -> dict[str, Any]:
         on_cpu = hardware.device_type() == "cpu"
-        # UCX would look for network cards, and listen on them; two processes of one host need shared memory and, to
-        # meet, TCP within the host.
+        # By default UCX looks for network cards and listens on them. Two processes on one host need only shared memory,
+        # and TCP within the host to find each other.
         environment = ({"UCX_TLS": "tcp,self,sm", "UCX_NET_DEVICES": "lo"} if on_cpu else {}) | self._environment
         settings: dict[str, Any] = {
             "kv_connector": CONNECTORS[self._direction],
             "kv_connector_module_path": "wp1.serving.transfer.nixl_connector",
             "kv_role": "kv_producer" if role == "prefill" else "kv_consumer",
-            # A load that failed fails its request; computing it again in silence would hide it.
+            # A failed load must fail its request: recomputing the KV silently would hide it.
             "kv_load_failure_policy": "fail",
             "kv_connector_extra_config": {
                 "kv_lease_duration": math.ceil(lease_s),
@@ -81,13 +81,14 @@ class NixlTransfer:
         return {**from_prefill, "wp1_tokens": tokens}
 
     def early_params(self, handoff_id: str, source: str, tokens: int, wants_token: bool) -> dict[str, Any]:
-        raise NotImplementedError("NIXL's connectors know the blocks when the prefill has ended")
+        raise NotImplementedError("NIXL's connectors know a prompt's blocks only after its prefill has ended")
 
     def peer(self, from_prefill: dict[str, Any]) -> str:
         return from_prefill["remote_engine_id"]
 
     def unfetched(self, from_prefill: dict[str, Any]) -> str | None:
-        # A side that reads says that it needs nothing; to one that writes nobody says so, until the lease ends.
+        # With pull, the decode side reports that it needs nothing. With push, vLLM does not tell the prefill side,
+        # which would keep the KV until its lease ends.
         return from_prefill.get("remote_request_id") if self._direction == "push" else None
 
     def reports(self, stats: dict[str, Any]) -> list[TransferReport | Kept]:
@@ -95,7 +96,7 @@ class NixlTransfer:
 
 
 def _free_port() -> int:
-    """A TCP port that was free a moment ago, for the handshake of one engine."""
+    """A TCP port that was free a moment ago, for one engine's handshake."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]

@@ -56,8 +56,8 @@ def test_ranks_are_added_up_and_their_times_span_from_first_to_last(written: lis
 
 def test_a_handoff_that_failed_waits_for_nobody(ledger: Ledger, written: list[Handoff]) -> None:
     handoff = ledger.open(REQUEST, "7-0a1b2c3d", "prefill-0")
-    ledger.report(_report(3200, failed="NIXL says ERR"))
-    assert ledger.failure("7-0a1b2c3d") == "NIXL says ERR"
+    ledger.report(_report(3200, failed="NIXL reports ERR"))
+    assert ledger.failure("7-0a1b2c3d") == "NIXL reports ERR"
     handoff.error = "it did not arrive"
     ledger.close(handoff)
     assert (written[0].status, written[0].bytes) == ("failed", None)

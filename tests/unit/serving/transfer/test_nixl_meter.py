@@ -119,7 +119,7 @@ def test_what_fails_or_takes_too_long_is_told_as_failed() -> None:
         meter.transfer(handle)
         agent.states[handle] = state
         assert meter.check_xfer_state(handle) == told
-    assert [row[4] for row in meter.rows] == ["NIXL says ERR", "not there after 0 s (transfer.timeout_s)"]
+    assert [row[4] for row in meter.rows] == ["NIXL reports ERR", "not complete after 0 s (transfer.timeout_s)"]
 
 
 # Two agents of NIXL, and descriptors in the form of vLLM 0.33: three blocks of one region and one of the other.

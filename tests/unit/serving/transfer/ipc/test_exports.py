@@ -179,7 +179,7 @@ def test_an_offer_that_is_none_is_refused_and_nothing_stays_open(
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "[" * 50_000])
 def test_a_file_that_is_no_offer_is_said(folder: Path, facts: dict[str, Any], text: str) -> None:
     (folder / "a.json").write_text(text)
-    with pytest.raises(PeerError, match=r"a\.json is no offer of KV"):
+    with pytest.raises(PeerError, match=r"a\.json is not a valid offer of KV"):
         open_peer(folder / "a.json", facts)
 
 

@@ -103,7 +103,7 @@ def test_eight_bits() -> None:
         (torch.zeros(2, 32, 8, 16, 8), 2 * 8 * 16 * 16 * 4, "could count its 16 blocks"),
         (torch.zeros(2, 5, 4, 3, 8), 100, "0 of its dimensions"),
         (torch.zeros(2, 16, 4, 3, 8)[..., :5], 2 * 4 * 3 * 5 * 4, "a block has gaps"),
-        (torch.zeros(2, 32, 2, 4, 3, 8)[:, :, 0], 2 * 2 * 4 * 3 * 8 * 4, "2 parts do not lie side by side"),
+        (torch.zeros(2, 32, 2, 4, 3, 8)[:, :, 0], 2 * 2 * 4 * 3 * 8 * 4, "2 parts are not adjacent"),
         (torch.zeros(2, 16, 4, 3, 8), 1234, "1234 by its specification"),
     ],
 )

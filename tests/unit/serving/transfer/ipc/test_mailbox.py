@@ -60,7 +60,7 @@ def test_a_link_to_a_private_folder_is_refused(folder: Path) -> None:
 def test_a_path_too_long_for_a_socket_is_said(folder: Path) -> None:
     deep = folder / ("x" * 100)
     deep.mkdir(mode=0o700)
-    with pytest.raises(OSError, match=r"107 bytes .* set TMPDIR to a shorter folder"):
+    with pytest.raises(OSError, match=r"107 bytes .* set TMPDIR to a folder with a shorter path"):
         Mailbox(deep, "a.0")
 
 
@@ -95,7 +95,7 @@ def test_a_full_mailbox_keeps_nobody_waiting_and_loses_nothing(folder: Path) -> 
 def test_what_goes_to_an_engine_keeps_its_order_over_its_mailboxes(folder: Path) -> None:
     full, other, sender = Mailbox(folder, "a.scheduler"), Mailbox(folder, "a.0"), Sender(folder)
     count = 0
-    while not sender._kept:
+    while not sender._queues:
         sender.send("a.scheduler", {"n": count})
         count += 1
     sender.send("a.0", {"kind": "after"})
@@ -127,12 +127,12 @@ def test_a_dead_process_refuses(folder: Path) -> None:
     assert process.stdout.readline() == "up\n"
     sender = Sender(folder)
     assert sender.send("a.0", {})
-    while not sender._kept:
+    while not sender._queues:
         sender.send("a.0", {})
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 5
-    while sender._kept:  # what was kept for it is dropped
+    while sender._queues:  # what was kept for it is dropped
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert not sender.send("a.0", {})

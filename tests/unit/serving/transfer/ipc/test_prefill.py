@@ -143,7 +143,7 @@ def test_a_prompt_without_its_kv_is_told_as_failed(
     assert scheduler.orders({}, []).holds == []
     for rank in ("0", "1"):
         [message] = boxes[rank].waiting()
-        assert message == {"kind": "failed", "handoff": "h", "why": "prefill-0 gave the prompt up"}
+        assert message == {"kind": "failed", "handoff": "h", "why": "prefill-0 gave up the prompt"}
     assert list(boxes["scheduler"].waiting()) == []
 
 

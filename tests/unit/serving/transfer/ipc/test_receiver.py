@@ -184,16 +184,16 @@ def test_a_prompt_that_was_given_up(load_first: bool) -> None:
     world = World()
     if load_first:
         world.load([1])
-    world.handle("failed", why="prefill-0 gave the prompt up")
+    world.handle("failed", why="prefill-0 gave up the prompt")
     if not load_first:
         world.load([1])
-    assert world.end() == ("prefill-0 gave the prompt up", [1])
+    assert world.end() == ("prefill-0 gave up the prompt", [1])
 
 
 def test_fewer_blocks_than_were_to_come() -> None:
     world = World()
     world.load([1, 2, 3], done([11, 12]))
-    assert world.end()[0] == "prefill-0 has 2 blocks of 3"
+    assert world.end()[0] == "prefill-0 has 2 of the 3 blocks needed"
 
 
 def test_a_lease_that_ended_meanwhile() -> None:
@@ -206,7 +206,7 @@ def test_an_engine_that_died_meanwhile() -> None:
     world = World()
     world.peer.living = False
     world.load([1], done([11]))
-    assert world.end()[0] == "engine prefill-0 died before its KV was here"
+    assert world.end()[0] == "engine prefill-0 died before its KV arrived"
 
 
 def test_lose_ends_what_is_under_way() -> None:
@@ -227,7 +227,7 @@ def test_a_lost_engine_is_let_go_of_and_never_read_again() -> None:
         world.receiver.handle({"kind": "lose", "engine": SOURCE})
     assert (world.copies.forgotten, world.peer.closed) == ([world.peer], 1)
     world.load([2], done([12]) | {"handoff": "i"}, handoff="i")
-    assert world.receiver.ended[-1].error == "engine prefill-0 died before its KV was here"
+    assert world.receiver.ended[-1].error == "engine prefill-0 died before its KV arrived"
     assert world.copies.there == {1: 11}
     assert world.posted.released() == ["h", "i"]
 
@@ -266,7 +266,7 @@ def test_given_up_before_and_after_its_load() -> None:
     assert world.posted.released() == ["h"]
     world.receiver.handle(done([11]))
     world.load([1])
-    assert "given up or taken" in (world.end()[0] or "")
+    assert "given up or already fetched" in (world.end()[0] or "")
     assert world.copies.there == {}
     assert world.posted.released() == ["h"]
 
@@ -282,7 +282,7 @@ def test_a_second_load_of_a_handoff_ends_and_the_first_goes_on() -> None:
     assert world.posted.released() == ["h"]
 
 
-@pytest.mark.parametrize(("theirs", "error"), [(23, None), (24, "sums of the blocks differ: 24, here 23")])
+@pytest.mark.parametrize(("theirs", "error"), [(23, None), (24, "checksums differ: 24 in prefill-0, 23 here")])
 def test_sums_are_compared(theirs: int, error: str | None) -> None:
     world = World(verify=True)
     world.load([2, 3], done([10, 11, 12]), first=1)
@@ -426,8 +426,8 @@ def test_a_step_waits_for_what_it_needs(folder: Path, monkeypatch: pytest.Monkey
     [ended] = receiver.ended
     errors = {
         "here": None,
-        "peer dies": f"engine {SOURCE} died before its KV was here",
-        "never": "a step waited 0.1 s for the end of its prompt",
+        "peer dies": f"engine {SOURCE} died before its KV arrived",
+        "never": "a step waited 0.1 s for its prompt to end",
     }
     assert ended.error == errors[end]
     assert receiver.not_over([("r", "h")]) == set()
@@ -437,7 +437,7 @@ def test_a_step_waits_for_what_it_needs(folder: Path, monkeypatch: pytest.Monkey
 def test_a_step_does_not_wait_for_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiver_module, "LIFE_SIGN_S", 0.01)
     world = World()
-    with pytest.raises(RuntimeError, match="the thread that takes KV over has ended"):
+    with pytest.raises(RuntimeError, match="the thread that fetches KV has ended"):
         world.receiver.obey(DecodeOrders(loads=[Load("r", "h", SOURCE, 0, [1], done([11]), at_once=True)]))
 
 
