@@ -13,12 +13,12 @@ class ConfigError(WP1Error):
 
 
 def unforeseen(error: Exception) -> str:
-    """An error of no kind of ours, in one line: what a damaged folder can bring about has no end."""
+    """Formats an unexpected exception on one line, such as one caused by a damaged folder."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def unreadable(error: OSError, where: object) -> ConfigError:
-    """A file or folder that the machine does not let us read, in one line; where: what was being read."""
+    """The error for a file or folder that cannot be read. where: named if the OSError has no file name."""
     return ConfigError(
         f"{error.filename or where} cannot be read ({error.strerror or error}): ask for access to it, or name another"
     )
@@ -26,7 +26,7 @@ def unreadable(error: OSError, where: object) -> ConfigError:
 
 @contextmanager
 def access_told(where: object) -> Iterator[None]:
-    """A PermissionError within becomes a ConfigError of one line; where: what is named if the error names no file."""
+    """Context that turns a PermissionError into a ConfigError. where: named if the error has no file name."""
     try:
         yield
     except PermissionError as error:

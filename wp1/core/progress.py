@@ -1,6 +1,6 @@
-"""What of a run is done: a line of cells.jsonl for every repeat of a cell that was measured to its end.
+"""The progress of a run: one line in cells.jsonl for every repeat of a cell that was measured completely.
 
-It is what `resume=` goes by and what predictions are made from; the figures themselves come from the records.
+`resume=` and the predictions of durations use it; the figures themselves come from the records.
 """
 
 import dataclasses
@@ -11,21 +11,21 @@ from wp1.core import files
 from wp1.core.records import read_as
 
 FILE = "cells.jsonl"
-# Arm, cell and repeat: what is measured in one go, and measured again whole where it was cut short.
+# (arm, cell, repeat): the unit of measuring. One that was interrupted is measured again from its beginning.
 Unit = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """One repeat of a cell, all its requests sent and ended."""
+    """One repeat of a cell whose requests have all been sent and have ended."""
 
     arm: str
     cell: str
     repeat: int
     requests: int  # measured
-    seconds: float  # that they took
-    warmup_s: float  # that the warm-up before them took; 0 where none was needed
-    died: str | None = None  # of an engine that died meanwhile
+    seconds: float  # duration of these requests
+    warmup_s: float  # duration of the warm-up before them; 0 if there was none
+    died: str | None = None  # the cause, if an engine died meanwhile
 
     @property
     def unit(self) -> Unit:
@@ -33,18 +33,18 @@ class Done:
 
 
 def note(run_dir: Path, done: Done) -> None:
-    """Adds a line. Raises OSError where the disk refuses."""
+    """Appends a line. Raises OSError if it cannot be written."""
     with files.appended(run_dir / FILE) as out:
         out.write(f"{files.json_text(dataclasses.asdict(done))}\n".encode())
 
 
 def read(run_dir: Path) -> list[Done]:
-    """All lines in order; of a unit that was measured again the last. A last line torn by a crash is left out.
+    """All lines in order, only the last one for each unit. A last line that a crash truncated is left out.
 
-    Raises ConfigError naming the line that cannot be read.
+    Raises ConfigError, naming the line, if one cannot be read.
     """
-    found: dict[Unit, Done] = {}
+    by_unit: dict[Unit, Done] = {}
     for done in read_as(Done, run_dir / FILE, "line of what was measured"):
-        found.pop(done.unit, None)
-        found[done.unit] = done
-    return list(found.values())
+        by_unit.pop(done.unit, None)
+        by_unit[done.unit] = done
+    return list(by_unit.values())

@@ -80,7 +80,7 @@ def test_logs_and_records_are_not_added_to_what_a_link_leads_to(tmp_path: Path) 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="pipe is no plain file"):
+    with pytest.raises(ConfigError, match="pipe is not a regular file"):
         files.read_bytes(tmp_path / "pipe")
 
 

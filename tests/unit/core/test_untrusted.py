@@ -200,7 +200,7 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (metadata(labels=5), r"run_metadata\.json: labels is 5, and not a list"),
     (metadata(hardware=[]), r"hardware is \[\], and not an object"),
     (metadata(started="yesterday"), r"started is 'yesterday', and not a moment"),
-    (metadata(seed=10**400), r"seed is a number of very many digits, and not a whole number"),
+    (metadata(seed=10**400), r"seed is a number with very many digits, and not a whole number"),
     (metadata(pools=[{"arm": "../x", "engines": []}]), r"pools\[0\]\.arm is '\.\./x', and not a name"),
     (file_of("run_metadata.json", '{"seed": ' + "9" * 5000 + "}"), r"run_metadata\.json cannot be read"),
     (file_of("run_metadata.json", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"), r"nested too deeply"),

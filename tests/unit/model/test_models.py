@@ -84,14 +84,14 @@ def test_the_digest_follows_the_contents_and_not_the_place(config: Compose, fold
 @pytest.mark.parametrize("broken", ["", "{", "[]", '{"hidden_size": 3}'])
 def test_a_broken_configuration_is_named(config: Compose, folder: Path, broken: str) -> None:
     (folder / "config.json").write_text(broken)
-    with pytest.raises(ConfigError, match=r"config\.json is no model configuration"):
+    with pytest.raises(ConfigError, match=r"config\.json is not a model configuration"):
         models.prepare(config(f"model.path={folder}"))
 
 
 @pytest.mark.parametrize("left", [0, 5, 40, -1])
 def test_weights_that_are_cut_short_are_named(config: Compose, folder: Path, left: int) -> None:
     (folder / "model.safetensors").write_bytes(_weights(7)[:left])
-    with pytest.raises(ConfigError, match=r"model\.safetensors is no whole safetensors file"):
+    with pytest.raises(ConfigError, match=r"model\.safetensors is not a complete safetensors file"):
         models.prepare(config(f"model.path={folder}"))
 
 
