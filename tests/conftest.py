@@ -46,6 +46,7 @@ class ByModule(LoadScopeScheduling):
         return ENGINES if module.startswith(ENGINES) and module != NO_ENGINE else module
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
     """Replaces the scheduler that `--dist` names; used with `-n` only."""
     # In the order of collection: the modules with most tests are not those that take longest.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import REPO
-from wp1.core.records import read_records
+from tests.records import read_records
 
 MARK = "WP1_TEST_MARK"
 # The smallest model that an engine serves: random weights, no tokenizer. It starts fastest.

@@ -65,11 +65,6 @@ class Scores:
         }
 
 
-def score_file(task: Task, path: Path) -> dict[str, Any]:
-    """The score of a whole file, and of the groups that its task is reported by. Raises ConfigError, naming a line."""
-    return scores_of(task, [path]).summary()
-
-
 def scores_of(task: Task, paths: Sequence[Path]) -> Scores:
     """The scores of the answers in files of one task. Raises ConfigError naming the line that cannot be scored."""
     if task.name == pg19.TASKS[0]:

@@ -16,8 +16,8 @@ from hydra import compose, initialize_config_dir
 
 from tests.bench import machine
 from tests.bench.calibration import HEADER, table_rows
-from wp1.analysis.base import tables
-from wp1.analysis.comparison.figures import METRICS, compare
+from wp1.analysis.base import metric_table, tables
+from wp1.analysis.comparison.figures import compare
 from wp1.analysis.report import table
 from wp1.config import schema
 from wp1.core.plan import plan
@@ -78,11 +78,11 @@ def text_of(found: list[pl.DataFrame]) -> str:
     """How often a difference was claimed, by metric."""
     rows = pl.concat(found)
     lines = []
-    for name, title, _ in METRICS:
-        judged = rows.filter((pl.col("metric") == name) & pl.col("excludes_zero").is_not_null())
+    for figure in metric_table.shown_in("comparison"):
+        judged = rows.filter((pl.col("metric") == figure.name) & pl.col("excludes_zero").is_not_null())
         if judged.height:
             shown = int(judged["shown"].sum())
-            lines.append([title, judged.height, int(judged["excludes_zero"].sum()), shown])
+            lines.append([figure.title, judged.height, int(judged["excludes_zero"].sum()), shown])
     judged = rows.filter(pl.col("excludes_zero").is_not_null())
     lines.append(["**all**", judged.height, int(judged["excludes_zero"].sum()), int(judged["shown"].sum())])
     share = judged["excludes_zero"].mean()

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from wp1.identity import new_run_id
 
 from tests import user_run
 from tests.user_run import UserRun
 from wp1.config import checks, schema
+from wp1.core.identity import new_run_id
 from wp1.main import CONF
 from wp1.runner.console import Screen
 from wp1.runner.outcome import Outcome

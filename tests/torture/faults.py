@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.records import read_records
 from tests.torture import watching
 from tests.torture.case import E0, Case, Result, Stage, ended, kept, resumes
 from tests.user_run import REPO, TINY_SHAPE
 from wp1.core.paths import cache_folder
-from wp1.core.records import read_records
 from wp1.model.models import BUNDLED_PIN
 
 E0_PUBLISHED = (*(word for word in E0 if word != "tracking=none"), "tracking.timeout_s=3")

@@ -1,5 +1,6 @@
 """The command line, as a user has it: quick answers, one clear line for bad input, and its exit code."""
 
+import re
 import subprocess
 import sys
 import time
@@ -66,15 +67,22 @@ def test_composing_imports_nothing_heavy() -> None:
         (["+=3"], "+=3 names no key"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = _wp1(*arguments, root=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
+def test_bad_input_is_one_line_and_exit_code_2(
+    command: Command, arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    root = [] if any(word.startswith("root=") for word in arguments) else [f"root={tmp_path}"]
+    code, said, out = command(*arguments, *root)
+    assert (code, out) == (2, "")
+    (line,) = said.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
     assert list((tmp_path / "outputs").glob("run-*")) == []
+
+
+def test_bad_input_ends_the_process_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = _wp1("model.max_ln=3", root=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: unknown key model\.max_ln: did you mean model\.max_len.*\n", done.stderr)
 
 
 def test_every_bad_job_of_a_sweep_is_told(tmp_path: Path) -> None:

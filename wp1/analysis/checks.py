@@ -94,6 +94,8 @@ def _same_tokens(config: Any, requests: pl.DataFrame, tokens: Basis) -> dict[str
     total = groups.height
     complete = groups.filter((pl.col("answered") == repeats) & (pl.col("times") == repeats)).height
     detail = f"{same} of {total} questions gave the same tokens in all {repeats} repeats"
+    if complete < total:
+        detail += f"; not answered in every repeat: {total - complete}"
     explained = False
     if same < total and config["workload"].get("temperature") == 0:
         parted = itself(measured, Basis(again=tokens.again, alike=True, margin=tokens.margin))["parted"]

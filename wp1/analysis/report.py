@@ -9,8 +9,16 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import completeness
-from wp1.analysis.base import cells, metrics, provenance, style, tables
-from wp1.analysis.base.markdown import code, fence, ms, number, percent, rate, short, table, text, with_interval
+from wp1.analysis.base import cells, metric_table, provenance, style, tables
+from wp1.analysis.base.markdown import (
+    code,
+    fence,
+    form_of,
+    number,
+    short,
+    table,
+    text,
+)
 from wp1.analysis.comparison import arms
 from wp1.analysis.comparison import plots as comparison_plots
 from wp1.analysis.comparison import report as comparison_report
@@ -18,10 +26,10 @@ from wp1.analysis.device import plots as device_plots
 from wp1.analysis.device import report as device_report
 from wp1.analysis.device.figures import read_samples
 from wp1.analysis.latency import plots as latency_plots
+from wp1.analysis.latency import report as latency_report
 from wp1.analysis.length import plots as length_plots
 from wp1.analysis.length import report as length_report
 from wp1.analysis.load import goodput
-from wp1.analysis.load import notes as load_notes
 from wp1.analysis.load import plots as load_plots
 from wp1.analysis.load import report as load_report
 from wp1.analysis.memory import figures as memory_figures
@@ -34,17 +42,6 @@ from wp1.analysis.transfer import report as transfer_report
 from wp1.core import files, labels, targets
 from wp1.core.run_folder import read_config, read_json
 
-LATENCY_ROWS = (
-    ("ttft_ms", "TTFT"),
-    ("tpot_ms", "TPOT"),
-    ("itl_ms", "ITL"),
-    ("e2e_ms", "E2E"),
-    ("queue_ms", "queue"),
-    ("prefill_ms", "prefill"),
-    ("handoff_ms", "handoff"),
-    ("decode_step_ms", "first decode step"),
-    ("client_delay_ms", "client delay"),
-)
 HOW_TO_READ = """\
 - **TTFT**: first output token − intended arrival; its parts: **queue** (until scheduled), **prefill**, and the token's
   way from the engine to the client.
@@ -127,7 +124,7 @@ def write_report(
         else "",
         transfer_report.section(transfers),
         _skipped(summary),
-        _latency(summary) if not (one_each or nothing) else "",
+        latency_report.section(summary) if not (one_each or nothing) else "",
         drawn(latency_plots.request_plots, measured, mark) if not one_each else "",
         drawn(device_plots.device_plots, measured, read_samples(run_dir), metadata),
         drawn(transfer_plots.handoff_plots, queues, requests, mark, handoffs) if not one_each else "",
@@ -196,7 +193,7 @@ def _answers(requests: pl.DataFrame, names: list[str], whose: str, summary: dict
         first, of_arm = first.filter(pl.col("arm") == names[0]), f" of {names[0]}"
     if first.is_empty() or first["label"].n_unique() < 2:
         return ""
-    rows = []
+    rows, beside = [], metric_table.means_in("answers")
     for row in first.head(most).iter_rows(named=True):
         if row["status"] != "ok":
             answer = f"*{row['status']}: {text(row['error'] or '')}*"
@@ -210,72 +207,21 @@ def _answers(requests: pl.DataFrame, names: list[str], whose: str, summary: dict
                 answer,
                 row["prompt_tokens"],
                 row["output_tokens"],
-                ms(row["ttft_ms"]),
-                ms(row["tpot_ms"]),
+                *(form_of(figure.metric.unit)(row[figure.metric.key]) for figure in beside),
             ]
         )
     more = f"\n\nThe first {most} of {first.height}; all are in records.jsonl." if first.height > most else ""
-    header = ["question", "answer", "prompt tokens", "output tokens", "TTFT ms", "TPOT ms"]
+    header = ["question", "answer", "prompt tokens", "output tokens"]
+    header += [f"{figure.metric.title} {figure.metric.unit}" for figure in beside]
     found = {check["name"]: f"{text(check['detail'])}." for check in summary["checks"]}
     said = [found.get("requests answered", ""), found.get("same seed, same tokens", "")]
     head = [f"## Answers, first repeat{of_arm}", " ".join(filter(None, said)), whose]
-    return "\n\n".join(part for part in (*head, table(header, rows, "llrrrr") + more) if part)
+    return "\n\n".join(part for part in (*head, table(header, rows, "llrr" + "r" * len(beside)) + more) if part)
 
 
 def _skipped(summary: dict[str, Any]) -> str:
     rows = [[cells.parse(one["cell"]).words, one["kind"], text(one["reason"])] for one in summary["skipped"]]
     return f"## Skipped\n\n{table(['cell', 'for', 'reason'], rows, 'lll')}" if rows else ""
-
-
-def _latency(summary: dict[str, Any]) -> str:
-    profile = summary["profiling"].get("latency")
-    if profile is None:
-        return ""
-    parts = ["## Latency"]
-    for name, cell in profile["cells"].items():
-        rows = []
-        lags = {"n": 0} if (of_load := load_notes.of_cell(summary, name)) is None else of_load["loop_lag_ms"]
-        for title, d in [*((title, cell[key]) for key, title in LATENCY_ROWS), ("event-loop lag", lags)]:
-            if d["n"]:
-                figure = {"value": d["mean"], "low": d["mean_low"], "high": d["mean_high"]}
-                rows.append(
-                    [
-                        title,
-                        number(d["n"]),
-                        with_interval(figure, ms),
-                        *(ms(d[p]) for p in ("p50", "p90", "p95", "p99")),
-                    ]
-                )
-        parts.append(
-            f"**{name}**: {cell['ok']} of {cell['requests']} requests answered, "
-            f"{number(cell['prompt_tokens'])} prompt and {number(cell['output_tokens'])} output tokens "
-            f"in {cell['duration_s']:.1f} s ({rate(cell['output_tokens_per_s'])} output tokens/s). Times in ms."
-        )
-        if cell["failed"]:
-            causes = ", ".join(f"{words_of(cause)} {n}" for cause, n in cell["causes"].items())
-            parts.append(f"Not answered, and misses in every share: {causes}.")
-        parts += [f"> {_emphasised(note)}." for note in load_notes.notes(summary, name)]
-        if rows:
-            parts.append(table(["", "n", "mean [95 %]", "p50", "p90", "p95", "p99"], rows, "lrrrrrr"))
-    attained = summary["slo"]["attainment"]
-    if attained is not None:
-        limits = metrics.limits_in_words(summary["slo"])
-        together = ", all arms and cells together" if len(profile["cells"]) > 1 else ""
-        parts.append(
-            f"SLO {code(summary['slo']['name'])} ({limits}): attained by {percent(attained)} of all requests "
-            f"sent{together}"
-            f"{' in the steady state, where there is one' if load_notes.has_windows(summary) else ''}."
-        )
-    return "\n\n".join(parts)
-
-
-def words_of(cause: str) -> str:
-    return cause.replace("_", " ")
-
-
-def _emphasised(note: str) -> str:
-    matter, _, rest = note.partition(":")
-    return f"**{matter}**:{rest}"
 
 
 def _checks(summary: dict[str, Any]) -> str:
@@ -291,11 +237,11 @@ def _failures(requests: pl.DataFrame) -> str:
     counts = failed.filter(~pl.col("warmup")).group_by(keys, maintain_order=True).len()
     warmups = failed.filter(pl.col("warmup")).group_by("cause", "phase", "error", maintain_order=True).len()
     rows = [
-        [f"{arm}/{cell}", words_of(cause or "unknown"), phase, n, text(error or "", 300)]
+        [f"{arm}/{cell}", latency_report.words_of(cause or "unknown"), phase, n, text(error or "", 300)]
         for arm, cell, cause, phase, error, n in counts.iter_rows()
     ]
     rows += [
-        ["warm-up", words_of(cause or "unknown"), phase, n, text(error or "", 300)]
+        ["warm-up", latency_report.words_of(cause or "unknown"), phase, n, text(error or "", 300)]
         for cause, phase, error, n in warmups.iter_rows()
     ]
     header = ["cell", "cause", "phase", "requests", "what was said"]
@@ -306,7 +252,7 @@ def _how_to_read(
     metadata: dict[str, Any], summary: dict[str, Any], several_arms: bool, one_each: bool, transfers: dict[str, Any]
 ) -> str:
     """Only the words that occur on the page."""
-    parts = [HOW_TO_READ_ONE_EACH if one_each else HOW_TO_READ]
+    parts = [HOW_TO_READ_ONE_EACH] if one_each else [HOW_TO_READ, *_other_formulas()]
     if transfers:
         parts.append(transfer_report.how_to_read(transfers))
     if any("steady" in cell for cell in summary["profiling"].get("load", {}).get("cells", {}).values()):
@@ -317,6 +263,12 @@ def _how_to_read(
         parts.append(quality_report.HOW_TO_READ)
     parts += [f"- {labels.in_words(label, '**')}." for label in metadata["labels"] if label == "colocated"]
     return "## How to read the figures\n\n" + "\n".join(parts)
+
+
+def _other_formulas() -> list[str]:
+    """Of metrics that the report shows and HOW_TO_READ does not name."""
+    shown = [metric for metric in metric_table.METRICS if metric.shown.summary and metric.shown.report]
+    return [f"- **{metric.title}**: {metric.formula}." for metric in shown if metric.title not in HOW_TO_READ]
 
 
 def _kv(model: dict[str, Any], pools: list[dict[str, Any]]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from wp1.analysis import checks
-from wp1.analysis.base import metrics, tables
+from wp1.analysis.base import metric_table, metrics, tables
 from wp1.analysis.comparison import arms, parity
 from wp1.analysis.length import figures as length_figures
 from wp1.analysis.load import figures as load_figures
@@ -25,7 +25,6 @@ from wp1.core.run_folder import read_config, read_metadata, write_json
 SAMPLE_COLUMNS = (
     "request_id", "arm", "cell", "repeat", "label", "status", "error", "cause", "phase", "steady", "prompt_tokens",
     "output_tokens", "cached_tokens", "finish_reason", "pool", "prefill_engine", "decode_engine", "handoff_id",
-    *metrics.LATENCIES, "decode_ms",
 )  # fmt: skip
 
 
@@ -65,7 +64,7 @@ def summarise(run_dir: Path, collectors: Sequence[Profiler]) -> dict[str, Any]:
         ),
         "slo": {
             **config["slo"],
-            "attainment": metrics.attainment(measured, *metrics.limits(config["slo"])),
+            "attainment": metrics.attainment(measured, metrics.limits(config["slo"])),
         },
         "profiling": profiling,
     }
@@ -95,7 +94,8 @@ def summarise(run_dir: Path, collectors: Sequence[Profiler]) -> dict[str, Any]:
             tables.write_csv(tables.flat(summary[name]["rows"], metadata["labels"]), path)
     if not answers.is_empty():
         tables.write_csv(quality_figures.table(answers, metadata["labels"]), artifacts / "scores.csv", 4)
-    samples = measured.select(*SAMPLE_COLUMNS, pl.lit(", ".join(metadata["labels"])).alias("labels"))
+    timed = [metric.key for metric in metric_table.of_kind("request")]
+    samples = measured.select(*SAMPLE_COLUMNS, *timed, pl.lit(", ".join(metadata["labels"])).alias("labels"))
     tables.write_csv(samples, artifacts / "requests.csv", 3)
     _compare(run_dir, config, metadata, requests)
     _memory(run_dir, config, metadata, requests)

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import metrics
+from wp1.analysis.base import metric_table, metrics
 
 # Beyond this many requests the samples are only in artifacts/requests.csv.
 MAX_INLINE_SAMPLES = 10_000
@@ -24,7 +24,7 @@ class LatencyStatsCollector:
 
     def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
         measured = requests.filter(~pl.col("warmup"))
-        names = ["request_id", *metrics.LATENCIES]
+        names = ["request_id", *(metric.key for metric in metric_table.summarised("request"))]
         return {
             "overall": metrics.latency(measured),
             "cells": {

@@ -83,9 +83,7 @@ def _check_values(cfg: Any) -> None:
         ("workload.request_rate", cfg.workload.request_rate, 0),
         ("workload.temperature", cfg.workload.temperature, 0),
         ("workload.timeout_s", cfg.workload.timeout_s, 0.001),
-        ("slo.ttft_ms", cfg.slo.ttft_ms, 0.001),
-        ("slo.tpot_ms", cfg.slo.tpot_ms, 0.001),
-        ("slo.e2e_ms", cfg.slo.e2e_ms, 0.001),
+        *((f"slo.{key}", limit, 0.001) for key, limit in cfg.slo.items() if key != "name"),
         ("tracking.timeout_s", cfg.tracking.timeout_s, 1),
         ("experiment.repeats", cfg.experiment.repeats, 1),
         ("experiment.time_budget_s", cfg.experiment.time_budget_s, 1),
@@ -191,7 +189,7 @@ def _check_cells(cfg: Any) -> None:
     if cfg.experiment.concurrencies is not None:
         of_what = "numbers of requests at a time, as [1,8]"
         check_list("experiment.concurrencies", cfg.experiment.concurrencies, of_what, 1, MOST)
-    limits = (cfg.slo.ttft_ms, cfg.slo.tpot_ms, cfg.slo.e2e_ms)
+    limits = [limit for key, limit in cfg.slo.items() if key != "name"]
     if cfg.experiment.goodput_budget_s is not None:
         if not any(limit is not None for limit in limits):
             raise ConfigError(

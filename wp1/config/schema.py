@@ -139,6 +139,8 @@ class Workload:
 
 @dataclass
 class Slo:
+    """Limits, each of the metric that has its name (`wp1.analysis.base.metric_table`)."""
+
     name: str = "none"
     ttft_ms: float | None = None
     tpot_ms: float | None = None

@@ -25,7 +25,7 @@ class Done:
     requests: int  # measured
     seconds: float  # duration of these requests
     warmup_s: float  # duration of the warm-up before them; 0 if there was none
-    died: str | None = None  # the cause, if an engine died meanwhile
+    died: str | None = None  # error message, if an engine died meanwhile
 
     @property
     def unit(self) -> Unit:

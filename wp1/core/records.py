@@ -7,13 +7,12 @@ clock on the same machine). Latencies are derived from them later, in `wp1.analy
 import dataclasses
 import io
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 from wp1.core import files, shapes
-from wp1.core.errors import ConfigError, WP1Error
+from wp1.core.errors import ConfigError
 
 Of = TypeVar("Of")
 Status = Literal["ok", "error", "timeout", "aborted"]
@@ -284,26 +283,6 @@ def _rounded(record: Row) -> dict[str, Any]:
     if isinstance(record, ControlRecord):
         row["margins"] = [round(margin, 5) for margin in record.margins]
     return row
-
-
-def read_records(path: Path) -> list[RequestRecord]:
-    """All records of a file. Raises WP1Error naming the file and line of one that cannot be read."""
-    return list(iter_records(path))
-
-
-def iter_records(path: Path) -> Iterator[RequestRecord]:
-    """The records of a JSONL file, in order.
-
-    A last line that was torn by a crash is left out; a bad line before it is a WP1Error that names file and line.
-    """
-    with files.opened(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield RequestRecord(**files.parsed(line))
-            except (ValueError, TypeError) as error:
-                if not line.endswith(b"\n"):
-                    return
-                raise WP1Error(f"{path}:{number} is no request record: {error}") from error
 
 
 def read_rows(path: Path, content: str, *needed: str, shape: Any = shapes.OBJECT) -> list[dict[str, Any]]:

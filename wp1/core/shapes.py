@@ -59,7 +59,8 @@ class Each:
         self.shape, self.keys = shape, keys
 
 
-# A Kind, Maybe or Each; [shape] for a list of one shape; {key: shape} for an object with these keys.
+# A Kind, Maybe or Each; [shape] for a list of one shape; {key: shape} for an object with these keys, and {...: shape}
+# for all its other keys.
 _GPU = {"name": TEXT, "memory_gib": NUMBER}
 _GIT = {"commit": NAMED, "branch": Maybe(TEXT), "dirty": TRUTH}
 _SWEEP = {"name": NAMED, "job": WHOLE, "overrides": [TEXT]}
@@ -89,14 +90,14 @@ METADATA: Mapping[str, Any] = {
     "boots": [{"boot": Maybe(TEXT), "moved_s": NUMBER}], "ropes": Each(_ROPE, NAMED),
     "peaks": Maybe({"flops": NUMBER, "bytes_per_s": NUMBER, "kind": TEXT, "source": TEXT}), "dataset": Maybe(OBJECT),
 }  # fmt: skip
-CONFIG: Mapping[str, Any] = {
+CONFIG: Mapping[Any, Any] = {
     "root": TEXT, "scheduler": Maybe({"mode": TEXT}), "arms": Maybe(Each({"mode": TEXT}, NAMED)), "model": OBJECT,
     "dataset": OBJECT, "collectors": Maybe(Each(OBJECT)), "seed": WHOLE, "tags": Maybe(OBJECT), "backend": OBJECT,
     "workload": {
         "prompts": TEXT, "output_len": WHOLE, "temperature": NUMBER, "concurrency": WHOLE, "request_rate": NUMBER,
         "num_requests": Maybe(WHOLE),
     },
-    "slo": {"name": TEXT, "ttft_ms": Maybe(NUMBER), "tpot_ms": Maybe(NUMBER), "e2e_ms": Maybe(NUMBER)},
+    "slo": {"name": TEXT, ...: Maybe(NUMBER)},
     "tracking": {"enabled": TRUTH, "uri": TEXT, "timeout_s": NUMBER},
     "experiment": {
         "name": TEXT, "repeats": WHOLE, "prompt_lens": Maybe([WHOLE]), "request_rates": Maybe([NUMBER]),
@@ -167,7 +168,8 @@ def _parts(value: Any, shape: Any, at: str) -> Iterator[tuple[Any, Any, str]]:
         yield from ((part, shape.shape, f".{key}") for key, part in value.items())
     elif isinstance(shape, Mapping):
         dot = "." if at else ""
-        yield from ((value[key], part, f"{dot}{key}") for key, part in shape.items() if key in value)
+        of_keys = ((key, shape.get(key, shape.get(...))) for key in value) if ... in shape else shape.items()
+        yield from ((value[key], part, f"{dot}{key}") for key, part in of_keys if key in value)
 
 
 def _short(value: Any) -> str:

@@ -23,8 +23,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from wp1.analysis.base import metrics
+from wp1.analysis.base import metric_table, metrics
 from wp1.analysis.base.cells import ordered
+from wp1.analysis.base.markdown import percent
 from wp1.analysis.base.tables import bulk_of, requests
 from wp1.analysis.comparison import arms
 from wp1.analysis.load import notes as load_notes
@@ -98,18 +99,18 @@ class Screen:
         grid = Table(box=None, padding=(0, 2, 0, 0))
         grid.add_column("arm")
         grid.add_column("cell")
-        for title in ("ok", "TTFT p50 ms", "TPOT p50 ms", "E2E p50 ms"):
+        shown = list(metric_table.shown_in("console"))
+        for title in ("ok", *(f"{figure.title}{_unit(figure)}" for figure in shown)):
             grid.add_column(title, justify="right")
         for cell in ordered(measured["cell"]):
             of_cell = measured.filter(pl.col("cell") == cell)
             for arm in of_cell["arm"].unique().sort():
                 found = metrics.latency(of_cell.filter(pl.col("arm") == arm))
-                medians = [found[name].get("p50") for name in ("ttft_ms", "tpot_ms", "e2e_ms")]
                 grid.add_row(
                     Text(arm),
                     Text(cell),
                     f"{found['ok']}/{found['requests']}",
-                    *("—" if value is None else f"{value:,.1f}" for value in medians),
+                    *(_number(figure.value_in(found), figure) for figure in shown),
                 )
         self.console.print(grid)
 
@@ -118,11 +119,12 @@ class Screen:
         grid = Table(box=None, padding=(0, 2, 0, 0), expand=True)
         for title in ("question", "answer"):
             grid.add_column(title, overflow="ellipsis", no_wrap=True, ratio=1)
-        for title in ("prompt tok", "out tok", "TTFT ms", "TPOT ms"):
+        shown = metric_table.means_in("answers")
+        for title in ("prompt tok", "out tok", *(f"{figure.metric.title}{_unit(figure)}" for figure in shown)):
             grid.add_column(title, justify="right")
         for row in rows.iter_rows(named=True):
             answer = " ".join(row["text"].split()) if row["status"] == "ok" else f"{row['status']}: {row['error']}"
-            numbers = [f"{row[name]:,.1f}" if row[name] is not None else "—" for name in ("ttft_ms", "tpot_ms")]
+            numbers = [_number(row[figure.metric.key], figure) for figure in shown]
             grid.add_row(
                 Text(row["label"]),
                 Text(answer or "(token ids)"),
@@ -215,6 +217,17 @@ class Tally:
         self._failed += record.status != "ok"
         description = f"{self._text} [red]({self._failed} failed)" if self._failed else self._text
         self._progress.update(self._task, advance=1, description=description)
+
+
+def _unit(figure: metric_table.Figure) -> str:
+    """What follows its title, which says the unit of a rate itself."""
+    return f" {figure.metric.unit}" if figure.metric.of_one_request else ""
+
+
+def _number(value: float | None, figure: metric_table.Figure) -> str:
+    if value is None:
+        return "—"
+    return percent(value) or "" if figure.metric.unit == "share" else f"{value:,.1f}"
 
 
 def _short(path: Path) -> str:

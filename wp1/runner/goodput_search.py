@@ -113,7 +113,7 @@ async def _probe(cell: Cell, number: int, run_dir: Path, measure: Measure, limit
     for repeat in range(cell.repeats):
         await measure(cell, [repeat])
         rows = _measured(run_dir, cell.arm, cell.prompt_len or 0).filter(pl.col("cell") == cell.name)
-        attained = metrics.attainment(rows, *limits)
+        attained = metrics.attainment(rows, limits)
         allowed = (1 - metrics.GOODPUT_ATTAINMENT) * cell.repeats * (cell.num_requests or 0)
         if (1 - (attained or 0.0)) * rows.height > allowed:
             break

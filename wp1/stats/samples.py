@@ -4,7 +4,7 @@ There is no resampling: with as few repeats as a run has, a bootstrap's interval
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -14,18 +14,12 @@ from wp1.stats.intervals import Units, Values
 
 
 def resamples(repeat_of_slot: np.ndarray, order: np.ndarray | None = None) -> tuple[np.ndarray, Units]:
-    """The repeats that there are, and the independent unit of each slot (`intervals.units`)."""
+    """The distinct repeats, and the independent unit of each slot (`intervals.units`)."""
     return np.unique(repeat_of_slot), intervals.units(repeat_of_slot, order)
 
 
-def values(rows: pl.DataFrame, column: str, index: Mapping[str, int]) -> Values:
-    """The values of a column, each with its row's slot: the index of the row's `name`."""
-    slots = np.fromiter((index[name] for name in rows["name"]), dtype=np.int32, count=rows.height)
-    return of_slots(slots, rows[column])
-
-
 def of_slots(slots: np.ndarray, column: pl.Series) -> Values:
-    """Like `values`. slots: of each row. A list column has several values per row; null and NaN are left out."""
+    """The values of a column. slots: of each row. In a list column, every element counts; null and NaN are left out."""
     if column.dtype != pl.List:
         numbers = column.cast(pl.Float64).to_numpy()
         present = ~np.isnan(numbers)
@@ -44,21 +38,22 @@ class Sample:
         self.requests = requests
         self._units = intervals.units(requests["repeat"].to_numpy(), order_of(requests["request_id"]))
 
-    def figure(self, column: str, statistic: str = "mean") -> dict[str, float | int] | None:
+    def figure(self, column: str, statistic: str = "mean", digits: int = 4) -> dict[str, float | int] | None:
         """n, value, low and high of a column's mean or percentile ("p95"), in its unit; None if it has no values.
 
-        In a list column, every element counts. low and high are left out if too few parts have the figure.
+        digits: decimals to keep. In a list column, every element counts. low and high are left out if too few parts
+        have the figure.
         """
         sample = self._values(column)
         if not sample.numbers.size:
             return None
         parts = self._parts(sample, statistic)
         value = intervals.figure_of(sample.numbers, statistic) if parts is None else parts.value
-        figure: dict[str, float | int] = {"n": int(sample.numbers.size), "value": round(value, 4)}
+        figure: dict[str, float | int] = {"n": int(sample.numbers.size), "value": round(value, digits)}
         interval = None if parts is None else self._interval(sample, parts, statistic)
         if interval is None:
             return figure
-        return figure | {"low": round(interval.low, 4), "high": round(interval.high, 4)}
+        return figure | {"low": round(interval.low, digits), "high": round(interval.high, digits)}
 
     def _interval(self, sample: Values, parts: intervals.Parts, statistic: str) -> intervals.Interval | None:
         if statistic == "mean":

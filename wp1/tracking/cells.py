@@ -4,14 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wp1.analysis.base import cells
-
-# What one looks at over the prompt length; the mean with its interval, as in the report.
-CURVES = (
-    ("ttft_ms", ("mean", "mean_low", "mean_high", "p95")),
-    ("tpot_ms", ("mean", "mean_low", "mean_high", "p95")),
-    ("e2e_ms", ("mean",)),
-)
+from wp1.analysis.base import cells, metric_table
 
 
 @dataclass(frozen=True)
@@ -59,8 +52,7 @@ def curves(of_run: Iterable[Cell]) -> Iterator[tuple[str, float, int]]:
     for cell in of_run:
         if cell.prompt_len is None:
             continue
-        for name, parts in CURVES:
-            for part in parts:
-                value = cell.figures.get(name, {}).get(part)
-                if value is not None:
-                    yield f"by_prompt_len/{cell.arm}/{cell.load}/{name}/{part}", float(value), cell.prompt_len
+        for figure in metric_table.shown_in("mlflow_curves"):
+            value = figure.value_in(cell.figures)
+            if value is not None:
+                yield f"by_prompt_len/{cell.arm}/{cell.load}/{figure.name}", float(value), cell.prompt_len

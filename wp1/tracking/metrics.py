@@ -4,28 +4,17 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from wp1.analysis.base import metric_table
 from wp1.tracking.entry import named
 
-# Of a distribution, what one compares runs by; its interval, extremes and n are in the report and summary.json.
-DISTRIBUTION = ("mean", "p50", "p90", "p95", "p99")
-PARTS = (
-    "queue_ms", "prefill_ms", "handoff_ms", "decode_step_ms", "delivery_ms", "client_delay_ms", "stall_ms",
-    "decode_queue_ms", "bytes_a_handoff", "loop_lag_ms",
-)  # fmt: skip
+# Of distributions that are no metric of `metric_table`, by the end of their names, what one compares runs by.
+BRIEF = ("decode_queue_ms", "bytes_a_handoff", "loop_lag_ms")
 # What MLflow's pages for comparing runs open on: one begins with the first metric, one with what its name sorts first.
 FIRST = "_latency"
-HEADLINES = (
-    ("ttft_ms", "mean"), ("ttft_ms", "p99"), ("tpot_ms", "mean"), ("tpot_ms", "p99"), ("e2e_ms", "mean"),
-)  # fmt: skip
-# Of a comparison, what one looks for first; the rest is in its table.
-COMPARED = ("ttft_ms/mean", "tpot_ms/mean", "e2e_ms/mean")
-# Of a cell at a load.
-LOAD_FIGURES = (
-    "output_tokens_per_s_per_device", "mfu", "mbu", "kv_use_peak", "preemptions", "attainment",
-    "joules_per_output_token",
-)  # fmt: skip
-# Not of the run as a whole, or said elsewhere on the page.
-NOT_METRICS = ("cells", "samples", "statuses", "window_s")
+# Of a cell at a load, beside metrics.
+LOAD_FIGURES = ("mfu", "mbu", "kv_use_peak", "preemptions", "attainment", "joules_per_output_token")
+# Not of the run as a whole, or said elsewhere on the page; stall_ms is what older summaries call handoff_ms once more.
+NOT_METRICS = ("cells", "samples", "statuses", "window_s", "stall_ms")
 
 
 def metrics_of(summary: dict[str, Any], compared: dict[str, Any] | None = None) -> dict[str, float]:
@@ -52,11 +41,11 @@ def _headlines(summary: dict[str, Any], compared: dict[str, Any] | None) -> Iter
         of = {"": summary["profiling"].get("latency", {}).get("overall", {})}
     else:
         of = {f".{arm}": compared["overall"][arm] for arm in compared["arms"]}
-    for name, part in HEADLINES:
+    for figure in metric_table.shown_in("mlflow_first"):
         for arm, figures in of.items():
-            value = figures.get(name, {}).get(part)
+            value = figure.value_in(figures)
             if value is not None and math.isfinite(value):
-                yield f"{FIRST}/{name}_{part}{arm}", float(value)
+                yield f"{FIRST}/{figure.column}{arm}", float(value)
 
 
 def _beside_latency(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -65,12 +54,14 @@ def _beside_latency(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
     By cell, MFU and MBU as `length/agg/1024-conc1/mfu` and `load/agg/1024-conc4/mbu`, with output and KV use.
     """
     lengths, loads = summary.get("by_length"), summary.get("by_load")
+    # Metrics of single requests are among the figures of each cell.
+    of_load = [figure.short_column for figure in metric_table.shown_in("load") if not figure.metric.of_one_request]
     for arm, fit in (lengths or {"fits": {}})["fits"].items():
         for key in ("a", "b", "c", "quadratic_share") if fit else ():
             yield f"length/{arm}/{key}", fit[key]["value"]
     for group, part, keys in (
         ("length", lengths, ("prefill_tokens_per_s", "mfu", "mbu", "memory_gib_peak")),
-        ("load", loads, LOAD_FIGURES),
+        ("load", loads, (*of_load, *LOAD_FIGURES)),
     ):
         for row in (part or {"rows": []})["rows"]:
             for key in keys:
@@ -110,20 +101,19 @@ def _compared(compared: dict[str, Any]) -> Iterator[tuple[str, float]]:
         for row in compared["goodput"][arm]:
             yield from numbers(f"{arm}/goodput/{row['prompt']}", row["goodput_per_device"])
     for cell, figures in compared["cells"].items():
-        for name in COMPARED:
-            yield from numbers(f"comparison/{cell}/{name}/ratio", figures[name]["ratio"])
+        for mean in metric_table.means_in("overview"):
+            yield from numbers(f"comparison/{cell}/{mean.name}/ratio", (figures.get(mean.name) or {}).get("ratio"))
     parity = compared["parity"]
     if parity["compared"]:
         yield "comparison/same_tokens_share", parity["same"] / parity["compared"]
 
 
 def numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
-    """Every number within a profile by its path; of a distribution, what DISTRIBUTION says, or less."""
+    """Every number within a profile by its path; of a distribution, what `_statistics` says."""
     if isinstance(value, dict):
         # A distribution, and an empty one has its n alone.
         if "n" in value:
-            wanted = ("mean", "p99") if path.endswith(PARTS) else DISTRIBUTION
-            value = {key: value[key] for key in wanted if key in value}
+            value = {key: value[key] for key in _statistics(path) if key in value}
         for key, part in value.items():
             if key not in NOT_METRICS:
                 # "cuda:0" is written cuda_0: MLflow on Windows takes no colon.
@@ -131,3 +121,11 @@ def numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
                 yield from numbers(path + step, part)
     elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         yield path, float(value)
+
+
+def _statistics(path: str) -> metric_table.Statistics:
+    """What one compares runs by, of a distribution; its interval, extremes and n are in the report and summary.json."""
+    metric = metric_table.find(path.rpartition("/")[2])
+    if metric is not None:
+        return metric.shown.mlflow
+    return ("mean", "p99") if path.endswith(BRIEF) else metric_table.ALL_OF_A_DISTRIBUTION

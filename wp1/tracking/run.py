@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from wp1.analysis.base import metric_table
 from wp1.analysis.base.markdown import inert, text
 from wp1.analysis.comparison import arms
 from wp1.core import files as plain
@@ -257,11 +258,13 @@ def _headline(
 
 
 def _figures(overall: dict[str, Any]) -> list[str]:
-    figures = [
-        f"{key[:4].upper()} p50 {overall[key]['p50']:,.1f} ms, p99 {overall[key]['p99']:,.1f} ms"
-        for key in ("ttft_ms", "tpot_ms")
-        if "p50" in overall.get(key, {})
-    ]
-    if overall.get("output_tokens_per_s"):
-        figures.append(f"{overall['output_tokens_per_s']:,.1f} output tokens/s")
+    figures = []
+    for metric in metric_table.METRICS:
+        found = overall.get(metric.key)
+        if metric.kind == "rate" and metric.shown.report and found:
+            figures.append(f"{found:,.1f} {metric.title}")
+        elif "p99" in metric.shown.mlflow_first and found and "p50" in found:
+            figures.append(
+                f"{metric.title} p50 {found['p50']:,.1f} {metric.unit}, p99 {found['p99']:,.1f} {metric.unit}"
+            )
     return figures

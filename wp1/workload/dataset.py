@@ -60,11 +60,6 @@ def path_of(dataset: Any) -> Path:
     return path
 
 
-def load(dataset: Any) -> list[Question]:
-    """The rows of a dataset, in the file's order, at most `dataset.limit`. Raises ConfigError as `read`."""
-    return read(dataset).rows
-
-
 def read(dataset: Any) -> Questions:
     """The first `dataset.limit` rows of a dataset in the file's order; what stands after them is not looked at.
 

@@ -115,11 +115,6 @@ class Trace:
         }
 
 
-def load(workload: Any, max_len: int, encode: Callable[[str], list[int]]) -> list[Row]:
-    """The rows that `read` finds, with texts as token ids. Raises ConfigError as `read` and `tokenized`."""
-    return tokenized(read(workload), max_len, encode).rows
-
-
 def read(workload: Any) -> Trace:
     """The first `workload.num_requests` rows by time (all, if null), with lengths scaled and times as recorded.
 

@@ -53,6 +53,10 @@ def test_a_repeat_that_failed_proves_nothing() -> None:
 def test_a_question_asked_only_once_proves_nothing() -> None:
     rows = _requests((A0, [1], "ok", 0), (A1, [1], "ok", 0), (B0, [1], "ok", 0))
     assert not _verdicts(_config(), rows)["same seed, same tokens"]
+    [check] = [check for check in all_checks(_config(), rows) if check["name"] == "same seed, same tokens"]
+    assert check["detail"].endswith(
+        "1 of 2 questions gave the same tokens in all 2 repeats; not answered in every repeat: 1"
+    )
 
 
 def test_one_repeat_proves_nothing() -> None:

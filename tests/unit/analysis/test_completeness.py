@@ -10,12 +10,12 @@ import pytest
 
 from tests.conftest import Compose
 from tests.double import TINY
+from tests.records import read_records
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1 import report
 from wp1.analysis import completeness
 from wp1.core import progress
 from wp1.core.errors import ConfigError
-from wp1.core.records import iter_records
 from wp1.core.run_folder import read_json
 from wp1.runner.console import Screen
 from wp1.runner.reports import make_report
@@ -54,7 +54,7 @@ def lose_one_request(folder: Path, instead: str = "") -> None:
 
 def note_all(folder: Path) -> None:
     """cells.jsonl, as the run would have left it."""
-    units = {(r.arm, r.cell, r.repeat) for r in iter_records(folder / "records.jsonl") if not r.warmup}
+    units = {(r.arm, r.cell, r.repeat) for r in read_records(folder / "records.jsonl") if not r.warmup}
     for unit in sorted(units):
         progress.note(folder, progress.Done(*unit, requests=SHAPE.count, seconds=1.0, warmup_s=0.1))
 

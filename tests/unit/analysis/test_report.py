@@ -10,8 +10,9 @@ import pytest
 
 from tests.unit.analysis.synthetic import RUN_ID, Shape, make_run
 from wp1.analysis import report
-from wp1.analysis.base.markdown import ms
-from wp1.analysis.comparison.figures import METRICS
+from wp1.analysis.base import metric_table, style
+from wp1.analysis.base.markdown import ms, with_interval
+from wp1.core.run_folder import read_json
 from wp1.runner.reports import make_report
 
 pytestmark = pytest.mark.usefixtures("without_pixels")
@@ -75,7 +76,7 @@ def test_what_the_page_of_two_arms_says(tmp_path: Path) -> None:
     assert "| TTFT mean, ms | 8 |" in text
     assert "agg on 2 devices, disagg on 2 devices" in text
     assert "| disagg: engine decode-0 | decode; cuda:1;" in text
-    assert "**stall**" in text
+    assert "**stall ratio**" in text
     assert "random tokens" not in text.replace("of random tokens", "")
     assert "colocated" not in text
 
@@ -90,7 +91,7 @@ def test_labels_are_explained_wherever_they_stand(tmp_path: Path) -> None:
 def test_words_that_do_not_occur_are_not_explained(tmp_path: Path) -> None:
     text = make_report(make_run(tmp_path, SHAPES["both_aggregated"]), tmp_path / "reports").read_text()
     assert "## Side by side" in text
-    assert "**stall**" not in text
+    assert "**stall ratio**" not in text
     assert "## KV transfer" not in text
 
 
@@ -116,7 +117,7 @@ def test_the_files_of_a_comparison(tmp_path: Path) -> None:
     assert compared["parity"]["same"] == compared["parity"]["compared"] == 24
     with (folder / "artifacts" / "e3_mode_comparison.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 4 * len(METRICS)
+    assert len(lines) == 4 * len(list(metric_table.shown_in("comparison")))
     assert list(lines[0])[:6] == ["cell", "metric", "unit", "n_agg", "n_disagg", "agg"]
     assert {line["labels"] for line in lines} == {"random weights, colocated"}
     handoff = next(line for line in lines if line["metric"] == "handoff_ms/mean")
@@ -157,3 +158,62 @@ def test_what_a_token_keeps_is_said_with_windows_states_and_the_engines_word() -
     assert report._kv({"kv_bytes_per_token": 9}, [{"engines": engines}]) == "9 bytes a token; the engine keeps more"
     unknown = {"kv_bytes_per_token": None, "kv_cache": None, "why_no_kv_cache": "no model_type"}
     assert report._kv(unknown, []) == "not known: no model_type"
+
+
+def _cells_of(page: str, begin: str) -> list[dict[str, str]]:
+    """The rows of every table whose header begins so, by its columns."""
+    rows: list[dict[str, str]] = []
+    header: list[str] = []
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            header = []
+        elif line.startswith(begin):
+            header = cells
+        elif header and not line.startswith("| ---"):
+            rows.append(dict(zip(header, cells, strict=True)))
+    return rows
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_one_mean_has_one_interval_on_the_whole_page(
+    repeats: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an open loop with a steady state, too: all tables and plots are of the same requests."""
+    import matplotlib.pyplot as plt
+
+    drawn: dict[str, list[Any]] = {}
+    monkeypatch.setattr(style, "save", lambda figure, path: (drawn.update({path.name: figure.axes}), path.touch()))
+    shape = Shape(lengths=(256,), rates=(0, 2.0), repeats=repeats, count=40, noise=0.4)
+    folder = make_run(tmp_path, shape)
+    page = make_report(folder, tmp_path / "reports").read_text()
+    latencies = [row for row in _cells_of(page, "|  | n | mean [95 %] |") if row[""] in ("TTFT", "TPOT")]
+    summary = read_json(folder / "summary.json")
+    by_load = {(row["arm"], row["cell"]): row for row in summary["by_load"]["rows"]}
+    of_cell = summary["profiling"]["latency"]["cells"]
+    assert all(of_cell[f"{arm}/256-rate2"]["ttft_ms"]["n"] < 40 * repeats for arm in ("agg", "disagg"))
+    printed = []
+    for name, found in of_cell.items():
+        row = by_load[tuple(name.split("/"))]
+        for key in ("ttft_ms", "tpot_ms"):
+            bounds = tuple(found[key][part] for part in ("mean", "mean_low", "mean_high"))
+            assert bounds == tuple(row[key][part] for part in ("value", "low", "high"))
+            printed.append(with_interval(row[key], ms))
+    assert [row["mean [95 %]"] for row in latencies] == printed
+    # A row of panels a load, TTFT and TPOT; in each a line with bars for each arm.
+    for axes, cell, key in zip(
+        drawn["latency_by_length.png"], ("256-conc1",) * 2 + ("256-rate2",) * 2, ("ttft_ms", "tpot_ms") * 2, strict=True
+    ):
+        for bars, arm in zip(axes.containers, ("agg", "disagg"), strict=True):
+            [segment] = bars.lines[2][0].get_segments()
+            found = of_cell[f"{arm}/{cell}"][key]
+            assert segment[:, 1].tolist() == pytest.approx([found["mean_low"], found["mean_high"]])
+    plt.close("all")
+
+
+def test_the_table_by_load_prints_what_the_latency_table_does(tmp_path: Path) -> None:
+    shape = Shape(arms=("agg",), lengths=(256, 1024), rates=(0, 2.0), repeats=3, count=40, handoffs=False, noise=0.4)
+    page = make_report(make_run(tmp_path, shape), tmp_path / "reports").read_text()
+    of_cell = [row["mean [95 %]"] for row in _cells_of(page, "|  | n | mean [95 %] |") if row[""] == "TTFT"]
+    assert [row["TTFT"] for row in _cells_of(page, "| prompt tokens | load | n | TTFT |")] == of_cell
+    assert all("[" in figure for figure in of_cell) and len(of_cell) == 4

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.analysis.synthetic import BLOCK_BYTES, Shape, make_run
 from wp1.analysis.base import tables
-from wp1.analysis.transfer.figures import _union, figures
+from wp1.analysis.transfer.figures import figures
 from wp1.collectors.kv_transfer import KVTransferStatsCollector
 
 SMALL = {"lengths": (256,), "rates": (0,), "repeats": 2, "count": 4}
@@ -28,7 +28,7 @@ def test_figures_of_a_cell_and_of_the_run(tmp_path: Path) -> None:
     assert cell["transfer_ms"]["p50"] == pytest.approx(transfer_ms, abs=2e-3)
     # One at a time, so that the union of intervals is their sum.
     assert cell["gb_per_s"] == pytest.approx(0.5, rel=1e-3)
-    assert cell["stall_ms"]["p95"] == pytest.approx(transfer_ms + 3, abs=2e-3)
+    assert cell["handoff_ms"]["p95"] == pytest.approx(transfer_ms + 3, abs=2e-3)
     assert cell["decode_queue_ms"]["mean"] == pytest.approx(1, abs=2e-3)
     assert cell["queues"]["decoding"]["max"] == 1
     assert profile["overall"]["handoffs"] == 16
@@ -101,14 +101,6 @@ def test_nothing_but_failures_gives_no_rate(tmp_path: Path) -> None:
     failed = {f"disagg/256-conc1/r{r}/{n}" for r in range(2) for n in range(4)}
     overall = _profile(make_run(tmp_path, Shape(**SMALL, fail=failed)))["overall"]
     assert (overall["gb_per_s"], overall["stall_ratio"], overall["share_of_ttft"]) == (None, None, None)
-
-
-@pytest.mark.parametrize(
-    ("intervals", "seconds"),
-    [([], 0), ([(0, 2)], 2), ([(0, 2), (1, 3)], 3), ([(0, 9), (1, 2)], 9), ([(5, 6), (0, 1)], 2)],
-)
-def test_what_moves_side_by_side_counts_once(intervals: list[tuple[float, float]], seconds: float) -> None:
-    assert _union([begin for begin, _ in intervals], [end for _, end in intervals]) == seconds
 
 
 def test_queues_are_read_only_while_a_cell_is_measured() -> None:

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from tests.records import read_records
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1.analysis.base import tables
 from wp1.analysis.load.notes import late_cells, notes
 from wp1.analysis.summary import summarise
 from wp1.collectors.load import LoadStatsCollector
-from wp1.core.records import LoopLag, RecordWriter, read_records
+from wp1.core.records import LoopLag, RecordWriter
 from wp1.core.run_folder import read_json
 
 

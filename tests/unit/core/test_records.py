@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.records import read_records
 from wp1.core.errors import WP1Error
-from wp1.core.records import RecordWriter, Request, new_record, read_records
+from wp1.core.records import RecordWriter, Request, new_record
 
 
 def _record(n: int):

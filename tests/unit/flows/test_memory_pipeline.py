@@ -11,9 +11,9 @@ import pytest
 
 from tests.conftest import Compose
 from tests.double import TINY
+from tests.records import read_records
 from wp1.config import checks
 from wp1.core.errors import ConfigError
-from wp1.core.records import read_records
 from wp1.core.run_folder import read_json
 from wp1.runner import outcome
 from wp1.runner import run as run_module

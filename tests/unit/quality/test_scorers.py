@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +12,17 @@ from tests.conftest import SHARED
 from wp1 import score
 from wp1.core.errors import ConfigError
 from wp1.quality.benchmarks import find
-from wp1.quality.tasks import Row
+from wp1.quality.tasks import Row, Task
 from wp1.quality.text_scores import edit_similarity
-from wp1.score import _line, score_file
+from wp1.score import _line, scores_of
 
 PARITY = SHARED / "scorer_parity"
 FILES = [("longbench", "{}.jsonl", "official_score"), ("infinitebench", "preds_{}.jsonl", "mean_pct")]
+
+
+def score_file(task: Task, path: Path) -> dict[str, Any]:
+    """The score of one file, as the command prints it."""
+    return scores_of(task, [path]).summary()
 
 
 @pytest.mark.skipif(not PARITY.is_dir(), reason=f"{PARITY} is absent")

@@ -9,12 +9,12 @@ import pytest
 
 from tests.conftest import Compose
 from tests.double import TINY
+from tests.records import read_records
 from tests.unit.flows.test_pipeline import E3, RUN_ID
 from wp1.analysis import completeness
 from wp1.analysis.base import tables
 from wp1.config import checks
 from wp1.core.errors import ConfigError
-from wp1.core.records import read_records
 from wp1.core.run_folder import read_config, read_json
 from wp1.runner.console import Screen
 from wp1.runner.control import count_of

@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import Compose
 from tests.double import TINY
+from tests.records import read_records
 from wp1.core.errors import ConfigError
-from wp1.core.records import read_records
 from wp1.core.run_folder import read_json
 from wp1.machine import hardware
 from wp1.machine.hardware import GIB

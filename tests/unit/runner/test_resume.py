@@ -17,10 +17,10 @@ from omegaconf import DictConfig
 from tests import REPO
 from tests.conftest import Compose
 from tests.double import TINY
+from tests.records import read_records
 from tests.unit.conftest import Command
 from wp1.core import progress
 from wp1.core.errors import ConfigError
-from wp1.core.records import read_records
 from wp1.core.run_folder import read_config, read_json
 from wp1.runner import resume
 from wp1.runner.console import Screen

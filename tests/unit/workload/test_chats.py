@@ -112,7 +112,7 @@ def test_rows_of_every_form_in_one_file(config: Compose, tmp_path: Path, array: 
         {"prompt": "How?"},
     ]
     cfg = config("dataset=file", f"dataset.path={_file(tmp_path, rows, array)}")
-    found = dataset.load(cfg.dataset)
+    found = dataset.read(cfg.dataset).rows
     assert [(row.question, row.answer, row.output_len) for row in found] == [
         ("Why?", None, 3), ("Why?", "So.", None), ("Why?", None, 5), ("How?", None, None),
     ]  # fmt: skip
@@ -123,7 +123,7 @@ def test_rows_of_every_form_in_one_file(config: Compose, tmp_path: Path, array: 
 def test_a_row_that_is_not_understood_names_the_fields_that_were_found(config: Compose, tmp_path: Path) -> None:
     file = _file(tmp_path, [{"prompt": "x"}, {"instruction": "x", "output": "y"}])
     with pytest.raises(ConfigError) as caught:
-        dataset.load(config("dataset=file", f"dataset.path={file}").dataset)
+        dataset.read(config("dataset=file", f"dataset.path={file}").dataset)
     assert f'{file}:2 has no "question"' in str(caught.value)
     assert "it has the fields instruction, output: " in str(caught.value)
     assert '"conversations" (ShareGPT)' in str(caught.value)
@@ -146,7 +146,7 @@ def test_bad_rows_are_left_out_and_counted_where_that_is_asked_for(config: Compo
 def test_what_stands_after_the_limit_is_not_looked_at(config: Compose, tmp_path: Path) -> None:
     file = _file(tmp_path, [{"prompt": "a"}, {"prompt": "b"}, {"x": 1}])
     cfg = config("dataset=file", f"dataset.path={file}", "dataset.limit=2")
-    assert len(dataset.load(cfg.dataset)) == 2
+    assert len(dataset.read(cfg.dataset).rows) == 2
 
 
 class _Words:
@@ -194,7 +194,7 @@ def test_answers_are_as_long_as_the_row_says_up_to_output_len(config: Compose, t
 
 def test_a_conversation_that_the_template_refuses_is_named(config: Compose, tmp_path: Path) -> None:
     file = _file(tmp_path, [{"prompt": "a"}, {"messages": _openai(SYSTEM, ASKED)}])
-    rows = dataset.load(config("dataset=file", f"dataset.path={file}").dataset)
+    rows = dataset.read(config("dataset=file", f"dataset.path={file}").dataset).rows
     with pytest.raises(ConfigError, match=r"rows\.jsonl:2 cannot be asked by the model's chat template \(System role"):
         prompt_data._tokenized(rows, _Words())  # type: ignore[arg-type]
     [(_, ids)] = prompt_data._tokenized(rows[:1], _Words())  # type: ignore[arg-type]

@@ -30,7 +30,8 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def _load(path: Path, max_len: int = 4096, **settings: Any) -> list[trace.Row]:
-    return trace.load(Workload(trace_path=str(path), **settings), max_len, prompts.as_token_ids)
+    found = trace.read(Workload(trace_path=str(path), **settings))
+    return trace.tokenized(found, max_len, prompts.as_token_ids).rows
 
 
 def _ids(rows: list[trace.Row], seed: int = 1, scale: float = 1.0) -> list[list[int]]:

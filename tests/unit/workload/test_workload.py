@@ -26,7 +26,7 @@ def _random_cell(config: Compose, *overrides: str):
 
 
 def _asked(cfg: Any) -> Material:
-    rows = dataset.load(cfg.dataset)
+    rows = dataset.read(cfg.dataset).rows
     return Material(49152, prompts.as_token_ids, [(row, np.array(prompts.as_token_ids(row.prompt))) for row in rows])
 
 
@@ -105,9 +105,9 @@ def _dataset(path: Path, **changes: Any):
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text('{"question": "Why?", "context": "Because."}\n\n{"id": 7, "question": "How?"}\n')
-    rows = dataset.load(_dataset(path))
+    rows = dataset.read(_dataset(path)).rows
     assert [(row.id, row.prompt) for row in rows] == [("q1", "Because.\n\nWhy?"), ("7", "How?")]
-    assert len(dataset.load(_dataset(path, limit=1))) == 1
+    assert len(dataset.read(_dataset(path, limit=1)).rows) == 1
 
 
 @pytest.mark.parametrize(
@@ -126,16 +126,16 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, text: str, message:
     path = tmp_path / "q.jsonl"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        dataset.load(_dataset(path))
+        dataset.read(_dataset(path))
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"q\.jsonl cannot be read"):
-        dataset.load(_dataset(path))
+        dataset.read(_dataset(path))
 
 
 def test_an_unknown_builtin_names_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"dataset\.name=other .* questions"):
-        dataset.load(OmegaConf.create({"name": "other", "source": "builtin", "path": None, "limit": None}))
+        dataset.read(OmegaConf.create({"name": "other", "source": "builtin", "path": None, "limit": None}))

@@ -112,6 +112,14 @@ def share(value: float) -> str:
     return f"{value * 100:.{0 if abs(value) >= 0.0995 else 1}f} %"
 
 
+def form_of(unit: str) -> Callable[[float | None], str | None]:
+    """How numbers of a metric's unit are written, without the unit; None stays None."""
+    if unit == "ms":
+        return ms
+    form = percent if unit == "share" else short
+    return lambda value: None if value is None else form(value)
+
+
 def short(value: float) -> str:
     """Any number, to about three digits, with thousands apart and never with an exponent."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{Decimal(f'{value:.3g}'):f}"

@@ -99,6 +99,18 @@ def from_zero(*panels: Any) -> None:
         axes.set_ylim(0, 1.06 * highest if highest > 0 else None)
 
 
+def points(
+    axes: Any, x: Sequence[float], figures: Sequence[Mapping[str, float]], scale: float = 1.0, **looks: Any
+) -> None:
+    """Values with their intervals at given places."""
+    y = np.array([figure["value"] for figure in figures]) * scale
+    low = np.array([figure.get("low", figure["value"]) for figure in figures]) * scale
+    high = np.array([figure.get("high", figure["value"]) for figure in figures]) * scale
+    # Rounding may put a bound a hair beyond the value.
+    spread = np.maximum([y - low, high - y], 0)
+    axes.errorbar(x, y, yerr=spread, **{"markersize": 4.5, "linewidth": 1.4, "elinewidth": 1.2, "capsize": 2.5} | looks)
+
+
 def heights(*panels: Any) -> Any:
     """The finite y values of all lines, without the ends of intervals: these may be near zero, or on it."""
     from matplotlib.container import ErrorbarContainer

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import steady
+from wp1.analysis.base import metric_table, steady
 from wp1.core import files, shapes
 from wp1.core.errors import ConfigError
 
@@ -131,12 +131,6 @@ OF_HANDOFF = ("handoff_id", "request_id", "arm", "cell", "repeat", "warmup", "st
 OF_STATS = ("t", "arm", "engine")
 # Of a record, what says which it is.
 KEYS = ("request_id", "arm", "cell", "repeat", "warmup", "handoff_id", "example")
-
-# Of `with_latencies`, what a request has that was served as a user's.
-OF_SERVING = (
-    "ttft_ms", "tpot_ms", "e2e_ms", "queue_ms", "prefill_ms", "handoff_ms", "decode_step_ms", "decode_ms",
-    "delivery_ms", "itl_ms",
-)  # fmt: skip
 
 # Columns that are large and that most readers do without; what follows from t_tokens is kept in itl_ms.
 BULK = ("text", "token_ids", "t_tokens")
@@ -300,55 +294,23 @@ def _wrong(line: bytes, needed: Sequence[str]) -> str:
 
 
 def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
-    """Adds, in ms (null where a request did not get that far):
+    """Adds the metrics of single requests (`metric_table`), in ms and null where a request did not get that far, and
+    first_by_decode: whether the client had its first token from the decode engine.
 
-    ttft_ms          first output token - intended arrival
-    tpot_ms          (last token - first token) / (output tokens - 1); null for one output token
-    e2e_ms           last token - intended arrival: queue + prefill + handoff + decode
-    queue_ms         scheduled - intended arrival: the client's delay and the (prefill) engine's queue
-    prefill_ms       the (prefill) engine's first token - scheduled
-    handoff_ms       scheduled in the decode engine, its KV there - the prefill engine's first token; null if aggregated
-                     and zero where the KV was there first, as of a copy within the prefill's last step, whose end the
-                     engine stamps after it: nobody waited, and decoding counts from the prefill's end
-    decode_step_ms   from the end of prefill (if aggregated) or of the handoff to the first token at the client that
-                     decoding made
-    decode_ms        from there to the last token at the client
-    delivery_ms      first token at the client - the same token in its engine
-    client_delay_ms  sent - intended arrival, less the time for which too many other requests were in flight
-    itl_ms           list of the single gaps between output tokens
-
-    and first_by_decode: whether the client had its first token from the decode engine. No setting is asked for it:
-    the decode engine's first token was there before the client's, or it cannot have been the same.
-
-    A request for the perplexity of its prompt has none of these but client_delay_ms: the engine computes the
+    A request for the perplexity of its prompt has only those that are not `for_users`: the engine computes the
     log-likelihood of every prompt token for it, which no user waits for.
     """
-    first, last = pl.col("t_tokens").list.first(), pl.col("t_tokens").list.last()
-    ok = pl.col("status") == "ok"
-    gaps = pl.col("output_tokens") - 1
-    by_decode = (pl.col("t_decode_first_token") <= first).fill_null(False)
-    # A handoff whose end is not known must not pass for a step of decoding.
-    handed_over = pl.any_horizontal(pl.col("handoff_id", "t_decode_sent", "t_decode_scheduled").is_not_null())
-    computed, there = pl.col("t_engine_first_token"), pl.col("t_decode_scheduled")
-    decodable = pl.when(handed_over).then(pl.when(there < computed).then(computed).otherwise(there)).otherwise(computed)
-    decoded = pl.when(by_decode).then(first).otherwise(pl.col("t_tokens").list.get(1, null_on_oob=True))
-    delivered = pl.when(by_decode).then("t_decode_first_token").otherwise("t_engine_first_token")
+    derived = {metric.key: metric.derive for metric in metric_table.of_kind("request", "gaps")}
+    # A metric may be made of others, and then comes after them.
+    later = {key for key, made in derived.items() if set(made.meta.root_names()) & derived.keys()}
     timed = records.with_columns(
-        ttft_ms=(first - pl.col("t_intended")) * 1e3,
-        tpot_ms=pl.when(gaps > 0).then((last - first) / gaps * 1e3),
-        e2e_ms=pl.when(ok).then((last - pl.col("t_intended")) * 1e3),
-        queue_ms=(pl.col("t_scheduled") - pl.col("t_intended")) * 1e3,
-        prefill_ms=(computed - pl.col("t_scheduled")) * 1e3,
-        handoff_ms=((there - computed) * 1e3).clip(lower_bound=0),
-        decode_step_ms=(decoded - decodable) * 1e3,
-        decode_ms=pl.when(ok).then((last - decodable) * 1e3),
-        delivery_ms=(first - delivered) * 1e3,
-        client_delay_ms=(pl.col("t_sent") - pl.col("t_intended") - pl.col("held_s").fill_null(0.0)) * 1e3,
-        # Single precision has seven digits, which is more than clocks have; there may be a hundred million gaps.
-        itl_ms=(pl.col("t_tokens").list.diff(null_behavior="drop") * 1e3).cast(pl.List(pl.Float32)),
-        first_by_decode=by_decode,
+        **{key: made for key, made in derived.items() if key not in later},
+        first_by_decode=metric_table.FIRST_BY_DECODE,
     )
-    return timed.with_columns(pl.when(pl.col("nll_window").is_null()).then(pl.col(*OF_SERVING)))
+    if later:
+        timed = timed.with_columns(**{key: derived[key] for key in later})
+    for_users = [metric.key for metric in metric_table.of_kind("request", "gaps") if metric.for_users]
+    return timed.with_columns(pl.when(pl.col("nll_window").is_null()).then(pl.col(for_users)))
 
 
 def with_handoff_times(records: pl.DataFrame) -> pl.DataFrame:
@@ -357,18 +319,15 @@ def with_handoff_times(records: pl.DataFrame) -> pl.DataFrame:
     transfer_ms      bytes moving: transfer end - begin
     decode_queue_ms  sent to the decode engine - prefill done: waiting for a place there; 0 where it was sent before
     handoff_ms       scheduled in the decode engine, its KV there - prefill done; zero where the KV was there by then,
-                     as of a copy within the prefill's last step, whose end the engine stamps after it
-    stall_ms         the part of the handoff that delays the request: all of it, as what moves while prefill still
-                     computes delays nothing and lies before it
+                     as of a copy within the prefill's last step, whose end the engine stamps after it. All of it delays
+                     the request: what moves while prefill still computes delays nothing and lies before it
     copy_ms          bytes moving by the connector's own clock (a GPU's events), where it has one
     wait_ms          that blocks which were ready waited for their copy, where the connector knows
     """
-    handoff = ((pl.col("t_decode_scheduled") - pl.col("t_prefill_done")) * 1e3).clip(lower_bound=0)
     return records.with_columns(
         transfer_ms=(pl.col("t_transfer_end") - pl.col("t_transfer_begin")) * 1e3,
         decode_queue_ms=((pl.col("t_decode_sent") - pl.col("t_prefill_done")) * 1e3).clip(lower_bound=0),
-        handoff_ms=handoff,
-        stall_ms=handoff,
+        handoff_ms=((pl.col("t_decode_scheduled") - pl.col("t_prefill_done")) * 1e3).clip(lower_bound=0),
         copy_ms=pl.col("copy_s") * 1e3,
         wait_ms=pl.col("wait_s") * 1e3,
     )

@@ -62,7 +62,7 @@ def contents(
         },
         "parity": parity.parity(a, b, tokens),
         "overall": {
-            arm: metrics.latency(part) | {"slo_attainment": metrics.attainment(part, *metrics.limits(slo))}
+            arm: metrics.latency(part) | {"slo_attainment": metrics.attainment(part, metrics.limits(slo))}
             for arm, part in zip(arms[:2], (a, b), strict=True)
         },
     }

@@ -6,36 +6,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis.base import cells, metrics
+from wp1.analysis.base import cells, metric_table, metrics
 from wp1.stats import intervals, samples
 from wp1.stats.intervals import Interval, Units, Values
 
 # Of one or two repeats, in which requests are all there is: few of them are too few for the law of their mean.
 MIN_PAIRS = 6
 
-# Name, title, unit. The name of a latency is its column in `tables.requests` and the statistic.
-METRICS = (
-    ("ttft_ms/mean", "TTFT mean", "ms"),
-    ("ttft_ms/p50", "TTFT p50", "ms"),
-    ("ttft_ms/p95", "TTFT p95", "ms"),
-    ("tpot_ms/mean", "TPOT mean", "ms"),
-    ("tpot_ms/p95", "TPOT p95", "ms"),
-    ("itl_ms/p95", "ITL p95", "ms"),
-    ("e2e_ms/mean", "E2E mean", "ms"),
-    ("e2e_ms/p95", "E2E p95", "ms"),
-    ("queue_ms/mean", "queue mean", "ms"),
-    ("prefill_ms/mean", "prefill mean", "ms"),
-    ("handoff_ms/mean", "handoff mean", "ms"),
-    ("decode_step_ms/mean", "first decode step mean", "ms"),
-    ("decode_ms/mean", "decode mean", "ms"),
-    ("output_tokens_per_s", "output tokens/s", "tokens/s"),
-    ("requests_per_s", "requests/s", "requests/s"),
-    ("slo_attainment", "SLO attainment", "share"),
-    ("failed_share", "requests failed", "share"),
-)
-# A longer answer takes longer: where answers of a pair differ in length, these compare lengths, and not speed.
-BY_LENGTH = ("e2e_ms/mean", "e2e_ms/p95", "decode_ms/mean", "output_tokens_per_s", "requests_per_s")
-LATENCIES = tuple(dict.fromkeys(name.partition("/")[0] for name, _, unit in METRICS if unit == "ms"))
 # What no row has that may not be judged.
 VERDICT = ("excludes_zero", "p", "shown", "detectable", "repeats_needed")
 SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -76,8 +53,8 @@ def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = No
     """One row for each cell and metric of two arms (tables of `tables.requests`), or of two runs.
 
     a, b, delta (b - a), low and high have the metric's unit; ratio is b / a; null where an arm has no such figure.
-    n_a, n_b: what the figure is made of (requests, gaps, or repeats for a rate). slo: the limits `ttft_ms`,
-    `tpot_ms` and `e2e_ms` for attainment. Latencies are of requests that were answered, shares of all that were sent.
+    n_a, n_b: what the figure is made of (requests, gaps, or repeats for a rate). slo: the limits for attainment
+    (`metrics.limits`). Latencies are of requests that were answered, shares of all that were sent.
 
     Requests are paired by their id without the arm, since both arms were sent the same prompts at the same times, so
     that what both arms share cancels. low and high are the 95 % interval of delta by `wp1.stats.intervals`: from
@@ -87,15 +64,15 @@ def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = No
 
     excludes_zero: whether this interval does, as one in twenty does by chance, and p the chance of such a difference
     or a larger one where there is none. Both are null where nothing can tell: with fewer than three repeats, from
-    fewer than six pairs and for rates; and for BY_LENGTH (with a limit of E2E also for attainment) in cells whose
-    answers differ in length (`unlike_lengths`), where none may. shown: whether it stands among all differences of the
-    comparison (`intervals.false_discovery`); what is said in words is that.
+    fewer than six pairs and for rates; and for metrics that grow with the output, and attainment if one of these has a
+    limit, in cells whose answers differ in length (`unlike_lengths`), where none may. shown: whether it stands among
+    all differences of the comparison (`intervals.false_discovery`); what is said in words is that.
 
     detectable: the least difference that four of five such runs would show; repeats_needed: how many repeats would
     show one as large as this, likewise; null where it would be more than a thousand. Both by the row's own interval.
     """
-    limits = dict(slo or {})
-    unjudged = {*BY_LENGTH, *(["slo_attainment"] if metrics.limits(limits)[2] is not None else [])}
+    limits = metrics.limits(slo or {})
+    unjudged = grow_with_output(limits)
     unlike = unlike_lengths(a, b)
     a, b = _prepared(a, limits), _prepared(b, limits)
     rows = []
@@ -107,6 +84,17 @@ def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = No
     for row, shown in zip(rows, intervals.false_discovery([row["p"] for row in rows]), strict=True):
         row["shown"] = shown
     return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def grow_with_output(limits: metrics.Limits) -> set[str]:
+    """The metrics (`Figure.name`) that compare lengths, and not speed, where answers of a pair differ in length: a
+    longer answer takes longer. With a limit on one of them also what is of the limits."""
+    limited = any(metric.key in limits for metric in metric_table.METRICS if metric.grows_with_output)
+    return {
+        figure.name
+        for figure in metric_table.shown_in("comparison")
+        if figure.metric.grows_with_output or (figure.metric.needs_slo and limited)
+    }
 
 
 def verdict(row: Mapping[str, Any]) -> bool | None:
@@ -138,20 +126,21 @@ def unlike_lengths(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, dict[str, Any]
     return {cell: found[cell] for cell in cells.ordered(found)}
 
 
-def _prepared(requests: pl.DataFrame, limits: Mapping[str, Any]) -> pl.DataFrame:
+def _prepared(requests: pl.DataFrame, limits: metrics.Limits) -> pl.DataFrame:
     """Measured requests with their name in every arm; latencies of answered ones alone, figures of the steady state."""
     ok = pl.col("status") == "ok"
     counts = pl.col("steady") if "steady" in requests.columns else pl.lit(True)
-    met = metrics.met(*metrics.limits(limits)).cast(pl.Float64)
-    return requests.filter(~pl.col("warmup")).with_columns(
-        _NAME,
-        slo_attainment=pl.when(counts).then(met),
-        failed_share=pl.when(counts).then((~ok).cast(pl.Float64)),
-        **{name: pl.when(ok & counts).then(pl.col(name)) for name in LATENCIES},
-    )
+    measured = metrics.with_met(requests.filter(~pl.col("warmup")), limits)
+    prepared = {}
+    for metric, _ in metric_table.shown_in("comparison"):
+        if metric.of_one_request:
+            prepared[metric.key] = pl.when(ok & counts).then(metric.key)
+        elif metric.kind == "share":
+            prepared[metric.key] = pl.when(counts).then(metric.derive.cast(pl.Float64))
+    return measured.with_columns(_NAME, **prepared)
 
 
-def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: metrics.Limits) -> list[dict[str, Any]]:
     names = pl.concat([a.select("repeat", "name"), b.select("repeat", "name")]).unique().sort("repeat", "name")
     names = names.with_row_index("slot")
     repeats, of = samples.resamples(names["repeat"].to_numpy(), samples.order_of(names["name"]))
@@ -159,16 +148,16 @@ def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: Mapping[str, Any]) -> list[d
         rows.join(names, on=["repeat", "name"], how="left", maintain_order="left")["slot"].to_numpy() for rows in (a, b)
     )
     rows = []
-    for name, _, unit in METRICS:
-        if unit in ("tokens/s", "requests/s"):
-            figures = _rate_row(a, b, name, repeats.tolist())
-        elif name == "slo_attainment" and metrics.limits(limits) == (None, None, None):
+    for figure in metric_table.shown_in("comparison"):
+        metric = figure.metric
+        if metric.needs_slo and not limits:
             continue
+        if metric.kind == "rate":
+            figures = _rate_row(a, b, metric, repeats.tolist())
         else:
-            column, _, statistic = name.partition("/")
-            both = (samples.of_slots(slots_a, a[column]), samples.of_slots(slots_b, b[column]))
-            figures = _row(*both, statistic or "share", of)
-        rows.append({"metric": name, "unit": unit, **figures})
+            both = (samples.of_slots(slots_a, a[metric.key]), samples.of_slots(slots_b, b[metric.key]))
+            figures = _row(*both, "share" if metric.kind == "share" else figure.statistic, of)
+        rows.append({"metric": figure.name, "unit": metric.unit, **figures})
     return rows
 
 
@@ -207,9 +196,9 @@ def _differences(a: Values, b: Values, of: Units) -> np.ndarray:
     return differences[~np.isnan(differences)]
 
 
-def _rate_row(a: pl.DataFrame, b: pl.DataFrame, name: str, repeats: list[int]) -> dict[str, Any]:
+def _rate_row(a: pl.DataFrame, b: pl.DataFrame, metric: metric_table.Metric, repeats: list[int]) -> dict[str, Any]:
     """A rate is what all repeats gave over the seconds that all of them took."""
-    done = [[_done(rows.filter(pl.col("repeat") == n), name) for n in repeats] for rows in (a, b)]
+    done = [[_done(rows.filter(pl.col("repeat") == n), metric) for n in repeats] for rows in (a, b)]
     counts, spans = (np.array([[d[part] for d in arm] for arm in done]).reshape(2, -1) for part in (0, 1))
     parts = [intervals.of_ratio(count, span) for count, span in zip(counts, spans, strict=True)]
     of_a, of_b = (part.value if np.isfinite(part.value) else None for part in parts)
@@ -219,10 +208,10 @@ def _rate_row(a: pl.DataFrame, b: pl.DataFrame, name: str, repeats: list[int]) -
     return _figures(int(n_a), int(n_b), of_a, of_b, found, judged, True)
 
 
-def _done(rows: pl.DataFrame, name: str) -> tuple[float, float]:
-    """Tokens or requests of the answered ones of a repeat, and its seconds."""
-    answered, tokens, seconds = metrics.delivered(rows)
-    return float(answered if name == "requests_per_s" else tokens), seconds
+def _done(rows: pl.DataFrame, metric: metric_table.Metric) -> tuple[float, float]:
+    """What a rate is of in a repeat, as output tokens, and its seconds."""
+    came = metrics.delivered(rows)
+    return float(came.amount(metric)), came.seconds
 
 
 def _figures(
@@ -267,14 +256,14 @@ def goodput(requests: pl.DataFrame, slo: Mapping[str, Any], devices: int) -> pl.
     """
     limits = metrics.limits(slo)
     measured = requests.filter(~pl.col("warmup"))
-    if limits == (None, None, None):
+    if not limits:
         return pl.DataFrame(schema=GOODPUT_SCHEMA)
     tested: dict[str, dict[float, float | None]] = {}
     for name in cells.ordered(measured["cell"]):
         cell = cells.parse(name)
         rates = tested.setdefault(cell.prompt, {})
         if cell.rate > 0:
-            rates[cell.rate] = metrics.attainment(measured.filter(pl.col("cell") == name), *limits)
+            rates[cell.rate] = metrics.attainment(measured.filter(pl.col("cell") == name), limits)
     rows = []
     for prompt, rates in tested.items():
         best, fails = metrics.goodput(rates)

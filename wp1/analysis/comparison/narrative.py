@@ -5,29 +5,23 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import cells
+from wp1.analysis.base import cells, metric_table
 from wp1.analysis.base.markdown import share, signed_ms
 from wp1.analysis.comparison import amounts, phases
 from wp1.analysis.comparison import figures as comparison_figures
 from wp1.analysis.comparison.phases import Row, Rows
 
-# By what they measure: metric and what to call it; whether less of it is better.
-HEADLINES = (
-    ((("ttft_ms/mean", "mean TTFT"), ("ttft_ms/p95", "p95 TTFT")), True),
-    ((("tpot_ms/mean", "mean TPOT"), ("tpot_ms/p95", "p95 TPOT")), True),
-    ((("itl_ms/p95", "p95 ITL"),), True),
-    ((("e2e_ms/mean", "mean E2E"), ("e2e_ms/p95", "p95 E2E")), True),
-    ((("output_tokens_per_s", "output tokens/s"),), False),
-    ((("slo_attainment", "SLO attainment"),), False),
-    ((("failed_share", "the share of failed requests"),), True),
-)
-TITLES = {metric: title for of_family, _ in HEADLINES for metric, title in of_family}
 # An arm with less attainment than this is beyond its SLO; where both are, a comparison is of arms that fail.
 HARDLY_ANY = 0.2
 
 TOO_FEW = "an interval needs six requests that both arms answered"
 
 Unlike = Mapping[str, Mapping[str, Any]]
+
+
+def _titles() -> dict[str, str]:
+    """What is looked at, and what to call it."""
+    return {figure.name: figure.spoken for figure in metric_table.shown_in("narrative")}
 
 
 def in_words(rows: pl.DataFrame, a: str, b: str, unlike: Unlike | None = None) -> str:
@@ -60,7 +54,7 @@ def in_words(rows: pl.DataFrame, a: str, b: str, unlike: Unlike | None = None) -
     blocks += [helped, _bullets(better), hurt, _bullets(worse)]
     sentences = []
     unclear = [
-        cell for cell in compared if cell not in untold and not any(_shown(by.get((cell, name))) for name in TITLES)
+        cell for cell in compared if cell not in untold and not any(_shown(by.get((cell, name))) for name in _titles())
     ]
     if untold:
         sentences.append(f"Nothing can be told for {_listed(untold)}: {TOO_FEW}.")
@@ -102,7 +96,7 @@ def _power(by: Rows, names: list[str]) -> list[str]:
         least = sorted(row["detectable"] / row["a"] for row in unsure if row["metric"] == metric)
         if least:
             ends = [share(least[0])] if len(least) == 1 else [share(least[0]), share(least[-1])]
-            said.append(f"{' to '.join(ends)} in {TITLES[metric]}")
+            said.append(f"{' to '.join(ends)} in {_titles()[metric]}")
     needed = [row for row in unsure if (row["repeats_needed"] or 0) > row["units"]]
     sentences = [
         f"Where none could be shown, it would have to be {' and '.join(said)}, by cell, for four of five runs of "
@@ -112,15 +106,15 @@ def _power(by: Rows, names: list[str]) -> list[str]:
         row = min(needed, key=lambda row: row["repeats_needed"])
         sentences.append(
             f"To show differences as large as these takes {row['repeats_needed']} repeats at least "
-            f"(`experiment.repeats`), for {TITLES[row['metric']]} at {cells.parse(row['cell']).words}."
+            f"(`experiment.repeats`), for {_titles()[row['metric']]} at {cells.parse(row['cell']).words}."
         )
     return sentences
 
 
 def _looked_at(by: Rows, names: list[str]) -> str:
     """What was tested, and what it takes for a difference to be called one."""
-    judged = [by[cell, metric] for cell in names for metric in TITLES if _judged(by, cell, metric)]
-    titles = [title for metric, title in TITLES.items() if any(row["metric"] == metric for row in judged)]
+    judged = [by[cell, metric] for cell in names for metric in _titles() if _judged(by, cell, metric)]
+    titles = [title for metric, title in _titles().items() if any(row["metric"] == metric for row in judged)]
     return (
         f"Looked at were {', '.join(titles[:-1])} and {titles[-1]}; a difference counts as shown if it stands among "
         "all that were tested (Benjamini-Hochberg at 5 %)."
@@ -138,14 +132,14 @@ def _shown(row: Row | None) -> bool:
 def _moved_so(by: Rows, names: list[str], helped: bool) -> list[str]:
     """A clause for each group of metrics that was shown to move for the better, or for the worse."""
     found = []
-    for of_family, less_is_better in HEADLINES:
-        sign = -1 if helped == less_is_better else 1
+    for metric in metric_table.METRICS:
+        sign = -1 if helped == metric.less_is_better else 1
         clauses = []
-        for metric, title in of_family:
-            judged = [by[cell, metric] for cell in names if _judged(by, cell, metric)]
+        for figure in metric.at(metric.shown.narrative):
+            judged = [by[cell, figure.name] for cell in names if _judged(by, cell, figure.name)]
             moved = [row for row in judged if _shown(row) and row["delta"] * sign > 0]
             if moved:
-                clauses.append(_moved(by, moved, len(judged), title))
+                clauses.append(_moved(by, moved, len(judged), figure.spoken))
         if clauses:
             found.append("; ".join(clauses))
     return found
@@ -190,7 +184,7 @@ def _most(by: Rows, names: list[str], b: str, metric: str, begin: str) -> str:
         row = best(along, key=lambda row: row["ratio"])
         way = "lower" if verb == "won" else "higher"
         found.append(
-            f"{verb} most for {cells.parse(row['cell']).words}{_label(by, row['cell'])}, where {TITLES[metric]} is "
+            f"{verb} most for {cells.parse(row['cell']).words}{_label(by, row['cell'])}, where {_titles()[metric]} is "
             f"{amounts.amount(row)} {way} ({amounts.value(row, 'b')} instead of {amounts.value(row, 'a')})"
         )
         within = [other for other in along if not _fails(by, other["cell"])]
@@ -279,7 +273,7 @@ def _bullets(clauses: list[str]) -> str:
 
 def _too_few(by: Rows, cell: str) -> bool:
     """Whether no interval of the cell can tell anything (`comparison.compare`)."""
-    return not any(_judged(by, cell, metric) for metric in TITLES)
+    return not any(_judged(by, cell, metric) for metric in _titles())
 
 
 def _known(by: Rows, cell: str) -> bool:

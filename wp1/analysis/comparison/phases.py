@@ -4,14 +4,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wp1.analysis.base import metric_table
 from wp1.analysis.base.markdown import signed_ms
 from wp1.analysis.comparison import figures as comparison_figures
 
-E2E_PHASES = (
-    ("queue_ms/mean", "queue"),
-    ("prefill_ms/mean", "prefill"),
-    ("handoff_ms/mean", "handoff"),
-    ("decode_ms/mean", "decode"),
+E2E_PHASES, TTFT_PHASES = (
+    [(f"{key}/mean", metric_table.title_of(key)) for key in keys]
+    for keys in (metric_table.E2E_PHASES, metric_table.TTFT_PHASES)
 )
 # A phase that moved by less than this share of the whole change is not worth a word.
 SLIGHT = 0.1
@@ -69,8 +68,7 @@ def _parts(by: Rows, cell: str, metric: str) -> list[tuple[str, float]]:
 
     phases = [*E2E_PHASES]
     if metric == "ttft_ms/mean":
-        last = ("decode_step_ms/mean", "first decode step")
-        whole = [*E2E_PHASES[:3], last]
+        whole, last = TTFT_PHASES, TTFT_PHASES[-1]
         # Where the decode engine streams the first token, all four add up to TTFT; else the first two do, nearly.
         ttft = of(metric, "b")
         by_decode = abs(ttft - sum(of(n, "b") for n, _ in whole)) < abs(ttft - sum(of(n, "b") for n, _ in whole[:2]))

@@ -7,15 +7,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis.base import cells, metrics, style
+from wp1.analysis.base import cells, metric_table, metrics, style
+from wp1.analysis.base.metric_table import Figure
 from wp1.analysis.base.style import Plot
 
-PHASES = (
-    ("queue_ms", "queue"),
-    ("prefill_ms", "prefill"),
-    ("handoff_ms", "handoff"),
-    ("decode_step_ms", "first decode step"),
-)
 # The place of each phase's colour in the palette; the first four are the same in every plot of requests.
 PHASE_COLOURS = (7, 1, 4, 0)
 
@@ -28,7 +23,8 @@ def arm_plots(folder: Path, measured: pl.DataFrame, arms: Sequence[str], slo: di
         return []
     made = [
         (
-            "Means of TTFT and TPOT with their 95 % intervals, by prompt length and load.",
+            f"Means of {_listed([mean.metric.title for mean in metric_table.means_in('plots')])} with their 95 % "
+            "intervals, by prompt length and load.",
             folder / "latency_by_length.png",
         ),
         (
@@ -37,39 +33,43 @@ def arm_plots(folder: Path, measured: pl.DataFrame, arms: Sequence[str], slo: di
             folder / "phases.png",
         ),
     ]
-    _latency(answered, arms, made[0][1], mark)
+    _latency(measured, arms, made[0][1], mark)
     _phases(answered, arms, made[1][1], mark)
     limits = metrics.limits(slo)
-    if any(limit is not None for limit in limits) and any(
-        cells.parse(name).rate > 0 for name in measured["cell"].unique()
-    ):
+    if limits and any(cells.parse(name).rate > 0 for name in measured["cell"].unique()):
         caption = "Share of all requests sent that met the SLO, with 95 % Wilson intervals; goodput needs 90 %."
         made.append((caption, folder / "attainment.png"))
-        _attainment(measured, arms, limits, made[-1][1], mark)
+        _attainment(measured, arms, slo, made[-1][1], mark)
     return made
 
 
-def _latency(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) -> None:
-    """A row of panels for each load, TTFT on the left and TPOT on the right."""
+def _listed(titles: Sequence[str]) -> str:
+    return f"{', '.join(titles[:-1])} and {titles[-1]}" if len(titles) > 1 else "".join(titles)
+
+
+def _latency(measured: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) -> None:
+    """A row of panels for each load, a column for each metric, TTFT on the left."""
     import matplotlib.pyplot as plt
 
-    names = [cells.parse(name) for name in cells.ordered(answered["cell"])]
+    names = [cells.parse(name) for name in cells.ordered(measured.filter(pl.col("status") == "ok")["cell"])]
     loads = list(dict.fromkeys(cell.load for cell in sorted(names, key=lambda c: (c.rate, c.concurrency or 0))))
     prompts = list(dict.fromkeys(cell.prompt for cell in names))
+    means = metric_table.means_in("plots")
     figure, grid = plt.subplots(
-        len(loads), 2, figsize=(style.WIDTH, 0.9 + 2.3 * len(loads)), squeeze=False, sharex=True, sharey="col"
+        len(loads), len(means), figsize=(style.WIDTH, 0.9 + 2.3 * len(loads)), squeeze=False, sharex=True, sharey="col"
     )
     for row, load in zip(grid, loads, strict=True):
         of_load = {cell.prompt: cell.name for cell in names if cell.load == load}
-        for axes, column, title in zip(row, ("ttft_ms", "tpot_ms"), ("TTFT", "TPOT"), strict=True):
+        for axes, mean in zip(row, means, strict=True):
             for n, arm in enumerate(arms):
-                _means(axes, answered.filter(pl.col("arm") == arm), column, prompts, of_load, arm, n, arms)
+                _means(axes, measured.filter(pl.col("arm") == arm), mean, prompts, of_load, arm, n, arms)
+            title = mean.metric.title
             axes.set_title(f"{title}, {load}" if load else title, fontsize="medium")
-            axes.set_ylabel("ms")
+            axes.set_ylabel("%" if mean.metric.unit == "share" else mean.metric.unit)
             _length_axis(axes, prompts)
     for axes in grid[-1]:
         axes.set_xlabel("prompt tokens" if all(p.isdecimal() for p in prompts) else "prompts")
-    for column in range(2):
+    for column in range(len(means)):
         _scale(grid[:, column])
     style.over_all(figure, "Latency by prompt length", mark)
     _legend_below(figure, grid[0][0])
@@ -77,24 +77,18 @@ def _latency(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str)
 
 
 def _means(
-    axes: Any, rows: pl.DataFrame, column: str, prompts: Sequence[str], of_load: dict[str, str],
+    axes: Any, rows: pl.DataFrame, mean: Figure, prompts: Sequence[str], of_load: dict[str, str],
     arm: str, n: int, arms: Sequence[str],
 ) -> None:  # fmt: skip
-    xs, means, lows, highs = [], [], [], []
+    """The means that the report's tables have, with the same intervals."""
+    known = []
     for place, prompt in enumerate(prompts):
-        found = rows.filter((pl.col("cell") == of_load.get(prompt, "")) & pl.col(column).is_not_null())
-        if found.height:
-            values = found[column].to_numpy()
-            low, high = metrics.mean_interval(values, units=metrics.units_of(found))
-            xs.append(place)
-            means.append(float(values.mean()))
-            lows.append(low)
-            highs.append(high)
-    spread = np.abs(np.array([lows, highs]) - np.array(means))
-    axes.errorbar(
-        xs, means, yerr=spread if means else None, label=arm, color=style.arm_colours(arms)[arm],
-        linewidth=1.4, elinewidth=1.2, **style.series(n, len(arms)),
-    )  # fmt: skip
+        of_cell = rows.filter(pl.col("cell") == of_load.get(prompt, ""))
+        found = metrics.figures(of_cell, [mean])[mean.short_column] if of_cell.height else None
+        if found is not None:
+            known.append((place, found))
+    looks = {"label": arm, "color": style.arm_colours(arms)[arm], **style.series(n, len(arms))}
+    style.points(axes, [place for place, _ in known], [found for _, found in known], mean.scale, **looks)
 
 
 def _length_axis(axes: Any, prompts: Sequence[str]) -> None:
@@ -131,7 +125,7 @@ def _legend_below(figure: Any, axes: Any, columns: int = 6) -> None:
     figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), frameon=False)
 
 
-def _attainment(measured: pl.DataFrame, arms: Sequence[str], limits: metrics.Limits, path: Path, mark: str) -> None:
+def _attainment(measured: pl.DataFrame, arms: Sequence[str], slo: dict[str, Any], path: Path, mark: str) -> None:
     """A panel for each length, attainment by request rate; where only one rate was tested, one panel by length."""
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -158,7 +152,7 @@ def _attainment(measured: pl.DataFrame, arms: Sequence[str], limits: metrics.Lim
     flat = grid.flatten()
     for axes, (title, of_tick) in zip(flat, panels.items(), strict=False):
         for n, arm in enumerate(arms):
-            _shares(axes, measured.filter(pl.col("arm") == arm), ticks, of_tick, limits, arm, n, arms)
+            _shares(axes, measured.filter(pl.col("arm") == arm), ticks, of_tick, metrics.limits(slo), arm, n, arms)
         axes.axhline(metrics.GOODPUT_ATTAINMENT * 100, color="black", linestyle="--", linewidth=0.9)
         axes.set_title(title, fontsize="medium")
         axes.set_ylim(0, 103)
@@ -176,10 +170,7 @@ def _attainment(measured: pl.DataFrame, arms: Sequence[str], limits: metrics.Lim
             axes.tick_params(labelbottom=True)
         if n % across == 0:
             axes.set_ylabel("% of requests")
-    words = " and ".join(
-        f"{k} ≤ {v:,g} ms" for k, v in zip(("TTFT", "TPOT", "E2E"), limits, strict=True) if v is not None
-    )
-    style.over_all(figure, f"SLO attainment: {words}", mark)
+    style.over_all(figure, f"SLO attainment: {metrics.limits_in_words(slo, ' and ')}", mark)
     _legend_below(figure, flat[0])
     style.save(figure, path)
 
@@ -192,9 +183,8 @@ def _shares(
     for place, tick in enumerate(ticks):
         of_cell = rows.filter(pl.col("cell") == of_tick.get(tick, ""))
         if of_cell.height:
-            met = int(of_cell.select(metrics.met(*limits).sum()).item())
             xs.append(place)
-            shares.append(100 * met / of_cell.height)
+            shares.append(100 * (metrics.attainment(of_cell, limits) or 0.0))
             bounds.append([100 * bound for bound in metrics.attainment_interval(of_cell, limits) or (0, 1)])
     if not xs:
         return
@@ -228,10 +218,18 @@ def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) 
     palette = sns.color_palette(style.PALETTE)
     for axes, (prompt, bars) in zip(grid[:, 0], panels.items(), strict=True):
         left = np.zeros(len(bars))
-        for (column, title), colour in zip(PHASES, PHASE_COLOURS, strict=True):
+        for column, colour in zip(metric_table.TTFT_PHASES, PHASE_COLOURS, strict=True):
             # All over the same requests, or they would not add up: one that never got to a phase has none of it.
             means = np.array([rows[column].fill_null(0).mean() for _, rows in bars], dtype=float)
-            axes.barh(range(len(bars)), means, left=left, height=0.7, color=palette[colour], linewidth=0, label=title)
+            axes.barh(
+                range(len(bars)),
+                means,
+                left=left,
+                height=0.7,
+                color=palette[colour],
+                linewidth=0,
+                label=metric_table.title_of(column),
+            )
             left += means
         for place, (_, rows) in enumerate(bars):
             begin, ttft = first_token(rows)

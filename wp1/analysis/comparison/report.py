@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wp1.analysis.base import cells, metrics
-from wp1.analysis.base.markdown import ms, percent, short, table
+from wp1.analysis.base import cells, metric_table, metrics
+from wp1.analysis.base.markdown import form_of, table
 from wp1.analysis.comparison import parity
-from wp1.analysis.comparison.figures import METRICS, verdict
+from wp1.analysis.comparison.figures import verdict
 
 Comparison = Mapping[str, Any] | None
 
@@ -60,24 +60,20 @@ def _engines(found: Sequence[Any]) -> str:
     return counts.get(len(found), f"{len(found)} engines")
 
 
-# Of the table of means, in its order.
-MEANS = (("ttft_ms/mean", "TTFT"), ("tpot_ms/mean", "TPOT"), ("e2e_ms/mean", "E2E"))
-
-
 def _means(found: Mapping[str, Any]) -> str:
     """A line a cell; differences that are shown are bold."""
     if len(found["cells"]) < 2:
         return ""
     a, b = found["arms"]
-    rows = []
+    rows, means = [], metric_table.means_in("overview")
     for cell, figures in found["cells"].items():
         row = [cells.parse(cell).words]
-        for metric, _ in MEANS:
-            figure = figures.get(metric) or {}
+        for mean in means:
+            figure, form = figures.get(mean.name) or {}, form_of(mean.metric.unit)
             change = None if figure.get("ratio") is None else f"{(figure['ratio'] - 1) * 100:+.1f} %".replace("-", "−")
-            row += [ms(figure.get(a)), ms(figure.get(b)), f"**{change}**" if verdict(figure) else change]
+            row += [form(figure.get(a)), form(figure.get(b)), f"**{change}**" if verdict(figure) else change]
         rows.append(row)
-    header = ["means in ms", *(f"{title} {of}" for _, title in MEANS for of in (a, b, "Δ"))]
+    header = ["means in ms", *(f"{mean.metric.title} {of}" for mean in means for of in (a, b, "Δ"))]
     bold = "Means of every cell, with Δ in bold where it is shown to differ:"
     note = "\n\nE2E and its Δ are not judged where answers differ in length." if found["unlike_lengths"] else ""
     return f"{bold}\n\n" + table(header, rows, "l" + "r" * (len(header) - 1)) + note
@@ -101,7 +97,7 @@ def tables_of(found: Mapping[str, Any]) -> str:
     """Every metric of every cell, then goodput."""
     a, b = found["arms"]
     parts = []
-    titles = {name: (title, unit) for name, title, unit in METRICS}
+    titles = {figure.name: (figure.title, figure.metric.unit) for figure in metric_table.shown_in("comparison")}
     header = ["", "n", a, b, "Δ", "ratio", "95 % of Δ", "over", "≠ 0"]
     for cell, figures in found["cells"].items():
         rows = []
@@ -109,10 +105,10 @@ def tables_of(found: Mapping[str, Any]) -> str:
             title, unit = titles[name]
             rows.append(
                 [
-                    f"{title}, ms" if unit == "ms" else title,
+                    f"{title}, {unit}" if unit in ("ms", "tokens") else title,
                     _counts(row[f"n_{a}"], row[f"n_{b}"]),
-                    _value(row[a], unit),
-                    _value(row[b], unit),
+                    form_of(unit)(row[a]),
+                    form_of(unit)(row[b]),
                     _change(row["delta"], unit),
                     None if row["ratio"] is None else f"{row['ratio']:.2f}",
                     _interval(row["low"], row["high"], unit),
@@ -191,14 +187,6 @@ def _counts(a: int, b: int) -> str:
     return f"{a:,}" if a == b else f"{a:,} / {b:,}"
 
 
-def _value(value: float | None, unit: str) -> str | None:
-    if value is None:
-        return None
-    if unit == "share":
-        return percent(value)
-    return ms(value) if unit == "ms" else short(value)
-
-
 def _change(value: float | None, unit: str) -> str | None:
     """With its sign; of shares in points."""
     if value is None:
@@ -206,7 +194,7 @@ def _change(value: float | None, unit: str) -> str | None:
     sign = "−" if value < 0 else "+" if value > 0 else ""
     if unit == "share":
         return f"{sign}{abs(value) * 100:.1f} points"
-    return f"{sign}{_value(abs(value), unit)}"
+    return f"{sign}{form_of(unit)(abs(value))}"
 
 
 def _interval(low: float | None, high: float | None, unit: str) -> str | None:

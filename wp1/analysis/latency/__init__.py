@@ -1,1 +1,1 @@
-"""Plots of single requests' latency."""
+"""Latency of requests: the section of a report and the plots of single requests."""

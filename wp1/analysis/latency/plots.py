@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from wp1.analysis.base import style
+from wp1.analysis.base import metric_table, style
 from wp1.analysis.base.style import Plot
 
 
@@ -38,10 +38,11 @@ def _requests(answered: pl.DataFrame, path: Path, mark: str, most: int = 40) -> 
     timed = answered.drop_nulls("e2e_ms").sort("t_intended")
     rows = timed.head(most)
     colours = sns.color_palette(style.PALETTE)
-    parts = {name: rows[f"{name}_ms"].fill_null(0) for name in ("queue", "prefill", "handoff")}
+    *before, decode = map(metric_table.title_of, metric_table.E2E_PHASES)
+    parts = {name: rows[key].fill_null(0) for name, key in zip(before, metric_table.E2E_PHASES, strict=False)}
     if not (parts["handoff"] != 0).any():
         del parts["handoff"]
-    parts["decode"] = rows["e2e_ms"] - sum(parts.values())
+    parts[decode] = rows["e2e_ms"] - sum(parts.values())
     of_part = {"queue": colours[7], "prefill": colours[1], "handoff": colours[4], "decode": colours[0]}
     # One bar alone would leave no room for what is around it.
     figure, axes = plt.subplots(figsize=(style.WIDTH, 1.5 + 0.26 * max(rows.height, 2)))

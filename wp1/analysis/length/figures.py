@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis.base import cells
+from wp1.analysis.base import cells, metric_table, metrics
 from wp1.analysis.device import roofline
 from wp1.stats import intervals, samples
 
@@ -83,23 +83,30 @@ def _row(
     ]
     mfu = sample.figure("mfu") if "mfu" in rows.columns else None
     roof = roofline.roofline(answered, shape, device, chunk) | {"mfu": mfu}
+    of_ttft, others = shown()
     return {
         "arm": arm,
         "cell": cell.name,
         "prompt_len": cell.prompt_len,
         "sent": sent.height,
         "ok": answered.height,
-        "ttft_ms": sample.figure("ttft_ms"),
-        "ttft_ms_p50": sample.figure("ttft_ms", "p50"),
+        **metrics.figures(sent, of_ttft),
         "prefill_ms": sample.figure("prefill_ms"),
         "host_ms": sample.figure("host_ms"),
         "prefill_tokens_per_s": sample.figure("prefill_tokens_per_s"),
         "mfu": mfu,
-        "tpot_ms": sample.figure("tpot_ms"),
+        **metrics.figures(sent, others),
         "mbu": roof["mbu"],
         "memory_gib_peak": max(memory, default=None),
         "limited_by": roofline.words(roof) or None,
     }
+
+
+def shown() -> tuple[list[metric_table.Figure], list[metric_table.Figure]]:
+    """What the table shows by length: TTFT, which the section is about, and the other metrics."""
+    figures = list(metric_table.shown_in("length"))
+    first = [figure for figure in figures if figure.metric.key == "ttft_ms"]
+    return first, [figure for figure in figures if figure not in first]
 
 
 def fit(samples: Mapping[int, samples.Sample]) -> dict[str, Any] | None:

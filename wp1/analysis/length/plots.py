@@ -122,21 +122,9 @@ def errorbar(axes: Any, rows: Sequence[Mapping[str, Any]], column: str, scale: f
     if not known:
         return
     x = [row["prompt_len"] for row in known]
-    points(
+    style.points(
         axes, x, [row[column] for row in known], scale, **({"linestyle": "none"} if column == "ttft_ms" else {}) | looks
     )
-
-
-def points(
-    axes: Any, x: Sequence[float], figures: Sequence[Mapping[str, float]], scale: float = 1.0, **looks: Any
-) -> None:
-    """Values with their intervals at given places."""
-    y = np.array([figure["value"] for figure in figures]) * scale
-    low = np.array([figure.get("low", figure["value"]) for figure in figures]) * scale
-    high = np.array([figure.get("high", figure["value"]) for figure in figures]) * scale
-    # Rounding may put a bound a hair beyond the value.
-    spread = np.maximum([y - low, high - y], 0)
-    axes.errorbar(x, y, yerr=spread, **{"markersize": 4.5, "linewidth": 1.4, "elinewidth": 1.2, "capsize": 2.5} | looks)
 
 
 def log_axes(axes: Any, lengths: Sequence[int], y: bool = True, narrow: bool = False) -> None:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from wp1.analysis.base.markdown import ms, number, share, short, table, with_interval
+from wp1.analysis.base.markdown import form_of, ms, number, share, short, table, with_interval
 from wp1.analysis.device import roofline
 from wp1.analysis.device.roofline import LIMITED
+from wp1.analysis.length.figures import shown
 
 Found = Mapping[str, Any] | None
 
@@ -72,9 +73,10 @@ def words(rows: list[dict[str, Any]], fitted: Mapping[str, Any] | None) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
+    _, others = shown()
     header = [
-        "prompt tokens", "n", "TTFT", "p50", "prefill", "host", "tokens/s", "MFU", "TPOT", "MBU", "GiB peak",
-        "limited by",
+        "prompt tokens", "n", "TTFT", "p50", "prefill", "host", "tokens/s", "MFU",
+        *(figure.short_title for figure in others), "MBU", "GiB peak", "limited by",
     ]  # fmt: skip
     lines = [
         [
@@ -86,11 +88,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
             with_interval(row["host_ms"], ms),
             with_interval(row["prefill_tokens_per_s"], short),
             with_interval(row["mfu"], share),
-            with_interval(row["tpot_ms"], ms),
+            *(with_interval(row[figure.short_column], form_of(figure.metric.unit)) for figure in others),
             with_interval(row["mbu"], share),
             None if row["memory_gib_peak"] is None else f"{row['memory_gib_peak']:.2f}",
             row["limited_by"],
         ]
         for row in rows
     ]
-    return table(header, lines, "rrrrrrrrrrrl")
+    return table(header, lines, "r" * (len(header) - 1) + "l")

@@ -5,11 +5,11 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import cells, metrics, steady
+from wp1.analysis.base import cells, metric_table, metrics
 from wp1.analysis.base.markdown import share
 from wp1.analysis.device import roofline
 from wp1.analysis.device.figures import load_window
-from wp1.stats import samples, spans
+from wp1.stats import spans
 
 # KV this full while requests wait, or a preemption, means that they wait for room.
 FULL = 0.9
@@ -53,11 +53,8 @@ def by_load(
 
 def _row(cell: cells.CellName, sent: pl.DataFrame, slo: Mapping[str, Any], devices: int) -> dict[str, Any]:
     answered = sent.filter(pl.col("status") == "ok")
-    sample = samples.Sample(steady.of_figures(answered))
-    delivered = [metrics.delivered(rows) for _, rows in sent.group_by("repeat", maintain_order=True)]
-    tokens, seconds = [d[1] for d in delivered], [d[2] * devices for d in delivered]
     limits = metrics.limits(slo)
-    attained = metrics.attainment(sent, *limits)
+    attained = metrics.attainment(sent, limits)
     return {
         "cell": cell.name,
         "prompt": cell.prompt,
@@ -66,16 +63,9 @@ def _row(cell: cells.CellName, sent: pl.DataFrame, slo: Mapping[str, Any], devic
         "request_rate": cell.rate or None,
         "sent": sent.height,
         "ok": answered.height,
-        "repeats": len(delivered),
+        "repeats": sent["repeat"].n_unique(),
         "devices": devices,
-        "ttft_ms": sample.figure("ttft_ms"),
-        "ttft_ms_p95": sample.figure("ttft_ms", "p95"),
-        "tpot_ms": sample.figure("tpot_ms"),
-        "itl_ms_p50": sample.figure("itl_ms", "p50"),
-        "itl_ms_p95": sample.figure("itl_ms", "p95"),
-        "itl_ms_p99": sample.figure("itl_ms", "p99"),
-        "e2e_ms": sample.figure("e2e_ms"),
-        "output_tokens_per_s_per_device": samples.ratio(tokens, seconds),
+        **metrics.figures(sent, metric_table.shown_in("load"), limits, devices),
         "attainment": attained,
         "attainment_interval": None if attained is None else list(metrics.attainment_interval(sent, limits) or ()),
     }

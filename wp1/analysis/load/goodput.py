@@ -54,7 +54,7 @@ def tested(requests: pl.DataFrame, arms: Sequence[str], slo: Mapping[str, Any]) 
     limits = metrics.limits(slo)
     measured = requests.filter(~pl.col("warmup"))
     names = [cell for cell in map(cells.parse, cells.ordered(measured["cell"])) if cell.rate > 0 and cell.prompt_len]
-    if arms or all(limit is None for limit in limits):
+    if arms or not limits:
         return []
     probes: list[Probe] = []
     for (arm,), rows in measured.group_by("arm", maintain_order=True):
@@ -70,7 +70,7 @@ def _step(probe: Probe, requests: pl.DataFrame, limits: metrics.Limits) -> dict[
     rows = requests.filter(~pl.col("warmup") & (pl.col("arm") == probe.arm) & (pl.col("cell") == probe.cell))
     # Of an open loop with a steady state, what attainment is of.
     rows = steady.of_figures(rows)
-    met = int(rows.select(metrics.met(*limits).sum()).item()) if rows.height else 0
+    met = int(rows.select(metrics.met(limits).sum()).item()) if rows.height else 0
     low, high = metrics.attainment_interval(rows, limits) or (None, None)
     return {
         "number": probe.number + 1,
@@ -79,7 +79,7 @@ def _step(probe: Probe, requests: pl.DataFrame, limits: metrics.Limits) -> dict[
         "repeats": probe.repeats,
         "sent": rows.height,
         "met": met,
-        "attainment": metrics.attainment(rows, *limits),
+        "attainment": metrics.attainment(rows, limits),
         "passed": passes(probe),
         "low": low,
         "high": high,

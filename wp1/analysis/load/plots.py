@@ -4,18 +4,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wp1.analysis.base import metrics, style
+from wp1.analysis.base import metric_table, metrics, style
 from wp1.analysis.base.style import Plot
-from wp1.analysis.length.plots import points
 
-PANELS = (
-    ("tpot_ms", "TPOT, mean", "ms", 1.0),
-    ("itl_ms_p99", "ITL, p99", "ms", 1.0),
-    ("ttft_ms", "TTFT, mean", "ms", 1.0),
-    ("output_tokens_per_s_per_device", "Output a device", "tokens/s", 1.0),
+# What a higher load moves first comes first; other metrics follow in the table's order.
+FIRST = ("tpot_ms", "itl_ms", "ttft_ms")
+# Of a cell's row (`load.figures`): column, title, unit, and what values are multiplied by.
+Panel = tuple[str, str, str, float]
+OF_DEVICE: tuple[Panel, ...] = (
     ("mbu", "MBU of decode", "% of peak", 100.0),
     ("kv", "KV cache in use, peak", "% of blocks", 100.0),
 )
+
+
+def panels() -> list[Panel]:
+    """What is drawn over load: the table's metrics, then how full device and KV cache were."""
+    figures = [
+        figure
+        for metric in metric_table.METRICS
+        for figure in metric.at((metric.shown.load_panel,))
+        if metric.shown.load_panel
+    ]
+    figures.sort(key=lambda figure: FIRST.index(figure.metric.key) if figure.metric.key in FIRST else len(FIRST))
+    return [*map(_panel, figures), *OF_DEVICE]
+
+
+def _panel(figure: metric_table.Figure) -> Panel:
+    metric = figure.metric
+    title = (
+        f"{metric.title}, {figure.statistic}" if metric.of_one_request else metric.title[0].upper() + metric.title[1:]
+    )
+    unit = "%" if metric.unit == "share" else metric.unit
+    return figure.short_column, title + (" a device" if metric.kind == "rate" else ""), unit, figure.scale
 
 
 def load_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> list[Plot]:
@@ -52,18 +72,20 @@ def _panels(rows: list[dict[str, Any]], path: Path, about: str, mark: str) -> No
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    figure, grid = plt.subplots(3, 2, figsize=(style.WIDTH, 7.4), sharex=True)
+    drawn = panels()
+    down = -(-len(drawn) // 2)
+    figure, grid = plt.subplots(down, 2, figsize=(style.WIDTH, 0.5 + 2.3 * down), squeeze=False, sharex=True)
     palette = sns.color_palette(style.PALETTE)
     loads = _loads(rows)
     prompts = list(dict.fromkeys(row["prompt"] for row in rows))
-    for axes, (column, title, unit, scale) in zip(grid.flat, PANELS, strict=True):
+    for axes, (column, title, unit, scale) in zip(grid.flat, drawn, strict=False):
         for k, prompt in enumerate(prompts):
             known = [(row, _figure(row, column)) for row in rows if row["prompt"] == prompt]
             shown = [(row, figure) for row, figure in known if figure]
             if shown:
                 x = [loads.index(_load(row)) for row, _ in shown]
                 looks = {"label": _words(prompt), "color": palette[k % 10], **style.series(k, len(prompts))}
-                points(axes, x, [figure for _, figure in shown], scale, **looks)
+                style.points(axes, x, [figure for _, figure in shown], scale, **looks)
         axes.set_title(title, fontsize="medium")
         axes.set_ylabel(unit)
         axes.set_xticks(range(len(loads)), [f"{load:g}" for _, load in loads])
@@ -72,8 +94,12 @@ def _panels(rows: list[dict[str, Any]], path: Path, about: str, mark: str) -> No
         _scale(axes, logarithmic=unit[0] != "%")
         sns.despine(ax=axes)
     rates = any(kind for kind, _ in loads)
-    for axes in grid[-1]:
-        axes.set_xlabel("requests/s" if rates else "requests at a time")
+    for n, axes in enumerate(grid.flat):
+        axes.set_visible(n < len(drawn))
+        # The lowest panel of each column carries the axis, also where the last row is not full.
+        if n + 2 >= len(drawn):
+            axes.set_xlabel("requests/s" if rates else "requests at a time")
+            axes.tick_params(labelbottom=True)
     figure.suptitle(
         style.title(f"Load and context{about}", mark), x=0.01, ha="left", fontsize="large", fontweight="bold"
     )
@@ -93,7 +119,7 @@ def _frontier(rows: list[dict[str, Any]], path: Path, about: str, mark: str) -> 
         shown = [row for row in rows if row["prompt"] == prompt and row["output_tokens_per_s_per_device"]]
         x = [row["output_tokens_per_s_per_device"]["value"] for row in shown]
         looks = {"label": _words(prompt), "color": palette[k % 10], **style.series(k, len(prompts))}
-        points(axes, x, [row["tpot_ms"] for row in shown], **looks)
+        style.points(axes, x, [row["tpot_ms"] for row in shown], **looks)
         # The ends of a line say which way the load grows; names at every point would run into each other.
         for n, place in {0: (-4, -12), len(shown) - 1: (5, 5)}.items():
             axes.annotate(
@@ -114,7 +140,7 @@ def _frontier(rows: list[dict[str, Any]], path: Path, about: str, mark: str) -> 
 
 def _figure(row: dict[str, Any], column: str) -> dict[str, float] | None:
     if column != "kv":
-        return row[column]
+        return row.get(column)
     return None if row["kv_use_peak"] is None else {"value": row["kv_use_peak"]}
 
 
@@ -184,7 +210,7 @@ def _paths(rows: list[Mapping[str, Any]], path: Path, slo: Mapping[str, Any], of
         row = rows[n]
         steps = sorted(row["path"], key=lambda step: step["rate"])
         figures = [{"value": s["attainment"] or 0.0, "low": s["low"] or 0.0, "high": s["high"] or 0.0} for s in steps]
-        points(axes, [s["rate"] for s in steps], figures, 100, color=palette[0], marker="o", clip_on=False)
+        style.points(axes, [s["rate"] for s in steps], figures, 100, color=palette[0], marker="o", clip_on=False)
         for step in steps:
             axes.annotate(
                 step["number"], (step["rate"], 100 * (step["attainment"] or 0.0)), textcoords="offset points",

@@ -44,7 +44,7 @@ def planned_probes(requests: pl.DataFrame, arm: str, prompt_len: int, limits: me
     for name in cells.ordered(requests["cell"]):
         cell, rows = cells.parse(name), requests.filter(pl.col("cell") == name)
         if cell.rate > 0:
-            attained = metrics.attainment(rows, *limits)
+            attained = metrics.attainment(rows, limits)
             repeats = rows["repeat"].n_unique()
             found.append(Probe(arm, prompt_len, len(found), cell.rate, name, True, repeats, attained))
     return found

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from wp1.analysis.base import cells, metrics
-from wp1.analysis.base.markdown import ms, number, percent, share, short, table, with_interval
+from wp1.analysis.base import cells, metric_table, metrics
+from wp1.analysis.base.markdown import form_of, ms, number, percent, share, short, table, with_interval
 from wp1.analysis.device import roofline
 from wp1.analysis.device.roofline import LIMITED
 
@@ -66,16 +66,15 @@ def _name(row: Mapping[str, Any]) -> list[str]:
 
 def _latency(rows: list[dict[str, Any]]) -> str:
     with_slo = any(row["attainment"] is not None for row in rows)
-    header = ["prompt tokens", "load", "n", "TTFT", "TTFT p95", "TPOT", "ITL p50", "ITL p95", "ITL p99"]
-    header += ["tokens/s a device"] + (["SLO attainment"] if with_slo else [])
+    shown = [figure for figure in metric_table.shown_in("load") if figure.metric.shown.load_table]
+    header = ["prompt tokens", "load", "n", *(figure.short_title for figure in shown)]
+    header += ["SLO attainment"] if with_slo else []
     lines = []
     for row in rows:
         line = [
             *_name(row),
             number(row["ok"]) + (f" of {number(row['sent'])}" if row["ok"] < row["sent"] else ""),
-            *(with_interval(row[key], ms) for key in ("ttft_ms", "ttft_ms_p95", "tpot_ms")),
-            *(with_interval(row[key], ms) for key in ("itl_ms_p50", "itl_ms_p95", "itl_ms_p99")),
-            with_interval(row["output_tokens_per_s_per_device"], short),
+            *(with_interval(row[figure.short_column], form_of(figure.metric.unit)) for figure in shown),
         ]
         if with_slo:
             interval = row["attainment_interval"]

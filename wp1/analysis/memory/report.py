@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import cells, tables
+from wp1.analysis.base import cells, metric_table, tables
 from wp1.analysis.base.markdown import Unit, in_unit, ms, number, percent, size_in, table, text, unit_of
 from wp1.analysis.comparison.arms import devices_of
 from wp1.analysis.memory import capacity, capacity_report
@@ -83,6 +83,10 @@ def section(
     return "\n\n".join(part for part in parts if part)
 
 
+# What a request took as a whole; its parts are no matter here.
+SERVED = ("ttft_ms", "e2e_ms")
+
+
 def _served(requests: pl.DataFrame, arms: Sequence[str]) -> str:
     """What the requests took that memory was read around: one each, from which no speed is to be read."""
     answered = requests.filter(~pl.col("warmup") & (pl.col("status") == "ok"))
@@ -90,11 +94,11 @@ def _served(requests: pl.DataFrame, arms: Sequence[str]) -> str:
     lines = [
         [
             number(cells.parse(cell).prompt_len or 0),
-            *(ms(took.get((arm, cell), {}).get(column)) for arm in arms for column in ("ttft_ms", "e2e_ms")),
+            *(ms(took.get((arm, cell), {}).get(column)) for arm in arms for column in SERVED),
         ]
         for cell in cells.ordered(answered["cell"])
     ]
-    header = ["prompt tokens", *(f"{arm}, {title} ms" for arm in arms for title in ("TTFT", "E2E"))]
+    header = ["prompt tokens", *(f"{arm}, {metric_table.title_of(key)} ms" for arm in arms for key in SERVED)]
     return (
         "### What the requests took\n\n"
         "One request a length and arm (n = 1), sent to read memory by. What length and disaggregation cost in time is "

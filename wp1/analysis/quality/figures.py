@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis.base import cells
+from wp1.analysis.base import cells, metric_table
 from wp1.analysis.base.metrics import distribution
 from wp1.analysis.quality import perplexity
 from wp1.core import shapes
@@ -42,6 +42,7 @@ def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
         return pl.DataFrame()
     lines = read_rows(path, "example", *NEEDED, shape=shapes.EXAMPLE)
     examples = {(line["cell"], line["example"]): line for line in lines}
+    timed = [metric.key for metric in metric_table.of_kind("request") if metric.shown.overview or metric.shown.scores]
     rows = []
     for record in requests.filter(~pl.col("warmup")).iter_rows(named=True):
         example = examples.get((record["cell"], record["example"]))
@@ -54,7 +55,7 @@ def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
         rows.append(
             {
                 **{key: record[key] for key in ("arm", "cell", "repeat", "status", "prompt_tokens", "output_tokens")},
-                **{key: record[key] for key in ("ttft_ms", "tpot_ms", "e2e_ms", "nll_window", "nll")},
+                **{key: record[key] for key in (*timed, "nll_window", "nll")},
                 **{key: example[key] for key in ("example", "category", "metric", "length", "label")},
                 "depth": None if example["depth"] is None else float(example["depth"]),
                 "difficulty": example["difficulty"],
@@ -157,7 +158,11 @@ def _task(rows: pl.DataFrame) -> dict[str, Any]:
 
 def _speed(rows: pl.DataFrame) -> dict[str, Any]:
     units = _units(rows)
-    return {name: distribution(rows[name].cast(pl.Float64).to_numpy(), units) for name in ("ttft_ms", "tpot_ms")}
+    return {
+        metric.key: distribution(rows[metric.key].cast(pl.Float64).to_numpy(), units, metric.digits)
+        for metric in metric_table.of_kind("request")
+        if metric.shown.scores
+    }
 
 
 def _groups(rows: pl.DataFrame) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base.markdown import code, ms, number, table, text
+from wp1.analysis.base import metric_table
+from wp1.analysis.base.markdown import code, form_of, ms, number, table, text
 from wp1.quality.scoring import FEW, MIN_EXAMPLES
 
 EXAMPLES = 3  # best and worst
@@ -134,41 +135,47 @@ def _words(of: Mapping[str, Any]) -> str:
 
 
 def _tasks(of: Mapping[str, Any]) -> str:
-    rows = []
+    rows, speed = [], [figure for figure in metric_table.shown_in("scores") if figure.statistic == "mean"]
+    none = [None] * (1 + len(speed))
     for benchmark, overall in of["benchmarks"].items():
         for task in (task for task in of["tasks"] if task["benchmark"] == benchmark):
             failed = f" ({task['failed']} failed)" if task["failed"] else ""
             rows.append(
                 [
                     f"{benchmark}/{task['task']}", text(task["metric"]), f"{task['n']}{failed}", score_cell(task),
-                    number(task["prompt_tokens"]), ms(task["ttft_ms"].get("mean")), ms(task["tpot_ms"].get("mean")),
+                    number(task["prompt_tokens"]), *(form_of(f.metric.unit)(f.value_in(task)) for f in speed),
                 ]
             )  # fmt: skip
         if overall["tasks"] > 1:
-            rows.append([f"**{benchmark}**", "mean of the tasks", overall["n"], score_cell(overall), None, None, None])
+            rows.append([f"**{benchmark}**", "mean of the tasks", overall["n"], score_cell(overall), *none])
     rows += [
-        [text(name), "mean of the tasks", score["n"], score_cell(score), None, None, None]
-        for name, score in of["groups"].items()
+        [text(name), "mean of the tasks", score["n"], score_cell(score), *none] for name, score in of["groups"].items()
     ]
     if not rows:
         return ""
-    rows.append(["**all tasks**", "mean of the tasks", of["overall"]["n"], score_cell(of["overall"]), None, None, None])
-    header = ["task", "metric", "n", "score % [95 %]", "prompt tokens", "TTFT ms", "TPOT ms"]
-    return table(header, rows, "llrrrrr")
+    rows.append(["**all tasks**", "mean of the tasks", of["overall"]["n"], score_cell(of["overall"]), *none])
+    header = ["task", "metric", "n", "score % [95 %]", "prompt tokens", *map(_speed_title, speed)]
+    return table(header, rows, "ll" + "r" * (3 + len(speed)))
+
+
+def _speed_title(figure: metric_table.Figure) -> str:
+    """`TTFT ms` for a mean, `TTFT p95` for a percentile."""
+    return f"{figure.metric.title} {figure.metric.unit if figure.statistic == 'mean' else figure.statistic}"
 
 
 def _lengths(of: Mapping[str, Any]) -> str:
     if len(of["by_length"]) < 2:
         return ""
+    speed = list(metric_table.shown_in("scores"))
     rows = [
         [
-            f"≤ {number(row['bucket'])}", row["n"], row["tasks"], score_cell(row), ms(row["ttft_ms"].get("mean")),
-            ms(row["ttft_ms"].get("p95")), ms(row["tpot_ms"].get("mean")),
+            f"≤ {number(row['bucket'])}", row["n"], row["tasks"], score_cell(row),
+            *(form_of(figure.metric.unit)(figure.value_in(row)) for figure in speed),
         ]
         for row in of["by_length"]
     ]  # fmt: skip
-    header = ["prompt tokens", "n", "tasks", "score % [95 %]", "TTFT ms", "TTFT p95", "TPOT ms"]
-    return table(header, rows, "rrrrrrr")
+    header = ["prompt tokens", "n", "tasks", "score % [95 %]", *map(_speed_title, speed)]
+    return table(header, rows, "r" * len(header))
 
 
 def _effective(of: Mapping[str, Any]) -> str:

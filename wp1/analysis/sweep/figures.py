@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import metrics, tables
+from wp1.analysis.base import metric_table, metrics, tables
 from wp1.analysis.base.markdown import plain
 from wp1.analysis.comparison import arms, parity
 from wp1.core import redaction, shapes
@@ -28,14 +28,20 @@ from wp1.workload.prompts import REPEATED
 OF_JOB = ("job", "overrides", "status", "reason")
 # What a sweep that goes on needs of it.
 OF_MANIFEST = ("command", "root", "jobs", "status", "tracking", "parent_run_id")
-# Of each cell; the names are those of summary.json.
-FIGURES = (
-    ("ttft_ms", "p50"), ("ttft_ms", "p95"), ("ttft_ms", "mean"), ("ttft_ms", "mean_low"), ("ttft_ms", "mean_high"),
-    ("tpot_ms", "p50"), ("tpot_ms", "p95"), ("tpot_ms", "mean"), ("tpot_ms", "mean_low"), ("tpot_ms", "mean_high"),
-    ("e2e_ms", "p50"),
-)  # fmt: skip
 NO_CELL: dict[str, Any] = {"arm": None, "cell": None, "requests_ok": None, "requests_failed": None}
-NO_FIGURES: dict[str, Any] = {f"{name}_{part}": None for name, part in FIGURES} | {"output_tokens_per_s": None}
+
+
+def figures() -> list[metric_table.Figure]:
+    """What a sweep's table has of each cell: what the page shows, and means with their intervals for the plot."""
+    found = []
+    for metric in metric_table.METRICS:
+        drawn = ("mean", "mean_low", "mean_high") if metric.shown.plots and metric.of_one_request else ()
+        found += metric.at(tuple(dict.fromkeys((*metric.shown.sweep, *drawn))))
+    return found
+
+
+def no_figures() -> dict[str, Any]:
+    return {figure.column: None for figure in figures()}
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ def name_of(job: Job, keys: list[str]) -> str:
 
 
 def rows(jobs: list[Job]) -> pl.DataFrame:
-    """One row a job, arm and cell: the overrides that differ, counts, latencies (ms), output tokens/s, status.
+    """One row a job, arm and cell: the overrides that differ, counts, metrics (`figures`), status.
 
     A job without a cell, because it failed before or never ran, is one row that has its status; a cell that was skipped
     has that for its status, and no figures.
@@ -179,7 +185,7 @@ def rows(jobs: list[Job]) -> pl.DataFrame:
     texts = [*keys, "arm", "cell", "labels", "status", "reason", "run_id"]
     counts = ["job", "requests_ok", "requests_failed"]
     schema: dict[str, Any] = dict.fromkeys(texts, pl.String) | dict.fromkeys(counts, pl.Int64)
-    columns = ["job", *keys, *NO_CELL, *NO_FIGURES, "labels", "status", "reason", "run_id"]
+    columns = ["job", *keys, *NO_CELL, *no_figures(), "labels", "status", "reason", "run_id"]
     return pl.DataFrame(found, schema={name: schema.get(name, pl.Float64) for name in columns})
 
 
@@ -188,7 +194,7 @@ def _skipped(job: Job) -> list[dict[str, Any]]:
     skipped = job.metadata.get("skipped", [])
     names = list(dict.fromkeys(pool["arm"] for pool in job.metadata["pools"])) if skipped else []
     return [
-        NO_CELL | NO_FIGURES | {"arm": arm, "cell": one["cell"], "status": "skipped", "reason": one["reason"]}
+        NO_CELL | no_figures() | {"arm": arm, "cell": one["cell"], "status": "skipped", "reason": one["reason"]}
         for arm in names
         for one in skipped
     ]
@@ -197,7 +203,7 @@ def _skipped(job: Job) -> list[dict[str, Any]]:
 def _cells(job: Job) -> list[dict[str, Any]]:
     """The figures of each cell as the run's own report has them, and from its records where it has none."""
     if job.run_dir is None:
-        return [NO_CELL | NO_FIGURES]
+        return [NO_CELL | no_figures()]
     summary = job.run_dir / "summary.json"
     cells = read_json(summary)["profiling"].get("latency", {}).get("cells") if summary.is_file() else None
     if cells is None:
@@ -205,13 +211,12 @@ def _cells(job: Job) -> list[dict[str, Any]]:
         groups = measured.group_by("arm", "cell", maintain_order=True)
         cells = {f"{arm}/{cell}": metrics.latency(of_cell) for (arm, cell), of_cell in groups}
     found = []
-    for name, figures in cells.items():
+    for name, of_cell in cells.items():
         arm, _, cell = name.partition("/")
-        counts = {"requests_ok": figures["ok"], "requests_failed": figures["failed"]}
-        latencies = {f"{key}_{part}": figures[key].get(part) for key, part in FIGURES}
-        rate = {"output_tokens_per_s": figures["output_tokens_per_s"]}
-        found.append({"arm": arm, "cell": cell} | counts | latencies | rate)
-    return found or [NO_CELL | NO_FIGURES]
+        counts = {"requests_ok": of_cell["ok"], "requests_failed": of_cell["failed"]}
+        values = {figure.column: figure.value_in(of_cell) for figure in figures()}
+        found.append({"arm": arm, "cell": cell} | counts | values)
+    return found or [NO_CELL | no_figures()]
 
 
 @dataclass(frozen=True)
@@ -277,7 +282,7 @@ def side_by_side(names: tuple[str, str], of: list[Pair]) -> tuple[dict[str, Any]
             devices[name] = arms.devices_of(job.metadata["pools"], [arm])[arm]
             limits.append(read_config(job.run_dir)["slo"])
     # Attainment of different limits is not one figure.
-    slo = limits[0] if all(other == limits[0] for other in limits) else {"ttft_ms": None, "tpot_ms": None}
+    slo = limits[0] if all(other == limits[0] for other in limits) else {}
     content, table = arms.contents(pl.concat(parts), names, slo, devices, _tokens(names, of))
     jobs = [{"cell": cell, "job_a": pair.a.number, "job_b": pair.b.number} for pair in of for cell in pair.cells]
     named = table.join(pl.DataFrame(jobs), on="cell", maintain_order="left")

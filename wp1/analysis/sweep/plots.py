@@ -5,7 +5,8 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import cells, style
+from wp1.analysis.base import cells, metric_table, style
+from wp1.analysis.base.metric_table import Figure
 from wp1.analysis.sweep.figures import Job, all_labels, differing, name_of
 
 # Overrides that the name of a cell says already.
@@ -36,16 +37,19 @@ def sweep_plot(path: Path, jobs: list[Job], found: pl.DataFrame) -> bool:
     names = _names(jobs, rows)
     colours = _colours(names, [row["arm"] for row in rows])
     heights, ticks = _layout(rows, names, headed=len(order) > 1)
-    figure, both = plt.subplots(1, 2, figsize=(style.WIDTH, 1.2 + 0.24 * (max(heights) + 1)), sharey=True)
-    for axes, figure_name, title in zip(both, ("ttft_ms", "tpot_ms"), ("TTFT", "TPOT"), strict=True):
-        _means(axes, figure_name, rows, heights, colours)
-        axes.set(xlabel="ms", title=title)
+    means = metric_table.means_in("plots")
+    size = (style.WIDTH, 1.2 + 0.24 * (max(heights) + 1))
+    figure, grid = plt.subplots(1, len(means), figsize=size, sharey=True, squeeze=False)
+    panels = grid[0]
+    for axes, mean in zip(panels, means, strict=True):
+        _means(axes, mean, rows, heights, colours)
+        axes.set(xlabel="%" if mean.metric.unit == "share" else mean.metric.unit, title=mean.metric.title)
         axes.grid(axis="y", visible=False)
         sns.despine(ax=axes, left=True)
-    both[0].set_yticks([height for height, _, _ in ticks], [label for _, label, _ in ticks])
-    for tick, (_, _, heading) in zip(both[0].get_yticklabels(), ticks, strict=True):
+    panels[0].set_yticks([height for height, _, _ in ticks], [label for _, label, _ in ticks])
+    for tick, (_, _, heading) in zip(panels[0].get_yticklabels(), ticks, strict=True):
         tick.set_fontweight("bold" if heading else "normal")
-    both[0].set_ylim(max(heights) + 0.6, -0.6)
+    panels[0].set_ylim(max(heights) + 0.6, -0.6)
     said = ["Mean and 95 % interval", *([cells.parse(order[0]).words] if len(order) == 1 else [])]
     said += [f"the first {MAX_ROWS} of {shown.height}"] if shown.height > MAX_ROWS else []
     mark = f" ({', '.join(all_labels(jobs))})" if all_labels(jobs) else ""
@@ -65,15 +69,18 @@ def _colours(names: list[str], arms: list[str]) -> list[Any]:
     return [of_names[name] for name in names]
 
 
-def _means(axes: Any, name: str, rows: list[Row], heights: list[float], colours: list[Any]) -> None:
+def _means(axes: Any, of: Figure, rows: list[Row], heights: list[float], colours: list[Any]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     for row, height, colour in zip(rows, heights, colours, strict=True):
-        mean = row[f"{name}_mean"]
+        mean = row[of.column]
         if mean is not None:
-            sides = [[mean - row[f"{name}_mean_low"]], [row[f"{name}_mean_high"] - mean]]
+            # Rates and shares have no bounds in a sweep's table.
+            low, high = (row.get(f"{of.column}_{end}", mean) for end in ("low", "high"))
+            mean, low, high = (value * of.scale for value in (mean, low, high))
+            sides = [[mean - low], [high - mean]]
             axes.errorbar(mean, height, xerr=sides, fmt="o", markersize=4.5, capsize=3, color=colour, linewidth=1.4)
-    known = [row[f"{name}_mean"] for row in rows if row[f"{name}_mean"] is not None]
+    known = [row[of.column] for row in rows if row[of.column] is not None]
     if known and min(known) > 0 and max(known) / min(known) > LOG_FROM:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if max(known) / min(known) < 100 else (1,)))

@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import provenance, tables
-from wp1.analysis.base.markdown import fence, ms, plain, table, text
+from wp1.analysis.base import metric_table, provenance, tables
+from wp1.analysis.base.markdown import fence, form_of, plain, table, text
 from wp1.analysis.comparison import report as comparison_report
 from wp1.analysis.quality import figures as quality_figures
 from wp1.analysis.quality import report as quality_report
@@ -22,10 +22,6 @@ from wp1.core.run_folder import read_config
 
 PAGE, ROWS, PAIRS, PLOT = "comparison.md", "comparison.csv", "comparison_pairs.csv", "comparison.png"
 COUNTS = (("requests_ok", "ok"), ("requests_failed", "failed"))
-TIMES = (
-    ("ttft_ms_p50", "TTFT p50"), ("ttft_ms_p95", "TTFT p95"), ("tpot_ms_p50", "TPOT p50"), ("tpot_ms_p95", "TPOT p95"),
-    ("e2e_ms_p50", "E2E p50"), ("output_tokens_per_s", "output tokens/s"),
-)  # fmt: skip
 
 
 def write_comparison(folder: Path, with_plot: bool = True) -> Path:
@@ -95,24 +91,27 @@ def jobs_table(jobs: list[Job], found: pl.DataFrame) -> str:
     # The arm of a job that has one alone is its scheduler, and no news.
     several = found.group_by("job").agg(arms=pl.col("arm").n_unique())["arms"].max() != 1
     arm = ["arm"] if several else []
+    shown = list(metric_table.shown_in("sweep"))
     header = [
         "job",
         *map(plain, titles(keys).values()),
         *arm,
         "cell",
-        *(title for _, title in (*COUNTS, *TIMES)),
+        *(title for _, title in COUNTS),
+        *(figure.title for figure in shown),
         "status",
     ]
     body = [
         [
             row["job"], *(text(row[key] or "—", 60) for key in keys), *(_named(row[name]) for name in arm),
             _named(row["cell"]),
-            *(row[name] for name, _ in COUNTS), *(ms(row[name]) for name, _ in TIMES),
+            *(row[name] for name, _ in COUNTS),
+            *(form_of(figure.metric.unit)(row[figure.column]) for figure in shown),
             row["status"] if row["status"] == "completed" else f"**{row['status']}**",
         ]
         for row in found.iter_rows(named=True)
     ]  # fmt: skip
-    align = "r" + "l" * (len(keys) + len(arm) + 1) + "r" * (len(COUNTS) + len(TIMES)) + "l"
+    align = "r" + "l" * (len(keys) + len(arm) + 1) + "r" * (len(COUNTS) + len(shown)) + "l"
     return (
         "## Jobs\n\n"
         + table(header, body, align)

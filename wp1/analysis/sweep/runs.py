@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import completeness
+from wp1.analysis.base import metrics
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep.figures import Job, Pair
 from wp1.core.errors import ConfigError
@@ -23,7 +24,6 @@ from wp1.core.run_folder import read_config, read_metadata
 SAME_CELL = (
     "prompt_len", "concurrency", "request_rate", "num_requests", "num_warmup", "max_warmup", "warmup_once", "timeout_s",
 )  # fmt: skip
-LIMITS = ("ttft_ms", "tpot_ms", "e2e_ms")
 # Of these groups one setting names the rest, where it differs.
 NAMED_BY = {"scheduler": "mode", "model": "name", "transfer": "name", "dataset": "name", "slo": "name"}
 
@@ -93,7 +93,9 @@ def check_alike(jobs: Sequence[Job]) -> None:
 
 def _definitions(config: Mapping[str, Any]) -> dict[str, Any]:
     workload = {key: value for key, value in config["workload"].items() if key not in SAME_CELL}
-    found = settings_of({"workload": workload}) | {f"slo.{key}": config["slo"].get(key) for key in LIMITS}
+    found = settings_of({"workload": workload}) | {
+        f"slo.{key}": most for key, most in metrics.limits(config["slo"]).items()
+    }
     if workload["prompts"] == "dataset":
         found |= settings_of({"dataset": config["dataset"]})
     return found

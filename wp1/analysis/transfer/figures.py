@@ -5,8 +5,9 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.base import metrics, tables
+from wp1.stats import spans
 
-TIMES = ("transfer_ms", "handoff_ms", "stall_ms", "decode_queue_ms", "copy_ms", "wait_ms")
+TIMES = ("transfer_ms", "handoff_ms", "decode_queue_ms", "copy_ms", "wait_ms")
 
 
 def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame) -> dict[str, Any]:
@@ -17,24 +18,24 @@ def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame
     whose transfer began before the prompt was computed, and so waited for the rest of it; gb_per_s: bytes over the
     union of the transfers' intervals, so that two side by side count once, or None where any overlapped, as it would be
     the prefill's rate then; a transfer of no bytes, or that took no time by the clock, is in neither rate;
-    runs: pieces of neighbouring blocks that a handoff was copied in, mean; stall_ratio: sum of stalls / sum of E2E of
-    the same requests; share_of_ttft: sum of the handoff times within TTFT / sum of TTFT, 0 where the prefill engine
-    streams the first token; queues: requests in each place while these cells were measured, mean and max.
+    runs: pieces of neighbouring blocks that a handoff was copied in, mean; stall_ratio: sum of handoff times / sum of
+    E2E of the same requests; share_of_ttft: sum of the handoff times within TTFT / sum of TTFT, 0 where the prefill
+    engine streams the first token; queues: requests in each place while these cells were measured, mean and max.
     """
     ok = handoffs.filter(pl.col("status") == "ok")
     units = metrics.units_of(ok)
     failed = handoffs.filter(pl.col("status") != "ok")
     moved = ok.filter((pl.col("bytes") > 0) & (pl.col("t_transfer_end") > pl.col("t_transfer_begin")))
-    seconds = _union(moved["t_transfer_begin"].to_list(), moved["t_transfer_end"].to_list())
+    seconds = spans.length(spans.merged([moved.select("t_transfer_begin", "t_transfer_end").to_numpy()]))
     overlapped = moved.filter(pl.col("t_transfer_begin") < pl.col("t_prefill_done")).height
     copied = ok.filter((pl.col("bytes") > 0) & (pl.col("copy_ms") > 0))
     copy_s = float(copied["copy_ms"].sum()) / 1e3
-    delayed = ok.drop_nulls("stall_ms").join(
+    delayed = ok.drop_nulls("handoff_ms").join(
         requests.filter(pl.col("status") == "ok").select("arm", "request_id", "e2e_ms", "ttft_ms", "first_by_decode"),
         on=["arm", "request_id"],
         how="inner",
     )
-    within = pl.when("first_by_decode").then("stall_ms").otherwise(0.0)
+    within = pl.when("first_by_decode").then("handoff_ms").otherwise(0.0)
     return {
         "handoffs": handoffs.height,
         "ok": ok.height,
@@ -54,19 +55,10 @@ def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame
         "copy_gb_per_s": round(int(copied["bytes"].sum()) / copy_s / 1e9, 4) if copy_s > 0 else None,
         "blocks": _total(ok["blocks"]),
         "runs": metrics.distribution(ok["runs"].cast(pl.Float64).to_numpy()).get("mean"),
-        "stall_ratio": _ratio(delayed["stall_ms"], delayed["e2e_ms"]),
+        "stall_ratio": _ratio(delayed["handoff_ms"], delayed["e2e_ms"]),
         "share_of_ttft": _ratio(delayed.select(within.alias("t"))["t"], delayed["ttft_ms"]),
         "queues": _queue_lengths(queues, requests),
     }
-
-
-def _union(begins: list[float], ends: list[float]) -> float:
-    """Seconds that lie in at least one of the intervals."""
-    total, reached = 0.0, float("-inf")
-    for begin, end in sorted(zip(begins, ends, strict=True)):
-        total += max(0.0, end - max(begin, reached))
-        reached = max(reached, end)
-    return total
 
 
 def _total(values: pl.Series) -> int | None:

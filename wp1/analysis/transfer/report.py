@@ -15,8 +15,10 @@ OF_COPY = """\
 OF_SPAN = """\
 - **GB/s over transfers** (1e9 bytes): bytes / time in which any transfer was under way, its launching and messages
   included."""
-TIMES = ("copy_ms", "transfer_ms", "handoff_ms", "stall_ms", "decode_queue_ms")
-STALL = "- **stall**: the part of the handoff that delays the request; **stall ratio**: sum of stalls / sum of E2E."
+TIMES = ("copy_ms", "transfer_ms", "handoff_ms", "decode_queue_ms")
+STALL = """\
+- **stall ratio**: sum of handoffs / sum of E2E. All of a handoff delays its request: what moves while the prompt is
+  still computed delays nothing and lies before it."""
 
 
 def section(profile: Mapping[str, Any]) -> str:
@@ -50,7 +52,7 @@ def section(profile: Mapping[str, Any]) -> str:
         )
     header = [
         "", "handoffs", "MB mean", *(["copy ms", "copy GB/s"] if own_clock else []), "transfer ms", "handoff ms",
-        "stall ms", "wait for a place ms", *(["GB/s over transfers"] if over_transfers else []), "stall ratio",
+        "wait for a place ms", *(["GB/s over transfers"] if over_transfers else []), "stall ratio",
         "share of TTFT",
     ]  # fmt: skip
     note = "Times are p50 / p95. The decode engine cannot go on with a request before its handoff has ended."
@@ -59,7 +61,7 @@ def section(profile: Mapping[str, Any]) -> str:
         note += (
             f" {number(early)} of {number(profile['overall']['ok'])} transfers began before their prompt was computed "
             "(transfer.overlap=on): they are as long as what was left of it, most of which is waiting for the next "
-            "piece. What such a transfer costs is its copy, and what it delays is the stall."
+            "piece. What such a transfer costs is its copy, and what it delays is the handoff."
         )
     columns = "l" + "r" * (len(header) - 1)
     return f"## KV transfer\n\n{table(header, rows, columns)}\n\n{note}{_longest_queues(profile['overall'])}"

@@ -1,9 +1,12 @@
 """KV transfer by NIXL: the decode side reads (pull) or the prefill side writes (push)."""
 
 import math
+import secrets
 import socket
+from pathlib import Path
 from typing import Any
 
+from wp1.core.errors import WP1Error
 from wp1.machine import hardware
 from wp1.serving.transfer import Kept, Pools, Role, TransferReport, reports_in
 
@@ -13,6 +16,13 @@ WHY = {
     "(vllm-project/vllm#52607): 0.47 GB/s instead of 31 GB/s on one H200",
     "pull": "asked for; vLLM's default, named NixlConnector there",
 }
+
+# Linux's range of ephemeral ports, which it assigns to sockets without a fixed port.
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+# Ports below this are often used by well-known services.
+LOWEST = 20_000
+TRIES = 100
+_given: set[int] = set()
 
 
 class NixlTransfer:
@@ -96,7 +106,36 @@ class NixlTransfer:
 
 
 def _free_port() -> int:
-    """A TCP port that was free a moment ago, for one engine's handshake."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
+    """Returns a TCP port for one engine's handshake that is free now and outside the kernel's ephemeral range.
+
+    The engine binds it only after its workers have started. By then an ephemeral port may be taken, because each rank
+    of a tensor-parallel engine opens several. vLLM's listener would fail with "Address already in use", and the engine
+    would wait for it forever. Raises WP1Error if no port is free.
+    """
+    first, last = _outside_of(EPHEMERAL)
+    for _ in range(TRIES):
+        port = first + secrets.randbelow(last - first + 1)
+        if port in _given:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("localhost", port))
+            except OSError:
+                continue
+        _given.add(port)
+        return port
+    raise WP1Error(f"no TCP port from {first} to {last} is free on localhost for NIXL's handshake: use transfer=ipc")
+
+
+def _outside_of(path: Path) -> tuple[int, int]:
+    """Returns the first and last port of the larger range below or above the ephemeral ports.
+
+    path: Linux's file with the ephemeral range. If that leaves fewer than TRIES ports, all from LOWEST on are used.
+    """
+    try:
+        first, last = map(int, path.read_text(encoding="ascii").split())
+    except (OSError, ValueError):
+        first, last = 32768, 60999  # Linux's default
+    below, above = (LOWEST, first - 1), (last + 1, 65535)
+    larger = max(below, above, key=lambda ends: ends[1] - ends[0])
+    return larger if larger[1] - larger[0] >= TRIES else (LOWEST, 65535)

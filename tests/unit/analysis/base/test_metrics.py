@@ -79,10 +79,10 @@ def test_no_requests_at_all() -> None:
 def test_attainment_counts_failures_as_misses() -> None:
     slow = {"t_tokens": [13.0, 13.2, 13.6]}
     requests = _requests({}, {}, slow, {"status": "error", "t_tokens": []})
-    assert metrics.attainment(requests, ttft_ms=1500, tpot_ms=None) == 0.5
-    assert metrics.attainment(requests, ttft_ms=1500, tpot_ms=299) == 0.0
-    assert metrics.attainment(requests, ttft_ms=None, tpot_ms=301) == 0.75
-    assert metrics.attainment(requests, None, None) is None
+    assert metrics.attainment(requests, {"ttft_ms": 1500}) == 0.5
+    assert metrics.attainment(requests, {"ttft_ms": 1500, "tpot_ms": 299}) == 0.0
+    assert metrics.attainment(requests, {"tpot_ms": 301}) == 0.75
+    assert metrics.attainment(requests, {}) is None
 
 
 def test_percentiles_interpolate() -> None:

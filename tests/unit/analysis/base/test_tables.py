@@ -94,26 +94,26 @@ def test_the_times_of_a_handoff() -> None:
     row = _handoff()
     assert row["transfer_ms"] == pytest.approx(100)
     assert row["decode_queue_ms"] == pytest.approx(100)
-    assert row["handoff_ms"] == row["stall_ms"] == pytest.approx(400)
+    assert row["handoff_ms"] == pytest.approx(400)
 
 
 def test_what_moves_beside_prefill_delays_nothing() -> None:
     overlapping = _handoff(t_transfer_begin=10.1)
     assert overlapping["transfer_ms"] == pytest.approx(700)
-    assert overlapping["stall_ms"] == pytest.approx(400)
+    assert overlapping["handoff_ms"] == pytest.approx(400)
     early = _handoff(t_transfer_begin=10.1, t_decode_scheduled=10.4)
-    assert early["handoff_ms"] == early["stall_ms"] == 0
+    assert early["handoff_ms"] == 0
 
 
 def test_a_handoff_that_failed_has_no_times_it_did_not_get_to() -> None:
     row = _handoff(status="failed", t_transfer_end=None, t_decode_scheduled=None)
-    assert (row["transfer_ms"], row["handoff_ms"], row["stall_ms"]) == (None, None, None)
+    assert (row["transfer_ms"], row["handoff_ms"]) == (None, None)
     assert row["decode_queue_ms"] == pytest.approx(100)
 
 
 def test_files_that_are_not_there_are_empty_tables(tmp_path: Path) -> None:
     assert tables.handoffs(tmp_path / "handoffs.jsonl").height == 0
-    assert "stall_ms" in tables.handoffs(tmp_path / "handoffs.jsonl").columns
+    assert "handoff_ms" in tables.handoffs(tmp_path / "handoffs.jsonl").columns
     assert tables.queues(tmp_path / "queues.jsonl").schema == pl.Schema(tables.QUEUE_SCHEMA)
     assert "handoff_ms" in tables.requests(tmp_path / "records.jsonl").columns
 

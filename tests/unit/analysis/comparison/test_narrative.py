@@ -7,11 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from wp1.analysis.base import tables
-from wp1.analysis.comparison.figures import METRICS, SCHEMA, compare
+from wp1.analysis.base import metric_table, tables
+from wp1.analysis.comparison.figures import SCHEMA, compare
 from wp1.analysis.comparison.narrative import in_words
 
-UNITS = {name: unit for name, _, unit in METRICS}
+UNITS = {figure.name: figure.metric.unit for figure in metric_table.shown_in("comparison")}
 
 
 def _rows(**cells: Mapping[str, tuple[float | None, float | None, bool | None]]) -> pl.DataFrame:

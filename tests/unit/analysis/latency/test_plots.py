@@ -265,7 +265,7 @@ def test_points_of_several_arms_stand_at_their_true_places(figures: list[Any], t
 def test_points_of_several_lengths_stand_at_their_loads(figures: list[Any], tmp_path: Path) -> None:
     rows = [
         {"arm": "agg", "prompt": prompt, "concurrency": load, "request_rate": None, "ok": 4, "kv_use_peak": 0.5}
-        | {name: {"n": 4, "value": 1.0 * load, "low": 0.5, "high": 90.0} for name, *_ in load_plots.PANELS[:-1]}
+        | {name: {"n": 4, "value": 1.0 * load, "low": 0.5, "high": 90.0} for name, *_ in load_plots.panels()[:-1]}
         for prompt in ("256", "1024", "4096")
         for load in (1, 8, 64)
     ]
@@ -355,7 +355,7 @@ def test_an_interval_that_reaches_to_zero_does_not_stretch_a_logarithmic_axis(fi
     for least in (0.0, 0.04):
         _, axes = plt.subplots()
         figure = [{"value": 30.0, "low": least, "high": 60.0}, {"value": 4000.0, "low": 3900.0, "high": 4100.0}]
-        length_plots.points(axes, [1, 2], figure)
+        style.points(axes, [1, 2], figure)
         assert list(style.heights(axes)) == [30, 4000]
         load_plots._scale(axes)
         assert axes.get_yscale() == "log"
