@@ -33,7 +33,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def change(path: Path, **to: Any) -> None:
-    """The content as YAML: JSON is valid YAML."""
+    """Changes keys of a JSON or YAML file; the result is JSON, which is valid YAML."""
     content = yaml.safe_load(path.read_text())
     path.write_text(json.dumps(content | to))
 

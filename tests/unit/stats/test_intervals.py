@@ -99,7 +99,7 @@ def test_benjamini_and_hochberg_by_hand() -> None:
 
 
 def test_how_many_repeats_a_difference_needs() -> None:
-    """One standard deviation takes ten repeats, as in tables of the paired t-test; three standard deviations take four."""
+    """One standard deviation takes ten repeats, as in tables of the paired t-test; three take four."""
     assert intervals.repeats_needed(1.0, 1 / math.sqrt(3), 3) == 10
     assert intervals.repeats_needed(3.0, 1 / math.sqrt(3), 3) == 4
     assert intervals.repeats_needed(0.3, 1 / math.sqrt(3), 3) == pytest.approx(90, abs=2)

@@ -7,11 +7,11 @@ from wp1.stats import samples
 
 
 def _requests(values: list[list[float]]) -> pl.DataFrame:
-    """A sample from the values of each repeat's requests."""
+    """A table of requests, from the values in each repeat."""
     rows = [
         {"request_id": f"r{repeat}/{n}", "repeat": repeat, "x": value}
-        for repeat, of_repeat in enumerate(values)
-        for n, value in enumerate(of_repeat)
+        for repeat, repeat_values in enumerate(values)
+        for n, value in enumerate(repeat_values)
     ]
     return pl.DataFrame(rows, schema={"request_id": pl.String, "repeat": pl.Int64, "x": pl.Float64})
 
