@@ -22,8 +22,7 @@ from wp1.analysis.sweep.report import PAGE, PAIRS, PLOT, ROWS, contrast, jobs_ta
 from wp1.core import command, files, locks
 from wp1.core.errors import ConfigError, WP1Error, access_told, unforeseen
 from wp1.core.identity import settings_of
-from wp1.core.paths import comparisons_of, folder_named, report_of
-from wp1.core.run_folder import read_config
+from wp1.core.paths import comparisons_of, folder_named
 
 
 def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
@@ -41,12 +40,12 @@ def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
     doubts = runs.warnings(jobs)
     folder = out or default_folder(jobs)
     with locks.written(files.real_folder(folder)):
-        return _write(folder, folders, jobs, found, pairs, doubts, given)
+        return _write(folder, jobs, found, pairs, doubts, given)
 
 
 def _write(
-    folder: Path, folders: list[Path], jobs: list[Job], found: pl.DataFrame, pairs: list[sweep_figures.Pair],
-    doubts: list[str], given: list[Path],
+    folder: Path, jobs: list[Job], found: pl.DataFrame, pairs: list[sweep_figures.Pair], doubts: list[str],
+    given: list[Path],
 ) -> tuple[Path, list[str]]:  # fmt: skip
     tables.write_csv(found, folder / ROWS, 3)
     sections, frames, words = [], [], []
@@ -57,6 +56,8 @@ def _write(
         words.append(f"{names[1]} against {names[0]}: {content['words']}")
         marks = ", ".join(sweep_figures.all_labels([pair.a, pair.b]))
         frames.append(frame.with_columns(labels=pl.lit(marks or None, pl.String)))
+        # The first run's are held against the next.
+        pair.b.run.drop_requests()
     tables.write_csv(pl.concat(frames), folder / PAIRS, 4)
     plotted = sweep_plot(folder / PLOT, jobs, found)
     parts = [
@@ -65,7 +66,7 @@ def _write(
             f"> **{text(doubt.partition(':')[0])}**{text(doubt[len(doubt.partition(':')[0]) :], 1000)}\n"
             for doubt in doubts
         ),
-        _settings(folders, jobs, folder),
+        _settings(jobs, folder),
         f"![Mean TTFT and TPOT of each run, with 95 % intervals]({PLOT})" if plotted else "",
         jobs_table(jobs, found),
         reasons(jobs, found),
@@ -82,13 +83,12 @@ def default_folder(jobs: list[Job]) -> Path:
     """comparisons/<the runs' last letters>: the same runs go to the same place."""
     names = [str(job.metadata["run_id"])[-8:] for job in jobs]
     more = [f"and-{len(names) - 4}-more"] if len(names) > 4 else []
-    assert jobs[0].run_dir is not None
-    return comparisons_of(jobs[0].run_dir, read_config(jobs[0].run_dir)) / "-".join([*names[:4], *more])
+    return comparisons_of(jobs[0].run.path, jobs[0].run.config) / "-".join([*names[:4], *more])
 
 
-def _settings(folders: list[Path], jobs: list[Job], beside: Path) -> str:
+def _settings(jobs: list[Job], beside: Path) -> str:
     """The runs, and every setting in which they differ."""
-    configs = [settings_of(read_config(folder)) for folder in folders]
+    configs = [settings_of(job.run.config) for job in jobs]
     keys = runs.differing_settings(configs)
     header = ["", *(f"run {job.number}" for job in jobs)]
     body: list[list[Any]] = [
@@ -104,8 +104,7 @@ def _settings(folders: list[Path], jobs: list[Job], beside: Path) -> str:
 
 def _report(job: Job, beside: Path) -> str:
     """A link to the run's report, where there is one."""
-    assert job.run_dir is not None
-    page = report_of(job.run_dir, read_config(job.run_dir), job.metadata["run_id"])
+    page = job.run.report
     return f"[report]({os.path.relpath(page, beside.resolve())})" if page else "—"
 
 

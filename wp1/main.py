@@ -25,6 +25,7 @@ from wp1.core import command, locks, redaction
 from wp1.core.errors import ConfigError, WP1Error
 from wp1.core.identity import RUN_ID, new_run_id, new_sweep_id
 from wp1.core.paths import CONF, project_root, reports_of
+from wp1.core.run_files import METADATA
 from wp1.runner import resume
 from wp1.sweep.callbacks import failed_elsewhere, sweep_began, sweep_closed
 from wp1.sweep.launcher import engines_of_sweep
@@ -74,7 +75,7 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
 
     if cfg.tracking.enabled:
         check_uri(cfg.tracking.uri, Path(cfg.root))
-    resuming = cfg.resume is not None and (run_dir / "run_metadata.json").is_file()
+    resuming = cfg.resume is not None and METADATA.at(run_dir).is_file()
     if resuming:
         resume.check_same(cfg, run_dir)
     cfg.resume = None

@@ -11,8 +11,7 @@ from pathlib import Path
 from wp1.analysis import packet
 from wp1.core import command, locks
 from wp1.core.errors import WP1Error, access_told, unforeseen
-from wp1.core.paths import folder_named, reports_of
-from wp1.core.run_folder import read_config
+from wp1.core.paths import folder_named
 from wp1.runner.console import Screen
 from wp1.runner.reports import make_report
 
@@ -78,7 +77,7 @@ def _without_report(chosen: dict[str, packet.Run]) -> list[str]:
             with screen.step(f"making the report of {name}, {run.folder}"):
                 try:
                     with locks.written(run.folder):
-                        make_report(run.folder, reports_of(run.folder, read_config(run.folder)))
+                        make_report(run.folder, run.tables.reports)
                 except WP1Error as error:
                     found.append(f"{name} has no report, and none can be made: {run.within(error)}")
     return found

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from wp1.core import command, locks
 from wp1.core.errors import ConfigError, WP1Error, access_told, unforeseen
-from wp1.core.paths import folder_named, reports_of, run_or_sweep
-from wp1.core.run_folder import read_config
+from wp1.core.paths import folder_named, run_or_sweep
+from wp1.core.run_folder import RunFolder
 from wp1.runner.reports import make_comparison, make_report
 
 
@@ -18,7 +18,7 @@ def _made(folder: Path, reports: Path | None) -> Path:
     with locks.written(folder):
         if kind == "sweep":
             return make_comparison(folder)
-        return make_report(folder, reports or reports_of(folder, read_config(folder)))
+        return make_report(folder, reports or RunFolder(folder).reports)
 
 
 def main() -> None:

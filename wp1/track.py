@@ -12,10 +12,11 @@ from typing import Any
 
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep.report import PAGE, PLOT, write_comparison
-from wp1.core import command, files, locks, redaction, untrusted
+from wp1.core import command, files, locks, redaction, run_files, untrusted
 from wp1.core.errors import ConfigError, WP1Error, access_told, unforeseen
-from wp1.core.paths import at_home, folder_named, project_root, report_of, reports_of, run_or_sweep
-from wp1.core.run_folder import read_config, read_json, read_metadata, write_json
+from wp1.core.paths import at_home, folder_named, project_root, run_or_sweep
+from wp1.core.run_files import ENGINE_LOG, METADATA, SUMMARY
+from wp1.core.run_folder import RunFolder, read_json, write_json
 from wp1.runner.reports import make_report
 from wp1.tracking.mlflow_store import close_sweep, open_sweep, publish, shown
 
@@ -25,7 +26,8 @@ def track(run_dir: Path, uri: str | None) -> str:
 
     uri: where to, instead of `store_for`.
     """
-    return _publish(run_dir, _page(run_dir), uri or store_for(run_dir, read_config(run_dir)))
+    run, page = _reported(run_dir)
+    return _publish(run, page, uri or store_for(run_dir, run.config))
 
 
 def track_sweep(folder: Path, uri: str | None) -> Iterator[str]:
@@ -37,10 +39,9 @@ def track_sweep(folder: Path, uri: str | None) -> Iterator[str]:
     unfinished = manifest["status"] == "running"
     if unfinished:
         _refuse_while_written(folder, "a sweep")
-    pages = {
-        job.run_dir: _page(job.run_dir) for job in sweep_figures.read_jobs(folder, manifest) if job.run_dir is not None
-    }
-    if not pages:
+    jobs = sweep_figures.read_jobs(folder, manifest)
+    runs = [_reported(job.run_dir) for job in jobs if job.run_dir is not None]
+    if not runs:
         raise ConfigError(f"{folder} is of a sweep that left no run: there is nothing to publish")
     if unfinished:
         jobs = sweep_figures.read_jobs(folder, manifest)
@@ -57,17 +58,17 @@ def track_sweep(folder: Path, uri: str | None) -> Iterator[str]:
         # Where it goes on, should it be resumed.
         sweep_figures.write_manifest(folder, manifest)
     try:
-        for run_dir, page in pages.items():
-            yield _publish(run_dir, page, where, parent)
+        while runs:
+            yield _publish(*runs.pop(0), where, parent)
     finally:
         with _named(where):
             place = close_sweep(folder, manifest, where)
     yield place
 
 
-def _publish(run_dir: Path, page: Path, where: str, parent: str | None = None) -> str:
+def _publish(run: RunFolder, page: Path, where: str, parent: str | None = None) -> str:
     with _named(where):
-        return publish(run_dir, page.parent, where, float(read_config(run_dir)["tracking"]["timeout_s"]), parent)
+        return publish(run, page.parent, where, float(run.config["tracking"]["timeout_s"]), parent)
 
 
 @contextmanager
@@ -79,16 +80,17 @@ def _named(where: str) -> Iterator[None]:
         raise WP1Error(f"not in MLflow (tracking.uri={shown(where)}): {error}") from error
 
 
-def _page(run_dir: Path) -> Path:
-    """The run's report, made where it is missing or was cut short."""
-    config, metadata = read_config(run_dir), read_metadata(run_dir)
-    unfinished = metadata["status"] == "running"
+def _reported(run_dir: Path) -> tuple[RunFolder, Path]:
+    """A run with its report, which is made if it is missing or was cut short."""
+    run = RunFolder(run_dir)
+    unfinished = run.metadata["status"] == "running"
     if unfinished:
         close(run_dir)
-    page = report_of(run_dir, config, metadata["run_id"])
-    if unfinished or page is None or not (run_dir / "summary.json").is_file() or _lacks_plots(metadata, page):
-        page = make_report(run_dir, reports_of(run_dir, config))
-    return page
+        run = RunFolder(run_dir)
+    page = run.report
+    if unfinished or page is None or not run.has(SUMMARY) or _lacks_plots(run.metadata, page):
+        page = make_report(run_dir, run.reports)
+    return run, page
 
 
 def _lacks_plots(metadata: Mapping[str, Any], page: Path) -> bool:
@@ -117,15 +119,17 @@ def store_for(folder: Path, config: Mapping[str, Any]) -> str:
 def close(run_dir: Path) -> None:
     """Marks a run whose process was killed as failed. Raises WP1Error where that process still lives."""
     _refuse_while_written(run_dir, "a run")
-    metadata = read_json(run_dir / "run_metadata.json")
-    written = (run_dir / name for name in ("run_metadata.json", "records.jsonl", "device.jsonl", "engine.log"))
+    metadata = read_json(METADATA.at(run_dir))
+    written = [
+        file.at(run_dir) for file in run_files.RUN_FILES if file.row is not None or file in (METADATA, ENGINE_LOG)
+    ]
     last = max(path.stat().st_mtime for path in written if path.is_file())
     metadata.update(
         status="failed",
         reason="killed before it ended",
         ended=datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds"),
     )
-    write_json(run_dir / "run_metadata.json", metadata)
+    write_json(METADATA.at(run_dir), metadata)
 
 
 def _tracked(folder: Path, uri: str | None) -> Iterator[str]:

@@ -14,61 +14,58 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import cells, tables
-from wp1.analysis.load import probes
-from wp1.analysis.memory import figures as memory_figures
-from wp1.analysis.quality import figures as quality_figures
-from wp1.core import files, progress, shapes
+from wp1.analysis.base import cells
+from wp1.analysis.base.run_tables import RunTables
+from wp1.core import files, run_files
 from wp1.core.errors import ConfigError, unreadable
 from wp1.core.plan import has_length, plan
-from wp1.core.records import read_rows
-from wp1.core.request_names import FILE as CONTROL
-from wp1.core.run_folder import read_config, read_json, read_metadata
-from wp1.quality.examples import FILE as EXAMPLES
+from wp1.core.run_files import CELLS, CONFIG, EXAMPLES, GOODPUT, HANDOFFS, MEMORY, RECORDS, SUMMARY, RunFile
+from wp1.core.run_folder import RunFolder
 
-RECORDS = "records.jsonl"
 # Arm and cell; where it is known, the repeat too.
 Part = tuple[str | int, ...]
 
 
-def check(run_dir: Path) -> None:
+def check(run: RunTables, with_figures: bool = False) -> None:
     """Raises ConfigError where lines are missing, or are not what they should be, or cannot be read.
 
     The message is one line that names the file, and the counts or the line's number.
+    with_figures: figures are to follow, so that the requests are read as these need them, and once.
     """
     try:
-        _check(run_dir)
+        _check(run, with_figures)
     except OSError as error:
-        raise unreadable(error, run_dir) from error
+        raise unreadable(error, run.path) from error
 
 
-def _check(run_dir: Path) -> None:
-    metadata, config = read_metadata(run_dir), read_config(run_dir)
+def _check(run: RunTables, with_figures: bool) -> None:
+    metadata, config = run.metadata, run.config
+    if with_figures:
+        _ = run.requests
     # A line that is there twice stands for one request.
-    records = tables.keys(run_dir / RECORDS).unique("request_id")
+    records = run.keys().unique("request_id")
     measured = records.filter(~pl.col("warmup"))
     completed = metadata["status"] == "completed"
-    _requests(run_dir, measured, *_said(run_dir, metadata, completed), completed)
+    _requests(run.path, measured, *_said(run, completed), completed)
     if not completed:
         return
-    _progress(run_dir, measured)
+    _progress(run, measured)
     named = set(records["handoff_id"].drop_nulls())
     if named:
-        _held(run_dir / "handoffs.jsonl", "handoffs", named, tables.handoffs(run_dir / "handoffs.jsonl")["handoff_id"])
+        _held(run, HANDOFFS, "handoffs", named, run.handoffs["handoff_id"])
     if config["workload"]["prompts"] == "judged":
         asked = set(measured.select("cell", "example").iter_rows())
-        lines = read_rows(run_dir / EXAMPLES, "example", *quality_figures.NEEDED, shape=shapes.EXAMPLE)
-        _held(run_dir / EXAMPLES, "examples", asked, [(line["cell"], line["example"]) for line in lines])
+        _held(run, EXAMPLES, "examples", asked, [(line["cell"], line["example"]) for line in run.examples])
     if config["experiment"].get("memory"):
-        notes = memory_figures.read_notes(run_dir)
-        _held(run_dir / "memory.jsonl", "notes of memory", _noted(measured, notes, metadata), map(_key_of, notes))
+        noted = _noted(measured, run.notes, metadata)
+        _held(run, MEMORY, "notes of memory", noted, map(_key_of, run.notes))
     if config["experiment"].get("goodput_budget_s") is not None:
         searched = {(arm, cells.parse(cell).prompt_len) for arm, cell in measured.select("arm", "cell").iter_rows()}
-        ended = [(probe.arm, probe.prompt_len) for probe in probes.read(run_dir) if probe.ended is not None]
-        _held(run_dir / probes.FILE, "searches for goodput", searched, ended)
+        ended = [(probe.arm, probe.prompt_len) for probe in run.probes if probe.ended is not None]
+        _held(run, GOODPUT, "searches for goodput", searched, ended)
     # Last, as it says least of what is gone.
     for name, count in metadata.get("lines", {}).items():
-        path = run_dir / name
+        path = run / name
         # A file that is not there is told by what is missed of it, here or on the page (`absent`).
         if path.is_file() and (there := _lines(path)) < count:
             raise ConfigError(
@@ -77,7 +74,10 @@ def _check(run_dir: Path) -> None:
 
 
 def lines_of(run_dir: Path) -> dict[str, int]:
-    """How many lines each file has that has one a request, sample or the like: a run that ends notes it of itself."""
+    """How many lines each file with rows has: a run that ends notes it of itself.
+
+    Files that `run_files` does not know are among them, such as those of a collector of somebody's own.
+    """
     found = [path for path in files.plain_files(run_dir, "*.jsonl") if not path.name.endswith(".apart.jsonl")]
     return {path.name: _lines(path) for path in found}
 
@@ -91,26 +91,12 @@ def _lines(path: Path) -> int:
     return count + (last != b"\n")
 
 
-def absent(run_dir: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Files that a run of this configuration leaves and this folder lacks, each with what it would show.
+def absent(run: RunFolder) -> dict[str, str]:
+    """Files that a run of its configuration leaves and its folder lacks, each with what it would show.
 
     A packet may have had no room for them.
     """
-    schedulers = list((config.get("arms") or {}).values()) or [config.get("scheduler") or {}]
-    collectors = [str(part.get("_target_")) for part in (config.get("collectors") or {}).values()]
-    left = {}
-    if any(target.startswith("wp1.collectors.device.") for target in collectors):
-        left["device.jsonl"] = "memory, load, power and energy of the devices"
-    left |= {"engine_stats.jsonl": "KV use, waiting and preemptions in the engines", "loop.jsonl": "event-loop lag"}
-    if config["experiment"].get("control") and config["workload"].get("temperature") == 0:
-        left[CONTROL] = "how close tokens were that part"
-    if any(scheduler.get("mode") == "disagg" for scheduler in schedulers):
-        left |= {"handoffs.jsonl": "KV transfer", "queues.jsonl": "queue lengths"}
-    if config["experiment"].get("memory"):
-        left["memory.jsonl"] = "where memory goes"
-    if config["workload"]["prompts"] == "judged":
-        left[EXAMPLES] = "scores"
-    return {name: what for name, what in left.items() if not (run_dir / name).is_file()}
+    return {file.name: file.shows for file in run_files.RUN_FILES if file.expected(run.config) and not run.has(file)}
 
 
 def _requests(run_dir: Path, measured: pl.DataFrame, said: Mapping[Part, int], source: str, completed: bool) -> None:
@@ -118,7 +104,7 @@ def _requests(run_dir: Path, measured: pl.DataFrame, said: Mapping[Part, int], s
     there = Counter[Part](measured.select("arm", "cell").iter_rows())
     there.update(measured.select("arm", "cell", "repeat").iter_rows())
     short = next((part for part, count in said.items() if there[part] < count), None)
-    path = run_dir / RECORDS
+    path = RECORDS.at(run_dir)
     if short is not None:
         have = sum(min(there[part], count) for part, count in said.items())
         where = f"{short[0]}/{short[1]}" + (f" repeat {short[2]}" if len(short) > 2 else "")
@@ -135,36 +121,36 @@ def _how(path: Path) -> str:
     return "restore the file from a copy"
 
 
-def _said(run_dir: Path, metadata: Mapping[str, Any], completed: bool) -> tuple[dict[Part, int], str]:
+def _said(run: RunFolder, completed: bool) -> tuple[dict[Part, int], str]:
     """How many requests the run says it measured, by part, and the file that says so."""
-    if done := progress.read(run_dir):
-        return {one.unit: one.requests for one in done}, progress.FILE
+    if run.done:
+        return {one.unit: one.requests for one in run.done}, CELLS.name
     if not completed:
-        return {}, progress.FILE
-    if (run_dir / "summary.json").is_file():
+        return {}, CELLS.name
+    if run.has(SUMMARY):
         # By arm/cell; an arm's name has no slash.
-        profile = read_json(run_dir / "summary.json").get("profiling", {}).get("latency", {}).get("cells", {})
+        profile = run.summary.get("profiling", {}).get("latency", {}).get("cells", {})
         if profile:
-            return {tuple(name.split("/", 1)): cell["requests"] for name, cell in profile.items()}, "summary.json"
-    return _planned(run_dir, metadata), "the plan in config.yaml"
+            return {tuple(name.split("/", 1)): cell["requests"] for name, cell in profile.items()}, SUMMARY.name
+    return _planned(run), f"the plan in {CONFIG.name}"
 
 
-def _planned(run_dir: Path, metadata: Mapping[str, Any]) -> dict[Part, int]:
+def _planned(run: RunFolder) -> dict[Part, int]:
     """What a run that completed must have measured: its cells less those skipped; {} where an older plan says less."""
     # Plain data: what a folder that somebody sent has in ${...} is never looked up.
-    config = _Named(read_config(run_dir))
+    config = _Named(run.config)
     try:
         arms = plan(config)
     except AttributeError:
         return {}
-    skipped = {one["cell"] for one in metadata.get("skipped", ())}
+    skipped = {one["cell"] for one in run.metadata.get("skipped", ())}
     exact = has_length(config.workload.prompts)
     return {
         # Of a dataset's or trace's rows the plan does not know how many there are.
         (arm.name, cell.name): cell.repeats * ((cell.num_requests or 1) if exact else 1)
         for arm in arms
         for cell in arm.cells
-        if cell.name not in skipped and _within_reach(cell.prompt_len, arm.name, metadata)
+        if cell.name not in skipped and _within_reach(cell.prompt_len, arm.name, run.metadata)
     }
 
 
@@ -183,19 +169,19 @@ def _within_reach(prompt_len: int | None, arm: str, metadata: Mapping[str, Any])
     return prompt_len is None or reach is None or prompt_len <= reach
 
 
-def _progress(run_dir: Path, measured: pl.DataFrame) -> None:
+def _progress(run: RunFolder, measured: pl.DataFrame) -> None:
     """Of a run that completed every repeat was measured to its end."""
-    if (run_dir / progress.FILE).is_file():
+    if run.has(CELLS):
         units = set(measured.select("arm", "cell", "repeat").iter_rows())
-        _held(run_dir / progress.FILE, "repeats", units, [one.unit for one in progress.read(run_dir)])
+        _held(run, CELLS, "repeats", units, [one.unit for one in run.done])
 
 
-def _held(path: Path, what: str, named: set[Any], there: Iterable[Any]) -> None:
+def _held(run: RunFolder, file: RunFile, what: str, named: set[Any], there: Iterable[Any]) -> None:
     """Raises ConfigError where some of what the records name is not there."""
     gone = named - set(there)
     if gone:
-        have = len(named) - len(gone)
-        raise ConfigError(f"{path} has {have:,} of the {len(named):,} {what} that go with {RECORDS}: {_how(path)}")
+        have, path = len(named) - len(gone), file.at(run.path)
+        raise ConfigError(f"{path} has {have:,} of the {len(named):,} {what} that go with {RECORDS.name}: {_how(path)}")
 
 
 def _key_of(note: Mapping[str, Any]) -> tuple[Any, ...]:

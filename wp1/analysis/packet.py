@@ -16,20 +16,15 @@ from typing import Any
 from wp1.analysis import completeness
 from wp1.analysis.base.markdown import code, fence, inert, table, text
 from wp1.analysis.base.provenance import LOCAL_CHANGES, LOCAL_CHANGES_MEANING, code_of, command_of
-from wp1.core import files, labels, locks
+from wp1.analysis.base.run_tables import RunTables
+from wp1.core import files, labels, locks, run_files
 from wp1.core.errors import ConfigError, WP1Error
-from wp1.core.paths import kind_of, report_of
-from wp1.core.run_folder import read_config, read_json, read_metadata
+from wp1.core.paths import kind_of
+from wp1.core.run_files import METADATA, SUMMARY
+from wp1.core.run_folder import RunFolder
 
 EXPERIMENTS = ("e0", "e1", "e2", "e3", "e4", "e5", "e6")
 PAGE = "README.md"
-# Copied as they are; what is written a line a request or sample is compressed.
-FILES = ("summary.json", "run_metadata.json", "config.yaml")
-# The first are left out last.
-LINES = (
-    "records.jsonl", "cells.jsonl", "examples.jsonl", "goodput.jsonl", "control.jsonl", "handoffs.jsonl",
-    "memory.jsonl", "queues.jsonl", "engine_stats.jsonl", "device.jsonl", "loop.jsonl",
-)  # fmt: skip
 # Of all compressed files of a packet.
 MAX_BYTES = 5 << 20
 # Characters of what is said of an experiment at the top.
@@ -44,8 +39,15 @@ _OF_AN_ARM = re.compile(r"\*\*[\w.-]+\*\*, ")
 class Run:
     """A run that can be part of a packet."""
 
-    folder: Path
-    metadata: dict[str, Any]
+    tables: RunTables
+
+    @property
+    def folder(self) -> Path:
+        return self.tables.path
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return self.tables.metadata
 
     @property
     def experiment(self) -> str:
@@ -59,13 +61,13 @@ class Run:
     @property
     def report(self) -> Path | None:
         """Its page; None where there is none."""
-        return report_of(self.folder, read_config(self.folder), self.metadata["run_id"])
+        return self.tables.report
 
     @cached_property
     def lost(self) -> str | None:
-        """What its folder has lost, in one line with paths within it (`whole.check`); None where it is whole."""
+        """What its folder has lost, in one line with paths within it (`completeness.check`); None where it is whole."""
         try:
-            completeness.check(self.folder)
+            completeness.check(self.tables)
         except ConfigError as error:
             return self.within(error)
         return None
@@ -77,18 +79,18 @@ class Run:
     @property
     def command(self) -> str:
         """How to repeat it."""
-        return _portable_text(command_of(self.metadata), str(read_config(self.folder)["root"]))
+        return _portable_text(command_of(self.metadata), str(self.tables.config["root"]))
 
 
 def find(paths: Iterable[Path]) -> list[Run]:
     """The runs that are, or are within, these folders, oldest first. Raises WP1Error for a folder that has none."""
     found: dict[Path, Run] = {}
     for path in paths:
-        files = [path / "run_metadata.json"] if kind_of(path) == "run" else _below(path)
+        files = [METADATA.at(path)] if kind_of(path) == "run" else _below(path)
         if not files:
             raise WP1Error(f"{path} has no run in it: name folders of runs, as in outputs/run-..., or one above them")
         for file in files:
-            found[file.parent.resolve()] = Run(file.parent, read_metadata(file.parent))
+            found[file.parent.resolve()] = Run(RunTables(file.parent))
     return sorted(found.values(), key=lambda run: (run.metadata["started"], run.metadata["run_id"]))
 
 
@@ -99,7 +101,7 @@ def has_runs(path: Path) -> bool:
 
 def _below(path: Path) -> list[Path]:
     """The metadata of runs within a folder, and not of those that a link in it leads to."""
-    found = [file for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}/run_metadata.json")]
+    found = [file for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}/{METADATA.name}")]
     base = path.resolve()
     return [file for file in found if files.is_plain(file) and file.resolve() == base / file.relative_to(path)]
 
@@ -185,18 +187,13 @@ def _is_page(path: Path) -> bool:
 def _copy(run: Run, target: Path) -> list[str]:
     """The run's report, plots, tables and records; returns the files of the run that stay behind."""
     target.mkdir()
-    root, page = str(read_config(run.folder)["root"]), run.report
-    sources = [run.folder / name for name in FILES]
-    sources += files.plain_files(run.folder, "*_summary.json") + files.plain_files(run.folder / "artifacts", "*.csv")
-    for source in sources:
-        if source.is_file():
-            files.write_bytes(target / source.name, _portable(files.read_bytes(source), root))
-    for name in LINES:
-        source = run.folder / name
-        if source.is_file():
-            # No name and no time within: the same records have the same bytes.
-            packed = gzip.compress(_portable(files.read_bytes(source), root), 9, mtime=0)
-            files.write_bytes(target / f"{name}.gz", packed)
+    root, page = str(run.tables.config["root"]), run.report
+    for source in _sources(run, with_rows=False):
+        files.write_bytes(target / source.name, _portable(files.read_bytes(source), root))
+    for source in _sources(run, with_rows=True):
+        # No name and no time within: the same records have the same bytes.
+        packed = gzip.compress(_portable(files.read_bytes(source), root), 9, mtime=0)
+        files.write_bytes(target / f"{source.name}.gz", packed)
     if page is not None:
         run_id, content = run.metadata["run_id"], files.read_text(page)
         # What the page does not show is of an older page.
@@ -206,6 +203,14 @@ def _copy(run: Run, target: Path) -> list[str]:
         files.write_text(target / "report.md", _relinked(content, target, root))
     there = {file.name.removesuffix(".gz") for file in target.iterdir()}
     return sorted({file.name for file in run.folder.iterdir() if files.is_plain(file)} - there - {locks.FILE})
+
+
+def _sources(run: Run, with_rows: bool) -> list[Path]:
+    """The files that a packet takes from a run's folder; of a link in the place of one, its reader says what it is."""
+    found: list[Path] = []
+    for file in run_files.packed(with_rows):
+        found += file.found(run.folder) if file.is_pattern or not run.tables.has(file) else [file.at(run.folder)]
+    return found
 
 
 def _portable(content: bytes, root: str) -> bytes:
@@ -233,7 +238,8 @@ def _relinked(page: str, target: Path, root: str) -> str:
 def _shrink(out: Path) -> list[str]:
     """Removes compressed files until the others are within MAX_BYTES, samples before records; returns what went."""
     packed = list(out.glob("*/*.gz"))
-    packed.sort(key=lambda file: (-LINES.index(file.name.removesuffix(".gz")), file.stat().st_size))
+    order = [file.name for file in run_files.packed(with_rows=True)]
+    packed.sort(key=lambda file: (-order.index(file.name.removesuffix(".gz")), file.stat().st_size))
     gone = []
     while packed and sum(file.stat().st_size for file in packed) > MAX_BYTES:
         # Of the last kind that there is, the largest.
@@ -332,7 +338,7 @@ def _chapter(name: str, run: Run, key: list[str] | None) -> str:
     if run.lost is not None:
         parts.append(f"> **Not whole**: {text(run.lost, 300)}")
     parts += key or []
-    parts += [_skipped(metadata), _failed(run.folder)]
+    parts += [_skipped(metadata), _failed(run.tables)]
     parts.append(fence(run.command))
     parts.append(f"[The whole report]({name}/report.md)" if key is not None else "It has no report.")
     return "\n\n".join(part for part in parts if part)
@@ -381,12 +387,9 @@ def _skipped(metadata: dict[str, Any]) -> str:
     return f"Skipped:\n\n{table(['cell', 'why'], rows, 'll')}" if rows else ""
 
 
-def _failed(folder: Path) -> str:
+def _failed(run: RunFolder) -> str:
     """Checks that did not hold."""
-    summary = folder / "summary.json"
-    if not summary.is_file():
-        return ""
-    broken = [check for check in read_json(summary)["checks"] if not check["passed"]]
+    broken = [check for check in run.summary["checks"] if not check["passed"]] if run.has(SUMMARY) else []
     return "\n".join(f"- **FAILED** {text(check['name'])}: {text(check['detail'], 300)}" for check in broken)
 
 

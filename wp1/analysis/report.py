@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import completeness
-from wp1.analysis.base import cells, metric_table, provenance, style, tables
+from wp1.analysis.base import cells, metric_table, provenance, style
 from wp1.analysis.base.markdown import (
     code,
     fence,
@@ -19,12 +19,12 @@ from wp1.analysis.base.markdown import (
     table,
     text,
 )
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.comparison import arms
 from wp1.analysis.comparison import plots as comparison_plots
 from wp1.analysis.comparison import report as comparison_report
 from wp1.analysis.device import plots as device_plots
 from wp1.analysis.device import report as device_report
-from wp1.analysis.device.figures import read_samples
 from wp1.analysis.latency import plots as latency_plots
 from wp1.analysis.latency import report as latency_report
 from wp1.analysis.length import plots as length_plots
@@ -39,8 +39,8 @@ from wp1.analysis.quality import plots as quality_plots
 from wp1.analysis.quality import report as quality_report
 from wp1.analysis.transfer import plots as transfer_plots
 from wp1.analysis.transfer import report as transfer_report
-from wp1.core import files, labels, targets
-from wp1.core.run_folder import read_config, read_json
+from wp1.core import files, labels, run_files, targets
+from wp1.core.run_folder import RunFolder, read_json
 
 HOW_TO_READ = """\
 - **TTFT**: first output token − intended arrival; its parts: **queue** (until scheduled), **prefill**, and the token's
@@ -76,16 +76,17 @@ HOW_TO_READ_ARMS = """\
 
 
 def write_report(
-    run_dir: Path, reports: Path, metadata: dict[str, Any], summary: dict[str, Any], with_plots: bool = True
+    run: RunTables, reports: Path, metadata: dict[str, Any], summary: dict[str, Any], with_plots: bool = True
 ) -> Path:
     """Writes `reports/<run_id>.md` and its plots in `reports/<run_id>/`, and returns the page's path.
 
-    with_plots: False is for somebody who waits at Ctrl-C, as plots take seconds; the page then says how to make them.
+    metadata: run_metadata.json as it is, or is to be. with_plots: False is for somebody who waits at Ctrl-C, as plots
+    take seconds; the page then says how to make them.
     """
-    config = read_config(run_dir)
+    config = run.config
     answers = config["workload"]["prompts"] == "dataset"
-    requests = tables.requests(run_dir / "records.jsonl", tables.bulk_of(config, compared=False))
-    queues, handoffs = tables.queues(run_dir / "queues.jsonl"), tables.handoffs(run_dir / "handoffs.jsonl")
+    run.drop_tokens()
+    requests = run.requests
     measured = requests.filter(~pl.col("warmup"))
     folder = files.real_folder(files.real_folder(reports) / metadata["run_id"])
     names = arms.names_of(config)
@@ -93,7 +94,7 @@ def write_report(
     nothing = measured.is_empty()
     compared = None
     if names and not one_each and not nothing:
-        compared = read_json(arms.file_of(run_dir, metadata["experiment"]))
+        compared = read_json(arms.file_of(run.path, metadata["experiment"]))
     transfers = {} if one_each else summary["profiling"].get("kv_transfer") or {}
     mark = style.mark_of(metadata)
 
@@ -103,13 +104,13 @@ def write_report(
     page = reports / f"{metadata['run_id']}.md"
     parts = [
         _head(metadata),
-        "" if with_plots else _without_plots(run_dir),
-        _absent(run_dir, config),
+        "" if with_plots else _without_plots(run.path),
+        _absent(run),
         _unknown_collectors(config),
         "**Nothing was measured**: the run ended before its first request did." if nothing else "",
-        quality_report.section(summary.get("quality"), quality_figures.scored(run_dir, requests)),
+        quality_report.section(summary.get("quality"), quality_figures.scored(run, requests)),
         drawn(quality_plots.quality_plots, summary.get("quality"), mark),
-        memory_report.section(run_dir, folder if with_plots else None, requests, config, metadata),
+        memory_report.section(run, folder if with_plots else None, requests, config, metadata),
         comparison_report.words(compared, metadata["pools"]),
         drawn(comparison_plots.arm_plots, measured, names, config["slo"], mark) if compared else "",
         comparison_report.side_by_side(compared),
@@ -126,14 +127,14 @@ def write_report(
         _skipped(summary),
         latency_report.section(summary) if not (one_each or nothing) else "",
         drawn(latency_plots.request_plots, measured, mark) if not one_each else "",
-        drawn(device_plots.device_plots, measured, read_samples(run_dir), metadata),
-        drawn(transfer_plots.handoff_plots, queues, requests, mark, handoffs) if not one_each else "",
+        drawn(device_plots.device_plots, measured, run.device_samples, metadata),
+        drawn(transfer_plots.handoff_plots, run.queues, requests, mark, run.handoffs) if not one_each else "",
         device_report.section(summary["profiling"].get("device")) if not nothing else "",
         _checks(summary) if not nothing else "",
         _failures(requests),
         _how_to_read(metadata, summary, bool(names), one_each, transfers) if not nothing else "",
         _setting(metadata),
-        _files(run_dir, page, metadata),
+        _files(run, page, metadata),
     ]
     content = "\n\n".join(part for part in parts if part) + "\n"
     files.write_text(page, content)
@@ -149,9 +150,9 @@ def _without_plots(run_dir: Path) -> str:
     return f"> **Without plots**, as the run was stopped. They are made by `{command}`."
 
 
-def _absent(run_dir: Path, config: dict[str, Any]) -> str:
+def _absent(run: RunFolder) -> str:
     """What cannot be shown, as its file is not there: in a folder brought from elsewhere, as a packet's."""
-    gone = completeness.absent(run_dir, config)
+    gone = completeness.absent(run)
     what = "; ".join(f"{shows} (no `{name}`)" for name, shows in gone.items())
     return f"> **Not in this folder**, and so not on this page: {what}." if gone else ""
 
@@ -351,30 +352,9 @@ def _listed(numbers: list[int]) -> str:
     return " and ".join(map(str, numbers))
 
 
-def _files(run_dir: Path, page: Path, metadata: dict[str, Any]) -> str:
-    where = os.path.relpath(run_dir, page.parent)
-    names = [
-        name
-        for name in (
-            "records.jsonl",
-            "control.jsonl",
-            "summary.json",
-            "run_metadata.json",
-            "config.yaml",
-            "engine.log",
-            f"{metadata['experiment']}_summary.json",
-            "handoffs.jsonl",
-            "queues.jsonl",
-            "engine_stats.jsonl",
-            "goodput.jsonl",
-            f"artifacts/{metadata['experiment']}_mode_comparison.csv",
-            f"artifacts/{metadata['experiment']}_by_length.csv",
-            f"artifacts/{metadata['experiment']}_by_load.csv",
-            "memory.jsonl",
-            f"artifacts/{metadata['experiment']}_memory.csv",
-            f"artifacts/{metadata['experiment']}_capacity.csv",
-        )
-        if (run_dir / name).exists()
-    ]
+def _files(run: RunFolder, page: Path, metadata: dict[str, Any]) -> str:
+    where = os.path.relpath(run.path, page.parent)
+    found = [path for file in run_files.RUN_FILES if file.published != "never" for path in file.found(run.path)]
+    names = [path.relative_to(run.path).as_posix() for path in found]
     links = ", ".join(f"[{name}]({where}/{name})" for name in names)
     return f"## Again\n\n{fence(provenance.command_of(metadata))}\n\nFiles of this run: {links}."

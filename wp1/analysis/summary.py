@@ -1,26 +1,25 @@
 """From a run's folder to summary.json. Pure: no engine, the same folder gives the same bytes."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import polars as pl
 
 from wp1.analysis import checks
 from wp1.analysis.base import metric_table, metrics, tables
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.comparison import arms, parity
 from wp1.analysis.length import figures as length_figures
 from wp1.analysis.load import figures as load_figures
 from wp1.analysis.load import goodput
 from wp1.analysis.load import notes as load_notes
-from wp1.analysis.load.probes import read as read_probes
 from wp1.analysis.memory import capacity
 from wp1.analysis.memory import figures as memory_figures
 from wp1.analysis.quality import figures as quality_figures
 from wp1.core import files
 from wp1.core.labels import CLIENT_LATE
-from wp1.core.request_names import FILE as CONTROL
-from wp1.core.run_folder import read_config, read_metadata, write_json
+from wp1.core.run_files import SUMMARY
+from wp1.core.run_folder import write_json
 
 SAMPLE_COLUMNS = (
     "request_id", "arm", "cell", "repeat", "label", "status", "error", "cause", "phase", "steady", "prompt_tokens",
@@ -33,22 +32,20 @@ class Profiler(Protocol):
 
     name: str  # its key under `profiling` in summary.json
 
-    def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]: ...
+    def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]: ...
 
 
-def summarise(run_dir: Path, collectors: Sequence[Profiler]) -> dict[str, Any]:
+def summarise(run: RunTables, collectors: Sequence[Profiler]) -> dict[str, Any]:
     """Writes summary.json and artifacts/requests.csv, and returns the summary.
 
     Of a run with several arms also their comparison: e3_summary.json and artifacts/e3_mode_comparison.csv.
     """
-    config = read_config(run_dir)
-    metadata = read_metadata(run_dir)
-    compared = config["experiment"]["same_tokens"] or bool(arms.names_of(config))
-    requests = tables.requests(run_dir / "records.jsonl", tables.bulk_of(config, compared))
+    config, requests = run.config, run.requests
     measured = requests.filter(~pl.col("warmup"))
-    profiling = {collector.name: collector.profile(run_dir, requests) for collector in collectors}
+    profiling = {collector.name: collector.profile(run, requests) for collector in collectors}
     late = bool(load_notes.late_cells({"profiling": profiling}))
-    metadata["labels"] = [label for label in metadata["labels"] if label != CLIENT_LATE] + [CLIENT_LATE] * late
+    labels = [label for label in run.metadata["labels"] if label != CLIENT_LATE] + [CLIENT_LATE] * late
+    metadata = run.metadata.changed(labels=labels)
     summary = {
         "run_id": metadata["run_id"],
         "experiment": metadata["experiment"],
@@ -58,9 +55,9 @@ def summarise(run_dir: Path, collectors: Sequence[Profiler]) -> dict[str, Any]:
         "checks": checks.all_checks(
             config,
             requests,
-            tables.handoffs(run_dir / "handoffs.jsonl"),
+            run.handoffs,
             metadata.get("kv_held"),
-            parity.basis_of(config, metadata, tables.control(run_dir / CONTROL)),
+            parity.basis_of(config, metadata, run.control),
         ),
         "slo": {
             **config["slo"],
@@ -69,23 +66,22 @@ def summarise(run_dir: Path, collectors: Sequence[Profiler]) -> dict[str, Any]:
         "profiling": profiling,
     }
     profile = summary["profiling"].get("device") or {}
-    stats = tables.engine_stats(run_dir / "engine_stats.jsonl")
     one_each = memory_figures.one_each(config, requests)
     summary["by_length"] = None if one_each else length_figures.by_length(requests, metadata, profile)
-    probes = read_probes(run_dir) or goodput.tested(requests, arms.names_of(config), config["slo"])
+    probes = run.probes or goodput.tested(requests, arms.names_of(config), config["slo"])
     apart = goodput.probe_cells(probes)
     planned = pl.Series([key not in apart for key in requests.select("arm", "cell").iter_rows()], dtype=pl.Boolean)
     summary["by_load"] = (
         None
         if one_each
         else load_figures.by_load(
-            requests.filter(planned) if apart else requests, stats, metadata, config["slo"], profile
+            requests.filter(planned) if apart else requests, run.engine_stats, metadata, config["slo"], profile
         )
     )
-    answers = quality_figures.scored(run_dir, requests)
+    answers = quality_figures.scored(run, requests)
     summary["quality"] = quality_figures.summarise(answers, metadata.get("dataset") or {})
     summary["goodput"] = goodput.found(probes, requests, metadata, config["slo"])
-    artifacts = files.real_folder(run_dir / "artifacts")
+    artifacts = files.real_folder(run / "artifacts")
     for name in ("by_length", "by_load"):
         path = artifacts / f"{metadata['experiment']}_{name}.csv"
         if summary[name] is None:
@@ -97,30 +93,30 @@ def summarise(run_dir: Path, collectors: Sequence[Profiler]) -> dict[str, Any]:
     timed = [metric.key for metric in metric_table.of_kind("request")]
     samples = measured.select(*SAMPLE_COLUMNS, *timed, pl.lit(", ".join(metadata["labels"])).alias("labels"))
     tables.write_csv(samples, artifacts / "requests.csv", 3)
-    _compare(run_dir, config, metadata, requests)
-    _memory(run_dir, config, metadata, requests)
-    write_json(run_dir / "summary.json", summary)
+    _compare(run, metadata)
+    _memory(run, metadata)
+    write_json(SUMMARY.at(run.path), summary)
     return summary
 
 
-def _memory(run_dir: Path, config: dict[str, Any], metadata: dict[str, Any], requests: pl.DataFrame) -> None:
-    rows = memory_figures.rows_of(memory_figures.read_notes(run_dir), requests, metadata)
+def _memory(run: RunTables, metadata: Mapping[str, Any]) -> None:
+    rows = memory_figures.rows_of(run.notes, run.requests, metadata)
     if not rows:
         return
     name = metadata["experiment"]
-    table = memory_figures.long_table(rows, memory_figures.not_measured(metadata, requests))
-    tables.write_csv(table, run_dir / "artifacts" / f"{name}_memory.csv")
-    fits = capacity.fits_of(capacity.pools_of(rows, metadata), rows, metadata, config["workload"]["output_len"])
-    tables.write_csv(pl.DataFrame(fits), run_dir / "artifacts" / f"{name}_capacity.csv")
+    table = memory_figures.long_table(rows, memory_figures.not_measured(metadata, run.requests))
+    tables.write_csv(table, run.path / "artifacts" / f"{name}_memory.csv")
+    fits = capacity.fits_of(capacity.pools_of(rows, metadata), rows, metadata, run.config["workload"]["output_len"])
+    tables.write_csv(pl.DataFrame(fits), run.path / "artifacts" / f"{name}_capacity.csv")
 
 
-def _compare(run_dir: Path, config: dict[str, Any], metadata: dict[str, Any], requests: pl.DataFrame) -> None:
-    names = arms.names_of(config)
+def _compare(run: RunTables, metadata: Mapping[str, Any]) -> None:
+    names, config = arms.names_of(run.config), run.config
     if not names:
         return
-    tokens = parity.basis_of(config, metadata, tables.control(run_dir / CONTROL))
-    content, rows = arms.contents(requests, names, config["slo"], arms.devices_of(metadata["pools"], names), tokens)
+    tokens = parity.basis_of(config, metadata, run.control)
+    content, rows = arms.contents(run.requests, names, config["slo"], arms.devices_of(metadata["pools"], names), tokens)
     known = {key: metadata[key] for key in ("run_id", "experiment", "labels")}
-    write_json(arms.file_of(run_dir, metadata["experiment"]), known | content)
-    path = arms.table_of(run_dir, metadata["experiment"])
+    write_json(arms.file_of(run.path, metadata["experiment"]), known | content)
+    path = arms.table_of(run.path, metadata["experiment"])
     tables.write_csv(arms.labelled(rows, names, metadata["labels"]), path)

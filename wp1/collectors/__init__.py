@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import polars as pl
 
+from wp1.analysis.base.run_tables import RunTables
+
 
 class Collector(Protocol):
     """`start` and `stop` bracket the engines' life; `profile` is pure, from the run's folder."""
@@ -17,6 +19,9 @@ class Collector(Protocol):
 
     def stop(self) -> None: ...
 
-    def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
-        """Figures from the run's folder and its table of requests (`wp1.analysis.base.tables.requests`)."""
+    def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
+        """Figures from the run's folder and from its requests (`RunTables.requests`).
+
+        A file of one's own is at `run / "name.jsonl"`.
+        """
         ...

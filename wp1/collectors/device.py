@@ -12,9 +12,11 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.device.figures import _figures, _inside, energy, idle_windows, load_window, read_samples
+from wp1.analysis.base.run_tables import RunTables
+from wp1.analysis.device.figures import _figures, _inside, energy, idle_windows, load_window
 from wp1.collectors.sampling import Sample, gpu_reader, host_reader, note
 from wp1.core import files
+from wp1.core.run_files import DEVICE
 from wp1.stats import spans
 
 
@@ -33,7 +35,7 @@ class GPUStatsCollector:
 
     def start(self, run_dir: Path, gpus: list[int]) -> None:
         read, self._close = gpu_reader(gpus) if gpus else host_reader()
-        self._thread = threading.Thread(target=self._loop, args=(read, run_dir / "device.jsonl"), daemon=True)
+        self._thread = threading.Thread(target=self._loop, args=(read, DEVICE.at(run_dir)), daemon=True)
         self._thread.start()
 
     def _loop(self, read: Callable[[], list[Sample]], path: Path) -> None:
@@ -59,12 +61,12 @@ class GPUStatsCollector:
             self._thread = None
             self._close()
 
-    def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
+    def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
         """`devices` while measured requests were in flight, with `idle` apart; the same by cell; energy; notes."""
-        samples = read_samples(run_dir)
+        samples = run.device_samples
         measured = requests.filter(~pl.col("warmup") & pl.col("t_sent").is_not_null())
         window = load_window(measured)
-        idle = idle_windows(run_dir)
+        idle = idle_windows(run)
         figures = samples.filter(pl.col("note").is_null())
         devices = {}
         for (device,), rows in figures.group_by("device", maintain_order=True):

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import tables
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.transfer.figures import figures
 
 
@@ -23,15 +23,14 @@ class KVTransferStatsCollector:
     def stop(self) -> None:
         pass
 
-    def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
-        handoffs = tables.handoffs(run_dir / "handoffs.jsonl").filter(~pl.col("warmup"))
+    def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
+        handoffs = run.handoffs.filter(~pl.col("warmup"))
         if handoffs.is_empty():
             return {}
-        queues = tables.queues(run_dir / "queues.jsonl")
         measured = requests.filter(~pl.col("warmup"))
         cells = {}
         for (arm, cell), rows in handoffs.group_by("arm", "cell", maintain_order=True):
             of_cell = measured.filter((pl.col("arm") == arm) & (pl.col("cell") == cell))
-            cells[f"{arm}/{cell}"] = figures(rows, of_cell, queues)
+            cells[f"{arm}/{cell}"] = figures(rows, of_cell, run.queues)
         of_arms = measured.filter(pl.col("arm").is_in(handoffs["arm"].unique().to_list()))
-        return {"overall": figures(handoffs, of_arms, queues), "cells": cells}
+        return {"overall": figures(handoffs, of_arms, run.queues), "cells": cells}

@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.base import metric_table, metrics
+from wp1.analysis.base.run_tables import RunTables
 
 # Beyond this many requests the samples are only in artifacts/requests.csv.
 MAX_INLINE_SAMPLES = 10_000
@@ -22,7 +23,7 @@ class LatencyStatsCollector:
     def stop(self) -> None:
         pass
 
-    def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
+    def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
         measured = requests.filter(~pl.col("warmup"))
         names = ["request_id", *(metric.key for metric in metric_table.summarised("request"))]
         return {

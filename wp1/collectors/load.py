@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import tables
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.load.notes import _cell, _worst
 
 
@@ -20,13 +20,12 @@ class LoadStatsCollector:
     def stop(self) -> None:
         pass
 
-    def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
-        lags = tables.lags(run_dir / "loop.jsonl")
+    def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
         columns = ("arm", "cell", "repeat", "status", "ramp", "steady", "window_begin", "window_end")
         columns += ("t_intended", "t_end", "client_delay_ms")
         measured = requests.filter(~pl.col("warmup")).select(columns)
         found = {
-            f"{arm}/{cell}": _cell(cell, rows, lags.filter((pl.col("arm") == arm) & (pl.col("cell") == cell)))
+            f"{arm}/{cell}": _cell(cell, rows, run.lags.filter((pl.col("arm") == arm) & (pl.col("cell") == cell)))
             for (arm, cell), rows in measured.group_by("arm", "cell", maintain_order=True)
         }
         return {"overall": _worst(list(found.values())), "cells": found}

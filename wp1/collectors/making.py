@@ -1,12 +1,11 @@
 """Collectors made from a configuration, or from a run's folder."""
 
-from pathlib import Path
 from typing import Any
 
 from wp1.collectors import Collector
 from wp1.core import targets
 from wp1.core.errors import ConfigError
-from wp1.core.run_folder import read_config
+from wp1.core.run_folder import RunFolder
 
 
 def collectors_of(config: dict[str, Any]) -> list[Collector]:
@@ -23,12 +22,11 @@ def collectors_of(config: dict[str, Any]) -> list[Collector]:
     return made
 
 
-def collectors_in(run_dir: Path) -> list[Collector]:
+def collectors_in(run: RunFolder) -> list[Collector]:
     """The collectors that a run's folder names, less those that are none of wp1's, which its report names.
 
     Such a name may be of another version, or be there to run something on the machine of whoever reads the folder.
     Raises ConfigError as `collectors_of` does.
     """
-    config = read_config(run_dir)
-    known = {name: part for name, part in (config["collectors"] or {}).items() if not targets.wrong_collector(part)}
+    known = {name: part for name, part in (run.config["collectors"] or {}).items() if not targets.wrong_collector(part)}
     return collectors_of({"collectors": known})

@@ -5,8 +5,8 @@ from typing import Any
 
 import polars as pl
 
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.memory import figures as memory_figures
-from wp1.core.run_folder import read_json
 from wp1.machine.hardware import GIB
 
 
@@ -24,10 +24,8 @@ class MemoryStatsCollector:
     def stop(self) -> None:
         pass
 
-    def profile(self, run_dir: Path, requests: pl.DataFrame) -> dict[str, Any]:
-        rows = memory_figures.rows_of(
-            memory_figures.read_notes(run_dir), requests, read_json(run_dir / "run_metadata.json")
-        )
+    def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
+        rows = memory_figures.rows_of(run.notes, requests, run.metadata)
         if not rows:
             return {}
         longest: dict[str, dict[str, float]] = {}

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from wp1.core import files
 from wp1.core.errors import ConfigError, unreadable
+from wp1.core.run_files import METADATA
 
 # What a sweep's folder has at its top, as a run's has run_metadata.json.
 MANIFEST = "sweep.json"
@@ -44,7 +45,7 @@ def kind_of(folder: Path) -> Literal["run", "sweep"] | None:
     try:
         if (folder / MANIFEST).is_file():
             return "sweep"
-        if (folder / "run_metadata.json").is_file():
+        if METADATA.at(folder).is_file():
             return "run"
         # A file, or a folder that may not be listed, has neither too.
         with os.scandir(folder):
@@ -61,7 +62,7 @@ def run_or_sweep(folder: Path) -> Literal["run", "sweep"]:
     """`kind_of` a folder that must be of one of them: raises ConfigError where it is of neither, too."""
     kind = kind_of(folder)
     if kind is None:
-        raise ConfigError(f"{folder} has no run_metadata.json and no {MANIFEST}: {_NAMED}")
+        raise ConfigError(f"{folder} has no {METADATA.name} and no {MANIFEST}: {_NAMED}")
     return kind
 
 

@@ -1,4 +1,7 @@
-"""What a run writes down: one record for each request that ends, and one for each handoff of its KV.
+"""What a run writes down, a dataclass for a line of each of its files (`wp1.core.run_files`).
+
+A field's type says what a reader makes of it: tables take their columns from these classes. Where the annotation does
+not say enough, the field's metadata does: `bits`, of a whole number that is smaller than 64.
 
 A record keeps raw timestamps on one monotonic clock (`time.monotonic`, seconds; vLLM's engine core reads the same
 clock on the same machine). Latencies are derived from them later, in `wp1.analysis.base.metrics`, never stored.
@@ -7,6 +10,7 @@ clock on the same machine). Latencies are derived from them later, in `wp1.analy
 import dataclasses
 import io
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -86,7 +90,7 @@ class RequestRecord:
     preemptions: int = 0
     finish_reason: str | None = None
     text: str = ""
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list, metadata={"bits": 32})
     # The route: which pool and engine did each phase; pools are described in run_metadata.json.
     pool: str | None = None
     prefill_engine: str | None = None
@@ -195,6 +199,77 @@ class LoopLag:
     lags: list[float]  # seconds
 
 
+@dataclass(slots=True)
+class DeviceSample:
+    """One look at a device while engines live; figures are null in a sample that only says why there are none."""
+
+    t: float  # seconds, monotonic
+    device: str  # "cuda:0", or "host"
+    memory_bytes: int | None = None  # in use on the GPU by all processes; resident, of the engines' processes
+    utilisation: float | None = None  # percent: of time with a kernel running; of one core, summed over processes
+    power_w: float | None = None  # null on a host
+    energy_j: float | None = None  # a counter that only grows; null on a host and on older cards
+    note: str | None = None  # why there are no figures; null in all samples that have some
+
+
+# Arm, cell and repeat: what is measured in one go, and measured again whole if it was cut short.
+Unit = tuple[str, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One repeat of a cell, all its requests sent and ended."""
+
+    arm: str
+    cell: str
+    repeat: int
+    requests: int  # measured
+    seconds: float  # that they took
+    warmup_s: float  # that the warm-up before them took; 0 where none was needed
+    died: str | None = None  # of an engine that died meanwhile
+
+    @property
+    def unit(self) -> Unit:
+        return (self.arm, self.cell, self.repeat)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One rate that a search for goodput tried, or the end of the search, which has only `ended`."""
+
+    arm: str
+    prompt_len: int
+    number: int
+    rate: float | None = None  # requests/s
+    cell: str | None = None
+    planned: bool = False  # measured as a cell of the experiment, and not for the search
+    repeats: int = 0  # done; fewer than asked for where the verdict was clear before
+    attainment: float | None = None
+    seconds: float = 0.0
+    ended: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleLine:
+    """One example of a judged run in one of its cells: what its score needs, and not its text."""
+
+    cell: str
+    example: str
+    task: str  # benchmark/task
+    category: str | None
+    metric: str
+    answers: list[Any]
+    all_classes: list[str] | None
+    length: int | None
+    language: str | None
+    depth: float | None
+    difficulty: str | None
+    length_group: str | None
+    label: str
+    prompt_tokens: int
+    tokens_before: int  # of the prompt before it was cut
+
+
 def new_record(request: Request, t_intended: float) -> RequestRecord:
     """A record of a request that has not ended; its status is "aborted" until it has."""
     kind = ControlRecord if request.margins else RequestRecord
@@ -211,6 +286,12 @@ def new_record(request: Request, t_intended: float) -> RequestRecord:
         example=request.example,
         nll_window=request.nll_window,
     )
+
+
+def common_name(request_id: str, alike: bool) -> str:
+    """The part of a request's id that is the same in every arm; alike: repeats ask the same, and share it as well."""
+    name = request_id.partition("/")[2]
+    return re.sub(r"/r\d+/", "/", name, count=1) if alike else name
 
 
 # What goes into files of its own beside the records.

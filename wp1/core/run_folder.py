@@ -1,13 +1,18 @@
 """The files of a run's folder, read with errors that name the file."""
 
+import dataclasses
+import os
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from wp1.core import files, shapes
+from wp1.core import files, paths, progress, shapes
 from wp1.core.errors import ConfigError
+from wp1.core.records import Done, ExampleLine, MemoryNote, Probe, read_as, read_rows
+from wp1.core.run_files import CONFIG, EXAMPLES, GOODPUT, MEMORY, METADATA, SUMMARY, RunFile
 
 # Of a configuration: a hundred times what one has.
 MOST_VALUES = 100_000
@@ -27,6 +32,82 @@ class Content(dict[str, Any]):
         """Raises ConfigError where one of these is not there, before anything is done by the others."""
         for key in keys:
             self[key]
+
+    def changed(self, **values: Any) -> "Content":
+        """A copy with other values of these keys; this one stays as it was read."""
+        return Content({**self, **values}, self._path, self._within)
+
+
+class RunFolder(os.PathLike[str]):
+    """A run's folder: each of its files is read when it is first asked for, and once.
+
+    What is written into the folder later is not seen: whoever writes a file reads it by another RunFolder. What is read
+    is shared, and nobody changes it (`Content.changed`). `folder / name` is the path of a file in it. Whatever is asked
+    for raises ConfigError that names the file and says what is wrong with it: missing, broken, or a link.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path})"
+
+    def has(self, file: RunFile) -> bool:
+        """Whether the folder has the file."""
+        return file.at(self.path).is_file()
+
+    @cached_property
+    def config(self) -> Content:
+        """config.yaml, as `read_config` reads it."""
+        return read_config(self.path)
+
+    @cached_property
+    def metadata(self) -> Content:
+        """run_metadata.json, as `read_metadata` reads it."""
+        return read_metadata(self.path)
+
+    @cached_property
+    def summary(self) -> Content:
+        """summary.json."""
+        return read_json(SUMMARY.at(self.path))
+
+    @cached_property
+    def done(self) -> list[Done]:
+        """The repeats of cells that were measured to their end (`progress.read`); [] without the file."""
+        return progress.read(self.path)
+
+    @cached_property
+    def probes(self) -> list[Probe]:
+        """The rates that searches for goodput tried, in order; [] without the file."""
+        return read_as(Probe, GOODPUT.at(self.path), "probe of a search")
+
+    @cached_property
+    def examples(self) -> list[dict[str, Any]]:
+        """The lines of examples.jsonl, with the keys of `ExampleLine` but its language; [] without the file."""
+        needed = [field.name for field in dataclasses.fields(ExampleLine) if field.name != "language"]
+        return read_rows(EXAMPLES.at(self.path), "example", *needed, shape=shapes.EXAMPLE)
+
+    @cached_property
+    def notes(self) -> list[dict[str, Any]]:
+        """What the engines noted of their memory, in order, with the keys of `MemoryNote`; [] without the file."""
+        needed = [field.name for field in dataclasses.fields(MemoryNote) if field.name != "t"]
+        return read_rows(MEMORY.at(self.path), "note of an engine's memory", *needed, shape=shapes.NOTE)
+
+    @property
+    def reports(self) -> Path:
+        """The folder for the run's report (`paths.reports_of`)."""
+        return paths.reports_of(self.path, self.config)
+
+    @property
+    def report(self) -> Path | None:
+        """The page of the run's report; None if there is none now."""
+        return paths.report_of(self.path, self.config, self.metadata["run_id"])
 
 
 def _named(value: Any, path: Path, at: str) -> Any:
@@ -51,7 +132,7 @@ def read_metadata(run_dir: Path) -> Content:
 
     Files and folders are named after these, and a folder may come from anybody.
     """
-    path = run_dir / "run_metadata.json"
+    path = METADATA.at(run_dir)
     metadata = read_json(path, shapes.METADATA)
     for key in ("run_id", "experiment"):
         if not re.fullmatch(r"\w[\w.-]*", str(metadata[key])):
@@ -79,7 +160,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def read_config(run_dir: Path) -> Content:
     """The run's composed configuration, as Content. Raises ConfigError where the file is missing or broken."""
-    path = run_dir / "config.yaml"
+    path = CONFIG.at(run_dir)
     try:
         found = yaml.safe_load(files.read_text(path))
         _check_size(found, [MOST_VALUES])

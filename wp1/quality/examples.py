@@ -1,5 +1,6 @@
 """What a run asks: examples of every task, as prompts within the model's length, with all that their scores need."""
 
+import dataclasses
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,13 +10,13 @@ from typing import Any
 from wp1.core import files
 from wp1.core.errors import ConfigError
 from wp1.core.plan import Cell
+from wp1.core.records import ExampleLine
 from wp1.quality import builtin, sources
 from wp1.quality.benchmarks import find, longbench, pg19, ruler
 from wp1.quality.book import Passages
 from wp1.quality.ruler_prompts import RulerPrompts, qa_set
 from wp1.quality.tasks import Row, Task
 
-FILE = "examples.jsonl"
 # Tokens over which a prompt's log-likelihood is summed up.
 NLL_WINDOW = 128
 
@@ -175,24 +176,24 @@ def write(path: Path, cells: dict[str, list[Example]]) -> None:
         for cell, asked in cells.items():
             for example in asked:
                 row, task = example.row, example.task
-                line = {
-                    "cell": cell,
-                    "example": example.name,
-                    "task": f"{task.benchmark}/{task.name}",
-                    "category": task.category,
-                    "metric": task.metric,
-                    "answers": row.answers,
-                    "all_classes": row.all_classes,
-                    "length": row.length,
-                    "language": row.language,
-                    "depth": row.extra.get("depth"),
-                    "difficulty": row.extra.get("difficulty"),
-                    "length_group": _length_group(task, row),
-                    "label": example.label,
-                    "prompt_tokens": len(example.prompt),
-                    "tokens_before": example.tokens_before,
-                }
-                file.write(f"{files.json_text(line)}\n".encode())
+                line = ExampleLine(
+                    cell=cell,
+                    example=example.name,
+                    task=f"{task.benchmark}/{task.name}",
+                    category=task.category,
+                    metric=task.metric,
+                    answers=row.answers,
+                    all_classes=row.all_classes,
+                    length=row.length,
+                    language=row.language,
+                    depth=row.extra.get("depth"),
+                    difficulty=row.extra.get("difficulty"),
+                    length_group=_length_group(task, row),
+                    label=example.label,
+                    prompt_tokens=len(example.prompt),
+                    tokens_before=example.tokens_before,
+                )
+                file.write(f"{files.json_text(dataclasses.asdict(line))}\n".encode())
 
 
 def _length_group(task: Task, row: Row) -> str | None:

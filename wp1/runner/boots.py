@@ -10,16 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from wp1.core import files
+from wp1.core import files, run_files
+from wp1.core.run_files import METADATA
 
 # Between the last moment of a boot and the first of the next, seconds: no request's time and no sample's.
 APART_S = 60.0
-# Files with a line for what belongs to one repeat of a cell, and those with one for a moment of the monotonic clock.
-OF_UNITS = ("records.jsonl", "control.jsonl", "handoffs.jsonl", "loop.jsonl", "memory.jsonl")
-OF_MOMENTS = ("device.jsonl", "queues.jsonl", "engine_stats.jsonl")
-# Every file that has times.
-WITH_TIMES = (*OF_UNITS, *OF_MOMENTS)
-METADATA = "run_metadata.json"
 # The files whose moved copies are whole and take their place; while it is there, `finish` has something to do.
 JOURNAL = "boots.json"
 
@@ -29,7 +24,7 @@ def move(run_dir: Path, metadata: dict[str, Any], boot: str | None) -> dict[str,
 
     Killed at any moment, either nothing is moved or `finish` moves the rest. boot: this one's id.
     """
-    there = [name for name in WITH_TIMES if (run_dir / name).is_file()]
+    there = [file.name for file in run_files.with_times() if file.at(run_dir).is_file()]
     last = max((moment for name in there for row in _rows(run_dir / name) for moment in _moments(row)), default=0.0)
     last = max([last, *(moment for start in _starts(metadata) for moment in start.get("idle") or ())])
     by = -(last + APART_S)
@@ -48,8 +43,8 @@ def move(run_dir: Path, metadata: dict[str, Any], boot: str | None) -> dict[str,
     for name in there:
         with files.replaced(_copy(run_dir, name)) as work, work.open("wb") as out:
             out.writelines(f"{files.json_text(_moved(row, by))}\n".encode() for row in _rows(run_dir / name))
-    files.write_text(_copy(run_dir, METADATA), files.json_text(moved, indent=2) + "\n")
-    files.write_text(run_dir / JOURNAL, files.json_text({"files": [*there, METADATA]}) + "\n")
+    files.write_text(_copy(run_dir, METADATA.name), files.json_text(moved, indent=2) + "\n")
+    files.write_text(run_dir / JOURNAL, files.json_text({"files": [*there, METADATA.name]}) + "\n")
     finish(run_dir)
     return moved
 
@@ -59,7 +54,7 @@ def finish(run_dir: Path) -> None:
     journal = run_dir / JOURNAL
     if not files.is_plain(journal):
         return
-    for name in (*WITH_TIMES, METADATA):
+    for name in (*(file.name for file in run_files.with_times()), METADATA.name):
         if files.is_plain(copy := _copy(run_dir, name)):
             copy.replace(run_dir / name)
     journal.unlink()

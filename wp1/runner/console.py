@@ -26,12 +26,12 @@ from rich.text import Text
 from wp1.analysis.base import metric_table, metrics
 from wp1.analysis.base.cells import ordered
 from wp1.analysis.base.markdown import percent
-from wp1.analysis.base.tables import bulk_of, requests
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.comparison import arms
 from wp1.analysis.load import notes as load_notes
 from wp1.core import labels, redaction
 from wp1.core.records import RequestRecord
-from wp1.core.run_folder import read_config
+from wp1.core.run_files import RECORDS
 from wp1.runner.budget import in_words
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Screen:
         if outcome.summary is not None:
             for label in outcome.summary["labels"]:
                 self.say(labels.in_words(label))
-            self._results(outcome.run_dir)
+            self._results(outcome.run)
             for name in outcome.summary["profiling"].get("load", {}).get("cells", {}):
                 for note in load_notes.notes(outcome.summary, name):
                     if not note.startswith("no steady"):
@@ -73,7 +73,7 @@ class Screen:
                 self.console.print("[green]✓" if check["passed"] else "[red]✗", f"{check['name']}: {check['detail']}")
         if outcome.status == "interrupted" and outcome.report is not None:
             self.where("plots", f"not made: {shlex.join(['python', '-m', 'wp1.report', _short(outcome.run_dir)])}")
-        for name, path in (("report", outcome.report), ("records", outcome.run_dir / "records.jsonl")):
+        for name, path in (("report", outcome.report), ("records", RECORDS.at(outcome.run_dir))):
             if path is not None and path.exists():
                 self.where(name, path)
         if published is not None:
@@ -83,11 +83,10 @@ class Screen:
         """Where something lies: a path, or words of MLflow's."""
         self.say(f"{name:8} {_short(place) if isinstance(place, Path) else place}")
 
-    def _results(self, run_dir: Path) -> None:
+    def _results(self, run: RunTables) -> None:
         """Questions and answers; where there are no questions, or several arms, the medians of each cell."""
-        config = read_config(run_dir)
-        answers = not arms.names_of(config) and config["workload"]["prompts"] == "dataset"
-        measured = requests(run_dir / "records.jsonl", bulk_of(config, compared=False)).filter(~pl.col("warmup"))
+        answers = not arms.names_of(run.config) and run.config["workload"]["prompts"] == "dataset"
+        measured = run.requests.filter(~pl.col("warmup"))
         if measured.is_empty():
             return
         if answers:

@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from wp1.core.records import Request, RequestRecord
-from wp1.core.request_names import name_of
+from wp1.core.records import Request, RequestRecord, common_name
 from wp1.runner.load_generator import drive
 from wp1.serving.backend import Scheduler
 
@@ -43,7 +42,7 @@ class Control:
         if not self._count or record.warmup or record.status != "ok":
             return
         tokens = hash(tuple(record.token_ids))
-        if self._answers.setdefault(name_of(record.request_id, self._alike), tokens) != tokens:
+        if self._answers.setdefault(common_name(record.request_id, self._alike), tokens) != tokens:
             self._parted.add(record.request_id)
 
     async def ask(
@@ -81,4 +80,4 @@ class Control:
 
     def _askable(self, request: Request) -> bool:
         """Whether it was answered, and by more than the likelihood of its prompt."""
-        return request.nll_window is None and name_of(request.request_id, self._alike) in self._answers
+        return request.nll_window is None and common_name(request.request_id, self._alike) in self._answers

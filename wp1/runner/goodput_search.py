@@ -15,9 +15,11 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.base import cells, metrics, tables
-from wp1.analysis.load.probes import FILE, Probe, bracket, planned_probes
+from wp1.analysis.load.probes import bracket, planned_probes
 from wp1.core import files
 from wp1.core.plan import Arm, Cell, cell_of
+from wp1.core.records import Probe
+from wp1.core.run_files import GOODPUT, RECORDS
 
 # Below the first guess by more than this factor nothing is worth looking for.
 FLOOR = 64.0
@@ -70,7 +72,7 @@ async def search(cfg: Any, arm: str, lengths: Sequence[int], run_dir: Path, meas
     A length's search ends at the bracket's width, when nothing is left to look for, or when the next probe would not
     end within `experiment.goodput_budget_s`.
     """
-    with files.appended(run_dir / FILE) as out:
+    with files.appended(GOODPUT.at(run_dir)) as out:
 
         def keep(probe: Probe) -> None:
             out.write(f"{files.json_text(asdict(probe))}\n".encode())
@@ -130,6 +132,6 @@ async def _probe(cell: Cell, number: int, run_dir: Path, measure: Measure, limit
 
 
 def _measured(run_dir: Path, arm: str, length: int) -> pl.DataFrame:
-    rows = tables.requests(run_dir / "records.jsonl").filter(~pl.col("warmup") & (pl.col("arm") == arm))
+    rows = tables.requests(RECORDS.at(run_dir)).filter(~pl.col("warmup") & (pl.col("arm") == arm))
     names = [name for name in rows["cell"].unique() if cells.parse(name).prompt_len == length]
     return rows.filter(pl.col("cell").is_in(names))

@@ -11,9 +11,20 @@ from wp1.analysis.load import probes
 from wp1.core import progress
 from wp1.core.errors import WP1Error
 from wp1.core.plan import Arm, Cell, Stint, stints
-from wp1.core.records import EngineStats, Handoff, QueueLengths, RecordWriter, RequestRecord
-from wp1.core.request_names import FILE as CONTROL
-from wp1.core.run_folder import write_json
+from wp1.core.records import Done, EngineStats, Handoff, QueueLengths, RecordWriter, RequestRecord
+from wp1.core.run_files import (
+    CONTROL,
+    ENGINE_LOG,
+    ENGINE_STATS,
+    HANDOFFS,
+    LOOP,
+    MEMORY,
+    METADATA,
+    QUEUES,
+    RECORDS,
+    RunFile,
+)
+from wp1.core.run_folder import RunFolder, write_json
 from wp1.runner import goodput_search, loop_lag, warmup
 from wp1.runner.budget import Repeat
 from wp1.runner.console import Screen, Tally
@@ -52,7 +63,7 @@ class _Session:
     control: Control
     again: RecordWriter | None  # of requests that are asked again; None: none are
     write: Write  # of what is no request
-    done: list[progress.Done]
+    done: list[Done]
     warm: set[Scheduler]  # those that have been warmed up
     began: float  # monotonic; what an earlier session of the run took lies before it
     outlook: Outlook
@@ -62,7 +73,7 @@ class _Session:
         return time.monotonic() - self.began
 
     def save(self) -> None:
-        write_json(self.run_dir / "run_metadata.json", self.metadata)
+        write_json(METADATA.at(self.run_dir), self.metadata)
 
 
 async def measure(
@@ -96,11 +107,11 @@ async def measure(
             metadata,
             screen,
             engines,
-            records=stack.enter_context(RecordWriter(run_dir / "records.jsonl")),
-            lags=stack.enter_context(RecordWriter(run_dir / "loop.jsonl")),
+            records=stack.enter_context(RecordWriter(RECORDS.at(run_dir))),
+            lags=stack.enter_context(RecordWriter(LOOP.at(run_dir))),
             notes=_memory_notes(cfg, run_dir, stack),
             control=Control(again, alike=cfg.workload.prompts in REPEATED),
-            again=stack.enter_context(RecordWriter(run_dir / CONTROL)) if again else None,
+            again=stack.enter_context(RecordWriter(CONTROL.at(run_dir))) if again else None,
             write=_event_writer(prepared.arms, run_dir, stack),
             done=done,
             warm=set(),
@@ -168,7 +179,7 @@ def _deaths(scheduler: Scheduler) -> list[str]:
 def _to_search(session: _Session, arm: Arm) -> list[int]:
     """The prompt lengths (tokens) for a search for goodput; [] where none is asked for, or it has ended before."""
     lengths = goodput_search.lengths_of(arm, [one["cell"] for one in session.metadata["skipped"]])
-    over = probes.ended(probes.read(session.run_dir), arm.name, lengths)
+    over = probes.ended(RunFolder(session.run_dir).probes, arm.name, lengths)
     return [] if session.cfg.experiment.goodput_budget_s is None or over else lengths
 
 
@@ -217,7 +228,7 @@ async def _start(session: _Session, stint: Stint) -> Scheduler:
     count = len(engine_sizes(arm.scheduler))
     with session.screen.step(f"starting {count} engine{'s' * (count > 1)} of {model.name}, {arm.name}") as tell:
         up, taken_over = await session.engines.bring_up(
-            session.cfg, arm, model, session.run_dir / "engine.log", session.write, metadata["run_id"]
+            session.cfg, arm, model, ENGINE_LOG.at(session.run_dir), session.write, metadata["run_id"]
         )
         if taken_over:
             tell("up from the job before")
@@ -240,10 +251,10 @@ async def _start(session: _Session, stint: Stint) -> Scheduler:
 
 def _event_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Write:
     """Where what is no request goes; only a run that has handoffs has the files of these and of queue lengths."""
-    names: dict[type, str] = {EngineStats: "engine_stats.jsonl"}
+    into: dict[type, RunFile] = {EngineStats: ENGINE_STATS}
     if any(arm.scheduler.mode == "disagg" for arm in arms):
-        names |= {Handoff: "handoffs.jsonl", QueueLengths: "queues.jsonl"}
-    writers = {kind: stack.enter_context(RecordWriter(run_dir / name)) for kind, name in names.items()}
+        into |= {Handoff: HANDOFFS, QueueLengths: QUEUES}
+    writers = {kind: stack.enter_context(RecordWriter(file.at(run_dir))) for kind, file in into.items()}
     return lambda row: writers[type(row)].write(row)
 
 
@@ -251,7 +262,7 @@ def _memory_notes(cfg: Any, run_dir: Path, stack: ExitStack) -> MemoryNotes:
     """Only a run that asks for them has the file."""
     if not cfg.experiment.memory:
         return MemoryNotes(None)
-    return MemoryNotes(stack.enter_context(RecordWriter(run_dir / "memory.jsonl")).write)
+    return MemoryNotes(stack.enter_context(RecordWriter(MEMORY.at(run_dir))).write)
 
 
 async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: list[int]) -> list[str]:
@@ -285,7 +296,7 @@ async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: li
                 dead = min(died, default=None)
                 await drive(scheduler, requests, sink, arrivals, cell.concurrency, bounds, dead)
             seconds = round(time.monotonic() - begin, 3)
-            found = progress.Done(
+            found = Done(
                 cell.arm, cell.name, repeat, len(requests), seconds, round(warmup_s, 3), min(died, default=None)
             )
             progress.note(session.run_dir, found)

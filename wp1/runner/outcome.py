@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wp1.analysis.base.run_tables import RunTables
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -11,6 +13,10 @@ class Outcome:
 
     status: str  # completed, failed or interrupted
     reason: str | None
-    run_dir: Path
+    run: RunTables  # as its report has read it
     report: Path | None
     summary: dict[str, Any] | None
+
+    @property
+    def run_dir(self) -> Path:
+        return self.run.path

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from wp1.analysis import completeness
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import summarise
 from wp1.analysis.sweep.figures import read_jobs, read_manifest
 from wp1.analysis.sweep.report import write_comparison
 from wp1.collectors.making import collectors_in
-from wp1.core.run_folder import read_metadata
 
 
 def make_report(run_dir: Path, reports: Path) -> Path:
@@ -16,15 +16,15 @@ def make_report(run_dir: Path, reports: Path) -> Path:
 
     Raises ConfigError where the folder is none of a run, or has lost lines.
     """
-    completeness.check(run_dir)
-    metadata = read_metadata(run_dir)
-    summary = summarise(run_dir, collectors_in(run_dir))
-    return write_report(run_dir, reports, metadata, summary)
+    run = RunTables(run_dir)
+    completeness.check(run, with_figures=True)
+    summary = summarise(run, collectors_in(run))
+    return write_report(run, reports, run.metadata, summary)
 
 
 def make_comparison(folder: Path) -> Path:
     """The comparison of a sweep's jobs; returns the page's path. Raises ConfigError where a job has lost lines."""
     for job in read_jobs(folder, read_manifest(folder)):
-        if job.run_dir is not None:
-            completeness.check(job.run_dir)
+        if job.left is not None:
+            completeness.check(job.left)
     return write_comparison(folder)

@@ -16,12 +16,13 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from wp1.core import files, locks, progress, redaction, untrusted
+from wp1.core import files, locks, redaction, run_files, untrusted
 from wp1.core.errors import ConfigError
 from wp1.core.identity import DECISIVE, settings_of
 from wp1.core.paths import MANIFEST, at_home, project_root, run_or_sweep
 from wp1.core.plan import Arm
-from wp1.core.progress import Unit
+from wp1.core.records import Unit
+from wp1.core.run_files import CELLS, CONFIG, METADATA
 from wp1.runner import boots
 
 # Of run_metadata.json, what a run that goes on adds to.
@@ -83,11 +84,11 @@ def _recorded(folder: Path) -> tuple[list[str], str, str]:
         manifest = read_json(folder / MANIFEST)
         manifest.require(*OF_MANIFEST)
         return _words(folder / MANIFEST, manifest["command"]), _root(folder / MANIFEST, manifest), "hydra.sweep.dir"
-    path = folder / "run_metadata.json"
+    path = METADATA.at(folder)
     metadata, config = read_json(path, shapes.METADATA), read_config(folder)
     job = metadata.get("sweep")
     words = _words(path, ["wp1", *job["overrides"]] if job else metadata["command"])
-    return words, _root(folder / "config.yaml", config), "hydra.run.dir"
+    return words, _root(CONFIG.at(folder), config), "hydra.run.dir"
 
 
 def _words(path: Path, command: Any) -> list[str]:
@@ -138,13 +139,15 @@ def _hold(folder: Path) -> None:
 def check_same(cfg: Any, run_dir: Path) -> None:
     """Raises ConfigError that says how the configuration differs from the one that the run began with.
 
-    So it does where the folder has lost lines (`whole.check`): figures of what is left would be taken for all of them.
+    So it does if the folder has lost lines (`completeness.check`): figures of what is left would be taken for all of
+    them.
     """
     from wp1.analysis import completeness
-    from wp1.core.run_folder import read_config
+    from wp1.analysis.base.run_tables import RunTables
 
-    completeness.check(run_dir)
-    before = settings_of(read_config(run_dir))
+    run = RunTables(run_dir)
+    completeness.check(run)
+    before = settings_of(run.config)
     now = settings_of(redaction.config(yaml.safe_load(OmegaConf.to_yaml(cfg, resolve=True))))
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     told = [f"{key} was {_said(before, key)} and is {_said(now, key)}" for key in sorted(keys)]
@@ -166,7 +169,7 @@ def is_complete(run_dir: Path, reports: Path) -> bool:
     """
     from wp1.core.run_folder import read_json
 
-    path = run_dir / "run_metadata.json"
+    path = METADATA.at(run_dir)
     if not path.is_file() or (metadata := read_json(path))["status"] != "completed":
         return False
     return (reports / f"{metadata['run_id']}.md").is_file()
@@ -180,33 +183,33 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
     Raises ConfigError where the machine, the versions or what the configuration stands for are not what they were.
     """
     from wp1.analysis.load import probes
-    from wp1.core.run_folder import read_json
+    from wp1.core.run_folder import RunFolder, read_json
     from wp1.runner import goodput_search
 
     boots.finish(run_dir)
-    metadata = read_json(run_dir / "run_metadata.json")
+    metadata = read_json(METADATA.at(run_dir))
     metadata.require(*NOTED)
+    run = RunFolder(run_dir)
     _check_setting(run_dir, metadata, fresh)
-    if metadata["status"] == "completed" and not (run_dir / progress.FILE).is_file():
+    if metadata["status"] == "completed" and not run.has(CELLS):
         # All its records would be put apart as nobody's.
         raise ConfigError(
-            f"{run_dir} is complete and has no {progress.FILE}, which says what is done: restore it from a copy, or "
+            f"{run_dir} is complete and has no {CELLS.name}, which says what is done: restore it from a copy, or "
             f"make its report by python -m wp1.report {run_dir}"
         )
-    skipped, tried = [one["cell"] for one in metadata["skipped"]], probes.read(run_dir)
+    skipped, tried = [one["cell"] for one in metadata["skipped"]], run.probes
     searched = {arm.name for arm in arms if probes.ended(tried, arm.name, goodput_search.lengths_of(arm, skipped))}
     planned = {(cell.arm, cell.name) for arm in arms for cell in arm.cells}
-    done = {
-        one.unit
-        for one in progress.read(run_dir)
-        if one.died is None and (one.arm in searched or one.unit[:2] in planned)
-    }
+    done = {one.unit for one in run.done if one.died is None and (one.arm in searched or one.unit[:2] in planned)}
     # First what says that they are done: nothing may be called done that has lost its lines, were we killed here.
-    _put_apart(run_dir / progress.FILE, lambda row: _unit(row) in done)
-    apart = sum(_put_apart(run_dir / name, lambda row: _of_start(row) or _unit(row) in done) for name in boots.OF_UNITS)
-    _put_apart(run_dir / probes.FILE, lambda row: row.get("arm") in searched)
-    for name in boots.OF_MOMENTS:
-        _trim(run_dir / name)
+    _put_apart(CELLS.at(run_dir), lambda row: _unit(row) in done)
+    apart = sum(
+        _put_apart(file.at(run_dir), lambda row: _of_start(row) or _unit(row) in done) for file in run_files.of("unit")
+    )
+    for file in run_files.of("search"):
+        _put_apart(file.at(run_dir), lambda row: row.get("arm") in searched)
+    for file in run_files.of("moment"):
+        _trim(file.at(run_dir))
     if metadata.get("boot") != fresh["boot"]:
         # The monotonic clock began anew, and moments of before would pass for moments of now.
         metadata = boots.move(run_dir, metadata, fresh["boot"])

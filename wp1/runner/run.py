@@ -12,12 +12,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from wp1.analysis import completeness
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.report import write_report
 from wp1.analysis.summary import summarise
 from wp1.collectors import Collector
 from wp1.core import files, identity, locks, paths, redaction
 from wp1.core.errors import WP1Error
 from wp1.core.paths import reports_of
+from wp1.core.run_files import CONFIG, ENGINE_LOG, EXAMPLES, METADATA
 from wp1.core.run_folder import write_json
 from wp1.machine.output import output_to
 from wp1.model.models import ServedModel
@@ -53,11 +55,11 @@ def run(
     # What is secret is known before anything can say it.
     _shown(cfg)
     # Engines inherit it, and libraries that print find it too.
-    with locks.written(run_dir), output_to(run_dir / "engine.log"):
+    with locks.written(run_dir), output_to(ENGINE_LOG.at(run_dir)):
         if engines is not None:
             engines.make_room(cfg)
         with screen.step(f"preparing {cfg.model.name}") as tell:
-            prepared = prepare(cfg, run_dir / "engine.log", tell, engines.key if engines is not None else None)
+            prepared = prepare(cfg, ENGINE_LOG.at(run_dir), tell, engines.key if engines is not None else None)
         model = prepared.model
         metadata = run_metadata(run_id, cfg, _hash(cfg, prepared), paths.PACKAGE.parent, sweep)
         metadata["model"] = _model_metadata(model)
@@ -81,9 +83,9 @@ def run(
             metadata = resume.take_up(run_dir, metadata, prepared.arms)
         else:
             if asked is not None:
-                examples.write(run_dir / examples.FILE, asked.cells)
-            files.write_text(run_dir / "config.yaml", yaml.safe_dump(_shown(cfg), sort_keys=False, allow_unicode=True))
-        write_json(run_dir / "run_metadata.json", metadata)
+                examples.write(EXAMPLES.at(run_dir), asked.cells)
+            files.write_text(CONFIG.at(run_dir), yaml.safe_dump(_shown(cfg), sort_keys=False, allow_unicode=True))
+        write_json(METADATA.at(run_dir), metadata)
 
         collectors = prepared.collectors
         status, reason = "completed", None
@@ -101,8 +103,8 @@ def run(
             # A full disk, most likely, and then the run has failed of it already.
             reason = reason or _why(error, run_dir)
             with suppress(OSError):
-                write_json(run_dir / "run_metadata.json", metadata | {"status": "failed", "reason": reason})
-            return Outcome("failed", reason, run_dir, None, None)
+                write_json(METADATA.at(run_dir), metadata | {"status": "failed", "reason": reason})
+            return Outcome("failed", reason, RunTables(run_dir), None, None)
 
 
 def _shown(cfg: DictConfig) -> dict[str, Any]:
@@ -161,16 +163,17 @@ def _finish(
 
     def mark() -> None:
         metadata.update(status=status, reason=reason, ended=datetime.now(UTC).isoformat(timespec="seconds"))
-        write_json(run_dir / "run_metadata.json", metadata)
+        write_json(METADATA.at(run_dir), metadata)
 
     metadata["lines"] = completeness.lines_of(run_dir)
     mark()
-    summary = summarise(run_dir, collectors)
+    run = RunTables(run_dir)
+    summary = summarise(run, collectors)
     metadata["labels"] = summary["labels"]
     mark()
     broken = [f"{check['name']}: {check['detail']}" for check in summary["checks"] if not check["passed"]]
     if status == "completed" and broken:
         status, reason = "failed", "; ".join(broken)
         mark()
-    page = write_report(run_dir, reports_of(run_dir, cfg), metadata, summary, with_plots=status != "interrupted")
-    return Outcome(status, reason, run_dir, page, summary)
+    page = write_report(run, reports_of(run_dir, cfg), metadata, summary, with_plots=status != "interrupted")
+    return Outcome(status, reason, run, page, summary)

@@ -25,6 +25,7 @@ from wp1.core import files, locks, redaction
 from wp1.core.errors import ConfigError, WP1Error
 from wp1.core.identity import PARENT_VARIABLE
 from wp1.core.paths import MANIFEST
+from wp1.core.run_files import METADATA
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class SweepCallback(Callback):
         elsewhere = _elsewhere()
         if not elsewhere:
             _begun[0].ended_here.add(config.hydra.job.num)
-        if error is None or (not elsewhere and (run_dir / "run_metadata.json").is_file()):
+        if error is None or (not elsewhere and METADATA.at(run_dir).is_file()):
             return
         from wp1.core.run_folder import write_json
 
@@ -144,7 +145,7 @@ def failed_elsewhere() -> list[BaseException]:
 
     sweep = _begun[0]
     found: dict[int, BaseException | None] = {}
-    for path in (*sweep.folder.rglob("run_metadata.json"), *sweep.folder.rglob("job.json")):
+    for path in (*sweep.folder.rglob(METADATA.name), *sweep.folder.rglob("job.json")):
         try:
             left = read_json(path)
             job = left if path.name == "job.json" else left["sweep"]

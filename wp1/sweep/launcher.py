@@ -20,6 +20,7 @@ from wp1.config import checks, schema
 from wp1.core import redaction
 from wp1.core.errors import ConfigError
 from wp1.core.paths import reports_of
+from wp1.core.run_files import METADATA
 from wp1.runner import resume
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def asked_of_engines(loader: ConfigLoader, config: DictConfig, overrides: list[s
     except ConfigError:
         return ()
     run_dir = Path(str(config.hydra.sweep.dir)) / str(number)
-    if cfg.resume is not None and (run_dir / "run_metadata.json").is_file():
+    if cfg.resume is not None and METADATA.at(run_dir).is_file():
         resume.check_same(cfg, run_dir)
         if resume.is_complete(run_dir, reports_of(run_dir, cfg)):
             return ()

@@ -23,8 +23,7 @@ from filelock import Timeout as LockTimeout
 from wp1.analysis.sweep.figures import read_jobs
 from wp1.core import paths, redaction
 from wp1.core.errors import ConfigError, WP1Error
-from wp1.core.paths import reports_of
-from wp1.core.run_folder import read_config
+from wp1.core.run_folder import RunFolder
 from wp1.core.untrusted import is_own_store
 from wp1.machine.output import output_to
 from wp1.tracking.entry import MAX_TAG, TRAINING_VIEW, Entry, experiment_of
@@ -65,7 +64,8 @@ def publish_or_say(run_dir: Path, tracking: Any, screen: Says) -> str | None:
     """
     try:
         with screen.step("publishing to MLflow"):
-            return publish(run_dir, reports_of(run_dir, read_config(run_dir)), tracking.uri, tracking.timeout_s)
+            run = RunFolder(run_dir)
+            return publish(run, run.reports, tracking.uri, tracking.timeout_s)
     except KeyboardInterrupt:
         screen.say(_not_published(run_dir, tracking.uri, "stopped by Ctrl-C"))
         raise
@@ -74,7 +74,7 @@ def publish_or_say(run_dir: Path, tracking: Any, screen: Says) -> str | None:
         return None
 
 
-def publish(run_dir: Path, reports: Path, uri: str, timeout_s: float, parent: str | None = None) -> str:
+def publish(run: RunFolder, reports: Path, uri: str, timeout_s: float, parent: str | None = None) -> str:
     """Makes or replaces a run's entry in MLflow, and says where it is.
 
     reports: the folder that has the run's report. uri: `sqlite:///FILE` (a relative one is taken from the run's
@@ -82,9 +82,9 @@ def publish(run_dir: Path, reports: Path, uri: str, timeout_s: float, parent: st
     parent: the MLflow id of the sweep that it belongs under, instead of the one that its folder names.
     Raises WP1Error with the reason in one line.
     """
-    store = store_of(uri, Path(read_config(run_dir)["root"]))
-    with _talking_to(store, timeout_s, run_dir):
-        entry = entry_of(run_dir, reports)
+    store = store_of(uri, Path(run.config["root"]))
+    with _talking_to(store, timeout_s, run.path):
+        entry = entry_of(run, reports)
         return _send(store, entry if parent is None else replace(entry, parent=parent))
 
 
@@ -179,7 +179,7 @@ def _not_published(run_dir: Path, uri: str, reason: str) -> str:
     to = f" --uri {shlex.quote(shown(uri))}"
     # What cannot be read is named in the reason.
     with contextlib.suppress(WP1Error):
-        to = "" if is_own_store(uri, run_dir, read_config(run_dir)["root"]) else to
+        to = "" if is_own_store(uri, run_dir, RunFolder(run_dir).config["root"]) else to
     return (
         f"not in MLflow (tracking.uri={shown(uri)}): {reason}. "
         f"The run is safe; publish it later with: python -m wp1.track {shlex.quote(str(run_dir))}{to}"

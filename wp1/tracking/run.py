@@ -14,8 +14,9 @@ from wp1.analysis.base.markdown import inert, text
 from wp1.analysis.comparison import arms
 from wp1.core import files as plain
 from wp1.core import labels as label_words
+from wp1.core import run_files
 from wp1.core.errors import WP1Error
-from wp1.core.run_folder import read_config, read_json, read_metadata
+from wp1.core.run_folder import RunFolder, read_json
 from wp1.tracking import cells
 from wp1.tracking.entry import (
     MAX_PARAM,
@@ -38,16 +39,15 @@ NOT_PARAMS = ("root", "tags", "tracking", "_target_")
 MAX_LOG_BYTES = 20 << 20
 
 
-def entry_of(run_dir: Path, reports: Path) -> Entry:
+def entry_of(run: RunFolder, reports: Path) -> Entry:
     """What MLflow is to show, from the run's folder and report. Raises WP1Error where the folder is none of a run."""
-    config, metadata = read_config(run_dir), read_metadata(run_dir)
-    summary = read_json(run_dir / "summary.json")
+    config, metadata, summary = run.config, run.metadata, run.summary
     # Of a run that was about memory alone, with one request a length, the report says nothing about speed either.
     about_memory = bool(config["experiment"].get("memory")) and summary["by_length"] is None
-    compared = None if about_memory else _comparison(run_dir, metadata["experiment"])
+    compared = None if about_memory else _comparison(run.path, metadata["experiment"])
     if metadata["ended"] is None:
-        raise WP1Error(f"{run_dir} is of a run that has not ended")
-    texts = _report(run_dir, reports, metadata["run_id"])
+        raise WP1Error(f"{run.path} is of a run that has not ended")
+    texts = _report(run.path, reports, metadata["run_id"])
     of_cells = cells.measured(summary)
     plots = plain.plain_files(reports / metadata["run_id"], "*.png")
     entry = Entry(
@@ -61,7 +61,7 @@ def entry_of(run_dir: Path, reports: Path) -> Entry:
         tags=tags_of(metadata),
         params=params_of(config),
         metrics=metrics_of(summary, compared),
-        files=[*_files(run_dir, metadata["experiment"]), *[(plot, "plots") for plot in plots]],
+        files=[*_files(run.path), *[(plot, "plots") for plot in plots]],
         texts=texts,
         description=_description(metadata, summary, compared, texts.get("report.md", ""), about_memory),
         parent=metadata.get("parent_run_id"),
@@ -184,19 +184,14 @@ def _comparison(run_dir: Path, experiment: str) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def _files(run_dir: Path, experiment: str) -> list[tuple[Path, str | None]]:
+def _files(run_dir: Path) -> list[tuple[Path, str | None]]:
     """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads.
 
     A link is left out: what it leads to need not be of the run.
     """
-    always = ("records.jsonl", "summary.json", "run_metadata.json", "config.yaml", "goodput.jsonl", "examples.jsonl")
-    limited = ("engine.log", "device.jsonl", "engine_stats.jsonl", "handoffs.jsonl", "queues.jsonl", "memory.jsonl")
-    limited += ("loop.jsonl", "control.jsonl")
-    found = [run_dir / name for name in always]
-    found += [arms.file_of(run_dir, experiment), *plain.plain_files(run_dir / "artifacts", "*.csv")]
-    found = [path for path in found if plain.is_plain(path)]
-    logs = [run_dir / name for name in limited if plain.is_plain(run_dir / name)]
-    found += [path for path in logs if path.stat().st_size <= MAX_LOG_BYTES]
+    found = [path for file in run_files.RUN_FILES if file.published == "always" for path in file.found(run_dir)]
+    samples = [path for file in run_files.RUN_FILES if file.published == "small" for path in file.found(run_dir)]
+    found += [path for path in samples if path.stat().st_size <= MAX_LOG_BYTES]
     return [(path, None if path.parent == run_dir else path.parent.name) for path in found]
 
 

@@ -14,8 +14,10 @@ from tests.records import read_records
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1 import report
 from wp1.analysis import completeness
+from wp1.analysis.base.run_tables import RunTables
 from wp1.core import progress
 from wp1.core.errors import ConfigError
+from wp1.core.run_files import CELLS
 from wp1.core.run_folder import read_json
 from wp1.runner.console import Screen
 from wp1.runner.reports import make_report
@@ -85,7 +87,7 @@ def test_a_lost_record_is_told_by_whatever_says_how_many_there_were(
         (folder / "summary.json").unlink()
         experiment = {"prompt_lens": [256], "request_rates": None, "concurrencies": None, "arrivals_s": None}
         set_config(folder, workload={"num_requests": 3, "concurrency": 1, "request_rate": 0.0}, experiment=experiment)
-    completeness.check(folder)
+    completeness.check(RunTables(folder))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     lose_one_request(folder)
     monkeypatch.setattr("sys.argv", ["report", str(folder)])
@@ -107,7 +109,7 @@ def test_a_line_that_is_there_twice_is_one_request(folder: Path) -> None:
     lines = records.read_text().splitlines()
     lose_one_request(folder, instead=next(line for line in lines[::-1] if '"arm": "agg"' in line))
     with pytest.raises(ConfigError, match="11 of the 12"):
-        completeness.check(folder)
+        completeness.check(RunTables(folder))
 
 
 @pytest.mark.parametrize("there", ["nothing", "empty", "packed", "torn"])
@@ -120,13 +122,13 @@ def test_without_records_it_says_what_to_do(folder: Path, there: str) -> None:
     elif there != "nothing":
         records.write_bytes(b"" if there == "empty" else content[:-10])
     with pytest.raises(ConfigError, match="gunzip" if there == "packed" else "restore the file from a copy"):
-        completeness.check(folder)
+        completeness.check(RunTables(folder))
     if there == "torn":
         return
     # Also where nothing says how many there were.
     (folder / "summary.json").unlink()
     with pytest.raises(ConfigError, match="has no measured request, and the run completed"):
-        completeness.check(folder)
+        completeness.check(RunTables(folder))
 
 
 @pytest.mark.parametrize("status", ["interrupted", "failed", "running"])
@@ -137,14 +139,14 @@ def test_a_run_that_did_not_complete_is_short_by_right(folder: Path, status: str
     # But not in what it had measured to its end.
     note_all(folder)
     with pytest.raises(ConfigError, match=r"11 of the 12 .*cells\.jsonl"):
-        completeness.check(folder)
+        completeness.check(RunTables(folder))
 
 
 def test_a_completed_run_has_noted_every_repeat(folder: Path) -> None:
     note_all(folder)
     drop(folder / "cells.jsonl", 2)
     with pytest.raises(ConfigError, match=r"cells\.jsonl has 3 of the 4 repeats"):
-        completeness.check(folder)
+        completeness.check(RunTables(folder))
 
 
 @pytest.mark.parametrize("name", ["records.jsonl", "handoffs.jsonl", "queues.jsonl"])
@@ -160,16 +162,16 @@ def test_handoffs_are_held_against_the_records(folder: Path) -> None:
     drop(folder / "handoffs.jsonl", 2)
     # A warm-up's, and one a measured request.
     with pytest.raises(ConfigError, match=r"handoffs\.jsonl has 6 of the 7 handoffs"):
-        completeness.check(folder)
+        completeness.check(RunTables(folder))
     (folder / "handoffs.jsonl").unlink()
     with pytest.raises(ConfigError, match=r"handoffs\.jsonl has 0 of the 7 handoffs"):
-        completeness.check(folder)
+        completeness.check(RunTables(folder))
 
 
 def test_answers_are_held_against_their_examples(folder: Path) -> None:
     set_config(folder, workload={"prompts": "judged"})
     with pytest.raises(ConfigError, match=r"examples\.jsonl has 0 of the 1 examples"):
-        completeness.check(folder)
+        completeness.check(RunTables(folder))
 
 
 def test_a_search_for_goodput_has_come_to_its_end(folder: Path) -> None:
@@ -178,19 +180,19 @@ def test_a_search_for_goodput_has_come_to_its_end(folder: Path) -> None:
     path = folder / "goodput.jsonl"
     path.write_text(f"{ends[0]}\n")
     with pytest.raises(ConfigError, match=r"goodput\.jsonl has 1 of the 2 searches"):
-        completeness.check(folder)
+        completeness.check(RunTables(folder))
     path.write_text("\n".join(ends) + "\n")
-    completeness.check(folder)
+    completeness.check(RunTables(folder))
     path.write_text('{"a": 1}\n')
     with pytest.raises(ConfigError, match=r"goodput\.jsonl:1 is no probe"):
-        completeness.check(folder)
+        completeness.check(RunTables(folder))
 
 
 def test_notes_of_memory_are_there_for_every_repeat(config: Compose, double: Any, tmp_path: Path) -> None:
     cfg = config(*TINY, "experiment=e5", "experiment.prompt_lens=[16,32]")
     with Screen() as screen:
         folder = run(cfg, tmp_path / "outputs" / "run-x", "run-x", screen).run_dir
-    completeness.check(folder)
+    completeness.check(RunTables(folder))
     path = folder / "memory.jsonl"
     content = path.read_text()
     count = len(content.splitlines())
@@ -198,11 +200,11 @@ def test_notes_of_memory_are_there_for_every_repeat(config: Compose, double: Any
         path.write_text(content)
         drop(path, number)
         with pytest.raises(ConfigError, match=rf"memory\.jsonl has {count - 1} of the {count} notes"):
-            completeness.check(folder)
+            completeness.check(RunTables(folder))
     path.write_text(content)
     drop(path, 3, instead='{"a": 1}')
     with pytest.raises(ConfigError, match=r"memory\.jsonl:3 is no note"):
-        completeness.check(folder)
+        completeness.check(RunTables(folder))
 
 
 @pytest.mark.parametrize("experiment", ["e0", "e3"])
@@ -214,14 +216,14 @@ def test_the_plan_says_how_many_there_were(config: Compose, double: Any, tmp_pat
         folder = run(cfg, tmp_path / "outputs" / "run-x", "run-x", screen).run_dir
     for name in ("cells.jsonl", "summary.json"):
         (folder / name).unlink()
-    completeness.check(folder)
+    completeness.check(RunTables(folder))
     records = folder / "records.jsonl"
     lines = records.read_text().splitlines(keepends=True)
     measured = [line for line in lines if not json.loads(line)["warmup"]]
     gone = measured if experiment == "e0" else measured[:1]
     records.write_text("".join(line for line in lines if line not in gone))
     with pytest.raises(ConfigError, match=r"that the plan in config\.yaml has"):
-        completeness.check(folder)
+        completeness.check(RunTables(folder))
 
 
 SAMPLES = ("device.jsonl", "loop.jsonl", "queues.jsonl")
@@ -231,9 +233,9 @@ def test_every_line_that_was_there_when_the_run_ended_counts(config: Compose, do
     cfg = config(*TINY, "scheduler=disagg", "experiment.same_tokens=false")
     with Screen() as screen:
         folder = run(cfg, tmp_path / "run-20260101T000000Z-00000000", "run-20260101T000000Z-00000000", screen).run_dir
-    completeness.check(folder)
+    completeness.check(RunTables(folder))
     noted = read_json(folder / "run_metadata.json")["lines"]
-    assert {*SAMPLES, "engine_stats.jsonl", "handoffs.jsonl", "records.jsonl", progress.FILE} == set(noted)
+    assert {*SAMPLES, "engine_stats.jsonl", "handoffs.jsonl", "records.jsonl", CELLS.name} == set(noted)
     for name in SAMPLES:
         before = (folder / name).read_bytes()
         drop(folder / name, noted[name])
@@ -241,15 +243,15 @@ def test_every_line_that_was_there_when_the_run_ended_counts(config: Compose, do
             ConfigError,
             match=rf"{name} has {noted[name] - 1} of the {noted[name]} lines that it had when the run ended",
         ):
-            completeness.check(folder)
+            completeness.check(RunTables(folder))
         # One that a packet had no room for is told on the page.
         (folder / name).unlink()
-        completeness.check(folder)
+        completeness.check(RunTables(folder))
         (folder / name).write_bytes(before.removesuffix(b"\n"))
-        completeness.check(folder)
+        completeness.check(RunTables(folder))
     # A repeat that is gone from the two files that would tell on each other.
-    for name in ("records.jsonl", progress.FILE):
+    for name in ("records.jsonl", CELLS.name):
         rows = (folder / name).read_text().splitlines(keepends=True)
         (folder / name).write_text("".join(row for row in rows if json.loads(row)["repeat"] != 1))
     with pytest.raises(ConfigError, match=r"has \d+ of the \d+ "):
-        completeness.check(folder)
+        completeness.check(RunTables(folder))

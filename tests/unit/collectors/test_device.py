@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from wp1.analysis.base import tables
-from wp1.analysis.device.figures import read_samples
+from wp1.analysis.base.run_tables import RunTables
 from wp1.collectors.device import GPUStatsCollector
 from wp1.machine.hardware import GIB
 
@@ -34,7 +34,7 @@ def test_average_and_peak_are_of_the_measured_window(tmp_path: Path) -> None:
         (2.0, "cuda:0", 20 * GIB, 60.0, None),
         (3.1, "cuda:0", 70 * GIB, 100.0, 700.0),
     )
-    found = GPUStatsCollector().profile(tmp_path, _requests(1.0, 3.0))
+    found = GPUStatsCollector().profile(RunTables(tmp_path), _requests(1.0, 3.0))
     assert found["window_s"] == 2.0
     assert found["devices"] == {
         "cuda:0": {
@@ -52,14 +52,14 @@ def test_average_and_peak_are_of_the_measured_window(tmp_path: Path) -> None:
 
 
 def test_without_samples_there_are_no_devices(tmp_path: Path) -> None:
-    assert GPUStatsCollector().profile(tmp_path, _requests(1.0, 3.0))["devices"] == {}
+    assert GPUStatsCollector().profile(RunTables(tmp_path), _requests(1.0, 3.0))["devices"] == {}
 
 
 def test_a_torn_last_sample_is_left_out(tmp_path: Path) -> None:
     _write(tmp_path / "device.jsonl", (1.0, "host", 1, 2.0, None))
     with (tmp_path / "device.jsonl").open("a") as out:
         out.write('{"t": 2.0, "dev')
-    assert read_samples(tmp_path).height == 1
+    assert tables.device_samples(tmp_path / "device.jsonl").height == 1
 
 
 def test_the_host_is_sampled_where_engines_use_no_gpu(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_host_is_sampled_where_engines_use_no_gpu(tmp_path: Path) -> None:
     collector.stop()
     child.kill()
     child.wait()
-    found = collector.profile(tmp_path, _requests(start, time.monotonic()))["devices"]["host"]
+    found = collector.profile(RunTables(tmp_path), _requests(start, time.monotonic()))["devices"]["host"]
     assert found["kind"] == "host"
     assert found["samples"] >= 10
     assert found["memory_gib_peak"] > 200 / 1024
@@ -123,7 +123,7 @@ def test_gpus_are_sampled_through_nvml(tmp_path: Path, monkeypatch: pytest.Monke
     start = time.monotonic()
     time.sleep(0.2)
     collector.stop()
-    found = collector.profile(tmp_path, _requests(start, time.monotonic()))["devices"]["cuda:1"]
+    found = collector.profile(RunTables(tmp_path), _requests(start, time.monotonic()))["devices"]["cuda:1"]
     assert found["kind"] == "gpu"
     assert found["memory_gib_mean"] == 30.0
     assert found["utilisation_percent_peak"] == 87.0
@@ -131,7 +131,7 @@ def test_gpus_are_sampled_through_nvml(tmp_path: Path, monkeypatch: pytest.Monke
     assert 5 <= found["samples"] <= 12
     assert nvml.up == 0
     # Each thing it does not say is told once, and that it is split.
-    assert len(read_samples(tmp_path)["note"].drop_nulls()) == 3
+    assert len(tables.device_samples(tmp_path / "device.jsonl")["note"].drop_nulls()) == 3
 
 
 def test_what_nvml_refuses_is_a_line_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_what_nvml_refuses_is_a_line_and_no_crash(tmp_path: Path, monkeypatch: p
     start = time.monotonic()
     time.sleep(0.1)
     collector.stop()
-    found = collector.profile(tmp_path, _requests(start, time.monotonic()))
+    found = collector.profile(RunTables(tmp_path), _requests(start, time.monotonic()))
     assert list(found["devices"]) == ["cuda:0"]
     assert "cuda:2 is not shown by NVML (Insufficient Permissions): ask for permission to it" in found["notes"]
     assert "cuda:0 gives no power (not supported)" in found["notes"]
@@ -164,7 +164,7 @@ def test_no_driver_is_a_line_and_no_crash(tmp_path: Path, monkeypatch: pytest.Mo
     collector.start(tmp_path, [0])
     time.sleep(0.05)
     collector.stop()
-    assert collector.profile(tmp_path, _requests(0, 1))["notes"] == [
+    assert collector.profile(RunTables(tmp_path), _requests(0, 1))["notes"] == [
         "NVML does not answer (Driver Not Loaded): no GPU was sampled"
     ]
 
@@ -190,7 +190,7 @@ def test_energy_is_of_the_time_with_requests_and_all_cards(tmp_path: Path, count
         for device in ("cuda:0", "cuda:1")
     ]
     (tmp_path / "device.jsonl").write_text("".join(lines))
-    found = GPUStatsCollector().profile(tmp_path, _two((0.5, 1.5), (3.0, 4.5)))
+    found = GPUStatsCollector().profile(RunTables(tmp_path), _two((0.5, 1.5), (3.0, 4.5)))
     # 100 W on each of two cards, for 1 s and for 1.5 s; the pause between is nobody's.
     assert found["energy"]["joules"] == pytest.approx(500)
     assert found["energy"]["joules_per_output_token"] == pytest.approx(25)
@@ -202,7 +202,8 @@ def test_energy_is_of_the_time_with_requests_and_all_cards(tmp_path: Path, count
 def test_idle_is_apart_from_load(tmp_path: Path) -> None:
     lines = [_gpu(t, 100.0 if t < 2 else 300.0, None) for t in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)]
     (tmp_path / "device.jsonl").write_text("".join(lines))
-    (tmp_path / "run_metadata.json").write_text(json.dumps({"starts": [{"arm": "agg", "idle": [0.4, 1.6]}]}))
-    found = GPUStatsCollector().profile(tmp_path, _two((2.0, 4.0)))["devices"]["cuda:0"]
+    metadata = {"run_id": "run", "experiment": "e0", "starts": [{"arm": "agg", "idle": [0.4, 1.6]}]}
+    (tmp_path / "run_metadata.json").write_text(json.dumps(metadata))
+    found = GPUStatsCollector().profile(RunTables(tmp_path), _two((2.0, 4.0)))["devices"]["cuda:0"]
     assert (found["power_w_mean"], found["samples"]) == (300, 3)
     assert (found["idle"]["power_w_mean"], found["idle"]["samples"]) == (100, 3)

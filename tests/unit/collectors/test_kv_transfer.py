@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.analysis.synthetic import BLOCK_BYTES, Shape, make_run
 from wp1.analysis.base import tables
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.transfer.figures import figures
 from wp1.collectors.kv_transfer import KVTransferStatsCollector
 
@@ -15,7 +16,7 @@ SMALL = {"lengths": (256,), "rates": (0,), "repeats": 2, "count": 4}
 
 
 def _profile(folder: Path) -> dict[str, Any]:
-    return KVTransferStatsCollector().profile(folder, tables.requests(folder / "records.jsonl"))
+    return KVTransferStatsCollector().profile(RunTables(folder), tables.requests(folder / "records.jsonl"))
 
 
 def test_figures_of_a_cell_and_of_the_run(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.records import read_records
 from tests.unit.analysis.synthetic import Shape, make_run
-from wp1.analysis.base import tables
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.load.notes import late_cells, notes
 from wp1.analysis.summary import summarise
 from wp1.collectors.load import LoadStatsCollector
@@ -16,7 +16,8 @@ from wp1.core.run_folder import read_json
 
 
 def _profile(folder: Path) -> dict[str, Any]:
-    return {"profiling": {"load": LoadStatsCollector().profile(folder, tables.requests(folder / "records.jsonl"))}}
+    run = RunTables(folder)
+    return {"profiling": {"load": LoadStatsCollector().profile(run, run.requests)}}
 
 
 def _delayed(folder: Path, seconds: float) -> None:
@@ -44,7 +45,7 @@ def test_a_late_client_is_marked_in_words_and_by_a_label(tmp_path: Path) -> None
     with RecordWriter(folder / "loop.jsonl") as writer:
         writer.write(LoopLag(1.0, "agg", "256-conc1", 0, [0.001] * 49 + [0.015]))
     collectors = [LoadStatsCollector()]
-    summary = summarise(folder, collectors)
+    summary = summarise(RunTables(folder), collectors)
     assert summary["labels"] == ["random weights", "client late"]
     assert len(late_cells(summary)) == summary["profiling"]["load"]["overall"]["client_late_cells"] == 8
     assert "client late: one request in a hundred was sent 20 ms or more" in notes(summary, "agg/256-conc1")[0]
@@ -53,7 +54,7 @@ def test_a_late_client_is_marked_in_words_and_by_a_label(tmp_path: Path) -> None
     # Made again with the label there already, it is not there twice.
     metadata = read_json(folder / "run_metadata.json")
     assert metadata["labels"] == ["random weights"]
-    assert summarise(folder, collectors)["labels"] == ["random weights", "client late"]
+    assert summarise(RunTables(folder), collectors)["labels"] == ["random weights", "client late"]
 
 
 def test_an_open_loop_says_its_window(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.records import read_records
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1.analysis.base import tables
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.summary import summarise
 from wp1.collectors.making import collectors_in, collectors_of
 from wp1.core import files
@@ -31,7 +32,7 @@ def test_nothing_is_written_through_a_link(run_dir: Path, tmp_path: Path) -> Non
     for name, victim in victims.items():
         victim.write_text("precious")
         (run_dir / name).symlink_to(victim)
-    summarise(run_dir, collectors_of(read_config(run_dir)))
+    summarise(RunTables(run_dir), collectors_of(read_config(run_dir)))
     assert [victim.read_text() for victim in victims.values()] == ["precious", "precious"]
     assert read_json(run_dir / "summary.json")["run_id"] == run_dir.name
     assert not (run_dir / "summary.json").is_symlink()
@@ -43,7 +44,7 @@ def test_a_link_in_place_of_a_folder_is_refused(run_dir: Path, tmp_path: Path, n
     (run_dir / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=rf"{name} is a link"):
         if name == "artifacts":
-            summarise(run_dir, collectors_in(run_dir))
+            summarise(RunTables(run_dir), collectors_in(RunTables(run_dir)))
         else:
             files.real_folder(run_dir / name)
     assert list((tmp_path / "elsewhere").iterdir()) == []
@@ -54,7 +55,7 @@ def test_nothing_is_read_through_a_link(run_dir: Path, tmp_path: Path, name: str
     (run_dir / name).rename(tmp_path / "moved")
     (run_dir / name).symlink_to(tmp_path / "moved")
     with pytest.raises(ConfigError, match=rf"{name} is a link"):
-        summarise(run_dir, collectors_in(run_dir))
+        summarise(RunTables(run_dir), collectors_in(RunTables(run_dir)))
 
 
 def test_the_target_of_a_link_is_not_published(run_dir: Path, tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_the_target_of_a_link_is_not_published(run_dir: Path, tmp_path: Path) ->
     (run_dir / "artifacts").mkdir()
     for name in ("artifacts/x.csv", "engine.log", "goodput.jsonl"):
         (run_dir / name).symlink_to(secret)
-    published = [path.name for path, _ in _files(run_dir, "e3")]
+    published = [path.name for path, _ in _files(run_dir)]
     assert "records.jsonl" in published
     assert not {"x.csv", "engine.log", "goodput.jsonl"} & set(published)
 

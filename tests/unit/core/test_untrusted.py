@@ -18,6 +18,7 @@ from tests.conftest import Compose
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1 import track
 from wp1.analysis import completeness
+from wp1.analysis.base.run_tables import RunTables
 from wp1.config import checks
 from wp1.core import untrusted
 from wp1.core.errors import ConfigError
@@ -109,7 +110,7 @@ def test_interpolations_from_a_folder_are_not_resolved(
     change(run_dir / "run_metadata.json", question="${oc.env:SECRET}")
     for name in ("cells.jsonl", "summary.json"):
         (run_dir / name).unlink(missing_ok=True)
-    completeness.check(run_dir)
+    completeness.check(RunTables(run_dir))
     make_report(run_dir, tmp_path / "reports")
     assert all("hunter2" not in path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
 

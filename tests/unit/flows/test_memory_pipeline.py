@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import Compose
 from tests.double import TINY
 from tests.records import read_records
+from wp1.analysis.base.run_tables import RunTables
 from wp1.config import checks
 from wp1.core.errors import ConfigError
 from wp1.core.run_folder import read_json
@@ -87,7 +88,7 @@ def test_one_request_a_length_is_no_measurement_of_speed(config: Compose, double
 def test_the_page_in_mlflow_opens_with_memory(config: Compose, double: Any, tmp_path: Path) -> None:
     outcome = _run(config, tmp_path)
     assert outcome.report is not None
-    entry = entry_of(outcome.run_dir, outcome.report.parent)
+    entry = entry_of(RunTables(outcome.run_dir), outcome.report.parent)
     _, *found, machine, _ = entry.description.split("\n\n")
     assert [paragraph.partition(",")[0] for paragraph in found] == ["**agg**", "**disagg**"]
     assert "TTFT" not in machine

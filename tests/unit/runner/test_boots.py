@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 
 from wp1.analysis.base import tables
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.load import figures as load_figures
 from wp1.collectors.device import GPUStatsCollector
-from wp1.core import files
+from wp1.core import files, run_files
 from wp1.core.records import EngineStats, LoopLag, RecordWriter, RequestRecord
 from wp1.core.run_folder import read_json
 from wp1.runner import boots
@@ -51,14 +52,14 @@ def run_dir(tmp_path: Path) -> Path:
         if n:
             metadata = boots.move(tmp_path, metadata, boot)
         measure(tmp_path, f"{256 << n}-conc2", 0.1 * (n + 1), n + 1)
-        (tmp_path / boots.METADATA).write_text(json.dumps(metadata))
+        (tmp_path / run_files.METADATA.name).write_text(json.dumps(metadata))
     return tmp_path
 
 
 def test_samples_belong_to_the_cell_that_was_measured_in_their_boot(run_dir: Path) -> None:
     requests = tables.requests(run_dir / "records.jsonl")
     stats = tables.engine_stats(run_dir / "engine_stats.jsonl")
-    cells = GPUStatsCollector().profile(run_dir, requests)["cells"]
+    cells = GPUStatsCollector().profile(RunTables(run_dir), requests)["cells"]
     for n in range(3):
         cell = f"{256 << n}-conc2"
         rows = requests.filter(pl.col("cell") == cell)
@@ -72,7 +73,7 @@ def test_the_order_of_boots_stays_and_the_metadata_says_how_far_each_was_moved(r
     requests = tables.requests(run_dir / "records.jsonl")
     begins = requests.group_by("cell", maintain_order=True).agg(pl.col("t_intended").min())["t_intended"]
     assert begins.is_sorted()
-    metadata = read_json(run_dir / boots.METADATA)
+    metadata = read_json(run_dir / run_files.METADATA.name)
     assert [one["boot"] for one in metadata["boots"]] == ["one", "two"]
     for one, begin in zip(metadata["boots"], begins, strict=False):
         assert begin - one["moved_s"] == pytest.approx(300.0)
@@ -84,7 +85,7 @@ def test_killed_at_any_file_it_moves_all_or_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
 ) -> None:
     measure(tmp_path, "256-conc2", 0.5, 1)
-    (tmp_path / boots.METADATA).write_text(json.dumps(METADATA))
+    (tmp_path / run_files.METADATA.name).write_text(json.dumps(METADATA))
     replace, count = Path.replace, 0
 
     def replace_or_die(self: Path, target: Path) -> Path:
@@ -99,14 +100,14 @@ def test_killed_at_any_file_it_moves_all_or_nothing(
         boots.move(tmp_path, METADATA, "two")
     monkeypatch.undo()
     boots.finish(tmp_path)
-    moved = read_json(tmp_path / boots.METADATA)["boot"] == "two"
+    moved = read_json(tmp_path / run_files.METADATA.name)["boot"] == "two"
     assert moved == (dies_at > 5)
     for name in ("records.jsonl", "engine_stats.jsonl", "device.jsonl", "loop.jsonl"):
         rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         assert all((row.get("t", row.get("t_intended")) < 0) == moved for row in rows), name
 
 
-@pytest.mark.parametrize("name", boots.WITH_TIMES)
+@pytest.mark.parametrize("name", [file.name for file in run_files.with_times()])
 def test_every_file_of_a_run_has_its_times_moved(name: str, tmp_path: Path) -> None:
     """control.jsonl among them, which is read beside records.jsonl."""
     (tmp_path / name).write_text(json.dumps({"t_sent": 300.0, "t_tokens": [301.0], "t": 302.0}) + "\n")

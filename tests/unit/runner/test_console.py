@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.analysis.synthetic import Shape, make_run
+from wp1.analysis.base.run_tables import RunTables
 from wp1.runner.console import Screen
 from wp1.runner.outcome import Outcome
 from wp1.runner.reports import make_report
@@ -14,7 +15,9 @@ from wp1.runner.reports import make_report
 def _shown(folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
     make_report(folder, folder / "reports")
     with Screen() as screen:
-        screen.end(Outcome("completed", None, folder, None, json.loads((folder / "summary.json").read_text())), None)
+        screen.end(
+            Outcome("completed", None, RunTables(folder), None, json.loads((folder / "summary.json").read_text())), None
+        )
     return capfd.readouterr().err
 
 

@@ -13,9 +13,10 @@ from tests.records import read_records
 from tests.unit.flows.test_pipeline import E3, RUN_ID
 from wp1.analysis import completeness
 from wp1.analysis.base import tables
+from wp1.analysis.base.run_tables import RunTables
 from wp1.config import checks
 from wp1.core.errors import ConfigError
-from wp1.core.run_folder import read_config, read_json
+from wp1.core.run_folder import read_json
 from wp1.runner.console import Screen
 from wp1.runner.control import count_of
 from wp1.runner.outcome import Outcome
@@ -49,9 +50,9 @@ def test_the_first_requests_of_a_cell_are_asked_again_apart_from_all_figures(
     assert outcome.summary is not None
     assert outcome.summary["profiling"]["latency"]["overall"]["requests"] == 12
     assert outcome.summary["profiling"]["kv_transfer"]["overall"]["handoffs"] == 12
-    completeness.check(outcome.run_dir)
+    completeness.check(RunTables(outcome.run_dir))
     (outcome.run_dir / "control.jsonl").unlink()
-    assert "control.jsonl" in completeness.absent(outcome.run_dir, read_config(outcome.run_dir))
+    assert "control.jsonl" in completeness.absent(RunTables(outcome.run_dir))
 
 
 @pytest.mark.parametrize("overrides", [("workload.temperature=0.5",), (GREEDY, "experiment.control=0")])
@@ -61,7 +62,7 @@ def test_nothing_is_asked_again_of_sampled_answers(
     outcome = _run(config, tmp_path, *overrides)
     assert outcome.status == "completed"
     assert not (outcome.run_dir / "control.jsonl").exists()
-    assert "control.jsonl" not in completeness.absent(outcome.run_dir, read_config(outcome.run_dir))
+    assert "control.jsonl" not in completeness.absent(RunTables(outcome.run_dir))
     with pytest.raises(ConfigError, match=r"experiment\.control=3 has no effect with workload\.temperature"):
         checks.check_overrides(config("workload.temperature=0.5"), ["experiment.control=3"])
 

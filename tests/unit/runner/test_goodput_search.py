@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Compose
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.load import probes
 from wp1.analysis.load.probes import Probe, bracket
 from wp1.core import plan
@@ -81,7 +82,7 @@ class Engine:
 
 def _search(cfg: Any, engine: Engine) -> list[Probe]:
     asyncio.run(goodput_search.search(cfg, "agg", cfg.experiment.prompt_lens, engine.run_dir, engine.measure))
-    return probes.read(engine.run_dir)
+    return RunTables(engine.run_dir).probes
 
 
 E2 = (

@@ -23,6 +23,7 @@ from tests import REPO
 from tests.double import PIXEL
 from tests.unit.analysis import synthetic
 from wp1.core.errors import WP1Error
+from wp1.core.run_folder import RunFolder
 from wp1.track import track
 from wp1.tracking import mlflow_store
 from wp1.tracking.metrics import metrics_of
@@ -137,7 +138,7 @@ class Said(list[str]):
 
 
 def publish(folder: Path, uri: str) -> str:
-    return mlflow_store.publish(folder, folder.parent / "reports", uri, 5.0)
+    return mlflow_store.publish(RunFolder(folder), folder.parent / "reports", uri, 5.0)
 
 
 def runs_in(uri: str, run_id: str, level: str = "run") -> list[Any]:

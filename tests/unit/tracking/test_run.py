@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.analysis.synthetic import Shape, make_run
+from wp1.analysis.base.run_tables import RunTables
 from wp1.runner.reports import make_report
 from wp1.tracking.entry import Entry
 from wp1.tracking.run import entry_of
@@ -15,7 +16,7 @@ def entry(tmp_path: Path) -> Entry:
     shape = Shape(repeats=1, count=6, other_tokens={"disagg/256-conc1/r0/1"}, labels=("colocated",), colocated=True)
     folder = make_run(tmp_path, shape)
     make_report(folder, tmp_path / "reports")
-    return entry_of(folder, tmp_path / "reports")
+    return entry_of(RunTables(folder), tmp_path / "reports")
 
 
 def test_figures_by_arm_and_of_the_comparison(entry: Entry) -> None:

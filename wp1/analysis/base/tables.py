@@ -1,20 +1,30 @@
-"""records.jsonl, handoffs.jsonl and queues.jsonl as tables, with what follows from their timestamps.
+"""The files of a run that have a line a request, handoff or sample as tables, with what follows from their timestamps.
 
 The formulas are the usual ones of serving benchmarks (vLLM's and MLPerf's): TTFT and E2E count
 from the intended arrival, so a late client is not hidden.
 """
 
+import dataclasses
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import polars as pl
 
 from wp1.analysis.base import metric_table, steady
 from wp1.core import files, shapes
 from wp1.core.errors import ConfigError
+from wp1.core.records import (
+    ControlRecord,
+    DeviceSample,
+    EngineStats,
+    Handoff,
+    LoopLag,
+    QueueLengths,
+    RequestRecord,
+)
 
 Schema = dict[str, pl.DataType | type[pl.DataType]]
 PART_BYTES = 64 << 20
@@ -23,107 +33,44 @@ MOST = 1e15
 # Columns that stand in pages, in names of files and in keys.
 NAMES = ("arm", "cell", "status", "cause", "phase", "device", "engine")
 
-RECORD_SCHEMA: Schema = {
-    "request_id": pl.String,
-    "arm": pl.String,
-    "cell": pl.String,
-    "repeat": pl.Int64,
-    "label": pl.String,
-    "warmup": pl.Boolean,
-    "seed": pl.Int64,
-    "status": pl.String,
-    "error": pl.String,
-    "cause": pl.String,
-    "phase": pl.String,
-    "t_intended": pl.Float64,
-    "ramp": pl.Boolean,
-    "t_sent": pl.Float64,
-    "held_s": pl.Float64,
-    "t_queued": pl.Float64,
-    "t_scheduled": pl.Float64,
-    "t_engine_first_token": pl.Float64,
-    "t_engine_last_token": pl.Float64,
-    "t_decode_sent": pl.Float64,
-    "t_decode_scheduled": pl.Float64,
-    "t_decode_first_token": pl.Float64,
-    "t_tokens": pl.List(pl.Float64),
-    "t_end": pl.Float64,
-    "prompt_tokens": pl.Int64,
-    "output_tokens": pl.Int64,
-    "cached_tokens": pl.Int64,
-    "preemptions": pl.Int64,
-    "finish_reason": pl.String,
-    "text": pl.String,
-    "token_ids": pl.List(pl.Int32),
-    "pool": pl.String,
-    "prefill_engine": pl.String,
-    "decode_engine": pl.String,
-    "handoff_id": pl.String,
-    "example": pl.String,
-    "nll_window": pl.Int64,
-    "nll": pl.List(pl.Float64),
-}
+
+def schema_of(kind: type, only: Sequence[str] | None = None) -> Schema:
+    """The columns of a file whose lines are of a dataclass, from the types of its fields and their metadata.
+
+    only: of these fields. Raises TypeError for a field of a type that is no column.
+    """
+    hints, fields = get_type_hints(kind), dataclasses.fields(kind)
+    return {field.name: _column(hints[field.name], field) for field in fields if only is None or field.name in only}
+
+
+def _column(annotation: Any, field: "dataclasses.Field[Any]") -> pl.DataType | type[pl.DataType]:
+    kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
+    if get_origin(annotation) is list:
+        return pl.List(_column(kinds[0], field))
+    if get_origin(annotation) is Literal:
+        return _column(type(kinds[0]), field)
+    if len(kinds) == 1 and kinds[0] is not annotation:  # what may be null
+        return _column(kinds[0], field)
+    if annotation is int:
+        return {64: pl.Int64, 32: pl.Int32}[field.metadata.get("bits", 64)]
+    column = {str: pl.String, float: pl.Float64, bool: pl.Boolean}.get(annotation)
+    if column is None:
+        raise TypeError(f"{field.name} is of {annotation}, which is no column: add it to `_column`")
+    return column
+
+
+RECORD_SCHEMA = schema_of(RequestRecord)
 # Of control.jsonl, what is read of it.
-CONTROL_SCHEMA: Schema = {
-    **{name: RECORD_SCHEMA[name] for name in ("request_id", "arm", "cell", "repeat", "status", "token_ids")},
-    "margins": pl.List(pl.Float64),
-    "parted": pl.Boolean,
-}
-HANDOFF_SCHEMA: Schema = {
-    "handoff_id": pl.String,
-    "request_id": pl.String,
-    "arm": pl.String,
-    "cell": pl.String,
-    "repeat": pl.Int64,
-    "warmup": pl.Boolean,
-    "source": pl.String,
-    "target": pl.String,
-    "transfer": pl.String,
-    "status": pl.String,
-    "error": pl.String,
-    "phase": pl.String,
-    "tokens": pl.Int64,
-    "tokens_kept": pl.Int64,
-    "blocks": pl.Int64,
-    "bytes": pl.Int64,
-    "bytes_expected": pl.Int64,
-    "block_bytes": pl.Int64,
-    "copy_s": pl.Float64,
-    "wait_s": pl.Float64,
-    "runs": pl.Int64,
-    "t_prefill_done": pl.Float64,
-    "t_decode_sent": pl.Float64,
-    "t_transfer_begin": pl.Float64,
-    "t_transfer_end": pl.Float64,
-    "t_decode_scheduled": pl.Float64,
-    "t_decode_first_token": pl.Float64,
-}
-QUEUES = ("prefill_waiting", "prefilling", "decode_waiting", "transferring", "decoding")
-QUEUE_SCHEMA: Schema = {
-    "t": pl.Float64,
-    "arm": pl.String,
-    **dict.fromkeys(QUEUES, pl.Int64),
-}
-LAG_SCHEMA: Schema = {
-    "t": pl.Float64,
-    "arm": pl.String,
-    "cell": pl.String,
-    "repeat": pl.Int64,
-    "lags": pl.List(pl.Float64),
-}
-
-
-STATS_SCHEMA: Schema = {
-    "t": pl.Float64,
-    "arm": pl.String,
-    "engine": pl.String,
-    "kv_use": pl.Float64,
-    "kv_use_peak": pl.Float64,
-    "running": pl.Int64,
-    "waiting": pl.Int64,
-    "preemptions": pl.Int64,
-    "steps": pl.Int64,
-}
+CONTROL_SCHEMA = schema_of(
+    ControlRecord, ("request_id", "arm", "cell", "repeat", "status", "token_ids", "margins", "parted")
+)
+HANDOFF_SCHEMA = schema_of(Handoff)
+QUEUE_SCHEMA = schema_of(QueueLengths)
+# The places in which a request can be.
+QUEUES = tuple(name for name in QUEUE_SCHEMA if name not in ("t", "arm"))
+LAG_SCHEMA = schema_of(LoopLag)
+STATS_SCHEMA = schema_of(EngineStats)
+DEVICE_SCHEMA = schema_of(DeviceSample)
 
 # What a line must have to be one of its kind; other fields may be null.
 OF_RECORD = ("request_id", "arm", "cell", "repeat", "warmup", "status", "t_intended")
@@ -151,20 +98,31 @@ def requests(path: Path, without: Sequence[str] = ()) -> pl.DataFrame:
     Requests that our own stop cut short are left out: they say nothing of the engines. So is a last line torn by a
     crash. Raises ConfigError naming the file and line of what is no record.
     """
+    return measurable(records(path, without))
+
+
+def records(path: Path, without: Sequence[str] = ()) -> pl.DataFrame:
+    """One row a line of records.jsonl, as in `requests` but with every line that is whole, and without windows."""
     # What latencies are made of is needed until they are.
     schema = {name: kind for name, kind in RECORD_SCHEMA.items() if name not in without or name == "t_tokens"}
-    parts = [
+    return pl.concat(
         with_latencies(part).drop(without, strict=False) for part in _parts(path, schema, "request record", OF_RECORD)
-    ]
-    # A line that is there twice stands for one request, as `whole` counts them.
-    records = pl.concat(parts).filter(pl.col("cause").ne_missing("interrupted"))
-    if records["request_id"].n_unique() < records.height:  # it would be a copy of all of them
-        records = records.unique("request_id", keep="last", maintain_order=True)
-    return steady.with_windows(records)
+    )
+
+
+def measurable(lines: pl.DataFrame) -> pl.DataFrame:
+    """The requests that `records` tell of, as `requests` returns them."""
+    # Either would be a copy of all of them.
+    if (lines["cause"] == "interrupted").any():
+        lines = lines.filter(pl.col("cause").ne_missing("interrupted"))
+    # A line that is there twice stands for one request, as `completeness` counts them.
+    if lines["request_id"].n_unique() < lines.height:
+        lines = lines.unique("request_id", keep="last", maintain_order=True)
+    return steady.with_windows(lines)
 
 
 def keys(path: Path) -> pl.DataFrame:
-    """One row a record with KEYS alone, to count them by; empty where there is no file. Raises as `requests` does."""
+    """One row a line with KEYS alone, to count them by; empty where there is no file. Raises as `requests` does."""
     schema = {name: RECORD_SCHEMA[name] for name in dict.fromkeys((*KEYS, *OF_RECORD))}
     return read(path, schema, "request record", OF_RECORD).select(KEYS)
 
@@ -209,6 +167,14 @@ def engine_stats(path: Path) -> pl.DataFrame:
     A last line torn by a crash is left out. Raises ConfigError naming file and line of what is none.
     """
     return read(path, STATS_SCHEMA, "engine's counts", OF_STATS)
+
+
+def device_samples(path: Path) -> pl.DataFrame:
+    """One row a sample of a device (`records.DeviceSample`); empty where there is no file.
+
+    A last line torn by a crash is left out. Raises ConfigError naming file and line of what is none.
+    """
+    return read(path, DEVICE_SCHEMA, "sample of a device", ("t", "device"))
 
 
 def read(path: Path, schema: Schema, content: str, needed: Sequence[str]) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.base import cells, tables
-from wp1.core.request_names import name_of
+from wp1.core.records import common_name
 from wp1.workload.prompts import REPEATED
 
 # Of the two best log-probabilities, in nats: what rounding can turn round, by the engines' data type. Of bfloat16 it is
@@ -128,7 +128,7 @@ class _Asked:
             self._rows.setdefault(self._key(row["request_id"], row["arm"]), []).append(row)
 
     def _key(self, request_id: str, arm: str) -> tuple[str, str]:
-        return arm, name_of(request_id, self._alike)
+        return arm, common_name(request_id, self._alike)
 
     def margin(self, of: Sequence[tuple[str, str]], before: Sequence[int]) -> float | None:
         """Nats between the two best tokens after `before`: the most that any of these requests (id, arm) had there.

@@ -1,20 +1,14 @@
 """What the device did, from device.jsonl: utilisation, memory and energy."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from wp1.analysis.base import tables
-from wp1.core import files
+from wp1.core.errors import ConfigError
+from wp1.core.run_folder import RunFolder
 from wp1.machine import hardware
 from wp1.stats import spans
-
-
-def read_samples(run_dir: Path) -> pl.DataFrame:
-    """device.jsonl as a table (SCHEMA), as `tables.read` does it."""
-    return tables.read(run_dir / "device.jsonl", SCHEMA, "sample of a device", ("t", "device"))
 
 
 def load_window(measured: pl.DataFrame) -> np.ndarray:
@@ -22,13 +16,12 @@ def load_window(measured: pl.DataFrame) -> np.ndarray:
     return spans.merged([measured.select("t_sent", pl.col("t_end").fill_null(pl.col("t_sent"))).to_numpy()])
 
 
-def idle_windows(run_dir: Path) -> np.ndarray:
+def idle_windows(run: RunFolder) -> np.ndarray:
     """When engines were up and had nothing to do, as the run noted it (n x 2, seconds)."""
     try:
-        metadata = files.parsed(files.read_text(run_dir / "run_metadata.json"))
         # Engines of a sweep may be up from the job before.
-        starts = [*metadata["starts"], *metadata.get("taken_over", [])]
-    except (OSError, ValueError, KeyError):
+        starts = [*run.metadata["starts"], *run.metadata.get("taken_over", [])]
+    except ConfigError:
         return np.empty((0, 2))
     return np.array([start["idle"] for start in starts if start.get("idle")]).reshape(-1, 2)
 
@@ -97,17 +90,6 @@ def _between(begin: float, end: float, times: np.ndarray, total: np.ndarray) -> 
         if own.size > 1 and end >= own[0] and begin <= own[-1]:
             found = (found or 0.0) + float(np.interp(end, own, counted) - np.interp(begin, own, counted))
     return found
-
-
-SCHEMA: tables.Schema = {
-    "t": pl.Float64,  # seconds, monotonic: the records' clock
-    "device": pl.String,  # "cuda:0", or "host"
-    "memory_bytes": pl.Int64,  # in use on the GPU by all processes; resident, of the engines' processes
-    "utilisation": pl.Float64,  # percent: of time with a kernel running; of one core, summed over processes
-    "power_w": pl.Float64,  # null on a host
-    "energy_j": pl.Float64,  # a counter that only grows; null on a host and on older cards
-    "note": pl.String,  # why there are no figures; null in all samples that have some
-}
 
 
 # Samples that are further apart than this, and than ten times the usual, are of two sessions; seconds.

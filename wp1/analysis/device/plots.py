@@ -20,7 +20,7 @@ SEAM = 0.03
 def device_plot(samples: pl.DataFrame, measured: pl.DataFrame, resumed: int, path: Path, mark: str) -> str:
     """Draws `path` and returns its caption.
 
-    samples: `wp1.analysis.device.figures.SCHEMA`, at least one with figures. resumed: how often the run went on.
+    samples: `tables.device_samples`, at least one with figures. resumed: how often the run went on.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns

@@ -8,7 +8,8 @@ import polars as pl
 from wp1.analysis.base import cells, metrics, steady
 from wp1.analysis.base.markdown import number, percent, share, table
 from wp1.analysis.device import roofline
-from wp1.analysis.load.probes import Probe, bracket, passes, planned_probes
+from wp1.analysis.load.probes import bracket, passes, planned_probes
+from wp1.core.records import Probe
 
 
 def found(

@@ -1,31 +1,11 @@
 """The rates that the search for goodput has tried (goodput.jsonl)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 
 from wp1.analysis.base import cells, metrics
-from wp1.core.records import read_as
-
-FILE = "goodput.jsonl"
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One rate that was tried, or the end of a search, where only `ended` is said."""
-
-    arm: str
-    prompt_len: int
-    number: int
-    rate: float | None = None  # requests/s
-    cell: str | None = None
-    planned: bool = False  # measured as a cell of the experiment, and not for the search
-    repeats: int = 0  # done; fewer than asked for where the verdict was clear before
-    attainment: float | None = None
-    seconds: float = 0.0
-    ended: str | None = None
+from wp1.core.records import Probe
 
 
 def passes(probe: Probe) -> bool:
@@ -53,8 +33,3 @@ def planned_probes(requests: pl.DataFrame, arm: str, prompt_len: int, limits: me
 def ended(probes: Sequence[Probe], arm: str, lengths: Sequence[int]) -> bool:
     """Whether an arm's search came to its end at each of these lengths; one that was cut short is begun anew."""
     return set(lengths) <= {probe.prompt_len for probe in probes if probe.arm == arm and probe.ended is not None}
-
-
-def read(run_dir: Path) -> list[Probe]:
-    """The searches of a run, in order; [] where there were none. A line torn by a crash is left out."""
-    return read_as(Probe, run_dir / FILE, "probe of a search")

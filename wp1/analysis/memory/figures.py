@@ -6,14 +6,11 @@ On a host the sum is of the moment of the peak, on a GPU torch keeps what it onc
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from wp1.analysis.base import cells
-from wp1.core import shapes
-from wp1.core.records import read_rows
 
 # In the order in which they are stacked: what every prompt length has first.
 PARTS = (
@@ -101,12 +98,6 @@ class Row:
         """Whether the parts are what the device reports, to its tolerance."""
         share = self.unexplained_share
         return share is not None and abs(share) <= UNEXPLAINED_SHARE[self.kind]
-
-
-def read_notes(run_dir: Path) -> list[dict[str, Any]]:
-    """memory.jsonl in order, as `records.read_rows` does it."""
-    needed = ("arm", "pool", "engine", "moment", "cell", "repeat", "note")
-    return read_rows(run_dir / "memory.jsonl", "note of an engine's memory", *needed, shape=shapes.NOTE)
 
 
 def one_each(config: Mapping[str, Any], requests: pl.DataFrame) -> bool:

@@ -6,8 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import cells, metric_table, tables
+from wp1.analysis.base import cells, metric_table
 from wp1.analysis.base.markdown import Unit, in_unit, ms, number, percent, size_in, table, text, unit_of
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.comparison.arms import devices_of
 from wp1.analysis.memory import capacity, capacity_report
 from wp1.analysis.memory import figures as memory_figures
@@ -53,17 +54,17 @@ HOW_TO_READ = {
 
 
 def section(
-    run_dir: Path, folder: Path | None, requests: pl.DataFrame, config: Mapping[str, Any], metadata: dict[str, Any]
+    run: RunTables, folder: Path | None, requests: pl.DataFrame, config: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> str:
     """The part of the page, "" where no notes were taken; its plots go to `folder`, where there are to be any."""
-    rows = memory_figures.rows_of(memory_figures.read_notes(run_dir), requests, metadata)
+    rows = memory_figures.rows_of(run.notes, requests, metadata)
     if not rows:
         return ""
     arms = list(dict.fromkeys(row.arm for row in rows))
     by_nvml = next((gpu["memory_gib"] for gpu in metadata["hardware"]["gpus"]), None)
     devices = devices_of(metadata["pools"], arms)
     pools = capacity.pools_of(rows, metadata)
-    price = capacity.price_of(rows, tables.handoffs(run_dir / "handoffs.jsonl"), metadata)
+    price = capacity.price_of(rows, run.handoffs, metadata)
     parts = ["## Where memory goes", "\n\n".join(words(rows, arm, devices[arm], by_nvml) for arm in arms)]
     if folder is not None:
         for caption, file in memory_plots.by_length(folder, rows, metadata):

@@ -5,7 +5,6 @@ that was asked in several repeats, or under several loads, counts once (`scoring
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,34 +13,25 @@ import polars as pl
 from wp1.analysis.base import cells, metric_table
 from wp1.analysis.base.metrics import distribution
 from wp1.analysis.quality import perplexity
-from wp1.core import shapes
-from wp1.core.records import read_rows
+from wp1.core.run_folder import RunFolder
 from wp1.quality import scoring
 from wp1.quality.benchmarks import find, longbench, longbench_v2, ruler
-from wp1.quality.examples import FILE
 from wp1.quality.tasks import Row
 from wp1.stats import intervals
 
-# What is read of a line of examples.jsonl.
-NEEDED = (
-    "cell", "example", "task", "category", "metric", "answers", "all_classes", "length", "depth", "difficulty",
-    "length_group", "label", "prompt_tokens", "tokens_before",
-)  # fmt: skip
 # Depths are put together into so many bins for the heatmap.
 DEPTH_BINS = 5
 
 
-def scored(run_dir: Path, requests: pl.DataFrame) -> pl.DataFrame:
+def scored(run: RunFolder, requests: pl.DataFrame) -> pl.DataFrame:
     """One row a measured request of a judged run: its example, score in 0..1, and how fast it was.
 
     requests: `tables.requests`. Of perplexity tasks `score` is null. Empty for a run that judged nothing.
     Raises ConfigError where examples.jsonl is broken.
     """
-    path = run_dir / FILE
-    if not path.is_file():
+    if not run.examples:
         return pl.DataFrame()
-    lines = read_rows(path, "example", *NEEDED, shape=shapes.EXAMPLE)
-    examples = {(line["cell"], line["example"]): line for line in lines}
+    examples = {(line["cell"], line["example"]): line for line in run.examples}
     timed = [metric.key for metric in metric_table.of_kind("request") if metric.shown.overview or metric.shown.scores]
     rows = []
     for record in requests.filter(~pl.col("warmup")).iter_rows(named=True):

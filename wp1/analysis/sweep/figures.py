@@ -14,14 +14,15 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import metric_table, metrics, tables
+from wp1.analysis.base import metric_table, metrics
 from wp1.analysis.base.markdown import plain
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.comparison import arms, parity
 from wp1.core import redaction, shapes
 from wp1.core.errors import WP1Error
 from wp1.core.paths import MANIFEST
-from wp1.core.request_names import FILE as CONTROL
-from wp1.core.run_folder import read_config, read_json, write_json
+from wp1.core.run_files import METADATA, SUMMARY
+from wp1.core.run_folder import read_json, write_json
 from wp1.workload.prompts import REPEATED
 
 # What a job's files must say of it.
@@ -52,12 +53,22 @@ class Job:
     overrides: dict[str, str]  # by key
     status: str  # completed, failed, interrupted or unfinished, as its run was; refused, stopped or not started
     reason: str | None
-    run_dir: Path | None  # None where it left no run
+    left: RunTables | None  # the folder of its run; None where it left none
     metadata: dict[str, Any]  # {} where it left no run
 
     @property
     def labels(self) -> list[str]:
         return self.metadata.get("labels", [])
+
+    @property
+    def run_dir(self) -> Path | None:
+        return None if self.left is None else self.left.path
+
+    @property
+    def run(self) -> RunTables:
+        """The folder of its run, of a job that is known to have left one."""
+        assert self.left is not None
+        return self.left
 
 
 def new_manifest(name: str, cfg: Any, jobs: list[list[str]], overrides: list[str]) -> dict[str, Any]:
@@ -101,13 +112,15 @@ def read_jobs(folder: Path, manifest: dict[str, Any]) -> list[Job]:
     jobs = {number: _without_run(folder, number, overrides) for number, overrides in enumerate(manifest["jobs"])}
     for _, left in _readable(folder, "job.json", shapes.JOB):
         jobs[left["job"]] = Job(left["job"], by_key(left["overrides"]), left["status"], left["reason"], None, {})
-    for run_dir, metadata in _readable(folder, "run_metadata.json", shapes.METADATA):
+    for run_dir, metadata in _readable(folder, METADATA.name, shapes.METADATA):
         job = metadata.get("sweep") or {}
         if job.get("name") == manifest["sweep"]:
             status, reason = metadata["status"], metadata["reason"]
             if status == "running":
                 status, reason = "unfinished", "still running, or killed"
-            jobs[job["job"]] = Job(job["job"], by_key(job["overrides"]), status, reason, run_dir, metadata)
+            jobs[job["job"]] = Job(
+                job["job"], by_key(job["overrides"]), status, reason, RunTables(run_dir, True), metadata
+            )
     return [jobs[number] for number in sorted(jobs)]
 
 
@@ -204,10 +217,11 @@ def _cells(job: Job) -> list[dict[str, Any]]:
     """The figures of each cell as the run's own report has them, and from its records where it has none."""
     if job.run_dir is None:
         return [NO_CELL | no_figures()]
-    summary = job.run_dir / "summary.json"
-    cells = read_json(summary)["profiling"].get("latency", {}).get("cells") if summary.is_file() else None
+    profiling = job.run.summary["profiling"] if job.run.has(SUMMARY) else {}
+    cells = profiling.get("latency", {}).get("cells")
     if cells is None:
-        measured = tables.requests(job.run_dir / "records.jsonl").filter(~pl.col("warmup"))
+        measured = job.run.requests.filter(~pl.col("warmup"))
+        job.run.drop_requests()
         groups = measured.group_by("arm", "cell", maintain_order=True)
         cells = {f"{arm}/{cell}": metrics.latency(of_cell) for (arm, cell), of_cell in groups}
     found = []
@@ -275,12 +289,9 @@ def side_by_side(names: tuple[str, str], of: list[Pair]) -> tuple[dict[str, Any]
     parts, devices, limits = [], {}, []
     for pair in of:
         for job, arm, name in zip((pair.a, pair.b), pair.arms, names, strict=True):
-            assert job.run_dir is not None
-            requests = tables.requests(job.run_dir / "records.jsonl")
-            mine = requests.filter((pl.col("arm") == arm) & pl.col("cell").is_in(pair.cells))
-            parts.append(mine.with_columns(arm=pl.lit(name)))
+            parts.append(_of_pair(job.run.requests, arm, pair.cells).with_columns(arm=pl.lit(name)))
             devices[name] = arms.devices_of(job.metadata["pools"], [arm])[arm]
-            limits.append(read_config(job.run_dir)["slo"])
+            limits.append(job.run.config["slo"])
     # Attainment of different limits is not one figure.
     slo = limits[0] if all(other == limits[0] for other in limits) else {}
     content, table = arms.contents(pl.concat(parts), names, slo, devices, _tokens(names, of))
@@ -291,15 +302,20 @@ def side_by_side(names: tuple[str, str], of: list[Pair]) -> tuple[dict[str, Any]
     )
 
 
+def _of_pair(requests: pl.DataFrame, arm: str, cells: list[str]) -> pl.DataFrame:
+    """The requests of an arm's cells; if they are all that there are, without a copy of them."""
+    of_pair = (requests["arm"] == arm) & requests["cell"].is_in(cells)
+    return requests if of_pair.all() else requests.filter(of_pair)
+
+
 def _tokens(names: tuple[str, str], of: list[Pair]) -> parity.Basis:
     """What a comparison of the tokens of two sides goes by."""
     again, alike, margin = [], True, 0.0
     for pair in of:
         for job, arm, name in zip((pair.a, pair.b), pair.arms, names, strict=True):
-            assert job.run_dir is not None
-            asked = tables.control(job.run_dir / CONTROL).filter(pl.col("arm") == arm)
+            asked = job.run.control.filter(pl.col("arm") == arm)
             again.append(asked.filter(pl.col("cell").is_in(pair.cells)).with_columns(arm=pl.lit(name)))
-            alike = alike and read_config(job.run_dir)["workload"]["prompts"] in REPEATED
+            alike = alike and job.run.config["workload"]["prompts"] in REPEATED
             margin = max(margin, parity.margin_of(job.metadata["pools"]))
     why = next((why for why in map(tokens_differ, of) if why is not None), None)
     return parity.Basis(why, pl.concat(again), alike, margin)
@@ -319,7 +335,7 @@ def unlike(pair: Pair) -> list[str]:
 
 def _sent(pair: Pair) -> list[dict[str, Any]]:
     """The configurations of both, less what is nothing to their tokens."""
-    configs = [dict(read_config(job.run_dir)) for job in (pair.a, pair.b) if job.run_dir is not None]
+    configs = [dict(job.run.config) for job in (pair.a, pair.b)]
     for config in configs:
         config["workload"] = {key: value for key, value in config["workload"].items() if key not in NO_TOKENS}
     return configs

@@ -17,8 +17,6 @@ from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep.figures import Job, Pair, differing, titles
 from wp1.analysis.sweep.plots import sweep_plot
 from wp1.core import files, labels
-from wp1.core.paths import report_of
-from wp1.core.run_folder import read_config
 
 PAGE, ROWS, PAIRS, PLOT = "comparison.md", "comparison.csv", "comparison_pairs.csv", "comparison.png"
 COUNTS = (("requests_ok", "ok"), ("requests_failed", "failed"))
@@ -40,6 +38,9 @@ def write_comparison(folder: Path, with_plot: bool = True) -> Path:
         shared.append(contrast(content, of))
         marks = ", ".join(sweep_figures.all_labels([job for pair in of for job in (pair.a, pair.b)]))
         frames.append(frame.with_columns(labels=pl.lit(marks or None, pl.String)))
+        for job in (job for pair in of for job in (pair.a, pair.b)):
+            # No more than one contrast's are in memory.
+            job.run.drop_requests()
     (folder / PAIRS).unlink(missing_ok=True)
     if frames:
         tables.write_csv(pl.concat(frames), folder / PAIRS, 4)
@@ -158,8 +159,9 @@ def _scores(of: list[Pair], a: str, b: str) -> str:
     sides: tuple[list[pl.DataFrame], list[pl.DataFrame]] = ([], [])
     for pair in of:
         for side, job, arm in zip(sides, (pair.a, pair.b), pair.arms, strict=True):
-            assert job.run_dir is not None
-            scored = quality_figures.scored(job.run_dir, tables.requests(job.run_dir / "records.jsonl"))
+            if not job.run.examples:
+                continue
+            scored = quality_figures.scored(job.run, job.run.requests)
             if not scored.is_empty():
                 side.append(scored.filter((pl.col("arm") == arm) & pl.col("cell").is_in(pair.cells)))
     if not all(sides):
@@ -173,7 +175,7 @@ def _files(folder: Path, manifest: dict[str, Any], jobs: list[Job], compared: bo
     links = []
     for job in jobs:
         if job.run_dir is not None:
-            page = report_of(job.run_dir, read_config(job.run_dir), job.metadata["run_id"])
+            page = job.run.report
             links += [f"[job {job.number}]({os.path.relpath(page, folder.resolve())})"] if page else []
     own = ", ".join(f"[{name}]({name})" for name in (ROWS, *([PAIRS] if compared else [])))
     command = provenance.again(manifest["command"][1:])

@@ -12,12 +12,12 @@ import polars as pl
 
 from wp1.analysis import completeness
 from wp1.analysis.base import metrics
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep.figures import Job, Pair
 from wp1.core.errors import ConfigError
 from wp1.core.identity import DECISIVE, settings_of
 from wp1.core.paths import run_or_sweep
-from wp1.core.run_folder import read_config, read_metadata
 
 # Settings of a workload that may differ between cells of one name: the name has them, or they change how much was sent
 # and not what.
@@ -47,15 +47,16 @@ def read_runs(folders: Sequence[Path]) -> list[Job]:
 
     Raises ConfigError where a folder has lost lines.
     """
-    settings = [settings_of(read_config(folder)) for folder in folders]
+    found = [RunTables(folder, compared=True) for folder in folders]
+    settings = [settings_of(run.config) for run in found]
     keys = differing_settings(settings)
     jobs = []
-    for number, (folder, of_run) in enumerate(zip(folders, settings, strict=True)):
-        completeness.check(folder)
-        metadata = read_metadata(folder)
+    for number, (run, of_run) in enumerate(zip(found, settings, strict=True)):
+        completeness.check(run)
+        metadata = run.metadata
         names = {key: said(of_run, key) for key in naming(keys)}
         status = "unfinished" if metadata["status"] == "running" else metadata["status"]
-        jobs.append(Job(number, names or {"run": metadata["run_id"]}, status, metadata["reason"], folder, metadata))
+        jobs.append(Job(number, names or {"run": metadata["run_id"]}, status, metadata["reason"], run, metadata))
     return jobs
 
 
@@ -80,7 +81,7 @@ def check_alike(jobs: Sequence[Job]) -> None:
     """Raises ConfigError where cells of one name, or attainment, would not mean the same in two of the runs."""
     first = jobs[0]
     for job in jobs[1:]:
-        a, b = (_definitions(read_config(one.run_dir)) for one in (first, job) if one.run_dir is not None)
+        a, b = (_definitions(one.run.config) for one in (first, job))
         for key in sorted(a | b):
             # A run without limits has no attainment to compare, and nothing to get wrong.
             if a.get(key) != b.get(key) and not (key.startswith("slo.") and None in (a.get(key), b.get(key))):

@@ -13,12 +13,13 @@ import pytest
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1.analysis.base import metric_table, style
 from wp1.analysis.base.metric_table import METRICS, Metric
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep import plots as sweep_plots
 from wp1.analysis.sweep import report as sweep_report
 from wp1.analysis.sweep import runs
 from wp1.config.schema import Slo
-from wp1.core.run_folder import read_json
+from wp1.core.run_folder import RunFolder, read_json
 from wp1.runner.console import Screen
 from wp1.runner.outcome import Outcome
 from wp1.runner.reports import make_report
@@ -81,7 +82,7 @@ def _made(folder: Path, patch: pytest.MonkeyPatch) -> Made:
     patch.setattr(style, "save", save)
     page = make_report(folder, folder / "reports").read_text()
     summary = read_json(folder / "summary.json")
-    return Made(page, titles, "", summary, entry_of(folder, folder / "reports"), folder)
+    return Made(page, titles, "", summary, entry_of(RunFolder(folder), folder / "reports"), folder)
 
 
 SHAPES = {
@@ -173,7 +174,7 @@ def test_the_screen_shows_a_new_row(made: dict[str, Made], metric: Metric, capfd
     run = made["loads"]
     with Screen() as screen:
         screen.console.width = 400
-        screen.end(Outcome("completed", None, run.folder, None, run.summary), None)
+        screen.end(Outcome("completed", None, RunTables(run.folder), None, run.summary), None)
     said = capfd.readouterr().err
     assert f"{metric.title}{' p50 ms' if metric.of_one_request else ''}" in said
 

@@ -15,7 +15,6 @@ from tests.unit.analysis.synthetic import Shape, make_run
 from wp1.analysis.base import style, tables
 from wp1.analysis.comparison import plots as comparison_plots
 from wp1.analysis.device import plots as device_plots
-from wp1.analysis.device.figures import SCHEMA
 from wp1.analysis.latency import plots as latency_plots
 from wp1.analysis.length import figures as length_figures
 from wp1.analysis.length import plots as length_plots
@@ -61,7 +60,9 @@ def test_the_line_of_a_device_is_broken_where_the_run_was(
         for t in times
     ]  # fmt: skip
     measured = pl.DataFrame({"t_sent": [5.0, 3605.0], "t_end": [9.0, 3609.0]})
-    caption = device_plots.device_plot(pl.DataFrame(rows, schema=SCHEMA), measured, resumed, tmp_path / "x.png", "")
+    caption = device_plots.device_plot(
+        pl.DataFrame(rows, schema=tables.DEVICE_SCHEMA), measured, resumed, tmp_path / "x.png", ""
+    )
     for axes in figures[0].axes:
         drawn = [line for line in axes.lines if line.get_linestyle() == "-"]
         assert len(drawn) == lines
@@ -340,7 +341,7 @@ def test_what_is_shaded_of_a_device_was_measured(figures: list[Any], tmp_path: P
     measured = pl.DataFrame(
         {"arm": ["agg", "agg", "disagg"], "cell": "c", "repeat": 0, "t_sent": [5.0, 7.0, 40.0], "t_end": [8.0, 9.0, 50]}
     )
-    device_plots.device_plot(pl.DataFrame(rows, schema=SCHEMA), measured, 0, tmp_path / "x.png", "")
+    device_plots.device_plot(pl.DataFrame(rows, schema=tables.DEVICE_SCHEMA), measured, 0, tmp_path / "x.png", "")
     for axes in figures[0].axes:
         assert [(span.get_x(), span.get_width()) for span in axes.patches] == [(5, 4), (40, 10)]
         assert len({line.get_linestyle() for line in axes.lines}) == 2

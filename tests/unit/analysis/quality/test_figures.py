@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from wp1.analysis.base import metric_table, metrics, tables
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.quality import figures as quality_figures
 from wp1.analysis.quality import perplexity
 from wp1.analysis.quality import plots as quality_plots
@@ -84,7 +85,7 @@ SOURCE = {
 
 @pytest.fixture
 def rows(tmp_path: Path) -> pl.DataFrame:
-    return quality_figures.scored(tmp_path, judged_run(tmp_path))
+    return quality_figures.scored(RunTables(tmp_path), judged_run(tmp_path))
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_longbench_e_and_v2_are_scored_by_their_groups(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "records.jsonl") as writer:
         for example, (*_, said) in zip(examples, asked, strict=True):
             writer.write(_record("agg", example, said))
-    rows = quality_figures.scored(tmp_path, tables.requests(tmp_path / "records.jsonl"))
+    rows = quality_figures.scored(RunTables(tmp_path), tables.requests(tmp_path / "records.jsonl"))
     summary = quality_figures.summarise(rows, SOURCE)
     assert summary is not None
     groups = summary["arms"]["agg"]["groups"]
@@ -300,6 +301,6 @@ def test_depths_that_were_drawn_are_put_together(rows: pl.DataFrame) -> None:
 def test_a_run_that_judged_nothing_has_no_scores(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "records.jsonl"):
         pass
-    rows = quality_figures.scored(tmp_path, tables.requests(tmp_path / "records.jsonl"))
+    rows = quality_figures.scored(RunTables(tmp_path), tables.requests(tmp_path / "records.jsonl"))
     assert rows.is_empty()
     assert quality_figures.summarise(rows, {}) is None

@@ -7,13 +7,14 @@ import pytest
 
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1.analysis.base import tables
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.transfer import report as transfer_report
 from wp1.collectors.kv_transfer import KVTransferStatsCollector
 
 
 def _profile(folder: Path, **shape: Any) -> dict[str, Any]:
     run = make_run(folder, Shape(lengths=(256,), rates=(0,), repeats=2, count=4, **shape))
-    return KVTransferStatsCollector().profile(run, tables.requests(run / "records.jsonl"))
+    return KVTransferStatsCollector().profile(RunTables(run), tables.requests(run / "records.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_rates_are_of_the_copy_and_over_a_transfer_only_where_it_waits_for_nothi
 
 def test_the_row_of_all_cells_mixes_no_times(tmp_path: Path) -> None:
     run = make_run(tmp_path, Shape(lengths=(256, 1024), rates=(0,), repeats=2, count=4, copy_gb_per_s=1120.0))
-    profile = KVTransferStatsCollector().profile(run, tables.requests(run / "records.jsonl"))
+    profile = KVTransferStatsCollector().profile(RunTables(run), tables.requests(run / "records.jsonl"))
     lines = transfer_report.section(profile).splitlines()
     header = [cell.strip() for cell in lines[2].strip("|").split("|")]
     rows = {cells[0].strip(): dict(zip(header, cells, strict=True)) for cells in
