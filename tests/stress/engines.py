@@ -393,7 +393,7 @@ class DecodeEngine:
         loads = [load for receiver in self._receivers for load in list(receiver._loads.values())]
         sources = [dict(receiver._sources) for receiver in self._receivers]
         waiting = [(request.request_id, blocks_for(request.num_prompt_tokens)) for request in self._waiting]
-        kept = [dict(receiver._sender._kept) for receiver in self._receivers]
+        kept = [dict(receiver._sender._queues) for receiver in self._receivers]
         orders = [list(receiver._orders) for receiver in self._receivers]
         return (
             f"decode: waiting {waiting}, loads {loads}, sources {sources}, orders {orders}, kept {kept}, "

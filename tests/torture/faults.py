@@ -210,7 +210,7 @@ def _weights_truncated(stage: Stage) -> Result:
         shutil.copy(file, folder)
     weights = next(folder.glob("*.safetensors"))
     os.truncate(weights, weights.stat().st_size // 2)
-    return _refused(stage, r"^error: .*model\.safetensors is no whole safetensors file", f"model.path={folder}")
+    return _refused(stage, r"^error: .*model\.safetensors is not a complete safetensors file", f"model.path={folder}")
 
 
 def _dataset_unreadable(stage: Stage) -> Result:

@@ -13,12 +13,12 @@ class ConfigError(WP1Error):
 
 
 def unforeseen(error: Exception) -> str:
-    """An unexpected exception on one line."""
+    """Formats an unexpected exception on one line, such as one caused by a damaged folder."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def unreadable(error: OSError, where: object) -> ConfigError:
-    """A file or folder that the machine does not let us read, in one line; where: what was being read."""
+    """The error for a file or folder that cannot be read. where: named if the OSError has no file name."""
     return ConfigError(
         f"{error.filename or where} cannot be read ({error.strerror or error}): ask for access to it, or name another"
     )
@@ -26,7 +26,7 @@ def unreadable(error: OSError, where: object) -> ConfigError:
 
 @contextmanager
 def reading(where: object, advice: str = "") -> Iterator[None]:
-    """Names the run's folder, `where`, in what goes wrong while it is read: a damaged folder can raise any error.
+    """Context for reading a run's folder, which may be damaged in any way. where: the folder, named in errors.
 
     A PermissionError becomes a ConfigError, an unforeseen error a WP1Error that ends with `advice`.
     """

@@ -1,7 +1,7 @@
-"""One process at a time writes into a folder, by a lock that the kernel drops when the process ends, however it does.
+"""Lets only one process at a time write into a folder, by a lock that the kernel drops however the process ends.
 
-Runs and sweeps hold it from their first file to their last, and so do the commands that write into their folders. The
-lock is on the folder itself. Where the file system refuses that, as NFS does, it is on a file `wp1.lock` in it.
+Runs and sweeps hold the lock from their first file to their last, and so do commands that write into their folders. The
+lock is on the folder itself. If the file system does not support that (NFS), it is on a file `wp1.lock` in the folder.
 """
 
 import errno
@@ -16,16 +16,16 @@ from wp1.core import files
 from wp1.core.errors import WP1Error
 
 FILE = "wp1.lock"
-# For what a killed process has started to be gone, and for a report that somebody else is making.
+# Time to wait for a killed process's children to exit, and for a report that another process is writing.
 WITHIN_S = 10.0
-# Descriptors that this process holds a lock by, and how often it has asked for each.
+# By folder: the descriptor with this process's lock, and how often it was acquired.
 _held: dict[Path, tuple[int, int]] = {}
-# Those that are held until the command ends.
+# Folders whose lock is held until the command ends.
 _of_command: list[Path] = []
 
 
 class BusyError(WP1Error):
-    """Another process writes into the folder; `who` says which."""
+    """Another process is writing into the folder; `who` names it."""
 
     def __init__(self, folder: Path, who: str) -> None:
         super().__init__(f"{folder} is being written by {who}: wait for it, or end it")
@@ -34,68 +34,68 @@ class BusyError(WP1Error):
 
 @contextmanager
 def written(folder: Path, within_s: float = WITHIN_S) -> Iterator[None]:
-    """Nobody else writes into the folder meanwhile. This process may ask again for what it holds.
+    """Context in which no other process writes into the folder. This process may nest it.
 
-    within_s: seconds to wait for another process. Raises BusyError, in one line, if it writes for longer; OSError if
-    the folder cannot be opened or has no locks.
+    within_s: seconds to wait for another process. Raises BusyError if that is not enough; OSError if the folder cannot
+    be opened or its file system has no locks.
     """
-    here = _take(folder, within_s)
+    resolved = _acquire(folder, within_s)
     try:
         yield
     finally:
-        _give(here)
+        _release(resolved)
 
 
-def _take(folder: Path, within_s: float) -> Path:
-    here = folder.resolve()
-    descriptor, count = _held.get(here) or (_locked(here, folder, within_s), 0)
-    _held[here] = descriptor, count + 1
-    return here
+def _acquire(folder: Path, within_s: float) -> Path:
+    resolved = folder.resolve()
+    descriptor, count = _held.get(resolved) or (_locked(resolved, folder, within_s), 0)
+    _held[resolved] = descriptor, count + 1
+    return resolved
 
 
-def _give(here: Path) -> None:
-    descriptor, count = _held.pop(here)
+def _release(resolved: Path) -> None:
+    descriptor, count = _held.pop(resolved)
     if count > 1:
-        _held[here] = descriptor, count - 1
+        _held[resolved] = descriptor, count - 1
     else:
         os.close(descriptor)
 
 
 def hold(folder: Path, within_s: float = WITHIN_S) -> None:
-    """As `written`, until the command ends that is within `command`. Raises as `written` does."""
-    _of_command.append(_take(folder, within_s))
+    """Like `written`, but until the end of the surrounding `command`. Raises like `written`."""
+    _of_command.append(_acquire(folder, within_s))
 
 
 @contextmanager
 def command() -> Iterator[None]:
-    """What `hold` has locked is free again at the end."""
+    """Context at whose end all locks taken by `hold` are released."""
     try:
         yield
     finally:
         while _of_command:
-            _give(_of_command.pop())
+            _release(_of_command.pop())
 
 
-def _locked(here: Path, named: Path, within_s: float) -> int:
+def _locked(resolved: Path, folder: Path, within_s: float) -> int:
     deadline = time.monotonic() + within_s
-    descriptor = os.open(here, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(resolved, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if _taken(descriptor, deadline):
+        if _lock_before(descriptor, deadline):
             return descriptor
     except OSError as error:
         os.close(descriptor)
         if error.errno not in (errno.EBADF, errno.EINVAL):
-            raise OSError(error.errno, "its file system has no locks", str(named)) from error
-        # NFS locks only what is open for writing, which a folder cannot be.
-        descriptor = files.log_descriptor(here / FILE)
-        if _taken(descriptor, deadline):
+            raise OSError(error.errno, "its file system has no locks", str(folder)) from error
+        # NFS can lock only files that are open for writing, which a folder cannot be.
+        descriptor = files.log_descriptor(resolved / FILE)
+        if _lock_before(descriptor, deadline):
             return descriptor
     os.close(descriptor)
-    raise BusyError(named, _writer(here))
+    raise BusyError(folder, _writer(resolved))
 
 
-def _taken(descriptor: int, deadline: float) -> bool:
-    """Whether the lock could be had by a moment of the monotonic clock."""
+def _lock_before(descriptor: int, deadline: float) -> bool:
+    """Whether the lock was acquired before `deadline` (monotonic seconds)."""
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,12 +107,12 @@ def _taken(descriptor: int, deadline: float) -> bool:
 
 
 def _writer(folder: Path) -> str:
-    found = writer_in(folder)
-    return "another process" if found is None else f"process {found}"
+    pid = writer_in(folder)
+    return "another process" if pid is None else f"process {pid}"
 
 
 def writer_in(folder: Path) -> int | None:
-    """The process on this machine that has a file in the folder open for writing, other than for its lock."""
+    """Pid of a process on this machine with a file in the folder, except the lock's, open for writing; or None."""
     import psutil
 
     for process in psutil.process_iter():

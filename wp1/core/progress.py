@@ -1,6 +1,6 @@
-"""What of a run is done: a line of cells.jsonl for every repeat of a cell that was measured to its end.
+"""The progress of a run: one line in cells.jsonl for every repeat of a cell that was measured completely.
 
-It is what `resume=` goes by and what predictions are made from; the figures themselves come from the records.
+`resume=` and the predictions of durations use it; the figures themselves come from the records.
 """
 
 import dataclasses
@@ -12,18 +12,18 @@ from wp1.core.run_files import CELLS
 
 
 def note(run_dir: Path, done: Done) -> None:
-    """Adds a line. Raises OSError where the disk refuses."""
+    """Appends a line. Raises OSError if it cannot be written."""
     with files.appended(CELLS.at(run_dir)) as out:
         out.write(f"{files.json_text(dataclasses.asdict(done))}\n".encode())
 
 
 def read(run_dir: Path) -> list[Done]:
-    """All lines in order; of a unit that was measured again the last. A last line torn by a crash is left out.
+    """All lines in order, only the last one for each unit. A last line that a crash truncated is left out.
 
-    Raises ConfigError naming the line that cannot be read.
+    Raises ConfigError, naming the line, if one cannot be read.
     """
-    found: dict[Unit, Done] = {}
+    by_unit: dict[Unit, Done] = {}
     for done in read_as(Done, CELLS.at(run_dir), "line of what was measured"):
-        found.pop(done.unit, None)
-        found[done.unit] = done
-    return list(found.values())
+        by_unit.pop(done.unit, None)
+        by_unit[done.unit] = done
+    return list(by_unit.values())

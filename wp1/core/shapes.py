@@ -1,6 +1,6 @@
-"""What the files of a run's folder must look like, so far as they are read: a value of a wrong kind is named.
+"""Types of the values in a run folder's files, as far as wp1 reads them, and a check that names a wrong value.
 
-These tables say nothing of keys that are missing: some are newer than a folder, and `summary.Content` names the rest.
+Missing keys are not checked here: some are newer than the folder, and `summary.Content` reports the others.
 """
 
 import math
@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, get_args, get_type_hints
 
-# Of arms, cells, engines and the like, which stand in pages and in names of files.
+# Names of arms, cells, engines and the like, which appear in reports and file names.
 NAME = re.compile(r"[\w.][\w.+:-]{0,199}")
-# Of whole numbers: nothing that is counted comes near.
+# Upper bound on whole numbers: no real count is near it.
 MOST = 10**18
-# A kind of value in words, and whether a value is one.
+# Description of a kind of value, and a function that checks whether a value is of that kind.
 Kind = tuple[str, Callable[[Any], bool]]
 
 
@@ -31,7 +31,7 @@ def _is_number(value: Any) -> bool:
 
 
 TEXT: Kind = ("a text", lambda value: isinstance(value, str))
-# Of labels, versions and the like: words that Markdown makes nothing of.
+# Labels, versions and the like: text without Markdown syntax.
 _WORDS = re.compile(r"[\w][\w .,+:()-]{0,199}")
 LABEL: Kind = ("plain words", lambda value: isinstance(value, str) and _WORDS.fullmatch(value) is not None)
 NAMED: Kind = ("a name", lambda value: isinstance(value, str) and NAME.fullmatch(value) is not None)
@@ -46,14 +46,14 @@ OF_TYPE: Mapping[Any, Kind] = {str: TEXT, int: WHOLE, float: NUMBER, bool: TRUTH
 
 
 class Maybe:
-    """What may be null."""
+    """A value that may be null."""
 
     def __init__(self, shape: Any) -> None:
         self.shape = shape
 
 
 class Each:
-    """An object whose keys are free; all its values are of one shape."""
+    """An object with arbitrary keys, whose values all have one shape."""
 
     def __init__(self, shape: Any, keys: Kind = TEXT) -> None:
         self.shape, self.keys = shape, keys
@@ -78,7 +78,7 @@ _REPORTING = {
 }  # fmt: skip
 _SKIPPED = {"cell": NAMED, "kind": LABEL, "reason": TEXT}
 METADATA: Mapping[str, Any] = {
-    # Whether the id and the experiment are names, `summary.read_metadata` asks.
+    # `summary.read_metadata` also checks that run_id and experiment are names.
     "run_id": TEXT, "status": LABEL, "reason": Maybe(TEXT), "started": MOMENT, "ended": Maybe(MOMENT),
     "experiment": TEXT, "question": TEXT, "config_hash": NAMED, "hash_rule": WHOLE, "seed": WHOLE, "command": [TEXT],
     "sweep": Maybe(_SWEEP), "parent_run_id": Maybe(TEXT), "git": Maybe(_GIT),
@@ -131,42 +131,45 @@ NOTE: Mapping[str, Any] = {
 
 
 def of_fields(kind: type) -> Mapping[str, Any]:
-    """The shape of a dataclass's fields, of those that are texts, numbers and truths."""
-    found = {}
+    """The shapes of a dataclass's fields that are strings, numbers or booleans."""
+    shapes = {}
     for name, annotated in get_type_hints(kind).items():
         kinds = [part for part in (get_args(annotated) or (annotated,)) if part is not type(None)]
         shape = OF_TYPE.get(kinds[0]) if len(kinds) == 1 else None
         if shape is not None:
-            # What stands in pages and keys.
+            # Arms and cells appear in reports and file names.
             shape = NAMED if name in ("arm", "cell") else shape
-            found[name] = Maybe(shape) if type(None) in get_args(annotated) else shape
-    return found
+            shapes[name] = Maybe(shape) if type(None) in get_args(annotated) else shape
+    return shapes
 
 
 def unlike(value: Any, shape: Any, at: str = "") -> str | None:
-    """The first thing that is not of the shape, in words, as `seed is 'x', and not a whole number`; None if all is."""
+    """The first wrong type in a value, such as `seed is 'x', and not a whole number`; None if all are right.
+
+    at: path of the value within its file.
+    """
     if isinstance(shape, Maybe):
         return None if value is None else unlike(value, shape.shape, at)
-    words, fits = _kind_of(shape)
+    description, fits = _kind_of(shape)
     if not fits(value):
-        return f"{at or 'it'} is {_short(value)}, and not {words}"
+        return f"{at or 'it'} is {_short(value)}, and not {description}"
     if isinstance(shape, Each):
-        strange = next((key for key in value if not shape.keys[1](key)), None)
-        if strange is not None:
-            return f"{at} has the key {_short(strange)}, which is not {shape.keys[0]}"
-    parts = (unlike(part, of_part, f"{at}{step}") for part, of_part, step in _parts(value, shape, at))
-    return next((wrong for wrong in parts if wrong is not None), None)
+        bad_key = next((key for key in value if not shape.keys[1](key)), None)
+        if bad_key is not None:
+            return f"{at} has the key {_short(bad_key)}, which is not {shape.keys[0]}"
+    errors = (unlike(part, part_shape, f"{at}{step}") for part, part_shape, step in _parts(value, shape, at))
+    return next((error for error in errors if error is not None), None)
 
 
 def _kind_of(shape: Any) -> Kind:
-    """What a value of this shape is, whatever it has in it."""
+    """The kind of a value with this shape, without its parts."""
     if isinstance(shape, list):
         return "a list", lambda value: isinstance(value, list)
     return OBJECT if isinstance(shape, Each | Mapping) else shape
 
 
 def _parts(value: Any, shape: Any, at: str) -> Iterator[tuple[Any, Any, str]]:
-    """The parts of a value, with their shapes and the step to each."""
+    """The parts of a value, each with its shape and the step in its path."""
     if isinstance(shape, list):
         yield from ((part, shape[0], f"[{n}]") for n, part in enumerate(value))
     elif isinstance(shape, Each):
@@ -179,7 +182,7 @@ def _parts(value: Any, shape: Any, at: str) -> Iterator[tuple[Any, Any, str]]:
 
 def _short(value: Any) -> str:
     if isinstance(value, int) and abs(value) > 1 << 64:
-        # Python refuses to write thousands of digits out.
-        return "a number of very many digits"
-    told = repr(value)
-    return told if len(told) <= 60 else f"{told[:59]}…"
+        # Python refuses to convert numbers with thousands of digits to text.
+        return "a number with very many digits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

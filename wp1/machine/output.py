@@ -1,4 +1,4 @@
-"""Where this process's standard output and error go."""
+"""Redirects this process's standard output and error."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from wp1.core import files
 
 @contextmanager
 def output_to(log: Path) -> Iterator[None]:
-    """Points this process's standard output and error, and those of processes it starts, at a file."""
+    """Context that redirects standard output and error of this process, and of processes it starts, to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
@@ -22,7 +22,7 @@ def output_to(log: Path) -> Iterator[None]:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
-            # A full disk must not keep the terminal from coming back.
+            # A full disk must not prevent the terminal from being restored.
             with suppress(OSError):
                 stream.flush()
         for number, copy in zip((1, 2), saved, strict=True):

@@ -1,4 +1,4 @@
-"""What this machine's device can do at most: stated by a table, or measured and kept."""
+"""Peak performance of this machine's device: from a table of data sheets, or measured and cached."""
 
 import json
 import subprocess
@@ -16,13 +16,13 @@ from wp1.machine.stated_peaks import stated
 DTYPE = "bfloat16"
 
 
-# Long enough for clocks to rise, short enough to be run before an experiment.
+# Long enough for clocks to rise, short enough to run before an experiment.
 SECONDS_EACH = 0.7
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Of one device: a GPU, or all cores of a host."""
+    """Peak performance of one device: a GPU, or all cores of a host."""
 
     device: str
     flops: float  # FLOP/s in 16-bit floats
@@ -32,26 +32,26 @@ class Peaks:
 
 
 def device_name(described: Mapping[str, Any]) -> str:
-    """What peaks are kept under: the GPU, or the processor with its cores. described: of `hardware.describe`."""
+    """The device's name in the cache: the GPU, or the CPU with its cores. described: from `hardware.describe`."""
     gpus = described["gpus"] if described["device_type"] == "cuda" else []
     return gpus[0]["name"] if gpus else f"{described['cpu']}, {described['cores']} cores"
 
 
 def known(described: Mapping[str, Any]) -> Peaks | None:
-    """The peaks of the device that engines would use: stated, else measured before; None where they are not known."""
+    """Peaks of the device that engines would use: from the table, else from the cache; None if unknown."""
     name = device_name(described)
     table = stated(name)
     if table is not None:
         return Peaks(name, table.flops, table.bytes_per_s, "stated", table.source)
     try:
-        kept = json.loads((cache_folder() / "peaks.json").read_text(encoding="utf-8"))
-        return Peaks(**kept[name]) if name in kept else None
+        cached = json.loads((cache_folder() / "peaks.json").read_text(encoding="utf-8"))
+        return Peaks(**cached[name]) if name in cached else None
     except (OSError, ValueError, TypeError):
         return None
 
 
 def measured_apart(timeout_s: float = 120) -> Peaks | None:
-    """Measures in a process of its own, which leaves nothing on the device; None where that fails."""
+    """Measures in a separate process, so that nothing stays on the device; None if that fails."""
     command = [sys.executable, "-m", "wp1.peaks", "--json"]
     try:
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout_s)
@@ -61,16 +61,16 @@ def measured_apart(timeout_s: float = 120) -> Peaks | None:
 
 
 def for_run(described: Mapping[str, Any], measure_missing: bool, tell: Callable[[str], None]) -> dict[str, Any] | None:
-    """`known` as it goes into run_metadata.json; measured now, if that is asked for and nothing is known yet."""
-    found = known(described)
-    if found is None and measure_missing:
-        tell("measuring what the device can do at most (once)")
-        found = measured_apart()
-    return None if found is None else asdict(found)
+    """The peaks in the form of run_metadata.json, or None. measure_missing: measure them now if they are unknown."""
+    peaks = known(described)
+    if peaks is None and measure_missing:
+        tell("measuring the device's peak performance (once)")
+        peaks = measured_apart()
+    return None if peaks is None else asdict(peaks)
 
 
 def measure(name: str) -> Peaks:
-    """Measures the first GPU that can be seen, else the cores this process may use, for some seconds."""
+    """Measures the first visible GPU, or the cores that this process may use, for some seconds."""
     import torch
 
     if hardware.device_type() == "cuda":
@@ -96,7 +96,7 @@ def measure(name: str) -> Peaks:
 
 
 def _best_seconds(work: Callable[[], Any], wait: Callable[[], None]) -> float:
-    """Of one call, the shortest seen; calls are timed one by one, so that a slow moment spoils only some."""
+    """The shortest time of a call. Calls are timed one by one, so that a slow moment affects only some of them."""
     work()
     wait()
     best, deadline = float("inf"), time.perf_counter() + SECONDS_EACH
@@ -109,10 +109,10 @@ def _best_seconds(work: Callable[[], Any], wait: Callable[[], None]) -> float:
 
 
 def keep(peaks: Peaks) -> Peaks:
-    """Writes them beside what is kept already, and returns what is kept of this device now.
+    """Adds the peaks to the cache and returns the device's cached peaks.
 
-    Of an earlier measurement the higher figures stay: other work on the machine can only have lowered one.
-    Raises ConfigError where the cache cannot be written.
+    The higher of the new and the cached figures is kept, because other work on the machine can only lower a
+    measurement. Raises ConfigError if the cache cannot be written.
     """
     from filelock import FileLock
 
@@ -121,12 +121,12 @@ def keep(peaks: Peaks) -> Peaks:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             try:
-                kept = json.loads(path.read_text(encoding="utf-8"))
+                cached = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
-                kept = {}
-            peaks = _highest(peaks, kept.get(peaks.device))
+                cached = {}
+            peaks = _highest(peaks, cached.get(peaks.device))
             work = path.with_suffix(".tmp")
-            work.write_text(json.dumps(kept | {peaks.device: asdict(peaks)}, indent=2) + "\n", encoding="utf-8")
+            work.write_text(json.dumps(cached | {peaks.device: asdict(peaks)}, indent=2) + "\n", encoding="utf-8")
             work.replace(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}): set WP1_CACHE to another folder") from error
@@ -136,6 +136,6 @@ def keep(peaks: Peaks) -> Peaks:
 def _highest(peaks: Peaks, before: Any) -> Peaks:
     try:
         old = Peaks(**before)
-    except TypeError:  # nothing, or nothing of ours
+    except TypeError:  # None, or not in our format
         return peaks
     return replace(peaks, flops=max(peaks.flops, old.flops), bytes_per_s=max(peaks.bytes_per_s, old.bytes_per_s))

@@ -1,14 +1,14 @@
-"""What GPUs can do at most, as their maker states it: dense BF16 or FP16 FLOP/s of tensor cores, and memory bytes/s.
+"""Peak performance of GPUs from NVIDIA's data sheets: dense BF16 or FP16 FLOP/s of tensor cores, memory bytes/s.
 
-Data sheets give FLOP/s with structured sparsity, which no dense model uses: those here are half of that. Names are
-NVML's, without the leading "NVIDIA".
+Data sheets give FLOP/s with structured sparsity, which dense models cannot use; the values here are half of that. Names
+are NVML's, without the leading "NVIDIA".
 """
 
 from typing import NamedTuple
 
 
 class Stated(NamedTuple):
-    """A line of the table."""
+    """A row of the table."""
 
     flops: float  # FLOP/s, dense, 16-bit floats with 32-bit accumulation
     bytes_per_s: float
@@ -19,7 +19,7 @@ H100 = "NVIDIA H100 Tensor Core GPU data sheet"
 H200 = "NVIDIA H200 Tensor Core GPU data sheet"
 A100 = "NVIDIA A100 Tensor Core GPU data sheet"
 
-# Of several names that fit, the longest counts: "H100 PCIe" is not an "H100 80GB HBM3".
+# If several names match, the longest wins: an "H200 NVL" is not an "H200".
 STATED = {
     "B200": Stated(2250e12, 8.0e12, "NVIDIA Blackwell architecture technical brief, HGX B200"),
     "H200": Stated(989.4e12, 4.8e12, f"{H200}, SXM"),
@@ -41,7 +41,7 @@ STATED = {
 
 
 def stated(gpu: str) -> Stated | None:
-    """The peaks of a GPU by NVML's name for it, as in "NVIDIA H100 80GB HBM3"; None where the table has none."""
-    words = gpu.removeprefix("NVIDIA ").strip()
-    fits = [name for name in STATED if words == name or words.startswith(f"{name} ")]
-    return STATED[max(fits, key=len)] if fits else None
+    """Peaks of a GPU. gpu: its name by NVML, such as "NVIDIA H100 80GB HBM3". None if it is not in the table."""
+    bare = gpu.removeprefix("NVIDIA ").strip()
+    matches = [name for name in STATED if bare == name or bare.startswith(f"{name} ")]
+    return STATED[max(matches, key=len)] if matches else None

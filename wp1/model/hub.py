@@ -1,20 +1,21 @@
-"""The Hugging Face hub: whether it answers. Its own client waits for ever where a server accepts and says nothing."""
+"""Checks that the Hugging Face hub answers. Its own client waits forever for a server that accepts and stays silent."""
 
 import urllib.error
 import urllib.request
 
 from wp1.core.errors import ConfigError
 
-# For a first answer, of any kind; and for the next piece of one, each of the client's few tries.
+# Time limits for the first answer of any kind, and for each further piece in each of the client's few attempts.
 ANSWER_WITHIN_S = 10.0
 PIECE_WITHIN_S = 30.0
 
 
 def check_answers(instead: str) -> None:
-    """Has the hub's client give up a server that falls silent. Raises ConfigError where the hub does so from the first.
+    """Raises ConfigError if the hub does not answer; gives the hub's client a time limit for later silence.
 
-    instead: what the user can set to do without. A hub that refuses, or whose name is unknown, is the client's to
-    tell: that is quick, and what was fetched before is then used. HF_HUB_OFFLINE=1 asks nobody.
+    instead: the setting that makes the hub unnecessary, for the message. A hub that refuses, or whose name cannot be
+    resolved, is left to the client: it notices quickly and uses what was fetched before. With HF_HUB_OFFLINE=1, nothing
+    is sent.
     """
     from huggingface_hub import constants, get_session
 
@@ -28,6 +29,6 @@ def check_answers(instead: str) -> None:
                 f"the hub at {constants.ENDPOINT} did not answer in {ANSWER_WITHIN_S:g} s: check the network and "
                 f"HF_ENDPOINT, set {instead}, or HF_HUB_OFFLINE=1 to use what was fetched before"
             ) from error
-    except OSError:  # hung up without an answer
+    except OSError:  # the connection was closed without an answer
         pass
     get_session().timeout = PIECE_WITHIN_S

@@ -1,9 +1,9 @@
-"""Kinds of models, by `model_type`: what their config.json leaves unsaid.
+"""Kinds of models, by `model_type`: the facts that a config.json does not contain.
 
-A configuration names its kind and a few sizes. How many matrices an MLP has, which layers keep keys and values, and
-what a missing field means follow from the kind. Values: the model classes of vLLM 0.32 and the configuration classes
-of transformers 5; tests/engine/test_published_models.py compares the results with vLLM's own KV cache specification.
-A kind that is not here is unknown: wp1 then gives no figure that depends on it.
+A configuration names its kind and a few sizes. The number of matrices in an MLP, which layers keep keys and values, and
+the meaning of a missing field follow from the kind. Sources: the model classes of vLLM 0.32 and the configuration
+classes of transformers 5; tests/engine/test_published_models.py compares the results with vLLM's own KV cache
+specification. For a kind that is not listed here, wp1 reports no figure that depends on it.
 """
 
 from collections.abc import Mapping
@@ -12,39 +12,40 @@ from typing import Any
 
 Config = Mapping[str, Any]
 
-# Keys under which wrappers (vision, audio) keep the configuration of their language model.
+# Keys under which multimodal wrappers (vision, audio) keep the configuration of their language model.
 WRAPPED = ("text_config", "llm_config", "language_config")
-# Names of the same size in different kinds, the usual name first.
+# Usual name of a size: its names in other kinds.
 NAMES = {
     "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
     "hidden_size": ("n_embd", "n_embed", "d_model"),
     "num_attention_heads": ("n_head", "n_heads"),
     "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
 }
-# Layers of `layer_types` that keep keys and values, and of those the ones that see a window only.
+# Layer types that keep keys and values, and those among them that see only a window.
 ATTENTION = ("full_attention", "attention", "sliding_attention", "chunked_attention")
 LOCAL = ("sliding_attention", "chunked_attention")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Defaults are those of most kinds: a Llama-like decoder."""
+    """Values for fields that a configuration lacks. The defaults here are those of a Llama-like decoder."""
 
-    # Weight matrices of an MLP: 3 if it is gated, 2 if not; None: layers that the FLOP formulas do not describe.
+    # Weight matrices of an MLP: 3 if it is gated, 2 if not; None if the FLOP formulas do not describe its layers. This
+    # always applies, as configurations do not contain it.
     matrices: int | None = 3
-    tied: bool = False  # the output layer shares the embedding's weights, if the configuration does not say
-    head_size: int | None = None  # if the configuration does not say; None: hidden size / heads
-    heads: int | None = None  # attention heads, if the configuration does not say
-    kv_heads: int | None = None  # if the configuration does not say; None: as many as attention heads
-    window: int | None = None  # tokens, if the configuration does not say
-    # Of so many layers one keeps all tokens, the last, and the others a window; 1: the window is that of all layers;
-    # None: the kind has no window, or layer_types says which layers have one.
+    tied: bool = False  # whether the output layer shares the embedding's weights
+    head_size: int | None = None  # None: hidden size / heads
+    heads: int | None = None  # attention heads
+    kv_heads: int | None = None  # None: as many as attention heads
+    window: int | None = None  # tokens
+    # In every group of this many layers, the last keeps all tokens and the others have a window. 1: all layers have the
+    # window. None: the kind has no window, or layer_types says which layers have one.
     pattern: int | None = None
 
 
 EXPERTS = Kind(matrices=None)
 
-# Attention of keys and values in every layer.
+# Kinds with attention over keys and values in every layer.
 ATTENTION_KINDS: dict[str, Kind] = {
     "llama": Kind(),
     "mistral": Kind(window=4096, pattern=1, kv_heads=8),
@@ -102,9 +103,9 @@ ATTENTION_KINDS: dict[str, Kind] = {
     "ernie4_5_moe": Kind(None, kv_heads=4),
     "dots1": EXPERTS,
 }
-# One latent vector a token and layer in place of keys and values (DeepSeek-V2, arXiv:2405.04434, section 2.1).
+# One latent vector per token and layer instead of keys and values (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 LATENT_KINDS = ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite")
-# Attention in some layers, and in others (or beside it) a state that does not grow with the context.
+# Attention in some layers; other layers (or the same ones) have a state that does not grow with the context.
 HYBRID_KINDS: dict[str, Kind] = {
     "lfm2": Kind(None, kv_heads=8),
     "lfm2_moe": Kind(None, kv_heads=8),
@@ -115,12 +116,12 @@ HYBRID_KINDS: dict[str, Kind] = {
     "falcon_h1": Kind(None, kv_heads=8),
     "qwen3_next": Kind(None, head_size=256, kv_heads=2),
 }
-# No rotary positions: learned ones, a bias by distance, or none at all.
+# Kinds without rotary positions: they use learned positions, a bias by distance, or none at all.
 WITHOUT_ROPE = (
     "gpt2", "gpt_bigcode", "opt", "bloom", "mpt", "biogpt", "xglm", "nemotron_h", "jamba", "mamba", "mamba2",
 )  # fmt: skip
 
-# Reasons why the FLOP formulas of a dense decoder do not hold, by keys that only such models have.
+# Reasons why the FLOP formulas of a dense decoder do not hold, each with keys that only such models have.
 QUANTISED = "quantised weights"
 UNLIKE = {
     "mixture of experts": (
@@ -140,25 +141,25 @@ WINDOW = "a sliding window of attention"
 
 
 class UnknownKindError(Exception):
-    """A configuration that does not give a figure; the message says why."""
+    """A figure cannot be derived from the configuration; the message says why."""
 
 
 def text_of(config: Config) -> Config:
-    """The configuration of the language model, under the usual names. Raises TypeError if it is no mapping."""
+    """The configuration of the language model, under the usual names. Raises TypeError if it is not a mapping."""
     text = next((config[key] for key in WRAPPED if config.get(key) is not None), config)
     if not isinstance(text, Mapping):
-        raise TypeError(f"{text!r} is no configuration of a language model")
+        raise TypeError(f"{text!r} is not a configuration of a language model")
     renamed = dict(text)
     for usual, others in NAMES.items():
         if renamed.get(usual) is None:
-            found = next((text[other] for other in others if text.get(other) is not None), None)
-            if found is not None:
-                renamed[usual] = found
+            value = next((text[other] for other in others if text.get(other) is not None), None)
+            if value is not None:
+                renamed[usual] = value
     return renamed
 
 
 def kind_of(text: Config) -> Kind:
-    """Raises UnknownKindError for a `model_type` that is in none of the tables."""
+    """The kind of a model. Raises UnknownKindError if its `model_type` is in none of the tables."""
     name = text.get("model_type")
     if name in LATENT_KINDS:
         return EXPERTS
@@ -173,14 +174,14 @@ def kind_of(text: Config) -> Kind:
 def size(text: Config, key: str) -> int:
     """A size that a configuration states.
 
-    Raises UnknownKindError if it does not state it: the model's class has a default of its own then. Raises ValueError
-    for a value that no model can have.
+    Raises UnknownKindError if it does not, because the default of the model's class then applies. Raises ValueError if
+    the value is not a positive integer.
     """
     if key not in text:
         raise UnknownKindError(f"the configuration does not state {key}")
     value = text[key]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{key}={value!r} is not a whole number above zero")
+        raise ValueError(f"{key}={value!r} must be a whole number above 0")
     return value
 
 
@@ -192,7 +193,7 @@ def heads_of(text: Config) -> int:
 
 
 def kv_heads_of(text: Config) -> int:
-    """Heads of keys and values of an attention layer. Raises UnknownKindError for an unknown kind."""
+    """Key-value heads of an attention layer. Raises UnknownKindError for an unknown kind."""
     kind, heads = kind_of(text), heads_of(text)
     name = text["model_type"]
     if name == "falcon":
@@ -210,7 +211,7 @@ def kv_heads_of(text: Config) -> int:
 
 
 def head_size_of(text: Config) -> int:
-    """Elements of a key, or a value, of one head."""
+    """Elements of one head's key or value."""
     for key in ("head_dim", "attention_head_dim"):
         if text.get(key) is not None:
             return size(text, key)
@@ -219,15 +220,15 @@ def head_size_of(text: Config) -> int:
 
 def tied_of(config: Config, text: Config) -> bool:
     """Whether the output layer shares the embedding's weights."""
-    for where in (text, config):
+    for level in (text, config):
         for key in ("tie_word_embeddings", "tie_embedding"):
-            if where.get(key) is not None:
-                return bool(where[key])
+            if level.get(key) is not None:
+                return bool(level[key])
     return kind_of(text).tied
 
 
 def intermediate_of(text: Config) -> int:
-    """Width of an MLP between its matrices."""
+    """The MLP's intermediate width."""
     hidden = size(text, "hidden_size")
     for key in ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"):
         if text.get(key) is not None:
@@ -242,13 +243,13 @@ def intermediate_of(text: Config) -> int:
 def unlike_of(config: Config, text: Config) -> str | None:
     """Why the FLOP formulas of `wp1.model.architecture` do not hold for this model; None if they do."""
     for reason, keys in UNLIKE.items():
-        # A wrapper says outside of its language model how its weights are stored.
+        # A wrapper's quantisation is stated at its top level, not in its language model.
         if any(text.get(key) or (reason == QUANTISED and config.get(key)) for key in keys):
             return reason
     if set(text.get("layer_types") or ()) - set(ATTENTION):
         return "layers of other kinds"
     if text.get("word_embed_proj_dim") not in (None, text.get("hidden_size")):
-        return "an embedding of another width than the layers"
+        return "an embedding whose width differs from the layers'"
     try:
         return _unlike_layers(text)
     except UnknownKindError as error:
@@ -256,19 +257,19 @@ def unlike_of(config: Config, text: Config) -> str | None:
 
 
 def _unlike_layers(text: Config) -> str | None:
-    """Raises UnknownKindError if the kind is unknown, or does not say which layers have a window."""
+    """Like `unlike_of`, for the layers. Raises UnknownKindError if the kind, or where its windows are, is unknown."""
     if kind_of(text).matrices is None:
         return f"layers of model_type {text['model_type']!r}"
     reach = text.get("max_position_embeddings") or float("inf")
-    # A window as long as the longest context hides nothing.
+    # A window as long as the longest context has no effect.
     return WINDOW if any(window is not None and window < reach for window in windows_of(text)) else None
 
 
 def windows_of(text: Config) -> list[int | None]:
-    """The window, in tokens, of each attention layer of a kind with attention in every layer; None: all tokens."""
+    """The window of each layer in tokens, None for all tokens, for a kind with attention in every layer."""
     kind, layers = kind_of(text), size(text, "num_hidden_layers")
     window = text.get("sliding_window", kind.window)
-    # The Qwen kinds name a window that they use only if they say so.
+    # Qwen models use their window only if use_sliding_window is set.
     used = text.get("use_sliding_window", not str(text.get("model_type")).startswith("qwen"))
     if not window or not used:
         return [None] * layers
@@ -280,6 +281,6 @@ def windows_of(text: Config) -> list[int | None]:
         return [int(window) if first is None or layer >= first else None for layer in range(layers)]
     pattern = text.get("sliding_window_pattern") or text.get("_sliding_window_pattern") or kind.pattern
     if pattern is None:
-        raise UnknownKindError("the configuration has a sliding_window, and does not say which layers use it")
+        raise UnknownKindError("the configuration has a sliding_window and does not state which layers use it")
     every = len(pattern) if isinstance(pattern, str) else int(pattern)
     return [int(window) if every == 1 or (layer + 1) % every else None for layer in range(layers)]

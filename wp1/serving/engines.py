@@ -1,7 +1,7 @@
-"""The engines of this process: who makes them, the event loop that they live in, and how long they stay up.
+"""Creates the engines of this process, runs their event loop, and decides how long they stay up.
 
-Idle engines use cores and memory too, so one scheduler's are up at a time. In a sweep they outlive the job that started
-them where the next job asks the same of its engines (`key_of`): a start takes longer than many a measurement.
+Idle engines use cores and memory too, so only one scheduler's engines are up at a time. In a sweep they outlive the job
+that started them if the next job needs the same engines (`key_of`): starting them often takes longer than measuring.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ def key_of(cfg: Any, scheduler: Any) -> str:
 
 
 def keys_of(cfg: Any) -> list[str]:
-    """`key_of` of each arm of a run, in the order in which they start."""
+    """`key_of` for each arm of a run, in the order in which they start."""
     return [key_of(cfg, scheduler) for scheduler in (cfg.arms.values() if cfg.arms else [cfg.scheduler])]
 
 
@@ -83,13 +83,13 @@ class Up:
     model: ServedModel
     scheduler: Scheduler
     run_id: str  # of the run that started them
-    seconds: float  # that the start took
+    seconds: float  # duration of the start
 
 
 class Engines:
-    """Brings engines up and down, in an event loop and under a guard that last as long as this is entered.
+    """Starts and ends engines. Between enter and exit it has an event loop, and a guard that ends all their processes.
 
-    next_key: what the job that follows asks of its engines (`key_of`); None where none follows, and nothing is kept.
+    next_key: `key_of` of the next job; None if there is no next job, so that engines are not kept.
     """
 
     def __init__(self) -> None:
@@ -110,11 +110,11 @@ class Engines:
             self.run(self.end())
             self._runner.close()
         finally:
-            # Also after one more signal: nothing outlives this.
+            # Must run even after another signal, so that no process outlives the run.
             self._guard.__exit__()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs it in the engines' loop. Raises CancelledError or KeyboardInterrupt where a signal stopped it."""
+        """Runs a coroutine in the engines' loop. Raises CancelledError or KeyboardInterrupt if a signal stops it."""
 
         async def stoppable() -> T:
             task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -132,13 +132,13 @@ class Engines:
 
     @property
     def key(self) -> str | None:
-        """What was asked of the engines that are up; None where none are."""
+        """`key_of` of the engines that are up, or None."""
         return None if self._up is None else self._up.key
 
     def make_room(self, cfg: Any) -> None:
-        """Ends engines that are still up from another job, unless the run of this configuration takes them over.
+        """Ends engines that are still up from another job, unless this configuration's run reuses them.
 
-        One of several arms does not: the memory of the others could not be judged beside engines that are up.
+        A run with several arms never does: whether its other arms fit in memory cannot be checked while engines are up.
         """
         if self._up is not None and keys_of(cfg) != [self._up.key]:
             self.run(self.end())
@@ -146,9 +146,9 @@ class Engines:
     async def bring_up(
         self, cfg: Any, arm: Arm, model: ServedModel, engine_log: Path, write: Write, run_id: str
     ) -> tuple[Up, bool]:
-        """The arm's engines, and whether they were up already; `write` is where their handoffs go from now on.
+        """Returns the arm's engines and whether they were up already. write: receives their events from now on.
 
-        Raises EngineStartError where they do not come up.
+        Raises EngineStartError if they do not start.
         """
         key = key_of(cfg, arm.scheduler)
         self._write = write
@@ -163,13 +163,13 @@ class Engines:
         return self._up, False
 
     def _hand_on(self, row: Event) -> None:
-        """What engines keep for their life as their writer, while the run changes under them."""
+        """The engines' writer as long as they live: passes rows to the current run's."""
         self._write(row)
 
     async def leave(self, clean: bool) -> None:
-        """A run has no more use for the engines. They stay up where the next job wants them; else they are ended.
+        """A run no longer needs the engines. They stay up if the next job needs them; otherwise they are ended.
 
-        clean: nothing of the run is left in them: no request, no KV.
+        clean: the run left no request and no KV in them.
         """
         if self._up is not None and clean and self._up.key == self.next_key and self._up.scheduler.alive:
             await self._up.scheduler.settle()
@@ -182,7 +182,7 @@ class Engines:
         if self._up is None:
             return
         up, self._up = self._up, None
-        # Not stopped by a second signal: the engines' end is what matters now.
+        # Shielded, because a second signal must not interrupt the engines' end.
         await asyncio.shield(up.scheduler.__aexit__(None, None, None))
         self._write = _nowhere
 
@@ -193,24 +193,24 @@ def _nowhere(_: Event) -> None:
 
 @contextmanager
 def _handlers_put_back() -> Iterator[None]:
-    """A loop leaves the signals that it had at their default, which would end us without a word."""
+    """Restores signal handlers: an event loop resets those it used to the default, which would kill us silently."""
     before = {number: signal.getsignal(number) for number in STOPS}
     try:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # not Python's own
+            if handler is not None:  # None: it was not installed from Python
                 signal.signal(number, handler)
 
 
 def places_of(arm: Arm) -> list[tuple[int, Place]]:
-    """Tensor-parallel size and place of each engine of an arm. Raises ConfigError where there are too few GPUs."""
+    """Tensor-parallel size and place of each engine of an arm. Raises ConfigError if there are too few GPUs."""
     sizes = [need.gpus for need in needs_of(arm.scheduler)]
     devices = arm.scheduler.get("devices", "auto")
-    found = places(
+    assigned = places(
         sizes, devices if isinstance(devices, str) else list(devices), hardware.gpu_indices(), hardware.cores()
     )
-    return list(zip(sizes, found, strict=True))
+    return list(zip(sizes, assigned, strict=True))
 
 
 def make_transfer(cfg: Any, arm: Arm, model: ServedModel) -> KVTransfer:
@@ -234,7 +234,7 @@ def make_scheduler(
     kill: Callable[[], None],
     write: Write,
 ) -> Scheduler:
-    """The scheduler of an arm, with its engines not yet started."""
+    """The scheduler of an arm; its engines are not started yet."""
     make_backend = functools.partial(
         parts.make,
         "backend",

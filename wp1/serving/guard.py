@@ -1,13 +1,13 @@
-"""Nothing of an engine outlives its run, however the run ends: no process, no shared memory, no socket.
+"""Ensures that no process, shared memory or socket of an engine outlives its run, however the run ends.
 
-vLLM starts its engine processes by spawning, and they keep running when the process that asked for them is killed; a
-killed engine also leaves its shared memory behind. So a run marks what it starts by an environment variable that every
-descendant inherits, and gives it a folder for temporary files. A small watcher process, in a session of its own, holds
-one end of a pipe: when the run's process ends, even by kill -9, the pipe closes, and the watcher kills whatever still
-carries the mark and removes what it left. Where that was killed too, the next run removes the folder: both hold a lock
-on it for as long as they live.
+vLLM spawns its engine processes, and they keep running if the process that started them is killed. A killed engine also
+leaves its shared memory behind. So a run marks its processes by an environment variable that every descendant inherits,
+and gives them a folder for temporary files. A small watcher process in its own session holds one end of a pipe. When
+the run's process ends, even by kill -9, the pipe closes; the watcher then kills every process with the mark and removes
+its shared memory and the folder. If the watcher was killed too, a later run removes the folder: the run and its watcher
+both hold a lock on it while they live.
 
-This file is also the watcher (`python guard.py TOKEN FOLDER`), so it imports nothing but the standard library.
+This file is also the watcher (`python guard.py TOKEN FOLDER`), so it imports only the standard library.
 """
 
 import fcntl
@@ -26,17 +26,17 @@ from pathlib import Path
 
 MARK = "WP1_RUN_TOKEN"
 WATCH_PERIOD_S = 2.0
-# A younger folder may be a run's that is just about to lock it.
+# A younger folder may belong to a run that is about to lock it.
 STALE_AFTER_S = 60.0
 
-# One for all runs of this process, as vLLM may remember it.
+# One folder for all runs of this process, because vLLM may remember the path.
 _TEMPORARY = tempfile.gettempdir()
-# A socket's path may have 107 characters, and vLLM's names in here have 36.
+# A socket's path may have 107 characters, and vLLM's names in this folder take 36.
 _SCRATCH = Path(_TEMPORARY if len(_TEMPORARY) <= 40 else "/tmp") / f"wp1-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 class ProcessGuard:
-    """Between enter and exit, processes started by this one carry a mark and do not outlive it."""
+    """Context in which the processes started by this one carry a mark and do not outlive it."""
 
     def __init__(self) -> None:
         self.token = secrets.token_hex(16)
@@ -51,7 +51,7 @@ class ProcessGuard:
         fcntl.flock(self._lock, fcntl.LOCK_SH)  # shared with another guard of this process
         environment = {
             MARK: self.token,
-            # setproctitle, which vLLM uses, writes over /proc/PID/environ unless told not to.
+            # Keeps setproctitle, which vLLM uses, from overwriting /proc/PID/environ.
             "SPT_NOENV": "1",
             "TMPDIR": str(_SCRATCH),
             "VLLM_RPC_BASE_PATH": str(_SCRATCH),
@@ -73,7 +73,7 @@ class ProcessGuard:
     def __exit__(self, *_: object) -> None:
         assert self._watcher is not None
         assert self._watcher.stdin is not None
-        # The same way out as when this process is killed: there is only one to get right.
+        # The same cleanup as after this process is killed, so that there is only one path to get right.
         self._watcher.stdin.close()
         self._watcher.wait()
         os.close(self._lock)
@@ -84,39 +84,39 @@ class ProcessGuard:
                 os.environ[name] = value
 
     def kill(self) -> None:
-        """Ends every marked process now."""
+        """Kills every marked process now."""
         kill_marked(self.token)
 
 
 def _compiled() -> Path:
-    """Where torch keeps compiled code from run to run, which it reads as pickles: beside wp1's models.
+    """Folder in wp1's cache where torch keeps compiled code from run to run. Torch unpickles what it finds there.
 
-    Torch's own choice is a name in the common folder for temporary files, which anybody could take before us.
+    Torch's default is a predictable name in the shared temporary folder, which another user could create first.
     """
     cache = os.environ.get("WP1_CACHE")
     base = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "wp1"
     folder = base.expanduser() / "torchinductor"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home, or none that can be written
+    except (OSError, RuntimeError):  # no home folder, or it cannot be written
         return _SCRATCH / "torchinductor"
     return folder
 
 
 def remove_stale(folder: Path) -> None:
-    """Removes the folders of runs of this user that ended without anybody left to clear up after them."""
+    """Removes folders left by this user's runs whose process and watcher were both killed."""
     for scratch in folder.glob("wp1-*-*"):
-        named = re.fullmatch(r"wp1-(\d+)-[0-9a-f]{8}", scratch.name)
-        # A process of that number may be another container's, so a dead one is not enough to go by, nor is a free lock:
-        # a folder may have been made by a version of wp1 that took none.
-        if named is None or Path("/proc", named[1]).exists():
+        name = re.fullmatch(r"wp1-(\d+)-[0-9a-f]{8}", scratch.name)
+        # Both checks are needed. A pid that is unused here may be in use in another container, and a folder made by an
+        # older version of wp1 has no lock.
+        if name is None or Path("/proc", name[1]).exists():
             continue
         try:
-            found = scratch.lstat()
-            if found.st_uid != os.getuid() or time.time() - found.st_mtime < STALE_AFTER_S:
+            info = scratch.lstat()
+            if info.st_uid != os.getuid() or time.time() - info.st_mtime < STALE_AFTER_S:
                 continue
             lock = os.open(scratch, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
-        except OSError:  # removed by its own watcher, or no folder
+        except OSError:  # already removed by its own watcher, or not a folder
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,23 +129,24 @@ def remove_stale(folder: Path) -> None:
 
 
 def marked(token: str) -> list[int]:
-    """Processes whose environment carries the mark with this token; our own process never does."""
+    """Pids of the processes whose environment carries the mark with this token, except our own."""
     needle = f"{MARK}={token}".encode()
-    found = []
+    pids = []
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
                 if needle in Path(entry.path, "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-            except OSError:  # gone, or somebody else's
+                    pids.append(int(entry.name))
+            except OSError:  # it has ended, or belongs to another user
                 continue
-    return found
+    return pids
 
 
 def kill_marked(token: str, rounds: int = 50) -> None:
-    """SIGKILLs marked processes until none is left, as one may be starting another; gives up after `rounds` x 0.1 s.
+    """Sends SIGKILL to marked processes until none is left, as one may be starting another.
 
-    Removes their shared memory too: the watcher, which looks now and then, may not have seen what is younger.
+    Gives up after `rounds` x 0.1 s. Also removes their shared memory: the watcher looks only every WATCH_PERIOD_S and
+    may have missed segments created since.
     """
     segments: set[str] = set()
     for _ in range(rounds):
@@ -164,27 +165,27 @@ def kill_marked(token: str, rounds: int = 50) -> None:
 
 
 def shared_memory(pids: Iterable[int]) -> set[str]:
-    """Shared memory that these processes have made or mapped: Python's segments, and joblib's semaphores."""
-    found = set()
+    """Paths of shared memory that these processes created or mapped: Python's segments and joblib's semaphores."""
+    segments = set()
     for pid in pids:
-        found |= {str(path) for path in Path("/dev/shm").glob(f"sem.loky-{pid}-*")}
+        segments |= {str(path) for path in Path("/dev/shm").glob(f"sem.loky-{pid}-*")}
         try:
             lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
         except OSError:
             continue
-        found |= {line[line.index("/dev/shm/psm_") :].split()[0] for line in lines if "/dev/shm/psm_" in line}
-    return found
+        segments |= {line[line.index("/dev/shm/psm_") :].split()[0] for line in lines if "/dev/shm/psm_" in line}
+    return segments
 
 
 def watch(token: str, scratch: Path) -> None:
-    """The watcher's whole life: waits until the run's process closes the pipe or ends, then clears up after it."""
+    """Main function of the watcher: waits until the run's process closes the pipe or ends, then cleans up after it."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     segments: set[str] = set()
     running = True
     while running:
         running = not select.select([sys.stdin], [], [], WATCH_PERIOD_S)[0]
-        # Looked up again and again, as an engine may be dead by the time that we are to clear up after it.
+        # Collected all the time, because an engine may be dead before the cleanup begins.
         segments |= shared_memory(marked(token))
     kill_marked(token)
     for segment in segments:

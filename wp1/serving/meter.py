@@ -1,4 +1,4 @@
-"""An engine's own counts, summed up over tenths of a second: KV cache in use, requests running, waiting, preempted."""
+"""An engine's own counts, aggregated over 0.1 s: KV cache in use, requests running and waiting, preemptions."""
 
 import time
 from collections.abc import Callable
@@ -9,15 +9,15 @@ PERIOD_S = 0.1
 
 
 class Meter:
-    """Takes what an engine says after every step, and writes a row every PERIOD_S and whenever it falls idle."""
+    """Receives an engine's counts after every step; writes a row every PERIOD_S and when the engine becomes idle."""
 
     def __init__(self, arm: str, write: Callable[[EngineStats], None]) -> None:
         self._arm = arm
         self._write = write
-        self._open: dict[str, tuple[EngineStats, float]] = {}  # by engine: the row and when it was begun
+        self._open: dict[str, tuple[EngineStats, float]] = {}  # engine: the row, and when it was begun
 
     def __call__(self, engine: str, kv_use: float, running: int, waiting: int, preemptions: int) -> None:
-        """After one step of an engine. kv_use: share of its KV blocks; running, waiting: requests."""
+        """Adds one step of an engine. kv_use: share of its KV blocks in use, 0 to 1; running, waiting: requests."""
         now = time.monotonic()
         row, begun = self._open.get(engine) or (EngineStats(now, self._arm, engine), now)
         row.t = now

@@ -1,4 +1,4 @@
-"""Which devices each engine of a run gets. Pure."""
+"""Assigns devices to the engines of a run. Pure functions."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,15 @@ from wp1.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Place:
-    """The devices of one engine: GPU indices, or CPU cores (None: vLLM's own choice)."""
+    """The devices of one engine: GPU indices, or CPU cores (None: vLLM chooses)."""
 
     gpus: list[int] = field(default_factory=list)
     cores: list[int] | None = None
-    sharing: int = 1  # engines on the GPU that is shared by most, this one included
+    sharing: int = 1  # number of engines, including this one, on the most shared of its GPUs
     peers: list[int] = field(default_factory=list)  # GPUs of other engines, whose memory this one reads
 
     def names(self) -> list[str]:
-        """As they stand in run_metadata.json."""
+        """The devices' names in run_metadata.json."""
         if self.gpus:
             return [f"cuda:{gpu}" for gpu in self.gpus]
         return ["cpu" if self.cores is None else "cpu cores " + ",".join(map(str, self.cores))]
@@ -26,11 +26,11 @@ class Place:
 def places(
     tensor_parallel: Sequence[int], devices: Sequence[int] | str, gpus_there: Sequence[int], cores: Sequence[int]
 ) -> list[Place]:
-    """A place for each engine; `tensor_parallel` has the number of GPUs of each.
+    """A place for each engine. tensor_parallel: number of GPUs of each.
 
-    devices: GPU indices, for each engine in turn, or "auto": a GPU of its own each where there are enough, else engines
-    share them, evenly. Without a GPU, engines split the CPU's cores. Raises ConfigError where a single engine asks for
-    more GPUs than there are, or devices do not go with the engines.
+    devices: GPU indices for each engine in turn, or "auto": each engine gets its own GPUs if there are enough, or else
+    engines share them evenly. Without a GPU, engines split the CPU's cores. Raises ConfigError if one engine needs more
+    GPUs than there are, or if `devices` does not match the engines.
     """
     if not gpus_there:
         return [Place(cores=own) for own in core_sets(len(tensor_parallel), cores)]
@@ -62,13 +62,13 @@ def places(
 
 
 def check_equal(arms: Mapping[str, Sequence[Place]]) -> None:
-    """Arms compared for speed need as many GPUs each, however many engines share them; a host without GPU is one.
+    """Raises ConfigError unless all arms use the same number of GPUs, as a fair comparison of speed requires.
 
-    Raises ConfigError where they have not.
+    It does not matter how many engines share a GPU. Without GPUs, all arms use the same host.
     """
     gpus = {arm: sorted({gpu for place in engines for gpu in place.gpus}) for arm, engines in arms.items()}
-    if len({len(of_arm) for of_arm in gpus.values()}) > 1:
-        each = ", ".join(f"arms.{arm} gets GPU {' and '.join(map(str, of_arm))}" for arm, of_arm in gpus.items())
+    if len({len(indices) for indices in gpus.values()}) > 1:
+        each = ", ".join(f"arms.{arm} gets GPU {' and '.join(map(str, indices))}" for arm, indices in gpus.items())
         raise ConfigError(
             f"arms are compared on equal devices, and {each}: change replicas, prefill, decode or tensor_parallel, or "
             "let engines share, as in arms.disagg.devices=[0,0] with arms.agg.devices=[0]"
@@ -76,9 +76,9 @@ def check_equal(arms: Mapping[str, Sequence[Place]]) -> None:
 
 
 def core_sets(engines: int, cores: Sequence[int]) -> list[list[int] | None]:
-    """CPU cores for each engine: vLLM's own choice for one engine, else equal shares.
+    """CPU cores for each engine: equal shares, or None (vLLM chooses) if there is only one engine.
 
-    With more engines than cores, an engine gets one core and shares it.
+    If there are more engines than cores, each gets one core, shared with others.
     """
     if engines == 1:
         return [None]

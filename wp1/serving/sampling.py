@@ -1,9 +1,9 @@
-"""What vLLM's sampling with a seed needs on a CPU: a generator that can be turned back.
+"""Seeded sampling on a CPU: a random generator that vLLM can rewind.
 
-vLLM samples a token for every request of a step, also for one whose prompt is computed only in part, and throws that
-token away. So that it costs nothing of the request's random numbers, the model runner turns the request's generator
-back by `set_offset(get_offset() - 4)`. Torch has offsets on GPUs only; on a CPU both raise "CPU Generator does not use
-offset", and the engine dies. Any seeded request meets this whose prompt does not fit into what is left of a step.
+vLLM samples a token for every request in a step. If the request's prompt is only partly computed, vLLM discards the
+token and rewinds the request's generator by `set_offset(get_offset() - 4)`, so that no random numbers are used up.
+Torch supports offsets only on GPUs. On a CPU both calls raise "CPU Generator does not use offset", and the engine dies.
+This affects every seeded request whose prompt does not fit in the rest of a step (chunked prefill).
 """
 
 from typing import Any
@@ -12,38 +12,38 @@ import torch
 
 
 class RewindingGenerator(torch.Generator):
-    """A generator on a CPU that goes back to where it was at `remember` if its offset is set back.
+    """A CPU generator that returns to its state at `remember` if its offset is set back.
 
-    A state of the Mersenne Twister cannot be counted back, so it is kept: 5 KB, copied in about 1 µs.
+    The Mersenne Twister cannot be stepped backwards, so its state is saved: 5 KB, copied in about 1 µs.
     """
 
-    _kept: torch.Tensor
+    _saved: torch.Tensor
 
     @classmethod
     def of(cls, generator: torch.Generator) -> "RewindingGenerator":
-        """A generator that goes on with the numbers of another one."""
+        """A generator that continues another one's sequence."""
         own = cls(device="cpu")
         own.set_state(generator.get_state())
         own.remember()
         return own
 
     def remember(self) -> None:
-        """A step begins: what is drawn from here on may be turned back."""
-        self._kept = self.get_state()
+        """Saves the state at the beginning of a step: numbers drawn from here on may be undone."""
+        self._saved = self.get_state()
 
     def get_offset(self) -> int:
         return 0
 
     def set_offset(self, offset: int) -> "RewindingGenerator":
-        """Undoes what was drawn in this step. vLLM asks for nothing else, so other offsets are errors."""
+        """Undoes the draws of this step. vLLM needs nothing else, so other offsets raise ValueError."""
         if offset >= 0:
-            raise ValueError(f"a generator on a CPU is only ever turned back, and {offset} is not back")
-        self.set_state(self._kept)
+            raise ValueError(f"offset {offset} must be negative: a generator on a CPU can only be rewound")
+        self.set_state(self._saved)
         return self
 
 
 class SeededSampling:
-    """Mixed in before vLLM's worker on a CPU: requests with a seed get generators that can be turned back."""
+    """Mixed in before vLLM's CPU worker: requests with a seed get generators that can be rewound."""
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         runner: Any = self.model_runner  # type: ignore[attr-defined]
@@ -52,17 +52,17 @@ class SeededSampling:
 
 
 def remember_generators(runner: Any) -> None:
-    """Keeps the state of the generator of every request of the step that is about to be sampled.
+    """Saves the generator state of every request in the step that is about to be sampled.
 
-    runner: vLLM's model runner. Its second version has no generators: there a token's random numbers follow from the
-    seed and the token's place, and nothing is turned back.
+    runner: vLLM's model runner. Its second version has no generators: it derives a token's random numbers from the seed
+    and the token's position, so nothing is rewound.
     """
     batch: Any = getattr(runner, "input_batch", None)
     generators: dict[int, torch.Generator] = getattr(batch, "generators", {})
-    for place, generator in generators.items():
+    for index, generator in generators.items():
         if isinstance(generator, RewindingGenerator):
             generator.remember()
         else:
-            # In both places: a request that is preempted takes its generator from the second when it comes back.
+            # Replaced in both places: a preempted request takes its generator from `requests` when it resumes.
             own = RewindingGenerator.of(generator)
-            generators[place] = runner.requests[batch.req_ids[place]].generator = own
+            generators[index] = runner.requests[batch.req_ids[index]].generator = own

@@ -1,7 +1,7 @@
-"""Engines that start side by side, each with variables of its own in the environment of its processes.
+"""Lets engines start side by side, each with its own environment variables.
 
-vLLM reads an engine's devices from the environment and spawns its processes with the environment of this one. So only
-the moments until an engine's process is spawned are taken in turn, not the half minute in which it gets ready.
+vLLM reads an engine's devices from the environment, and its processes inherit the environment of this one. So engines
+take turns only until their process is spawned; the half minute in which they get ready overlaps.
 """
 
 import multiprocessing
@@ -16,9 +16,9 @@ POLL_S = 0.02
 
 @contextmanager
 def spawning(environment: dict[str, str]) -> Iterator[None]:
-    """The body starts one engine; it runs alone until it has spawned its first process, or ended.
+    """Context for starting one engine: no other thread's body runs until this one spawned a process, or ended.
 
-    For threads; `environment` is in os.environ for just that long.
+    `environment` is in os.environ for just that time.
     """
     _turn.acquire()
     before = {name: os.environ.get(name) for name in environment}
@@ -27,7 +27,7 @@ def spawning(environment: dict[str, str]) -> Iterator[None]:
     body_ended = threading.Event()
 
     def give_up_turn_when_spawned() -> None:
-        # Other engines cannot spawn now, so a new child is ours; it is listed once it has its environment.
+        # Other engines cannot spawn now, so a new child is ours. When it is listed, it already has its environment.
         while not body_ended.is_set() and not set(multiprocessing.active_children()) - known:
             body_ended.wait(POLL_S)
         for name, value in before.items():

@@ -1,4 +1,4 @@
-"""Starts the engines of a scheduler side by side, ends them, and looks whether their KV is free at the end."""
+"""Starts the engines of a scheduler in parallel, ends them, and checks that their KV is free at the end."""
 
 import asyncio
 import logging
@@ -13,11 +13,11 @@ POLL_S = 0.1
 
 
 async def start_all(engines: Sequence[ServingBackend], stack: AsyncExitStack) -> None:
-    """Starts all engines, as many at a time as there are cores, and leaves their end to `stack`.
+    """Starts all engines, as many at a time as there are cores; `stack` will end them.
 
-    Where one fails, the others are ended as well and its error is raised.
+    If one fails, the others are ended as well and its error is raised.
     """
-    # Most of a start is one core importing and compiling.
+    # An engine's start mostly keeps one core busy, importing and compiling.
     turn = asyncio.Semaphore(max(1, len(hardware.cores())))
 
     async def start(engine: ServingBackend) -> None:
@@ -37,7 +37,7 @@ async def start_all(engines: Sequence[ServingBackend], stack: AsyncExitStack) ->
 
 
 async def _end(engine: ServingBackend) -> None:
-    """Ends an engine. One that hangs does not keep the others from their end: the run's guard kills what is left."""
+    """Ends an engine, but does not wait for one that hangs: the run's guard will kill it."""
     try:
         async with asyncio.timeout(END_S):
             await engine.__aexit__(None, None, None)
@@ -46,7 +46,7 @@ async def _end(engine: ServingBackend) -> None:
 
 
 async def kv_free(engines: Sequence[ServingBackend], within_s: float) -> dict[str, bool]:
-    """`Scheduler.kv_free` of some engines; those that died are left out. One that does not answer is not free."""
+    """Implements `Scheduler.kv_free`. Engines that died are left out; one that does not answer counts as not free."""
 
     async def free(engine: ServingBackend) -> bool:
         try:

@@ -1,1 +1,1 @@
-"""Confidence intervals and the arithmetic of spans."""
+"""Confidence intervals, and arithmetic on spans of time."""

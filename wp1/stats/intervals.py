@@ -1,13 +1,13 @@
-"""The one estimator of 95 % intervals and of what is called a difference: Student's t over independent units. Pure.
+"""The only estimator of 95 % intervals and of significant differences: Student's t over independent units. Pure.
 
-A figure's value is of all data. Its interval comes from the figure in each of K independent parts, and from how far
-these lie apart: value ± t(K - 1) s / sqrt(K) (Student, The Probable Error of a Mean, Biometrika 6, 1908).
+A figure's value is computed from all data. Its interval comes from the spread s of the same figure in K independent
+parts: value ± t(K - 1) s / sqrt(K) (Student, The Probable Error of a Mean, Biometrika 6, 1908).
 
-What is independent are repeats: requests of one repeat share its engines, its minute and each other's load, so that
-more of them say nothing of another repeat. From three repeats on, they are the parts. With fewer there is nothing to
-measure their distance by: the parts are then batches of requests in the order in which they were sent (batch means:
-Law & Kelton, Simulation Modeling and Analysis, section 9.5.3), so that neighbours may be alike, and the interval holds
-for these repeats alone. docs/metrics.md has the calibration: how often differences are claimed where there are none.
+The independent units are repeats: requests of one repeat share its engines, its minute and each other's load, so more
+requests say nothing about another repeat. With three or more repeats, each is a part. With fewer, their spread cannot
+be estimated. The parts are then batches of consecutive requests in the order of sending, because neighbours may be
+correlated (batch means: Law & Kelton, Simulation Modeling and Analysis, section 9.5.3), and the interval holds only for
+these repeats. docs/metrics.md has the calibration: how often a difference is claimed when there is none.
 """
 
 import math
@@ -19,43 +19,44 @@ import numpy as np
 
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
-Z = 1.959964  # of a 95 % interval of the normal law
-# From as many repeats on, they are the units.
+Z = 1.959964  # quantile of the normal distribution for a 95 % interval
+# With at least this many repeats, repeats are the units.
 MIN_REPEATS = 3
-# Requests are put into so many batches at most: more would be shorter than what neighbours share.
+# Upper bound on batches: in more and shorter batches, neighbouring batches would be correlated.
 MAX_BATCHES = 10
-# As many pairs of each part that differ show how much a share of them varies.
+# This many differing pairs per part are enough to show how much a share varies.
 ENOUGH_DIFFER = 5
-# Fewer parts than these have no percentile of their own that an interval could be made of.
+# Smallest number of parts for the interval of a percentile.
 MIN_PARTS = 3
-# The chance with which a difference is to be seen that is called one that would have been.
+# A difference counts as detectable if it is detected with this probability.
 POWER = 0.8
+# If more repeats would be needed, none are suggested.
 MAX_REPEATS_SAID = 1000
 
 
 class Values(NamedTuple):
-    """Numbers, and for each the number of the slot (a request, or a pair of them) that it belongs to."""
+    """Numbers, and for each the index of its slot (a request, or a pair of requests)."""
 
     slots: np.ndarray
     numbers: np.ndarray
 
 
 class Units(NamedTuple):
-    """What each slot belongs to: its repeat, or with fewer than three of these its place in the order of sending."""
+    """The unit of each slot: its repeat, or, with fewer than three repeats, its position in the order of sending."""
 
     of_slot: np.ndarray
     are_repeats: bool
 
 
 class Parts(NamedTuple):
-    """A figure of all data, and of each part; NaN for a part that has none."""
+    """A figure of all data and of each part; NaN for a part without data."""
 
     value: float
     of_part: np.ndarray
 
 
 class Interval(NamedTuple):
-    """low and high in the unit of the figure; p: of no difference from zero; error: the standard error."""
+    """low and high in the figure's unit; p: p-value for zero; error: standard error; parts: number of parts."""
 
     low: float
     high: float
@@ -65,9 +66,9 @@ class Interval(NamedTuple):
 
 
 def units(repeats: np.ndarray, order: np.ndarray | None = None) -> Units:
-    """The unit of each slot. repeats: of each slot; order: its place among those of its repeat, as they were sent.
+    """The unit of each slot. repeats: the slot's repeat; order: its position in that repeat's order of sending.
 
-    With two repeats, the n-th requests of both are one unit: they may be the same question asked twice.
+    With two repeats, the n-th requests of both are one unit, because they may be the same question asked twice.
     """
     names, unit = np.unique(repeats, return_inverse=True)
     if names.size >= MIN_REPEATS:
@@ -80,41 +81,41 @@ def units(repeats: np.ndarray, order: np.ndarray | None = None) -> Units:
 
 
 def parts_of(of: Units, present: np.ndarray, statistic: str, values: int) -> tuple[np.ndarray, int]:
-    """The number of the part of each slot, and how many parts there are; 0 if there are too few for this statistic.
+    """The index of each slot's part, and the number of parts; 0 if there are too few for this statistic.
 
-    present: whether a slot has any value; values: how many there are in all (of the arm that has fewer).
+    present: whether each slot has a value; values: their total number (in the arm with fewer).
     """
     if of.are_repeats:
         return of.of_slot, int(of.of_slot.max(initial=-1)) + 1
-    # The places in the order of sending that have a value, counted from 0.
-    seen = np.unique(of.of_slot[present])
-    size = -(-seen.size // MAX_BATCHES) or 1
-    count = seen.size // size
+    # Positions in the order of sending that have a value.
+    positions = np.unique(of.of_slot[present])
+    size = -(-positions.size // MAX_BATCHES) or 1
+    count = positions.size // size
     if statistic not in ("mean", "share"):
         count = min(count, values // _least(statistic))
         if count < MIN_PARTS:
             return of.of_slot, 0
-    place = np.searchsorted(seen, of.of_slot)
-    return np.minimum(place * count // max(seen.size, 1), max(count - 1, 0)).astype(np.int32), count
+    rank = np.searchsorted(positions, of.of_slot)
+    return np.minimum(rank * count // max(positions.size, 1), max(count - 1, 0)).astype(np.int32), count
 
 
 def _least(statistic: str) -> int:
-    """As many values have a percentile that is not just their largest."""
+    """Smallest number of values whose percentile is not just their maximum."""
     return math.ceil(1 / (1 - quantile_of(statistic)) - 1e-9)
 
 
 def quantile_of(statistic: str) -> float:
-    """0.95 of "p95"."""
+    """0.95 for "p95"."""
     return float(statistic[1:]) / 100
 
 
 def figure_of(numbers: np.ndarray, statistic: str) -> float:
-    """The mean or a percentile ("p95", by linear interpolation) of all numbers."""
+    """The mean or a percentile ("p95", by linear interpolation) of the numbers."""
     if statistic in ("mean", "share"):
         return float(numbers.mean(dtype=float))
     rank = (numbers.size - 1) * quantile_of(statistic)
     low, high = math.floor(rank), math.ceil(rank)
-    # As numpy's percentile, in a tenth of its time for the few values of a part.
+    # Equal to numpy's percentile, but ten times faster for the few values of a part.
     picked = np.partition(numbers, (low, high))
     return float(picked[low]) + (rank - low) * (float(picked[high]) - float(picked[low]))
 
@@ -122,8 +123,8 @@ def figure_of(numbers: np.ndarray, statistic: str) -> float:
 def in_parts(of: Values, part_of_slot: np.ndarray, count: int, statistic: str) -> Parts:
     """The figure of all values and of each part.
 
-    A mean is a ratio, of the sum to the number of values. A part's share in it is linearised (Cochran, Sampling
-    Techniques, 1977, section 6.3), so that parts of different sizes count by their size.
+    A mean is a ratio: the sum over the number of values. Each part's contribution is linearised (Cochran, Sampling
+    Techniques, 1977, section 6.3), so that parts count by their size.
     """
     part = part_of_slot[of.slots]
     if statistic in ("mean", "share"):
@@ -143,52 +144,52 @@ def in_parts(of: Values, part_of_slot: np.ndarray, count: int, statistic: str) -
 
 
 def of_ratio(above: np.ndarray, below: np.ndarray) -> Parts:
-    """What all parts gave over what all took, and of each part the value plus what it adds to the error."""
+    """The ratio of the parts' sums. Each part has the ratio plus its linearised deviation from it."""
     above, below = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
-    total, having = below.sum(), below > 0
+    total, nonempty = below.sum(), below > 0
     if total <= 0:
         return Parts(math.nan, np.full(below.size, np.nan))
     value = above.sum() / total
-    own = value + (above - value * below) * having.sum() / total
-    return Parts(float(value), np.where(having, own, np.nan))
+    own = value + (above - value * below) * nonempty.sum() / total
+    return Parts(float(value), np.where(nonempty, own, np.nan))
 
 
-def around(found: Parts, not_negative: bool = False) -> Interval | None:
-    """The interval of a figure; None of fewer than two parts. not_negative: it ends at 0, as what it is of does."""
-    own = found.of_part[np.isfinite(found.of_part)]
+def around(figure: Parts, not_negative: bool = False) -> Interval | None:
+    """The interval of a figure; None if fewer than two parts have it. not_negative: cut the interval off at 0."""
+    own = figure.of_part[np.isfinite(figure.of_part)]
     if own.size < 2:
         return None
-    made = _student(found.value, own, float(np.abs(own).max()))
-    return made._replace(low=max(0.0, made.low)) if not_negative else made
+    interval = _student(figure.value, own, float(np.abs(own).max()))
+    return interval._replace(low=max(0.0, interval.low)) if not_negative else interval
 
 
 def around_mean(of: Units, sums: np.ndarray, counts: np.ndarray, not_negative: bool = False) -> Interval | None:
-    """The interval of sum of sums / sum of counts, which are of each slot.
+    """The interval of a mean. sums, counts: sum and number of values in each slot.
 
-    Of one or two repeats it is never narrower than over single requests: batches of questions that take turns have
-    the same mean each, and other requests would not.
+    With one or two repeats it is never narrower than the interval over single requests. If a few questions alternate,
+    all batches have the same mean, although the mean over other requests would differ.
     """
     part, count = parts_of(of, counts > 0, "mean", int(counts.sum()))
     sizes = [(part, count)] if of.are_repeats else [(part, count), (of.of_slot, int(of.of_slot.max(initial=-1)) + 1)]
-    found = [
+    candidates = [
         around(of_ratio(np.bincount(unit, sums, size), np.bincount(unit, counts, size)), not_negative)
         for unit, size in sizes
     ]
-    return max((one for one in found if one is not None), key=lambda one: one.error, default=None)
+    return max((one for one in candidates if one is not None), key=lambda one: one.error, default=None)
 
 
-def around_percentile(found: Parts, numbers: np.ndarray, statistic: str) -> Interval | None:
-    """The interval of a percentile: over parts, and never narrower than between the values that hold it by their rank.
+def around_percentile(figure: Parts, numbers: np.ndarray, statistic: str) -> Interval | None:
+    """The interval of a percentile over parts, never narrower than its order-statistic interval.
 
-    The ranks are those of the binomial law (David & Nagaraja, Order Statistics, 2003, section 7.1). None where there
-    are too few values for such a rank above or below: p95 takes 72, of which fewer do not show what lies beyond it.
+    The ranks of the latter follow from the binomial distribution (David & Nagaraja, Order Statistics, 2003, section
+    7.1). None if there are too few values to have such ranks on both sides: p95 needs 72.
     """
     from scipy import special
 
-    over, q, n = around(found), quantile_of(statistic), numbers.size
+    over, q, n = around(figure), quantile_of(statistic), numbers.size
     reach = 2 + int(6 * math.sqrt(n * q * (1 - q)) + 10)
     ranks = np.arange(max(0, int(n * q) - reach), min(n, int(n * q) + reach) + 1)
-    below = special.bdtr(ranks, n, q)  # the chance that at most so many values lie below the percentile
+    below = special.bdtr(ranks, n, q)  # probability that no more values than the rank are below the percentile
     under, beyond = ranks[below <= ALPHA / 2], ranks[below >= 1 - ALPHA / 2]
     if over is None or not under.size or not beyond.size or beyond[0] >= n:
         return None
@@ -198,23 +199,26 @@ def around_percentile(found: Parts, numbers: np.ndarray, statistic: str) -> Inte
 
 
 def between(a: Parts, b: Parts) -> Interval | None:
-    """The interval of b - a, from the differences of each part; None of fewer than two parts that both have.
+    """The interval of b - a from the parts' differences; None if fewer than two parts are in both.
 
-    The middle is the mean of the parts' differences, of which Student's law is known. A percentile of all data is not
-    the mean of the parts'; if it lies outside, the interval is extended to it.
+    Its middle is the mean of the parts' differences, to which Student's t applies. For a percentile, the difference of
+    all data is not that mean; if it is outside the interval, the interval is extended to it.
     """
     differences = b.of_part - a.of_part
     differences = differences[np.isfinite(differences)]
     if differences.size < 2:
         return None
     value = b.value - a.value
-    made = _student(float(differences.mean()), differences, float(np.nanmax(np.abs([a.of_part, b.of_part]))))
-    p = made.p if value * differences.mean() > 0 else 1.0
-    return made._replace(low=min(made.low, value), high=max(made.high, value), p=p)
+    interval = _student(float(differences.mean()), differences, float(np.nanmax(np.abs([a.of_part, b.of_part]))))
+    p = interval.p if value * differences.mean() > 0 else 1.0
+    return interval._replace(low=min(interval.low, value), high=max(interval.high, value), p=p)
 
 
 def _student(middle: float, own: np.ndarray, size: float) -> Interval:
-    """size: of the figures that these are, or are differences of: rounding leaves crumbs of it where all are equal."""
+    """Student's interval around `middle`, from the parts' values (`own`).
+
+    size: magnitude of the underlying figures, relative to which smaller spreads and middles are rounding errors.
+    """
     spread = float(own.std(ddof=1))
     error = spread / math.sqrt(own.size) if spread > 1e-12 * size else 0.0
     middle = middle if abs(middle) > 1e-12 * size else 0.0
@@ -224,14 +228,14 @@ def _student(middle: float, own: np.ndarray, size: float) -> Interval:
 
 @lru_cache(maxsize=256)
 def t_quantile(df: int, level: float = LEVEL) -> float:
-    """Of Student's law: so many standard errors to either side hold the given share."""
+    """Quantile of Student's t: this many standard errors to either side cover the share `level`."""
     from scipy import special
 
     return float(special.stdtrit(df, (1 + level) / 2))
 
 
 def p_value(value: float, error: float, df: int) -> float:
-    """Two-sided, of Student's law; without any error, 1 for zero and 0 for all else."""
+    """Two-sided p-value of Student's t. If the error is 0: 1 for a value of 0, otherwise 0."""
     from scipy import special
 
     if error == 0:
@@ -240,32 +244,34 @@ def p_value(value: float, error: float, df: int) -> float:
 
 
 def wilson(met: float, sent: float) -> tuple[float, float]:
-    """95 % interval of a share, in 0..1 (Wilson, 1927): honest for few, and never without width.
+    """95 % interval of a share, 0 to 1 (Wilson, 1927): valid for small samples, and its width is never 0.
 
-    met may be a sum of part marks. Of none sent it is all there is, 0 to 1.
+    met: may be a sum of partial scores. If none were sent, the interval is 0 to 1.
     """
     if not sent:
         return 0.0, 1.0
     share, z2 = met / sent, Z**2
     centre = (share + z2 / (2 * sent)) / (1 + z2 / sent)
     half = Z / (1 + z2 / sent) * math.sqrt(share * (1 - share) / sent + z2 / (4 * sent * sent))
-    # Exactly 0 and 1 at the ends, where rounding would leave a crumb.
+    # Exactly 0 and 1 at the ends, without rounding errors.
     return (max(0.0, centre - half) if met else 0.0), (min(1.0, centre + half) if met < sent else 1.0)
 
 
-def of_share(found: Parts, met: float, sent: int) -> tuple[float, float]:
-    """The interval of a share over parts, and never narrower than Wilson's over requests: parts that are alike by
-    chance, as where all requests kept a limit, are no certainty."""
+def of_share(share: Parts, met: float, sent: int) -> tuple[float, float]:
+    """The interval of a share over parts, never narrower than Wilson's over requests.
+
+    Equal parts do not prove certainty: for example, all requests may have met a limit by chance.
+    """
     low, high = wilson(met, sent)
-    over = around(found)
+    over = around(share)
     return (low, high) if over is None else (max(0.0, min(low, over.low)), min(1.0, max(high, over.high)))
 
 
 def paired(differences: np.ndarray) -> Interval | None:
-    """The interval of a mean difference of paired scores in -1..1, most of which are 0, 1 or -1.
+    """The interval of the mean difference of paired scores; differences are in -1..1, and most are 0, 1 or -1.
 
-    As Bonett & Price (Journal of Educational and Behavioral Statistics 37, 2012) have it for pairs that are right or
-    wrong: with one more pair each way, so that a few pairs that agree are no certainty.
+    Method: Bonett & Price (Journal of Educational and Behavioral Statistics 37, 2012) for binary pairs. One pair is
+    added in each direction, so that the interval has a width even if the few pairs all agree.
     """
     if not differences.size:
         return None
@@ -278,16 +284,19 @@ def paired(differences: np.ndarray) -> Interval | None:
 
 
 def of_shares(over: Interval | None, differences: np.ndarray) -> Interval | None:
-    """The interval of the difference of two shares: that over parts, once enough pairs differ in them to show how much
-    a share varies; until then never narrower than `paired`, as parts that are alike by chance are no certainty."""
+    """The interval of the difference of two shares. over: the interval over parts.
+
+    If too few pairs differ to show how much a share varies, it is never narrower than `paired`: parts may be equal by
+    chance.
+    """
     enough = over is not None and (differences != 0).sum() >= ENOUGH_DIFFER * over.parts
-    found = over if enough else wider(over, paired(differences))
-    # No two shares differ by more than one.
-    return None if found is None else found._replace(low=max(-1.0, found.low), high=min(1.0, found.high))
+    interval = over if enough else wider(over, paired(differences))
+    # Two shares cannot differ by more than 1.
+    return None if interval is None else interval._replace(low=max(-1.0, interval.low), high=min(1.0, interval.high))
 
 
 def wider(one: Interval | None, other: Interval | None) -> Interval | None:
-    """What holds both intervals, with the larger p."""
+    """The smallest interval that covers both, with the larger p-value."""
     if one is None or other is None:
         return one or other
     larger = max(one, other, key=lambda interval: interval.error)
@@ -295,9 +304,10 @@ def wider(one: Interval | None, other: Interval | None) -> Interval | None:
 
 
 def false_discovery(p_values: Sequence[float | None], level: float = ALPHA) -> list[bool | None]:
-    """Which of a family of differences are shown (Benjamini & Hochberg, 1995): of those, 5 % at most are by chance.
+    """Which of a family of differences are significant (Benjamini & Hochberg, 1995).
 
-    Where there is no true difference at all, the chance of any is 5 %. None stays None and is no member.
+    Of those, no more than 5 % are expected to be false. If there is no true difference at all, the probability of
+    finding any is 5 %. A p-value of None is not part of the family and stays None.
     """
     known = sorted(p for p in p_values if p is not None)
     passing = [p for n, p in enumerate(known, start=1) if p <= level * n / len(known)]
@@ -307,16 +317,16 @@ def false_discovery(p_values: Sequence[float | None], level: float = ALPHA) -> l
 
 @lru_cache(maxsize=4096)
 def _power(shift: float, df: int) -> float:
-    """The chance that a difference of `shift` standard errors is seen at 5 %."""
+    """The probability that a difference of `shift` standard errors is significant at 5 %."""
     from scipy import special
 
-    # The other side's chance is of no account, and scipy's noncentral law has a hole there.
+    # The other tail is negligible, and scipy's noncentral t fails there.
     return float(1 - special.nctdtr(df, shift, t_quantile(df)))
 
 
 @lru_cache(maxsize=64)
 def _shift(df: int) -> float:
-    """The difference in standard errors that is seen with the chance POWER."""
+    """The difference, in standard errors, that is significant with probability POWER."""
     low, high = 0.0, 100.0
     while high - low > 1e-3:
         middle = (low + high) / 2
@@ -325,14 +335,14 @@ def _shift(df: int) -> float:
 
 
 def detectable(error: float, repeats: int) -> float:
-    """The least difference, in the unit of its error, that so many repeats would show in four of five runs."""
+    """The smallest difference, in the unit of `error`, that this many repeats would show in four of five runs."""
     return _shift(repeats - 1) * error
 
 
 def repeats_needed(difference: float, error: float, repeats: int) -> int | None:
-    """How many repeats would show a difference as large as the one observed, in four of five runs.
+    """Number of repeats that would show a difference as large as the observed one in four of five runs.
 
-    error: with as many repeats as there were. None above a thousand: there is then no sign of a difference.
+    error: with the given number of repeats. None if it is above a thousand: nothing then indicates a difference.
     """
     if error == 0:
         return repeats if difference else None
@@ -340,7 +350,7 @@ def repeats_needed(difference: float, error: float, repeats: int) -> int | None:
     for count in range(MIN_REPEATS, MAX_REPEATS_SAID + 1):
         if abs(difference) >= _shift(count - 1) * spread / math.sqrt(count):
             return count
-        if count > 30:  # the law is the normal one by then: (1.96 + 0.84)^2 = 7.85
+        if count > 30:  # the t distribution is close to normal: (1.96 + 0.84)^2 = 7.85
             needed = math.ceil(7.85 * (spread / difference) ** 2) if difference else MAX_REPEATS_SAID + 1
             return needed if needed <= MAX_REPEATS_SAID else None
     return None

@@ -1,4 +1,7 @@
-"""Figures of one cell's requests with their intervals, all by `wp1.stats.intervals`."""
+"""Figures of one cell's requests with their intervals, computed by `wp1.stats.intervals`.
+
+There is no resampling: with as few repeats as a run has, a bootstrap's intervals would be too narrow.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,100 +14,97 @@ from wp1.stats.intervals import Units, Values
 
 
 def resamples(repeat_of_slot: np.ndarray, order: np.ndarray | None = None) -> tuple[np.ndarray, Units]:
-    """The repeats that there are, and the independent unit of each slot (`intervals.units`)."""
+    """The distinct repeats, and the independent unit of each slot (`intervals.units`)."""
     return np.unique(repeat_of_slot), intervals.units(repeat_of_slot, order)
 
 
 def of_slots(slots: np.ndarray, column: pl.Series) -> Values:
-    """The values of a column, and the slot that each belongs to by its row.
-
-    A list column has several values a row; null and NaN are none.
-    """
+    """The values of a column. slots: of each row. In a list column, every element counts; null and NaN are left out."""
     if column.dtype != pl.List:
         numbers = column.cast(pl.Float64).to_numpy()
-        there = ~np.isnan(numbers)
-        return Values(slots[there], numbers[there])
-    # Gaps stay in the precision that they have: there may be a hundred million of them.
+        present = ~np.isnan(numbers)
+        return Values(slots[present], numbers[present])
+    # Token gaps keep their precision: there may be a hundred million of them.
     counts = column.list.len().fill_null(0).cast(pl.Int64).to_numpy()
     numbers = column.explode(empty_as_null=False, keep_nulls=False)
     return Values(np.repeat(slots, counts), numbers.to_numpy())
 
 
 class Sample:
-    """Answered requests of one cell, so that all figures have the same units."""
+    """The answered requests of one cell. All its figures have the same independent units."""
 
     def __init__(self, requests: pl.DataFrame) -> None:
-        """requests: rows with `request_id` and `repeat`, as of `tables.requests`; those that were answered."""
+        """requests: rows of `tables.requests` that were answered, with `request_id` and `repeat`."""
         self.requests = requests
         self._units = intervals.units(requests["repeat"].to_numpy(), order_of(requests["request_id"]))
 
     def figure(self, column: str, statistic: str = "mean", digits: int = 4) -> dict[str, float | int] | None:
-        """n, value, low and high of a column's mean or percentile ("p95"), in its unit; None where it has no value.
+        """n, value, low and high of a column's mean or percentile ("p95"), in its unit; None if it has no values.
 
-        digits: decimals that are kept. A list column counts every one of its values. low and high are left out where
-        too few parts have the figure.
+        digits: decimals to keep. In a list column, every element counts. low and high are left out if too few parts
+        have the figure.
         """
-        found = self._values(column)
-        if not found.numbers.size:
+        sample = self._values(column)
+        if not sample.numbers.size:
             return None
-        parts = self._parts(found, statistic)
-        value = intervals.figure_of(found.numbers, statistic) if parts is None else parts.value
-        figure: dict[str, float | int] = {"n": int(found.numbers.size), "value": round(value, digits)}
-        interval = None if parts is None else self._interval(found, parts, statistic)
+        parts = self._parts(sample, statistic)
+        value = intervals.figure_of(sample.numbers, statistic) if parts is None else parts.value
+        figure: dict[str, float | int] = {"n": int(sample.numbers.size), "value": round(value, digits)}
+        interval = None if parts is None else self._interval(sample, parts, statistic)
         if interval is None:
             return figure
         return figure | {"low": round(interval.low, digits), "high": round(interval.high, digits)}
 
-    def _interval(self, found: Values, parts: intervals.Parts, statistic: str) -> intervals.Interval | None:
+    def _interval(self, sample: Values, parts: intervals.Parts, statistic: str) -> intervals.Interval | None:
         if statistic == "mean":
-            return self._of_mean(found)
-        made = intervals.around_percentile(parts, found.numbers, statistic)
-        if made is None or found.numbers.min() < 0:
-            return made
-        return made._replace(low=max(0.0, made.low))
+            return self._of_mean(sample)
+        interval = intervals.around_percentile(parts, sample.numbers, statistic)
+        if interval is None or sample.numbers.min() < 0:
+            return interval
+        return interval._replace(low=max(0.0, interval.low))
 
     def by_repeat(self, column: str) -> dict[int, float]:
         """The mean of a column in each repeat."""
-        of_repeat = self.requests.group_by("repeat").agg(pl.col(column).mean()).drop_nulls()
-        return {int(repeat): float(mean) for repeat, mean in of_repeat.iter_rows()}
+        means = self.requests.group_by("repeat").agg(pl.col(column).mean()).drop_nulls()
+        return {int(repeat): float(mean) for repeat, mean in means.iter_rows()}
 
     def interval(self, column: str) -> intervals.Interval | None:
-        """The interval of a column's mean; None where too few parts have one."""
-        found = self._values(column)
-        return self._of_mean(found) if found.numbers.size else None
+        """The interval of a column's mean; None if too few parts have one."""
+        sample = self._values(column)
+        return self._of_mean(sample) if sample.numbers.size else None
 
-    def _of_mean(self, found: Values) -> intervals.Interval | None:
+    def _of_mean(self, sample: Values) -> intervals.Interval | None:
         count = self.requests.height
-        sums, counts = np.bincount(found.slots, found.numbers, count), np.bincount(found.slots, minlength=count)
-        return intervals.around_mean(self._units, sums, counts, not_negative=bool(found.numbers.min() >= 0))
+        sums, counts = np.bincount(sample.slots, sample.numbers, count), np.bincount(sample.slots, minlength=count)
+        return intervals.around_mean(self._units, sums, counts, not_negative=bool(sample.numbers.min() >= 0))
 
     def _values(self, column: str) -> Values:
         return of_slots(np.arange(self.requests.height, dtype=np.int32), self.requests[column])
 
-    def _parts(self, found: Values, statistic: str) -> intervals.Parts | None:
+    def _parts(self, sample: Values, statistic: str) -> intervals.Parts | None:
         present = np.zeros(self.requests.height, dtype=bool)
-        present[found.slots] = True
-        part_of_slot, count = intervals.parts_of(self._units, present, statistic, found.numbers.size)
-        return intervals.in_parts(found, part_of_slot, count, statistic) if count else None
+        present[sample.slots] = True
+        part_of_slot, count = intervals.parts_of(self._units, present, statistic, sample.numbers.size)
+        return intervals.in_parts(sample, part_of_slot, count, statistic) if count else None
 
 
 def order_of(request_ids: pl.Series) -> np.ndarray:
-    """The place of requests among those of their repeat, as their ids end with it; else as they come."""
+    """Each request's position in its repeat: the number at the end of its id, or else the order of the rows."""
     numbers = request_ids.str.extract(r"(\d+)$").cast(pl.Int64)
     return np.arange(request_ids.len()) if numbers.null_count() else numbers.to_numpy()
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float | int] | None:
-    """What all repeats gave over what all of them took, as a rate is; n counts repeats.
+    """The ratio of sums over repeats, such as a rate: n (repeats), value, low, high; None if the denominator is 0.
 
-    Repeats are the units, so with one there is no interval. None where nothing was taken.
+    Repeats are the units, so there is no interval for a single one.
     """
     above, below = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     if not below.size or below.sum() <= 0:
         return None
     parts = intervals.of_ratio(above, below)
-    found: dict[str, float | int] = {"n": int(below.size), "value": float(f"{parts.value:.6g}")}
+    figure: dict[str, float | int] = {"n": int(below.size), "value": float(f"{parts.value:.6g}")}
     interval = intervals.around(parts, not_negative=bool((above >= 0).all()))
     if interval is None or not math.isfinite(interval.high):
-        return found
-    return found | {"low": float(f"{interval.low:.6g}"), "high": float(f"{interval.high:.6g}")}
+        return figure
+    return figure | {"low": float(f"{interval.low:.6g}"), "high": float(f"{interval.high:.6g}")}

@@ -1,4 +1,4 @@
-"""Intervals of time: their union, its length, and what two have in common."""
+"""Intervals of time: their union, its length, and the overlap of two unions."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def merged(intervals: Sequence[np.ndarray]) -> np.ndarray:
-    """The union of intervals (n x 2, seconds), as intervals that do not meet, ascending."""
+    """The union of intervals (n x 2, seconds), as disjoint intervals in ascending order."""
     every = np.concatenate([i for i in intervals if i.size] or [np.empty((0, 2))])
     every = every[np.argsort(every[:, 0])]
     if not len(every):
@@ -18,7 +18,7 @@ def merged(intervals: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def inside(times: np.ndarray, union: np.ndarray) -> np.ndarray:
-    """Which of the times lie within a union, ends included."""
+    """Which of the times are inside a union, including its ends."""
     if not len(union):
         return np.zeros(len(times), dtype=bool)
     at = np.searchsorted(union[:, 0], times, side="right") - 1
@@ -26,12 +26,12 @@ def inside(times: np.ndarray, union: np.ndarray) -> np.ndarray:
 
 
 def length(intervals: np.ndarray) -> float:
-    """Seconds in a union."""
+    """Total seconds of a union."""
     return float((intervals[:, 1] - intervals[:, 0]).sum()) if len(intervals) else 0.0
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Seconds that lie in both of two unions."""
+    """Seconds that are in both of two unions."""
     if not len(a) or not len(b):
         return 0.0
     return length(a) + length(b) - length(merged([a, b]))

@@ -1,4 +1,4 @@
-"""Files of a folder that anybody may have made: links lead nowhere, and what is written is JSON."""
+"""Files in a folder from someone else: links are not followed, and written JSON is valid."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def test_nothing_is_written_through_a_link(run_dir: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["artifacts", "reports"])
-def test_a_folder_in_whose_place_is_a_link_is_refused(run_dir: Path, tmp_path: Path, name: str) -> None:
+def test_a_link_in_place_of_a_folder_is_refused(run_dir: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "elsewhere").mkdir()
     (run_dir / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=rf"{name} is a link"):
@@ -58,7 +58,7 @@ def test_nothing_is_read_through_a_link(run_dir: Path, tmp_path: Path, name: str
         summarise(RunTables(run_dir), collectors_in(RunTables(run_dir)))
 
 
-def test_what_a_link_leads_to_is_not_published(run_dir: Path, tmp_path: Path) -> None:
+def test_the_target_of_a_link_is_not_published(run_dir: Path, tmp_path: Path) -> None:
     secret = tmp_path / "id_rsa"
     secret.write_text("PRIVATE KEY")
     (run_dir / "artifacts").mkdir()
@@ -69,7 +69,7 @@ def test_what_a_link_leads_to_is_not_published(run_dir: Path, tmp_path: Path) ->
     assert not {"x.csv", "engine.log", "goodput.jsonl"} & set(published)
 
 
-def test_logs_and_records_are_not_added_to_what_a_link_leads_to(tmp_path: Path) -> None:
+def test_logs_and_records_are_not_appended_through_a_link(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / "log").symlink_to(victim)
@@ -82,11 +82,11 @@ def test_logs_and_records_are_not_added_to_what_a_link_leads_to(tmp_path: Path) 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="pipe is no plain file"):
+    with pytest.raises(ConfigError, match="pipe is not a regular file"):
         files.read_bytes(tmp_path / "pipe")
 
 
-def test_what_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
     with pytest.raises(RuntimeError), files.replaced(path) as work:
@@ -102,9 +102,7 @@ def record(number: int, **fields: object) -> RequestRecord:
 
 @pytest.mark.parametrize("field", ["nll", "t_tokens", "t_sent", "t_end", "t_scheduled"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_number_that_is_none_makes_its_request_fail_and_its_line_json(
-    tmp_path: Path, field: str, value: float
-) -> None:
+def test_nan_fails_its_request_and_its_line_is_still_json(tmp_path: Path, field: str, value: float) -> None:
     listed = field in ("nll", "t_tokens")
     path = tmp_path / "records.jsonl"
     with RecordWriter(path) as out:
@@ -125,13 +123,13 @@ def test_a_handoff_with_nan_failed(tmp_path: Path) -> None:
     assert (row["status"], row["copy_s"], row["error"]) == ("failed", None, "not a finite number in copy_s")
 
 
-def test_no_file_of_json_has_what_json_has_not(tmp_path: Path) -> None:
+def test_json_files_have_no_nan(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"a": float("nan"), "b": [float("inf"), 1.5, {"c": (2, -float("inf"))}]})
     found = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
     assert found == {"a": None, "b": [None, 1.5, {"c": [2, None]}]}
 
 
-def test_half_a_surrogate_pair_is_written_as_its_escape(tmp_path: Path) -> None:
+def test_a_lone_surrogate_is_written_as_its_escape(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with RecordWriter(path) as out:
         for n, text in enumerate(("\ud83d", "a\u2028b\x85c\rd", "\x00", "😀")):

@@ -1,4 +1,4 @@
-"""One process at a time writes into a folder, and a killed one holds nothing."""
+"""One process at a time writes into a folder, and a killed one holds no lock."""
 
 import errno
 import fcntl
@@ -41,7 +41,7 @@ def test_a_folder_that_another_process_writes_is_refused_in_one_line(other: Any,
         pass
 
 
-def test_a_killed_process_holds_no_folder(other: Any, tmp_path: Path) -> None:
+def test_a_killed_process_holds_no_lock(other: Any, tmp_path: Path) -> None:
     os.kill(other.pid, signal.SIGKILL)
     begin = time.monotonic()
     with locks.written(tmp_path):
@@ -58,7 +58,7 @@ def test_a_process_may_ask_again_for_what_it_holds(tmp_path: Path) -> None:
     _try(tmp_path)
 
 
-def test_what_a_command_holds_is_free_at_its_end(tmp_path: Path) -> None:
+def test_a_commands_locks_are_released_at_its_end(tmp_path: Path) -> None:
     with locks.command():
         locks.hold(tmp_path)
         with pytest.raises(BlockingIOError):
@@ -66,7 +66,7 @@ def test_what_a_command_holds_is_free_at_its_end(tmp_path: Path) -> None:
     _try(tmp_path)
 
 
-def test_where_folders_cannot_be_locked_a_file_in_them_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_folders_cannot_be_locked_a_file_in_them_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flock = fcntl.flock
 
     def of_nfs(descriptor: int, how: int) -> None:

@@ -1,4 +1,4 @@
-"""What was measured to its end is noted, a line a repeat."""
+"""Each completely measured repeat has one line."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ from wp1.core.run_files import CELLS
 ONE = Done("agg", "64-conc1", 0, requests=3, seconds=1.0, warmup_s=0.1)
 
 
-def test_the_last_line_of_a_repeat_counts_and_a_torn_one_does_not(tmp_path: Path) -> None:
+def test_the_last_line_of_a_repeat_counts_and_a_truncated_one_does_not(tmp_path: Path) -> None:
     assert progress.read(tmp_path) == []
     again = replace(ONE, seconds=2.0)
     for done in (ONE, replace(ONE, repeat=1), again):

@@ -1,4 +1,4 @@
-"""Secrets of a configuration are used, and written down nowhere."""
+"""Secrets in a configuration are used but never written."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ SECRETS = {
         ("tracking.uri=http://u:p@ss@h:5000", "tracking.uri=http://REDACTED@h:5000"),
         ("tracking.uri=https://token@h", "tracking.uri=https://REDACTED@h"),
         ("tags.note=ghp_0123456789abcdefghij", "tags.note=REDACTED"),
-        # No secrets.
+        # These are not secrets.
         ("scheduler.first_token=prefill", "scheduler.first_token=prefill"),
         ("backend.engine.max_num_batched_tokens=4", "backend.engine.max_num_batched_tokens=4"),
         ("tracking.uri=sqlite:////a/b.db?timeout=5", "tracking.uri=sqlite:////a/b.db?timeout=5"),
@@ -46,7 +46,7 @@ SECRETS = {
         ("model.path=/models/token", "model.path=/models/token"),
     ],
 )  # fmt: skip
-def test_a_word_is_shown_without_its_secret(word: str, shown: str) -> None:
+def test_an_argument_is_shown_without_its_secret(word: str, shown: str) -> None:
     assert redaction.word(word) == shown
 
 
@@ -61,7 +61,7 @@ def test_a_message_is_shown_without_secrets() -> None:
     assert redaction.text("the first token: 5 ms, 3 tokens=5") == "the first token: 5 ms, 3 tokens=5"
 
 
-def test_a_secret_of_digits_is_one_too() -> None:
+def test_a_secret_may_consist_of_digits() -> None:
     plain = {"transfer": {"extra": {"dbPassword": 1234567890, "port": 5432}}, "backend": {"engine": {"hf_token": True}}}
     assert redaction.config(plain) == {
         "transfer": {"extra": {"dbPassword": redaction.REDACTED, "port": 5432}},

@@ -1,4 +1,4 @@
-"""A run's folder that somebody sent: reading it runs nothing, sends nothing, and ends in a page or in one line."""
+"""Reading a run's folder from someone else runs and sends nothing; the result is a report or a one-line error."""
 
 import base64
 import http.server
@@ -34,13 +34,13 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def change(path: Path, **to: Any) -> None:
-    """JSON is YAML."""
+    """Changes keys of a JSON or YAML file; the result is JSON, which is valid YAML."""
     content = yaml.safe_load(path.read_text())
     path.write_text(json.dumps(content | to))
 
 
 class Touch:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,7 +89,7 @@ def test_reading_a_folder_calls_nothing_that_it_names(
         ("scheduler", "wp1.serving.transfer.auto.choose"),
     ],
 )
-def test_what_is_no_part_is_refused_before_it_is_called(config: Compose, key: str, target: str) -> None:
+def test_a_target_that_is_not_a_part_is_refused_before_it_is_called(config: Compose, key: str, target: str) -> None:
     with pytest.raises(ConfigError, match=rf"{key}\._target_={target} (is no {key}: it has no|cannot be imported)"):
         checks.check(config(f"{key}._target_={target}"))
 
@@ -102,7 +102,7 @@ def test_what_is_no_collector_and_a_setting_that_it_has_not_are_refused(config: 
         checks.check(config(f"++collectors.x={part}"))
 
 
-def test_nothing_is_looked_up_that_a_folder_has_in_braces(
+def test_interpolations_from_a_folder_are_not_resolved(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET", "hunter2")
@@ -118,7 +118,7 @@ def test_nothing_is_looked_up_that_a_folder_has_in_braces(
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[str | None]]]:
-    """Its address, and the credentials of every request that it got."""
+    """A server: its address, and the credentials of every request that it received."""
     got: list[str | None] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -150,7 +150,7 @@ def test_credentials_go_to_no_server_that_a_folder_names(
     with pytest.raises(ConfigError, match=r"names tracking\.uri=http://127.* name the store by --uri$"):
         track.track(run_dir, None)
     assert got == []
-    # A server that the user has set is his own, and so is one that he types.
+    # A server that the user has set or typed is the user's own.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert track.store_for(run_dir, read_config(run_dir)) == uri
     assert untrusted.is_own_store(uri, run_dir, root)
@@ -164,7 +164,7 @@ def test_credentials_go_to_no_server_that_a_folder_names(
     [("", True), ("sqlite:///mlflow.db", True), ("sqlite:////etc/x.db", False), ("sqlite:///../../x.db", False),
      ("sqlite:///mlflow.db?mode=x", False), ("postgresql://h/x", False), ("https://h", False)],
 )  # fmt: skip
-def test_a_store_is_the_user_s_own_if_it_lies_in_the_folder_s_project(run_dir: Path, uri: str, own: bool) -> None:
+def test_a_store_in_the_folders_project_is_the_users_own(run_dir: Path, uri: str, own: bool) -> None:
     assert untrusted.is_own_store(uri, run_dir, str(run_dir.parents[1])) == own
 
 
@@ -202,7 +202,7 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (metadata(labels=5), r"run_metadata\.json: labels is 5, and not a list"),
     (metadata(hardware=[]), r"hardware is \[\], and not an object"),
     (metadata(started="yesterday"), r"started is 'yesterday', and not a moment"),
-    (metadata(seed=10**400), r"seed is a number of very many digits, and not a whole number"),
+    (metadata(seed=10**400), r"seed is a number with very many digits, and not a whole number"),
     (metadata(pools=[{"arm": "../x", "engines": []}]), r"pools\[0\]\.arm is '\.\./x', and not a name"),
     (file_of("run_metadata.json", '{"seed": ' + "9" * 5000 + "}"), r"run_metadata\.json cannot be read"),
     (file_of("run_metadata.json", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"), r"nested too deeply"),
@@ -232,7 +232,7 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("broken", "said"), BROKEN)
-def test_a_value_that_is_none_is_named_with_its_file_and_line(
+def test_an_invalid_value_is_named_with_its_file_and_line(
     run_dir: Path, tmp_path: Path, broken: Callable[[Path], None], said: str
 ) -> None:
     broken(run_dir)
@@ -253,6 +253,8 @@ def test_a_value_that_is_none_is_named_with_its_file_and_line(
         lambda run_dir: os.mkfifo(run_dir / "device.jsonl"),
     ],
 )
-def test_a_strange_value_loses_no_report(run_dir: Path, tmp_path: Path, broken: Callable[[Path], None]) -> None:
+def test_an_unusual_value_does_not_prevent_a_report(
+    run_dir: Path, tmp_path: Path, broken: Callable[[Path], None]
+) -> None:
     broken(run_dir)
     assert make_report(run_dir, tmp_path / "reports").is_file()

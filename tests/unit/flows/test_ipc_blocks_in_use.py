@@ -1,4 +1,4 @@
-"""Blocks that others may still write, or that we may: over the real protocol, with steps that take their time."""
+"""Blocks that earlier steps or our copies may still write to: over the real protocol, with slow steps."""
 
 import tempfile
 import threading
@@ -20,7 +20,7 @@ LIMIT_S = 10
 
 
 class GpuLikeCopier(HostCopier):
-    """What a step launched has ended when the step says so; a copy waits for that, and takes until `go`."""
+    """A step's work has ended when the step says so; a copy waits for that and then lasts until `go`."""
 
     def __init__(self, layout: Any) -> None:
         super().__init__(layout)
@@ -88,25 +88,25 @@ def engines(folder: Path) -> Iterator[Engines]:
     found.receiver.stop()
 
 
-def test_a_step_under_way_does_not_write_over_what_was_taken_over(engines: Engines) -> None:
-    """vLLM gives a request's blocks away while the last step that it was part of still runs."""
+def test_a_step_in_flight_does_not_overwrite_fetched_kv(engines: Engines) -> None:
+    """vLLM reuses a request's blocks while the request's last step still runs."""
     engines.copier.go.set()
     engines.load([7, 8])
     assert engines.copier.begun.wait(LIMIT_S)
-    time.sleep(0.02)  # had it not to wait, it would be over
+    time.sleep(0.02)  # without a wait, it would have ended
     engines.cache.write([7, 8], OTHER, 0)
     engines.copier.step.set()
     assert engines.ended().error is None
     assert engines.cache.holds([7, 8], PROMPT)
 
 
-def test_blocks_of_a_request_that_was_aborted_are_given_back_after_their_copy(engines: Engines) -> None:
-    """vLLM keeps them until the load is said to have ended."""
+def test_blocks_of_an_aborted_request_are_freed_after_their_copy(engines: Engines) -> None:
+    """vLLM keeps them until the load is reported as ended."""
     engines.copier.step.set()
     engines.load([7, 8])
     assert engines.copier.begun.wait(LIMIT_S)
     engines.receiver.obey(DecodeOrders(given_up=[("h", PREFILL)]))
-    time.sleep(0.02)  # had it not to wait, it would end at once
+    time.sleep(0.02)  # without a wait, it would end at once
     assert not engines.receiver.ended
     assert not list(engines.prefill.waiting())
     engines.copier.go.set()

@@ -1,4 +1,4 @@
-"""A tenth of `make stress`: no block lost, none released twice, every block the one that it should be."""
+"""A tenth of `make stress`: no block is lost or released twice, and every block has the right content."""
 
 import json
 import subprocess
@@ -22,11 +22,11 @@ def test_handoffs_of_random_sizes_with_random_aborts(handoffs: int, settings: di
     result = stress(handoffs, limit_s=120, seed=handoffs, **settings)
     assert result["well"] > handoffs / 3
     assert result["given up"] > handoffs / 10
-    assert result["preempted in prefill"] > 0 or handoffs < 500  # too few for what comes once in fifty steps
+    assert result["preempted in prefill"] > 0 or handoffs < 500  # too few for an event that occurs once in fifty steps
 
 
 def test_the_connector_beside_vllms_own_scheduler() -> None:
-    """In a process of its own, as it sets up vLLM's."""
+    """In a separate process, because it initialises vLLM."""
     asked = [sys.executable, "-m", "tests.stress.scheduler", "--requests", "600"]
     done = subprocess.run(asked, check=False, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

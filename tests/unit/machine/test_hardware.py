@@ -1,4 +1,4 @@
-"""What is there, and which kind of engine that means."""
+"""The hardware that is found, and the device type that follows from it."""
 
 import sys
 from types import SimpleNamespace
@@ -42,7 +42,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("visible", "there"), [(None, [0, 1, 2]), ("2,0", [2, 0]), ("", []), ("1", [1]), ("GPU-b,0", [1, 0])]
 )
-def test_cuda_visible_devices_is_honoured(
+def test_cuda_visible_devices_is_respected(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, there: list[int]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(3))  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ def test_cuda_visible_devices_is_honoured(
         (0, ("vllm", "0.33.0"), "cpu"),
     ],
 )
-def test_a_cpu_build_of_vllm_leaves_gpus_alone(
+def test_a_cpu_build_of_vllm_ignores_gpus(
     monkeypatch: pytest.MonkeyPatch, cards: int, vllm: tuple[str, str], kind: str
 ) -> None:
     monkeypatch.setattr(hardware, "gpus", lambda: tuple(Gpu(n, "card", 1) for n in range(cards)))

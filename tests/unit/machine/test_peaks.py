@@ -1,4 +1,4 @@
-"""Peaks: which line of the table a card has, and that what is measured is kept and found again."""
+"""Peaks: which row of the table a GPU has, and that measurements are cached and found again."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_cards_that_are_not_in_the_table_have_no_peak() -> None:
     assert stated("NVIDIA GeForce GTX 1080") is None
 
 
-def test_every_line_has_a_source_and_sane_figures() -> None:
+def test_every_row_has_a_source_and_plausible_figures() -> None:
     for line in STATED.values():
         assert 1e14 < line.flops < 1e16
         assert 1e11 < line.bytes_per_s < 1e13
@@ -44,7 +44,7 @@ CPU = {"device_type": "cpu", "gpus": [], "cpu": "EPYC", "cores": 2}
 GPU = {"device_type": "cuda", "gpus": [{"name": "NVIDIA H100 80GB HBM3"}], "cpu": "EPYC", "cores": 2}
 
 
-def test_what_was_measured_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WP1_CACHE", str(tmp_path / "cache"))
     assert peaks.known(CPU) is None
     found = peaks.Peaks("EPYC, 2 cores", 1e12, 3e10, "measured", "a test")
@@ -52,7 +52,7 @@ def test_what_was_measured_is_found_again(tmp_path: Path, monkeypatch: pytest.Mo
     peaks.keep(peaks.Peaks("another", 1e12, 3e10, "measured", "a test"))
     assert peaks.known(CPU) == found
     assert len(json.loads((tmp_path / "cache" / "peaks.json").read_text())) == 2
-    # Other work can only have lowered a figure.
+    # Other work can only lower a figure.
     both = peaks.keep(peaks.Peaks("EPYC, 2 cores", 2e12, 1e10, "measured", "a test"))
     assert (both.flops, both.bytes_per_s) == (2e12, 3e10)
     assert peaks.known(CPU) == both
@@ -60,13 +60,13 @@ def test_what_was_measured_is_found_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert peaks.known(CPU) is None
 
 
-def test_a_stated_peak_comes_before_a_measured_one() -> None:
+def test_a_stated_peak_takes_precedence_over_a_measured_one() -> None:
     found = peaks.known(GPU)
     assert found is not None
     assert (found.kind, found.flops) == ("stated", 989.4e12)
 
 
-def test_it_is_measured_only_where_asked_for_and_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_measured_only_if_requested_and_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WP1_CACHE", str(tmp_path))
     asked = []
     measured = peaks.Peaks("EPYC, 2 cores", 1e12, 3e10, "measured", "a test")
@@ -89,6 +89,6 @@ def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path: Path, monke
 def test_this_machine_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peaks, "SECONDS_EACH", 0.05)
     found = peaks.measure("here")
-    # Any machine that runs tests is between a gigaflop and the sun.
+    # Plausible bounds for any machine that runs tests.
     assert 1e9 < found.flops < 1e17
     assert 1e8 < found.bytes_per_s < 1e14

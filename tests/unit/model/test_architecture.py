@@ -1,4 +1,4 @@
-"""What a token costs, by hand and against what models state."""
+"""The cost of a token, calculated by hand and compared with published figures."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def test_the_flops_of_a_prompt_by_hand() -> None:
     assert one_layer.prefill_flops(3) == 2 * 576 * 3 + 2 * 80 + 6 * 2 * 4 * 4
     assert one_layer.decode_flops(7) == 2 * (576 + 80) + 7 * 2 * 4 * 4
     assert one_layer.kv_bytes == 2 * 1 * 4 * 2
-    # A step's weights are shared by the batch, the KV is everyone's own: one token of context 7 and its own KV.
+    # The batch shares a step's weights, but each request has its own KV: a context of 7 tokens plus the new token.
     assert one_layer.decode_bytes(7, 1, batch=2) == (576 + 80) * 2 / 2 + 8 * 16
 
 
@@ -43,7 +43,7 @@ def test_a_prompt_in_chunks_reads_weights_and_earlier_kv_again() -> None:
 def test_the_quadratic_share_grows_with_length() -> None:
     shares = [LLAMA_8B.quadratic_share(n) for n in (1024, 8192, 131_072)]
     assert shares == sorted(shares)
-    # 4 x 32 x 4096 x n / 2 FLOPs a token against 2 x 6.98e9.
+    # 4 x 32 x 4096 x n / 2 FLOPs per token, compared with 2 x 6.98e9.
     assert shares[-1] == pytest.approx(262_144 * 131_072 / (262_144 * 131_072 + 2 * 6.98e9), rel=1e-2)
 
 
@@ -56,14 +56,16 @@ def test_the_quadratic_share_grows_with_length() -> None:
         ("quantization_config", {"bits": 4}, "quantised weights"),
     ],
 )
-def test_models_of_another_kind_are_told_apart(config: Compose, key: str, value: object, reason: str) -> None:
+def test_models_that_the_formulas_do_not_describe_are_recognised(
+    config: Compose, key: str, value: object, reason: str
+) -> None:
     described: Any = OmegaConf.to_container(config("model=qwen25_7b_shape").model.architecture)
     assert architecture.of(described, 2).unlike is None
     assert architecture.of(described | {key: value, "use_sliding_window": True}, 2).unlike == reason
 
 
 @pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.config["model_type"] != "opt"])
-def test_dense_models_have_the_parameters_that_are_stated(name: str) -> None:
+def test_dense_models_have_their_stated_parameters(name: str) -> None:
     """Gated and ungated, tied and not, one KV head or many: with norms and biases left out, within 1 %."""
     model = MODELS[name]
     shape = architecture.of(model.config, 2)
@@ -102,13 +104,13 @@ def test_published_models_that_the_formulas_do_not_describe(name: str, reason: s
     assert architecture.of(MODELS[name].config, 2).unlike == reason
 
 
-def test_an_unknown_kind_is_said_to_be_unknown() -> None:
+def test_an_unknown_kind_is_reported_as_unknown() -> None:
     config = MODELS["Llama-3.1-8B"].config
     assert "model_type 'llamoid'" in (architecture.of(config | {"model_type": "llamoid"}, 2).unlike or "")
     assert "no model_type" in (architecture.of(config | {"model_type": None}, 2).unlike or "")
 
 
-def test_a_wrapper_says_of_its_language_model_that_it_is_quantised() -> None:
+def test_a_wrapper_states_that_its_language_model_is_quantised() -> None:
     config = {"model_type": "mistral3", "text_config": MODELS["Mistral-Nemo-12B"].config}
     assert architecture.of(config, 2).unlike is None
     assert architecture.of(config | {"quantization_config": {"bits": 4}}, 2).unlike == "quantised weights"
@@ -119,13 +121,13 @@ def test_cached_tokens_are_attended_to_and_not_computed() -> None:
     attention = 4 * 32 * 4096 * (n * (n + 1) - c * (c + 1)) / 2
     by_hand = 2 * LLAMA_8B.block_parameters * (n - c) + 2 * LLAMA_8B.head_parameters + attention
     assert LLAMA_8B.prefill_flops(n, c) == by_hand
-    # Both parts of a prompt together are the whole: logits apart, which each computes once.
+    # Both parts of a prompt add up to the whole, except for logits, which each computes once.
     assert LLAMA_8B.prefill_flops(c) + by_hand - 2 * LLAMA_8B.head_parameters == LLAMA_8B.prefill_flops(n)
-    # Its KV is read, once a chunk, and not written.
+    # Its KV is read once per chunk, and not written.
     assert LLAMA_8B.prefill_bytes(n, 256, c) == 2 * LLAMA_8B.step_bytes + LLAMA_8B.kv_bytes * (512 + 2 * c + 256)
 
 
-def test_an_fp8_cache_halves_what_decoding_reads_of_it() -> None:
+def test_an_fp8_cache_halves_the_kv_bytes_that_decoding_reads() -> None:
     shape = architecture.of(MODELS["Llama-3.1-8B"].config, 2, kv_element_bytes=1)
     assert shape.kv_bytes == LLAMA_8B.kv_bytes // 2
     assert shape.step_bytes == LLAMA_8B.step_bytes

@@ -1,4 +1,4 @@
-"""A hub that accepts and never answers, over a real socket."""
+"""A hub that accepts connections and never answers, over a real socket."""
 
 import socket
 import time
@@ -21,14 +21,14 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         yield server
 
 
-def test_a_hub_that_never_answers_is_given_up_with_what_to_set(listening: socket.socket) -> None:
+def test_a_hub_that_never_answers_is_an_error_that_names_the_remedy(listening: socket.socket) -> None:
     begin = time.monotonic()
     with pytest.raises(ConfigError, match=r"did not answer in 0.3 s: .* set model.path, .*HF_HUB_OFFLINE=1"):
         hub.check_answers("model.path")
     assert time.monotonic() - begin < 10
 
 
-def test_nobody_is_asked_offline(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_sent_offline(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     hub.check_answers("model.path")
     listening.settimeout(0)
@@ -36,7 +36,7 @@ def test_nobody_is_asked_offline(listening: socket.socket, monkeypatch: pytest.M
         listening.accept()
 
 
-def test_a_hub_that_refuses_is_left_to_its_client_which_is_not_to_wait_for_ever(listening: socket.socket) -> None:
+def test_a_hub_that_refuses_is_left_to_its_client_with_a_time_limit(listening: socket.socket) -> None:
     from huggingface_hub import get_session
 
     listening.close()

@@ -1,4 +1,4 @@
-"""KV bytes from a configuration: published models, and by hand what they do not cover."""
+"""KV bytes from a configuration: of published models, and calculated by hand for other cases."""
 
 from typing import Any
 
@@ -23,9 +23,9 @@ def test_published_models(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "bytes_"),
     [
-        # Of a layer: one latent of 512 and one rotary key of 64; 61 layers.
+        # Per layer: one latent of 512 and one rotary key of 64; 61 layers.
         ("DeepSeek-V3", 61 * (512 + 64) * 2),
-        # One head of 64 for 71 heads of queries.
+        # One KV head of 64 for 71 query heads.
         ("falcon-7b", 32 * 2 * 1 * 64 * 2),
         # Four of 52 layers have attention, six of 16.
         ("Nemotron-H-8B", 4 * 2 * 8 * 128 * 2),
@@ -79,13 +79,13 @@ def test_the_dtype_of_the_cache(changes: dict[str, Any], dtype_bytes: int, cache
         (MODELS["LFM2-1.2B"].config | {"full_attn_idxs": None}, "auto", "which layers have attention"),
     ],
 )
-def test_what_is_not_known_is_said_and_not_guessed(config: dict[str, Any], cache_dtype: str, why: str) -> None:
+def test_unknown_sizes_are_reported_and_not_guessed(config: dict[str, Any], cache_dtype: str, why: str) -> None:
     with pytest.raises(UnknownKindError, match=why):
         kv_cache.of(config, 2, cache_dtype)
 
 
 @pytest.mark.parametrize("changes", [{"num_attention_heads": 0}, {"num_key_value_heads": -1}, {"hidden_size": None}])
-def test_sizes_that_no_model_has_are_refused(changes: dict[str, Any]) -> None:
+def test_impossible_sizes_are_refused(changes: dict[str, Any]) -> None:
     config = {key: value for key, value in (LLAMA | changes).items() if key != "head_dim"}
     with pytest.raises(ValueError, match=next(iter(changes))):
         kv_cache.of(config, 2)
@@ -110,14 +110,14 @@ def test_a_recurrent_state_is_kept_for_each_request() -> None:
     st.sampled_from(["Llama-3.1-8B", "gemma-2-2b", "Mistral-7B-v0.1", "LFM2-1.2B", "DeepSeek-V3"]),
     st.integers(1, 100_000),
 )
-def test_the_longest_request_is_the_longest_that_fits(name: str, tokens: int) -> None:
+def test_longest_is_the_longest_request_that_fits(name: str, tokens: int) -> None:
     cache = kv_cache.of(MODELS[name].config, 2)
     if cache.least(tokens) < cache.least(tokens + 1):
         assert cache.longest(cache.least(tokens)) == tokens
         assert cache.longest(cache.least(tokens + 1) - 1) == tokens
 
 
-def test_latent_attention_is_whole_on_every_rank() -> None:
+def test_latent_attention_is_not_split_across_ranks() -> None:
     assert kv_cache.of(MODELS["DeepSeek-V3"].config, 2).shards(8) == 1
     assert kv_cache.of(MODELS["falcon-7b"].config, 2).shards(2) == 1
     assert kv_cache.of(LLAMA, 2).shards(4) == 4

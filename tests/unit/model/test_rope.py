@@ -1,4 +1,4 @@
-"""YaRN is written the way each kind of configuration has it."""
+"""YaRN is written in the form of each kind of configuration."""
 
 import json
 from pathlib import Path
@@ -32,14 +32,14 @@ def _rope(type_: str, factor: float | None = None, original: int | None = None) 
 
 
 @pytest.mark.parametrize("config", [PLAIN, NULL, PARAMETERS])
-def test_auto_leaves_what_is_within_reach(config: dict[str, Any]) -> None:
+def test_auto_changes_nothing_within_reach(config: dict[str, Any]) -> None:
     served, choice = rope.apply(config, _rope("auto"), 8192)
     assert served == config
     assert (choice.type, choice.written_as) == ("default", None)
 
 
 @pytest.mark.parametrize("config", [PLAIN, NULL])
-def test_auto_writes_rope_scaling_where_there_is_none(config: dict[str, Any]) -> None:
+def test_auto_writes_rope_scaling_if_there_is_none(config: dict[str, Any]) -> None:
     served, choice = rope.apply(config, _rope("auto"), 131072)
     assert served["rope_scaling"] == {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 8192}
     assert served["rope_theta"] == 10000.0
@@ -69,7 +69,7 @@ def test_a_model_with_yarn_already_reaches_further() -> None:
     assert rope.reach(OLD_TYPE) == 131072
     served, choice = rope.apply(OLD_TYPE, _rope("auto"), 131072)
     assert choice.type == "yarn"
-    # vLLM takes the stated length for all there is.
+    # vLLM takes the stated length as the limit.
     assert served == OLD_TYPE | {"max_position_embeddings": 131072}
     assert rope.apply(OLD_TYPE, _rope("auto"), 32768)[0] == OLD_TYPE
 
@@ -80,20 +80,20 @@ def test_llama3_scaling_reaches_its_stated_length_and_is_not_stacked_on() -> Non
         rope.apply(LLAMA3, _rope("auto"), 131073)
 
 
-def test_none_refuses_what_is_beyond_the_native_length() -> None:
+def test_none_refuses_lengths_beyond_the_native_one() -> None:
     assert rope.apply(PLAIN, _rope("none"), 8192)[0] == PLAIN
     with pytest.raises(ConfigError, match=r"model\.max_len=8193.*8192"):
         rope.apply(PLAIN, _rope("none"), 8193)
 
 
-def test_yarn_refuses_what_is_beyond_its_factor() -> None:
+def test_yarn_refuses_lengths_beyond_its_factor() -> None:
     assert rope.apply(PLAIN, _rope("yarn", 4.0), 32768)[1].factor == 4.0
     assert rope.apply(PLAIN, _rope("yarn", 4.0, 4096), 16384)[1].original_max_len == 4096
     with pytest.raises(ConfigError, match=r"raise rope\.factor"):
         rope.apply(PLAIN, _rope("yarn", 4.0), 32769)
 
 
-def test_different_scalings_a_layer_are_refused_unless_untouched() -> None:
+def test_scalings_that_differ_between_layers_are_refused_unless_untouched() -> None:
     assert rope.apply(PER_LAYER, _rope("none"), 8192)[0] == PER_LAYER
     with pytest.raises(ConfigError, match="layers differently"):
         rope.apply(PER_LAYER, _rope("auto"), 16384)
@@ -107,7 +107,7 @@ def test_the_language_model_of_a_composite_is_scaled() -> None:
 
 @pytest.mark.parametrize("native", [4096, 8192, 40960, 32768, 10007])
 @pytest.mark.parametrize("wanted", [50000, 65537, 100003, 131072])
-def test_the_factor_never_falls_a_token_short(native: int, wanted: int) -> None:
+def test_the_factor_never_loses_a_token_to_rounding(native: int, wanted: int) -> None:
     served, choice = rope.apply({"max_position_embeddings": native}, _rope("auto"), wanted)
     assert choice.factor == pytest.approx(max(1.0, wanted / native))
     assert served["max_position_embeddings"] >= wanted
@@ -149,15 +149,15 @@ def test_fields_outside_of_the_scaling_stay() -> None:
 
 
 def test_fields_under_both_names_come_under_one() -> None:
-    """transformers reads rope_scaling alone if there are both."""
+    """transformers reads only rope_scaling if both are present."""
     config = {"max_position_embeddings": 2048, "rope_parameters": {"rope_theta": 5.0}, "rope_scaling": {"x": 1}}
     served, _ = rope.apply(config, _rope("auto"), 4096)
     assert "rope_scaling" not in served
     assert served["rope_parameters"] | {"rope_theta": 5.0, "x": 1} == served["rope_parameters"]
 
 
-def test_yarn_of_another_factor_keeps_what_is_yarns() -> None:
-    """DeepSeek-V2-Lite's."""
+def test_yarn_with_another_factor_keeps_yarns_own_fields() -> None:
+    """The fields of DeepSeek-V2-Lite."""
     own = {"beta_fast": 32, "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707, "type": "yarn"}
     config = {
         "max_position_embeddings": 163840,
@@ -176,7 +176,7 @@ def test_yarn_of_another_factor_keeps_what_is_yarns() -> None:
         {"type": "dynamic", "alpha": 1000.0},
     ],
 )
-def test_yarn_asked_for_outright_takes_the_place_of_another_scaling(scaling: dict[str, Any]) -> None:
+def test_explicit_yarn_replaces_another_scaling(scaling: dict[str, Any]) -> None:
     config = {"max_position_embeddings": 131072, "rope_scaling": {**scaling, "partial_rotary_factor": 0.5}}
     assert rope.apply(config, _rope("auto"), 4096)[0] == config
     with pytest.raises(ConfigError, match="does not stack YaRN on that"):
@@ -205,7 +205,7 @@ def test_layers_that_differ_are_served_to_their_length_and_not_beyond(config: di
 
 
 @pytest.mark.parametrize("key", ["max_position_embeddings", "n_positions", "max_seq_len"])
-def test_learned_positions_cannot_be_stretched(key: str) -> None:
+def test_learned_positions_cannot_be_extended(key: str) -> None:
     config = {"model_type": "gpt2", key: 1024}
     assert rope.apply(config, _rope("auto"), 1024)[0] == config
     with pytest.raises(ConfigError, match=r"model\.max_len=2048: models of type gpt2 have no rotary positions"):
@@ -217,7 +217,7 @@ def test_phi_3_reads_the_length_before_scaling_from_outside() -> None:
     assert served["original_max_position_embeddings"] == 4096
 
 
-def test_vllm_turns_as_many_elements_with_yarn_as_without(tmp_path: Path) -> None:
+def test_vllm_rotates_as_many_elements_with_yarn_as_without(tmp_path: Path) -> None:
     """Partial rotary positions in the old form and the new, read by transformers as vLLM reads them."""
     from transformers import AutoConfig
 

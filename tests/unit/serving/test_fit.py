@@ -1,4 +1,4 @@
-"""Too little memory is said before an engine starts, with what is needed and what there is."""
+"""Too little memory is reported before an engine starts, with the bytes needed and available."""
 
 import dataclasses
 from pathlib import Path
@@ -15,7 +15,7 @@ from wp1.model.rope import RopeChoice
 from wp1.serving import fit
 from wp1.serving.placement import Place
 
-# Without a GPU its index is of no account.
+# Without a GPU, its index does not matter.
 ONE = Place([0])
 NO_ROPE = RopeChoice("default", 1.0, 8192)
 
@@ -32,12 +32,12 @@ def on_h100(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "gpus", lambda: (Gpu(0, "NVIDIA H100", 80 * GIB),))
 
 
-def test_a_host_with_room(config: Compose, on_cpu: None) -> None:
+def test_a_host_with_enough_memory(config: Compose, on_cpu: None) -> None:
     cfg = config("model=llama31_8b_shape", "model.max_len=16384")
     fit.check_memory(models.prepare(cfg), cfg, [(1, ONE)])
 
 
-def test_a_host_without(config: Compose, on_cpu: None) -> None:
+def test_a_host_without_enough_memory(config: Compose, on_cpu: None) -> None:
     cfg = config("model=llama31_8b_shape")
     # 14.96 GiB of weights, and 16 GiB of KV with a little to spare.
     with pytest.raises(ConfigError, match=r"model\.max_len=131072 .* need 30\.99 GiB, .* 24\.00 GiB"):
@@ -71,7 +71,7 @@ def test_engines_that_share_a_gpu_split_its_memory(config: Compose, on_h100: Non
     shared = Place([0], sharing=2)
     model = models.prepare(cfg := config("model=llama31_8b_shape", "model.max_len=32768"))
     fit.check_memory(model, cfg, [(1, shared), (1, shared)])
-    # Half of 92 % of 80 GiB, less 14.96 GiB of weights and a tenth of the half.
+    # Half of 92 % of 80 GiB, minus 14.96 GiB of weights and a tenth of the half.
     pool = fit.kv_pool_bytes(model, None, shared)
     assert pool is not None
     assert pool / GIB == pytest.approx(36.8 * 0.9 - 14.96, abs=0.01)
@@ -81,7 +81,7 @@ def test_engines_that_share_a_gpu_split_its_memory(config: Compose, on_h100: Non
         fit.check_memory(models.prepare(longer), longer, [(1, Place([0], sharing=3))])
 
 
-def test_a_gpu_that_is_not_there(config: Compose, on_h100: None) -> None:
+def test_a_gpu_that_does_not_exist(config: Compose, on_h100: None) -> None:
     cfg = config("model=llama31_8b_shape")
     with pytest.raises(ConfigError, match=r"scheduler\.devices names GPU 3, and there are \[0\]"):
         fit.check_memory(models.prepare(cfg), cfg, [(1, Place([3]))])
@@ -105,8 +105,8 @@ def test_latent_attention_fits_where_keys_and_values_would_not(config: Compose, 
     assert model.kv_cache.longest(8 * GIB) == 8 * GIB // (27 * 576 * 2)
 
 
-def test_a_window_does_not_count_beyond_itself(config: Compose, on_cpu: None) -> None:
-    """Mistral-7B's first version keeps 4,096 tokens, however long the prompt is: 512 MiB."""
+def test_a_window_limits_the_kv_that_counts(config: Compose, on_cpu: None) -> None:
+    """Mistral-7B's first version keeps 4,096 tokens for any prompt length: 512 MiB."""
     cfg = config("backend.kv_cache_gib=0.5")
     fit.check_memory(_served("Mistral-7B-v0.1", 32_768), cfg, [(1, ONE)])
     assert fit.longest_request(_served("Mistral-7B-v0.1", 32_768), cfg, [(1, ONE)]) == 32_768

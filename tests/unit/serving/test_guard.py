@@ -1,4 +1,4 @@
-"""Processes that carry the mark do not outlive the run; others are left alone."""
+"""Processes with the mark do not outlive the run; others are left alone."""
 
 import os
 import signal
@@ -24,8 +24,8 @@ def _gone(pid: int, within_s: float) -> bool:
     return False
 
 
-def test_what_a_killed_engine_leaves_is_removed() -> None:
-    """Shared memory that nobody unlinked, and files in the temporary folder it was given."""
+def test_leftovers_of_a_killed_engine_are_removed() -> None:
+    """Shared memory that was not unlinked, and files in its temporary folder."""
     work = (
         "import tempfile, time\n"
         "from multiprocessing import shared_memory\n"
@@ -47,7 +47,7 @@ def test_what_a_killed_engine_leaves_is_removed() -> None:
     assert os.environ.get("TMPDIR") == temporary
 
 
-def test_memory_that_is_younger_than_the_watchers_last_look_goes_with_its_process() -> None:
+def test_memory_created_after_the_watchers_last_look_is_removed() -> None:
     work = (
         "import time\n"
         "from multiprocessing import shared_memory\n"
@@ -64,7 +64,7 @@ def test_memory_that_is_younger_than_the_watchers_last_look_goes_with_its_proces
         engine.wait()
 
 
-def test_leaving_ends_what_was_started_inside() -> None:
+def test_exit_ends_processes_started_inside() -> None:
     before = subprocess.Popen(SLEEP)
     with ProcessGuard() as guard:
         inside = subprocess.Popen(SLEEP, start_new_session=True)
@@ -77,8 +77,8 @@ def test_leaving_ends_what_was_started_inside() -> None:
     before.wait()
 
 
-def test_a_killed_run_takes_its_processes_along() -> None:
-    """The run's process is killed by -9; a grandchild in a session of its own, which nobody waits for, must go too."""
+def test_a_killed_runs_processes_are_killed() -> None:
+    """After kill -9 of the run's process, a grandchild in its own session, for which no process waits, must end too."""
     run = subprocess.Popen(
         [
             sys.executable,
@@ -134,12 +134,12 @@ def test_folders_of_dead_runs_are_removed_and_those_of_living_ones_are_not(tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {new, lives, other}
 
 
-def test_a_run_holds_its_folder_until_its_watcher_has_cleared_up() -> None:
+def test_a_run_holds_its_folder_until_its_watcher_has_cleaned_up() -> None:
     with ProcessGuard():
         scratch = Path(os.environ["TMPDIR"])
         old = time.time() - 2 * guard_module.STALE_AFTER_S
         os.utime(scratch, (old, old))
-        # As another run would see it: a lock is the descriptor's, so this process is as good as another.
+        # As another run sees it: locks belong to descriptors, so this process can stand in for another.
         remove_stale(scratch.parent)
         assert scratch.is_dir()
     assert not scratch.exists()

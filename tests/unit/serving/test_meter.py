@@ -1,4 +1,4 @@
-"""An engine's counts over stretches of time."""
+"""An engine's counts, aggregated over time."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from wp1.serving import meter as module
 from wp1.serving.meter import Meter
 
 
-def test_steps_are_summed_up_and_written_when_the_engine_falls_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_aggregated_and_written_when_the_engine_becomes_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.01, 0.02, 5.0, 5.2])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     rows: list[EngineStats] = []

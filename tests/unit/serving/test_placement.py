@@ -1,4 +1,4 @@
-"""Each engine gets devices of its own where there are enough, and shares them evenly where there are not."""
+"""Each engine gets its own devices if there are enough; otherwise engines share them evenly."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def test_gpus_are_dealt_in_turn() -> None:
     assert [place.gpus for place in places([1, 2], "auto", [4, 5, 6], [0])] == [[4], [5, 6]]
 
 
-def test_engines_share_what_is_not_enough_for_all() -> None:
+def test_engines_share_gpus_if_there_are_too_few() -> None:
     assert places([1, 1], "auto", [0], [0]) == [Place([0], sharing=2), Place([0], sharing=2)]
     # Two on the first, one on the second.
     assert [place.sharing for place in places([1, 1, 1], "auto", [0, 1], [0])] == [2, 1, 2]
@@ -26,7 +26,7 @@ def test_an_engine_larger_than_the_machine() -> None:
 
 
 @pytest.mark.parametrize("devices", [[0], [0, 0, 1], [0, 1, 2, 3, 4]])
-def test_devices_that_do_not_go_with_the_engines(devices: list[int]) -> None:
+def test_devices_that_do_not_match_the_engines(devices: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"scheduler\.devices"):
         places([2, 2], devices, [0, 1, 2, 3, 4], [0])
 
@@ -35,7 +35,7 @@ def test_without_gpus_engines_split_the_cores() -> None:
     assert places([1, 1], "auto", [], [0, 1, 2, 3]) == [Place(cores=[0, 1]), Place(cores=[2, 3])]
 
 
-def test_one_engine_binds_as_vllm_likes() -> None:
+def test_vllm_chooses_the_cores_of_a_single_engine() -> None:
     assert core_sets(1, [0, 1]) == [None]
 
 

@@ -1,4 +1,4 @@
-"""Why an engine died, from logs as vLLM writes them."""
+"""Why an engine died, from logs in vLLM's format."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def _cause(folder: Path, text: str, pids: tuple[int, ...] | None = (5, 7), code:
 
 
 OFFSET = "CPU Generator does not use offset"
-# A call that failed and that the engine survived.
+# A failed call that the engine survived.
 SURVIVED = _worker("AttributeError: no such method") + "(EngineCore pid=5) INFO 11-29 09:26:00 [core.py:9] going on\n"
 OTHER = _core("KeyError: 'another engine'").replace("pid=5", "pid=6")
 
@@ -77,7 +77,7 @@ def test_it_is_one_line_of_bounded_length(tmp_path: Path) -> None:
     assert found is not None and len(found) == 300 and found.endswith("…")
 
 
-def test_without_an_error_in_the_log_it_is_how_the_process_ended(tmp_path: Path) -> None:
+def test_without_an_error_in_the_log_the_exit_code_counts(tmp_path: Path) -> None:
     assert _cause(tmp_path, CLIENT, code=-9) == "its process was killed by SIGKILL (by the system if memory ran out)"
     assert _cause(tmp_path, "", code=3) == "its process ended with exit code 3"
     assert _cause(tmp_path, "", code=None) is None
@@ -85,7 +85,7 @@ def test_without_an_error_in_the_log_it_is_how_the_process_ended(tmp_path: Path)
     assert ended(0, "it") is None
 
 
-def test_what_an_engine_before_it_wrote_is_not_its_own(tmp_path: Path) -> None:
+def test_lines_of_an_earlier_engine_are_ignored(tmp_path: Path) -> None:
     before = _core("ValueError: of the first")
     log = tmp_path / "engine.log"
     log.write_text(before + _core("ValueError: of the second"))

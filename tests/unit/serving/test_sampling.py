@@ -1,4 +1,4 @@
-"""Random numbers of seeded requests on a CPU: a token that is thrown away costs a request none of them."""
+"""Random numbers of seeded requests on a CPU: a discarded token uses none of a request's numbers."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +16,14 @@ def _seeded(seed: int) -> torch.Generator:
 
 
 class Runner:
-    """What vLLM's model runner does with the generators of its requests, as far as random numbers are concerned."""
+    """A fake of vLLM's model runner that draws and rewinds random numbers as vLLM does."""
 
     def __init__(self, **seeds: int) -> None:
         self.requests = {name: SimpleNamespace(generator=_seeded(seed)) for name, seed in seeds.items()}
         self.input_batch: Any = SimpleNamespace(req_ids=[], generators={})
 
     def step(self, names: list[str], cut: tuple[str, ...] = ()) -> dict[str, list[float]]:
-        """Numbers drawn in a step of these requests. cut: those whose prompt is not computed to its end."""
+        """The numbers drawn in a step with these requests. cut: requests whose prompt is only partly computed."""
         self.input_batch.req_ids = names
         self.input_batch.generators = {n: self.requests[name].generator for n, name in enumerate(names)}
         remember_generators(self)
@@ -39,12 +39,12 @@ class Runner:
 
 
 def test_torch_has_no_offset_on_a_cpu() -> None:
-    """The day that it has, `wp1.serving.sampling` can go."""
+    """Once torch supports offsets on a CPU, `wp1.serving.sampling` can be removed."""
     with pytest.raises(RuntimeError, match="does not use offset"):
         _seeded(1).get_offset()
 
 
-def test_pieces_of_a_prompt_cost_no_random_numbers() -> None:
+def test_chunks_of_a_prompt_use_no_random_numbers() -> None:
     whole, cut = Runner(a=7), Runner(a=7, short=3)
     wanted = [whole.step(["a"])["a"] for _ in range(4)]
     for _ in range(3):
@@ -52,14 +52,14 @@ def test_pieces_of_a_prompt_cost_no_random_numbers() -> None:
     assert [cut.step(["short", "a"])["a"] for _ in range(4)] == wanted
 
 
-def test_a_short_prompt_beside_a_long_one_is_cut_as_well() -> None:
+def test_a_short_prompt_next_to_a_long_one_is_chunked_too() -> None:
     runner, alone = Runner(long=1, short=2), Runner(short=2)
     runner.step(["long", "short"], cut=("long", "short"))
     assert runner.step(["short"]) == alone.step(["short"])
 
 
-def test_a_preempted_request_goes_on_with_its_own_numbers() -> None:
-    """What it had is computed again in pieces, in another place of the batch."""
+def test_a_preempted_request_resumes_its_own_sequence() -> None:
+    """Its tokens are recomputed in chunks, at another index of the batch."""
     wanted, runner = Runner(a=7), Runner(a=7, b=8)
     numbers = [wanted.step(["a"])["a"] for _ in range(4)]
     found = [runner.step(["a", "b"])["a"] for _ in range(2)]
@@ -75,6 +75,6 @@ def test_a_runner_without_generators_is_left_alone() -> None:
     remember_generators(SimpleNamespace(input_batch=SimpleNamespace()))
 
 
-def test_only_turning_back_is_understood() -> None:
-    with pytest.raises(ValueError, match="is not back"):
+def test_only_negative_offsets_are_accepted() -> None:
+    with pytest.raises(ValueError, match="must be negative"):
         RewindingGenerator.of(_seeded(1)).set_offset(4)

@@ -1,4 +1,4 @@
-"""Each engine's processes get its own variables, though engines start side by side; and nothing of them stays."""
+"""Each engine's processes get its own variables although engines start in parallel; afterwards they are gone."""
 
 import multiprocessing
 import os
@@ -22,13 +22,13 @@ def _start_slowly(device: str, path: Path, log: list[tuple[str, str]]) -> None:
         log.append(("begins", device))
         process = multiprocessing.get_context("spawn").Process(target=_write_down, args=(str(path),))
         process.start()
-        # As an engine does, it takes its time once its process runs.
+        # Like an engine, it is slow to get ready once its process runs.
         process.join()
         time.sleep(0.3)
         log.append(("ends", device))
 
 
-def test_engines_start_side_by_side_with_variables_of_their_own(tmp_path: Path) -> None:
+def test_engines_start_in_parallel_with_their_own_variables(tmp_path: Path) -> None:
     log: list[tuple[str, str]] = []
     threads = [threading.Thread(target=_start_slowly, args=(d, tmp_path / d, log)) for d in ("0", "1", "2")]
     for thread in threads:
@@ -41,7 +41,7 @@ def test_engines_start_side_by_side_with_variables_of_their_own(tmp_path: Path) 
     assert NAME not in os.environ
 
 
-def test_what_was_there_before_is_back_even_when_nothing_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_restored_even_if_nothing_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NAME, "before")
     with pytest.raises(RuntimeError), spawning({NAME: "7"}):
         assert os.environ[NAME] == "7"

@@ -1,4 +1,4 @@
-"""Engines start side by side, as many as there are cores; one that does not start ends the others."""
+"""Engines start in parallel, as many as there are cores; if one does not start, the others are ended."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -41,7 +41,7 @@ def test_as_many_at_a_time_as_there_are_cores(monkeypatch: pytest.MonkeyPatch, c
     assert begun[1] == most
 
 
-def test_kv_that_stays_is_named_and_the_dead_are_left_out() -> None:
+def test_engines_with_kv_left_are_named_and_dead_ones_are_left_out() -> None:
     async def go() -> dict[str, bool]:
         backend = fresh()
         engines: list[Any] = [backend(name=name) for name in ("well", "leaks", "dead")]
@@ -53,7 +53,7 @@ def test_kv_that_stays_is_named_and_the_dead_are_left_out() -> None:
 
 
 async def _for_ever(*_: Any, **__: Any) -> Any:
-    """What an engine whose processes are stopped makes of anything that it is asked: vLLM itself sets no limit."""
+    """Never returns, like any call to an engine whose processes are stopped: vLLM itself sets no time limit."""
     await asyncio.Event().wait()
 
 
@@ -67,7 +67,7 @@ def test_an_engine_that_does_not_answer_is_not_free(monkeypatch: pytest.MonkeyPa
     assert asyncio.run(go()) == {"well": True, "hangs": False}
 
 
-def test_an_engine_that_dies_of_the_question_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_dies_when_asked_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
     async def dies() -> bool:
         raise EngineDiedError("engine e died: OSError: x")
 
@@ -76,7 +76,7 @@ def test_an_engine_that_dies_of_the_question_is_not_free(monkeypatch: pytest.Mon
     assert asyncio.run(kv_free([engine], within_s=0.05)) == {"e": False}
 
 
-def test_an_engine_that_does_not_end_does_not_keep_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_does_not_end_does_not_block_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starting, "END_S", 0.05)
     backend = fresh()
     engines: list[Any] = [backend(name=name) for name in ("first", "hangs")]
@@ -90,15 +90,15 @@ def test_an_engine_that_does_not_end_does_not_keep_the_others(monkeypatch: pytes
     assert backend.stopped == ["first"]
 
 
-def test_a_note_of_memory_is_not_awaited_for_ever() -> None:
+def test_a_memory_note_is_not_awaited_forever() -> None:
     with pytest.raises(
         EngineDiedError, match=r"engine e did not answer within 0\.05 s \(what its memory is taken by\)"
     ):
         asyncio.run(answered("e", _for_ever(), "what its memory is taken by", within_s=0.05))
 
 
-def test_a_stream_that_does_not_close_does_not_keep_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The request timed out, and to abort it is more than the engine can do."""
+def test_a_stream_that_does_not_close_does_not_delay_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request timed out, and the engine cannot even abort it."""
     monkeypatch.setattr(serve, "CLOSE_S", 0.05)
 
     class Stuck:

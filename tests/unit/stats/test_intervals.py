@@ -1,4 +1,4 @@
-"""The estimator against laws that are known, and its calibration: what it claims of two arms that are the same."""
+"""The estimator compared with known results, and its calibration: how often it claims that equal arms differ."""
 
 import math
 
@@ -10,7 +10,7 @@ from tests.bench.calibration import Design
 from wp1.stats import intervals
 from wp1.stats.intervals import Parts
 
-# Trials of a design, and how far from 5 % as many may lie by chance: two and a half standard errors.
+# Trials per design, and how far their rate may be from 5 % by chance: two and a half standard errors.
 TRIALS = 500
 CHANCE = 2.5 * math.sqrt(0.05 * 0.95 / TRIALS)
 DESIGNS = (
@@ -20,7 +20,7 @@ DESIGNS = (
 
 
 @pytest.mark.parametrize("statistic", ["mean", "p50", "p95", "rate"])
-def test_arms_that_are_the_same_are_told_apart_once_in_twenty_times(statistic: str) -> None:
+def test_equal_arms_differ_significantly_once_in_twenty_times(statistic: str) -> None:
     """3 to 10 repeats of 4 to 1,000 requests, with and without repeats that differ as a whole: 2 to 7 % each."""
     found = [calibration.claimed(design, statistic, TRIALS, seed) for seed, design in enumerate(DESIGNS)]
     for design, share in zip(DESIGNS, found, strict=True):
@@ -28,8 +28,8 @@ def test_arms_that_are_the_same_are_told_apart_once_in_twenty_times(statistic: s
     assert 0.03 <= np.mean(found) <= 0.06
 
 
-def test_shares_are_told_apart_no_more_often() -> None:
-    """Few requests lie near a limit, and a share of them moves in steps: mostly it cannot differ by enough."""
+def test_equal_shares_differ_significantly_no_more_often() -> None:
+    """Few requests are near a limit, and a share changes in steps: mostly it cannot differ by enough."""
     few = [calibration.claimed(design, "attainment", 200, seed) for seed, design in enumerate(DESIGNS[:6])]
     assert max(few) <= 0.07
     many = calibration.claimed(Design(3, 1000, 0.05), "attainment", TRIALS)
@@ -37,22 +37,22 @@ def test_shares_are_told_apart_no_more_often() -> None:
 
 
 @pytest.mark.parametrize("design", [Design(1, 6), Design(1, 30), Design(1, 200, 0.0, 0.5), Design(2, 20)])
-def test_one_repeat_is_judged_by_its_requests_and_neighbours_may_be_alike(design: Design) -> None:
+def test_one_repeat_is_judged_by_its_requests_which_may_be_correlated(design: Design) -> None:
     share = calibration.claimed(design, "mean", TRIALS)
     assert 0.02 - CHANCE / 2 <= share <= 0.07 + CHANCE / 2
 
 
-def test_of_many_cells_nothing_is_shown_but_once_in_twenty_comparisons() -> None:
+def test_with_many_cells_a_false_difference_appears_once_in_twenty_comparisons() -> None:
     assert calibration.anything_shown(Design(5, 30, 0.05), 300) <= 0.07
 
 
 @pytest.mark.parametrize("design", [Design(3, 30), Design(3, 30, 0.05), Design(8, 30, 0.05), Design(1, 40)])
-def test_an_interval_of_one_arm_holds_the_truth(design: Design) -> None:
+def test_an_interval_of_one_arm_covers_the_truth(design: Design) -> None:
     for statistic in ("mean", "p50"):
         assert 0.91 <= calibration.covered(design, statistic, 300) <= 1.0
 
 
-def test_a_percentile_is_held_too_where_there_are_enough_values() -> None:
+def test_a_percentile_is_covered_too_with_enough_values() -> None:
     assert 0.92 <= calibration.covered(Design(4, 60, 0.05), "p95", 300) <= 1.0
     assert intervals.around_percentile(Parts(1.0, np.ones(3)), np.ones(71), "p95") is None
     assert intervals.around_percentile(Parts(1.0, np.ones(3)), np.ones(72), "p95") is not None
@@ -70,13 +70,13 @@ def test_student_by_hand() -> None:
 
 
 def test_a_ratio_counts_parts_by_their_size() -> None:
-    """100 tokens in 10 s and 30 in 1 s are 130 in 11 s, and not the mean of 10 and 30 a second."""
+    """100 tokens in 10 s and 30 in 1 s are 130 in 11 s, not the mean of 10 and 30 per second."""
     parts = intervals.of_ratio(np.array([100.0, 30.0]), np.array([10.0, 1.0]))
     assert parts.value == pytest.approx(130 / 11)
     assert parts.of_part.mean() == pytest.approx(parts.value)
 
 
-def test_shares_that_are_all_the_same_are_no_certainty() -> None:
+def test_equal_shares_have_an_interval_with_a_width() -> None:
     same = intervals.of_shares(intervals.around(Parts(0.0, np.zeros(3))), np.zeros(24))
     assert same is not None
     assert same.low < 0 < same.high
@@ -99,7 +99,7 @@ def test_benjamini_and_hochberg_by_hand() -> None:
 
 
 def test_how_many_repeats_a_difference_needs() -> None:
-    """Of one standard deviation: ten repeats, as tables of the paired t-test have it; of three, four."""
+    """One standard deviation takes ten repeats, as in tables of the paired t-test; three take four."""
     assert intervals.repeats_needed(1.0, 1 / math.sqrt(3), 3) == 10
     assert intervals.repeats_needed(3.0, 1 / math.sqrt(3), 3) == 4
     assert intervals.repeats_needed(0.3, 1 / math.sqrt(3), 3) == pytest.approx(90, abs=2)

@@ -7,20 +7,20 @@ from wp1.stats import samples
 
 
 def _requests(values: list[list[float]]) -> pl.DataFrame:
-    """By repeat, the value of each request."""
+    """A table of requests, from the values in each repeat."""
     rows = [
         {"request_id": f"r{repeat}/{n}", "repeat": repeat, "x": value}
-        for repeat, of_repeat in enumerate(values)
-        for n, value in enumerate(of_repeat)
+        for repeat, repeat_values in enumerate(values)
+        for n, value in enumerate(repeat_values)
     ]
     return pl.DataFrame(rows, schema={"request_id": pl.String, "repeat": pl.Int64, "x": pl.Float64})
 
 
-def test_the_interval_holds_what_repeats_differ_by() -> None:
+def test_the_interval_covers_the_spread_of_repeats() -> None:
     figure = samples.Sample(_requests([[10, 10, 10], [20, 20, 20], [30, 30, 30]])).figure("x")
     assert figure is not None
     assert (figure["n"], figure["value"]) == (9, 20)
-    # Student's with two degrees of freedom, 20 ± 4.303 · 10 / sqrt(3); no latency is below zero.
+    # Student's t with two degrees of freedom: 20 ± 4.303 · 10 / sqrt(3), cut off at zero.
     assert (figure["low"], figure["high"]) == (0.0, pytest.approx(44.84, abs=0.01))
 
 
@@ -37,19 +37,19 @@ def test_a_list_counts_every_value() -> None:
 
 
 @pytest.mark.parametrize("count", [10_000, 10_001, 20_002, 30_000])
-def test_every_request_counts_however_many_there_are(count: int) -> None:
-    """A short and a long question by turns: every second request would be one of them alone."""
+def test_every_request_counts(count: int) -> None:
+    """A short and a long question alternate: every second request alone would be only one of them."""
     figure = samples.Sample(_requests([[10.0 if n % 2 == 0 else 100.0 for n in range(count)]])).figure("x")
     assert figure is not None
     assert figure["n"] == count
     assert figure["value"] == pytest.approx(55, abs=0.01)
-    # Batches of both by turns have the same mean, and other requests would not.
+    # Batches of both questions all have the same mean; other requests would not.
     assert figure["low"] < 54.9
     assert figure["high"] > 55.1
 
 
-def test_repeats_are_what_an_interval_is_over_and_not_their_requests() -> None:
-    """A hundred times as many requests in the same three repeats know no more of another repeat."""
+def test_an_interval_is_over_repeats_and_not_over_requests() -> None:
+    """A hundred times as many requests in the same three repeats say no more about another repeat."""
     few, many = (samples.Sample(_requests([[10.0] * n, [11.0] * n, [12.0] * n])).figure("x") for n in (4, 400))
     assert few is not None and many is not None
     assert few["high"] - few["low"] == pytest.approx(many["high"] - many["low"])
@@ -62,15 +62,15 @@ def test_the_same_question_in_two_repeats_is_one_unit() -> None:
     assert (once["low"], once["high"]) == (twice["low"], twice["high"])
 
 
-def test_a_percentile_has_no_interval_where_nothing_lies_beyond_it() -> None:
-    """p95 of a dozen requests is the slowest of them, and nobody knows what the next one is like."""
+def test_a_percentile_has_no_interval_without_values_beyond_it() -> None:
+    """p95 of a dozen requests is the slowest of them, which says nothing about the next one."""
     dozen = samples.Sample(_requests([[float(n) for n in range(4)]] * 3)).figure("x", "p95")
     assert dozen is not None and "low" not in dozen
     many = samples.Sample(_requests([[float(n) for n in range(100)]] * 3)).figure("x", "p95")
     assert many is not None and many["low"] < many["value"] < many["high"]
 
 
-def test_a_rate_is_all_that_was_done_over_all_the_time() -> None:
+def test_a_rate_is_total_work_over_total_time() -> None:
     found = samples.ratio([10, 20, 30], [1, 1, 1])
     assert found is not None
     assert (found["n"], found["value"], found["low"]) == (3, 20, 0)

@@ -1,24 +1,25 @@
-"""What an engine's memory is taken by, measured in the processes that hold it (`experiment.memory=true`).
+"""Breaks down an engine's memory use, measured in the processes that hold it (`experiment.memory=true`).
 
-What runs where:
-  this file      the configuration's side, in wp1's own process
+In wp1's own process:
+  this file      settings
+  notes.py       asks for the workers' notes around every repeat of a cell
+In the engines' workers:
   cpu_worker.py, gpu_worker.py
-                 vLLM's worker of that device (worker_cls), with
-  accounting.py  the notes that it takes at each step of starting and of serving, from
-  host.py        what Linux says of this process's resident memory, or
-  device.py      what torch's allocator and NVML say of this process on its GPU, and
+                 vLLM's worker for the device (worker_cls)
+  accounting.py  the notes taken at each stage of the start and of serving
+  host.py        resident memory of this process, from Linux
+  device.py      memory of this process on its GPU, from torch's allocator and NVML
   tensors.py     the memory behind a model's weights and its KV cache
-  notes.py       in wp1's process again: asks for the notes around every repeat of a cell
 """
 
 from typing import Literal
 
 from wp1.machine import hardware
 
-# When notes are asked for: once an engine is up, and around what is measured.
+# When notes are requested: once an engine is up, and before and after each repeat.
 Moment = Literal["start", "begin", "end"]
 
 
 def worker_class() -> str:
-    """The class that vLLM is to make its workers of, for the device that engines run on here."""
+    """The class of vLLM's workers (worker_cls) for the device that engines use here."""
     return f"wp1.serving.memory.{'gpu' if hardware.device_type() == 'cuda' else 'cpu'}_worker.Worker"

@@ -1,7 +1,7 @@
-"""The notes that a worker takes: of every stage of its start, and of the requests that it serves.
+"""A worker's notes on its memory, at every stage of its start and while it serves requests.
 
-Mixed in before vLLM's worker class. It looks before and after what vLLM does and changes nothing of it. vLLM calls a
-worker's methods one after another in one thread, so a step of the model has ended when the next one begins.
+Mixed in before vLLM's worker class. It measures before and after vLLM's methods and does not change what they do. vLLM
+calls a worker's methods one after another in one thread, so a step of the model has ended when the next one begins.
 """
 
 import os
@@ -12,14 +12,14 @@ from wp1.serving.memory import tensors
 
 
 class Meter(Protocol):
-    """One device's memory as one process sees it; bytes."""
+    """One device's memory as one process sees it, in bytes."""
 
     def note(self) -> dict[str, Any]:
-        """What is taken now, as far as the device says."""
+        """Memory in use now, as far as the device reports it."""
         ...
 
     def kv_is_there(self, kv: Sequence[Any]) -> None:
-        """The storages of the KV cache, once it is made."""
+        """Called once the KV cache is allocated. kv: its storages."""
         ...
 
     def begin(self) -> None:
@@ -27,28 +27,28 @@ class Meter(Protocol):
         ...
 
     def end(self) -> int | None:
-        """What the step took at most beyond what was taken when it began, KV left out; None where not known."""
+        """The step's peak above the memory in use at its beginning, without KV; None if unknown."""
         ...
 
     def account(self, weights: Sequence[Any], kv: Sequence[Any]) -> dict[str, Any]:
-        """What is taken now, by part. weights, kv: their storages."""
+        """Memory in use now, by part. weights, kv: their storages."""
         ...
 
 
 class Blocks:
-    """Which KV blocks each request has, by what the engine's scheduler tells its workers."""
+    """Tracks which KV blocks each request has, from what the engine's scheduler sends to its workers."""
 
     def __init__(self) -> None:
         self._held: dict[str, set[tuple[int, int]]] = {}  # (group of layers, block)
-        self.most = 0  # blocks of a request
-        self.most_at_once = 0  # blocks of all
+        self.most = 0  # peak blocks of one request
+        self.most_at_once = 0  # peak blocks of all requests together
 
     def reset(self) -> None:
-        """The peaks count from here."""
+        """Restarts the peaks."""
         self.most = self.most_at_once = 0
 
     def step(self, output: Any) -> None:
-        """vLLM's SchedulerOutput of a step that begins."""
+        """A step begins. output: vLLM's SchedulerOutput."""
         for name in output.finished_req_ids:
             self._held.pop(name, None)
         for new in output.scheduled_new_reqs:
@@ -67,7 +67,7 @@ def _numbered(blocks: Any) -> set[tuple[int, int]]:
 
 
 class Accounting:
-    """`wp1_memory_*` beside vLLM's methods, for AsyncLLM.collective_rpc. meter_class: of the device."""
+    """Adds `wp1_memory_*` to vLLM's worker, for AsyncLLM.collective_rpc. meter_class: the device's `Meter`."""
 
     meter_class: Any  # local_rank -> Meter
 
@@ -75,7 +75,7 @@ class Accounting:
         self._wp1_meter: Meter = self.meter_class(kwargs.get("local_rank", 0))
         self._wp1_blocks = Blocks()
         self._wp1_stages: list[dict[str, Any]] = []
-        self._wp1_kind: str | None = None  # of the step under way
+        self._wp1_kind: str | None = None  # of the current step
         self._wp1_peaks: dict[str, int | None] = {}
         self._wp1_steps: dict[str, int] = {}
         self._wp1_graphs: int | None = None
@@ -111,16 +111,16 @@ class Accounting:
         capture = runner.capture_model
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            taken = capture(*args, **kwargs)
-            self._wp1_graphs = taken if isinstance(taken, int) else None
-            return taken
+            graph_bytes = capture(*args, **kwargs)
+            self._wp1_graphs = graph_bytes if isinstance(graph_bytes, int) else None
+            return graph_bytes
 
         runner.capture_model = counted
         try:
             result = super().compile_or_warm_up_model(*args, **kwargs)  # type: ignore[misc]
         finally:
             del runner.capture_model
-        # vLLM may have warmed up with requests of its own.
+        # vLLM may have warmed up with its own dummy requests.
         self._wp1_end_step()
         self._wp1_blocks = Blocks()
         self._wp1_note("ready")
@@ -131,7 +131,7 @@ class Accounting:
         self._wp1_blocks.step(scheduler_output)
         tokens = scheduler_output.num_scheduled_tokens
         if tokens:
-            # A prompt's chunk has many tokens; a step of decoding one of each request.
+            # A prompt's chunk has many tokens; a decode step has one for each request.
             self._wp1_kind = "prefill" if max(tokens.values()) > 1 else "decode"
             self._wp1_meter.begin()
         return super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
@@ -140,17 +140,17 @@ class Accounting:
         if self._wp1_kind is None:
             return
         kind, self._wp1_kind = self._wp1_kind, None
-        taken = self._wp1_meter.end()
+        peak = self._wp1_meter.end()
         self._wp1_steps[kind] = self._wp1_steps.get(kind, 0) + 1
-        if taken is not None:
-            self._wp1_peaks[kind] = max(self._wp1_peaks.get(kind) or 0, taken)
+        if peak is not None:
+            self._wp1_peaks[kind] = max(self._wp1_peaks.get(kind) or 0, peak)
 
     def _wp1_storages(self) -> tuple[Sequence[Any], Sequence[Any]]:
         runner: Any = self.model_runner  # type: ignore[attr-defined]
         return tensors.of_module(runner.get_model()), tensors.storages([runner.kv_caches])
 
     def wp1_memory_start(self) -> dict[str, Any]:
-        """What was taken at each stage of the start, and what vLLM says of itself; bytes."""
+        """Memory in use at each stage of the start, and vLLM's own profile; bytes."""
         weights, kv = self._wp1_storages()
         return {
             "rank": self.rank,  # type: ignore[attr-defined]
@@ -162,14 +162,14 @@ class Accounting:
         }
 
     def wp1_memory_begin(self) -> dict[str, Any]:
-        """Peaks count from here. Returns what is taken now, by part."""
+        """Restarts the peaks. Returns the memory in use now, by part."""
         self._wp1_end_step()
         self._wp1_blocks.reset()
         self._wp1_peaks, self._wp1_steps = {}, {}
         return {"rank": self.rank, **self._wp1_meter.account(*self._wp1_storages())}  # type: ignore[attr-defined]
 
     def wp1_memory_end(self) -> dict[str, Any]:
-        """What is taken now, by part, and the peaks since `wp1_memory_begin`."""
+        """Memory in use now, by part, and the peaks since `wp1_memory_begin`."""
         self._wp1_end_step()
         return {
             "rank": self.rank,  # type: ignore[attr-defined]
@@ -182,9 +182,9 @@ class Accounting:
 
 
 def _own_profile(worker: Any) -> dict[str, int]:
-    """What vLLM found when it profiled itself, by its own names; what this version or device has not is left out."""
+    """Bytes from vLLM's own memory profiling, under vLLM's names, as far as this version and device have them."""
     runner = worker.model_runner
-    found = {
+    profile = {
         "requested_memory": getattr(worker, "requested_memory", None),
         "model_memory_usage": getattr(runner, "model_memory_usage", None),
         "peak_activation_memory": getattr(worker, "peak_activation_memory", None),
@@ -193,4 +193,4 @@ def _own_profile(worker: Any) -> dict[str, int]:
         "cudagraph_memory_estimate": getattr(worker, "cudagraph_memory_estimate", None),
         "available_kv_cache_memory_bytes": getattr(worker, "available_kv_cache_memory_bytes", None),
     }
-    return {name: int(value) for name, value in found.items() if value is not None}
+    return {name: int(value) for name, value in profile.items() if value is not None}

@@ -1,4 +1,4 @@
-"""wp1's worker on a CPU, taking notes of its resident memory."""
+"""wp1's CPU worker, which also notes its resident memory."""
 
 from wp1.serving import cpu_worker
 from wp1.serving.memory.accounting import Accounting

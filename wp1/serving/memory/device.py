@@ -1,7 +1,7 @@
-"""What torch's allocator, CUDA and NVML say of this process's memory on its GPU.
+"""This process's memory on its GPU, as reported by torch's allocator, CUDA and NVML.
 
 Sources: torch.cuda.memory_stats (allocated_bytes, reserved_bytes), torch.cuda.memory_snapshot (segment_pool_id, which
-is (0, 0) but for the private pools of CUDA graphs), nvmlDeviceGetComputeRunningProcesses (usedGpuMemory).
+is (0, 0) except for the private pools of CUDA graphs), nvmlDeviceGetComputeRunningProcesses (usedGpuMemory).
 """
 
 import os
@@ -16,7 +16,7 @@ from wp1.serving.memory import tensors
 
 
 class DeviceMeter:
-    """This process on its GPU (`wp1.serving.memory.accounting.Meter`). No CUDA before vLLM has begun with it."""
+    """Implements `wp1.serving.memory.accounting.Meter` for a GPU. Does not initialise CUDA before vLLM does."""
 
     def __init__(self, local_rank: int) -> None:
         pynvml.nvmlInit()
@@ -24,13 +24,13 @@ class DeviceMeter:
         self._before = 0
 
     def note(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"process": self._process(), "device": self._device()}
+        note: dict[str, Any] = {"process": self._process(), "device": self._device()}
         if torch.cuda.is_initialized():
-            found |= {"allocated": torch.cuda.memory_allocated(), "reserved": torch.cuda.memory_reserved()}
-        return found
+            note |= {"allocated": torch.cuda.memory_allocated(), "reserved": torch.cuda.memory_reserved()}
+        return note
 
     def _process(self) -> int | None:
-        """Bytes on the GPU of this process by NVML; None where the driver does not say, as in many containers."""
+        """This process's bytes on the GPU by NVML; None if the driver does not report them, as in many containers."""
         with suppress(pynvml.NVMLError):
             for process in pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle):
                 if process.pid == os.getpid() and process.usedGpuMemory is not None:
@@ -51,7 +51,7 @@ class DeviceMeter:
         return torch.cuda.max_memory_allocated() - self._before
 
     def account(self, weights: Sequence[Any], kv: Sequence[Any]) -> dict[str, Any]:
-        # Kernels that were launched and not yet run may still load code.
+        # Kernels that are launched but have not run yet may still load code.
         torch.cuda.synchronize()
         in_pools = [segment for segment in torch.cuda.memory_snapshot() if tuple(segment["segment_pool_id"]) != (0, 0)]
         return {
@@ -65,7 +65,7 @@ class DeviceMeter:
 
 
 def _handle(local_rank: int) -> Any:
-    """NVML's name for this worker's GPU: `wp1` names GPUs to its engines by NVML's own index."""
+    """NVML's handle for this worker's GPU. wp1 uses NVML's own indices in CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     name = visible.split(",")[local_rank].strip() if visible else str(local_rank)
     if name.isdecimal():

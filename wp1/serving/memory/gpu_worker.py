@@ -1,4 +1,4 @@
-"""vLLM's worker on a GPU, taking notes of its share of the GPU's memory."""
+"""vLLM's GPU worker, which also notes its share of the GPU's memory."""
 
 from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 

@@ -1,4 +1,4 @@
-"""What Linux says of this process's resident memory: its sum, its peak, and how much of an address range is resident.
+"""This process's resident memory, from Linux: the total, the peak, and how much of an address range is resident.
 
 Sources: proc_pid_status(5) (VmRSS, VmHWM, RssAnon, RssFile, RssShmem), proc_pid_clear_refs(5) ("5" resets VmHWM),
 proc_pid_pagemap(5) (bit 63: the page is present), malloc_trim(3).
@@ -26,17 +26,17 @@ FIELDS = {
 
 
 def status(pid: int | str = "self") -> dict[str, int]:
-    """Bytes of a process: resident, its peak, and resident by kind (anonymous, files, shared)."""
-    found = {}
+    """Resident bytes of a process: now, at the peak, and now by kind (anonymous, files, shared)."""
+    sizes = {}
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name in FIELDS:
-            found[FIELDS[name]] = int(value.split()[0]) << 10
-    return found
+            sizes[FIELDS[name]] = int(value.split()[0]) << 10
+    return sizes
 
 
 def reset_peak() -> bool:
-    """Makes the peak what is resident now; False where the system does not allow it."""
+    """Resets the peak to what is resident now; returns False if the system does not allow it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -45,7 +45,7 @@ def reset_peak() -> bool:
 
 
 def resident(where: Iterable[Range]) -> int | None:
-    """Bytes of these address ranges that are resident, to a page; None where the system does not say."""
+    """Resident bytes in these address ranges, in whole pages; None if the system does not report them."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = 0
     try:
@@ -61,7 +61,7 @@ def resident(where: Iterable[Range]) -> int | None:
 
 
 def own_of(pid: int) -> int | None:
-    """Bytes that only this process has resident, which would be free without it; None where the system does not say."""
+    """Resident bytes that only this process uses (its end would free them); None if the system does not report them."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -70,23 +70,23 @@ def own_of(pid: int) -> int | None:
 
 
 def give_back() -> None:
-    """What the C library's allocator keeps for later goes back to the system, where it can do that."""
+    """Returns the C library's unused memory to the system, if the library can do that."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 class HostMeter:
-    """Resident memory of this process (`wp1.serving.memory.accounting.Meter`)."""
+    """Implements `wp1.serving.memory.accounting.Meter` for resident memory."""
 
     def __init__(self, local_rank: int) -> None:
         self._kv: list[Range] = []
         self._can_reset = reset_peak()
-        self._before = (0, 0)  # resident, and of that KV, when the step began
+        self._before = (0, 0)  # resident bytes when the step began: in total, and of KV
         self._highest = 0
 
     def note(self) -> dict[str, Any]:
-        # What is left over from before would count for what comes next.
+        # Freed memory that the allocator still holds would be counted towards the next stage.
         give_back()
         return {**status(), "kv": resident(self._kv)}
 
@@ -104,7 +104,7 @@ class HostMeter:
             return None
         resident_before, kv_before = self._before
         new_kv = (resident(self._kv) or 0) - kv_before
-        # The kernel counts pages of a thread together, so that a small step may come out below.
+        # The kernel updates a thread's page counts in batches, so a small step may come out below zero.
         return max(0, peak - resident_before - new_kv)
 
     def account(self, weights: Sequence[Any], kv: Sequence[Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Asks the engines of a scheduler for their notes, around every repeat of a cell, and writes them down raw."""
+"""Requests the memory notes of a scheduler's engines around every repeat of a cell, and records them unprocessed."""
 
 import asyncio
 import time
@@ -12,18 +12,18 @@ from wp1.serving.memory import Moment
 
 
 class MemoryNotes:
-    """The notes of a run; without `write`, none are asked for."""
+    """The memory notes of a run. write: receives each note; if None, no notes are requested."""
 
     def __init__(self, write: Callable[[MemoryNote], None] | None) -> None:
         self._write = write
 
     async def started(self, scheduler: Scheduler, arm: str) -> None:
-        """The engines are up: what the stages of their start took."""
+        """Called once the engines are up: records the stages of their start."""
         await self._ask(scheduler, arm, "start", None, None)
 
     @asynccontextmanager
     async def around(self, scheduler: Scheduler, cell: Cell, repeat: int) -> AsyncIterator[None]:
-        """Around one repeat of a cell: what is taken before and after, and the peaks in between."""
+        """Context for one repeat of a cell: records memory use before and after it, and the peaks in between."""
         await self._ask(scheduler, cell.arm, "begin", cell.name, repeat)
         yield
         await self._ask(scheduler, cell.arm, "end", cell.name, repeat)
@@ -31,7 +31,7 @@ class MemoryNotes:
     async def _ask(self, scheduler: Scheduler, arm: str, moment: Moment, cell: str | None, repeat: int | None) -> None:
         if self._write is None:
             return
-        engines = [(pool, engine) for pool, of_pool in scheduler.backends().items() for engine in of_pool]
+        engines = [(pool, engine) for pool, members in scheduler.backends().items() for engine in members]
         for pool, engine, notes in await asyncio.gather(*(_of(pool, engine, moment) for pool, engine in engines)):
             for note in notes:
                 self._write(MemoryNote(time.monotonic(), arm, pool, engine, moment, cell, repeat, note))
@@ -40,4 +40,4 @@ class MemoryNotes:
 async def _of(pool: str, engine: ServingBackend, moment: Moment) -> tuple[str, str, list[dict[str, object]]]:
     if not engine.alive:
         return pool, engine.name, []
-    return pool, engine.name, await answered(engine.name, engine.memory(moment), "what its memory is taken by")
+    return pool, engine.name, await answered(engine.name, engine.memory(moment), "its memory use")

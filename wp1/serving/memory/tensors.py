@@ -1,4 +1,4 @@
-"""The memory behind tensors: storages, each once however many tensors look into it."""
+"""The memory behind tensors: each storage counts once, however many tensors are views of it."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,19 +10,19 @@ Range = tuple[int, int]  # address, bytes
 
 def storages(values: Iterable[Any]) -> list[torch.UntypedStorage]:
     """The storages of all tensors in `values`, which may be nested lists, tuples and dicts."""
-    found: dict[int, torch.UntypedStorage] = {}
+    by_address: dict[int, torch.UntypedStorage] = {}
     todo = list(values)
     while todo:
         value = todo.pop()
         if isinstance(value, torch.Tensor):
             storage = value.untyped_storage()
             if storage.nbytes():
-                found[storage.data_ptr()] = storage
+                by_address[storage.data_ptr()] = storage
         elif isinstance(value, list | tuple):
             todo += value
         elif isinstance(value, dict):
             todo += value.values()
-    return list(found.values())
+    return list(by_address.values())
 
 
 def of_module(module: torch.nn.Module) -> list[torch.UntypedStorage]:
@@ -30,11 +30,11 @@ def of_module(module: torch.nn.Module) -> list[torch.UntypedStorage]:
     return storages([*module.parameters(), *module.buffers()])
 
 
-def ranges(found: Iterable[torch.UntypedStorage]) -> list[Range]:
-    """Where storages lie."""
-    return [(storage.data_ptr(), storage.nbytes()) for storage in found]
+def ranges(storages: Iterable[torch.UntypedStorage]) -> list[Range]:
+    """The address ranges of storages."""
+    return [(storage.data_ptr(), storage.nbytes()) for storage in storages]
 
 
-def nbytes(found: Iterable[torch.UntypedStorage]) -> int:
-    """Bytes of storages."""
-    return sum(storage.nbytes() for storage in found)
+def nbytes(storages: Iterable[torch.UntypedStorage]) -> int:
+    """Total bytes of storages."""
+    return sum(storage.nbytes() for storage in storages)

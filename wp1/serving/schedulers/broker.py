@@ -1,10 +1,10 @@
-"""Who may prefill and who may decode, and when: bookkeeping on one event loop that knows no engine.
+"""Admission control for disaggregated serving: decides when and where each request may prefill and decode.
 
-A request goes through two queues. It waits for a place in the prefill pool, keeps that place while its KV cache lies
-there, waits for a place in the decode pool, and lets go of the first once its KV has arrived in the second. So the
-places of the prefill pool bound the KV that waits there (back-pressure), and a decode engine is only given what its own
-pool of blocks holds to the end: nothing is preempted, and no request waits for one that waits for it. Both queues are
-first come, first served; a large request at the head is not overtaken.
+Pure bookkeeping on one event loop; it does not talk to engines. A request goes through two queues. It waits for a place
+in the prefill pool and keeps it while its KV cache is there. Then it waits for a place in the decode pool, and gives up
+the first place once its KV has arrived in the second. So the prefill pool's places limit the KV that waits there
+(back-pressure). A decode engine only admits requests whose blocks fit in its pool until they end: nothing is preempted,
+and there is no deadlock. Both queues are first come, first served; a large request at the head is not overtaken.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class EngineRoom:
-    """What one engine takes at a time: requests, and KV blocks of `block_tokens` tokens."""
+    """The capacity of one engine: concurrent requests, and KV blocks of `block_tokens` tokens."""
 
     name: str
     requests: int
@@ -68,7 +68,7 @@ class _Waiting:
 
 
 class Pool:
-    """Engines that are alike, and the queue before them."""
+    """Identical engines and the queue in front of them."""
 
     def __init__(self, phase: str, engines: Sequence[EngineRoom], routing: str) -> None:
         self._phase = phase
@@ -87,12 +87,12 @@ class Pool:
         return sum(engine.blocks for engine in self._order)
 
     async def enter(self, tokens: int) -> str:
-        """The engine that takes a request of `tokens` tokens, once one has room and all before it have been served.
+        """Waits until a request of `tokens` tokens is first in the queue and an engine has room; returns that engine.
 
-        Raises PoolLostError where no engine lives, TooLargeError where none could ever take it.
+        Raises PoolLostError if no engine is alive, TooLargeError if none could ever take the request.
         """
         self.refuse_impossible(tokens)
-        # The queue is served whenever a place gets free, so with nobody waiting the front is here.
+        # The queue is served whenever a place becomes free. If it is empty, this request is first.
         if not self.waiting and (engine := self._pick(tokens)) is not None:
             self._seat(engine, tokens)
             return engine.room.name
@@ -103,7 +103,7 @@ class Pool:
             return await entry.place
         except asyncio.CancelledError:
             if entry.place.done() and not entry.place.cancelled() and entry.place.exception() is None:
-                # It was given a place in the moment in which it was given up.
+                # The place was assigned just before the request was cancelled.
                 self.leave(entry.place.result(), tokens)
             elif entry.place.cancelled():
                 self.waiting -= 1
@@ -111,7 +111,7 @@ class Pool:
             raise
 
     def enter_now(self, tokens: int) -> str | None:
-        """As `enter`, but None where it would have to wait."""
+        """Like `enter`, but returns None instead of waiting."""
         engine = None if self.waiting else self._pick(tokens)
         if engine is None:
             return None
@@ -119,7 +119,7 @@ class Pool:
         return engine.room.name
 
     def leave(self, name: str, tokens: int) -> None:
-        """Gives back the place of a request that had entered with as many tokens."""
+        """Gives back the place of a request that entered with this number of tokens."""
         engine = self._engines[name]
         engine.requests -= 1
         engine.blocks -= engine.needs(tokens)
@@ -127,7 +127,7 @@ class Pool:
         self._serve_queue()
 
     def lose(self, name: str) -> None:
-        """An engine died: nobody enters it any more, and where it was the last, nobody waits any more."""
+        """Marks an engine as dead: it admits no more requests. If it was the pool's last, all waiters fail."""
         self._engines[name].lost = True
         if all(engine.lost for engine in self._order):
             queue, self._queue, self.waiting = self._queue, deque(), 0
@@ -139,7 +139,7 @@ class Pool:
         return PoolLostError(f"no {self._phase} engine is left")
 
     def refuse_impossible(self, tokens: int) -> None:
-        """Raises PoolLostError where no engine lives, TooLargeError where none could ever take that many tokens."""
+        """Raises PoolLostError if no engine is alive, TooLargeError if none could ever take that many tokens."""
         living = [engine for engine in self._order if not engine.lost]
         if not living:
             raise self._lost()
@@ -166,7 +166,7 @@ class Pool:
     def _serve_queue(self) -> None:
         while self._queue:
             head = self._queue[0]
-            if head.place.done():  # given up
+            if head.place.done():  # cancelled
                 self._queue.popleft()
                 continue
             engine = self._pick(head.tokens)
@@ -180,7 +180,7 @@ class Pool:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A request's way through both pools."""
+    """A request's progress through both pools."""
 
     prompt_tokens: int
     total_tokens: int
@@ -192,8 +192,8 @@ class Ticket:
 class KVBroker:
     """Takes each request from the prefill queue through the handoff to the decode pool.
 
-    Every request takes `prefill`, `prefilled`, `decode`, `moved` in this order, `reserve` before `prefilled` if at all,
-    and `end` whenever it ends, however it ends: a step out of order is an AssertionError.
+    Every request calls `prefill`, `prefilled`, `decode`, `moved` in this order, optionally `reserve` before
+    `prefilled`, and `end` whenever and however it ends. A call out of order raises AssertionError.
     """
 
     def __init__(self, prefill: Sequence[EngineRoom], decode: Sequence[EngineRoom], routing: str) -> None:
@@ -204,7 +204,7 @@ class KVBroker:
     async def prefill(self, prompt_tokens: int, total_tokens: int) -> Ticket:
         """Waits for a place in the prefill pool; `ticket.source` is the engine.
 
-        total_tokens: of prompt and output, at most. Raises PoolLostError, or TooLargeError for either pool.
+        total_tokens: prompt plus longest possible output. Raises PoolLostError, or TooLargeError for either pool.
         """
         ticket = Ticket(prompt_tokens, total_tokens)
         self._decode.refuse_impossible(total_tokens)
@@ -213,7 +213,10 @@ class KVBroker:
         return ticket
 
     def reserve(self, ticket: Ticket) -> str | None:
-        """A place in the decode pool before the prompt is computed, where one is free and nobody waits for it."""
+        """Reserves a place in the decode pool before the prompt is computed, if one is free and no request waits.
+
+        Returns the engine, or None.
+        """
         assert ticket.state is State.PREFILLING, ticket
         ticket.target = self._decode.enter_now(ticket.total_tokens)
         return ticket.target
@@ -224,7 +227,7 @@ class KVBroker:
         self._move(ticket, State.PREFILLED)
 
     async def decode(self, ticket: Ticket) -> str:
-        """Waits for a place in the decode pool, if none is reserved, and returns the engine. Raises PoolLostError."""
+        """Waits for a place in the decode pool unless one is reserved; returns the engine. Raises PoolLostError."""
         assert ticket.state is State.PREFILLED, ticket
         if ticket.target is None:
             ticket.target = await self._decode.enter(ticket.total_tokens)
@@ -232,14 +235,14 @@ class KVBroker:
         return ticket.target
 
     def moved(self, ticket: Ticket) -> None:
-        """The KV is in the decode pool; the prefill pool has its place back."""
+        """The KV is in the decode pool; frees the place in the prefill pool."""
         assert ticket.state is State.MOVING, ticket
         assert ticket.source is not None
         self._move(ticket, State.DECODING)
         self._prefill.leave(ticket.source, ticket.prompt_tokens)
 
     def end(self, ticket: Ticket) -> None:
-        """Lets go of whatever the request still holds; a second time it does nothing."""
+        """Frees whatever the request still holds; a second call does nothing."""
         before = ticket.state
         self._move(ticket, State.ENDED)
         if before in (State.PREFILLING, State.PREFILLED, State.MOVING):
@@ -262,7 +265,7 @@ class KVBroker:
         ticket.state = state
 
     def lengths(self) -> dict[str, int]:
-        """Requests in each place, by the names of `wp1.core.records.QueueLengths`."""
+        """Number of requests in each state, under the names of `wp1.core.records.QueueLengths`."""
         return {
             "prefill_waiting": self._prefill.waiting,
             "prefilling": self._counts[State.PREFILLING],
@@ -272,5 +275,5 @@ class KVBroker:
         }
 
     def blocks_held(self) -> tuple[int, int]:
-        """KV blocks that are accounted for in the prefill and in the decode pool."""
+        """KV blocks reserved in the prefill pool and in the decode pool."""
         return self._prefill.blocks_held, self._decode.blocks_held

@@ -1,4 +1,4 @@
-"""The account of every handoff: what the scheduler knows of it, and what the connectors report of it later."""
+"""Accounts for every handoff: joins what the scheduler knows with what the connectors report later."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from wp1.core.records import Handoff, Request
 from wp1.serving.transfer import Kept, TransferReport
 
-# An engine tells what its connector counted after its next step; an idle one may owe that for a moment.
+# An engine passes its connector's reports on after its next step, which an idle engine delays for a moment.
 SETTLE_S = 2.0
 POLL_S = 0.05
 
@@ -17,17 +17,17 @@ POLL_S = 0.05
 class _Account:
     handoff: Handoff
     reports: list[TransferReport] = field(default_factory=list)
-    kept: int | None = None  # tokens whose KV does not move, once the decode engine has said
-    closed: float = 0.0
+    kept: int | None = None  # tokens whose KV does not move; None until the decode engine reports them
+    closed: float = 0.0  # monotonic seconds
 
 
 class Ledger:
-    """Writes one line for each handoff, as soon as it is over and the connectors have told of it, or `SETTLE_S` later.
+    """Writes one row for each handoff, once it has ended and all reports are in, or `SETTLE_S` after its end.
 
-    block_tokens, block_bytes: size of one KV block, over all layers and all ranks; None: not known, as what moves is
-    not whole blocks, and then no bytes are expected.
-    transfers: reports of which a handoff consists, one for each pair of ranks between which bytes move.
-    keeps: whether the decode engines have a prefix cache, and so must say of each handoff what they found in it.
+    block_tokens, block_bytes: size of one KV block over all layers and ranks. block_bytes is None if it is not known,
+    because what moves is not whole blocks; the expected bytes are then unknown too.
+    transfers: number of reports for each handoff, one for each pair of ranks between which bytes move.
+    keeps: whether the decode engines have a prefix cache and so report what they found in it for each handoff.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Ledger:
         self._transfers = transfers
         self._keeps = keeps
         self._open: dict[str, _Account] = {}
-        self._unsettled: dict[str, _Account] = {}  # over, and not all is told of them; in the order in which they ended
+        self._unsettled: dict[str, _Account] = {}  # ended, with reports missing; in the order of their ends
 
     def open(self, request: Request, name: str, source: str) -> Handoff:
-        """A handoff that begins; its id is unique in the run. It must come to `close` or `forget`."""
+        """Begins a handoff; `name` is unique in the run. `close` or `forget` must follow."""
         handoff = Handoff(
             handoff_id=name,
             request_id=request.request_id,
@@ -68,35 +68,38 @@ class Ledger:
         return handoff
 
     def report(self, report: TransferReport) -> None:
-        """What a connector says of a transfer, on one rank. Of a handoff that is written or forgotten it is dropped."""
+        """Adds a connector's report of a transfer on one rank, unless the handoff is already written or forgotten."""
         account = self._account(report.handoff_id)
         if account is not None:
             account.reports.append(report)
-            self._settle_if_told(account)
+            self._settle_if_complete(account)
 
     def keep(self, kept: Kept) -> Handoff | None:
-        """What a decode engine says before a transfer: so many of the prompt's tokens need not come.
+        """Adds a decode engine's report of how many of the prompt's tokens need not be fetched.
 
-        Returns the handoff where none does.
+        Returns the handoff if that is all of them, else None.
         """
         account = self._account(kept.handoff_id)
         if account is None:
             return None
         account.kept = kept.tokens
-        self._settle_if_told(account)
+        self._settle_if_complete(account)
         return account.handoff if kept.tokens >= account.handoff.tokens else None
 
     def failure(self, handoff_id: str) -> str | None:
-        """Why the connector says that a transfer failed, if it does."""
+        """The connector's reason for a failed transfer, or None."""
         return next((report.failed for report in self._reports(handoff_id) if report.failed), None)
 
     def arrival(self, handoff_id: str) -> float | None:
-        """When the last of what has come came, as told by now by a connector that copies itself, and so knows it."""
-        told = (r for r in self._reports(handoff_id) if not r.failed and r.copy_s is not None)
-        return max((report.t_end for report in told), default=None)
+        """When the latest KV arrived (monotonic seconds), by the reports so far; None if the connector cannot know.
+
+        Only a connector that copies by itself knows, and then reports `copy_s`.
+        """
+        copies = (r for r in self._reports(handoff_id) if not r.failed and r.copy_s is not None)
+        return max((report.t_end for report in copies), default=None)
 
     def close(self, handoff: Handoff) -> None:
-        """The handoff has ended, well if the decode engine gave a token. A failed one waits for no report."""
+        """Ends a handoff. A failed one (with an error) is written at once, without waiting for reports."""
         handoff.status = "failed" if handoff.error else "ok"
         account = self._open.pop(handoff.handoff_id)
         account.closed = time.monotonic()
@@ -104,21 +107,21 @@ class Ledger:
         if handoff.error:
             self._settle(account)
         else:
-            self._settle_if_told(account)
+            self._settle_if_complete(account)
         self.sweep()
 
     def forget(self, handoff: Handoff) -> None:
-        """Nothing was handed over after all. Of a handoff that was closed nothing is forgotten."""
+        """Drops a handoff that did not take place after all. Has no effect after `close`."""
         self._open.pop(handoff.handoff_id, None)
 
     def sweep(self) -> None:
-        """Writes what was owed a report for too long, so that it is neither lost nor kept in memory."""
+        """Writes handoffs whose reports are overdue, so that they are neither lost nor kept in memory."""
         overdue = time.monotonic() - SETTLE_S
         while self._unsettled and (account := next(iter(self._unsettled.values()))).closed < overdue:
             self._settle(account)
 
     async def settle(self) -> None:
-        """Waits a moment for reports that are owed, then writes what there is."""
+        """Waits up to SETTLE_S for missing reports, then writes all ended handoffs."""
         for _ in range(round(SETTLE_S / POLL_S)):
             if not self._unsettled:
                 break
@@ -126,9 +129,9 @@ class Ledger:
         for account in list(self._unsettled.values()):
             self._settle(account)
 
-    def _account(self, told_id: str) -> _Account | None:
-        # vLLM adds random letters to a request's id; ours has one dash.
-        name = "-".join(told_id.split("-")[:2])
+    def _account(self, reported_id: str) -> _Account | None:
+        # vLLM appends a dash and random letters to a request's id. Ours has one dash.
+        name = "-".join(reported_id.split("-")[:2])
         return self._open.get(name) or self._unsettled.get(name)
 
     def _reports(self, handoff_id: str) -> list[TransferReport]:
@@ -136,9 +139,9 @@ class Ledger:
         return [] if account is None else account.reports
 
     def _expected(self, tokens: int, kept: int) -> int | None:
-        """Bytes of the blocks that hold the tokens after the first `kept`, whole ones and the last, which may be part.
+        """Bytes of the blocks that hold the tokens after the first `kept`, including a partly filled last block.
 
-        What is kept are whole blocks, or all there is.
+        `kept` is a multiple of the block's tokens, or all tokens.
         """
         if kept >= tokens:
             return 0
@@ -146,7 +149,7 @@ class Ledger:
             return None
         return (-(-tokens // self._block_tokens) - kept // self._block_tokens) * self._block_bytes
 
-    def _settle_if_told(self, account: _Account) -> None:
+    def _settle_if_complete(self, account: _Account) -> None:
         handoff = account.handoff
         if handoff.handoff_id not in self._unsettled or (self._keeps and account.kept is None):
             return

@@ -1,4 +1,4 @@
-"""One request on its engines, from streams to record."""
+"""Serves one request on an engine and fills in its record from the stream."""
 
 import asyncio
 import time
@@ -19,9 +19,9 @@ class TransferError(WP1Error):
 
 @asynccontextmanager
 async def outcome(record: RequestRecord, timeout_s: float) -> AsyncIterator[None]:
-    """The body serves a request; how that ended is put into the record: ok, failed, or not within `timeout_s` seconds.
+    """Context whose body serves a request; records how that ended, and fails it after `timeout_s` seconds.
 
-    Nothing is raised but CancelledError: a failure is what the record says.
+    Raises only CancelledError: other errors become the record's status, cause and error.
     """
     record.t_sent = time.monotonic()
     try:
@@ -52,7 +52,7 @@ async def outcome(record: RequestRecord, timeout_s: float) -> AsyncIterator[None
 
 
 def closing(stream: AsyncIterator[Chunk]) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
-    """Closes the stream in every case, which aborts a request that has not ended in the engine."""
+    """Context that always closes the stream at its end, which aborts the request in the engine if it has not ended."""
 
     @asynccontextmanager
     async def closing_() -> AsyncIterator[AsyncIterator[Chunk]]:
@@ -61,7 +61,7 @@ def closing(stream: AsyncIterator[Chunk]) -> AbstractAsyncContextManager[AsyncIt
         finally:
             close: Any = getattr(stream, "aclose", None)
             if close is not None:
-                # The request has its result by now; an engine that hangs must not keep it.
+                # The request's result is already known, and a hanging engine must not delay it.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(CLOSE_S):
                         await close()
@@ -70,13 +70,13 @@ def closing(stream: AsyncIterator[Chunk]) -> AbstractAsyncContextManager[AsyncIt
 
 
 async def collect(stream: AsyncIterator[Chunk], record: RequestRecord, timeout_s: float) -> None:
-    """A whole request on one engine, as `outcome` says."""
+    """Serves a whole request on one engine and records its outcome (see `outcome`)."""
     async with outcome(record, timeout_s):
         await stream_into(record, stream)
 
 
 async def stream_into(record: RequestRecord, stream: AsyncIterator[Chunk]) -> None:
-    """An engine's answer into its record, to be called within `outcome`."""
+    """Reads an engine's answer into its record; to be called within `outcome`."""
     async with closing(stream):
         record.phase = "prefill"
         async for chunk in stream:
@@ -86,7 +86,7 @@ async def stream_into(record: RequestRecord, stream: AsyncIterator[Chunk]) -> No
 
 
 def add_tokens(record: RequestRecord, chunk: Chunk) -> None:
-    """A chunk's tokens into the record; those that came in one chunk share its time."""
+    """Adds a chunk's tokens to the record; tokens of one chunk share its time."""
     record.t_tokens.extend([chunk.t] * len(chunk.token_ids))
     record.token_ids.extend(chunk.token_ids)
     record.output_tokens = len(record.token_ids)
@@ -98,7 +98,7 @@ def add_tokens(record: RequestRecord, chunk: Chunk) -> None:
 
 
 def add_end(record: RequestRecord, chunk: Chunk) -> None:
-    """What the last chunk of an engine says of the whole request."""
+    """Adds the figures of the whole request, which come with an engine's last chunk."""
     if chunk.finish_reason is not None:
         record.finish_reason = chunk.finish_reason
         record.prompt_tokens = chunk.prompt_tokens

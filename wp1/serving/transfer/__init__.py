@@ -1,7 +1,7 @@
-"""How KV blocks get from a prefill engine to a decode engine: what a scheduler needs of a connector, whichever it is.
+"""How KV blocks get from a prefill engine to a decode engine: the interface of a connector to the scheduler.
 
-Another connector is a module here with a class like this, and a file in conf/transfer/. What runs inside the engines'
-own processes (the connector that vLLM loads) is in a module of its own beside it, as it imports vllm.
+A new connector is a module here with a class like this, and a file in conf/transfer/. The part that runs inside the
+engines' own processes (the connector that vLLM loads) imports vllm, so it has a module of its own.
 """
 
 from dataclasses import dataclass, field
@@ -27,15 +27,15 @@ class Pools:
 
 @dataclass(frozen=True, slots=True)
 class TransferReport:
-    """One finished movement as the connector saw it, on one tensor-parallel rank; seconds on the monotonic clock."""
+    """One finished transfer on one tensor-parallel rank, as the connector saw it; times are monotonic seconds."""
 
     handoff_id: str
     t_begin: float
     t_end: float
-    bytes: int | None  # None: they moved, and the connector cannot tell how many
-    failed: str | None = None  # why, where it did not arrive
-    # Where the connector knows: seconds in which bytes moved, by the device's clock; seconds that blocks which were
-    # ready waited for that; blocks; and in how many runs of neighbours they lay.
+    bytes: int | None  # None: the connector cannot tell how many bytes it moved
+    failed: str | None = None  # the reason, if the KV did not arrive
+    # If the connector knows: seconds in which bytes moved, by the device's clock; seconds for which ready blocks waited
+    # to be moved; number of blocks; number of runs of adjacent blocks.
     copy_s: float | None = None
     wait_s: float | None = None
     blocks: int | None = None
@@ -44,23 +44,23 @@ class TransferReport:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a decode engine's connector says before a transfer: the first `tokens` of the prompt need not come.
+    """A decode engine's report before a transfer: the first `tokens` of the prompt need not be fetched.
 
-    They are whole blocks that the engine had in its own prefix cache, by vLLM's scheduler; or all tokens of the prompt,
-    where the engine has the rest too or computes it itself.
+    They are whole blocks that vLLM's scheduler found in the engine's own prefix cache, or all tokens of the prompt if
+    the engine also has the rest or computes it itself.
     """
 
     handoff_id: str
     tokens: int
 
 
-# In an engine's connector stats: rows of TransferReport and of Kept.
+# Keys in an engine's connector stats, for rows of TransferReport and of Kept.
 MOVED_ROWS = "wp1_transfers"
 KEPT_ROWS = "wp1_kept"
 
 
 def reports_in(stats: dict[str, Any]) -> "list[TransferReport | Kept]":
-    """What both connectors of wp1 report. What was kept comes first, as it is known first."""
+    """The reports in the stats of either of wp1's connectors. `Kept` comes first, as it is known first."""
     kept = [Kept(*row) for row in stats.get(KEPT_ROWS, ())]
     return [*kept, *(TransferReport(*row) for row in stats.get(MOVED_ROWS, ()))]
 
@@ -70,13 +70,13 @@ class KVTransfer(Protocol):
 
     name: str
     timeout_s: float
-    # Whether blocks can move while the rest of their prompt is computed; then `early_params` is there to be used.
+    # Whether blocks can move while the rest of their prompt is being computed, which needs `early_params`.
     overlap: bool
     # A class that vLLM mixes into its workers, with `wp1_meet(engines)` and `wp1_peer_lost(peer)`.
     worker_extension: str
 
     def why(self) -> str:
-        """Why this one was chosen, for run_metadata.json."""
+        """Why this connector was chosen, for run_metadata.json."""
         ...
 
     def engine_arguments(self) -> dict[str, Any]:
@@ -84,16 +84,16 @@ class KVTransfer(Protocol):
         ...
 
     def engine_settings(self, role: Role, engine: str, lease_s: float) -> dict[str, Any]:
-        """Fields of vLLM's KVTransferConfig for one engine, by its name; two calls are for two engines.
+        """Fields of vLLM's KVTransferConfig for the engine with this name; to be called once for each engine.
 
-        lease_s: seconds for which a prefill engine keeps the KV of a request that nobody fetches.
+        lease_s: seconds for which a prefill engine keeps KV that is not fetched.
         """
         ...
 
     def prefill_params(self, handoff_id: str, target: str | None) -> dict[str, Any]:
-        """`kv_transfer_params` of a request whose KV is to stay until it is fetched.
+        """`kv_transfer_params` of a request whose KV is to be kept until it is fetched.
 
-        target: the decode engine that was given `early_params` for it, if one was.
+        target: the decode engine that was sent `early_params` for it, or None.
         """
         ...
 
@@ -102,25 +102,25 @@ class KVTransfer(Protocol):
         ...
 
     def early_params(self, handoff_id: str, source: str, tokens: int, wants_token: bool) -> dict[str, Any]:
-        """`decode_params` before the prefill has ended: blocks are taken over as they get ready.
+        """Like `decode_params`, but before the prefill has ended: blocks are fetched as they become ready.
 
-        wants_token: the request's last token stands for the prefill engine's first, and is to be put in its place.
+        wants_token: the request's last token is a placeholder, to be replaced by the prefill engine's first token.
         """
         ...
 
     def peer(self, from_prefill: dict[str, Any]) -> str:
-        """How the decode side's connector calls the engine that has the KV."""
+        """The decode connector's name for the engine that has the KV."""
         ...
 
     def unfetched(self, from_prefill: dict[str, Any]) -> str | None:
-        """How the prefill engine calls a request of which nothing was fetched, as the decode engine had all of it.
+        """The prefill engine's name for a request whose KV was not fetched, because the decode engine had all of it.
 
-        None where the connector itself lets go of its KV.
+        None if the connector releases such KV by itself.
         """
         ...
 
     def reports(self, stats: dict[str, Any]) -> list[TransferReport | Kept]:
-        """The transfers in what an engine's connector counted since the last time, and what needed none."""
+        """The transfers in an engine's connector stats since the last call, and the tokens that needed none."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Chooses the connector: memory to memory, as all engines are on one node, unless something is in the way."""
+"""Chooses the connector: `ipc`, as all engines are on one node, unless something rules it out."""
 
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ def choose(
     environment: dict[str, str],
     extra: dict[str, Any],
 ) -> KVTransfer:
-    """`ipc` or `nixl_push`, which say so and why. `name` is the configuration's and not the result's."""
+    """Returns `ipc` or NIXL's connector, with the reason. `name`: the configured name, for that reason."""
     reason = obstacle(pools)
     if reason is None:
         why = f"{name}: all engines are on this node, where KV moves at the speed of its memory"

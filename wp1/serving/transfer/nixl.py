@@ -1,4 +1,4 @@
-"""NIXL between engines, read by the decode side (pull) or written by the prefill side (push)."""
+"""KV transfer by NIXL: the decode side reads (pull) or the prefill side writes (push)."""
 
 import math
 import secrets
@@ -13,24 +13,24 @@ from wp1.serving.transfer import Kept, Pools, Role, TransferReport, reports_in
 
 CONNECTORS = {"pull": "NixlPullConnector", "push": "NixlPushConnector"}
 WHY = {
-    "push": "writes work wherever reads do, and on one node without RDMA reads are served in software "
-    "(vllm-project/vllm#52607), 0.47 against 31 GB/s on one H200",
-    "pull": "asked for; vLLM's default behind the name NixlConnector",
+    "push": "writes work wherever reads do; on one node without RDMA, reads are served in software "
+    "(vllm-project/vllm#52607): 0.47 GB/s instead of 31 GB/s on one H200",
+    "pull": "asked for; vLLM's default, named NixlConnector there",
 }
 
-# Linux's range of ports for sockets that ask for any port.
+# Linux's range of ephemeral ports, which it assigns to sockets without a fixed port.
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-# Ports below are often those of well-known services.
+# Ports below this are often used by well-known services.
 LOWEST = 20_000
 TRIES = 100
 _given: set[int] = set()
 
 
 class NixlTransfer:
-    """vLLM's NIXL connectors, with the account of every transfer that `wp1.serving.transfer.nixl_connector` adds.
+    """vLLM's NIXL connectors; `wp1.serving.transfer.nixl_connector` adds a report of every transfer.
 
-    timeout_s: a transfer that has not ended by then fails its request.
-    environment: variables for the engines' processes, UCX_TLS and the like; extra: kv_connector_extra_config.
+    timeout_s: a transfer that takes longer fails its request.
+    environment: variables for the engines' processes, such as UCX_TLS; extra: kv_connector_extra_config.
     """
 
     overlap = False
@@ -62,14 +62,14 @@ class NixlTransfer:
 
     def engine_settings(self, role: Role, engine: str, lease_s: float) -> dict[str, Any]:
         on_cpu = hardware.device_type() == "cpu"
-        # UCX would look for network cards, and listen on them; two processes of one host need shared memory and, to
-        # meet, TCP within the host.
+        # By default UCX looks for network cards and listens on them. Two processes on one host need only shared memory,
+        # and TCP within the host to find each other.
         environment = ({"UCX_TLS": "tcp,self,sm", "UCX_NET_DEVICES": "lo"} if on_cpu else {}) | self._environment
         settings: dict[str, Any] = {
             "kv_connector": CONNECTORS[self._direction],
             "kv_connector_module_path": "wp1.serving.transfer.nixl_connector",
             "kv_role": "kv_producer" if role == "prefill" else "kv_consumer",
-            # A load that failed fails its request; computing it again in silence would hide it.
+            # A failed load must fail its request: recomputing the KV silently would hide it.
             "kv_load_failure_policy": "fail",
             "kv_connector_extra_config": {
                 "kv_lease_duration": math.ceil(lease_s),
@@ -89,13 +89,14 @@ class NixlTransfer:
         return {**from_prefill, "wp1_tokens": tokens}
 
     def early_params(self, handoff_id: str, source: str, tokens: int, wants_token: bool) -> dict[str, Any]:
-        raise NotImplementedError("NIXL's connectors know the blocks when the prefill has ended")
+        raise NotImplementedError("NIXL's connectors know a prompt's blocks only after its prefill has ended")
 
     def peer(self, from_prefill: dict[str, Any]) -> str:
         return from_prefill["remote_engine_id"]
 
     def unfetched(self, from_prefill: dict[str, Any]) -> str | None:
-        # A side that reads says that it needs nothing; to one that writes nobody says so, until the lease ends.
+        # With pull, the decode side reports that it needs nothing. With push, vLLM does not tell the prefill side,
+        # which would keep the KV until its lease ends.
         return from_prefill.get("remote_request_id") if self._direction == "push" else None
 
     def reports(self, stats: dict[str, Any]) -> list[TransferReport | Kept]:
@@ -103,11 +104,11 @@ class NixlTransfer:
 
 
 def _free_port() -> int:
-    """Returns a TCP port for the handshake of one engine: free now, and outside of the kernel's ephemeral range.
+    """Returns a TCP port for one engine's handshake that is free now and outside the kernel's ephemeral range.
 
-    The engine binds it only after its workers have started. An ephemeral port may be taken by then, as each rank of a
-    tensor parallel engine opens several: vLLM's listener fails with "Address already in use", and the engine waits for
-    it forever. Raises WP1Error if no port is free.
+    The engine binds it only after its workers have started. By then an ephemeral port may be taken, because each rank
+    of a tensor-parallel engine opens several. vLLM's listener would fail with "Address already in use", and the engine
+    would wait for it forever. Raises WP1Error if no port is free.
     """
     first, last = _outside_of(EPHEMERAL)
     for _ in range(TRIES):
@@ -134,5 +135,5 @@ def _outside_of(path: Path) -> tuple[int, int]:
     except (OSError, ValueError):
         first, last = 32768, 60999  # Linux's default
     below, above = (LOWEST, first - 1), (last + 1, 65535)
-    found = max(below, above, key=lambda ends: ends[1] - ends[0])
-    return found if found[1] - found[0] >= TRIES else (LOWEST, 65535)
+    larger = max(below, above, key=lambda ends: ends[1] - ends[0])
+    return larger if larger[1] - larger[0] >= TRIES else (LOWEST, 65535)

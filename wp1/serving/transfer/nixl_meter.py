@@ -1,7 +1,7 @@
-"""The account of NIXL's transfers: a layer between vLLM's connector and NIXL's agent, in the engines' workers.
+"""Measures NIXL's transfers: a layer between vLLM's connector and NIXL's agent, in the engines' workers.
 
-It adds up the bytes of the descriptors that are posted, whichever side posts them, takes the time until they are over,
-and ends what takes too long.
+It adds up the bytes of the posted descriptors, whichever side posts them, measures the time until each transfer ends,
+and ends transfers that take too long.
 """
 
 import time
@@ -14,27 +14,27 @@ import numpy as np
 @dataclass(slots=True)
 class _Open:
     request: str
-    bytes: int | None  # None: vLLM's list of descriptors was of no form that we know
+    bytes: int | None  # None: the form of vLLM's list of descriptors is unknown
     begin: float = 0.0
 
 
 class _Sizes:
-    """Bytes of each descriptor in a prepared list, kept as runs of equal ones: a list may have tens of millions."""
+    """Bytes of each descriptor in a prepared list, stored as runs of equal sizes: a list may have tens of millions."""
 
     def __init__(self, lengths: np.ndarray, counts: np.ndarray) -> None:
         self._lengths = lengths
         self._ends = np.cumsum(counts)  # the index after each run
 
     def of(self, ids: Any) -> int:
-        """Bytes of the descriptors with these indices, together."""
+        """Total bytes of the descriptors with these indices."""
         return int(self._lengths[np.searchsorted(self._ends, np.asarray(ids), side="right")].sum())
 
 
 def sizes_of(descs: Any) -> _Sizes | None:
-    """The sizes in a list of descriptors as vLLM gives it to NIXL; None for a form that is not known.
+    """The sizes in a list of descriptors that vLLM passes to NIXL; None if its form is unknown.
 
-    Rows are (address, bytes, device) each until vLLM 0.32, and (address, bytes, device, stride, count) from 0.33, which
-    stands for `count` descriptors of so many bytes.
+    Rows are (address, bytes, device) up to vLLM 0.32, and (address, bytes, device, stride, count) from 0.33, which
+    stands for `count` descriptors of that many bytes.
     """
     try:
         rows = np.asarray(descs, dtype=np.uint64).astype(np.int64)
@@ -50,9 +50,9 @@ def sizes_of(descs: Any) -> _Sizes | None:
 
 
 class Meter:
-    """NIXL's agent, with the size, begin and end of every transfer noted; everything else is passed on.
+    """Wraps NIXL's agent and records the size, begin and end of every transfer; all other calls pass through.
 
-    A transfer is over `timeout_s` seconds after it was posted: vLLM is then told that it failed, and cancels it.
+    A transfer that takes longer than `timeout_s` seconds is reported to vLLM as failed, and vLLM cancels it.
     """
 
     def __init__(self, agent: Any, timeout_s: float) -> None:
@@ -67,15 +67,15 @@ class Meter:
         return getattr(self._agent, name)
 
     def get_xfer_descs(self, descs: Any, *args: Any, **kwargs: Any) -> Any:
-        made = self._agent.get_xfer_descs(descs, *args, **kwargs)
-        self._last = (made, sizes_of(descs))
-        return made
+        prepared = self._agent.get_xfer_descs(descs, *args, **kwargs)
+        self._last = (prepared, sizes_of(descs))
+        return prepared
 
     def prep_xfer_dlist(self, agent_name: str, xfer_list: Any, *args: Any, **kwargs: Any) -> Any:
         handle = self._agent.prep_xfer_dlist(agent_name, xfer_list, *args, **kwargs)
-        # Until vLLM 0.32 what `get_xfer_descs` made of the descriptors comes here, from 0.33 they come themselves.
-        of_made, self._last = self._last, None
-        sizes = of_made[1] if of_made is not None and of_made[0] is xfer_list else sizes_of(xfer_list)
+        # Up to vLLM 0.32 this is called with the result of `get_xfer_descs`, from 0.33 with the descriptors themselves.
+        last, self._last = self._last, None
+        sizes = last[1] if last is not None and last[0] is xfer_list else sizes_of(xfer_list)
         if sizes is not None:
             self._sizes[handle] = sizes
         return handle
@@ -90,7 +90,7 @@ class Meter:
             operation, local, local_ids, remote, remote_ids, notif_msg, *args, **kwargs
         )
         sizes = self._sizes.get(local)
-        # The message that ends a transfer is the request's id and a number.
+        # The notification of a transfer's end consists of the request's id, a colon and a number.
         request = notif_msg.decode(errors="replace").rpartition(":")[0]
         self._open[handle] = _Open(request, None if sizes is None else sizes.of(local_ids))
         return handle
@@ -109,17 +109,17 @@ class Meter:
         if state == "DONE":
             self._end(handle, min(now, opened.begin + self._duration(handle)))
         elif state != "PROC":
-            self._end(handle, now, f"NIXL says {state}")
+            self._end(handle, now, f"NIXL reports {state}")
         elif now - opened.begin > self._timeout_s:
-            self._end(handle, now, f"not there after {self._timeout_s:g} s (transfer.timeout_s)")
+            self._end(handle, now, f"not complete after {self._timeout_s:g} s (transfer.timeout_s)")
             return "TIMEOUT"
         return state
 
     def _duration(self, handle: Any) -> float:
-        """Seconds by NIXL's own clock, which sees the end before we come to ask; infinite where it does not say."""
+        """Seconds by NIXL's own clock, which sees the end before we poll; infinite if NIXL does not report them."""
         try:
             microseconds = self._agent.get_xfer_telemetry(handle).xferDuration
-        except Exception:  # whatever a telemetry that is off raises
+        except Exception:  # NIXL raises various errors if telemetry is off
             microseconds = 0
         return microseconds / 1e6 if microseconds else float("inf")
 

@@ -1,4 +1,4 @@
-"""A worker's notes, around a stand-in for vLLM's worker."""
+"""A worker's notes, with a fake of vLLM's worker."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -115,7 +115,7 @@ def test_every_stage_of_the_start_is_noted(worker: Worker) -> None:
     assert worker.calls == ["init_device", "config"]
 
 
-def test_peaks_are_of_prefill_and_decode_apart(worker: Worker) -> None:
+def test_prefill_and_decode_have_separate_peaks(worker: Worker) -> None:
     worker.wp1_memory_begin()
     assert worker.execute_model(_step({"a": [1]}, tokens={"a": 128})) == "ran 1"
     worker.execute_model(_step(grown={"a": None}, tokens={"a": 1}))

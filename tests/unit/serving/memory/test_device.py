@@ -1,4 +1,4 @@
-"""A GPU's figures, from a stand-in for NVML and torch's CUDA."""
+"""A GPU's figures, from fakes of NVML and torch's CUDA."""
 
 import os
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from wp1.serving.memory import device
 
 
 def fake_nvml(silent: bool = False) -> SimpleNamespace:
-    """NVML with this process on GPU 3, and elsewhere without a figure; `silent` as in a container."""
+    """NVML with this process on GPU 3, and without a figure elsewhere. silent: no processes, as in a container."""
 
     def processes(handle: str) -> list[Any]:
         if silent:
@@ -72,13 +72,11 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 def test_a_worker_reads_its_own_gpu_and_process(cuda: FakeCuda) -> None:
     assert device.DeviceMeter(0).note() == {"process": 700, "device": 900, "allocated": 100, "reserved": 500}
-    # The other GPU has the process without a figure.
+    # The other GPU lists the process without a figure.
     assert device.DeviceMeter(1).note()["process"] is None
 
 
-def test_where_nvml_names_no_process_the_device_is_all_there_is(
-    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_process_in_nvml_only_the_device_is_reported(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "pynvml", fake_nvml(silent=True))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-abc")
     meter = device.DeviceMeter(0)
@@ -87,7 +85,7 @@ def test_where_nvml_names_no_process_the_device_is_all_there_is(
     assert meter.note()["device"] == 900
 
 
-def test_a_step_s_peak_is_what_it_took_beyond_its_begin(cuda: FakeCuda) -> None:
+def test_a_steps_peak_is_relative_to_its_beginning(cuda: FakeCuda) -> None:
     meter = device.DeviceMeter(0)
     cuda.peak = 450
     meter.begin()
@@ -95,7 +93,7 @@ def test_a_step_s_peak_is_what_it_took_beyond_its_begin(cuda: FakeCuda) -> None:
     assert meter.end() == 75
 
 
-def test_graphs_pools_are_told_from_the_rest(cuda: FakeCuda) -> None:
+def test_pools_of_graphs_are_counted_separately(cuda: FakeCuda) -> None:
     found = device.DeviceMeter(0).account([], [])
     assert (found["graph_pools"], found["graph_pools_allocated"]) == (42, 9)
     assert (found["weights"], found["kv"], found["limit"]) == (0, 0, 1000)

@@ -1,4 +1,4 @@
-"""What Linux says of this very process."""
+"""Linux's figures for this process."""
 
 import mmap
 import os
@@ -24,7 +24,7 @@ def test_pages_are_resident_once_they_were_touched() -> None:
         memory[page * PAGE] = 1
     found = host.resident(where)
     assert found is not None
-    # Huge pages may bring their neighbours with them.
+    # Huge pages may make neighbouring pages resident too.
     assert 100 * PAGE <= found <= SIZE
     assert host.resident([(where[0][0] + SIZE // 2, PAGE)]) in (0, PAGE)
 
@@ -48,7 +48,7 @@ def test_the_peak_is_reset() -> None:
     assert host.status()["peak"] < high - SIZE // 2
 
 
-def test_a_step_s_peak_leaves_new_kv_out() -> None:
+def test_a_steps_peak_excludes_new_kv() -> None:
     meter = host.HostMeter(0)
     if not host.reset_peak():
         pytest.skip("this system does not let a process reset its peak")

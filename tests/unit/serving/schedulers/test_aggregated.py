@@ -1,4 +1,4 @@
-"""Routing over replicas, and what a failing or interrupted request leaves."""
+"""Routing over replicas, and the records of failed and interrupted requests."""
 
 import asyncio
 from typing import Any
@@ -79,7 +79,7 @@ def test_a_dead_engine_fails_its_requests_with_the_reason(backend: type[DoubleBa
     assert "killed by the test" in (records[1].error or "")
 
 
-def test_engines_that_started_are_stopped_when_one_does_not(backend: type[DoubleBackend]) -> None:
+def test_engines_that_started_are_stopped_if_one_does_not_start(backend: type[DoubleBackend]) -> None:
     class Second(backend):
         async def __aenter__(self):
             if self.name == "agg-1":

@@ -1,4 +1,4 @@
-"""The broker's promises, whatever the order of events: nothing is lost, and nothing is held that is not given back."""
+"""The broker's guarantees for any order of events: no request is lost, and every place is given back."""
 
 import asyncio
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ def _rooms(phase: str, count: int, requests: int = 2, blocks: int = 10) -> list[
 class Job:
     prompt: int
     output: int
-    steps: int  # of waiting between its events
-    given_up: int | None  # at which of its awaits it is cancelled
+    steps: int  # event-loop steps between its events
+    given_up: int | None  # index of the await at which it is cancelled
 
 
 JOBS = st.lists(
@@ -42,7 +42,7 @@ JOBS = st.lists(
     routing=st.sampled_from(["round_robin", "least_loaded"]),
 )
 @settings(max_examples=200, deadline=None)
-def test_every_request_comes_through_or_is_given_up_and_nothing_stays(
+def test_every_request_completes_or_is_cancelled_and_frees_its_places(
     jobs: list[Job], prefill: int, decode: int, routing: str
 ) -> None:
     # One decode engine's blocks hold exactly the largest request.
@@ -77,7 +77,7 @@ def test_every_request_comes_through_or_is_given_up_and_nothing_stays(
         for number, (task, job) in enumerate(zip(tasks, jobs, strict=True)):
             if not task.cancelled():
                 assert task.exception() is None
-                # None is decoded before its KV has been made and moved.
+                # A request is decoded only after its KV was computed and moved.
                 assert [event for n, event in order if n == number] == ["prefilled", "moved", "done"]
             else:
                 assert job.given_up is not None
@@ -123,7 +123,7 @@ def test_first_come_first_served_even_behind_a_large_one() -> None:
     assert asyncio.run(go()) == ["large", "small"]
 
 
-def test_a_large_one_that_goes_away_lets_the_next_pass() -> None:
+def test_a_large_request_that_is_cancelled_lets_the_next_pass() -> None:
     async def go() -> None:
         pool = Pool("decode", _rooms("decode", 1), "round_robin")
         await pool.enter(100)
@@ -147,13 +147,13 @@ def test_routing(routing: str, engines: list[int]) -> None:
     assert asyncio.run(go()) == [f"decode-{n}" for n in engines]
 
 
-def test_one_that_never_fits_is_refused_at_once() -> None:
+def test_a_request_that_can_never_fit_is_refused_at_once() -> None:
     broker = KVBroker(_rooms("prefill", 1), _rooms("decode", 1, blocks=3), "round_robin")
     with pytest.raises(TooLargeError, match="needs 4 KV blocks and a decode engine has 3"):
         asyncio.run(broker.prefill(16, 49))
 
 
-def test_when_the_last_engine_dies_nobody_waits_any_more() -> None:
+def test_all_waiters_fail_when_the_last_engine_dies() -> None:
     async def go() -> None:
         broker = KVBroker(_rooms("prefill", 1, requests=1), _rooms("decode", 1), "round_robin")
         await broker.prefill(1, 2)
@@ -168,7 +168,7 @@ def test_when_the_last_engine_dies_nobody_waits_any_more() -> None:
     asyncio.run(go())
 
 
-def test_steps_out_of_order_are_refused() -> None:
+def test_calls_out_of_order_are_refused() -> None:
     async def go() -> None:
         broker = KVBroker(_rooms("prefill", 1), _rooms("decode", 1), "round_robin")
         ticket = await broker.prefill(1, 2)

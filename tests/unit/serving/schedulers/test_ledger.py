@@ -1,4 +1,4 @@
-"""One line a handoff, whenever and from however many ranks the connector's report comes."""
+"""One line per handoff, whenever the reports come and from however many ranks."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ def ledger(written: list[Handoff]) -> Ledger:
 
 
 def _report(size: int, begin: float = 1.0, end: float = 2.0, failed: str | None = None) -> TransferReport:
-    # vLLM's own letters are behind ours.
+    # vLLM appends its own letters to our id.
     return TransferReport("7-0a1b2c3d-89abcdef", begin, end, size, failed)
 
 
@@ -54,16 +54,16 @@ def test_ranks_are_added_up_and_their_times_span_from_first_to_last(written: lis
     assert (written[0].bytes, written[0].t_transfer_begin, written[0].t_transfer_end) == (3200, 1.0, 1.9)
 
 
-def test_a_handoff_that_failed_waits_for_nobody(ledger: Ledger, written: list[Handoff]) -> None:
+def test_a_failed_handoff_does_not_wait_for_reports(ledger: Ledger, written: list[Handoff]) -> None:
     handoff = ledger.open(REQUEST, "7-0a1b2c3d", "prefill-0")
-    ledger.report(_report(3200, failed="NIXL says ERR"))
-    assert ledger.failure("7-0a1b2c3d") == "NIXL says ERR"
+    ledger.report(_report(3200, failed="NIXL reports ERR"))
+    assert ledger.failure("7-0a1b2c3d") == "NIXL reports ERR"
     handoff.error = "it did not arrive"
     ledger.close(handoff)
     assert (written[0].status, written[0].bytes) == ("failed", None)
 
 
-def test_without_a_report_the_line_is_written_at_the_end_and_says_nothing_of_bytes(
+def test_without_a_report_the_line_is_written_at_the_end_without_bytes(
     ledger: Ledger, written: list[Handoff], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger_module, "SETTLE_S", 0.1)
@@ -82,7 +82,7 @@ def caching(written: list[Handoff]) -> Ledger:
     ("length", "kept", "blocks"),
     [(20, 0, 2), (20, 16, 1), (32, 16, 1), (33, 16, 2), (33, 32, 1), (1, 0, 1), (1, 1, 0), (32, 32, 0)],
 )
-def test_blocks_that_the_decode_engine_had_are_not_expected(
+def test_blocks_in_the_decode_engines_cache_are_not_expected(
     caching: Ledger, written: list[Handoff], length: int, kept: int, blocks: int
 ) -> None:
     request = Request("disagg/c/r0/1", "disagg", "c", 0, list(range(length)), 5, seed=1)
@@ -94,12 +94,12 @@ def test_blocks_that_the_decode_engine_had_are_not_expected(
     [row] = written
     assert (row.tokens, row.tokens_kept, row.bytes, row.bytes_expected) == (length, kept, blocks * 1600, blocks * 1600)
     assert row.blocks == blocks
-    # What was had whole took no time at all, and not zero seconds from some moment.
+    # If all blocks were cached, there is no transfer time, rather than zero seconds at some moment.
     assert (row.t_transfer_begin is None) is (blocks == 0)
 
 
-def test_with_a_prefix_cache_a_line_waits_for_what_was_found_in_it(caching: Ledger, written: list[Handoff]) -> None:
-    """A prefill engine that writes may tell of the bytes before the decode engine tells what it had."""
+def test_with_a_prefix_cache_a_line_waits_for_the_cached_tokens(caching: Ledger, written: list[Handoff]) -> None:
+    """A prefill engine that writes may report the bytes before the decode engine reports its cached tokens."""
     handoff = caching.open(REQUEST, "7-0a1b2c3d", "prefill-0")
     caching.report(_report(1600))
     caching.close(handoff)
@@ -108,8 +108,8 @@ def test_with_a_prefix_cache_a_line_waits_for_what_was_found_in_it(caching: Ledg
     assert [(row.bytes, row.bytes_expected) for row in written] == [(1600, 1600)]
 
 
-def test_lines_are_written_as_handoffs_end_and_nothing_is_kept(ledger: Ledger, written: list[Handoff]) -> None:
-    """Also where less moved than expected: a run that is killed has lost no line, and a long one takes no memory."""
+def test_lines_are_written_as_handoffs_end_and_use_no_memory(ledger: Ledger, written: list[Handoff]) -> None:
+    """Even if less moved than expected: a killed run loses no line, and a long run uses no more memory."""
     for n in range(1000):
         handoff = ledger.open(REQUEST, f"{n}-0a1b2c3d", "prefill-0")
         ledger.report(TransferReport(f"{n}-0a1b2c3d-89abcdef", 1.0, 2.0, 1600))
@@ -120,7 +120,7 @@ def test_lines_are_written_as_handoffs_end_and_nothing_is_kept(ledger: Ledger, w
     assert not ledger._unsettled
 
 
-def test_a_line_that_is_owed_a_report_for_too_long_is_written(
+def test_a_line_whose_report_is_overdue_is_written(
     ledger: Ledger, written: list[Handoff], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
@@ -131,13 +131,13 @@ def test_a_line_that_is_owed_a_report_for_too_long_is_written(
     ledger.sweep()
     assert [row.handoff_id for row in written] == ["0-0a1b2c3d"]
     now += 0.9
-    # No call of its own is needed while others end.
+    # While other handoffs end, no explicit sweep is needed.
     ledger.close(ledger.open(REQUEST, "3-0a1b2c3d", "prefill-0"))
     assert [row.handoff_id for row in written] == ["0-0a1b2c3d", "1-0a1b2c3d"]
     assert {(row.status, row.bytes) for row in written} == {("ok", None)}
 
 
-def test_reports_of_what_nobody_accounts_for_are_not_kept(ledger: Ledger, written: list[Handoff]) -> None:
+def test_reports_of_unknown_handoffs_are_dropped(ledger: Ledger, written: list[Handoff]) -> None:
     forgotten = ledger.open(REQUEST, "7-0a1b2c3d", "prefill-0")
     ledger.report(_report(3200))
     ledger.forget(forgotten)
@@ -147,7 +147,7 @@ def test_reports_of_what_nobody_accounts_for_are_not_kept(ledger: Ledger, writte
     assert written == []
 
 
-def test_where_no_block_has_a_known_size_no_bytes_are_expected(written: list[Handoff]) -> None:
+def test_without_a_known_block_size_no_bytes_are_expected(written: list[Handoff]) -> None:
     ledger = Ledger(written.append, "nixl_push", block_tokens=16, block_bytes=None)
     handoff = ledger.open(REQUEST, "7-0a1b2c3d", "prefill-0")
     ledger.report(_report(3200))

@@ -1,4 +1,4 @@
-"""The connector as the configuration sees it: where it can be used, why, and what the engines are told."""
+"""The connector's settings: when it can be used, why it is chosen, and what the engines get."""
 
 import os
 import re
@@ -59,7 +59,7 @@ def test_overlap(overlap: str, on: bool) -> None:
     assert _ipc(overlap=overlap).overlap is on
 
 
-def test_auto_takes_memory_where_it_can_and_says_why() -> None:
+def test_auto_takes_ipc_if_it_can_and_states_why() -> None:
     chosen = _choose(GPUS)
     assert isinstance(chosen, IpcTransfer)
     assert (chosen.name, chosen.overlap) == ("ipc", True)
@@ -70,7 +70,7 @@ def test_auto_takes_memory_where_it_can_and_says_why() -> None:
 @pytest.mark.parametrize(
     ("pools", "why"), [(Pools(2, 1, None), "must be equal"), (Pools(1, 1, 2**30), "/dev/shm has 0.50")]
 )
-def test_auto_falls_back_to_nixl_and_says_why(pools: Pools, why: str) -> None:
+def test_auto_takes_nixl_otherwise_and_states_why(pools: Pools, why: str) -> None:
     chosen = _choose(pools)
     assert isinstance(chosen, NixlTransfer)
     assert chosen.name == "nixl_push"
@@ -78,7 +78,7 @@ def test_auto_falls_back_to_nixl_and_says_why(pools: Pools, why: str) -> None:
 
 
 @pytest.mark.parametrize(("role", "kv_role"), [("prefill", "kv_producer"), ("decode", "kv_consumer")])
-def test_engines_are_told(role: Any, kv_role: str) -> None:
+def test_settings_of_the_engines(role: Any, kv_role: str) -> None:
     settings = _ipc(verify=True).engine_settings(role, "engine-0", 30.0)
     assert (settings["kv_role"], settings["kv_load_failure_policy"]) == (kv_role, "fail")
     assert settings["kv_connector_extra_config"] == {
@@ -102,13 +102,13 @@ def test_parameters_of_both_ways() -> None:
     assert transfer.peer(late) == "prefill-0"
 
 
-def test_reports_are_read_as_they_were_written() -> None:
+def test_reports_are_read_back_as_written() -> None:
     row = ("h", 1.0, 2.0, 30, None, 0.5, 0.1, 3, 2)
     assert _ipc().reports({"wp1_transfers": [row]}) == [TransferReport(*row)]
     assert _ipc().reports({}) == []
 
 
-def test_the_folder_is_the_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_owner_can_enter_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     before = os.umask(0)
     try:

@@ -1,4 +1,4 @@
-"""The bytes of NIXL's transfers, from the descriptors that vLLM posts, in the forms of vLLM 0.26 to 0.33."""
+"""Bytes of NIXL's transfers, from vLLM's descriptors in the forms of vLLM 0.26 to 0.33."""
 
 import json
 import os
@@ -11,13 +11,13 @@ import pytest
 
 from wp1.serving.transfer.nixl_meter import Meter, sizes_of
 
-# Two regions of three blocks each: 100 bytes a block in the first, 40 in the second.
+# Two regions of three blocks each: 100 bytes per block in the first, 40 in the second.
 PLAIN = [(1000 + 100 * n, 100, 0) for n in range(3)] + [(9000 + 64 * n, 40, 0) for n in range(3)]
 STRIDED = [(1000, 100, 0, 100, 3), (9000, 40, 0, 64, 3)]
 
 
 class Agent:
-    """Answers as NIXL's agent does; its handles are objects of their own, as NIXL's are."""
+    """Answers like NIXL's agent; like NIXL's, its handles are opaque objects."""
 
     def __init__(self) -> None:
         self.states: dict[Any, str] = {}
@@ -83,18 +83,18 @@ def test_each_list_has_its_own_sizes() -> None:
     made = meter.get_xfer_descs(PLAIN, "VRAM")
     other = meter.prep_xfer_dlist("NIXL_INIT_AGENT", np.array([(0, 7, 0, 7, 9)], dtype=np.uint64), mem_type="VRAM")
     assert _moved(meter, "WRITE", other, [8, 0]) == 14
-    # Made before another list was prepared, and so not known to be what is prepared now.
+    # Its sizes were remembered before another list was prepared, so they must not be used for this one.
     meter.rows = []
     assert _moved(meter, "WRITE", meter.prep_xfer_dlist("NIXL_INIT_AGENT", made), [0]) is None
 
 
 @pytest.mark.parametrize("strange", [object(), [], [(1, 2)], np.zeros((3, 4))])
-def test_of_a_form_that_is_not_known_no_bytes_are_told_and_not_zero(strange: Any) -> None:
+def test_an_unknown_form_has_unknown_bytes_rather_than_zero(strange: Any) -> None:
     meter = Meter(Agent(), 60)
     assert _moved(meter, "WRITE", meter.prep_xfer_dlist("NIXL_INIT_AGENT", strange), [0]) is None
 
 
-def test_the_sizes_of_millions_of_descriptors_take_no_room() -> None:
+def test_the_sizes_of_millions_of_descriptors_take_little_memory() -> None:
     sizes = sizes_of(np.array([(n << 40, 4096, 0, 4096, 2_000_000) for n in range(80)], dtype=np.uint64))
     assert sizes is not None
     assert len(sizes._lengths) == 80
@@ -110,7 +110,7 @@ def test_a_list_that_is_released_is_forgotten() -> None:
     assert meter._sizes == {}
 
 
-def test_what_fails_or_takes_too_long_is_told_as_failed() -> None:
+def test_errors_and_timeouts_are_reported_as_failures() -> None:
     agent = Agent()
     meter = Meter(agent, 0.0)
     local = meter.prep_xfer_dlist("NIXL_INIT_AGENT", np.array(STRIDED, dtype=np.uint64), mem_type="VRAM")
@@ -119,7 +119,7 @@ def test_what_fails_or_takes_too_long_is_told_as_failed() -> None:
         meter.transfer(handle)
         agent.states[handle] = state
         assert meter.check_xfer_state(handle) == told
-    assert [row[4] for row in meter.rows] == ["NIXL says ERR", "not there after 0 s (transfer.timeout_s)"]
+    assert [row[4] for row in meter.rows] == ["NIXL reports ERR", "not complete after 0 s (transfer.timeout_s)"]
 
 
 # Two agents of NIXL, and descriptors in the form of vLLM 0.33: three blocks of one region and one of the other.

@@ -1,16 +1,18 @@
-"""KV between engines of one node at memory speed: the decode engine reads the prefill engine's blocks where they lie.
+"""KV transfer between engines of one node: the decode engine reads the prefill engine's blocks in place.
 
-What runs where:
-  this file      the configuration's side, in wp1's own process
-  connector.py   what vLLM loads in each engine, which has
-  prefill.py     the prefill engine's two halves (beside its scheduler and in its workers), and
-  decode.py      the decode engine's two halves, whose worker has
-  receiver.py    the thread that takes blocks over; it uses
-  mailbox.py     messages between engines,
-  exports.py     memory that another process can read,
-  layout.py      where the bytes of a block are,
-  kinds.py       which models have such blocks,
-  copying.py     the copy, and kernel.py the copy on a GPU
+It runs at the speed of the node's memory.
+
+Modules, from the outside in:
+  this file      settings, in wp1's own process
+  connector.py   the connector that vLLM loads into each engine
+  prefill.py     the prefill engine's two halves: one in its scheduler's process, one in each worker
+  decode.py      the decode engine's half in its scheduler's process
+  receiver.py    the decode engine's half in each worker: the thread that fetches blocks
+  mailbox.py     messages between engines
+  exports.py     memory that another process can read
+  layout.py      where the bytes of a block are
+  kinds.py       which models have such blocks
+  copying.py     the copy; kernel.py: the copy on a GPU
 """
 
 import os
@@ -25,12 +27,12 @@ from wp1.serving.transfer.ipc.kinds import obstacle_in_config
 
 
 class IpcTransfer:
-    """CUDA's inter-process memory on GPUs, shared memory on a CPU; all engines on one node.
+    """CUDA inter-process memory on GPUs, shared memory on a CPU. All engines must be on one node.
 
-    timeout_s: a transfer that has not ended by then fails its request.
-    overlap: blocks move while the rest of the prompt is still computed.
-    at_once_mib: up to so much KV (MiB, on each rank) an idle decode engine takes over within its first step.
-    verify: both engines sum up the blocks of every handoff, and a difference fails it. For tests; it is slow.
+    timeout_s: a transfer that takes longer fails its request.
+    overlap: blocks move while the rest of the prompt is still being computed.
+    at_once_mib: an idle decode engine fetches up to this much KV (MiB per rank) within its first step.
+    verify: both engines checksum the blocks of every handoff, and a mismatch fails it. For tests; it is slow.
     """
 
     worker_extension = "wp1.serving.transfer.ipc.connector.WorkerExtension"
@@ -46,7 +48,7 @@ class IpcTransfer:
         verify: bool = False,
         why: str | None = None,
     ) -> None:
-        """Raises ConfigError where `obstacle` finds one."""
+        """Raises ConfigError if `obstacle` returns a reason."""
         if (reason := obstacle(pools)) is not None:
             raise ConfigError(f"transfer=ipc cannot be used here: {reason}")
         self.name = name
@@ -60,8 +62,8 @@ class IpcTransfer:
         return self._why
 
     def engine_arguments(self) -> dict[str, Any]:
-        # vLLM starts no hybrid cache manager beside a connector that is not its own; without it, sliding windows are
-        # kept as full attention, which this connector moves.
+        # vLLM does not run its hybrid cache manager with an external connector. Without it, layers with a sliding
+        # window are stored as full attention, which this connector can move.
         return {"disable_hybrid_kv_cache_manager": True}
 
     def engine_settings(self, role: Role, engine: str, lease_s: float) -> dict[str, Any]:
@@ -108,7 +110,7 @@ class IpcTransfer:
 
 
 def obstacle(pools: Pools) -> str | None:
-    """Why this connector cannot serve these pools on this machine, and what to do; None where it can."""
+    """Why this connector cannot serve these pools on this machine, and what to do; None if it can."""
     if pools.tensor_parallel != pools.decode_tensor_parallel:
         return (
             f"scheduler.tensor_parallel={pools.tensor_parallel} and scheduler.decode_tensor_parallel="
@@ -127,9 +129,9 @@ def obstacle(pools: Pools) -> str | None:
 
 
 def folder() -> Path:
-    """Where the engines of this run meet: in the folder for temporary files that the run's guard gives them.
+    """Folder in which the engines of this run find each other, inside the run guard's temporary folder.
 
-    It is the owner's alone, and removed with the run, however that ends.
+    Only its owner can enter it, and it is removed however the run ends.
     """
     path = Path(os.environ["TMPDIR"]) / "kv"
     path.mkdir(mode=0o700, exist_ok=True)

@@ -1,6 +1,6 @@
 """The connector that vLLM loads into each engine (kv_connector_module_path), for vLLM 0.26 to 0.33.
 
-It translates: vLLM's calls to the halves in `prefill` and `decode`, and their answers back.
+It only translates between vLLM's calls and the halves in `prefill`, `decode` and `receiver`.
 """
 
 from dataclasses import dataclass, field
@@ -31,14 +31,14 @@ from wp1.serving.transfer.ipc.receiver import DecodeOrders, Receiver
 
 @dataclass
 class Orders(KVConnectorMetadata):
-    """What the half beside the scheduler gives the workers with each step."""
+    """Orders of the scheduler's half to the workers, sent with each step."""
 
     prefill: PrefillOrders = field(default_factory=PrefillOrders)
     decode: DecodeOrders = field(default_factory=DecodeOrders)
 
 
 class Stats(KVConnectorStats):
-    """Rows of `wp1.serving.transfer.TransferReport` and `Kept` since the last time."""
+    """Rows of `wp1.serving.transfer.TransferReport` and `Kept` since the last call."""
 
     def reset(self) -> None:
         self.data = {MOVED_ROWS: [], KEPT_ROWS: []}
@@ -56,7 +56,7 @@ class Stats(KVConnectorStats):
 
 
 class IpcConnector(KVConnectorBase_V1):
-    """One of the engine's halves, by role: beside its scheduler, or in a worker."""
+    """One of the engine's halves, by role: in the scheduler's process, or in a worker."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
@@ -73,14 +73,14 @@ class IpcConnector(KVConnectorBase_V1):
         self._sender = Sender(folder)
         self._broken: set[int] = set()
         self._rows: list[tuple[Any, ...]] = []
-        self._new: set[str] = set()  # requests that were given blocks in this step
-        self._ahead: dict[str, str] = {}  # handoffs by request whose KV was called here, until it is
-        self._failed_ahead: dict[str, list[int]] = {}  # our blocks by handoff, until a step needs them
+        self._new: set[str] = set()  # requests that were allocated blocks in this step
+        self._ahead: dict[str, str] = {}  # request: handoff, from when its KV is reported early until it has arrived
+        self._failed_ahead: dict[str, list[int]] = {}  # handoff: our blocks, until a step needs them
         self._prefill_worker: PrefillWorker | None = None
         self._receiver: Receiver | None = None
         self._copier: Copier | None = None
         self._after: Any = None  # a fence, from the beginning of a step to its `start_load_kv`
-        self._obeyed = False  # this step's orders, before its `start_load_kv`
+        self._obeyed = False  # whether this step's orders were carried out before its `start_load_kv`
         self._prefill: PrefillScheduler | None = None
         self._decode: DecodeScheduler | None = None
         if role is not KVConnectorRole.SCHEDULER:
@@ -93,27 +93,27 @@ class IpcConnector(KVConnectorBase_V1):
         else:
             box = Mailbox(folder, f"{self._engine}.scheduler")
             at_once = self._at_once_tokens(block_tokens)
-            found_by_others = bool(vllm_config.cache_config.enable_prefix_caching)
-            self._decode = DecodeScheduler(box, block_tokens, at_once, self._to_workers, not found_by_others)
+            prefix_caching = bool(vllm_config.cache_config.enable_prefix_caching)
+            self._decode = DecodeScheduler(box, block_tokens, at_once, self._to_workers, not prefix_caching)
 
     def _to_workers(self, message: Message) -> None:
         for rank in range(self._config.parallel_config.tensor_parallel_size):
             self._sender.send(f"{self._engine}.{rank}", message)
 
     def _at_once_tokens(self, block_tokens: int) -> int:
-        """Up to how many tokens' KV is taken over within a step.
+        """Largest number of tokens whose KV is fetched within one step.
 
-        None where that takes several, as the sums of `verify` do, or where the step begins by zeroing its new blocks.
+        0 with `verify`, whose checksums take several steps, and if a step begins by zeroing its new blocks.
         """
         if self._verify or getattr(self._cache, "needs_kv_cache_zeroing", False):
             return 0
         block_bytes = sum(
             spec.page_size_bytes for group in self._cache.kv_cache_groups for spec in specs_of(group).values()
         )
-        most = self._config.kv_transfer_config.get_from_extra_config("at_once_bytes", 0)
-        return int(most // block_bytes * block_tokens)
+        at_once_bytes = self._config.kv_transfer_config.get_from_extra_config("at_once_bytes", 0)
+        return int(at_once_bytes // block_bytes * block_tokens)
 
-    # In a worker.
+    # Called in a worker.
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         pages = {
@@ -135,7 +135,7 @@ class IpcConnector(KVConnectorBase_V1):
         }
         if self._produces:
             exports.offer(self._folder / f"{box}.json", layout, self._engine, box, facts)
-            # Sharing moves the memory, so whatever keeps addresses comes after it.
+            # Sharing moves the memory, so anything that keeps addresses is built after it.
             mark = _event if facts["device"] == "cuda" else lambda: lambda: True
             self._prefill_worker = PrefillWorker(rank, mailbox, self._sender, mark, copier_of(layout).checksum)
         else:
@@ -159,9 +159,10 @@ class IpcConnector(KVConnectorBase_V1):
             return
         assert isinstance(connector_metadata, Orders)
         orders = connector_metadata.decode
-        # Here and not in start_load_kv: vLLM may call that after this step's own kernels, for which no load must wait.
+        # The fence is set here because vLLM may call start_load_kv after launching this step's own kernels, and loads
+        # must not wait for those.
         self._after = self._copier.fence() if orders.loads else None
-        # Nor may they be launched before what they need is there.
+        # If the step's kernels need KV that is still on its way, they must not be launched before it has arrived.
         self._obeyed = bool(orders.needed)
         if self._obeyed:
             self._receiver.obey(orders, self._after)
@@ -191,29 +192,29 @@ class IpcConnector(KVConnectorBase_V1):
             return None, None
         orders = self._get_connector_metadata()
         assert isinstance(orders, Orders)
-        # What this step does not see ended, vLLM hears of with the next, which comes after a rest of 1 ms.
+        # vLLM learns of a load that ends after this call only with the next step, after an idle pause of 1 ms.
         self._receiver.wait(orders.decode.soon, IDLE_WAIT_S)
-        here = self._receiver.not_over(orders.decode.ahead)
-        self._ahead |= {request: handoff for request, handoff in orders.decode.ahead if request in here}
+        reported = self._receiver.not_over(orders.decode.ahead)
+        self._ahead |= {request: handoff for request, handoff in orders.decode.ahead if request in reported}
         while self._receiver.ended:
             ended = self._receiver.ended.popleft()
             handoff = self._ahead.pop(ended.request, None)
-            # Nobody waits for the end of what a step has computed on already, or was called here.
+            # vLLM does not wait for KV that a step has already used, or that was reported early.
             if handoff is None and not ended.at_once:
-                here.add(ended.request)
+                reported.add(ended.request)
             if ended.error is not None and handoff is not None:
                 self._failed_ahead[handoff] = ended.blocks
             elif ended.error is not None:
                 self._broken.update(ended.blocks)
             if ended.report is not None:
                 self._rows.append(ended.report)
-        # vLLM looks for who has a broken block among those that wait for KV and those that the step computed.
+        # vLLM looks for owners of broken blocks among the requests that wait for KV and those that the step computed.
         given_up = {handoff for handoff, _ in orders.decode.given_up}
         for handoff in orders.decode.needed:
             blocks = self._failed_ahead.pop(handoff, [])
             if handoff not in given_up:
                 self._broken.update(blocks)
-        return None, here or None
+        return None, reported or None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         broken, self._broken = self._broken, set()
@@ -241,7 +242,7 @@ class IpcConnector(KVConnectorBase_V1):
         if self._receiver is not None:
             self._receiver.lose(engine)
 
-    # Beside the scheduler.
+    # Called in the scheduler's process.
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         if self._decode is None:
@@ -292,7 +293,7 @@ def _event() -> Any:
 
 
 class WorkerExtension(kv_layout.WorkerExtension):
-    """What vLLM adds to its workers by worker_extension_cls, to be called through AsyncLLM.collective_rpc."""
+    """Mixed into vLLM's workers by worker_extension_cls; called through AsyncLLM.collective_rpc."""
 
     def wp1_meet(self, engines: list[str]) -> None:
         _connector().meet(engines)

@@ -13,23 +13,23 @@ from wp1.serving.transfer.ipc.layout import Layout, Region
 
 class Copier(Protocol):
     def fence(self) -> Any:
-        """What a copy must wait for: all that the calling thread has launched until now; None where it has ended."""
+        """A marker after all work that the calling thread has launched so far; None if it has already ended."""
         ...
 
     def copy(self, peer: Peer, source: list[int], target: list[int], after: Any = None) -> tuple[float, int]:
-        """Copies block source[n] of the peer to our block target[n], once `after` is over; returns when it is there.
+        """Copies the peer's block source[n] to our block target[n] and returns once the copy is complete.
 
-        after: a `fence`, or None. Returns the seconds that the copy took, by the device's clock, and in how many runs
-        of neighbours it was. Also where it raises, nothing of it is under way any more.
+        after: a `fence` to wait for first, or None. Returns the copy's seconds by the device's clock, and the number
+        of runs of adjacent blocks that it consisted of. If it raises, none of the copy is still in flight.
         """
         ...
 
     def forget(self, peer: Peer) -> None:
-        """Lets go of what was kept of the peer's memory."""
+        """Drops everything that refers to the peer's memory."""
         ...
 
     def checksum(self, blocks: list[int]) -> int:
-        """A number over our blocks, to which each byte, block and layer counts by its place."""
+        """A checksum of our blocks in which each byte, block and layer is weighted by its position."""
         ...
 
 
@@ -38,19 +38,22 @@ def copier_of(layout: Layout) -> Copier:
 
 
 def begins_of(source: list[int], target: list[int]) -> np.ndarray:
-    """Where in both lists runs of neighbours on both sides begin, as few as can be. ValueError: one list is shorter."""
+    """Start indices of the maximal runs of blocks that are adjacent in both lists.
+
+    Raises ValueError if the lists differ in length.
+    """
     pairs = np.array([source, target], dtype=np.int64)
     return np.flatnonzero((np.diff(pairs, axis=1, prepend=pairs[:, :1]) != 1).any(axis=0))
 
 
 def _check(peer: Peer, source: list[int]) -> None:
-    """Raises PeerError where the peer has no such block; numpy would repeat one, and a GPU read whatever is there."""
+    """Raises PeerError if a block number is out of range: numpy would wrap around, a GPU would read other memory."""
     if source and not 0 <= min(source) <= max(source) < peer.num_blocks:
         raise PeerError(f"{peer.engine} named block {max(source)} and has {peer.num_blocks}")
 
 
 class HostCopier:
-    """One copy, from the peer's shared memory to where our engine has its blocks."""
+    """Copies straight from the peer's shared memory into our engine's blocks."""
 
     def __init__(self, layout: Layout) -> None:
         self._memory = [torch.empty(0, dtype=torch.uint8).set_(storage).numpy() for storage in layout.storages]  # type: ignore[call-overload]
@@ -58,7 +61,7 @@ class HostCopier:
         self._peers: dict[int, list[np.ndarray]] = {}
 
     def fence(self) -> None:
-        """A step on a CPU has ended when its call returns."""
+        """None: a step on a CPU has ended when its call returns."""
 
     def copy(self, peer: Peer, source: list[int], target: list[int], after: None = None) -> tuple[float, int]:
         _check(peer, source)
@@ -69,8 +72,8 @@ class HostCopier:
         begins = begins_of(source, target).tolist()
         runs = [(source[n], target[n], end - n) for n, end in itertools.pairwise([*begins, len(source)])]
         for ours, their in zip(self._blocks, theirs, strict=True):
-            for here, there, count in runs:
-                ours[there : there + count] = their[here : here + count]
+            for first_source, first_target, count in runs:
+                ours[first_target : first_target + count] = their[first_source : first_source + count]
         return time.perf_counter() - begin, len(runs)
 
     def forget(self, peer: Peer) -> None:
@@ -99,15 +102,15 @@ def _block_views(memory: list[np.ndarray], regions: list[Region], num_blocks: in
 
 
 class DeviceCopier:
-    """One kernel that reads the peer's blocks over all layers and writes ours, on a stream of its own."""
+    """One kernel on its own stream reads the peer's blocks of all layers and writes ours."""
 
     def __init__(self, layout: Layout) -> None:
         self._device = layout.storages[0].device
         self._layout = layout
         self._tables: dict[int, list[_Table]] = {}
-        # Before the engine's own kernels: a request waits for this one.
+        # Runs ahead of the engine's own kernels, as a request waits for this copy.
         self._stream = torch.cuda.Stream(self._device, priority=-1)
-        # Waiting for an event must not keep a core busy.
+        # Blocking events: waiting for one must not keep a core busy.
         self._begin = torch.cuda.Event(enable_timing=True, blocking=True)
         self._end = torch.cuda.Event(enable_timing=True, blocking=True)
 
@@ -122,7 +125,7 @@ class DeviceCopier:
         from wp1.serving.transfer.ipc.kernel import launch
 
         _check(peer, source)
-        # Which GPU is the current one is a thread's own.
+        # The current GPU is set per thread.
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             tables = self._tables.get(peer.pidfd)
             if tables is None:
@@ -137,10 +140,10 @@ class DeviceCopier:
                     launch(table.addresses, blocks, table.size)
                 self._end.record()
             except BaseException:
-                # Who hears that it failed gives our blocks to others.
+                # After a failure is reported, our blocks may be reused: nothing may still write to them.
                 self._stream.synchronize()
                 raise
-        runs = len(begins_of(source, target))  # while the device is at work
+        runs = len(begins_of(source, target))  # computed while the device copies
         self._end.synchronize()
         return self._begin.elapsed_time(self._end) / 1e3, runs
 
@@ -148,13 +151,13 @@ class DeviceCopier:
         self._tables.pop(peer.pidfd, None)
 
     def _tables_of(self, peer: Peer) -> "list[_Table]":
-        """Regions of one size in a table each; most models have one."""
+        """One table for each region size; most models have a single size."""
         rows: dict[int, list[list[int]]] = {}
         for ours, theirs in zip(self._layout.regions, peer.regions, strict=True):
-            here = self._layout.storages[ours.storage].data_ptr() + ours.offset
-            there = peer.memory[theirs.storage].data_ptr() + theirs.offset
-            rows.setdefault(ours.size, []).append([there, theirs.stride, here, ours.stride])
-        return [_Table(size, torch.tensor(of_size).to(self._device)) for size, of_size in rows.items()]
+            target = self._layout.storages[ours.storage].data_ptr() + ours.offset
+            source = peer.memory[theirs.storage].data_ptr() + theirs.offset
+            rows.setdefault(ours.size, []).append([source, theirs.stride, target, ours.stride])
+        return [_Table(size, torch.tensor(addresses).to(self._device)) for size, addresses in rows.items()]
 
     def checksum(self, blocks: list[int]) -> int:
         total = 0
@@ -166,17 +169,17 @@ class DeviceCopier:
             sums = torch.zeros(len(blocks), dtype=torch.int64, device=self._device)
             for at, part in zip(itertools.count(0, 1 << 14), rows.split(1 << 14, dim=1), strict=False):
                 weights = torch.arange(at + 1, at + part.shape[1] + 1, device=self._device)
-                # A few blocks at a time: the bytes are widened to eight times their size.
+                # A few blocks at a time, because widening to int64 takes eight times the memory.
                 for first in range(0, len(blocks), 256):
                     chosen = part[index[first : first + 256]].to(torch.int64)
                     sums[first : first + 256] += (chosen * weights).sum(dim=1)
-            places = torch.arange(1, len(blocks) + 1, device=self._device)
-            total += number * int((sums * places).sum())
+            positions = torch.arange(1, len(blocks) + 1, device=self._device)
+            total += number * int((sums * positions).sum())
         return total % (1 << 62)
 
 
 class _Table:
-    """Addresses and strides of regions of `size` bytes: rows of (theirs, their stride, ours, our stride)."""
+    """Regions of `size` bytes: rows of (their address, their stride, our address, our stride)."""
 
     def __init__(self, size: int, addresses: torch.Tensor) -> None:
         self.size = size

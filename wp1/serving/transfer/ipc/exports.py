@@ -1,7 +1,7 @@
-"""A KV cache that other processes of this user on this node can read, and how they find it.
+"""Exports a KV cache to other processes of this user on this node, and opens one that was exported.
 
-On a GPU by CUDA's inter-process handles, on a CPU by moving the tensors' memory to shared memory, which has no name
-and is gone with the last process that maps it. What a worker offers is a JSON file in the run's private folder.
+A GPU's memory is shared by CUDA's inter-process handles. On a CPU the tensors move to shared memory, which has no name
+and disappears with the last process that maps it. A worker's offer is a JSON file in the run's private folder.
 """
 
 import base64
@@ -20,18 +20,17 @@ from wp1.core.errors import WP1Error
 from wp1.machine import hardware
 from wp1.serving.transfer.ipc.layout import Layout, Region
 
-# What must be equal on both sides, and how it is called in the message where it is not.
+# Facts that must be equal on both sides, with their names in the error message.
 COMPARED = {
     "vllm": "vLLM",
     "model": "model",
-    "kv_dtype": "KV data type",  # two of 8 bits look alike in memory
+    "kv_dtype": "KV data type",  # two 8-bit types have the same layout
     "form": "KV layout",
     "block_tokens": "block size",
     "device": "device",
 }
 
-
-# Bytes of an offer: a line of numbers a region, of which a model of 1,000 layers has 2,000.
+# Upper bound on an offer's bytes. A region takes one row of numbers, and a model of 1,000 layers has 2,000 regions.
 MOST_OFFERED = 1 << 22
 
 
@@ -41,9 +40,9 @@ class PeerError(WP1Error):
 
 @dataclass
 class Peer:
-    """A prefill worker's KV cache as mapped into this process, until `close`.
+    """A prefill worker's KV cache, mapped into this process until `close`.
 
-    memory: for each storage its bytes, as a read-only array on a CPU and as a torch storage on a GPU.
+    memory: each storage's bytes, as a read-only array on a CPU and as a torch storage on a GPU.
     """
 
     engine: str
@@ -60,15 +59,15 @@ class Peer:
         return not ended.poll(0)
 
     def close(self) -> None:
-        """Unmaps the memory, as soon as nobody else refers to it. What reads it must have ended."""
+        """Unmaps the memory once no other reference is left. All reads must have ended."""
         self.memory.clear()
         os.close(self.pidfd)
 
 
 def offer(path: Path, layout: Layout, engine: str, mailbox: str, facts: dict[str, Any]) -> None:
-    """Makes the cache readable by other processes, and says so in a file.
+    """Makes the cache readable by other processes and writes the offer to `path`.
 
-    facts: what `COMPARED` compares. Raises OSError where there is not enough shared memory.
+    facts: values for the keys of `COMPARED`. Raises OSError if there is not enough shared memory.
     """
     for storage in layout.storages:
         if storage.device.type == "cpu" and not storage.is_shared():
@@ -102,39 +101,39 @@ def _room_in_shared_memory(needed: int) -> None:
 
 
 def _handle(storage: torch.UntypedStorage) -> dict[str, Any]:
-    """How another process opens this storage. Torch keeps the memory, and its views, where they are for us."""
+    """How another process opens this storage. In this process, the tensors keep working."""
     anything: Any = storage
     if storage.device.type == "cpu":
         fd, size = anything._share_fd_cpu_()
         return {"fd": fd, "size": size}
-    # What filled it has ended, so nobody who opens it has to wait for an event of ours, which the last value is about.
+    # All work that filled the storage ends here, so a reader needs no event of ours, which is the last value.
     torch.cuda.synchronize(storage.device)
     device, *rest, _wait = anything._share_cuda_()
     uuid = str(torch.cuda.get_device_properties(device).uuid)
-    return {"gpu": uuid, "cuda": [_written(value) for value in rest]}
+    return {"gpu": uuid, "cuda": [_encoded(value) for value in rest]}
 
 
-def _written(value: Any) -> Any:
+def _encoded(value: Any) -> Any:
     return {"b64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
 
 
-def _read(value: Any) -> Any:
+def _decoded(value: Any) -> Any:
     return base64.b64decode(value["b64"]) if isinstance(value, dict) else value
 
 
 def open_peer(path: Path, facts: dict[str, Any]) -> Peer:
-    """Maps what a worker offers. Raises PeerError where it is not there or not as ours: with both values."""
+    """Maps the KV cache that a worker offers. Raises PeerError if there is no offer or it does not match our cache."""
     try:
         with path.open(encoding="utf-8") as file:
             offered = json.loads(file.read(MOST_OFFERED))
     except FileNotFoundError as error:
         raise PeerError(f"{path.stem} offers no KV: is it a prefill engine of this run?") from error
     except (ValueError, RecursionError) as error:
-        raise PeerError(f"{path} is no offer of KV: {error}") from error
+        raise PeerError(f"{path} is not a valid offer of KV: {error}") from error
     try:
         return _opened_peer(offered, facts)
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise PeerError(f"{path} is no offer of KV: {error!r}") from error
+        raise PeerError(f"{path} is not a valid offer of KV: {error!r}") from error
 
 
 def _opened_peer(offered: dict[str, Any], facts: dict[str, Any]) -> Peer:
@@ -146,7 +145,7 @@ def _opened_peer(offered: dict[str, Any], facts: dict[str, Any]) -> Peer:
     regions = [Region(*row) for row in offered["regions"]]
     pidfd = None
     try:
-        # Before anything is mapped, so that the number cannot have gone to another process.
+        # Opened before anything is mapped, so that the pid cannot have been reused by another process.
         pidfd = os.pidfd_open(offered["pid"])
         memory = [_opened(handle, offered["pid"]) for handle in offered["storages"]]
         sizes = [one.nbytes if isinstance(one, np.ndarray) else one.nbytes() for one in memory]
@@ -161,12 +160,12 @@ def _opened_peer(offered: dict[str, Any], facts: dict[str, Any]) -> Peer:
 
 
 def _check_inside(regions: list[Region], num_blocks: int, sizes: list[int]) -> None:
-    """Raises ValueError where a block would lie outside of its storage: a copy looks no more."""
+    """Raises ValueError if a block would be outside its storage: copies do not check this again."""
     for region in regions:
         end = region.offset + (num_blocks - 1) * region.stride + region.size
         numbers = (region.storage, region.offset, region.stride, region.size, num_blocks - 1)
         if any(type(number) is not int or number < 0 for number in numbers) or end > sizes[region.storage]:
-            raise ValueError(f"{region} of {num_blocks} blocks is not inside of its storage")
+            raise ValueError(f"{region} with {num_blocks} blocks does not fit in its storage")
 
 
 def _opened(handle: dict[str, Any], pid: int) -> Any:
@@ -181,8 +180,8 @@ def _opened(handle: dict[str, Any], pid: int) -> Any:
     if theirs != ours and not torch.cuda.can_device_access_peer(ours, theirs):
         raise PeerError(f"GPUs {ours} and {theirs} cannot read each other's memory: use transfer=nixl_push")
     storage: Any = torch.UntypedStorage
-    # Opened on our GPU, also where it is another's: CUDA allows the access to the GPU that opens a handle.
-    return storage._new_shared_cuda(ours, *map(_read, handle["cuda"]), False)
+    # Opened on our GPU, even if the memory is another's: CUDA gives access to the GPU that opens a handle.
+    return storage._new_shared_cuda(ours, *map(_decoded, handle["cuda"]), False)
 
 
 def _index_of(uuid: str) -> int:

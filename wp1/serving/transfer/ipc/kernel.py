@@ -1,10 +1,10 @@
-"""The copy on a GPU: every block of every layer in one launch. Imports triton, which only a GPU's torch brings."""
+"""The copy on a GPU: every block of every layer in one launch. Imports triton, which only torch's GPU builds have."""
 
 import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-# Words of 8 bytes that a program moves at a time: 32 KiB, 16 vectors of 16 bytes a thread.
+# 8-byte words that a program moves at a time: 32 KiB, which is 16 vectors of 16 bytes per thread.
 TILE = 4096
 WARPS = 8
 
@@ -18,11 +18,11 @@ def _copy_blocks(addresses, source, target, words: tl.constexpr, tile: tl.conste
     """
     block = tl.program_id(0)
     row = addresses + tl.program_id(1) * 4
-    here = tl.load(row) + tl.load(source + block) * tl.load(row + 1)
-    there = tl.load(row + 2) + tl.load(target + block) * tl.load(row + 3)
-    # vLLM's pages begin at multiples of 16 bytes; knowing that, the compiler reads 16 at a time.
-    reading = tl.multiple_of(here, 16).to(tl.pointer_type(tl.int64))
-    writing = tl.multiple_of(there, 16).to(tl.pointer_type(tl.int64))
+    source_address = tl.load(row) + tl.load(source + block) * tl.load(row + 1)
+    target_address = tl.load(row + 2) + tl.load(target + block) * tl.load(row + 3)
+    # vLLM's pages begin at multiples of 16 bytes; with this hint the compiler moves 16 bytes at a time.
+    reading = tl.multiple_of(source_address, 16).to(tl.pointer_type(tl.int64))
+    writing = tl.multiple_of(target_address, 16).to(tl.pointer_type(tl.int64))
     for begin in range(0, words, tile):
         word = begin + tl.arange(0, tile)
         inside = word < words
@@ -30,13 +30,13 @@ def _copy_blocks(addresses, source, target, words: tl.constexpr, tile: tl.conste
 
 
 def launch(addresses: torch.Tensor, blocks: torch.Tensor, size: int) -> None:
-    """Copies on the current stream: block blocks[0][n] to block blocks[1][n], `size` bytes in each region.
+    """Copies block blocks[0][n] to block blocks[1][n] on the current stream, `size` bytes in each region.
 
-    addresses: int64 (regions, 4) as in the kernel; blocks: int64 (2, n); both on the GPU. Raises ValueError where the
-    regions are not made of words of 16 bytes.
+    addresses: int64 (regions, 4) as in the kernel; blocks: int64 (2, n); both on the GPU. Raises ValueError if `size`
+    is not a multiple of 16.
     """
     if size % 16:
-        raise ValueError(f"regions of {size} bytes are not made of words of 16 bytes")
+        raise ValueError(f"regions of {size} bytes cannot be copied: the size must be a multiple of 16")
     count = blocks.shape[1]
     if count:
         grid = (count, addresses.shape[0])

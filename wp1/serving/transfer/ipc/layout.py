@@ -1,9 +1,8 @@
-"""Where the blocks of a KV cache lie in memory, for every layout that vLLM hands out.
+"""Where the blocks of a KV cache are in memory, for every layout that vLLM produces.
 
-vLLM changes the shape of its KV tensors from version to version and from one attention backend to another: blocks
-first or K and V first, heads before tokens or after, one allocation a layer or one for all. Bytes are bytes: what a
-copy needs to know is where the bytes of block n are, and that follows from the tensors' strides once it is known which
-dimension counts blocks.
+The shape of vLLM's KV tensors depends on its version and on the attention backend: blocks first or K and V first, heads
+before tokens or after, one allocation per layer or one for all. A copy only needs to know where the bytes of block n
+are, and that follows from the tensors' strides once it is known which dimension counts blocks.
 """
 
 import itertools
@@ -23,9 +22,9 @@ class LayoutError(WP1Error):
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Bytes that every block has in one piece: block n is `size` bytes at `offset + n * stride` of a storage."""
+    """A contiguous part of every block: block n has `size` bytes at `offset + n * stride` of a storage."""
 
-    storage: int  # which
+    storage: int  # index
     offset: int
     stride: int
     size: int
@@ -33,9 +32,9 @@ class Region:
 
 @dataclass(frozen=True)
 class Layout:
-    """A KV cache as regions of its storages, in an order that is the same for every engine of a model.
+    """A KV cache as regions of its storages, in the same order in every engine of a model.
 
-    form: what must be equal on both sides for bytes to mean the same, in words.
+    form: a description that must be equal on both sides for the bytes to mean the same.
     """
 
     storages: list[torch.UntypedStorage]
@@ -50,10 +49,10 @@ class Layout:
 
 
 def layout_of(caches: Mapping[str, torch.Tensor], page_bytes: Mapping[str, int], num_blocks: int) -> Layout:
-    """The layout of the KV tensors by layer.
+    """The layout of a KV cache. caches: its tensor for each layer.
 
-    page_bytes: bytes of a block of each layer, by vLLM's specification; num_blocks: blocks of the pool.
-    Raises LayoutError where a tensor's strides do not agree with those.
+    page_bytes: bytes of a block in each layer, by vLLM's specification; num_blocks: blocks in the pool.
+    Raises LayoutError if a tensor's strides do not agree with these.
     """
     storages: dict[int, torch.UntypedStorage] = {}
     regions: dict[Region, None] = {}  # layers may share a tensor
@@ -71,17 +70,17 @@ def layout_of(caches: Mapping[str, torch.Tensor], page_bytes: Mapping[str, int],
 
 
 def _of_tensor(name: str, tensor: torch.Tensor, page_bytes: int, num_blocks: int) -> tuple[list[int], int, int, str]:
-    """Offsets, stride and size in bytes of one layer's regions, and its form in words."""
+    """Offsets, stride and size in bytes of one layer's regions, and a description of its form."""
     item = tensor.element_size()
     dims = [(size, stride * item) for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
-    # A block of vLLM's may be several of the attention kernel's. A dimension that counts something else may happen to
-    # be as long, and then nothing tells which is which.
+    # A vLLM block may consist of several blocks of the attention kernel, so the dimension may be a multiple. If another
+    # dimension happens to be a multiple too, the two cannot be told apart.
     counting = [d for d, (size, _) in enumerate(dims) if size % num_blocks == 0]
     shape = f"{name} is {tuple(tensor.shape)} with strides {tuple(tensor.stride())}"
     if len(counting) != 1:
         raise LayoutError(
             f"{shape}: {len(counting)} of its dimensions could count its {num_blocks} blocks; "
-            "a backend.kv_cache_gib a little different, or transfer=nixl_push"
+            "change backend.kv_cache_gib a little, or use transfer=nixl_push"
         )
     size, step = dims[counting[0]]
     parts = size // num_blocks
@@ -91,10 +90,10 @@ def _of_tensor(name: str, tensor: torch.Tensor, page_bytes: int, num_blocks: int
     dense = item
     for count, stride in inner:
         if stride != dense:
-            raise LayoutError(f"{shape}: a block has gaps; transfer=nixl_push")
+            raise LayoutError(f"{shape}: a block has gaps; use transfer=nixl_push")
         dense *= count
     if parts > 1 and dense != step:
-        raise LayoutError(f"{shape}: a block's {parts} parts do not lie side by side; transfer=nixl_push")
+        raise LayoutError(f"{shape}: a block's {parts} parts are not adjacent; use transfer=nixl_push")
     start = int(tensor.storage_offset()) * item
     offsets = [
         start + sum(n * stride for n, (_, stride) in zip(at, outer, strict=True))
@@ -102,14 +101,17 @@ def _of_tensor(name: str, tensor: torch.Tensor, page_bytes: int, num_blocks: int
     ]
     block = dense * parts
     if block * len(offsets) != page_bytes:
-        raise LayoutError(f"{shape}: a block has {block * len(offsets)} bytes, and {page_bytes} by its specification")
+        raise LayoutError(
+            f"{shape}: a block has {block * len(offsets)} bytes and should have {page_bytes} by its specification; "
+            "use transfer=nixl_push"
+        )
     counts = "x".join(str(count) for count, _ in reversed(inner)) or "1"
     form = f"{str(tensor.dtype).removeprefix('torch.')} {math.prod(n for n, _ in outer)} x ({parts}x{counts})"
-    # Sixteen heads of sixteen tokens and sixteen tokens of sixteen heads differ in nothing else.
+    # The order of dimensions is part of the form: 16 heads x 16 tokens and 16 tokens x 16 heads differ in nothing else.
     order = sorted((d for d, (count, _) in enumerate(dims) if count > 1), key=lambda d: -dims[d][1])
     return offsets, step * parts, block, f"{form} in order {' '.join(map(str, order))}"
 
 
 def _natural(name: str) -> list[Any]:
-    """layers.2 before layers.10."""
+    """Sort key that puts layers.2 before layers.10."""
     return [int(part) if part.isdigit() else part for part in name.split(".")]

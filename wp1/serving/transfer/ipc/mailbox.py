@@ -1,8 +1,8 @@
-"""Small messages between the processes of engines on one node: Unix datagrams, JSON, in a folder only its owner enters.
+"""Small messages between engine processes on one node: JSON in Unix datagrams, in a folder only its owner can enter.
 
-A datagram arrives whole, and those to one engine in the order of their sender. A process that lives gets each, however
-long it does not read (an engine reads between its steps), and no sender waits for it. A mailbox whose process has died
-refuses what is sent to it. Nothing is unpickled.
+A datagram arrives whole, and one sender's messages to an engine arrive in order. A live process gets every message, no
+matter how long it does not read (an engine reads between its steps), and senders never wait for it. A dead process's
+mailbox refuses messages. Nothing is unpickled.
 """
 
 import base64
@@ -25,24 +25,24 @@ import numpy as np
 
 Message = dict[str, Any]
 
-# The kernel bounds a datagram by the sender's buffer, which is 200 kB where nobody enlarged it. What is longer goes in
-# memory without a name whose descriptor is sent. 131,072 tokens in blocks of 16 are 44 kB.
+# The kernel limits a datagram to the sender's buffer, 200 kB by default. A longer message goes into anonymous memory,
+# and the datagram carries its descriptor. The block numbers of 131,072 tokens, 16 to a block, take 44 kB.
 MOST_BYTES = 100_000
 IN_MEMORY = b"\0"
-# Nothing that wp1 sends comes near; a message that says more is not ours.
+# Upper bound on such memory: wp1's own messages stay far below it.
 MOST_IN_MEMORY = 1 << 26
-# Of a socket's path, by the kernel's sockaddr_un, less the zero at its end.
+# Longest path of a socket: the kernel's sockaddr_un without the terminating zero.
 MOST_PATH = 107
-# What the kernel says where the mailbox, or something else that empties again, is full.
+# Errors of a send if the mailbox, or another resource that frees up again, is full.
 FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-# Messages to an engine that wait until it reads; beyond, it is as good as dead.
+# Unread messages that are kept for an engine; with more, it counts as dead.
 MOST_WAITING = 10_000
-# The kernel says of no mailbox when it has room again, and keeps as few as ten messages in one.
+# Pause between attempts: the kernel does not signal when a mailbox has room again, and one may hold only ten messages.
 RETRY_S = 0.002
 
 
 class Mailbox:
-    """What others of the same folder send to `name`; used by one thread."""
+    """Receives the messages sent to `name` in a folder. Use it from one thread only."""
 
     def __init__(self, folder: Path, name: str) -> None:
         check_private(folder)
@@ -51,7 +51,7 @@ class Mailbox:
         if len(os.fsencode(self._path)) > MOST_PATH:
             raise OSError(
                 f"{self._path} is longer than the {MOST_PATH} bytes that a socket's path may have: set TMPDIR to a "
-                "shorter folder"
+                "folder with a shorter path"
             )
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         with suppress(FileNotFoundError):
@@ -64,14 +64,14 @@ class Mailbox:
         return self._take(0)
 
     def wait(self, seconds: float) -> None:
-        """Until there is a message, or for so long."""
-        # Not select(), which takes no descriptor above 1,023.
-        there = select.poll()
-        there.register(self._socket, select.POLLIN)
-        there.poll(seconds * 1000)
+        """Waits until there is a message, but no longer than this."""
+        # select() cannot handle descriptors above 1,023.
+        incoming = select.poll()
+        incoming.register(self._socket, select.POLLIN)
+        incoming.poll(seconds * 1000)
 
     def waiting(self) -> Iterator[Message]:
-        """The messages that are there."""
+        """The messages that have arrived; does not wait."""
         while True:
             try:
                 yield self._take(socket.MSG_DONTWAIT)
@@ -79,14 +79,14 @@ class Mailbox:
                 return
 
     def _take(self, flags: int) -> Message:
-        """The next that is a message. What is none, which nobody of wp1 sends, must not end the thread that reads."""
+        """The next valid message. Anything else is skipped: wp1 does not send it, and it must not end the reader."""
         while True:
-            # Python's recv_fds forgets the flags, and its send_fds the address.
+            # socket.recv_fds ignores its flags, and socket.send_fds ignores its address.
             data, extra, _, _ = self._socket.recvmsg(MOST_BYTES, socket.CMSG_LEN(4), flags)
             for _, _, descriptors in extra:
                 [fd] = struct.unpack("i", descriptors)
                 with open(fd, "rb") as memory:  # noqa: PTH123  (a descriptor has no path)
-                    # Not of a pipe, say, that never ends.
+                    # Only regular files: reading a pipe, for example, might never end.
                     if data == IN_MEMORY and stat.S_ISREG(os.fstat(fd).st_mode):
                         memory.seek(0)
                         data = memory.read(MOST_IN_MEMORY)
@@ -102,10 +102,10 @@ class Mailbox:
 
 
 class Sender:
-    """Sends to mailboxes of a folder; for any number of threads.
+    """Sends to the mailboxes of a folder; any number of threads may use it.
 
-    A mailbox's name is its engine's, a dot, and whose it is there. What one does not take yet is kept, with all that
-    goes to the same engine after it, and sent by a thread that lives as long as there is something.
+    A mailbox is named ENGINE.OWNER. If one is full, the message is queued, as are all later messages to the same
+    engine. A thread sends the queues and ends when they are empty.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -115,31 +115,31 @@ class Sender:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
         self._socket.setblocking(False)
         self._lock = threading.Lock()
-        self._kept: dict[str, deque[tuple[str, bytes]]] = {}  # by engine
+        self._queues: dict[str, deque[tuple[str, bytes]]] = {}  # by engine
         self._closed = False
 
     def send(self, name: str, message: Message) -> bool:
-        """Whether `name` has or will get the message: not where its process is gone, or long has not read. At once."""
+        """Sends without waiting. False if the receiving process is gone, or has not read for too long."""
         data = json.dumps(message, separators=(",", ":")).encode()
         engine = name.rpartition(".")[0]
         with self._lock:
             if self._closed:
                 return False
-            kept = self._kept.get(engine)
-            if kept is None:
+            queue = self._queues.get(engine)
+            if queue is None:
                 sent = self._try(name, data)
                 if sent is not None:
                     return sent
-                if not self._kept:
-                    threading.Thread(target=self._send_kept, name="wp1-mail", daemon=True).start()
-                kept = self._kept[engine] = deque()
-            if len(kept) >= MOST_WAITING:
+                if not self._queues:
+                    threading.Thread(target=self._send_queued, name="wp1-mail", daemon=True).start()
+                queue = self._queues[engine] = deque()
+            if len(queue) >= MOST_WAITING:
                 return False
-            kept.append((name, data))
+            queue.append((name, data))
             return True
 
     def _try(self, name: str, data: bytes) -> bool | None:
-        """None where the mailbox is full."""
+        """True if sent, False if the receiver is gone, None if its mailbox is full."""
         address = str(self._folder / f"{name}.sock")
         try:
             if len(data) <= MOST_BYTES:
@@ -158,15 +158,15 @@ class Sender:
             raise
         return True
 
-    def _send_kept(self) -> None:
+    def _send_queued(self) -> None:
         while True:
             with self._lock:
-                for engine, kept in list(self._kept.items() if not self._closed else ()):
-                    while kept and self._try(*kept[0]) is not None:
-                        kept.popleft()
-                    if not kept:
-                        del self._kept[engine]
-                if not self._kept or self._closed:
+                for engine, queue in list(self._queues.items() if not self._closed else ()):
+                    while queue and self._try(*queue[0]) is not None:
+                        queue.popleft()
+                    if not queue:
+                        del self._queues[engine]
+                if not self._queues or self._closed:
                     return
             time.sleep(RETRY_S)
 
@@ -177,21 +177,21 @@ class Sender:
 
 
 def check_private(folder: Path) -> None:
-    """Raises PermissionError where somebody else could enter the folder, or owns it."""
-    found = folder.lstat()  # a link could be turned elsewhere by its owner
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+    """Raises PermissionError if another user owns the folder or could enter it."""
+    info = folder.lstat()  # does not follow links: a link's owner could redirect it
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o077:
         raise PermissionError(f"{folder} must be a folder of this user, with mode 0700, to exchange KV handles in it")
 
 
 def pack(blocks: list[int]) -> str:
-    """Block numbers for a message: 4 bytes each, least first, in base64.
+    """Block numbers for a message: 4 little-endian bytes each, in base64.
 
-    A request waits until its blocks' numbers are written and read, in processes that have more to do. As numbers of
-    JSON, or as runs where they are not neighbours, thousands of them take milliseconds.
+    A request waits while its block numbers are written and read, in processes that are busy with other work. As JSON
+    numbers, or as runs if they are not adjacent, thousands of them would take milliseconds.
     """
     return base64.b64encode(np.asarray(blocks, dtype="<u4").tobytes()).decode()
 
 
 def unpack(text: str) -> list[int]:
-    """The reverse of `pack`. Raises ValueError where it is not that."""
+    """The inverse of `pack`. Raises ValueError for any other text."""
     return np.frombuffer(base64.b64decode(text, validate=True), dtype="<u4").tolist()

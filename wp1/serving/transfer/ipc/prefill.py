@@ -1,8 +1,8 @@
-"""The prefill engine's halves of the connector: what it tells decode engines, and how long it keeps what they read.
+"""The prefill engine's halves of the connector: they announce blocks to decode engines and keep them until read.
 
-Beside the scheduler, `PrefillScheduler` knows which blocks a prompt fills and when its last token was computed; in each
-worker, `PrefillWorker` knows when a chunk's kernels have ended, and who has taken over what. Neither imports vllm: what
-they are given of it is named in the docstrings.
+In the scheduler's process, `PrefillScheduler` knows which blocks a prompt fills and when its last token was computed.
+In each worker, `PrefillWorker` knows when a chunk's kernels have ended and which blocks have been read. Neither imports
+vllm; the docstrings name the vLLM types that they are given.
 """
 
 import time
@@ -13,13 +13,13 @@ from typing import Any
 
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, pack
 
-# Beyond a lease, for a decode engine that began to read in time.
+# Added to a lease, for a decode engine that began to read before the lease ended.
 GRACE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Blocks that stay until their reader has released them, or until `until` (monotonic seconds) and some grace."""
+    """Blocks that are kept until their reader releases them, or until `until` (monotonic seconds) plus GRACE_S."""
 
     request: str
     handoff: str
@@ -29,7 +29,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Blocks first, first + 1, ... of a prompt that are whole once the step that carries this has been computed."""
+    """Blocks first, first + 1, ... of a prompt, which are complete once this step has been computed."""
 
     handoff: str
     reader: str
@@ -40,7 +40,7 @@ class Ready:
 
 @dataclass(slots=True)
 class PrefillOrders:
-    """From the scheduler's half to the workers, with each step."""
+    """Orders of the scheduler's half to the workers, sent with each step."""
 
     ready: list[Ready] = field(default_factory=list)
     holds: list[Hold] = field(default_factory=list)
@@ -48,18 +48,18 @@ class PrefillOrders:
 
 @dataclass(slots=True)
 class _Prompt:
-    """One prompt in work. epoch counts how often it was begun anew, in other blocks."""
+    """A prompt that is being computed."""
 
     request: Any
     blocks: list[int]
-    told: int = 0  # blocks that were announced
-    epoch: int = 0
+    announced: int = 0  # number of its blocks
+    epoch: int = 0  # how often it was restarted in other blocks
 
 
 class PrefillScheduler:
-    """Follows each prompt that is to be handed over, in the process of the engine's scheduler.
+    """Tracks each prompt that will be handed over, in the process of the engine's scheduler.
 
-    ranks: workers of an engine, here and there.
+    ranks: number of workers in this engine, and in each decode engine.
     """
 
     def __init__(self, engine: str, ranks: int, block_tokens: int, lease_s: float, sender: Sender) -> None:
@@ -72,19 +72,19 @@ class PrefillScheduler:
         self._orders = PrefillOrders()
 
     def allocated(self, request: Any, blocks: list[int]) -> None:
-        """vLLM gave a request (vllm.v1.request.Request) these blocks, for the first time or after a preemption."""
+        """vLLM allocated these blocks to a request (vllm.v1.request.Request): the first, or all after a preemption."""
         if _ours(request) is None:
             return
         prompt = self._prompts.setdefault(request.request_id, _Prompt(request, blocks))
         prompt.blocks = list(blocks)
         if prompt.epoch != request.num_preemptions:
-            prompt.epoch, prompt.told = request.num_preemptions, 0
+            prompt.epoch, prompt.announced = request.num_preemptions, 0
 
     def orders(self, scheduled: dict[str, int], grown: Iterable[tuple[str, list[int]]]) -> PrefillOrders:
-        """What this step's workers are to tell and keep.
+        """This step's orders to the workers: blocks to announce and blocks to keep.
 
-        scheduled: tokens by request in this step, not yet counted as computed; grown: blocks that requests got beside
-        those of `allocated`.
+        scheduled: tokens by request in this step, not yet counted as computed; grown: blocks that requests were
+        allocated in addition to those passed to `allocated`.
         """
         for name, blocks in grown:
             if name in self._prompts:
@@ -97,29 +97,29 @@ class PrefillScheduler:
             computed = prompt.request.num_computed_tokens + tokens
             if computed >= prompt.request.num_prompt_tokens:
                 last = {"kind": "last", "handoff": _ours(prompt.request)["handoff"]}
-                self._tell(reader, last, [f"{reader}.scheduler"])
-            whole = min(computed, prompt.request.num_prompt_tokens) // self._block_tokens
-            # The last chunk is told when its token is there, with all the rest.
-            if prompt.told < whole and computed < prompt.request.num_prompt_tokens:
-                blocks = prompt.blocks[prompt.told : whole]
+                self._send(reader, last, [f"{reader}.scheduler"])
+            complete = min(computed, prompt.request.num_prompt_tokens) // self._block_tokens
+            # The final chunk is announced together with the first output token, by `finished`.
+            if prompt.announced < complete and computed < prompt.request.num_prompt_tokens:
+                blocks = prompt.blocks[prompt.announced : complete]
                 handoff = _ours(prompt.request)["handoff"]
-                self._orders.ready.append(Ready(handoff, reader, prompt.epoch, prompt.told, blocks))
-                prompt.told = whole
+                self._orders.ready.append(Ready(handoff, reader, prompt.epoch, prompt.announced, blocks))
+                prompt.announced = complete
         orders, self._orders = self._orders, PrefillOrders()
         return orders
 
-    def finished(self, request: Any, blocks: list[int], well: bool) -> dict[str, Any] | None:
-        """A request has ended: where `well`, tells its reader, and returns the parameters that fetch its KV."""
+    def finished(self, request: Any, blocks: list[int], succeeded: bool) -> dict[str, Any] | None:
+        """A request has ended: tells its reader. Returns the parameters that fetch its KV, or None if there is none."""
         ours = _ours(request)
         prompt = self._prompts.pop(request.request_id, None)
         if ours is None:
             return None
         handoff, reader = ours["handoff"], ours["to"]
-        # A prompt that is preempted while its token is on its way may end by that token, its blocks being free.
-        whole = len(blocks) * self._block_tokens >= request.num_prompt_tokens
-        if not (well and whole and prompt is not None and prompt.epoch == request.num_preemptions):
-            why = f"{self._engine} gave the prompt up"
-            self._tell(reader, {"kind": "failed", "handoff": handoff, "why": why}, self._workers(reader))
+        # A prompt that is preempted while its token is in flight may end with that token after its blocks were freed.
+        complete = len(blocks) * self._block_tokens >= request.num_prompt_tokens
+        if not (succeeded and complete and prompt is not None and prompt.epoch == request.num_preemptions):
+            why = f"{self._engine} gave up the prompt"
+            self._send(reader, {"kind": "failed", "handoff": handoff, "why": why}, self._workers(reader))
             return None
         until = time.monotonic() + self._lease_s
         done = {
@@ -129,15 +129,15 @@ class PrefillScheduler:
             "until": until,
             "token": request.output_token_ids[0],
         }
-        # Its scheduler first: by the time that a worker there has the blocks, the first token is known.
-        self._tell(reader, {"kind": "done", **done}, [f"{reader}.scheduler", *self._workers(reader)])
+        # The reader's scheduler first, so that it knows the first token before any of its workers has the blocks.
+        self._send(reader, {"kind": "done", **done}, [f"{reader}.scheduler", *self._workers(reader)])
         self._orders.holds.append(Hold(request.request_id, handoff, until, blocks))
         return {"do_remote_prefill": True, "do_remote_decode": False, "remote_engine_id": self._engine, "wp1": done}
 
     def _workers(self, reader: str | None) -> list[str]:
         return [f"{reader}.{rank}" for rank in range(self._ranks)]
 
-    def _tell(self, reader: str | None, message: Message, boxes: list[str]) -> None:
+    def _send(self, reader: str | None, message: Message, boxes: list[str]) -> None:
         for box in boxes if reader is not None else ():
             self._sender.send(box, message)
 
@@ -148,10 +148,10 @@ def _ours(request: Any) -> Any:
 
 
 class PrefillWorker:
-    """Tells readers of chunks whose kernels have ended, and keeps blocks until they are released; on one rank.
+    """Announces chunks whose kernels have ended, and keeps blocks until they are released; on one rank.
 
-    mark: gives a function that says whether what was launched until now has ended.
-    checksum: sums up blocks, for readers that ask.
+    mark: returns a function that reports whether all work launched before `mark` has ended.
+    checksum: of blocks, for readers that ask for it.
     """
 
     def __init__(
@@ -169,11 +169,11 @@ class PrefillWorker:
         self._checksum = checksum
         self._computing: deque[tuple[Callable[[], bool], list[Ready]]] = deque()
         self._held: dict[str, Hold] = {}
-        self._released: dict[str, float] = {}  # before there was anything to release
-        self._asked: dict[str, Message] = {}  # handoffs whose sum somebody wants
+        self._released: dict[str, float] = {}  # handoff: when its release arrived, which may be before its hold
+        self._asked: dict[str, Message] = {}  # handoff: a reader's request for its checksum
 
     def obey(self, orders: PrefillOrders) -> set[str]:
-        """After a step was launched: takes its orders, and returns the requests whose blocks are free to go."""
+        """Called after a step is launched: carries out its orders; returns the requests whose blocks can be freed."""
         if orders.ready:
             self._computing.append((self._mark(), orders.ready))
         while self._computing and self._computing[0][0]():
@@ -193,7 +193,7 @@ class PrefillWorker:
         for hold in free:
             del self._held[hold.handoff]
             self._released.pop(hold.handoff, None)
-        # Of prompts that were given up there is never a hold.
+        # Prompts that were given up never get a hold, so their releases would stay.
         while len(self._released) > 1000 and now - next(iter(self._released.values())) > 600:
             del self._released[next(iter(self._released))]
         return {hold.request for hold in free}

@@ -1,8 +1,8 @@
-"""Takes blocks over from prefill engines: one thread in each worker of a decode engine.
+"""Fetches blocks from prefill engines: one thread in each worker of a decode engine.
 
-What it does follows from three things that come in any order: a load (our blocks, from the engine's own scheduler),
-announcements of blocks that are ready, and the word that the prompt is done. Whatever is known to be ready is copied at
-once; a load ends when the prompt is done and every block is here.
+It reacts to three kinds of events, which come in any order: a load (our blocks, from the engine's own scheduler),
+announcements of blocks that are ready, and the message that the prompt is done. Blocks are copied as soon as they are
+known to be ready. A load ends when the prompt is done and every block has arrived.
 """
 
 import logging
@@ -19,26 +19,26 @@ from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender, unpack
 
 log = logging.getLogger(__name__)
 
-# Handoffs that have ended and may still be spoken of.
+# Number of ended handoffs to remember: late messages may still name them.
 REMEMBERED = 10_000
-# After which a step that waits for KV looks whether somebody still works on it.
+# A step that waits for KV checks this often that the sender is still alive.
 LIFE_SIGN_S = 1.0
-# For which a step waits at most: what it waits for may hang, or be queued anew after a preemption. Nobody else goes on
-# meanwhile, and vLLM's executor ends an engine whose step takes 300 s.
+# Upper bound on a step's wait for KV: the sender may hang, or queue the prompt again after a preemption. All of the
+# engine's requests wait meanwhile, and vLLM's executor ends an engine whose step takes 300 s.
 LONGEST_STEP_S = 240.0
 
 
 @dataclass(slots=True)
 class Load:
-    """Blocks of ours for blocks first, first + 1, ... of a prompt that another engine computes."""
+    """Our blocks that are to receive blocks first, first + 1, ... of a prompt that a prefill engine computes."""
 
     request: str
     handoff: str
     engine: str
     first: int
     blocks: list[int]
-    done: Message | None  # where the prompt was computed before the load was asked for
-    at_once: bool = False  # the step that the load comes with computes on; then `done` is known
+    done: Message | None  # the "done" message, if the prompt was computed before the load was ordered
+    at_once: bool = False  # the load's own step computes with this KV; `done` is then set
     copied: int = 0
     epoch: int = -1
     t_begin: float | None = None
@@ -46,24 +46,24 @@ class Load:
     wait_s: float = 0.0
     runs: int = 0
     after: Any = None  # a fence of the copier, until the first copy
-    over: threading.Event | None = None  # for the step that waits
-    in_advance: bool = False  # by mail, to begin before the step that it comes with as well
+    over: threading.Event | None = None  # set when the load ends, for the step that waits
+    in_advance: bool = False  # sent by message before its step; the step's orders repeat it
 
 
 def in_advance(load: Load) -> Message:
-    """The message that has a load begin before its step's orders are there."""
-    words = (load.request, load.handoff, load.engine, load.first, load.blocks, load.done)
-    return {"kind": "in_advance", "load": words}
+    """The message that starts a load before its step's orders arrive."""
+    fields = (load.request, load.handoff, load.engine, load.first, load.blocks, load.done)
+    return {"kind": "in_advance", "load": fields}
 
 
 @dataclass(slots=True)
 class DecodeOrders:
-    """From the scheduler's half to the workers, with each step.
+    """Orders of the scheduler's half to the workers, sent with each step.
 
-    given_up: handoff and prefill engine.
-    soon: handoffs whose prompt is done, and for whose KV the step has time.
-    ahead: request and handoff whose KV is to be called here before it is, as nothing else is to be done meanwhile.
-    needed: handoffs that must be over before the step computes.
+    given_up: (handoff, prefill engine).
+    soon: handoffs whose prompt is done; the step is idle and waits a moment for their KV.
+    ahead: (request, handoff) whose KV is reported as arrived before it has, as the engine is otherwise idle.
+    needed: handoffs that must have ended before the step computes.
     """
 
     loads: list[Load] = field(default_factory=list)
@@ -75,32 +75,32 @@ class DecodeOrders:
 
 @dataclass(slots=True)
 class Source:
-    """What is known of a prompt's blocks in the prefill engine."""
+    """What the prefill engine has announced about a prompt's blocks."""
 
     epoch: int = 0
     blocks: list[int] = field(default_factory=list)
-    heard: float = 0.0
-    until: float | None = None  # set when all is said
+    heard: float = 0.0  # when the latest announcement arrived, monotonic seconds
+    until: float | None = None  # end of the lease, monotonic seconds; set once the prompt is done
     failed: str | None = None
     sum: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A load that is over. error: why it did not succeed; blocks: ours, whose content is then worth nothing."""
+    """A load that has ended. error: why it failed, or None; blocks: ours, whose content is invalid if it failed."""
 
     request: str
     error: str | None
     blocks: list[int]
     at_once: bool
-    # For `wp1.serving.transfer.TransferReport`; None where nothing was to be moved any more.
+    # Fields of `wp1.serving.transfer.TransferReport`; None if there was nothing left to move.
     report: tuple[Any, ...] | None
 
 
 class Receiver:
     """All state belongs to the thread that calls `handle`; other threads use `obey`, `wait`, `not_over` and `ended`.
 
-    copier, block_bytes: of our cache; open_peer: maps the KV of an engine by name; verify: compare sums of the blocks.
+    copier, block_bytes: of our cache; open_peer: maps the KV of the named engine; verify: compare checksums of blocks.
     """
 
     def __init__(
@@ -121,31 +121,31 @@ class Receiver:
         self._open_peer = open_peer
         self._verify = verify
         self._peers: dict[str, Peer] = {}
-        self._lost: set[str] = set()  # engines that are gone
+        self._lost: set[str] = set()  # engines that have died
         self._loads: dict[str, Load] = {}
         self._sources: dict[str, Source] = {}
         self._over: OrderedDict[str, None] = OrderedDict()
-        self._advanced: dict[str, tuple[str | None, tuple[Any, ...]]] = {}  # by handoff, until their step's orders come
+        # handoff: error and report of a load that ended before its step's orders arrived
+        self._advanced: dict[str, tuple[str | None, tuple[Any, ...]]] = {}
         self._orders: deque[Message] = deque()
         self.ended: deque[Ended] = deque()
-        self._change = threading.Condition()  # of what is over, together with `ended`
+        self._change = threading.Condition()  # `_over` and `ended` change together
         self._thread = threading.Thread(target=self._run, name="wp1-kv", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def obey(self, orders: DecodeOrders, after: Any = None) -> None:
-        """From the engine's own thread, with each step. after: `Copier.fence` of what may still write to the blocks.
+        """Called from the engine's own thread with each step. Returns once the KV that the step computes with is here.
 
-        A block may come from a request whose last step is still on its way in the GPU, and would write over what was
-        taken over; vLLM keeps such blocks back in some versions only.
-
-        Returns when what the step computes on is here. Raises RuntimeError where it never will be.
+        after: `Copier.fence` of the work that may still write to the blocks. A block may have belonged to a request
+        whose last step is still in flight on the GPU and would overwrite the fetched KV; only some versions of vLLM
+        hold such blocks back. Raises RuntimeError if the receiving thread has ended.
         """
         for load in orders.loads:
             load.after = after
             load.over = threading.Event() if load.at_once else None
-        # In this order: a handoff that was given up may be asked for again, to be dropped.
+        # In this order: a load may follow for a handoff that was given up, and must then be refused.
         self._orders.extend({"kind": "give_up", "handoff": name, "engine": engine} for name, engine in orders.given_up)
         self._orders.extend({"kind": "load", "load": load} for load in orders.loads)
         if orders.given_up or orders.loads:
@@ -160,31 +160,37 @@ class Receiver:
                 self._orders.extend({"kind": "overdue", "handoff": handoff} for handoff in orders.needed)
 
     def _check_life(self) -> None:
-        """While a step waits, nobody can tell that an engine has died. Raises RuntimeError where our thread has."""
+        """Has our thread look for dead engines: `lose` cannot be called while a step waits.
+
+        Raises RuntimeError if our thread has ended.
+        """
         if not self._thread.is_alive():
-            raise RuntimeError("the thread that takes KV over has ended")
+            raise RuntimeError("the thread that fetches KV has ended")
         self._orders.append({"kind": "look"})
         self._sender.send(self._name, {"kind": "wake"})
 
     def wait(self, handoffs: list[str], seconds: float) -> bool:
-        """From the engine's own thread: until these are over, or for so long. Whether they are."""
+        """Called from the engine's own thread. Waits up to `seconds`; returns whether these handoffs have ended."""
         with self._change:
             return self._change.wait_for(lambda: all(handoff in self._over for handoff in handoffs), seconds)
 
     def not_over(self, requests: list[tuple[str, str]]) -> set[str]:
-        """From the engine's own thread: of requests and their handoffs, whose end is not in `ended` nor was there."""
+        """Called from the engine's own thread. Returns the requests whose handoff has not ended.
+
+        requests: (request, handoff).
+        """
         with self._change:
             return {request for request, handoff in requests if handoff not in self._over}
 
     def lose(self, engine: str) -> None:
-        """From the engine's own thread: a prefill engine has died."""
+        """Called from the engine's own thread: a prefill engine has died."""
         self._orders.append({"kind": "lose", "engine": engine})
         self._sender.send(self._name, {"kind": "wake"})
 
     def meet(self, engine: str) -> None:
-        """Maps an engine's KV and tries a copy, now and in the caller's thread. Raises PeerError."""
+        """Maps an engine's KV and tries a copy, in the caller's thread. Raises PeerError."""
         peer = self._open_peer(engine)
-        # A kernel is compiled for its first use. vLLM gives block 0 to nobody.
+        # The first copy compiles the kernel. vLLM never allocates block 0 to a request.
         self._copier.copy(peer, [0], [0])
         self._peers[engine] = peer
 
@@ -200,8 +206,8 @@ class Receiver:
                 return
             try:
                 self.handle(message)
-            except (KeyError, TypeError, ValueError):  # it lacks something; the next must be heard all the same
-                log.exception("a message about KV was not understood: %.200s", message)
+            except (KeyError, TypeError, ValueError):  # malformed: the thread must survive to read the next one
+                log.exception("a message about KV is malformed: %.200s", message)
 
     def stop(self) -> None:
         if self._thread.is_alive():
@@ -209,7 +215,7 @@ class Receiver:
             self._thread.join(timeout=5)
 
     def handle(self, message: Message) -> None:
-        """One order of the engine, or one message of a prefill engine."""
+        """Handles one order of our engine, or one message of a prefill engine."""
         match message["kind"]:
             case "load":
                 self._load(message["load"])
@@ -221,33 +227,33 @@ class Receiver:
                 self._lose(message["engine"])
             case "overdue":
                 if (load := self._loads.get(message["handoff"])) is not None:
-                    self._end(load, f"a step waited {LONGEST_STEP_S:g} s for the end of its prompt")
+                    self._end(load, f"a step waited {LONGEST_STEP_S:g} s for its prompt to end")
             case "look":
                 self._look()
             case "ready" | "done" | "failed" | "sum":
                 if message["handoff"] not in self._over:
-                    self._say(message)
+                    self._note(message)
                     self._advance(message["handoff"])
 
     def _load(self, load: Load) -> None:
         advanced = self._advanced.pop(load.handoff, None)
         if advanced is not None:
-            self._tell(load, *advanced)
+            self._report(load, *advanced)
             return
         if load.handoff in self._over or load.handoff in self._loads:
-            # Its blocks there are free, or about to be: they were given up, or are another load's.
-            self._tell(load, f"handoff {load.handoff} was given up or taken", None)
+            # The prefill engine's blocks are free or soon will be: the handoff was given up, or another load has it.
+            self._report(load, f"handoff {load.handoff} was given up or already fetched", None)
             return
         if load.engine in self._lost:
-            self._end(load, f"engine {load.engine} died before its KV was here")
+            self._end(load, f"engine {load.engine} died before its KV arrived")
             return
         self._loads[load.handoff] = load
         if load.done is not None:
-            self._say(load.done | {"kind": "done"})
+            self._note(load.done | {"kind": "done"})
         self._advance(load.handoff)
 
-    def _say(self, message: Message) -> None:
-        """What a prefill engine says of a prompt."""
+    def _note(self, message: Message) -> None:
+        """Records a prefill engine's announcement about a prompt."""
         source = self._sources.setdefault(message["handoff"], Source())
         kind = message["kind"]
         if kind == "failed":
@@ -257,9 +263,9 @@ class Receiver:
             source.sum = message["sum"]
             return
         if message["epoch"] < source.epoch:
-            return  # of blocks that the prompt had before; the engine's processes do not wait for one another
+            return  # about blocks from before a preemption: the engine's processes send independently
         if kind == "done" and source.until is not None:
-            return  # a load brings it along, too, and its blocks have waited since it was first heard
+            return  # the load carries a second copy; `heard` must stay the time of the first
         source.heard = time.monotonic()
         if message["epoch"] > source.epoch:
             source.epoch, source.blocks = message["epoch"], []
@@ -270,7 +276,7 @@ class Receiver:
             source.blocks += blocks
 
     def _advance(self, handoff: str) -> None:
-        """Copies what is ready of a handoff, and ends it where that was all."""
+        """Copies the blocks of a handoff that are ready, and ends the load if it is complete."""
         load, source = self._loads.get(handoff), self._sources.get(handoff)
         if load is None or source is None:
             return
@@ -286,12 +292,12 @@ class Receiver:
                 self._finish(load, source, peer)
         except PeerError as error:
             self._end(load, str(error))
-        except Exception as error:  # whatever a copy raises: the request must hear of it
+        except Exception as error:  # a copy may raise anything, and the request must be told
             self._end(load, f"the copy failed: {type(error).__name__}: {error}")
 
     def _copy(self, load: Load, source: Source, peer: Peer) -> None:
         if load.epoch != source.epoch:
-            # The prompt was begun anew in other blocks: what was copied may have been somebody else's by then.
+            # The prompt was restarted in other blocks: the old ones may have held another request's KV when copied.
             load.epoch, load.copied = source.epoch, 0
         theirs = source.blocks[load.first + load.copied : load.first + len(load.blocks)]
         if not theirs:
@@ -307,14 +313,15 @@ class Receiver:
         load.copied += len(theirs)
 
     def _finish(self, load: Load, source: Source, peer: Peer) -> None:
-        """The prompt is done: all is here, or it will not come."""
+        """The prompt is done: ends the load, by success or by an error."""
         assert source.until is not None
         if load.copied < len(load.blocks):
-            self._end(load, f"{load.engine} has {len(source.blocks)} blocks of {load.first + len(load.blocks)}")
+            needed = load.first + len(load.blocks)
+            self._end(load, f"{load.engine} has {len(source.blocks)} of the {needed} blocks needed")
         elif time.monotonic() > source.until:
             self._end(load, f"the lease of the blocks in {load.engine} ended before they were read")
         elif not peer.alive():
-            self._end(load, f"engine {load.engine} died before its KV was here")
+            self._end(load, f"engine {load.engine} died before its KV arrived")
         elif not self._verify:
             self._end(load)
         elif source.sum is None:
@@ -322,7 +329,8 @@ class Receiver:
             self._sender.send(peer.mailbox, {"kind": "sum", "handoff": load.handoff, "reader": self._name} | which)
         else:
             ours = self._copier.checksum(load.blocks)
-            self._end(load, None if ours == source.sum else f"sums of the blocks differ: {source.sum}, here {ours}")
+            differs = f"checksums differ: {source.sum} in {load.engine}, {ours} here"
+            self._end(load, None if ours == source.sum else differs)
 
     def _end(self, load: Load, error: str | None = None) -> None:
         moved = load.copied * self._block_bytes
@@ -331,11 +339,11 @@ class Receiver:
         report = (load.handoff, load.t_begin or now, now, moved, error, *figures)
         with self._change:
             self._forget(load.handoff, load.engine)
-            self._tell(load, error, report)
+            self._report(load, error, report)
 
-    def _tell(self, load: Load, error: str | None, report: tuple[Any, ...] | None) -> None:
+    def _report(self, load: Load, error: str | None, report: tuple[Any, ...] | None) -> None:
         if load.in_advance:
-            # Its step's orders, which come or came, are what is answered; where they came first, they are by now.
+            # Report on the step's orders, not on the early message. If the orders came first, that is already done.
             if report is not None:
                 self._advanced[load.handoff] = (error, report)
             return
@@ -344,17 +352,17 @@ class Receiver:
             load.over.set()
 
     def _lose(self, engine: str) -> None:
-        """An engine is gone: nothing will come from it, and as all copies are this thread's, none reads it now."""
+        """An engine has died. Its memory can be unmapped: only this thread copies, so no copy is reading it."""
         self._lost.add(engine)
         for load in [load for load in self._loads.values() if load.engine == engine]:
-            self._end(load, f"engine {engine} died before its KV was here")
+            self._end(load, f"engine {engine} died before its KV arrived")
         peer = self._peers.pop(engine, None)
         if peer is not None:
             self._copier.forget(peer)
             peer.close()
 
     def _look(self) -> None:
-        """Lets go of engines that have died."""
+        """Checks all mapped engines and drops those that have died."""
         for engine in [engine for engine, peer in self._peers.items() if not peer.alive()]:
             self._lose(engine)
 
@@ -366,7 +374,7 @@ class Receiver:
             self._forget(handoff, engine)
 
     def _forget(self, handoff: str, engine: str) -> None:
-        """Nobody here reads its blocks any more."""
+        """Ends a handoff here: releases its blocks in the prefill engine."""
         self._loads.pop(handoff, None)
         self._sources.pop(handoff, None)
         with self._change:

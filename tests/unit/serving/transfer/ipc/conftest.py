@@ -1,4 +1,4 @@
-"""A folder for mailboxes: private, and with a path short enough for a socket's."""
+"""A folder for mailboxes: private, and with a path that is short enough for sockets."""
 
 import tempfile
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Copies on a CPU against numpy, whatever the blocks."""
+"""Copies on a CPU, compared with numpy, for any blocks."""
 
 import itertools
 import random
@@ -45,7 +45,7 @@ def test_copies_as_numpy_would(count: int) -> None:
     assert runs == len(begins_of(source, target)) <= count
 
 
-def test_a_block_that_the_peer_does_not_have_is_an_error() -> None:
+def test_a_block_number_out_of_range_is_an_error() -> None:
     ours = _layout(_caches())
     with pytest.raises(PeerError, match=f"block {BLOCKS} and has {BLOCKS}"):
         HostCopier(ours).copy(_peer(_layout(_caches())), [BLOCKS - 1, BLOCKS], [0, 1])
@@ -89,7 +89,7 @@ def _swap_blocks(caches: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("change", [_change_byte, _swap_layers, _swap_bytes, _swap_blocks])
-def test_a_checksum_tells_a_change_of(change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def test_a_checksum_detects_a_change_of(change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     caches = _caches()
     copier = HostCopier(_layout(caches))
     before = copier.checksum([4, 5, 9])

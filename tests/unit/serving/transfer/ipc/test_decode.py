@@ -1,4 +1,4 @@
-"""What a decode engine asks for, when it goes on, and what it gives up."""
+"""What a decode engine fetches, when its requests continue, and what it gives up."""
 
 import time
 from pathlib import Path
@@ -57,7 +57,7 @@ def _late(tokens: int) -> Request:
     return Request("r", params, [7] * tokens + [99])
 
 
-def test_a_load_is_of_the_blocks_that_the_prompt_fills(world: World) -> None:
+def test_a_load_covers_the_blocks_that_the_prompt_fills(world: World) -> None:
     request = _late(40)
     assert world.scheduler.to_come(request, 0) == (40, True)
     world.scheduler.allocated(request, [1, 2, 3, 4], 40)
@@ -87,7 +87,7 @@ def test_other_requests_are_left_alone(world: World) -> None:
         assert (orders.loads, orders.given_up) == ([], [])
 
 
-def test_the_first_token_is_put_in_its_place(world: World) -> None:
+def test_the_first_token_replaces_its_placeholder(world: World) -> None:
     request = _early(40)
     world.scheduler.allocated(request, [1, 2, 3], 40)
     world.say_done()
@@ -96,7 +96,7 @@ def test_the_first_token_is_put_in_its_place(world: World) -> None:
     assert world.scheduler._done == {}
 
 
-def test_a_token_that_nobody_wants_stays_out(world: World) -> None:
+def test_a_token_that_is_not_wanted_is_not_inserted(world: World) -> None:
     request = _early(40, wants_token=False)
     world.scheduler.allocated(request, [1, 2, 3], 40)
     world.say_done()
@@ -104,13 +104,13 @@ def test_a_token_that_nobody_wants_stays_out(world: World) -> None:
     assert request.prompt_token_ids == [7] * 40
 
 
-def test_decoding_never_begins_with_a_token_that_is_not_known(world: World) -> None:
+def test_decoding_never_begins_with_an_unknown_token(world: World) -> None:
     world.scheduler.allocated(request := _early(40), [1, 2, 3], 40)
     with pytest.raises(RuntimeError, match="handoff h is here and its first token is not known"):
         world.scheduler.arrived({request.request_id})
 
 
-def test_hashes_of_the_block_with_that_place_are_made_anew(world: World) -> None:
+def test_hashes_of_the_placeholders_block_are_recomputed(world: World) -> None:
     class Hashed(Request):
         def update_block_hashes(self) -> None:
             self.block_hashes.append(tuple(self._all_token_ids[16 * len(self.block_hashes) :][:16]))
@@ -126,7 +126,7 @@ def test_hashes_of_the_block_with_that_place_are_made_anew(world: World) -> None
 
 
 def test_a_preempted_request_computes_its_prompt_itself(world: World) -> None:
-    """The source's blocks are free by then."""
+    """The prefill engine's blocks are free by then."""
     request = _late(40)
     world.scheduler.allocated(request, [1, 2, 3], 40)
     world.scheduler.orders(())
@@ -139,7 +139,7 @@ def test_a_preempted_request_computes_its_prompt_itself(world: World) -> None:
     assert (orders.loads, orders.given_up) == ([], [])
 
 
-def test_a_prompt_that_is_cached_whole_waits_for_its_token_and_releases_its_source(world: World) -> None:
+def test_a_fully_cached_prompt_waits_for_its_token_and_releases_its_source(world: World) -> None:
     request = _early(32)
     assert world.scheduler.to_come(request, 32) == (None, False)
     world.say_done()
@@ -154,7 +154,7 @@ def test_a_prompt_that_is_cached_whole_waits_for_its_token_and_releases_its_sour
 
 
 @pytest.mark.parametrize("allocated", [False, True])
-def test_a_request_that_ends_before_its_kv_came_gives_it_up(world: World, allocated: bool) -> None:
+def test_a_request_that_ends_before_its_kv_arrives_gives_it_up(world: World, allocated: bool) -> None:
     request = _early(40)
     if allocated:
         world.scheduler.allocated(request, [1, 2, 3], 40)
@@ -163,13 +163,11 @@ def test_a_request_that_ends_before_its_kv_came_gives_it_up(world: World, alloca
     world.scheduler.finished(request)
     orders = world.scheduler.orders(())
     assert (orders.loads, orders.given_up) == ([], [("h", SOURCE)])
-    world.scheduler.arrived({"r"})  # the load's end, which the worker says
+    world.scheduler.arrived({"r"})  # the load's end, as reported by the worker
     assert world.scheduler.orders(()).given_up == []
 
 
-def test_tokens_of_requests_that_were_given_up_are_not_kept_for_ever(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_of_aborted_requests_are_not_kept_forever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "REMEMBERED", 5)
     for n in range(9):
         world.say_done(str(n), n)
@@ -184,13 +182,13 @@ def _seconds(world: World, steps: int = 1, *scheduled: str) -> float:
     return time.perf_counter() - begin
 
 
-def test_an_engine_that_only_waits_does_so_in_peace(world: World) -> None:
+def test_an_engine_with_nothing_else_to_do_blocks_while_it_waits(world: World) -> None:
     world.scheduler.allocated(_early(40), [1, 2, 3], 40)
     world.scheduler.orders(())
     for _ in range(decode.IDLE_STEPS):
         world.scheduler.orders(())
     assert _seconds(world, 4) >= 4 * decode.IDLE_WAIT_S
-    # Neither while others decode, nor once the word is there.
+    # It waits neither while others decode nor once the message has arrived.
     waits = [_seconds(world, 4, "other")]
     world.scheduler._idle = decode.IDLE_STEPS + 1
     world.say_done()
@@ -198,14 +196,14 @@ def test_an_engine_that_only_waits_does_so_in_peace(world: World) -> None:
     assert min(waits) < 4 * decode.IDLE_WAIT_S
 
 
-def test_an_engine_without_work_takes_a_short_prompt_over_within_its_step(world: World) -> None:
+def test_an_idle_engine_fetches_a_short_prompt_within_its_step(world: World) -> None:
     world.at_once()
     request = _early(40)
     assert world.scheduler.to_come(request, 0) == (None, False)
     assert world.scheduler.orders(()).loads == []
     done = world.say_done()
     assert world.scheduler.to_come(request, 0) == (40, False)
-    # vLLM names the blocks that the prompt fills by their hashes when it gives them.
+    # vLLM hashes the blocks that the prompt fills when it allocates them.
     assert request.prompt_token_ids == request._all_token_ids == [7] * 40 + [99]
     world.scheduler.allocated(request, [1, 2, 3], 40)
     assert world.scheduler.orders(["other"]).loads == [Load("r", "h", SOURCE, 0, [1, 2, 3], done, at_once=True)]
@@ -215,7 +213,7 @@ def test_an_engine_without_work_takes_a_short_prompt_over_within_its_step(world:
 
 
 @pytest.mark.parametrize("computed", [0, 16, 32])
-def test_a_prompt_that_ends_there_has_its_last_token_computed_once_more(world: World, computed: int) -> None:
+def test_the_last_token_of_a_complete_prompt_is_computed_again(world: World, computed: int) -> None:
     world.at_once(48)
     request = _early(48, wants_token=False)
     world.say_done()
@@ -223,24 +221,24 @@ def test_a_prompt_that_ends_there_has_its_last_token_computed_once_more(world: W
     world.scheduler.allocated(request, [1, 2, 3], 47 - computed)
     assert world.scheduler.take_kept() == [("h", computed)]
     [load] = world.scheduler.orders(["other"]).loads
-    # All of its blocks all the same: the last is whole only with what the source has in it.
+    # All of its blocks are fetched nevertheless: the last is complete only with the source's part.
     assert (load.first, load.blocks) == (computed // 16, [1, 2, 3][computed // 16 :])
 
 
 def test_all_but_the_last_token_is_cached(world: World) -> None:
-    """Nothing comes then, and the source is let go."""
+    """Nothing is fetched then, and the source is released."""
     world.at_once()
     request = _early(33, wants_token=False)
     world.say_done()
     assert world.scheduler.to_come(request, 32) == (0, False)
     world.scheduler.allocated(request, [1, 2, 3], 0)
-    # The last block does not come either: its only token is computed here.
+    # The last block is not fetched either: its only token is computed here.
     assert world.scheduler.take_kept() == [("h", 33)]
     orders = world.scheduler.orders(["other"])
     assert (orders.loads, orders.given_up) == ([], [("h", SOURCE)])
 
 
-def test_a_prompt_that_was_done_before_waits_for_no_word(world: World) -> None:
+def test_a_prompt_that_is_already_done_needs_no_message(world: World) -> None:
     world.at_once()
     request = _late(40)
     assert world.scheduler.to_come(request, 16) == (24, False)
@@ -248,7 +246,7 @@ def test_a_prompt_that_was_done_before_waits_for_no_word(world: World) -> None:
     assert world.scheduler.orders(["other"]).loads == [Load("r", "h", SOURCE, 1, [2, 3], DONE, at_once=True)]
 
 
-def test_nobody_who_decodes_waits_for_a_copy(world: World) -> None:
+def test_decoding_requests_never_wait_for_a_copy(world: World) -> None:
     world.at_once()
     other = Request("other", None, [7] * 20)
     world.scheduler.allocated(other, [8, 9], 0)
@@ -258,16 +256,16 @@ def test_nobody_who_decodes_waits_for_a_copy(world: World) -> None:
     world.scheduler.allocated(taken := _late(40), [1, 2, 3], 40)
     assert world.scheduler.to_come(_late(40), 0) == (40, True)
     world.scheduler.finished(taken)
-    # Nor for a long one.
+    # Nor is a long prompt fetched within a step.
     assert world.scheduler.to_come(_late(41), 0) == (41, True)
 
 
-def test_who_gets_no_blocks_is_asked_again(world: World) -> None:
+def test_a_request_that_gets_no_blocks_is_asked_again(world: World) -> None:
     world.at_once()
     request = _early(40)
     world.say_done()
     assert world.scheduler.to_come(request, 0) == (40, False)
-    # There was no room, and when there is, somebody else decodes.
+    # There was no room; by the time there is, another request is decoding.
     world.scheduler.allocated(Request("other", None, [7] * 20), [8, 9], 0)
     assert world.scheduler.to_come(request, 0) == (40, True)
     world.scheduler.allocated(request, [1, 2, 3], 40)
@@ -276,7 +274,7 @@ def test_who_gets_no_blocks_is_asked_again(world: World) -> None:
     assert request.prompt_token_ids[-1] == 99
 
 
-def test_who_gives_up_before_the_prompt_is_done_gives_it_up(world: World) -> None:
+def test_a_request_aborted_before_its_prompt_is_done_gives_it_up(world: World) -> None:
     world.at_once()
     request = _early(40)
     world.scheduler.to_come(request, 0)
@@ -287,7 +285,7 @@ def test_who_gives_up_before_the_prompt_is_done_gives_it_up(world: World) -> Non
 
 @pytest.fixture
 def long_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So long that a busy machine's pauses are short beside it."""
+    """So long that a busy machine's pauses do not matter."""
     monkeypatch.setattr(decode, "IDLE_WAIT_S", 0.25)
 
 
@@ -304,7 +302,7 @@ def test_an_engine_listens_for_a_short_prompt_once_a_step(world: World) -> None:
     world.scheduler.to_come(request, 0)
     assert time.perf_counter() - begin - first < first
     assert first >= decode.IDLE_WAIT_S
-    # The word ends it.
+    # The message ends the wait.
     world.scheduler.orders(())
     world.say_done()
     assert world.scheduler.to_come(request, 0) == (40, False)
@@ -312,8 +310,8 @@ def test_an_engine_listens_for_a_short_prompt_once_a_step(world: World) -> None:
 
 @pytest.mark.usefixtures("long_wait")
 @pytest.mark.parametrize("long", ["early", "late"])
-def test_kv_that_comes_now_waits_behind_nobody_whose_prompt_is_not_done(world: World, long: str) -> None:
-    """Two steps stand between its end and its first token; none of them may listen for somebody else's word."""
+def test_kv_of_a_done_prompt_does_not_wait_for_other_prompts(world: World, long: str) -> None:
+    """Two steps are between its end and its first token; neither may wait for another prompt's message."""
     world.at_once()
     request = _early(400, handoff="long", name="long") if long == "early" else _late(400)
     world.scheduler.allocated(request, list(range(1, 30)), 400)
@@ -326,15 +324,13 @@ def test_kv_that_comes_now_waits_behind_nobody_whose_prompt_is_not_done(world: W
         assert world.scheduler.to_come(short, 0) == (None, False)
         world.scheduler.orders(())
     assert time.perf_counter() - begin < 2 * decode.IDLE_WAIT_S  # and not four times that
-    # Once it decodes, the short one's blocks come beside the steps.
+    # Once it decodes, the short one's blocks are fetched in the background.
     world.scheduler.arrived({request.request_id})
     assert world.scheduler.to_come(short, 0) == (40, True)
 
 
 @pytest.mark.parametrize(("idle", "scheduled"), [(decode.IDLE_STEPS + 1, ()), (decode.IDLE_STEPS, ()), (9, ("other",))])
-def test_a_step_has_time_for_kv_that_comes_now_where_nothing_else_is_to_be_done(
-    world: World, idle: int, scheduled: tuple[str, ...]
-) -> None:
+def test_an_idle_step_waits_for_kv_that_is_about_to_arrive(world: World, idle: int, scheduled: tuple[str, ...]) -> None:
     for name in ("done", "not-done"):
         world.scheduler.allocated(_early(400, handoff=name, name=name), list(range(1, 30)), 400)
     world.scheduler.orders(())
@@ -365,12 +361,12 @@ class Foreseeing:
 
 
 @pytest.mark.usefixtures("long_wait")
-def test_kv_is_called_here_while_the_last_chunk_is_computed_and_waited_for_by_its_step(world: World) -> None:
+def test_kv_is_reported_early_during_the_last_chunk_and_its_step_waits_for_it(world: World) -> None:
     foreseeing = Foreseeing(world)
     begin = time.perf_counter()
     assert foreseeing.ahead() == [("r", "h")]
     assert foreseeing.ahead() == []
-    assert time.perf_counter() - begin < decode.IDLE_WAIT_S  # nothing else is listened for then
+    assert time.perf_counter() - begin < decode.IDLE_WAIT_S  # there is no other wait then
     world.scheduler.arrived({"r"})
     assert world.scheduler.orders(["other"]).needed == []
     assert world.scheduler.orders(["r"]).needed == ["h"]
@@ -380,19 +376,19 @@ def test_kv_is_called_here_while_the_last_chunk_is_computed_and_waited_for_by_it
     assert (orders.needed, orders.given_up, world.scheduler._last) == ([], [], {})
 
 
-def test_the_words_that_come_after_kv_was_called_here_are_not_kept(world: World) -> None:
+def test_messages_after_kv_was_reported_early_are_not_kept(world: World) -> None:
     foreseeing = Foreseeing(world)
     assert foreseeing.ahead() == [("r", "h")]
     world.scheduler.arrived({"r"})
     world.scheduler.orders(["r"])
-    for kind in ("last", "done"):  # the first where the prompt was preempted meanwhile
+    for kind in ("last", "done"):  # "last" comes again if the prompt was preempted meanwhile
         world.sender.send("decode-0.scheduler", {"kind": kind, "handoff": "h"})
     world.scheduler.finished(foreseeing.request)
     assert world.scheduler._done == world.scheduler._last == {}
     assert world.scheduler.orders(()).given_up == []
 
 
-def test_no_step_waits_for_a_prompt_that_is_not_at_its_end(world: World) -> None:
+def test_no_step_waits_for_a_prompt_before_its_last_chunk(world: World) -> None:
     assert Foreseeing(world, last=False).ahead() == []
 
 
@@ -400,27 +396,27 @@ def test_no_step_waits_for_a_token_that_it_begins_with(world: World) -> None:
     assert Foreseeing(world, wants_token=True).ahead() == []
 
 
-def test_no_step_waits_where_one_is_computing(world: World) -> None:
+def test_no_step_waits_while_another_step_is_computing(world: World) -> None:
     foreseeing = Foreseeing(world)
     assert foreseeing.ahead("other") == []
     for _ in range(decode.IDLE_STEPS):
         assert foreseeing.ahead() == []
 
 
-def test_no_step_waits_where_others_decode(world: World) -> None:
+def test_no_step_waits_while_other_requests_decode(world: World) -> None:
     foreseeing = Foreseeing(world)
     world.scheduler.allocated(Request("other", None, [7] * 20), [40, 41], 0)
     assert foreseeing.ahead() == []
 
 
-def test_no_step_waits_where_others_wait_as_well(world: World) -> None:
+def test_no_step_waits_if_other_requests_wait_too(world: World) -> None:
     foreseeing = Foreseeing(world)
     world.scheduler.allocated(_early(400, handoff="i", name="other"), list(range(30, 60)), 400)
     world.scheduler._orders.loads.clear()
     assert foreseeing.ahead() == []
 
 
-def test_no_step_waits_where_another_engine_may_end_its_prompts_before(world: World) -> None:
+def test_no_step_waits_if_another_engine_may_end_its_prompts_earlier(world: World) -> None:
     foreseeing = Foreseeing(world)
     other = _late(400)
     assert other.kv_transfer_params is not None
@@ -429,22 +425,22 @@ def test_no_step_waits_where_another_engine_may_end_its_prompts_before(world: Wo
     assert foreseeing.ahead() == []
 
 
-def test_no_step_waits_where_nothing_is_taken_over_within_steps(world: World) -> None:
+def test_no_step_waits_if_nothing_is_fetched_within_steps(world: World) -> None:
     foreseeing = Foreseeing(world)
     world.at_once(0)
     assert foreseeing.ahead() == []
 
 
-def test_no_step_waits_where_others_find_what_vllm_is_told_to_be_here(world: World) -> None:
-    """With prefix caching, and a request that is given up while its step waits: its blocks have nothing."""
+def test_no_step_waits_if_other_requests_can_find_blocks_reported_early(world: World) -> None:
+    """With prefix caching, if a request is aborted while its step waits, its blocks have no KV."""
     foreseeing = Foreseeing(world)
     world.scheduler._foresees = False
     assert foreseeing.ahead() == []
 
 
 @pytest.mark.parametrize("arrived", [False, True])
-def test_who_gives_up_what_was_called_here_has_the_next_step_wait_for_its_blocks(world: World, arrived: bool) -> None:
-    """vLLM takes them for free from then on, and a copy may be under way."""
+def test_after_an_abort_of_kv_reported_early_the_next_step_waits_for_its_blocks(world: World, arrived: bool) -> None:
+    """vLLM considers them free from then on, and a copy may still be in flight."""
     foreseeing = Foreseeing(world)
     assert foreseeing.ahead() == [("r", "h")]
     if arrived:
@@ -455,7 +451,7 @@ def test_who_gives_up_what_was_called_here_has_the_next_step_wait_for_its_blocks
     assert not world.scheduler._ahead
 
 
-def test_an_engine_listens_for_the_token_after_a_prompt_that_is_cached_whole(world: World) -> None:
+def test_an_engine_listens_for_the_token_of_a_fully_cached_prompt(world: World) -> None:
     request = _early(32)
     world.scheduler._idle = decode.IDLE_STEPS + 1
     begin = time.perf_counter()
@@ -464,15 +460,15 @@ def test_an_engine_listens_for_the_token_after_a_prompt_that_is_cached_whole(wor
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_nothing_is_remembered_of_what_is_over(world: World, asked: bool) -> None:
-    """Also where the prompt's token was the last one, and the request ends before anybody has looked for its word."""
+def test_nothing_is_kept_of_ended_handoffs(world: World, asked: bool) -> None:
+    """Even if the first token was the last, so that the request ends before its message is read."""
     world.at_once()
     for n in range(20):
         request = _early(40, handoff=str(n), name=str(n))
         if asked:
             world.scheduler.to_come(request, 0)
         world.say_done(str(n))
-        # A third of them gets as far as that, and another its blocks.
+        # A third of the requests get this far, and another third get their blocks.
         if n % 3 and world.scheduler.to_come(request, 0) == (40, False) and n % 3 == 1:
             world.scheduler.allocated(request, [1, 2, 3], 40)
             world.scheduler.orders(["other"])
@@ -484,7 +480,7 @@ def test_nothing_is_remembered_of_what_is_over(world: World, asked: bool) -> Non
 
 
 @pytest.mark.parametrize("idle", [decode.IDLE_STEPS, decode.IDLE_STEPS + 1])
-def test_a_copy_begins_in_advance_once_no_step_can_be_on_its_way(world: World, idle: int) -> None:
+def test_a_copy_starts_in_advance_once_no_step_can_be_in_flight(world: World, idle: int) -> None:
     world.at_once()
     request = _early(40)
     for _ in range(idle):
@@ -498,11 +494,11 @@ def test_a_copy_begins_in_advance_once_no_step_can_be_on_its_way(world: World, i
     assert world.advanced == [in_advance(load)] * (idle > decode.IDLE_STEPS)
 
 
-def test_no_copy_begins_in_advance_while_one_that_was_called_here_may_write_to_the_same_blocks(world: World) -> None:
+def test_no_copy_starts_in_advance_while_an_aborted_copy_may_write_to_the_same_blocks(world: World) -> None:
     foreseeing = Foreseeing(world)
     assert foreseeing.ahead() == [("r", "h")]
     world.scheduler.arrived({"r"})
-    world.scheduler.finished(foreseeing.request)  # vLLM gives its blocks to the next
+    world.scheduler.finished(foreseeing.request)  # vLLM allocates its blocks to the next request
     world.scheduler._idle = decode.IDLE_STEPS + 1
     other = _late(40)
     assert world.scheduler.to_come(other, 0) == (40, False)

@@ -1,4 +1,4 @@
-"""Memory of one process read by another."""
+"""One process reads another's memory."""
 
 import gc
 import json
@@ -68,7 +68,7 @@ def _prompt(place: int) -> bytes:
     return bytes(Cache(BLOCKS, "cpu", 0).pattern(NUMBER, place, 1).flatten().tolist())
 
 
-def test_another_process_reads_what_is_there_and_what_comes(
+def test_another_process_reads_present_and_later_content(
     folder: Path, other: subprocess.Popen[str], facts: dict[str, Any]
 ) -> None:
     peer = open_peer(folder / "prefill-0.0.json", facts)
@@ -129,13 +129,13 @@ def test_the_memory_of_a_lost_engine_is_unmapped(
     assert [ended.error for ended in receiver.ended] == [None]
 
 
-def test_the_offer_is_the_owners_alone(folder: Path, other: subprocess.Popen[str]) -> None:
+def test_only_the_owner_can_read_the_offer(folder: Path, other: subprocess.Popen[str]) -> None:
     assert (folder / "prefill-0.0.json").stat().st_mode & 0o777 == 0o600
     assert not list(folder.glob("*.new"))
 
 
 @pytest.mark.parametrize("key", COMPARED)
-def test_what_differs_is_named_with_both_values(folder: Path, facts: dict[str, Any], key: str) -> None:
+def test_a_difference_is_named_with_both_values(folder: Path, facts: dict[str, Any], key: str) -> None:
     cache = Cache(BLOCKS, "cpu", 0)
     offer(folder / "prefill-0.0.json", cache.layout, "prefill-0", "prefill-0.0", FACTS | {"device": "cpu"})
     with pytest.raises(PeerError) as refused:
@@ -161,13 +161,13 @@ def test_nothing_offered(folder: Path, facts: dict[str, Any]) -> None:
         {"pid": None},
     ],
 )
-def test_an_offer_that_is_none_is_refused_and_nothing_stays_open(
+def test_an_invalid_offer_is_refused_and_leaves_nothing_open(
     folder: Path, facts: dict[str, Any], change: dict[str, Any]
 ) -> None:
     cache = Cache(BLOCKS, "cpu", 0)
     path = folder / "prefill-0.0.json"
     offer(path, cache.layout, "prefill-0", "prefill-0.0", FACTS | {"device": "cpu"})
-    # What earlier tests left to the collector would be closed in between.
+    # Otherwise the garbage collector could close descriptors of earlier tests in between.
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -177,9 +177,9 @@ def test_an_offer_that_is_none_is_refused_and_nothing_stays_open(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "[" * 50_000])
-def test_a_file_that_is_no_offer_is_said(folder: Path, facts: dict[str, Any], text: str) -> None:
+def test_a_file_that_is_not_an_offer_is_reported(folder: Path, facts: dict[str, Any], text: str) -> None:
     (folder / "a.json").write_text(text)
-    with pytest.raises(PeerError, match=r"a\.json is no offer of KV"):
+    with pytest.raises(PeerError, match=r"a\.json is not a valid offer of KV"):
         open_peer(folder / "a.json", facts)
 
 
@@ -193,14 +193,14 @@ def test_sharing_leaves_content_and_views_in_place() -> None:
     assert cache.holds([5, 6], NUMBER)
 
 
-def test_too_little_shared_memory_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_shared_memory_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "free_shared_memory", lambda: 1)
     with pytest.raises(OSError, match=r"/dev/shm has .* lower backend\.kv_cache_gib, or use transfer=nixl_push"):
         offer(folder / "a.json", Cache(BLOCKS, "cpu", 0).layout, "a", "a.0", {})
     assert not (folder / "a.json").exists()
 
 
-def test_an_offer_of_a_process_that_is_gone(folder: Path, facts: dict[str, Any]) -> None:
+def test_an_offer_of_a_process_that_has_ended(folder: Path, facts: dict[str, Any]) -> None:
     cache = Cache(BLOCKS, "cpu", 0)
     path = folder / "prefill-0.0.json"
     offer(path, cache.layout, "prefill-0", "prefill-0.0", FACTS | {"device": "cpu"})
@@ -212,7 +212,7 @@ def test_an_offer_of_a_process_that_is_gone(folder: Path, facts: dict[str, Any])
 
 
 class TwoGpus:
-    """Torch as a decode engine sees it whose own GPU is the first of two; the prefill engine's is the other."""
+    """Torch in a decode engine on the first of two GPUs; the prefill engine is on the other."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, reachable: bool) -> None:
         self.opened: list[tuple[Any, ...]] = []

@@ -1,4 +1,4 @@
-"""Which models are moved, and what is said of the others."""
+"""Which models' KV can be moved, and the message for the others."""
 
 import ast
 import importlib.util
@@ -22,7 +22,7 @@ from wp1.serving.transfer.ipc.kinds import KINDS, MOVED, obstacle_in_config, obs
         ({"model_type": "mixtral", "sliding_window": 4096}, "a sliding window in all layers (sliding_window=4096)"),
     ],
 )
-def test_the_property_is_named_and_what_to_set(config: dict[str, Any], words: str) -> None:
+def test_the_unsupported_property_and_the_remedy_are_named(config: dict[str, Any], words: str) -> None:
     reason = obstacle_in_config(config)
     assert reason is not None
     assert words in reason
@@ -36,18 +36,18 @@ def test_the_property_is_named_and_what_to_set(config: dict[str, Any], words: st
         {},
         {"model_type": "llama", "kv_lora_rank": None},
         {"model_type": "mistral", "sliding_window": None},
-        # A window that is switched off; windows beside layers that keep all, which vLLM then keeps like these.
+        # A window that is off; windows next to layers that keep all tokens, which vLLM then stores alike.
         {"model_type": "qwen2", "sliding_window": 131072, "use_sliding_window": False},
         {"model_type": "phi3", "sliding_window": 2047, "use_sliding_window": False},
         {"model_type": "gemma3_text", "sliding_window": 512, "layer_types": ["sliding_attention", "full_attention"]},
     ],
 )
-def test_what_is_moved(config: dict[str, Any]) -> None:
+def test_supported_models(config: dict[str, Any]) -> None:
     assert obstacle_in_config(config) is None
 
 
 def _group(*kinds: str) -> Any:
-    """As vLLM's KVCacheGroupSpec: layers of one kind share a specification, of several each has its own."""
+    """Like vLLM's KVCacheGroupSpec: layers of one kind share a specification; otherwise each has its own."""
     layers = {f"layers.{n}": type(kind, (), {})() for n, kind in enumerate(kinds)}
     spec = SimpleNamespace(kv_cache_specs=layers) if len(set(kinds)) > 1 else layers["layers.0"]
     return SimpleNamespace(layer_names=list(layers), kv_cache_spec=spec)
@@ -59,7 +59,7 @@ def test_full_attention_in_one_group_is_moved() -> None:
 
 @pytest.mark.parametrize("kind", [*KINDS, "SpecOfTomorrow"])
 @pytest.mark.parametrize("beside", [(), (MOVED,)])
-def test_other_kinds_are_refused_alone_and_beside_full_attention(kind: str, beside: tuple[str, ...]) -> None:
+def test_other_kinds_are_refused_alone_and_next_to_full_attention(kind: str, beside: tuple[str, ...]) -> None:
     reason = obstacle_in_engine([_group(kind, *beside)], 1)
     assert reason is not None
     assert kind in reason
@@ -82,5 +82,5 @@ def test_the_names_are_those_of_vllm() -> None:
         pytest.skip("vllm is not installed")
     source = (Path(found.origin).parent / "v1" / "kv_cache_interface.py").read_text()
     classes = {node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
-    # Of older and newer versions some are not there.
+    # Older and newer versions lack some of them.
     assert {MOVED, "MLAAttentionSpec", "SlidingWindowSpec", "MambaSpec", "ChunkedLocalAttentionSpec"} <= classes

@@ -1,4 +1,4 @@
-"""Each layout that vLLM hands out: the regions are the bytes of the tensor's block, whichever way it lies."""
+"""For each of vLLM's layouts, the regions are the bytes of the tensor's block."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from wp1.serving.transfer.ipc.layout import Layout, LayoutError, layout_of
 
 BLOCKS, HEADS, TOKENS, DIM = 37, 3, 16, 8
-PAGE = 2 * HEADS * TOKENS * DIM * 2  # of K and V in two bytes
+PAGE = 2 * HEADS * TOKENS * DIM * 2  # K and V, two bytes per element
 MLA_PAGE = TOKENS * 24 * 2
 
 
@@ -79,7 +79,7 @@ def test_mla_has_a_single_tensor() -> None:
     assert _bytes_of(layout, 3) == _expected(cache[3])
 
 
-def test_layers_are_in_their_order_and_shared_ones_count_once() -> None:
+def test_layers_are_in_order_and_shared_ones_count_once() -> None:
     caches = {f"layers.{n}": torch.zeros(BLOCKS, TOKENS, 24, dtype=torch.bfloat16) for n in (10, 2)}
     caches["layers.11"] = caches["layers.2"]
     layout = layout_of(caches, dict.fromkeys(caches, MLA_PAGE), BLOCKS)
@@ -99,15 +99,15 @@ def test_eight_bits() -> None:
     ("cache", "page", "words"),
     [
         (torch.zeros(2, 16, 16, 3, 8), 2 * 16 * 3 * 8 * 4, "2 of its dimensions could count its 16 blocks"),
-        # The heads are as many as the blocks, which the kernel counts otherwise.
+        # There are as many heads as blocks, and the kernel splits blocks differently.
         (torch.zeros(2, 32, 8, 16, 8), 2 * 8 * 16 * 16 * 4, "could count its 16 blocks"),
         (torch.zeros(2, 5, 4, 3, 8), 100, "0 of its dimensions"),
         (torch.zeros(2, 16, 4, 3, 8)[..., :5], 2 * 4 * 3 * 5 * 4, "a block has gaps"),
-        (torch.zeros(2, 32, 2, 4, 3, 8)[:, :, 0], 2 * 2 * 4 * 3 * 8 * 4, "2 parts do not lie side by side"),
+        (torch.zeros(2, 32, 2, 4, 3, 8)[:, :, 0], 2 * 2 * 4 * 3 * 8 * 4, "2 parts are not adjacent"),
         (torch.zeros(2, 16, 4, 3, 8), 1234, "1234 by its specification"),
     ],
 )
-def test_what_cannot_be_moved_is_refused(cache: torch.Tensor, page: int, words: str) -> None:
+def test_layouts_that_cannot_be_moved_are_refused(cache: torch.Tensor, page: int, words: str) -> None:
     with pytest.raises(LayoutError, match=words) as refused:
         layout_of({"layers.0": cache}, {"layers.0": page}, 16)
     assert "layers.0" in str(refused.value)

@@ -1,4 +1,4 @@
-"""Messages between processes: whole, in order, to whoever lives, and for nobody else."""
+"""Messages between processes: complete, in order, to every live process, and private."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def test_messages_come_in_order(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o750, 0o701, 0o755])
-def test_a_folder_that_others_enter_is_refused(folder: Path, mode: int) -> None:
+def test_a_folder_that_others_can_enter_is_refused(folder: Path, mode: int) -> None:
     folder.chmod(mode)
     for make in (lambda: Mailbox(folder, "a.0"), lambda: Sender(folder)):
         with pytest.raises(PermissionError, match="0700"):
@@ -44,7 +44,7 @@ def test_a_folder_that_others_enter_is_refused(folder: Path, mode: int) -> None:
     folder.chmod(0o700)
 
 
-def test_somebody_elses_folder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_users_folder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mailbox.os, "getuid", lambda: folder.stat().st_uid + 1)
     with pytest.raises(PermissionError, match="folder of this user"):
         Mailbox(folder, "a.0")
@@ -57,15 +57,15 @@ def test_a_link_to_a_private_folder_is_refused(folder: Path) -> None:
         Sender(folder / "link")
 
 
-def test_a_path_too_long_for_a_socket_is_said(folder: Path) -> None:
+def test_a_path_too_long_for_a_socket_is_reported(folder: Path) -> None:
     deep = folder / ("x" * 100)
     deep.mkdir(mode=0o700)
-    with pytest.raises(OSError, match=r"107 bytes .* set TMPDIR to a shorter folder"):
+    with pytest.raises(OSError, match=r"107 bytes .* set TMPDIR to a folder with a shorter path"):
         Mailbox(deep, "a.0")
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"{", b"[" * 50_000, b"7", b"x" * 99_999, b"\xff\xfe"])
-def test_what_is_no_message_is_passed_over(folder: Path, data: bytes) -> None:
+def test_invalid_messages_are_skipped(folder: Path, data: bytes) -> None:
     box, sender = Mailbox(folder, "a.0"), Sender(folder)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
         other.sendto(data, str(folder / "a.0.sock"))
@@ -84,7 +84,7 @@ def test_a_descriptor_that_never_ends_is_not_read(folder: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
-def test_a_full_mailbox_keeps_nobody_waiting_and_loses_nothing(folder: Path) -> None:
+def test_a_full_mailbox_blocks_no_sender_and_loses_nothing(folder: Path) -> None:
     box, sender = Mailbox(folder, "a.0"), Sender(folder)
     begin = time.monotonic()
     assert all(sender.send("a.0", {"n": n, "text": "x" * 2000}) for n in range(3000))
@@ -92,10 +92,10 @@ def test_a_full_mailbox_keeps_nobody_waiting_and_loses_nothing(folder: Path) -> 
     assert [message["n"] for message in _collect(box, 3000)] == list(range(3000))
 
 
-def test_what_goes_to_an_engine_keeps_its_order_over_its_mailboxes(folder: Path) -> None:
+def test_messages_to_an_engine_keep_their_order_across_its_mailboxes(folder: Path) -> None:
     full, other, sender = Mailbox(folder, "a.scheduler"), Mailbox(folder, "a.0"), Sender(folder)
     count = 0
-    while not sender._kept:
+    while not sender._queues:
         sender.send("a.scheduler", {"n": count})
         count += 1
     sender.send("a.0", {"kind": "after"})
@@ -113,7 +113,7 @@ def test_a_mailbox_that_is_never_read_is_given_up(folder: Path, monkeypatch: pyt
     assert len(_collect(box, sum(sent))) == sum(sent)
 
 
-def test_nobody_there(folder: Path) -> None:
+def test_no_such_mailbox(folder: Path) -> None:
     assert not Sender(folder).send("a.0", {})
 
 
@@ -127,16 +127,16 @@ def test_a_dead_process_refuses(folder: Path) -> None:
     assert process.stdout.readline() == "up\n"
     sender = Sender(folder)
     assert sender.send("a.0", {})
-    while not sender._kept:
+    while not sender._queues:
         sender.send("a.0", {})
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 5
-    while sender._kept:  # what was kept for it is dropped
+    while sender._queues:  # its queue is dropped
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert not sender.send("a.0", {})
-    # Its name is free for whoever comes after it.
+    # Its name is free for a later process.
     box = Mailbox(folder, "a.0")
     assert sender.send("a.0", {"n": 1})
     assert _collect(box, 1) == [{"n": 1}]
@@ -174,6 +174,6 @@ def test_block_numbers_in_a_message(numbers: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["AAAA", "AAAAAA", "not base64", "AAAAAB!="])
-def test_text_that_is_no_block_numbers(text: str) -> None:
+def test_text_that_is_not_block_numbers(text: str) -> None:
     with pytest.raises(ValueError):
         unpack(text)

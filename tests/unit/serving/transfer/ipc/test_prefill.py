@@ -1,4 +1,4 @@
-"""What a prefill engine tells of a prompt, and when it lets go of its blocks."""
+"""What a prefill engine announces about a prompt, and when it frees its blocks."""
 
 import time
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def test_whole_blocks_of_each_chunk_are_announced_once(scheduler: PrefillSchedul
     assert _step(scheduler, request, 20).ready == [Ready("h", READER, 0, 0, [5])]
     assert _step(scheduler, request, 5).ready == []
     assert _step(scheduler, request, 25, [7, 8]).ready == [Ready("h", READER, 0, 1, [6, 7])]
-    # The last chunk is told with its token.
+    # The last chunk is announced with its token.
     assert _step(scheduler, request, 50, [9, 10, 11]).ready == []
 
 
@@ -57,7 +57,7 @@ def test_other_requests_are_left_alone(scheduler: PrefillScheduler, boxes: dict[
     assert all(list(box.waiting()) == [] for box in boxes.values())
 
 
-def test_a_prompt_without_a_reader_is_held_and_nobody_is_told(
+def test_a_prompt_without_a_reader_is_held_without_messages(
     scheduler: PrefillScheduler, boxes: dict[str, Mailbox]
 ) -> None:
     request = _request(40, to=None)
@@ -75,7 +75,7 @@ def test_a_prompt_without_a_reader_is_held_and_nobody_is_told(
     assert scheduler.orders({}, []).holds == []
 
 
-def test_the_end_is_told_to_the_scheduler_and_every_rank(
+def test_the_end_is_announced_to_the_scheduler_and_every_rank(
     scheduler: PrefillScheduler, boxes: dict[str, Mailbox]
 ) -> None:
     request = _request(40)
@@ -92,7 +92,7 @@ def test_the_end_is_told_to_the_scheduler_and_every_rank(
         assert before + 60 <= message["until"] <= time.monotonic() + 60
 
 
-def test_the_scheduler_there_hears_when_the_last_chunk_is_begun(
+def test_the_readers_scheduler_is_told_when_the_last_chunk_begins(
     scheduler: PrefillScheduler, boxes: dict[str, Mailbox]
 ) -> None:
     heard = [box for name, box in boxes.items() if name.endswith("scheduler")]
@@ -133,7 +133,7 @@ def _as_without_its_blocks(request: Request) -> tuple[list[int], bool]:
 
 
 @pytest.mark.parametrize("ends", [_as_aborted, _as_preempted_with_its_token_on_the_way, _as_without_its_blocks])
-def test_a_prompt_without_its_kv_is_told_as_failed(
+def test_a_prompt_without_its_kv_is_announced_as_failed(
     scheduler: PrefillScheduler, boxes: dict[str, Mailbox], ends: Callable[[Request], tuple[list[int], bool]]
 ) -> None:
     request = _request(40)
@@ -143,7 +143,7 @@ def test_a_prompt_without_its_kv_is_told_as_failed(
     assert scheduler.orders({}, []).holds == []
     for rank in ("0", "1"):
         [message] = boxes[rank].waiting()
-        assert message == {"kind": "failed", "handoff": "h", "why": "prefill-0 gave the prompt up"}
+        assert message == {"kind": "failed", "handoff": "h", "why": "prefill-0 gave up the prompt"}
     assert list(boxes["scheduler"].waiting()) == []
 
 
@@ -156,7 +156,7 @@ def test_a_dead_reader_does_not_stop_a_prompt(folder: Path) -> None:
 
 
 class Worker:
-    """A worker with its mailbox, what it sent, and kernels that end when told."""
+    """A worker with its mailbox, the messages that it sent, and kernels that end on demand."""
 
     def __init__(self, folder: Path) -> None:
         self.reader = Mailbox(folder, f"{READER}.1")
@@ -188,7 +188,7 @@ def _hold(handoff: str = "h", lease_s: float = 60.0) -> Hold:
     return Hold(f"request-{handoff}", handoff, time.monotonic() + lease_s, [5, 6, 7])
 
 
-def test_a_chunk_is_told_when_its_kernels_have_ended(worker: Worker) -> None:
+def test_a_chunk_is_announced_when_its_kernels_have_ended(worker: Worker) -> None:
     worker.obey(ready=[Ready("h", READER, 0, 0, [5, 6])])
     worker.obey(ready=[Ready("h", READER, 0, 2, [9])])
     assert worker.heard() == []
@@ -201,7 +201,7 @@ def test_a_chunk_is_told_when_its_kernels_have_ended(worker: Worker) -> None:
     assert [(message["first"], message["blocks"]) for message in worker.heard()] == expected
 
 
-def test_blocks_are_held_until_released_and_let_go_of_once(worker: Worker) -> None:
+def test_blocks_are_held_until_released_and_freed_once(worker: Worker) -> None:
     assert worker.obey(holds=[_hold(), _hold("i")]) == set()
     worker.tell("release")
     worker.tell("release")
@@ -210,20 +210,20 @@ def test_blocks_are_held_until_released_and_let_go_of_once(worker: Worker) -> No
     assert worker.obey() == set()
 
 
-def test_a_release_may_come_before_there_is_anything_to_hold(worker: Worker) -> None:
+def test_a_release_may_come_before_its_hold(worker: Worker) -> None:
     worker.tell("release")
     assert worker.obey() == set()
     assert worker.obey(holds=[_hold()]) == {"request-h"}
 
 
-def test_what_nobody_fetches_is_let_go_of_after_its_lease(worker: Worker) -> None:
+def test_blocks_that_are_not_fetched_are_freed_after_their_lease(worker: Worker) -> None:
     grace = prefill.GRACE_S
     assert worker.obey(holds=[_hold(lease_s=-grace + 0.2), _hold("i")]) == set()
     time.sleep(0.25)
     assert worker.obey() == {"request-h"}
 
 
-def test_sums_are_of_what_was_asked_for_and_wait_for_the_hold(worker: Worker) -> None:
+def test_checksums_cover_the_requested_blocks_and_wait_for_the_hold(worker: Worker) -> None:
     worker.tell("sum", reader=f"{READER}.1", first=1, blocks=2)
     worker.obey()
     assert worker.heard() == []
@@ -233,7 +233,7 @@ def test_sums_are_of_what_was_asked_for_and_wait_for_the_hold(worker: Worker) ->
     assert worker.heard() == []
 
 
-def test_nothing_is_summed_up_for_whoever_has_released_it(worker: Worker) -> None:
+def test_no_checksum_is_computed_after_a_release(worker: Worker) -> None:
     worker.tell("sum", reader=f"{READER}.1", first=0, blocks=3)
     worker.tell("release")
     worker.obey()

@@ -1,4 +1,4 @@
-"""What a receiver makes of loads and words that come in any order: the right bytes, one end, one release."""
+"""Loads and messages in any order lead to the right bytes, one end and one release."""
 
 import json
 import threading
@@ -20,10 +20,10 @@ SOURCE = "prefill-0"
 
 
 class Copies:
-    """A copier that notes what it was asked."""
+    """A copier that records its calls."""
 
     def __init__(self) -> None:
-        self.there: dict[int, int] = {}  # their block by ours
+        self.there: dict[int, int] = {}  # our block: their block
         self.after: list[Any] = []  # what each copy had to wait for
         self.forgotten: list[Peer] = []
         self.raises: Exception | None = None
@@ -46,7 +46,7 @@ class Copies:
 
 
 class Posted:
-    """A sender that notes what it was given."""
+    """A sender that records its messages."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, Message]] = []
@@ -91,7 +91,7 @@ class World:
         self.receiver.handle({"kind": kind, "handoff": handoff, **words})
 
     def end(self) -> tuple[str | None, list[int]]:
-        """Of the only load that has ended."""
+        """The error and blocks of the only load that has ended."""
         [ended] = self.receiver.ended
         return ended.error, ended.blocks
 
@@ -119,7 +119,7 @@ def test_done_before_load() -> None:
     assert wait_s >= 0
 
 
-def test_chunks_move_as_they_get_ready() -> None:
+def test_chunks_move_as_they_become_ready() -> None:
     world = World()
     world.load([1, 2, 3])
     world.receiver.handle(ready(0, [11]))
@@ -140,7 +140,7 @@ def test_chunks_before_the_load() -> None:
     assert world.copies.there == {1: 11, 2: 12}
 
 
-def test_a_chunk_whose_word_was_lost_comes_with_the_last() -> None:
+def test_a_chunk_whose_message_was_lost_comes_with_the_last() -> None:
     world = World()
     world.load([1, 2, 3])
     world.receiver.handle(ready(1, [12]))
@@ -158,19 +158,19 @@ def test_the_beginning_is_cached_here() -> None:
     assert world.copies.there == {2: 12, 3: 13}
 
 
-def test_a_preempted_prompt_is_copied_anew() -> None:
+def test_a_preempted_prompt_is_copied_again() -> None:
     world = World()
     world.load([1, 2])
     world.receiver.handle(ready(0, [11]))
     world.receiver.handle(ready(0, [21], epoch=1))
     assert world.copies.there == {1: 21}
-    world.receiver.handle(ready(1, [12], epoch=0))  # late, of blocks that are somebody else's by now
+    world.receiver.handle(ready(1, [12], epoch=0))  # late, about blocks that another request has by now
     world.receiver.handle(done([21, 22], epoch=1))
     assert world.copies.there == {1: 21, 2: 22}
     assert world.end()[0] is None
 
 
-def test_an_old_word_after_the_last_one_changes_nothing() -> None:
+def test_a_late_announcement_after_the_end_changes_nothing() -> None:
     world = World()
     world.receiver.handle(done([21, 22], epoch=1))
     world.receiver.handle(ready(0, [11], epoch=0))
@@ -184,16 +184,16 @@ def test_a_prompt_that_was_given_up(load_first: bool) -> None:
     world = World()
     if load_first:
         world.load([1])
-    world.handle("failed", why="prefill-0 gave the prompt up")
+    world.handle("failed", why="prefill-0 gave up the prompt")
     if not load_first:
         world.load([1])
-    assert world.end() == ("prefill-0 gave the prompt up", [1])
+    assert world.end() == ("prefill-0 gave up the prompt", [1])
 
 
-def test_fewer_blocks_than_were_to_come() -> None:
+def test_fewer_blocks_than_needed() -> None:
     world = World()
     world.load([1, 2, 3], done([11, 12]))
-    assert world.end()[0] == "prefill-0 has 2 blocks of 3"
+    assert world.end()[0] == "prefill-0 has 2 of the 3 blocks needed"
 
 
 def test_a_lease_that_ended_meanwhile() -> None:
@@ -206,10 +206,10 @@ def test_an_engine_that_died_meanwhile() -> None:
     world = World()
     world.peer.living = False
     world.load([1], done([11]))
-    assert world.end()[0] == "engine prefill-0 died before its KV was here"
+    assert world.end()[0] == "engine prefill-0 died before its KV arrived"
 
 
-def test_lose_ends_what_is_under_way() -> None:
+def test_lose_ends_loads_in_progress() -> None:
     world = World()
     world.load([1])
     world.load([2], handoff="i")
@@ -220,19 +220,19 @@ def test_lose_ends_what_is_under_way() -> None:
     assert all("died" in (ended.error or "") for ended in world.receiver.ended)
 
 
-def test_a_lost_engine_is_let_go_of_and_never_read_again() -> None:
+def test_a_lost_engine_is_unmapped_and_never_read_again() -> None:
     world = World()
     world.load([1], done([11]))
     for _ in range(2):
         world.receiver.handle({"kind": "lose", "engine": SOURCE})
     assert (world.copies.forgotten, world.peer.closed) == ([world.peer], 1)
     world.load([2], done([12]) | {"handoff": "i"}, handoff="i")
-    assert world.receiver.ended[-1].error == "engine prefill-0 died before its KV was here"
+    assert world.receiver.ended[-1].error == "engine prefill-0 died before its KV arrived"
     assert world.copies.there == {1: 11}
     assert world.posted.released() == ["h", "i"]
 
 
-def test_the_first_copy_of_a_load_waits_for_what_was_launched_before_it() -> None:
+def test_the_first_copy_of_a_load_waits_for_earlier_work() -> None:
     world = World()
     fence = object()
     load = Load("request-h", "h", SOURCE, 0, [1, 2], None)
@@ -266,12 +266,12 @@ def test_given_up_before_and_after_its_load() -> None:
     assert world.posted.released() == ["h"]
     world.receiver.handle(done([11]))
     world.load([1])
-    assert "given up or taken" in (world.end()[0] or "")
+    assert "given up or already fetched" in (world.end()[0] or "")
     assert world.copies.there == {}
     assert world.posted.released() == ["h"]
 
 
-def test_a_second_load_of_a_handoff_ends_and_the_first_goes_on() -> None:
+def test_a_second_load_of_a_handoff_ends_and_the_first_continues() -> None:
     world = World()
     world.load([1])
     world.receiver.handle({"kind": "load", "load": Load("other", "h", SOURCE, 0, [5], None)})
@@ -282,8 +282,8 @@ def test_a_second_load_of_a_handoff_ends_and_the_first_goes_on() -> None:
     assert world.posted.released() == ["h"]
 
 
-@pytest.mark.parametrize(("theirs", "error"), [(23, None), (24, "sums of the blocks differ: 24, here 23")])
-def test_sums_are_compared(theirs: int, error: str | None) -> None:
+@pytest.mark.parametrize(("theirs", "error"), [(23, None), (24, "checksums differ: 24 in prefill-0, 23 here")])
+def test_checksums_are_compared(theirs: int, error: str | None) -> None:
     world = World(verify=True)
     world.load([2, 3], done([10, 11, 12]), first=1)
     assert not world.receiver.ended
@@ -293,7 +293,7 @@ def test_sums_are_compared(theirs: int, error: str | None) -> None:
     assert world.end()[0] == error
 
 
-def test_nothing_is_remembered_of_what_is_over() -> None:
+def test_nothing_is_kept_of_ended_handoffs() -> None:
     world = World()
     for n in range(300):
         world.load([1], done([11]) | {"handoff": str(n)}, handoff=str(n))
@@ -323,7 +323,7 @@ EVENTS = {
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(sorted(EVENTS)), max_size=14), st.booleans())
-def test_whatever_comes_each_load_ends_once_and_each_handoff_is_released_once(events: list[str], verify: bool) -> None:
+def test_in_any_order_each_load_ends_once_and_each_handoff_is_released_once(events: list[str], verify: bool) -> None:
     world = World(verify)
     for event in [*events, "give_up"]:
         EVENTS[event](world)
@@ -338,7 +338,7 @@ def test_whatever_comes_each_load_ends_once_and_each_handoff_is_released_once(ev
 
 
 def test_the_thread_takes_orders_and_messages(folder: Path) -> None:
-    """Give-ups before loads: a handoff that was given up may be asked for once more, to be dropped."""
+    """Give-ups come before loads: a load for a handoff that was given up must be refused."""
     copies, sender = Copies(), Sender(folder)
     theirs = Mailbox(folder, f"{SOURCE}.0")
     peer = LivingPeer(SOURCE, f"{SOURCE}.0", [], 100, [], 0)
@@ -364,7 +364,7 @@ def test_the_thread_takes_orders_and_messages(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("given_up", [False, True])
-def test_what_a_step_computes_on_is_there_when_its_orders_are_obeyed(folder: Path, given_up: bool) -> None:
+def test_the_kv_of_a_step_has_arrived_when_obey_returns(folder: Path, given_up: bool) -> None:
     copies, sender = Copies(), Sender(folder)
     Mailbox(folder, f"{SOURCE}.0")
     peer = LivingPeer(SOURCE, f"{SOURCE}.0", [], 100, [], 0)
@@ -379,7 +379,7 @@ def test_what_a_step_computes_on_is_there_when_its_orders_are_obeyed(folder: Pat
     receiver.stop()
 
 
-def test_a_step_that_has_time_sees_the_end_of_kv_that_comes_now(folder: Path) -> None:
+def test_an_idle_step_sees_the_end_of_kv_that_is_about_to_arrive(folder: Path) -> None:
     copies, sender = Copies(), Sender(folder)
     Mailbox(folder, f"{SOURCE}.0")
     peer = LivingPeer(SOURCE, f"{SOURCE}.0", [], 100, [], 0)
@@ -393,14 +393,14 @@ def test_a_step_that_has_time_sees_the_end_of_kv_that_comes_now(folder: Path) ->
         assert receiver.ended.popleft().request == {"h": "r", "i": "s"}[name]
         timer.join()
     begin = time.perf_counter()
-    receiver.wait(["h", "i"], 30)  # told already
+    receiver.wait(["h", "i"], 30)  # already ended
     receiver.wait(["other"], 0.01)
     assert 0.01 <= time.perf_counter() - begin < 10
     receiver.stop()
 
 
 @pytest.mark.parametrize("end", ["here", "peer dies", "never"])
-def test_a_step_waits_for_what_it_needs(folder: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+def test_a_step_waits_for_the_kv_that_it_needs(folder: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     monkeypatch.setattr(receiver_module, "LIFE_SIGN_S", 0.02)
     monkeypatch.setattr(receiver_module, "LONGEST_STEP_S", 0.1 if end == "never" else 60)
     copies, sender = Copies(), Sender(folder)
@@ -426,8 +426,8 @@ def test_a_step_waits_for_what_it_needs(folder: Path, monkeypatch: pytest.Monkey
     [ended] = receiver.ended
     errors = {
         "here": None,
-        "peer dies": f"engine {SOURCE} died before its KV was here",
-        "never": "a step waited 0.1 s for the end of its prompt",
+        "peer dies": f"engine {SOURCE} died before its KV arrived",
+        "never": "a step waited 0.1 s for its prompt to end",
     }
     assert ended.error == errors[end]
     assert receiver.not_over([("r", "h")]) == set()
@@ -437,12 +437,12 @@ def test_a_step_waits_for_what_it_needs(folder: Path, monkeypatch: pytest.Monkey
 def test_a_step_does_not_wait_for_a_thread_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiver_module, "LIFE_SIGN_S", 0.01)
     world = World()
-    with pytest.raises(RuntimeError, match="the thread that takes KV over has ended"):
+    with pytest.raises(RuntimeError, match="the thread that fetches KV has ended"):
         world.receiver.obey(DecodeOrders(loads=[Load("r", "h", SOURCE, 0, [1], done([11]), at_once=True)]))
 
 
 @pytest.mark.parametrize("first", ["mail", "step"])
-def test_a_load_that_comes_in_advance_as_well_is_copied_once_and_answered_to_its_step(first: str) -> None:
+def test_a_load_sent_in_advance_is_copied_once_and_reported_to_its_step(first: str) -> None:
     world = World()
     load = Load("r", "h", SOURCE, 0, [1, 2], done([11, 12]), at_once=True)
     orders = {"mail": json.loads(json.dumps(in_advance(load))), "step": {"kind": "load", "load": load}}
@@ -457,7 +457,7 @@ def test_a_load_that_comes_in_advance_as_well_is_copied_once_and_answered_to_its
     assert not world.receiver._advanced
 
 
-def test_a_prompt_that_is_done_waits_from_its_word_to_its_copy() -> None:
+def test_the_wait_of_a_done_prompt_is_from_its_message_to_its_copy() -> None:
     world = World()
     word = done([11, 12])
     world.receiver.handle(word)
@@ -465,12 +465,12 @@ def test_a_prompt_that_is_done_waits_from_its_word_to_its_copy() -> None:
     load = Load("r", "h", SOURCE, 0, [1, 2], word, at_once=True)
     world.receiver.handle({"kind": "load", "load": load})
     assert load.wait_s >= 0.5
-    # Without a word of its own it is as old as its load.
+    # Without an earlier message, it is as old as its load.
     world.receiver.handle({"kind": "load", "load": (other := Load("s", "i", SOURCE, 0, [3], done([13]), at_once=True))})
     assert 0 <= other.wait_s < 0.5
 
 
-def test_a_failure_in_advance_is_told_to_the_step() -> None:
+def test_a_failure_in_advance_is_reported_to_the_step() -> None:
     world = World()
     world.copies.raises = RuntimeError("no")
     load = Load("r", "h", SOURCE, 0, [1], done([11]), at_once=True)
@@ -485,8 +485,8 @@ def test_a_failure_in_advance_is_told_to_the_step() -> None:
         lambda events: events.count("advance") <= 1 and "load" not in events and "late" not in events
     )
 )
-def test_whatever_comes_between_the_mail_and_the_step_the_step_is_answered_once(events: list[str]) -> None:
-    """The mail goes to each receiver before its step's orders do; which of them it reads first is open."""
+def test_whatever_comes_between_message_and_step_the_step_is_answered_once(events: list[str]) -> None:
+    """The message is sent to each receiver before its step's orders, but either may be read first."""
     world = World()
     load = Load("r", "h", SOURCE, 0, list(OURS), done(THEIRS, epoch=1), at_once=True)
     steps = {
@@ -497,7 +497,7 @@ def test_whatever_comes_between_the_mail_and_the_step_the_step_is_answered_once(
     events += ["step"] * ("step" not in events) + ["give_up"]
     for n, event in enumerate(events, start=1):
         (EVENTS | steps)[event](world)
-        # A step that waits goes on when its orders are taken, whatever came before them.
+        # A waiting step continues when its orders are handled, whatever came before them.
         assert len(world.receiver.ended) == ("step" in events[:n])
     [ended] = world.receiver.ended
     assert ended.at_once
