@@ -11,7 +11,8 @@ import yaml
 
 from wp1.core import files, paths, progress, shapes
 from wp1.core.errors import ConfigError
-from wp1.core.records import Done, ExampleLine, MemoryNote, Probe, read_as, read_rows
+from wp1.core.jsonl import read_as, read_rows
+from wp1.core.records import Done, ExampleLine, MemoryNote, Probe
 from wp1.core.run_files import CONFIG, EXAMPLES, GOODPUT, MEMORY, METADATA, SUMMARY, RunFile
 
 # Of a configuration: a hundred times what one has.

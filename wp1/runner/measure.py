@@ -10,8 +10,9 @@ from typing import Any
 from wp1.analysis.load import probes
 from wp1.core import progress
 from wp1.core.errors import WP1Error
+from wp1.core.jsonl import RecordWriter
 from wp1.core.plan import Arm, Cell, Stint, stints
-from wp1.core.records import Done, EngineStats, Handoff, QueueLengths, RecordWriter, RequestRecord
+from wp1.core.records import Done, EngineStats, Handoff, QueueLengths, RequestRecord
 from wp1.core.run_files import (
     CONTROL,
     ENGINE_LOG,

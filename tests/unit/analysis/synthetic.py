@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from wp1.core.records import Handoff, QueueLengths, RecordWriter, Request, RequestRecord, new_record
+from wp1.core.jsonl import RecordWriter
+from wp1.core.records import Handoff, QueueLengths, Request, RequestRecord, new_record
 
 RUN_ID = "run-20260101T000000Z-00000000"
 KV_BYTES_PER_TOKEN, BLOCK_TOKENS = 23_040, 16
