@@ -235,7 +235,7 @@ def _how_to_read(
         parts.append(HOW_TO_READ_ARMS)
     if summary.get("quality"):
         parts.append(quality_report.HOW_TO_READ)
-    parts += [f"- {labels.in_words(label, '**')}." for label in metadata["labels"] if label == "colocated"]
+    parts += [f"- {labels.in_words(label, '**')}." for label in metadata["labels"] if label == labels.SHARED_GPU]
     return "## How to read the figures\n\n" + "\n".join(parts)
 
 
@@ -294,7 +294,7 @@ def _setting(metadata: dict[str, Any]) -> str:
     for pool in metadata["pools"]:
         for engine in pool["engines"]:
             s = engine["settings"]
-            shared = " (colocated)" if pool.get("colocated") else ""
+            shared = " (shared)" if pool.get("shared_gpu") else ""
             what = (
                 f"{' and '.join(pool['phases'])}; {', '.join(engine['devices'])}{shared}; {s['dtype']}; "
                 f"{number(s['kv_blocks'])} KV blocks of {s['block_size']} tokens; up in {engine['startup_s']} s"
