@@ -9,7 +9,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from omegaconf import OmegaConf
 
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1.analysis.base import tables
@@ -68,7 +67,7 @@ def test_a_run_s_end_parses_its_records_once(
     tmp_path: Path, parsed: Counter[str], opened: Counter[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = RunTables(make_run(tmp_path, SMALL))
-    cfg = OmegaConf.create({**run.config, "dataset": {"benchmark": None}})
+    cfg = run.config.changed(dataset={"benchmark": None})
     outcome = _finish(cfg, run.path, dict(run.metadata), collectors_in(run), "completed", None)
     with Screen() as screen:
         screen.end(outcome, None)
