@@ -72,7 +72,7 @@ def test_reading_a_folder_calls_nothing_that_it_names(
     config = read_config(run_dir)
     change(run_dir / "config.yaml", collectors={**config["collectors"], "x": part})
     page = make_report(run_dir, tmp_path / "reports").read_text()
-    assert "> **Not made**: x of `collectors`" in page
+    assert "> **Not recomputed**: x in `collectors`" in page
     assert "nothing that a folder names is run" in page
     assert "## Latency" in page
     assert not (tmp_path / "made").exists()

@@ -347,16 +347,16 @@ def tokens_differ(pair: Pair) -> str | None:
     configs = _sent(pair)
     for config in configs:
         if (temperature := config["workload"].get("temperature") or 0) > 0:
-            return f"answers were sampled (workload.temperature={temperature:g}), so that they differ by chance"
+            return f"answers were sampled (workload.temperature={temperature:g}), so they differ by chance"
     if parts := unlike(pair):
-        return f"what was sent, or the model it was sent to, is not the same in both ({', '.join(parts)})"
+        return f"the requests sent, or the model they were sent to, differ ({', '.join(parts)})"
     digests = [(job.metadata.get("model") or {}).get("digest") for job in (pair.a, pair.b)]
     if digests[0] != digests[1]:
-        return "they had other weights"
+        return "they had different weights"
     for key in ("rope", *OF_NUMBERS):
         a, b = (_of_model(config, arm, key) for config, arm in zip(configs, pair.arms, strict=True))
         if a != b:
-            return f"{key} is not the same in both, so that they are not the same model"
+            return f"{key} is not the same in both, so they are not the same model"
     return None
 
 
