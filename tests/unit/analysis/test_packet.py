@@ -245,7 +245,7 @@ def test_a_run_that_has_lost_records_is_no_part_of_a_whole_packet(e3: Path, tmp_
     _damage(tmp_path / "outputs" / "run-20260101T000003Z-00000000", how)
     code, said = command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=False)
     assert code == 1
-    line = r"  e3 \(run-20260101T000003Z-00000000\) is incomplete: records\.jsonl(:1 is no| has \d of the 16)"
+    line = r"  e3 \(run-20260101T000003Z-00000000\) is incomplete: records\.jsonl(:1 is not a valid| has \d of the 16)"
     assert re.search(line, said)
     assert said.count("\n") == 1
     assert not (tmp_path / "packet").exists()
@@ -272,7 +272,7 @@ def test_a_report_that_cannot_be_made_is_told(e3: Path, tmp_path: Path) -> None:
     (folder / "queues.jsonl").write_text("{}\n")
     code, said = command.make([folder], tmp_path / "packet", "A packet", partial=True)
     assert code == 0
-    assert "e3 has no report, and none can be made: queues.jsonl:1 is no sample" in Path(said).read_text()
+    assert "e3 has no report, and none can be made: queues.jsonl:1 is not a valid sample" in Path(said).read_text()
 
 
 def test_a_report_made_of_a_packet_is_the_one_that_it_has(config: Compose, double: Any, tmp_path: Path) -> None:
