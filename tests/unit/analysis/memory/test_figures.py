@@ -202,7 +202,7 @@ def test_what_is_left_by_the_parts_is_of_what_vllm_allows_itself() -> None:
     assert pool.left == left * MIB
     for unit, row in ((MIB_, f"| 16.0 | {left:.1f} |"), (GIB, f"| 0.02 | {left / 1024:.2f} |")):
         text = capacity_report.fits([pool], [], unit)
-        assert f"| KV pool, {unit[0]} | left by the parts, {unit[0]} |" in text and row in text
+        assert f"| KV pool, {unit[0]} | budget left for KV, {unit[0]} |" in text and row in text
 
 
 ENGINES = [("agg", "agg", "agg-0"), ("disagg", "prefill", "prefill-0"), ("disagg", "decode", "decode-0")]

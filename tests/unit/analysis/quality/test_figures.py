@@ -205,7 +205,7 @@ def test_two_arms_differ_over_the_same_examples(found: dict[str, Any]) -> None:
 
 def test_the_page_says_what_was_found(rows: pl.DataFrame, found: dict[str, Any]) -> None:
     page = quality_report.section(found, rows)
-    assert "Built in; 24 examples" in page
+    assert "built into wp1; 24 examples" in page
     # Of a run from before RULER's prompts were laid out as NVIDIA's.
     assert "NVIDIA" not in page
     assert "| ruler/niah_single_1 | match_all | 24 | 75.0 [" in page
@@ -220,7 +220,7 @@ def test_the_page_begins_with_the_arms_side_by_side(rows: pl.DataFrame, found: d
     page = quality_report.section(found, rows)
     words, _, table = page.removeprefix("## Answers\n\n").partition("\n\n")
     assert words.startswith(
-        "Over the 25 examples that both were asked, unscaled scores 28.0 points [6.5, 45.4] less than yarn."
+        "Over the 25 examples that both were asked, unscaled scores 28.0 points [6.5, 45.4] lower than yarn."
     )
     assert table.startswith(
         "| prompt tokens | yarn, score % [95 %] | unscaled, score % [95 %] | yarn, TTFT ms | unscaled, TTFT ms |"
