@@ -101,7 +101,7 @@ def why_not(metadata: Mapping[str, Any]) -> str | None:
     if shape is None:
         return reason
     if not metadata.get("peaks"):
-        return "this device's peaks are unknown; `python -m wp1.peaks` measures them for later runs"
+        return "no peak is known for this device: `python -m wp1.peaks` measures it for later runs"
     return None
 
 

@@ -45,8 +45,8 @@ def words(rows: list[dict[str, Any]], fitted: Mapping[str, Any] | None) -> str:
     a, b = first["ttft_ms"]["value"], last["ttft_ms"]["value"]
     sentences = [
         f"A prompt of {number(last['prompt_len'])} tokens took {ms(b)} ms to its first token, {short(b / a)} times as "
-        f"much as a prompt of {number(first['prompt_len'])} tokens ({ms(a)} ms); it is "
-        f"{short(last['prompt_len'] / first['prompt_len'])} times as long."
+        f"long as a prompt of {number(first['prompt_len'])} tokens ({ms(a)} ms), with "
+        f"{short(last['prompt_len'] / first['prompt_len'])} times as many tokens."
     ]
     if fitted:
         c = fitted["c"]["value"]

@@ -237,9 +237,7 @@ def _gpu_parts(
             reported, source = now["device"] - before, "NVML, device minus what was there before"
         else:
             reported = now["reserved"] + beside["ready"] + (now["device"] - begin) // together
-            source = (
-                f"NVML, device minus what was there before; memory outside torch shared evenly by {together} engines"
-            )
+            source = f"NVML, device minus what was there before; outside torch, an even share among {together} engines"
     transfer = max(0, beside["kv_cache"] - beside["profiled"]) if "kv_cache" in beside else 0
     used = min(in_use, now["kv"])
     parts = {

@@ -217,7 +217,7 @@ def _beside_calculated(rows: Sequence[Row]) -> str:
             by_length,
             "lrrrrrrrrrr",
         ),
-        f"How it is calculated:\n\n{how}",
+        f"How these parts are calculated:\n\n{how}",
         _copies(list(engines.values()), unit),
         KEPT_WITHIN_STEP if any(row.kept_within_step for row in rows) else "",
         _vllm_says(list(engines.values()), unit),

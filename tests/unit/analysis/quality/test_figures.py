@@ -149,8 +149,8 @@ def test_two_arms_have_their_perplexity_over_the_texts_of_both(rows: pl.DataFram
         # Two texts or one: as few have no interval.
         assert (row["low"], row["a"]["high"], row["p"]) == (None, None, None)
     page = quality_report.section(own, harder)
-    assert page.count("These rows are of the arm's own texts (those of yarn reach 8,192 tokens and") == 2
-    assert "**Perplexity over the same texts** (n = 2 at most" in page
+    assert page.count("These rows cover the arm's own texts (those of yarn reach 8,192 tokens and") == 2
+    assert "**Perplexity over the same texts** (up to 2 texts" in page
     # Drawn dashed, in the first arm's colour.
     captions = [caption for caption, _ in quality_plots.quality_plots(tmp_path, own, "")]
     assert any("Dashed: the first arm over the other's texts alone." in caption for caption in captions)
