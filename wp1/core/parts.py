@@ -40,7 +40,8 @@ NOTHING = inspect.Parameter.empty
 class Kind:
     """What the parts of one group have in common.
 
-    word: what they are called, as "scheduler". protocol: a class whose public methods each of them has.
+    word: what they are called, as "scheduler". protocol: a class whose public methods and annotated attributes each of
+    them has.
     given: the parameters that wp1 fills in when it makes one. beside: keys of the group that wp1 reads itself, by type.
     """
 
@@ -259,16 +260,27 @@ def check_within(key: str, value: float | None, bounds: Within) -> None:
 def make(key: str, settings: Mapping[str, Any], kind: Kind, **given: Any) -> Any:
     """The part itself, of its settings (`typed`) and of what it takes of that which wp1 gives.
 
-    Raises ConfigError, naming the key, if the part refuses its settings by ValueError.
+    Raises ConfigError, naming the key, if the part refuses its settings by ValueError or if what is made lacks an
+    attribute that such parts have.
     """
     part = loaded(f"{key}._target_", settings["_target_"])
     taken = {name: value for name, value in given.items() if _takes_any(part) or name in _parameters(part)}
     own = {name: value for name, value in settings.items() if name != "_target_" and name not in kind.beside}
     held = _told_by(part)
     try:
-        return part(**own, **taken) if held is part else part(held(**own), **taken)
+        made = part(**own, **taken) if held is part else part(held(**own), **taken)
     except ValueError as error:
         raise ConfigError(f"{key} cannot be made ({' '.join(str(error).split())}): change its settings") from error
+    for name in _attributes(kind.protocol):
+        if not hasattr(made, name):
+            raise ConfigError(f"{key}._target_={settings['_target_']} is no {kind.word}: it has no attribute {name}")
+    return made
+
+
+def _attributes(protocol: type) -> list[str]:
+    """The public attributes that a protocol and its parents annotate."""
+    annotated = {name for one in protocol.__mro__ for name in inspect.get_annotations(one)}
+    return sorted(name for name in annotated if not name.startswith("_"))
 
 
 def own(name: Any, package: str) -> type | None:

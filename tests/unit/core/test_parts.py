@@ -142,6 +142,22 @@ def test_a_part_is_made_of_its_settings_and_of_what_it_takes_of_what_wp1_gives()
         assert parts.make("x", typed, KIND, write="here", other="unused").do() == does
 
 
+class Named(Doer):
+    name: str
+    _hidden: int
+
+
+class Unnamed(Base):
+    pass
+
+
+def test_a_part_without_an_attribute_of_its_kind_is_refused() -> None:
+    kind = Kind("doer", Named, given=("write",))
+    typed = parts.typed("arms.x", node("Unnamed"), kind)
+    with pytest.raises(ConfigError, match=r"^arms\.x\._target_=.*Unnamed is no doer: it has no attribute name$"):
+        parts.make("arms.x", typed, kind, write="here")
+
+
 def test_keys_that_wp1_reads_itself_do_not_reach_the_part() -> None:
     kind = Kind("doer", Doer, given=("write",), beside={"rope": Rope | None})
     typed = parts.typed("x", node("made_by", rope={"type": "none"}), kind)

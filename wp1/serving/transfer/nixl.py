@@ -50,7 +50,8 @@ class NixlTransfer:
         self.name = name
         self.timeout_s = timeout_s
         self._direction = direction
-        self._why = why or WHY[direction]
+        # The reasons are those of vLLM's own connectors; a subclass has reasons of its own.
+        self._why = why or (WHY[direction] if type(self) is NixlTransfer else "asked for")
         self._environment = environment
         self._extra = extra
 

@@ -50,3 +50,12 @@ def test_no_free_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nixl.socket.socket, "bind", refuse)
     with pytest.raises(WP1Error, match="use transfer=ipc"):
         nixl._free_port()
+
+
+def test_only_vllm_s_own_connectors_claim_the_reason_of_nixl() -> None:
+    class Mine(NixlTransfer):
+        pass
+
+    words: dict[str, Any] = {"name": "mine", "pools": Pools(1, 1, None), "environment": {}, "extra": {}}
+    assert "one H200" in NixlTransfer(direction="push", **words).why()
+    assert Mine(direction="push", **words).why() == "asked for"

@@ -44,13 +44,13 @@ class IpcTransfer:
         pools: Pools,
         timeout_s: Annotated[float, Within(0.001)] = 60.0,
         overlap: Literal["on", "off"] = "on",
-        at_once_mib: Annotated[float, Within(0)],
+        at_once_mib: Annotated[float, Within(0)] = 128.0,
         verify: bool = False,
         why: str | None = None,
     ) -> None:
         """Raises ConfigError if `obstacle` returns a reason."""
         if (reason := obstacle(pools)) is not None:
-            raise ConfigError(f"transfer=ipc cannot be used here: {reason}")
+            raise ConfigError(f"transfer={name} cannot be used here: {reason}")
         self.name = name
         self.timeout_s = timeout_s
         self.overlap = overlap == "on"

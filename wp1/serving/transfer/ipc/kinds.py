@@ -75,12 +75,12 @@ def obstacle_in_engine(groups: Sequence[Any], stages: int) -> str | None:
         other = f"{len(groups)} groups of blocks"
     elif stages > 1:
         return (
-            "transfer=ipc does not support pipeline parallelism: "
+            "IpcConnector does not support pipeline parallelism: "
             f"set backend.engine.pipeline_parallel_size={stages} to 1, or {WAY_OUT}"
         )
     else:
         return None
-    return f"transfer=ipc moves the KV of full attention in one group of blocks, and the model has {other}: {WAY_OUT}"
+    return f"IpcConnector moves the KV of full attention in one group of blocks, and the model has {other}: {WAY_OUT}"
 
 
 def specs_of(group: Any) -> dict[str, Any]:
