@@ -9,7 +9,7 @@ clock on the same machine). Latencies are derived from them later, in `wp1.analy
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 Status = Literal["ok", "error", "timeout", "aborted"]
 # Why a request did not end well, for counting; `error` has the words.
@@ -294,6 +294,11 @@ def common_name(request_id: str, alike: bool) -> str:
     return re.sub(r"/r\d+/", "/", name, count=1) if alike else name
 
 
-# What goes into files of its own beside the records.
+# What engines and schedulers report beside the records.
 Event = Handoff | QueueLengths | EngineStats
-Row = RequestRecord | Event | LoopLag | MemoryNote
+
+
+class Row(Protocol):
+    """A line of one of a run's files: any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""The files of a run's folder, in one table: to add a file is to add its row to `RUN_FILES`.
+"""The files of a run's folder, in one table: to add a file is to add its `RunFile` to this module.
 
 What goes on with a run, moves its clock, publishes it, packs it, counts its lines or makes its report asks here. The
 table is in the order of what matters most: a packet that is too large loses its last files first.
@@ -114,16 +114,15 @@ LOOP = RunFile(
     name="loop.jsonl", row=records.LoopLag, of="unit", shows="event-loop lag", expected=_always
 )  # fmt: skip
 SUMMARY = RunFile(name="summary.json", published="always")
+SUMMARIES = RunFile(name="*_summary.json", published="always")
 METADATA = RunFile(name="run_metadata.json", published="always")
 CONFIG = RunFile(name="config.yaml", published="always")
+TABLES = RunFile(name="artifacts/*.csv", published="always")
 ENGINE_LOG = RunFile(name="engine.log", packed=False)
+LOG = RunFile(name="wp1.log", published="never", packed=False)
 
-RUN_FILES: tuple[RunFile, ...] = (
-    RECORDS, CELLS, EXAMPLES, SCORES, GOODPUT, CONTROL, HANDOFFS, MEMORY, QUEUES, ENGINE_STATS, DEVICE, LOOP,
-    SUMMARY, RunFile(name="*_summary.json", published="always"), METADATA, CONFIG,
-    RunFile(name="artifacts/*.csv", published="always"), ENGINE_LOG,
-    RunFile(name="wp1.log", published="never", packed=False),
-)  # fmt: skip
+# All of the above, in their order.
+RUN_FILES: tuple[RunFile, ...] = tuple(value for value in list(globals().values()) if isinstance(value, RunFile))
 
 
 def of(what: str) -> list[RunFile]:

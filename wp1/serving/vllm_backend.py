@@ -159,8 +159,8 @@ class VLLMBackend:
         if self._connector_arguments.get("disable_hybrid_kv_cache_manager") and config.model_config.is_hybrid:
             connector = (self._kv_transfer or {}).get("kv_connector", "")
             raise ConfigError(
-                f"the KV connector {connector} moves only the KV of attention layers, and {self._model.name} also keeps "
-                "another kind of state: use transfer=nixl_push"
+                f"the KV connector {connector} moves only the KV of attention layers, and {self._model.name} also "
+                "keeps another kind of state: use transfer=nixl_push"
             )
 
     async def __aenter__(self) -> Self:

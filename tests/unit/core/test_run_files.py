@@ -100,3 +100,10 @@ def test_a_pattern_stands_for_the_plain_files_that_match_it(tmp_path: Path) -> N
     (tmp_path / "artifacts" / "link.csv").symlink_to(tmp_path / "artifacts" / "a.txt")
     (csv,) = [file for file in RUN_FILES if file.name == "artifacts/*.csv"]
     assert [path.name for path in csv.found(tmp_path)] == ["a.csv", "b.csv"]
+
+
+def test_the_table_has_every_file_of_the_module_in_order_of_importance() -> None:
+    constants = [value for value in vars(run_files).values() if isinstance(value, RunFile)]
+    assert list(RUN_FILES) == constants
+    assert RUN_FILES[0] is run_files.RECORDS
+    assert len({file.name for file in RUN_FILES}) == len(RUN_FILES)

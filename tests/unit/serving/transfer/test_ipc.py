@@ -36,7 +36,7 @@ def little_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unequal_tensor_parallel_sizes_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"tensor_parallel=2 and scheduler\.decode_tensor_parallel=1 must be equal"):
         _ipc(Pools(2, 1, None))
-    with pytest.raises(ConfigError, match="^transfer=mine cannot be used here"):
+    with pytest.raises(ConfigError, match=r"^transfer=mine cannot be used here"):
         _ipc(Pools(2, 1, None), name="mine")
 
 

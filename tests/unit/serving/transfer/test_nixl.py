@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from wp1.core.errors import WP1Error
-from wp1.serving.transfer import nixl
+from wp1.serving.transfer import Pools, nixl
+from wp1.serving.transfer.nixl import NixlTransfer
 
 
 @pytest.mark.parametrize(
