@@ -138,7 +138,7 @@ def test_every_option_is_in_the_table_of_groups() -> None:
     named["experiment"] |= {f"e{n}" for n in range(7)}
     for option in OPTIONS:
         group, _, name = option.partition("=")
-        assert name in named[group], option
+        assert name in named[group], f"{option} is missing: add it to the table in docs/configuration.md"
 
 
 def test_a_command_that_cannot_work_is_found(files: dict[str, str]) -> None:

@@ -1,7 +1,8 @@
 """METRICS: every metric of a run, one row each: how it is derived, its unit and title, and where it is shown.
 
-Reports, comparisons, plots, the console, MLflow, sweeps and CSV files read this table. To add a metric, add a row: by
-default all of these show it. docs/metrics.md lists the formulas, and a test compares it with this table.
+Reports, comparisons, plots, the console, MLflow, sweeps and CSV files read this table. To add a metric, add a row: all
+of these show it. Off by default are only these fields of `Shown`: `answers`, `overview`, `scores` and `mlflow_first`.
+docs/metrics.md lists the formulas, and a test compares it with this table.
 """
 
 from collections.abc import Iterator, Mapping

@@ -219,4 +219,6 @@ def test_the_documentation_has_every_formula() -> None:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     for metric in METRICS:
         formulas = [cell for row in rows if row[0] == metric.title for cell in row[1:]]
-        assert any(cell.startswith(metric.formula) for cell in formulas), f"{metric.title}: {metric.formula}"
+        assert any(cell.startswith(metric.formula) for cell in formulas), (
+            f"docs/metrics.md has no row '{metric.title}' with the formula '{metric.formula}': add it to its table"
+        )
