@@ -1,11 +1,11 @@
 """Every check of a configuration that needs no model and no engine."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 from omegaconf import ListConfig, OmegaConf
 
+from wp1.config import local_model
 from wp1.config.schema import TRUE, same_tokens_aside
 from wp1.core import shapes
 from wp1.core.errors import ConfigError
@@ -34,7 +34,7 @@ def check(cfg: Any) -> None:
 
 
 def _check_values(cfg: Any) -> None:
-    _one_of("model.source", cfg.model.source, "bundled", "hub", "random_weights")
+    _one_of("model.source", cfg.model.source, "bundled", "hub", "folder", "random_weights")
     _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")
     _one_of("dataset.source", cfg.dataset.source, "builtin", "file", "hub")
     _one_of("dataset.on_bad_row", cfg.dataset.on_bad_row, "error", "skip")
@@ -249,14 +249,10 @@ def _check_model(model: Any) -> None:
         raise ConfigError("model.path has no use with random weights: drop it, or choose model=llama31_8b or qwen25_7b")
     if model.source == "hub" and model.path is None and model.repo is None:
         raise ConfigError("model.repo is empty: set model.repo=owner/name or model.path=FOLDER")
-    if model.path == "":
-        raise ConfigError("model.path is empty: name a folder with config.json and *.safetensors, or drop it")
+    if model.source == "folder" and model.path is None:
+        raise ConfigError("model.path is not set: model.source=folder needs model.path=FOLDER")
     if model.path is not None:
-        folder = Path(model.path).expanduser()
-        if not folder.is_dir():
-            raise ConfigError(f"model.path={model.path} is not a folder: name one with config.json and *.safetensors")
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"model.path={model.path} holds no config.json: name the folder of a model")
+        local_model.check_folder(model.path)
 
 
 def _check_rope(rope: Any, name: str = "rope") -> None:

@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wp1.collectors import COLLECTOR
+from wp1.config import local_model
 from wp1.core import parts
 from wp1.core.errors import ConfigError
 from wp1.core.paths import CONF
@@ -34,7 +35,7 @@ Truth = Any
 @dataclass
 class Model:
     name: str = MISSING
-    source: str = MISSING  # bundled, hub or random_weights
+    source: str = MISSING  # bundled, hub, folder or random_weights
     repo: str | None = None
     revision: str | None = None
     path: str | None = None
@@ -228,6 +229,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
             raise ConfigError("root is empty: name a folder for what runs leave, or drop it")
         # Absolute, so that what is derived from it means the same from any folder.
         OmegaConf.update(cfg, "root", str(Path(str(cfg.root)).expanduser().resolve()))
+        local_model.complete(cfg)
         plain = OmegaConf.to_container(cfg, resolve=True)
         schema = OmegaConf.structured(Config)
         assert isinstance(plain, dict)

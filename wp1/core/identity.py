@@ -63,11 +63,18 @@ def config_hash(cfg: DictConfig, contents: dict[str, str] | None = None) -> str:
     """
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     plain = _without_modules(redaction.config(resolved))
+    if _named_by_folder(plain.get("model")):
+        del plain["model"]["name"]
     for key in NOT_HASHED:
         group, _, name = key.rpartition(".")
         (plain.get(group, {}) if group else plain).pop(name, None)
     text = json.dumps({"config": plain, "contents": contents or {}}, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _named_by_folder(model: Any) -> bool:
+    """Whether a model is known by its weights, and its name says where they lie."""
+    return isinstance(model, Mapping) and model.get("source") == "folder"
 
 
 def _without_modules(value: Any) -> Any:
@@ -90,6 +97,8 @@ def settings_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         name = f"{prefix}{key}"
         if name in NOT_HASHED or value in ({}, None):
+            continue
+        if name == "model.name" and _named_by_folder(config):
             continue
         if key == "_target_":
             found[name] = class_name(value)

@@ -8,17 +8,20 @@ from wp1.core.errors import ConfigError
 
 
 class ModelTokens:
-    """The tokenizer in a model's folder. Raises ConfigError if the folder has no tokenizer with a chat template."""
+    """The tokenizer in a model's folder. Raises ConfigError if there is none, or if it has no working chat template."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            self.chat("?")
         except Exception as error:  # each of transformers' file readers raises its own errors
+            raise ConfigError(f"{folder} has no tokenizer ({_said(error)}): add the tokenizer files") from error
+        try:
+            self.chat("?")
+        except Exception as error:  # templates raise through jinja2, with their own messages
             raise ConfigError(
-                f"{folder} has no tokenizer with a chat template ({type(error).__name__}): add the tokenizer files"
+                f"the tokenizer in {folder} has no working chat template ({_said(error)}): add chat_template.jinja"
             ) from error
 
     def chat(self, text: str, opening: str = "") -> list[int]:
@@ -58,3 +61,8 @@ class ModelTokens:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _said(error: Exception) -> str:
+    """An error's class and the beginning of its text, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
