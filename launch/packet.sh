@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The experiments of conf/experiment one after the other on this machine, and their packet: one folder with one page.
-# Runs E0 to E6 one after the other on this machine and makes their packet: one folder with one page.
+# Runs the experiments of conf/experiment one after the other on this machine and makes their packet: one folder with one
+# page.
 #
 #   launch/packet.sh FOLDER [scale=smoke|gpu] [--partial] [--print] [key=value ...]
 #

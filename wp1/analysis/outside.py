@@ -1,12 +1,11 @@
-"""The report's sections for collectors that are not part of wp1: a table of whatever figures they left."""
+"""The report's sections for collectors without one of their own: a table of whatever figures they left."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wp1.analysis.base.markdown import table, text
+from wp1.collectors.making import names_with_sections
 
-# Collectors whose figures have sections of their own.
-OWN = ("latency", "load", "device", "kv_transfer", "memory")
 MOST_ROWS = 50
 
 
@@ -25,8 +24,9 @@ def not_made(summary: Mapping[str, Any]) -> str:
 def section(profiling: Mapping[str, Any]) -> str:
     """A table of the plain figures of each such collector, titled with its name; "" if there are none."""
     parts = []
+    shown_elsewhere = names_with_sections()
     for name, figures in profiling.items():
-        rows = [] if name in OWN else [[text(key), _shown(value)] for key, value in _plain(figures)]
+        rows = [] if name in shown_elsewhere else [[text(key), _shown(value)] for key, value in _plain(figures)]
         if rows:
             parts.append(f"## Collector {text(name)}\n\n{table(['', ''], rows[:MOST_ROWS], 'lr')}")
         if len(rows) > MOST_ROWS:

@@ -66,6 +66,15 @@ def _in_folder(run: RunFolder) -> Iterator[tuple[str, Collector | None]]:
 
 def _own_names() -> set[str]:
     """The names of wp1's own collectors in summary.json."""
+    return {one.name for one in _own_classes()}
+
+
+def names_with_sections() -> set[str]:
+    """The names in summary.json of those of wp1's own collectors for which a report has a section."""
+    return {one.name for one in _own_classes() if one.has_section}
+
+
+def _own_classes() -> list[type[Collector]]:
     modules = [importlib.import_module(f"{PACKAGE}.{one.name}") for one in pkgutil.iter_modules(collectors.__path__)]
     classes = [one for module in modules for one in vars(module).values() if isinstance(one, type)]
-    return {one.name for one in classes if issubclass(one, Collector)}
+    return [one for one in classes if issubclass(one, Collector)]

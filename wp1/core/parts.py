@@ -278,9 +278,9 @@ def make(key: str, settings: Mapping[str, Any], kind: Kind, **given: Any) -> Any
 
 
 def _attributes(protocol: type) -> list[str]:
-    """The public attributes that a protocol and its parents annotate."""
+    """The public attributes that a protocol and its parents annotate without a default."""
     annotated = {name for one in protocol.__mro__ for name in inspect.get_annotations(one)}
-    return sorted(name for name in annotated if not name.startswith("_"))
+    return sorted(name for name in annotated if not name.startswith("_") and not hasattr(protocol, name))
 
 
 def own(name: Any, package: str) -> type | None:
