@@ -8,6 +8,7 @@ import pytest
 from tests.records import read_records
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1.analysis.base.run_tables import RunTables
+from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.load.notes import late_cells, notes
 from wp1.analysis.summary import summarise
 from wp1.collectors.load import LoadStatsCollector
@@ -18,7 +19,7 @@ from wp1.core.run_folder import read_json
 
 def _profile(folder: Path) -> dict[str, Any]:
     run = RunTables(folder)
-    return {"profiling": {"load": LoadStatsCollector().profile(run, run.requests)}}
+    return {"profiling": {"load": LoadStatsCollector().profile(RunTables(run), run.requests)}}
 
 
 def _delayed(folder: Path, seconds: float) -> None:
