@@ -153,7 +153,7 @@ def test_its_files_of_predictions_are_scored(
             "dataset.benchmark=benchmark_of_a_test cannot be imported (ModuleNotFoundError",
         ),
         ("BENCHMARK = 1", "dataset.benchmark=benchmark_of_a_test has no BENCHMARK"),
-        (MODULE.replace('name="sums"', 'name="ruler"'), "is called ruler, as one of wp1's own is"),
+        (MODULE.replace('name="sums"', 'name="ruler"'), "wp1 already has a benchmark named ruler"),
         (MODULE.replace('"add_long"', '"subtract"'), None),
     ],
 )
