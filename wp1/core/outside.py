@@ -7,7 +7,7 @@ from wp1.core.errors import ConfigError
 
 
 def imported(said: str, module: str) -> ModuleType:
-    """A module by the name that Python imports it by. said: the setting that names it, as `key=value`.
+    """The module of this dotted name. said: the setting that names it, as `key=value`.
 
     Raises ConfigError, in one line, if it cannot be imported.
     """
@@ -15,4 +15,6 @@ def imported(said: str, module: str) -> ModuleType:
         return importlib.import_module(module)
     except Exception as error:  # anything may go wrong in a module of somebody else's
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ConfigError(f"{said} cannot be imported ({why}): mend it, or put its folder on PYTHONPATH") from error
+        raise ConfigError(
+            f"{said} cannot be imported ({why}): correct the name, or put the folder of its package on PYTHONPATH"
+        ) from error

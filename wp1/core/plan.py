@@ -31,7 +31,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Stint:
+class Block:
     """Repeats of all cells of an arm with its engines started once."""
 
     arm: Arm
@@ -120,7 +120,7 @@ def _doubling(first: int, max_len: int, output_len: int) -> list[int]:
     return [*lengths, longest] if lengths[-1] < longest else lengths
 
 
-def stints(arms: list[Arm], repeats: int) -> list[Stint]:
+def blocks(arms: list[Arm], repeats: int) -> list[Block]:
     """Who is measured when. Two arms take turns as A B B A A B, so that a drift of the machine favours neither.
 
     Only one arm's engines run at a time, as idle ones use cores and memory too; repeats that follow each other under
@@ -128,6 +128,6 @@ def stints(arms: list[Arm], repeats: int) -> list[Stint]:
     """
     order = [(arm, repeat) for repeat in range(repeats) for arm in (arms if repeat % 2 == 0 else list(reversed(arms)))]
     return [
-        Stint(pairs[0][0], [repeat for _, repeat in pairs])
+        Block(pairs[0][0], [repeat for _, repeat in pairs])
         for pairs in (list(group) for _, group in groupby(order, key=lambda pair: pair[0].name))
     ]

@@ -33,7 +33,6 @@ class RunFile:
     published: Literal["always", "small", "never"] = "small"
     packed: bool = True  # whether a packet has it; files with rows are compressed there
     shows: str = ""  # what a report lacks without it
-    # Whether a run leaves it: by config.yaml and run_metadata.json.
     # Whether a run with this config.yaml and run_metadata.json leaves it.
     expected: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] = _never
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from wp1.core import files, paths, progress, shapes
+from wp1.core import files, labels, paths, progress, shapes
 from wp1.core.errors import ConfigError
-from wp1.core.records import Done, ExampleLine, MemoryNote, Probe, read_as, read_rows
+from wp1.core.jsonl import read_as, read_rows
+from wp1.core.records import Done, ExampleLine, MemoryNote, Probe
 from wp1.core.run_files import CONFIG, EXAMPLES, GOODPUT, MEMORY, METADATA, SUMMARY, RunFile
 
 # Of a configuration: a hundred times what one has.
@@ -119,12 +120,26 @@ def _named(value: Any, path: Path, at: str) -> Any:
 def read_json(path: Path, shape: Any = shapes.OBJECT) -> Content:
     """A JSON object from a run's folder, as Content. Raises ConfigError where the file is missing or broken.
 
-    shape: of `shapes`, that it must have.
+    shape: of `shapes`, that it must have. Metadata of an earlier run is returned in the words of today's.
     """
     try:
-        return _object(files.parsed(files.read_text(path)), path, shape)
+        found = _object(files.parsed(files.read_text(path)), path, shape)
+        return _in_todays_words(found, path) if shape is shapes.METADATA else found
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} {_cannot_be_read(error)}") from error
+
+
+def _in_todays_words(metadata: Content, path: Path) -> Content:
+    """Metadata with `shared_gpu` and its label for the `colocated` of earlier runs."""
+    changed: dict[str, Any] = dict(metadata)
+    if "labels" in metadata:
+        changed["labels"] = [labels.SHARED_GPU if label == "colocated" else label for label in metadata["labels"]]
+    if "pools" in metadata:
+        changed["pools"] = [
+            {"shared_gpu" if key == "colocated" else key: value for key, value in pool.items()}
+            for pool in metadata["pools"]
+        ]
+    return Content(changed, path)
 
 
 def read_metadata(run_dir: Path) -> Content:

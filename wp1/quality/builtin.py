@@ -2,7 +2,7 @@
 
 They are labelled as different from the official sets: the questions are wp1's own, the texts are the King James Bible
 and the source of the lm-eval package. Wording, limits and scores are those of the official tasks. Each benchmark's
-module makes its own; RULER's, which are generated in any case, come from `ruler_prompts`.
+module makes its own; RULER's, which are generated in any case, come from `wp1.quality.ruler`.
 """
 
 import json

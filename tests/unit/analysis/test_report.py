@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("without_pixels")
 
 SHAPES = {
     "e3": Shape(repeats=2, count=4, queue_factor=0.3),
-    "decode_streams": Shape(repeats=1, count=6, first_token="decode", labels=("random weights", "colocated")),
+    "decode_streams": Shape(repeats=1, count=6, first_token="decode", labels=("random weights", "shared GPU")),
     "one_cell": Shape(
         lengths=(256,), rates=(0,), repeats=1, count=2, slo={"name": "none", "ttft_ms": None, "tpot_ms": None}
     ),
@@ -78,14 +78,14 @@ def test_what_the_page_of_two_arms_says(tmp_path: Path) -> None:
     assert "| disagg: engine decode-0 | decode; cuda:1;" in text
     assert "**stall ratio**" in text
     assert "random tokens" not in text.replace("of random tokens", "")
-    assert "colocated" not in text
+    assert "shared GPU" not in text
 
 
 def test_labels_are_explained_wherever_they_stand(tmp_path: Path) -> None:
     text = make_report(make_run(tmp_path, SHAPES["decode_streams"]), tmp_path / "reports").read_text()
     assert "> **random weights**: the output means nothing, speed and memory do." in text
-    assert "> **colocated**: engines share a GPU" in text
-    assert "\n- **colocated**: engines share a GPU" in text
+    assert "> **shared GPU**: engines share a GPU" in text
+    assert "\n- **shared GPU**: engines share a GPU" in text
 
 
 def test_words_that_do_not_occur_are_not_explained(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_the_files_of_a_comparison(tmp_path: Path) -> None:
     folder = make_run(tmp_path, SHAPES["decode_streams"])
     make_report(folder, tmp_path / "reports")
     compared = json.loads((folder / "e3_summary.json").read_text())
-    assert compared["labels"] == ["random weights", "colocated"]
+    assert compared["labels"] == ["random weights", "shared GPU"]
     assert list(compared["cells"]) == ["256-conc1", "256-rate0.5", "1024-conc1", "1024-rate0.5"]
     row = compared["cells"]["256-conc1"]["ttft_ms/mean"]
     assert row["delta"] == pytest.approx(row["disagg"] - row["agg"], abs=1e-3)
@@ -119,7 +119,7 @@ def test_the_files_of_a_comparison(tmp_path: Path) -> None:
         lines = list(csv.DictReader(file))
     assert len(lines) == 4 * len(list(metric_table.shown_in("comparison")))
     assert list(lines[0])[:6] == ["cell", "metric", "unit", "n_agg", "n_disagg", "agg"]
-    assert {line["labels"] for line in lines} == {"random weights, colocated"}
+    assert {line["labels"] for line in lines} == {"random weights, shared GPU"}
     handoff = next(line for line in lines if line["metric"] == "handoff_ms/mean")
     assert (handoff["agg"], handoff["delta"]) == ("", "")
 
@@ -134,7 +134,7 @@ def test_an_arm_that_never_ran_leaves_a_report(tmp_path: Path) -> None:
     (folder / "run_metadata.json").write_text(json.dumps(metadata))
     text = make_report(folder, tmp_path / "reports").read_text()
     assert "No cell could be compared." in text
-    assert "disagg was sent nothing." in text and "Both arms had" not in text
+    assert "disagg was sent no requests." in text and "Both arms were sent" not in text
     records.write_text("")
     assert "**Nothing was measured**" in make_report(folder, tmp_path / "reports").read_text()
 
@@ -151,13 +151,12 @@ def test_what_a_token_keeps_is_said_with_windows_states_and_the_engines_word() -
     model = {"kv_bytes_per_token": 4096, "kv_cache": cache}
     said = report._kv(model, [])
     assert said == (
-        "4,096 bytes a token; 1,024 of these only of the last 512 tokens; "
-        "beside it a recurrent state of 77 bytes a request"
+        "4,096 bytes a token; 1,024 of these for the last 512 tokens only; plus a recurrent state of 77 bytes a request"
     )
     engines = [{"settings": {"kv_note": "the engine keeps more"}}, {"settings": {"kv_note": "the engine keeps more"}}]
     assert report._kv({"kv_bytes_per_token": 9}, [{"engines": engines}]) == "9 bytes a token; the engine keeps more"
     unknown = {"kv_bytes_per_token": None, "kv_cache": None, "why_no_kv_cache": "no model_type"}
-    assert report._kv(unknown, []) == "not known: no model_type"
+    assert report._kv(unknown, []) == "unknown: no model_type"
 
 
 def _cells_of(page: str, begin: str) -> list[dict[str, str]]:

@@ -11,7 +11,8 @@ from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.load.notes import late_cells, notes
 from wp1.analysis.summary import summarise
 from wp1.collectors.load import LoadStatsCollector
-from wp1.core.records import LoopLag, RecordWriter
+from wp1.core.jsonl import RecordWriter
+from wp1.core.records import LoopLag
 from wp1.core.run_folder import read_json
 
 
@@ -67,7 +68,7 @@ def test_an_open_loop_says_its_window(tmp_path: Path) -> None:
 
 def test_a_short_open_loop_says_that_it_is_whole(tmp_path: Path) -> None:
     summary = _profile(make_run(tmp_path, Shape()))
-    assert notes(summary, "agg/256-rate0.5")[0].startswith("no steady state to take")
+    assert notes(summary, "agg/256-rate0.5")[0].startswith("no steady state")
 
 
 def test_engines_that_fell_behind_are_said_to(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from tests.double import TINY
 from tests.records import read_records
 from wp1.analysis.base import style
 from wp1.core.errors import ConfigError
-from wp1.core.records import RecordWriter, RequestRecord
+from wp1.core.jsonl import RecordWriter
+from wp1.core.records import RequestRecord
 from wp1.core.run_folder import read_json
 from wp1.machine import hardware
 from wp1.runner import outcome
@@ -158,9 +159,7 @@ def test_a_run_that_is_stopped_leaves_a_page_at_once_and_its_plots_to_later(
     assert outcome.summary is not None and outcome.report is not None
     assert outcome.summary["profiling"]["latency"]["overall"]["ok"] == 7
     page = outcome.report.read_text()
-    assert (
-        f"**Without plots**, as the run was stopped. They are made by `python -m wp1.report {outcome.run_dir}`" in page
-    )
+    assert f"**Without plots**, as the run was interrupted. `python -m wp1.report {outcome.run_dir}` adds them" in page
     assert ".png" not in page and not list(folder.iterdir())
     assert "plots" not in make_report(outcome.run_dir, folder.parent).read_text()
     assert (folder / "itl.png").is_file()

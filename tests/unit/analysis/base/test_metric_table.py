@@ -145,7 +145,7 @@ def test_a_new_row_is_compared_between_arms(made: dict[str, Made], metric: Metri
 
 
 def test_the_words_of_a_comparison_look_at_a_new_row(made: dict[str, Made]) -> None:
-    [looked_at] = re.findall(r"Looked at were .*?;", made["arms"].page)
+    [looked_at] = re.findall(r"Tested metrics: .*?\.", made["arms"].page)
     assert "mean engine queue" in looked_at and "mean from token to end" in looked_at and "long prompts" in looked_at
     assert re.search(r"mean slow gap was \w+", made["arms"].page) or "mean slow gap" in looked_at
 

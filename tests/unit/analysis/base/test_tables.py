@@ -124,7 +124,7 @@ def test_a_torn_last_line_is_left_out_and_another_file_is_refused(tmp_path: Path
     assert tables.handoffs(path).height == 1
     for other in ("no handoff", '{"a": 1}', "5", json.dumps(HANDOFF | {"repeat": "x"})):
         path.write_text(json.dumps(HANDOFF) + f"\n\n{other}\n")
-        with pytest.raises(ConfigError, match=r"handoffs\.jsonl:3 is no handoff"):
+        with pytest.raises(ConfigError, match=r"handoffs\.jsonl:3 is not a valid handoff"):
             tables.handoffs(path)
 
 
@@ -155,7 +155,7 @@ def test_a_bad_line_far_into_a_file_is_refused(tmp_path: Path, monkeypatch: pyte
         lines = [json.dumps(AGGREGATED)] * 42
         lines[number - 1] = json.dumps({"request_id": "agg/c/r0/0", "arm": "agg"})
         path.write_text("\n".join(lines) + "\n")
-        with pytest.raises(ConfigError, match=rf"records\.jsonl:{number} is no request record"):
+        with pytest.raises(ConfigError, match=rf"records\.jsonl:{number} is not a valid request record"):
             tables.requests(path)
 
 
@@ -163,10 +163,10 @@ def test_a_bad_line_far_into_a_file_is_refused(tmp_path: Path, monkeypatch: pyte
     ("line", "said"),
     [
         ("{", "it is not JSON"),
-        ("[1]", "it is no object"),
+        ("[1]", "it is not a JSON object"),
         (json.dumps(AGGREGATED | {"status": None}), "it has no status"),
         (json.dumps(AGGREGATED | {"nll": [1.0, float("nan")]}), "it has NaN or infinity, which is not JSON"),
-        (json.dumps(AGGREGATED | {"t_intended": "soon"}), "a value in it is of another type, or out of range"),
+        (json.dumps(AGGREGATED | {"t_intended": "soon"}), "a value has the wrong type or is out of range"),
     ],
 )
 def test_a_bad_line_is_refused_by_what_is_wrong_with_it(tmp_path: Path, line: str, said: str) -> None:
@@ -174,7 +174,7 @@ def test_a_bad_line_is_refused_by_what_is_wrong_with_it(tmp_path: Path, line: st
     path.write_text(f"{json.dumps(AGGREGATED)}\n{line}\n")
     with pytest.raises(ConfigError) as caught:
         tables.requests(path)
-    assert f"records.jsonl:2 is no request record ({said}): restore" in str(caught.value)
+    assert f"records.jsonl:2 is not a valid request record ({said}): restore" in str(caught.value)
 
 
 def test_a_request_that_our_own_stop_cut_short_is_no_result(tmp_path: Path) -> None:

@@ -191,11 +191,11 @@ def compared(folder: Path) -> pl.DataFrame:
 def test_the_side_by_side_table_has_both_jobs_figures(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, [])
     make_run(folder, 0, ["s=agg"], ttft_ms=10, cells=(("agg", CELL),))
-    make_run(folder, 1, ["s=disagg"], ttft_ms=30, cells=(("disagg", CELL),), labels=("colocated",))
+    make_run(folder, 1, ["s=disagg"], ttft_ms=30, cells=(("disagg", CELL),), labels=("shared GPU",))
     row = compared(folder).filter(pl.col("metric") == "ttft_ms/p50").row(0, named=True)
     assert (row["name_a"], row["name_b"], row["job_a"], row["job_b"]) == ("s=agg", "s=disagg", 0, 1)
     assert (row["a"], row["b"], row["delta"], row["excludes_zero"]) == (11, 31, 20, True)
-    assert row["labels"] == "colocated"
+    assert row["labels"] == "shared GPU"
 
 
 def page_of(folder: Path) -> str:
@@ -227,7 +227,7 @@ def test_the_page_shows_rows_reasons_labels_and_a_plot(tmp_path: Path) -> None:
     ("other", "said"),
     [
         ({"gpus": 2}, "**Not on equal devices**: s=1 had 1, s=2 had 2."),
-        ({"seed": 7}, "is not the same in both: see seed"),
+        ({"seed": 7}, "differ: see seed"),
     ],
 )
 def test_what_makes_a_comparison_unfair_is_said(tmp_path: Path, other: dict[str, Any], said: str) -> None:
@@ -245,7 +245,7 @@ def test_what_makes_a_comparison_unfair_is_said(tmp_path: Path, other: dict[str,
             {},
             "answers were sampled (workload.temperature=0.2)",
         ),
-        ({}, {"model": {"digest": "other"}}, "they had other weights"),
+        ({}, {"model": {"digest": "other"}}, "they had different weights"),
         ({"rope": {"type": "yarn", "factor": 4.0}}, {}, "rope is not the same in both"),
         ({"backend": {"engine": {"kv_cache_dtype": "fp8"}}}, {}, "kv_cache_dtype is not the same in both"),
         ({"workload": {"prompts": "random", "timeout_s": 9.0}}, {}, None),
