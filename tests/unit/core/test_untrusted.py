@@ -73,7 +73,7 @@ def test_reading_a_folder_calls_nothing_that_it_names(
     change(run_dir / "config.yaml", collectors={**config["collectors"], "x": part})
     page = make_report(run_dir, tmp_path / "reports").read_text()
     assert "> **Not recomputed**: x in `collectors`" in page
-    assert "nothing that a folder names is run" in page
+    assert "never runs code that a folder names" in page
     assert "## Latency" in page
     assert not (tmp_path / "made").exists()
     assert not (tmp_path / "made.npy").exists()
