@@ -123,7 +123,7 @@ def test_a_copied_run_goes_to_the_store_here(
 def test_a_server_that_a_run_names_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"root": str(tmp_path), "tracking": {"uri": "http://server:5000"}}
     for folder in (tmp_path / "outputs" / "run-x", tmp_path / "run-x"):
-        with pytest.raises(ConfigError, match="name the store by --uri"):
+        with pytest.raises(ConfigError, match="name the store with --uri"):
             store_for(folder, config)
         with monkeypatch.context() as own:
             own.setenv("MLFLOW_TRACKING_URI", "http://server:5000")

@@ -64,7 +64,7 @@ def test_a_launcher_that_fails_itself_is_no_bad_input(tmp_path: Path) -> None:
     done = _elsewhere(tmp_path, "seed=1,2", WP1_TEST_KILLED="0", WP1_TEST_RAISES="1")
     assert done.returncode == 1, done.stderr
     assert "failed: job 0: ended without a word" in done.stderr
-    assert "failed: RuntimeError: a worker was killed (of hydra/launcher or sweeper)" in done.stderr
+    assert "failed: RuntimeError: a worker was killed (in hydra/launcher or hydra/sweeper)" in done.stderr
 
 
 def test_what_jobs_left_says_how_they_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

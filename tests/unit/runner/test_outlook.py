@@ -47,7 +47,7 @@ def test_after_the_warm_up_it_is_by_the_warm_up() -> None:
     outlook.warmups["a"] = [Repeat(100, 1, 0.0, 1, 0.5)]
     assert outlook.left(0.0) == pytest.approx(2 * 2 * 4 * 0.5 * (1 + 2 + 4))
     assert outlook.said(0.0) == (
-        "about 56 s to go, judging by the requests so far; cells beyond experiment.time_budget_s=900 are skipped"
+        "about 56 s to go, estimated from the requests so far; cells beyond experiment.time_budget_s=900 are skipped"
     )
 
 

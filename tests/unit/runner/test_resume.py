@@ -313,7 +313,7 @@ MANIFEST: dict[str, Any] = {
 def test_an_empty_word_names_no_folder() -> None:
     """It would be the one that wp1 is called in."""
     for word in ("resume=", "resume=''"):
-        with pytest.raises(ConfigError, match="resume= names no folder"):
+        with pytest.raises(ConfigError, match="resume= is empty"):
             resume.arguments([word])
 
 
@@ -330,8 +330,8 @@ def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
     [
         ({key: value for key, value in MANIFEST.items() if key != "root"}, "sweep.json has no root: restore"),
         ({key: value for key, value in MANIFEST.items() if key != "jobs"}, "sweep.json has no jobs: restore"),
-        (MANIFEST | {"root": 5}, "sweep.json has root=5, which is no folder"),
-        (MANIFEST | {"command": "wp1 -m"}, "sweep.json has a command that is no list of words"),
+        (MANIFEST | {"root": 5}, "sweep.json: root=5 must be a folder"),
+        (MANIFEST | {"command": "wp1 -m"}, "sweep.json: command must be a list of strings"),
         ([], "sweep.json cannot be read (it is no object)"),
     ],
 )
@@ -443,7 +443,7 @@ def test_a_folder_that_is_being_written_is_refused(
     go(config(*TINY), run_dir)
     monkeypatch.setattr(resume, "GONE_WITHIN_S", 0.1)
     with subprocess.Popen(["sleep", "30"], stdout=(run_dir / "records.jsonl").open("a")) as process:
-        with pytest.raises(ConfigError, match=f"goes on in process {process.pid} already"):
+        with pytest.raises(ConfigError, match=f"is still running in process {process.pid}"):
             resume.arguments([f"resume={run_dir}"])
         process.kill()
 
@@ -456,10 +456,10 @@ def test_of_two_that_go_on_at_once_one_is_refused(tmp_path: Path) -> None:
     said = [process.communicate(timeout=300)[0] for process in both]
     codes = [process.returncode for process in both]
     # Where the first was done before the second asked, that one has nothing left to do.
-    assert sorted(codes) == [0, 2] or "is complete: nothing is left" in "".join(said), said
+    assert sorted(codes) == [0, 2] or "is already complete: nothing left" in "".join(said), said
     for code, words in zip(codes, said, strict=True):
         if code == 2:
-            assert re.search(rf"error: resume={run_dir} goes on in (another )?process.* already: wait for it", words)
+            assert re.search(rf"error: resume={run_dir} is still running in (another )?process.*: wait for it", words)
     assert len(answers(run_dir)) == 2 * 4 * 2 * 3
     assert len((run_dir / "cells.jsonl").read_text().splitlines()) == 2 * 4 * 2
     assert len(read_json(run_dir / "run_metadata.json")["resumed"]) == 1

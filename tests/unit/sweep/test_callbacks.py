@@ -110,7 +110,7 @@ def test_a_sweep_that_was_killed_and_copied_is_published_from_where_it_lies(swee
     for path in (copied / "sweep.json", copied / "1" / "run_metadata.json"):
         path.write_text(json.dumps(read_json(path) | {"status": "running", "ended": None}))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if "elsewhere" not in path.parts}
-    with (copied / "1" / "records.jsonl").open("a"), pytest.raises(WP1Error, match="a sweep that goes on in process"):
+    with (copied / "1" / "records.jsonl").open("a"), pytest.raises(WP1Error, match="a sweep still running in process"):
         next(track_sweep(copied, done.store))
     places = list(track_sweep(copied, done.store))
     assert len(places) == 3
