@@ -84,7 +84,7 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
     run_id = run_dir.name if RUN_ID.fullmatch(run_dir.name) else new_run_id()
     with locks.written(run_dir), Screen() as screen:
         if resuming and resume.is_complete(run_dir, reports_of(run_dir, cfg)):
-            screen.say(f"{run_dir} is already complete: nothing left to measure")
+            screen.say(f"{run_dir} is complete: nothing is left to measure")
             return
         if (why := schema.same_tokens_aside(composed)) is not None:
             screen.say(f"experiment.same_tokens is turned off: {why}")

@@ -1,4 +1,4 @@
-"""Modules from outside wp1, which a configuration may name: it is code. A run's folder is data, and may not."""
+"""Imports modules from outside wp1. A configuration is code and may name them; a run's folder is data and may not."""
 
 import importlib
 from types import ModuleType
@@ -7,12 +7,12 @@ from wp1.core.errors import ConfigError
 
 
 def imported(said: str, module: str) -> ModuleType:
-    """A module by the name that Python imports it by. said: the setting that names it, as `key=value`.
+    """The module with this dotted name. said: the setting that names it, as `key=value`.
 
-    Raises ConfigError, in one line, if it cannot be imported.
+    Raises ConfigError, on one line, if it cannot be imported.
     """
     try:
         return importlib.import_module(module)
-    except Exception as error:  # anything may go wrong in a module of somebody else's
+    except Exception as error:  # a foreign module may raise anything
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ConfigError(f"{said} cannot be imported ({why}): mend it, or put its folder on PYTHONPATH") from error
+        raise ConfigError(f"{said} cannot be imported ({why}): fix it, or put its folder on PYTHONPATH") from error

@@ -154,7 +154,7 @@ def test_an_empty_word_is_no_folder(
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"wp1.{command}").main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err.count("an empty word is no folder") == 1
+    assert capsys.readouterr().err.count("the name of a folder must not be empty") == 1
 
 
 COMMANDS = ("report", "compare", "track", "packet")
@@ -182,7 +182,7 @@ def test_a_folder_that_is_none_says_why(
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     neither = "no run in it" if command == "packet" else "no run_metadata.json and no sweep.json"
-    told = {"file": "is no folder", "none": "is not there", "empty": f"has {neither}"}
+    told = {"file": "is not a folder", "none": "does not exist", "empty": f"has {neither}"}
     for name, why in told.items():
         line = told_by(command, [str(tmp_path / name)], capsys, monkeypatch)
         assert line.startswith(f"error: {tmp_path / name} {why}: name ")

@@ -220,7 +220,7 @@ def test_a_run_and_a_sweep_can_be_resumed_as_the_texts_say(
     for folder, runs in ((run_dir, 1), (sweep_dir, 2)):
         code, said, _ = command(f"resume={folder}")
         assert code == 0, said
-        assert said.count("is already complete: nothing left to measure") == runs
+        assert said.count("is complete: nothing is left to measure") == runs
 
 
 def test_refused_words_name_what_to_do(files: dict[str, str]) -> None:

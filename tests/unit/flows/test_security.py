@@ -34,7 +34,7 @@ def test_a_foreign_folder_writes_nowhere_else(
     path.write_text(json.dumps(read_json(path) | {key: name}))
     before = sorted(tmp_path.rglob("*"))
     for make in (lambda: make_report(run_dir, tmp_path / "a" / "reports"), lambda: track(run_dir, None)):
-        with pytest.raises(ConfigError, match=rf"has {key}='.*', which is no name"):
+        with pytest.raises(ConfigError, match=rf"has an invalid name, {key}='.*': "):
             make()
     assert sorted(tmp_path.rglob("*")) == before
 

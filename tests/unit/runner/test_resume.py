@@ -129,7 +129,9 @@ def test_a_complete_run_that_lost_what_says_so_keeps_its_records(config: Compose
     go(cfg, run_dir)
     records = (run_dir / "records.jsonl").read_bytes()
     (run_dir / "cells.jsonl").unlink()
-    with pytest.raises(ConfigError, match=r"is complete and has no cells\.jsonl, .* restore it from a copy, or make"):
+    with pytest.raises(
+        ConfigError, match=r"is complete but has no cells\.jsonl, .* restore that file from a copy, or make"
+    ):
         go(cfg, run_dir, resuming=True)
     assert (run_dir / "records.jsonl").read_bytes() == records
 
@@ -319,7 +321,11 @@ def test_an_empty_word_names_no_folder() -> None:
 
 def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    told = {tmp_path: "has no run_metadata.json", tmp_path / "file": "is no folder", tmp_path / "none": "is not there"}
+    told = {
+        tmp_path: "has no run_metadata.json",
+        tmp_path / "file": "is not a folder",
+        tmp_path / "none": "does not exist",
+    }
     for folder, why in told.items():
         with pytest.raises(ConfigError, match=rf"^resume={folder} {why}.*: name the folder of a run, .* sweep"):
             resume.arguments([f"resume={folder}"])
@@ -332,7 +338,7 @@ def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
         ({key: value for key, value in MANIFEST.items() if key != "jobs"}, "sweep.json has no jobs: restore"),
         (MANIFEST | {"root": 5}, "sweep.json: root=5 must be a folder"),
         (MANIFEST | {"command": "wp1 -m"}, "sweep.json: command must be a list of strings"),
-        ([], "sweep.json cannot be read (it is no object)"),
+        ([], "sweep.json cannot be read (it is not an object)"),
     ],
 )
 def test_what_a_sweep_s_file_lacks_is_named(tmp_path: Path, content: Any, said: str) -> None:
@@ -456,7 +462,7 @@ def test_of_two_that_go_on_at_once_one_is_refused(tmp_path: Path) -> None:
     said = [process.communicate(timeout=300)[0] for process in both]
     codes = [process.returncode for process in both]
     # Where the first was done before the second asked, that one has nothing left to do.
-    assert sorted(codes) == [0, 2] or "is already complete: nothing left" in "".join(said), said
+    assert sorted(codes) == [0, 2] or "is complete: nothing is left" in "".join(said), said
     for code, words in zip(codes, said, strict=True):
         if code == 2:
             assert re.search(rf"error: resume={run_dir} is still running in (another )?process.*: wait for it", words)
