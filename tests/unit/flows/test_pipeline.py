@@ -222,7 +222,7 @@ def test_random_prompts_under_load(config: Compose, double: Any, tmp_path: Path)
         ("++collectors.device.hz=0", r"collectors\.device\.hz=0\S* is too small: set collectors\.device\.hz to 0\.001"),
         ("++collectors.device.hz=abc", r"'abc' of type 'str' could not be converted to Float; full_key: collectors\.d"),
         ("++collectors.device.hzz=5", r"unknown key collectors\.device\.hzz: did you mean collectors\.device\.hz\?"),
-        ("++collectors.device._target_=os.getcwd", r"collectors\.device\._target_=os\.getcwd is no collector"),
+        ("++collectors.device._target_=os.getcwd", r"collectors\.device\._target_=os\.getcwd is not a collector"),
     ],
 )
 def test_collectors_that_cannot_be_made_are_refused(

@@ -71,7 +71,7 @@ def test_settings_of_engines_call_nothing(
 @pytest.mark.parametrize("group", ["dataset", "model", "experiment", "slo", "transfer"])
 @pytest.mark.parametrize("name", ["../x", "/x", "..", "a/b"])
 def test_names_that_would_lead_elsewhere_are_refused(config: Compose, group: str, name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{group}\.name=.* is no name"):
+    with pytest.raises(ConfigError, match=rf"{group}\.name=.* is not a valid name"):
         checks.check(config(f"{group}.name={name}"))
 
 
