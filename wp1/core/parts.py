@@ -165,7 +165,7 @@ def _annotation(key: str, parameter: inspect.Parameter, function: Any) -> Any:
         return get_type_hints(holder, getattr(function, "__globals__", {}), include_extras=True)[parameter.name]
     except (NameError, TypeError, SyntaxError) as error:
         raise ConfigError(
-            f"{key}.{parameter.name} has the unknown type {parameter.annotation}: import it in that module"
+            f"{key}.{parameter.name} has the unknown type {parameter.annotation}: import the type in its module"
         ) from error
 
 
