@@ -131,10 +131,10 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that can change a result."""
-    found = {"python": ".".join(map(str, sys.version_info[:3])), "wp1": __version__}
+    result = {"python": ".".join(map(str, sys.version_info[:3])), "wp1": __version__}
     for package in PACKAGES:
         try:
-            found.setdefault(package, metadata.version(package))
+            result.setdefault(package, metadata.version(package))
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return result

@@ -6,8 +6,8 @@ from types import ModuleType
 from wp1.core.errors import ConfigError
 
 
-def imported(said: str, module: str) -> ModuleType:
-    """The module with this dotted name. said: the setting that names it, as `key=value`.
+def imported(setting: str, module: str) -> ModuleType:
+    """The module with this dotted name. setting: the one that names it, as `key=value`.
 
     Raises ConfigError, on one line, if it cannot be imported.
     """
@@ -15,4 +15,4 @@ def imported(said: str, module: str) -> ModuleType:
         return importlib.import_module(module)
     except Exception as error:  # a foreign module may raise anything
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ConfigError(f"{said} cannot be imported ({why}): fix it, or put its folder on PYTHONPATH") from error
+        raise ConfigError(f"{setting} cannot be imported ({why}): fix it, or put its folder on PYTHONPATH") from error

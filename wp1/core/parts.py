@@ -169,10 +169,10 @@ def _annotation(key: str, parameter: inspect.Parameter, function: Any) -> Any:
         ) from error
 
 
-def typed(key: str, node: Any, kind: Kind, told: Callable[[str, list[str]], str] | None = None) -> dict[str, Any]:
+def typed(key: str, node: Any, kind: Kind, message: Callable[[str, list[str]], str] | None = None) -> dict[str, Any]:
     """A part's complete configuration: `_target_` and all its settings, converted to their types.
 
-    key: the part's key, such as "scheduler" or "arms.agg". told: makes the message for an unknown key; None:
+    key: the part's key, such as "scheduler" or "arms.agg". message: makes the message for an unknown key; None:
     `unknown_key`. Raises ConfigError, on one line that names the key, if `_target_` is not such a part, or a setting is
     unknown, missing or of the wrong type.
     """
@@ -186,7 +186,7 @@ def typed(key: str, node: Any, kind: Kind, told: Callable[[str, list[str]], str]
         for name in strange[:1]:
             if not known:
                 raise ConfigError(f"unknown key {key}.{name}: this {kind.word} has no settings")
-            raise ConfigError((told or unknown_key)(f"{key}.{name}", [f"{key}.{one}" for one in sorted(known)]))
+            raise ConfigError((message or unknown_key)(f"{key}.{name}", [f"{key}.{one}" for one in sorted(known)]))
     complete = {"_target_": given["_target_"], **{name: given[name] for name in strange}}
     for name, setting in known.items():
         value = given.get(name, setting.default)

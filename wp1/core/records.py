@@ -388,9 +388,9 @@ def read_rows(path: Path, content: str, *needed: str, shape: Any = shapes.OBJECT
         except ValueError:
             row = None
         if not isinstance(row, dict) or not row.keys() >= set(needed):
-            raise ConfigError(f"{path}:{number} is no {content}: restore the file from a copy")
+            raise ConfigError(f"{path}:{number} is not a valid {content}: restore the file from a copy")
         if (wrong := shapes.unlike(row, shape)) is not None:
-            raise ConfigError(f"{path}:{number} is no {content} ({wrong}): restore the file from a copy")
+            raise ConfigError(f"{path}:{number} is not a valid {content} ({wrong}): restore the file from a copy")
         rows.append(row)
     return rows
 

@@ -102,7 +102,7 @@ def at_least(length: int | None, before: Sequence[Repeat], floor: Floor | None =
     """A safe lower estimate of the seconds for one request with a longer prompt than any measured; None if unknown.
 
     With two lengths or more, it uses the rule of `predict`; with one, that length's time plus what the peaks allow for
-    the rest. It uses closed loops only: in an open loop, serving time cannot be told from waiting time.
+    the rest. It uses closed loops only: in an open loop, serving time includes unknown waiting time.
     """
     closed = [repeat for repeat in before if repeat.request_rate == 0 and repeat.prompt_len and repeat.work > 0]
     if not closed or length is None:

@@ -85,9 +85,9 @@ def _cell_entry(run: Entry, cell: cells.Cell, config: dict[str, Any]) -> Entry:
     """The MLflow run of one cell: its distinguishing settings as params, its figures as metrics, and no files."""
     scheduler = (config.get("arms") or {}).get(cell.arm) or config.get("scheduler", {})
     # Only a few, because MLflow's plots start with whatever they find; the run above has all settings as params.
-    words = {"mode": scheduler_name(scheduler) or cell.arm, "arm": cell.arm, "load": cell.load}
-    words |= {"model": run.params["model.name"]} if "model.name" in run.params else {}
-    words |= {} if cell.prompt_len is None else {"prompt_len": str(cell.prompt_len)}
+    params = {"mode": scheduler_name(scheduler) or cell.arm, "arm": cell.arm, "load": cell.load}
+    params |= {"model": run.params["model.name"]} if "model.name" in run.params else {}
+    params |= {} if cell.prompt_len is None else {"prompt_len": str(cell.prompt_len)}
     reason = f": {text(cell.reason)}" if cell.reason else ""
     # Not `sweep`, which is used to find the runs of a sweep's jobs.
     kept = ("run_id", "config_hash", "labels", "gpus", "cpu", "vllm", "mlflow.user")
@@ -101,7 +101,7 @@ def _cell_entry(run: Entry, cell: cells.Cell, config: dict[str, Any]) -> Entry:
         end_ms=run.end_ms,
         tags={key: run.tags[key] for key in kept if key in run.tags}
         | {"level": "cell", "cell": cell.name, "status": "skipped" if cell.reason else run.tags["status"]},
-        params=words,
+        params=params,
         # TTFT first: MLflow's plots start with the first metric.
         metrics=dict(sorted(named(numbers("", cell.figures)).items(), key=lambda kv: not kv[0].startswith("ttft"))),
         files=[],
@@ -201,8 +201,8 @@ def _report(run_dir: Path, reports: Path, run_id: str) -> dict[str, str]:
     page = reports / f"{run_id}.md"
     if not page.is_file():
         return {}
-    found = inert(plain.read_text(page))
-    markdown = found.replace(f"]({run_id}/", "](plots/").replace(f"]({os.path.relpath(run_dir, reports)}/", "](")
+    original = inert(plain.read_text(page))
+    markdown = original.replace(f"]({run_id}/", "](plots/").replace(f"]({os.path.relpath(run_dir, reports)}/", "](")
     return {"report.md": markdown, "report.html": report_html(markdown, reports / run_id, run_id)}
 
 
@@ -223,11 +223,11 @@ def _description(
         f"- {'✓' if check['passed'] else '✗'} {text(check['name'])}: {text(check['detail'], 2000)}"
         for check in summary["checks"]
     ]
-    found = [] if compared is None else [inert(compared["words"])]
+    results = [] if compared is None else [inert(compared["words"])]
     if about_memory:
-        found = _where_memory_goes(report)
+        results = _where_memory_goes(report)
     figures = _headline(metadata, summary, compared, about_memory)
-    return "\n\n".join([" · ".join([head, *labels, *links]), *found, figures, "\n".join(checks)])
+    return "\n\n".join([" · ".join([head, *labels, *links]), *results, figures, "\n".join(checks)])
 
 
 def _where_memory_goes(report: str) -> list[str]:
@@ -256,11 +256,11 @@ def _headline(
 def _figures(overall: dict[str, Any]) -> list[str]:
     figures = []
     for metric in metric_table.METRICS:
-        found = overall.get(metric.key)
-        if metric.kind == "rate" and metric.shown.report and found:
-            figures.append(f"{found:,.1f} {metric.title}")
-        elif "p99" in metric.shown.mlflow_first and found and "p50" in found:
+        value = overall.get(metric.key)
+        if metric.kind == "rate" and metric.shown.report and value:
+            figures.append(f"{value:,.1f} {metric.title}")
+        elif "p99" in metric.shown.mlflow_first and value and "p50" in value:
             figures.append(
-                f"{metric.title} p50 {found['p50']:,.1f} {metric.unit}, p99 {found['p99']:,.1f} {metric.unit}"
+                f"{metric.title} p50 {value['p50']:,.1f} {metric.unit}, p99 {value['p99']:,.1f} {metric.unit}"
             )
     return figures

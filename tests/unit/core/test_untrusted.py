@@ -213,7 +213,7 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (config_with(b"\nx: !!timestamp foo\n"), r"config\.yaml cannot be read"),
     (config_with(b"\x00"), r"config\.yaml cannot be read"),
     (config_with(b"\xff"), r"config\.yaml cannot be read"),
-    (line(lambda row: row | {"t_intended": 1e300}), r"records\.jsonl:3 is no request record"),
+    (line(lambda row: row | {"t_intended": 1e300}), r"records\.jsonl:3 is not a valid request record"),
     (line(lambda row: row | {"t_sent": "x"}), r"records\.jsonl:3 is"),
     (line(lambda row: row | {"t_sent": float("nan")}), r"records\.jsonl:3 is"),
     (line(lambda row: row | {"repeat": [1]}), r"records\.jsonl:3 is"),

@@ -203,7 +203,9 @@ def _parts(path: Path, schema: Schema, content: str, needed: Sequence[str]) -> I
                     lines = whole.split(b"\n")[:-1]
                     bad = _first_bad(lines, schema, needed)
                     wrong = _wrong(lines[bad - 1], needed)
-                    raise ConfigError(f"{path}:{before + bad} is no {content} ({wrong}): restore the file from a copy")
+                    raise ConfigError(
+                        f"{path}:{before + bad} is not a valid {content} ({wrong}): restore the file from a copy"
+                    )
                 yield part
             before += whole.count(b"\n")
 

@@ -155,7 +155,7 @@ def test_a_bad_line_far_into_a_file_is_refused(tmp_path: Path, monkeypatch: pyte
         lines = [json.dumps(AGGREGATED)] * 42
         lines[number - 1] = json.dumps({"request_id": "agg/c/r0/0", "arm": "agg"})
         path.write_text("\n".join(lines) + "\n")
-        with pytest.raises(ConfigError, match=rf"records\.jsonl:{number} is no request record"):
+        with pytest.raises(ConfigError, match=rf"records\.jsonl:{number} is not a valid request record"):
             tables.requests(path)
 
 
@@ -174,7 +174,7 @@ def test_a_bad_line_is_refused_by_what_is_wrong_with_it(tmp_path: Path, line: st
     path.write_text(f"{json.dumps(AGGREGATED)}\n{line}\n")
     with pytest.raises(ConfigError) as caught:
         tables.requests(path)
-    assert f"records.jsonl:2 is no request record ({said}): restore" in str(caught.value)
+    assert f"records.jsonl:2 is not a valid request record ({said}): restore" in str(caught.value)
 
 
 def test_a_request_that_our_own_stop_cut_short_is_no_result(tmp_path: Path) -> None:
