@@ -178,8 +178,8 @@ def _finish(
         write_json(METADATA.at(run_dir), metadata)
 
     run = RunTables(run_dir)
-    if cfg.dataset.benchmark is not None:
-        answers.save(run, benchmarks.known(cfg.dataset.benchmark))
+    if (benchmark := cfg["dataset"]["benchmark"]) is not None:
+        answers.save(run, benchmarks.known(benchmark))
     metadata["lines"] = completeness.lines_of(run_dir)
     mark()
     summary = summarise(run, collectors)

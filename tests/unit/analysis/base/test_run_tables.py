@@ -67,7 +67,8 @@ def test_a_run_s_end_parses_its_records_once(
     tmp_path: Path, parsed: Counter[str], opened: Counter[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = RunTables(make_run(tmp_path, SMALL))
-    outcome = _finish(run.config, run.path, dict(run.metadata), collectors_in(run), "completed", None)
+    cfg = run.config.changed(dataset={"benchmark": None})
+    outcome = _finish(cfg, run.path, dict(run.metadata), collectors_in(run), "completed", None)
     with Screen() as screen:
         screen.end(outcome, None)
     assert "TTFT" in capfd.readouterr().err
