@@ -202,9 +202,9 @@ def test_a_load_that_would_not_be_used_is_refused(config: Compose) -> None:
 @pytest.mark.parametrize(
     ("words", "beside"),
     [
-        (["workload.request_rate=2", "workload=random"], r"workload\.request_rate=2, and is no cap"),
-        (["workload=poisson"], r"workload\.request_rate=1, and is no cap"),
-        (["experiment=e3", "experiment.request_rates=[1,2]"], r"experiment\.request_rates, and is no cap"),
+        (["workload.request_rate=2", "workload=random"], r"workload\.request_rate=2, and does not cap"),
+        (["workload=poisson"], r"workload\.request_rate=1, and does not cap"),
+        (["experiment=e3", "experiment.request_rates=[1,2]"], r"experiment\.request_rates, and does not cap"),
         (["experiment=e2"], r"experiment\.concurrencies: set experiment\.concurrencies=\[4\]"),
         (["workload=trace"], r"a trace, which has its own times and no cap"),
     ],
