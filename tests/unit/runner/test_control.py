@@ -153,6 +153,6 @@ def test_lines_that_are_none_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "control.jsonl"
     assert tables.control(path).is_empty()
     path.write_text('{"request_id": "a/c/r0/0"}\n')
-    with pytest.raises(ConfigError, match=r"control\.jsonl:1 is no request that was asked again"):
+    with pytest.raises(ConfigError, match=r"control\.jsonl:1 is not a valid request that was asked again"):
         tables.control(path)
     assert isinstance(tables.CONTROL_SCHEMA["margins"], pl.List)

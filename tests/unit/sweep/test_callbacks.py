@@ -247,7 +247,7 @@ def test_a_parent_of_the_users_own_is_not_closed_as_the_sweeps(sweep: Sweep, mon
 def test_a_server_that_is_down_costs_one_line_and_no_run(sweep: Sweep) -> None:
     done = sweep("seed=1,2", "tracking.uri=http://127.0.0.1:9", "tracking.timeout_s=2")
     assert done.code == 0
-    assert len(re.findall("not in MLflow .*The sweep goes on", done.said)) == 1
+    assert len(re.findall("not in MLflow .*The sweep continues", done.said)) == 1
     assert done.table["status"].to_list() == ["completed", "completed"]
     assert done.manifest["parent_run_id"] is None
 
