@@ -1,4 +1,4 @@
-"""The command line, as a user has it: quick answers, one clear line for bad input, and its exit code."""
+"""The command line from the user's view: quick answers, one clear line for bad input, and exit codes."""
 
 import re
 import subprocess

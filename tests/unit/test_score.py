@@ -1,4 +1,4 @@
-"""Official scores: every parity file to 0.01, and by hand what those files do not show."""
+"""Official scores: every parity file to within 0.01, and hand-made cases that those files do not cover."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Bad input is refused by a message that names the key to change."""
+"""Bad input is refused with a message that names the key to change."""
 
 import dataclasses
 import re

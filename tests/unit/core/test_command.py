@@ -1,4 +1,4 @@
-"""How every command ends: Ctrl-C, bad options and a closed pipe are at most one line."""
+"""How commands end: Ctrl-C, bad options and a closed pipe give one line or none."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""What a part takes is said by its class: unknown keys, missing ones and wrong types are refused by name."""
+"""A part's class defines its settings: unknown keys, missing ones and wrong types are refused by name."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal

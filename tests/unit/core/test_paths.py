@@ -1,4 +1,4 @@
-"""A run's folder that was copied from another machine is read and written as it lies."""
+"""A run's folder that was copied from another machine is read and written in place."""
 
 import errno
 import importlib

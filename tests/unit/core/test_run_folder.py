@@ -1,4 +1,4 @@
-"""The files of a run's folder are read once, and what is wrong with one is said with its name."""
+"""The files of a run's folder are read once, and errors name the file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""examples/ with the engine double: what its parts do, and that their settings are refused by name."""
+"""examples/ with the engine double: what its parts do, and that bad settings are refused by name."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""E5 from a configuration to its report, with an engine double whose notes of memory have round figures."""
+"""E5 from configuration to report, with an engine double whose memory notes have round figures."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Runs of an earlier wp1, whose schedulers had a mode and whose hashes had another rule, as docs/results has them."""
+"""Runs of an earlier wp1, from docs/results: their schedulers have a mode, and their hashes follow another rule."""
 
 import gzip
 import shutil

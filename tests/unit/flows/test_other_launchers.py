@@ -1,4 +1,4 @@
-"""Sweeps under other launchers than wp1's own: the same exit codes, and each job that fails says why."""
+"""Sweeps with launchers other than wp1's own: the exit codes are the same, and each failed job reports its reason."""
 
 import os
 import subprocess

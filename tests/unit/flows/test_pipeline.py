@@ -1,4 +1,4 @@
-"""The whole way from a configuration to a report, with an engine double in the backend's place."""
+"""The whole pipeline from configuration to report, with the engine double as backend."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""A source of prompts from outside the tree: one class, named by `workload.prompts`, asked in a whole run."""
+"""A prompt source from outside the tree: one class, named by `workload.prompts`, used in a whole run."""
 
 import sys
 from pathlib import Path

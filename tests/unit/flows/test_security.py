@@ -1,4 +1,4 @@
-"""What a run's folder or a configuration from somebody else must not bring about, and who can reach a run's sockets."""
+"""What a run's folder or a configuration from someone else must not do, and who can reach a run's sockets."""
 
 import json
 import os

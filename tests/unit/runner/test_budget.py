@@ -1,4 +1,4 @@
-"""What is predicted of a cell from those before it."""
+"""Predictions of a cell's time from the cells before it."""
 
 import math
 

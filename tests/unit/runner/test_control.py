@@ -1,4 +1,4 @@
-"""Requests that are asked again: which, and that nothing else of a run changes by it. With the engine double."""
+"""Control requests: which ones are sent again, and that they change nothing else in a run. With the engine double."""
 
 import json
 from pathlib import Path

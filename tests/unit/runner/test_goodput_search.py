@@ -1,4 +1,4 @@
-"""The search for goodput: what it asks for next, and that it finds what a simulated engine can carry."""
+"""The search for goodput: the rates it tries, and that it finds the capacity of a simulated engine."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""A loop that is held up is seen, and for as long as it was."""
+"""A stall of the event loop is recorded with its duration."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""What the screen says of how long a run will take, before it starts and as it goes."""
+"""Estimates of the time left for a run, before it starts and while it is running."""
 
 import time
 from typing import Any

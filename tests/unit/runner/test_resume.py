@@ -1,4 +1,4 @@
-"""Runs and sweeps that were cut short anywhere and go on: what is there in the end is what an unbroken one leaves."""
+"""Resuming runs and sweeps that were interrupted at any point: the result equals that of an uninterrupted one."""
 
 import errno
 import json

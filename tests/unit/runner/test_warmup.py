@@ -1,4 +1,4 @@
-"""Warming up goes on until two rounds are alike, and no longer than it may."""
+"""Warm-up continues until two rounds are alike, within its limits."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Whole sweeps by the command line's own way, with the engine double in the backend's place."""
+"""Whole sweeps through the command line, with the engine double as backend."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A sweep's jobs share engines: who starts them, who takes them over, and that they end."""
+"""A sweep's jobs share engines: which job starts them, which takes them over, and that they are stopped."""
 
 import itertools
 import os

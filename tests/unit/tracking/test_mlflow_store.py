@@ -1,4 +1,4 @@
-"""A run's folder becomes one readable MLflow run, and nothing that goes wrong there costs the run."""
+"""A run's folder becomes one readable MLflow run, and an error in publishing never fails the run."""
 
 import contextlib
 import json
