@@ -52,7 +52,7 @@ def _score(task: str, prediction: str, *answers: object, **fields: object) -> fl
         ("hotpotqa", "Rum\nGin", ["Rum"], 2 / 3),  # every line
         ("lcc", "# a comment\n`x`\ny = 1\nz", ["y = 1"], 1.0),
         ("lcc", "y = 1", ["y = 2"], 0.8),
-        # A blank line after the comment is the line that counts; lm-eval goes on to the next.
+        # A blank line after the comment is the line that counts; lm-eval continues with the next one.
         ("lcc", "# a comment\n\ny = 1", ["y = 1"], 0.0),
         ("passage_count", "5 or 6", ["5"], 0.5),
         ("passage_retrieval_en", "Paragraph 12 and 12", ["Paragraph 12"], 1.0),

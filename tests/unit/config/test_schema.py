@@ -145,7 +145,7 @@ def test_keys_added_with_a_plus_are_refused(config: Compose, override: str, mess
 
 @pytest.mark.parametrize("key", schema.TRUTHS)
 def test_what_is_true_or_false_takes_nothing_else(config: Compose, key: str) -> None:
-    """Of these OmegaConf would make true."""
+    """OmegaConf would turn these into true."""
     for value in ("3", "yes"):
         with pytest.raises(ConfigError, match=rf"^{key}=\S+ is neither true nor false: set {key}=true or {key}=false$"):
             config(f"{key}={value}")
@@ -213,7 +213,7 @@ def test_requests_at_a_time_beside_a_rate_are_refused(config: Compose, words: li
     for said in ("workload.concurrency=4", "++workload.concurrency=4"):
         with pytest.raises(ConfigError, match=rf"^workload\.concurrency=4 has no effect (beside|on) {beside}"):
             checks.check_overrides(config(*words, said), [*words, said])
-    # What a file of conf/ says beside it is not the user's.
+    # The same key in a file of conf/ was not set by the user.
     checks.check_overrides(config(*words), words)
 
 

@@ -149,7 +149,7 @@ def test_the_root_of_a_packet_is_no_place(tmp_path: Path, monkeypatch: pytest.Mo
 def test_an_empty_word_is_no_folder(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be the one that the command is called in."""
+    """It would mean the current folder."""
     monkeypatch.setattr("sys.argv", [command, ""])
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"wp1.{command}").main()

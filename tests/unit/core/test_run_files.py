@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("without_pixels")
 
 @dataclasses.dataclass(slots=True)
 class Echo:
-    """A line of a file that somebody adds."""
+    """A row of a newly added file."""
 
     t: float
     arm: str

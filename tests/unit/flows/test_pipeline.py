@@ -247,7 +247,7 @@ def test_replicas_all_serve(config: Compose, double: Any, tmp_path: Path) -> Non
 
 @pytest.mark.painted
 def test_a_run_that_was_killed_still_has_a_report(config: Compose, double: Any, tmp_path: Path) -> None:
-    """What kill -9 leaves: no end in the metadata, no summary, a torn last record of a repeat that is not done."""
+    """The folder after kill -9: no end in the metadata, no summary, a torn last record of an incomplete repeat."""
     outcome = _run(config, tmp_path)
     (outcome.run_dir / "summary.json").unlink()
     done = (outcome.run_dir / "cells.jsonl").read_text().splitlines(keepends=True)

@@ -41,7 +41,7 @@ Answers = dict[str, tuple[Any, ...]]
 
 
 def answers(run_dir: Path) -> Answers:
-    """What an unbroken run would leave too: all but times and places."""
+    """The results that an uninterrupted run would leave too: everything but times and paths."""
     found = [record for record in read_records(run_dir / "records.jsonl") if not record.warmup]
     rows = {r.request_id: (r.status, r.seed, r.prompt_tokens, r.output_tokens, *r.token_ids) for r in found}
     assert len(rows) == len(found), "a request is there twice"
@@ -94,7 +94,7 @@ def child(*words: str, **environment: str) -> "subprocess.Popen[str]":
 
 @pytest.fixture(scope="module")
 def unbroken() -> Answers:
-    """What a run left that nothing cut short; filled by the first test that makes one."""
+    """The results of an uninterrupted run; filled by the first test that makes one."""
     return {}
 
 
@@ -118,7 +118,7 @@ def test_a_run_killed_anywhere_ends_as_an_unbroken_one(
     assert (run_dir / "artifacts" / "e3_mode_comparison.csv").is_file()
     metadata = read_json(run_dir / "run_metadata.json")
     (resumed,) = metadata["resumed"]
-    # What was measured to its end was not measured again.
+    # Completed repeats were not measured again.
     assert (resumed["was"], resumed["kept"]) == ("running", before)
     assert len((run_dir / "cells.jsonl").read_text().splitlines()) == 2 * 4 * 2
 
@@ -313,7 +313,7 @@ MANIFEST: dict[str, Any] = {
 
 
 def test_an_empty_word_names_no_folder() -> None:
-    """It would be the one that wp1 is called in."""
+    """It would mean the current folder."""
     for word in ("resume=", "resume=''"):
         with pytest.raises(ConfigError, match="resume= is empty"):
             resume.arguments([word])
@@ -367,7 +367,7 @@ def test_what_a_run_s_file_lacks_is_named(
     group, _, name = key.rpartition(".")
     del (content[group] if group else content)[name]
     (run_dir / file).write_text(json.dumps(content))
-    # Before anything is composed, or when the configuration is held against the records of a run that completed.
+    # Refused before anything is composed, or when the configuration is compared with a completed run's records.
     with pytest.raises(ConfigError, match=re.escape(f"{run_dir}/{said}: restore it from a copy")):
         resume.arguments([f"resume={run_dir}"])
         resume.check_same(config(*TINY), run_dir)
@@ -461,7 +461,7 @@ def test_of_two_that_go_on_at_once_one_is_refused(tmp_path: Path) -> None:
     both = [child(f"resume={run_dir}") for _ in range(2)]
     said = [process.communicate(timeout=300)[0] for process in both]
     codes = [process.returncode for process in both]
-    # Where the first was done before the second asked, that one has nothing left to do.
+    # If the first process had finished before the second one started, nothing is left for the second.
     assert sorted(codes) == [0, 2] or "is complete: nothing is left" in "".join(said), said
     for code, words in zip(codes, said, strict=True):
         if code == 2:

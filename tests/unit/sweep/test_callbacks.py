@@ -199,7 +199,7 @@ def test_a_second_ctrl_c_leaves_no_run_open(
 def test_a_termination_between_engines_ends_the_sweep_and_its_run(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no event loop has the signal: a job manager may send it at any moment."""
+    """The signal arrives while no event loop handles it: a job manager may send it at any moment."""
     publish = mlflow_store.publish_or_say
 
     def ended(*words: Any) -> str | None:
