@@ -28,7 +28,7 @@ def test_questions_about_the_configuration_are_answered(flag: list[str]) -> None
 
 
 def test_composing_imports_nothing_heavy() -> None:
-    """Heavy modules are not imported, so that `--cfg job` answers within two seconds; `make bench` measures the time."""
+    """Heavy modules are not imported, so that `--cfg job` takes under two seconds; `make bench` measures the time."""
     probe = (
         "import sys; sys.argv = ['wp1', '--cfg', 'job']\n"
         "from wp1.main import main\n"
