@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from wp1.core.records import RequestRecord, read_rows
+from wp1.core.jsonl import read_rows
+from wp1.core.records import RequestRecord
 
 
 def read_records(path: Path) -> list[RequestRecord]:

@@ -39,8 +39,9 @@ from tests.bench import aa, against_vllm, analysis, disaggregation, load, machin
 from wp1.analysis.report import table
 from wp1.collectors.device import GPUStatsCollector
 from wp1.config import schema
+from wp1.core.jsonl import RecordWriter
 from wp1.core.plan import Cell, plan
-from wp1.core.records import RecordWriter, Request
+from wp1.core.records import Request
 from wp1.machine import hardware
 from wp1.machine.output import output_to
 from wp1.main import CONF

@@ -20,8 +20,9 @@ from wp1.analysis.base import metric_table, tables
 from wp1.analysis.comparison.figures import compare
 from wp1.analysis.report import table
 from wp1.config import schema
+from wp1.core.jsonl import RecordWriter
 from wp1.core.plan import plan
-from wp1.core.records import RecordWriter, Request
+from wp1.core.records import Request
 from wp1.main import CONF
 from wp1.model import models
 from wp1.runner.console import Screen

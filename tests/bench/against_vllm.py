@@ -31,8 +31,8 @@ from hydra import compose, initialize_config_dir
 
 from wp1.analysis.base import metrics, tables
 from wp1.config import schema
+from wp1.core.jsonl import RecordWriter
 from wp1.core.plan import plan
-from wp1.core.records import RecordWriter
 from wp1.machine import hardware
 from wp1.main import CONF
 from wp1.model import models

@@ -86,7 +86,7 @@ def compared(a: np.ndarray, b: np.ndarray, statistic: str) -> dict[str, Any]:
     if statistic == "rate":
         # A repeat's tokens per second, with one request after another.
         return _rates(a, b)
-    _, units = samples.resamples(np.repeat(np.arange(repeats), requests))
+    _, units = samples.repeats_and_units(np.repeat(np.arange(repeats), requests))
     slots = np.arange(a.size, dtype=np.int32)
     if statistic == "attainment":
         a, b, statistic = (a <= LIMIT).astype(float), (b <= LIMIT).astype(float), "share"

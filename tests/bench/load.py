@@ -22,8 +22,9 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 
 from wp1.config import schema
+from wp1.core.jsonl import RecordWriter
 from wp1.core.plan import Cell, plan
-from wp1.core.records import LoopLag, RecordWriter, Request, RequestRecord
+from wp1.core.records import LoopLag, Request, RequestRecord
 from wp1.main import CONF
 from wp1.runner import loop_lag
 from wp1.runner.load_generator import drive

@@ -16,7 +16,7 @@ from wp1.model import models
 from wp1.quality.benchmarks import chosen, find, own
 from wp1.quality.book import Passages
 from wp1.quality.examples import cut
-from wp1.quality.ruler_prompts import RulerPrompts
+from wp1.quality.ruler.prompts import RulerPrompts
 from wp1.quality.tasks import Row
 from wp1.workload.tokens import ModelTokens
 

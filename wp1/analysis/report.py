@@ -52,12 +52,36 @@ def write_report(
     metadata: run_metadata.json as it is, or is to be. with_plots: False is for somebody who waits at Ctrl-C, as plots
     take seconds; the page then says how to make them.
     """
-    config = run.config
-    answers = config["workload"]["prompts"] == "dataset"
     run.drop_tokens()
-    requests = run.requests
-    measured = requests.filter(~pl.col("warmup"))
     folder = files.real_folder(files.real_folder(reports) / metadata["run_id"])
+    page = reports / f"{metadata['run_id']}.md"
+    parts = [
+        _head(metadata),
+        "" if with_plots else _without_plots(run.path),
+        _absent(run),
+        outside.not_made(summary),
+        *_figures(run, folder, metadata, summary, with_plots),
+        _setting(metadata),
+        _files(run, page, metadata),
+    ]
+    content = "\n\n".join(part for part in parts if part) + "\n"
+    files.write_text(page, content)
+    for plot in files.plain_files(folder, "*.png"):
+        if f"({folder.name}/{plot.name})" not in content:
+            # Of an earlier page, of fewer requests or by other rules.
+            plot.unlink()
+    return page
+
+
+def _figures(
+    run: RunTables, folder: Path, metadata: dict[str, Any], summary: dict[str, Any], with_plots: bool
+) -> list[str]:
+    """The sections of what was measured, in the page's order; "" for those that this run has nothing for.
+
+    folder: where the plots go.
+    """
+    config, requests = run.config, run.requests
+    measured = requests.filter(~pl.col("warmup"))
     names = arms.names_of(config)
     one_each = memory_figures.one_each(config, measured)
     nothing = measured.is_empty()
@@ -70,12 +94,7 @@ def write_report(
     def drawn(make: Callable[..., list[style.Plot]], *of: Any) -> str:
         return _pictures(folder, make(folder, *of)) if with_plots else ""
 
-    page = reports / f"{metadata['run_id']}.md"
-    parts = [
-        _head(metadata),
-        "" if with_plots else _without_plots(run.path),
-        _absent(run),
-        outside.not_made(summary),
+    return [
         "**Nothing was measured**: the run ended before its first request did." if nothing else "",
         quality_report.section(summary.get("quality"), quality_figures.scored(run, requests)),
         drawn(quality_plots.quality_plots, summary.get("quality"), mark),
@@ -89,9 +108,7 @@ def write_report(
         drawn(load_plots.load_plots, summary.get("by_load"), mark) if not names else "",
         goodput.section(summary.get("goodput"), config["slo"]),
         drawn(load_plots.goodput_plots, summary.get("goodput"), config["slo"], mark),
-        _answers(requests, names, provenance.answers_of(metadata["model"], config["workload"]["temperature"]), summary)
-        if answers
-        else "",
+        _answers(run, metadata, names, summary) if config["workload"]["prompts"] == "dataset" else "",
         transfer_report.section(transfers),
         _skipped(summary),
         latency_report.section(summary) if not (one_each or nothing) else "",
@@ -103,16 +120,7 @@ def write_report(
         _checks(summary) if not nothing else "",
         _failures(requests),
         _how_to_read(metadata, summary, bool(names), one_each, transfers) if not nothing else "",
-        _setting(metadata),
-        _files(run, page, metadata),
     ]
-    content = "\n\n".join(part for part in parts if part) + "\n"
-    files.write_text(page, content)
-    for plot in files.plain_files(folder, "*.png"):
-        if f"({folder.name}/{plot.name})" not in content:
-            # Of an earlier page, of fewer requests or by other rules.
-            plot.unlink()
-    return page
 
 
 def _without_plots(run_dir: Path) -> str:
@@ -147,9 +155,11 @@ def _head(metadata: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _answers(requests: pl.DataFrame, names: list[str], whose: str, summary: dict[str, Any], most: int = 20) -> str:
+def _answers(
+    run: RunTables, metadata: dict[str, Any], names: list[str], summary: dict[str, Any], most: int = 20
+) -> str:
     """The answers themselves, after what was found of all of them and whose they are."""
-    first = requests.filter(~pl.col("warmup") & (pl.col("repeat") == 0))
+    first = run.requests.filter(~pl.col("warmup") & (pl.col("repeat") == 0))
     of_arm = ""
     if names:
         # Whether the others gave the same is a check's to say.
@@ -178,6 +188,7 @@ def _answers(requests: pl.DataFrame, names: list[str], whose: str, summary: dict
     header += [f"{figure.metric.title} {figure.metric.unit}" for figure in beside]
     found = {check["name"]: f"{text(check['detail'])}." for check in summary["checks"]}
     said = [found.get("requests answered", ""), found.get("same seed, same tokens", "")]
+    whose = provenance.answers_of(metadata["model"], run.config["workload"]["temperature"])
     head = [f"## Answers, first repeat{of_arm}", " ".join(filter(None, said)), whose]
     return "\n\n".join(part for part in (*head, table(header, rows, "llrr" + "r" * len(beside)) + more) if part)
 
@@ -224,7 +235,7 @@ def _how_to_read(
         parts.append(HOW_TO_READ_ARMS)
     if summary.get("quality"):
         parts.append(quality_report.HOW_TO_READ)
-    parts += [f"- {labels.in_words(label, '**')}." for label in metadata["labels"] if label == "colocated"]
+    parts += [f"- {labels.in_words(label, '**')}." for label in metadata["labels"] if label == labels.SHARED_GPU]
     return "## How to read the figures\n\n" + "\n".join(parts)
 
 
@@ -283,7 +294,7 @@ def _setting(metadata: dict[str, Any]) -> str:
     for pool in metadata["pools"]:
         for engine in pool["engines"]:
             s = engine["settings"]
-            shared = " (colocated)" if pool.get("colocated") else ""
+            shared = " (shared)" if pool.get("shared_gpu") else ""
             what = (
                 f"{' and '.join(pool['phases'])}; {', '.join(engine['devices'])}{shared}; {s['dtype']}; "
                 f"{number(s['kv_blocks'])} KV blocks of {s['block_size']} tokens; up in {engine['startup_s']} s"

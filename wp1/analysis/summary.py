@@ -18,6 +18,7 @@ from wp1.analysis.memory import figures as memory_figures
 from wp1.analysis.quality import figures as quality_figures
 from wp1.core import files
 from wp1.core.labels import CLIENT_LATE
+from wp1.core.records import Probe
 from wp1.core.run_files import SUMMARY
 from wp1.core.run_folder import write_json
 
@@ -68,22 +69,42 @@ def summarise(run: RunTables, collectors: Sequence[Profiler], kept: Mapping[str,
         "profiling": profiling,
         "not_made": sorted(kept or {}),
     }
-    profile = summary["profiling"].get("device") or {}
-    one_each = memory_figures.one_each(config, requests)
-    summary["by_length"] = None if one_each else length_figures.by_length(requests, metadata, profile)
     probes = run.probes or goodput.tested(requests, arms.names_of(config), config["slo"])
-    apart = goodput.probe_cells(probes)
-    planned = pl.Series([key not in apart for key in requests.select("arm", "cell").iter_rows()], dtype=pl.Boolean)
-    summary["by_load"] = (
-        None
-        if one_each
-        else load_figures.by_load(
-            requests.filter(planned) if apart else requests, run.engine_stats, metadata, config["slo"], profile
-        )
-    )
+    summary |= _by_length_and_load(run, metadata, profiling.get("device") or {}, probes)
     answers = quality_figures.scored(run, requests)
     summary["quality"] = quality_figures.summarise(answers, metadata.get("dataset") or {})
     summary["goodput"] = goodput.found(probes, requests, metadata, config["slo"])
+    _write_tables(run, metadata, summary, answers)
+    _compare(run, metadata)
+    _memory(run, metadata)
+    write_json(SUMMARY.at(run.path), summary)
+    return summary
+
+
+def _by_length_and_load(
+    run: RunTables, metadata: Mapping[str, Any], profile: dict[str, Any], probes: list[Probe]
+) -> dict[str, Any]:
+    """The summary's by_length and by_load; both None for a run that measures memory with one request per cell.
+
+    profile: what the device collector found; {} without it. Cells that only the search for goodput measured (`probes`)
+    are not part of by_load.
+    """
+    config, requests = run.config, run.requests
+    if memory_figures.one_each(config, requests):
+        return {"by_length": None, "by_load": None}
+    apart = goodput.probe_cells(probes)
+    planned = pl.Series([key not in apart for key in requests.select("arm", "cell").iter_rows()], dtype=pl.Boolean)
+    of_plan = requests.filter(planned) if apart else requests
+    return {
+        "by_length": length_figures.by_length(requests, metadata, profile),
+        "by_load": load_figures.by_load(of_plan, run.engine_stats, metadata, config["slo"], profile),
+    }
+
+
+def _write_tables(
+    run: RunTables, metadata: Mapping[str, Any], summary: Mapping[str, Any], answers: pl.DataFrame
+) -> None:
+    """The CSV files in artifacts/ of what the summary has by length and load, of scores and of requests."""
     artifacts = files.real_folder(run / "artifacts")
     for name in ("by_length", "by_load"):
         path = artifacts / f"{metadata['experiment']}_{name}.csv"
@@ -94,12 +115,9 @@ def summarise(run: RunTables, collectors: Sequence[Profiler], kept: Mapping[str,
     if not answers.is_empty():
         tables.write_csv(quality_figures.table(answers, metadata["labels"]), artifacts / "scores.csv", 4)
     timed = [metric.key for metric in metric_table.of_kind("request")]
+    measured = run.requests.filter(~pl.col("warmup"))
     samples = measured.select(*SAMPLE_COLUMNS, *timed, pl.lit(", ".join(metadata["labels"])).alias("labels"))
     tables.write_csv(samples, artifacts / "requests.csv", 3)
-    _compare(run, metadata)
-    _memory(run, metadata)
-    write_json(SUMMARY.at(run.path), summary)
-    return summary
 
 
 def _memory(run: RunTables, metadata: Mapping[str, Any]) -> None:

@@ -1,11 +1,12 @@
 """What a run's labels mean for its figures, in the same words wherever a result is shown."""
 
 CLIENT_LATE = "client late"
+SHARED_GPU = "shared GPU"
 MEANING = {
     CLIENT_LATE: "in some cell wp1 itself sent requests more than 10 ms late (p99), and TTFT includes that",
     "random weights": "the output means nothing, speed and memory do",
     "built-in tasks": "made by wp1 after the benchmarks' rules, and not the official sets",
-    "colocated": "engines share a GPU: they compete for it, and the KV cache never leaves it",
+    SHARED_GPU: "engines share a GPU: they compete for it, and the KV cache never leaves it",
 }
 
 

@@ -15,4 +15,6 @@ def imported(setting: str, module: str) -> ModuleType:
         return importlib.import_module(module)
     except Exception as error:  # a foreign module may raise anything
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ConfigError(f"{setting} cannot be imported ({why}): fix it, or put its folder on PYTHONPATH") from error
+        raise ConfigError(
+            f"{setting} cannot be imported ({why}): correct the name, or put the folder of its package on PYTHONPATH"
+        ) from error

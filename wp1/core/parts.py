@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wp1.core.errors import ConfigError
+from wp1.core.outside import imported
 
 # Upper bound for every numeric setting: engines keep 32-bit seeds, and no other setting needs more.
 MOST = 2**31 - 1
@@ -72,14 +73,9 @@ def loaded(key: str, name: Any) -> Callable[..., Any]:
     module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
     if not module:
         raise ConfigError(f"{key}={name} is not the name of a class: write it as package.module.Class")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever an imported module raises
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(
-            f"{key}={name} cannot be imported ({why}): write it as package.module.Class, and put the folder of the "
-            "package on PYTHONPATH"
-        ) from error
+    found = getattr(imported(f"{key}={name}", module), attribute, None)
+    if found is None:
+        raise ConfigError(f"{key}={name} cannot be imported ({module} has no {attribute}): correct the name")
     if not callable(found):
         raise ConfigError(f"{key}={name} is neither a class nor a function")
     return found

@@ -31,7 +31,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Stint:
+class Block:
     """Repeats of all cells of an arm, measured with one start of its engines."""
 
     arm: Arm
@@ -120,7 +120,7 @@ def _doubling(first: int, max_len: int, output_len: int) -> list[int]:
     return [*lengths, longest] if lengths[-1] < longest else lengths
 
 
-def stints(arms: list[Arm], repeats: int) -> list[Stint]:
+def blocks(arms: list[Arm], repeats: int) -> list[Block]:
     """The order of measurement. Two arms alternate as A B B A A B, so that a drift of the machine favours neither.
 
     Only one arm's engines run at a time, because idle engines use cores and memory too. Consecutive repeats of an arm
@@ -128,6 +128,6 @@ def stints(arms: list[Arm], repeats: int) -> list[Stint]:
     """
     order = [(arm, repeat) for repeat in range(repeats) for arm in (arms if repeat % 2 == 0 else list(reversed(arms)))]
     return [
-        Stint(pairs[0][0], [repeat for _, repeat in pairs])
+        Block(pairs[0][0], [repeat for _, repeat in pairs])
         for pairs in (list(group) for _, group in groupby(order, key=lambda pair: pair[0].name))
     ]

@@ -7,7 +7,8 @@ import dataclasses
 from pathlib import Path
 
 from wp1.core import files
-from wp1.core.records import Done, Unit, read_as
+from wp1.core.jsonl import read_as
+from wp1.core.records import Done, Unit
 from wp1.core.run_files import CELLS
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from wp1.core import files, paths, progress, shapes
+from wp1.core import files, labels, paths, progress, shapes
 from wp1.core.errors import ConfigError
-from wp1.core.records import Done, ExampleLine, MemoryNote, Probe, read_as, read_rows
+from wp1.core.jsonl import read_as, read_rows
+from wp1.core.records import Done, ExampleLine, MemoryNote, Probe
 from wp1.core.run_files import CONFIG, EXAMPLES, GOODPUT, MEMORY, METADATA, SUMMARY, RunFile
 
 # Upper bound on the values of a configuration, a hundred times what one usually has.
@@ -119,12 +120,26 @@ def _named(value: Any, path: Path, at: str) -> Any:
 def read_json(path: Path, shape: Any = shapes.OBJECT) -> Content:
     """A JSON object from a run's folder, as Content. Raises ConfigError if the file is missing or broken.
 
-    shape: the shape, from `shapes`, that it must have.
+    shape: the shape, from `shapes`, that it must have. Metadata of an earlier run is converted to today's names.
     """
     try:
-        return _object(files.parsed(files.read_text(path)), path, shape)
+        content = _object(files.parsed(files.read_text(path)), path, shape)
+        return _in_current_names(content, path) if shape is shapes.METADATA else content
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} {_cannot_be_read(error)}") from error
+
+
+def _in_current_names(metadata: Content, path: Path) -> Content:
+    """The metadata with `colocated`, the name in earlier runs, replaced by `shared_gpu` and its label."""
+    changed: dict[str, Any] = dict(metadata)
+    if "labels" in metadata:
+        changed["labels"] = [labels.SHARED_GPU if label == "colocated" else label for label in metadata["labels"]]
+    if "pools" in metadata:
+        changed["pools"] = [
+            {"shared_gpu" if key == "colocated" else key: value for key, value in pool.items()}
+            for pool in metadata["pools"]
+        ]
+    return Content(changed, path)
 
 
 def read_metadata(run_dir: Path) -> Content:

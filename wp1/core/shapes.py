@@ -71,7 +71,8 @@ _ENGINE = {
     "startup_s": NUMBER,
     "settings": {"dtype": NAMED, "kv_blocks": Maybe(WHOLE), "block_size": Maybe(WHOLE)},
 }
-_POOL = {"arm": NAMED, "phases": [LABEL], "engines": [_ENGINE], "colocated": TRUTH}
+# `colocated` is what earlier runs call `shared_gpu` (`wp1.core.run_folder.read_json`).
+_POOL = {"arm": NAMED, "phases": [LABEL], "engines": [_ENGINE], "shared_gpu": TRUTH, "colocated": TRUTH}
 _START = {"arm": NAMED, "repeats": [WHOLE], "seconds": NUMBER, "idle": [NUMBER], "from": NAMED}
 _REPORTING = {
     "title": LABEL, "by_category": TRUTH, "groups": [LABEL], "depths": TRUTH, "threshold": Maybe(NUMBER),

@@ -2,7 +2,7 @@
 
 Not the official sets, and labelled so: the questions are wp1's own, the texts are the King James Bible and the source
 of the lm-eval package. Wording, limits and scores are those of the official tasks. Each benchmark's module makes its
-own; RULER's, which are generated anyway, come from `ruler_prompts`.
+own; RULER's, which are generated anyway, come from `wp1.quality.ruler`.
 """
 
 import json

@@ -10,8 +10,9 @@ from typing import Any
 from wp1.analysis.load import probes
 from wp1.core import progress
 from wp1.core.errors import WP1Error
-from wp1.core.plan import Arm, Cell, Stint, stints
-from wp1.core.records import Done, EngineStats, Handoff, QueueLengths, RecordWriter, RequestRecord
+from wp1.core.jsonl import RecordWriter
+from wp1.core.plan import Arm, Block, Cell, blocks
+from wp1.core.records import Done, EngineStats, Handoff, QueueLengths, RequestRecord
 from wp1.core.run_files import (
     CONTROL,
     ENGINE_LOG,
@@ -121,20 +122,20 @@ async def measure(
         for collector in prepared.collectors:
             collector.start(run_dir, gpus)
             stack.callback(collector.stop)
-        planned = stints(prepared.arms, cfg.experiment.repeats)
+        planned = blocks(prepared.arms, cfg.experiment.repeats)
         outlook.starts_left = len(planned)
         outlook.searches_s = sum(
             len(_to_search(session, arm)) * (cfg.experiment.goodput_budget_s or 0.0) for arm in prepared.arms
         )
         _announce(session)
-        for stint in planned:
+        for block in planned:
             outlook.starts_left -= 1
-            died += await _stint(session, stint)
+            died += await _block(session, block)
     if died:
         raise WP1Error(died[0])
 
 
-async def _stint(session: _Session, stint: Stint) -> list[str]:
+async def _block(session: _Session, block: Block) -> list[str]:
     """Measures an arm's cells in some of their repeats, except those already done, with one start of the engines.
 
     If an engine dies, the engines are started again for the next cell. Returns a message for each engine that died.
@@ -143,23 +144,23 @@ async def _stint(session: _Session, stint: Stint) -> list[str]:
     scheduler: Scheduler | None = None
     clean = False
     try:
-        for cell in stint.arm.cells:
-            repeats = [n for n in stint.repeats if (cell.arm, cell.name, n) not in {one.unit for one in session.done}]
-            if not repeats or _skipped(session, stint.arm, cell):
+        for cell in block.arm.cells:
+            repeats = [n for n in block.repeats if (cell.arm, cell.name, n) not in {one.unit for one in session.done}]
+            if not repeats or _skipped(session, block.arm, cell):
                 continue
             if scheduler is None or not scheduler.alive:
-                scheduler = await _start(session, stint)
+                scheduler = await _start(session, block)
             died += await _cell(session, scheduler, cell, repeats)
             died += await _control(session, scheduler, cell, repeats)
-        if 0 in stint.repeats and (lengths := _to_search(session, stint.arm)):
+        if 0 in block.repeats and (lengths := _to_search(session, block.arm)):
             if scheduler is None or not scheduler.alive:
-                scheduler = await _start(session, stint)
-            await _search(session, scheduler, stint.arm, lengths)
+                scheduler = await _start(session, block)
+            await _search(session, scheduler, block.arm, lengths)
         if scheduler is not None:
             held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
             if scheduler.alive:
                 # A dead engine's unfetched KV is held until its lease ends: that is no leak and must not fail the run.
-                session.metadata["kv_held"] += [f"{stint.arm.name}/{name}" for name in held]
+                session.metadata["kv_held"] += [f"{block.arm.name}/{name}" for name in held]
             for reason in set(_deaths(scheduler)) - set(died):
                 session.screen.say(f"after the last request: {reason}")
             # Engines started for less than model.max_len do not fit the next job's request.
@@ -219,9 +220,9 @@ def _skipped(session: _Session, arm: Arm, cell: Cell) -> bool:
     return True
 
 
-async def _start(session: _Session, stint: Stint) -> Scheduler:
+async def _start(session: _Session, block: Block) -> Scheduler:
     """Starts an arm's engines, or takes them over from the previous job; run_metadata.json records which."""
-    arm, metadata = stint.arm, session.metadata
+    arm, metadata = block.arm, session.metadata
     model = session.prepared.models[arm.name]
     count = len(needs_of(arm.scheduler))
     with session.screen.step(f"starting {count} engine{'s' * (count > 1)} of {model.name}, {arm.name}") as tell:
@@ -232,7 +233,7 @@ async def _start(session: _Session, stint: Stint) -> Scheduler:
             tell("reused from the previous job")
     if arm.name not in [pool["arm"] for pool in metadata["pools"]]:
         metadata["pools"] += [{"arm": arm.name, **pool} for pool in up.scheduler.pools()]
-    entry: dict[str, Any] = {"arm": arm.name, "repeats": stint.repeats}
+    entry: dict[str, Any] = {"arm": arm.name, "repeats": block.repeats}
     if any(place.gpus for _, place in places_of(arm)):
         # The idle power of the engines, to be separated from what requests cost.
         begin = time.monotonic()

@@ -11,6 +11,7 @@ from wp1.collectors import Collector
 from wp1.collectors.making import collectors_of
 from wp1.core import paths
 from wp1.core.errors import ConfigError
+from wp1.core.labels import SHARED_GPU
 from wp1.core.plan import Arm, plan
 from wp1.machine import hardware, peaks
 from wp1.model import models
@@ -68,12 +69,12 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
     arms = [_within_reach(arm, served[arm.name]) for arm in plan(cfg)]
     served, skipped = _cells_that_fit(cfg, served, [arm for arm in arms if key_of(cfg, arm.scheduler) != up])
     model = served[arms[0].name]
-    colocated = False
+    shared_gpu = False
     for arm in arms:
         engines = places_of(arm)
         if key_of(cfg, arm.scheduler) != up:
             fit.check_memory(served[arm.name], cfg, engines)
-        colocated = colocated or any(place.sharing > 1 for _, place in engines)
+        shared_gpu = shared_gpu or any(place.sharing > 1 for _, place in engines)
     tell("making prompts")
     made_of = prompt_data.prepare(cfg, model, arms[0].cells, tell, given)
     inputs, notes = source.inputs(cfg, given, made_of)
@@ -85,7 +86,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
         if key_of(cfg, arm.scheduler) != up:
             scheduler = make_scheduler(cfg, arm, served[arm.name], engine_log, kill=lambda: None, write=lambda _: None)
             scheduler.check()
-    labels = ["random weights"] * model.random_weights + ["colocated"] * colocated
+    labels = ["random weights"] * model.random_weights + [SHARED_GPU] * shared_gpu
     labels += ["built-in tasks"] * (made_of.examples is not None and made_of.examples.built_in)
     known = peaks.for_run(hardware.describe(), cfg.experiment.measure_peaks, tell)
     return Prepared(served, made_of, collectors, arms, labels, transfer, skipped, known, inputs, notes)

@@ -186,11 +186,12 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
     Raises ConfigError if the machine, the versions, or the model or data behind the configuration have changed.
     """
     from wp1.analysis.load import probes
+    from wp1.core import shapes
     from wp1.core.run_folder import RunFolder, read_json
     from wp1.runner import goodput_search
 
     boots.finish(run_dir)
-    metadata = read_json(METADATA.at(run_dir))
+    metadata = read_json(METADATA.at(run_dir), shapes.METADATA)
     metadata.require(*NOTED)
     run = RunFolder(run_dir)
     _check_setting(run_dir, metadata, fresh)

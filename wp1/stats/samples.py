@@ -13,7 +13,7 @@ from wp1.stats import intervals
 from wp1.stats.intervals import Units, Values
 
 
-def resamples(repeat_of_slot: np.ndarray, order: np.ndarray | None = None) -> tuple[np.ndarray, Units]:
+def repeats_and_units(repeat_of_slot: np.ndarray, order: np.ndarray | None = None) -> tuple[np.ndarray, Units]:
     """The distinct repeats, and the independent unit of each slot (`intervals.units`)."""
     return np.unique(repeat_of_slot), intervals.units(repeat_of_slot, order)
 

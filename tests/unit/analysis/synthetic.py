@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from wp1.core.records import Handoff, QueueLengths, RecordWriter, Request, RequestRecord, new_record
+from wp1.core.jsonl import RecordWriter
+from wp1.core.records import Handoff, QueueLengths, Request, RequestRecord, new_record
 
 RUN_ID = "run-20260101T000000Z-00000000"
 KV_BYTES_PER_TOKEN, BLOCK_TOKENS = 23_040, 16
@@ -44,7 +45,7 @@ class Shape:
     byte_factor: float | None = 1.0  # of what is expected; None: the connector says nothing
     slo: dict[str, Any] = field(default_factory=lambda: {"name": "interactive", "ttft_ms": 2000, "tpot_ms": 200})
     labels: tuple[str, ...] = ()
-    colocated: bool = False
+    shared_gpu: bool = False
     prompts: str = "random"
 
 
@@ -213,7 +214,7 @@ def _metadata(shape: Shape) -> dict[str, Any]:
         settings = {"dtype": "bfloat16", "kv_blocks": 100, "block_size": 16}
         return {"name": name, "devices": [device], "startup_s": 30.1, "settings": settings}
 
-    second = "cuda:0" if shape.colocated else "cuda:1"
+    second = "cuda:0" if shape.shared_gpu else "cuda:1"
     pools = []
     for arm in shape.arms:
         if arm == shape.arms[0] or not shape.handoffs:
@@ -225,7 +226,7 @@ def _metadata(shape: Shape) -> dict[str, Any]:
             )
             pools.append({"arm": arm, "pool": "decode", "phases": ["decode"], "engines": [engine("decode-0", second)]})
     for pool in pools:
-        pool["colocated"] = shape.colocated
+        pool["shared_gpu"] = shape.shared_gpu
     return {
         "run_id": RUN_ID, "status": "completed", "reason": None, "started": "2026-01-01T00:00:00+00:00",
         "ended": "2026-01-01T00:08:00+00:00", "experiment": "e3", "question": "When does it pay?",

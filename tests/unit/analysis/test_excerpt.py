@@ -6,7 +6,7 @@ from wp1.analysis import excerpt
 def test_the_key_parts_of_a_report() -> None:
     rows = "\n".join(f"| {n} |" for n in range(30))
     page = (
-        "# E1: what?\n\n**completed** · `run`\n\n> **colocated**: shared.\n\n## Found\n\nIt costs.\n\n"
+        "# E1: what?\n\n**completed** · `run`\n\n> **shared GPU**: shared.\n\n## Found\n\nIt costs.\n\n"
         f"![How](run/a.png)\n\n*How*\n\n| x |\n| --- |\n{rows}\n\nLater words.\n\n![No](run/b.png)\n"
     )
     words, table, picture = excerpt.key_parts(page.replace("run/", ""), "e1")

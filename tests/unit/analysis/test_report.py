@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("without_pixels")
 
 SHAPES = {
     "e3": Shape(repeats=2, count=4, queue_factor=0.3),
-    "decode_streams": Shape(repeats=1, count=6, first_token="decode", labels=("random weights", "colocated")),
+    "decode_streams": Shape(repeats=1, count=6, first_token="decode", labels=("random weights", "shared GPU")),
     "one_cell": Shape(
         lengths=(256,), rates=(0,), repeats=1, count=2, slo={"name": "none", "ttft_ms": None, "tpot_ms": None}
     ),
@@ -78,14 +78,14 @@ def test_what_the_page_of_two_arms_says(tmp_path: Path) -> None:
     assert "| disagg: engine decode-0 | decode; cuda:1;" in text
     assert "**stall ratio**" in text
     assert "random tokens" not in text.replace("of random tokens", "")
-    assert "colocated" not in text
+    assert "shared GPU" not in text
 
 
 def test_labels_are_explained_wherever_they_stand(tmp_path: Path) -> None:
     text = make_report(make_run(tmp_path, SHAPES["decode_streams"]), tmp_path / "reports").read_text()
     assert "> **random weights**: the output means nothing, speed and memory do." in text
-    assert "> **colocated**: engines share a GPU" in text
-    assert "\n- **colocated**: engines share a GPU" in text
+    assert "> **shared GPU**: engines share a GPU" in text
+    assert "\n- **shared GPU**: engines share a GPU" in text
 
 
 def test_words_that_do_not_occur_are_not_explained(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_the_files_of_a_comparison(tmp_path: Path) -> None:
     folder = make_run(tmp_path, SHAPES["decode_streams"])
     make_report(folder, tmp_path / "reports")
     compared = json.loads((folder / "e3_summary.json").read_text())
-    assert compared["labels"] == ["random weights", "colocated"]
+    assert compared["labels"] == ["random weights", "shared GPU"]
     assert list(compared["cells"]) == ["256-conc1", "256-rate0.5", "1024-conc1", "1024-rate0.5"]
     row = compared["cells"]["256-conc1"]["ttft_ms/mean"]
     assert row["delta"] == pytest.approx(row["disagg"] - row["agg"], abs=1e-3)
@@ -119,7 +119,7 @@ def test_the_files_of_a_comparison(tmp_path: Path) -> None:
         lines = list(csv.DictReader(file))
     assert len(lines) == 4 * len(list(metric_table.shown_in("comparison")))
     assert list(lines[0])[:6] == ["cell", "metric", "unit", "n_agg", "n_disagg", "agg"]
-    assert {line["labels"] for line in lines} == {"random weights, colocated"}
+    assert {line["labels"] for line in lines} == {"random weights, shared GPU"}
     handoff = next(line for line in lines if line["metric"] == "handoff_ms/mean")
     assert (handoff["agg"], handoff["delta"]) == ("", "")
 

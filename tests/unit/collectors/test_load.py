@@ -11,7 +11,8 @@ from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.load.notes import late_cells, notes
 from wp1.analysis.summary import summarise
 from wp1.collectors.load import LoadStatsCollector
-from wp1.core.records import LoopLag, RecordWriter
+from wp1.core.jsonl import RecordWriter
+from wp1.core.records import LoopLag
 from wp1.core.run_folder import read_json
 
 

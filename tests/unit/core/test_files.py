@@ -14,7 +14,8 @@ from wp1.analysis.summary import summarise
 from wp1.collectors.making import collectors_in, collectors_of
 from wp1.core import files
 from wp1.core.errors import ConfigError
-from wp1.core.records import Handoff, RecordWriter, RequestRecord
+from wp1.core.jsonl import RecordWriter
+from wp1.core.records import Handoff, RequestRecord
 from wp1.core.run_folder import read_config, read_json, write_json
 from wp1.machine.output import output_to
 from wp1.tracking.run import _files

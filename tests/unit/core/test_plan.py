@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Compose
-from wp1.core.plan import plan, prompt_lens, stints
+from wp1.core.plan import blocks, plan, prompt_lens
 
 
 def test_one_arm_and_one_cell_by_default(config: Compose) -> None:
@@ -47,12 +47,12 @@ def test_e2_at_rates_has_requests_for_its_seconds(config: Compose) -> None:
 
 def test_arms_take_turns_and_neighbouring_repeats_share_a_start(config: Compose) -> None:
     arms = plan(config("experiment=e3"))
-    order = [(stint.arm.name, stint.repeats) for stint in stints(arms, 3)]
+    order = [(block.arm.name, block.repeats) for block in blocks(arms, 3)]
     assert order == [("agg", [0]), ("disagg", [0, 1]), ("agg", [1, 2]), ("disagg", [2])]
 
 
 def test_a_single_arm_starts_once(config: Compose) -> None:
-    assert [stint.repeats for stint in stints(plan(config()), 3)] == [[0, 1, 2]]
+    assert [block.repeats for block in blocks(plan(config()), 3)] == [[0, 1, 2]]
 
 
 @given(st.integers(1, 5000), st.integers(0, 1 << 17), st.integers(1, 64))

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1.core.errors import ConfigError
-from wp1.core.run_folder import RunFolder
+from wp1.core.run_folder import RunFolder, read_json, write_json
 
 
 @pytest.fixture
@@ -45,6 +45,17 @@ def test_a_copy_with_other_values_leaves_what_was_read_and_names_the_file(folder
     assert (changed["labels"], run.metadata["labels"]) == (["other"], [])
     with pytest.raises(ConfigError, match=r"run_metadata\.json has no nothing"):
         _ = changed["nothing"]
+
+
+def test_metadata_of_an_earlier_run_says_shared_gpu_for_colocated(folder: Path) -> None:
+    metadata = read_json(folder / "run_metadata.json")
+    for pool in metadata["pools"]:
+        pool["colocated"] = pool.pop("shared_gpu")
+    write_json(folder / "run_metadata.json", metadata | {"labels": ["random weights", "colocated"]})
+    found = RunFolder(folder).metadata
+    assert found["labels"] == ["random weights", "shared GPU"]
+    assert [pool["shared_gpu"] for pool in found["pools"]] == [pool["colocated"] for pool in metadata["pools"]]
+    assert not any("colocated" in pool for pool in found["pools"])
 
 
 def test_files_with_a_line_each_are_empty_without_the_file(folder: Path) -> None:

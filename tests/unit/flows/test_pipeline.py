@@ -17,7 +17,8 @@ from tests.double import TINY
 from tests.records import read_records
 from wp1.analysis.base import style
 from wp1.core.errors import ConfigError
-from wp1.core.records import RecordWriter, RequestRecord
+from wp1.core.jsonl import RecordWriter
+from wp1.core.records import RequestRecord
 from wp1.core.run_folder import read_json
 from wp1.machine import hardware
 from wp1.runner import outcome

@@ -12,7 +12,8 @@ from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.load import figures as load_figures
 from wp1.collectors.device import GPUStatsCollector
 from wp1.core import files, run_files
-from wp1.core.records import EngineStats, LoopLag, RecordWriter, RequestRecord
+from wp1.core.jsonl import RecordWriter
+from wp1.core.records import EngineStats, LoopLag, RequestRecord
 from wp1.core.run_folder import read_json
 from wp1.runner import boots
 

@@ -22,9 +22,9 @@ def _shown(folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
 
 
 def test_arms_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    shape = Shape(repeats=1, count=4, labels=("colocated",), fail={"disagg/256-conc1/r0/0"})
+    shape = Shape(repeats=1, count=4, labels=("shared GPU",), fail={"disagg/256-conc1/r0/0"})
     lines = _shown(make_run(tmp_path, shape), capfd).splitlines()
-    assert lines[0].startswith("colocated: engines share a GPU")
+    assert lines[0].startswith("shared GPU: engines share a GPU")
     assert lines[1].split()[:3] == ["arm", "cell", "ok"]
     rows = [line.split() for line in lines[2:10]]
     assert [row[:3] for row in rows[:2]] == [["agg", "256-conc1", "4/4"], ["disagg", "256-conc1", "3/4"]]

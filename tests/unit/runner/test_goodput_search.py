@@ -15,7 +15,8 @@ from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.load import probes
 from wp1.analysis.load.probes import Probe, bracket
 from wp1.core import plan
-from wp1.core.records import RecordWriter, Request, new_record
+from wp1.core.jsonl import RecordWriter
+from wp1.core.records import Request, new_record
 from wp1.runner import goodput_search
 from wp1.runner.goodput_search import next_rate
 

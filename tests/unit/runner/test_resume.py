@@ -58,7 +58,7 @@ CHILD = """
 import os, signal, sys
 from tests.double import fresh, unpainted
 from wp1.analysis.base import style
-from wp1.core.records import RecordWriter
+from wp1.core.jsonl import RecordWriter
 from wp1.serving import vllm_backend
 backend = fresh()
 backend.gap_s = 0.01

@@ -13,7 +13,7 @@ from wp1.tracking.run import entry_of
 
 @pytest.fixture
 def entry(tmp_path: Path) -> Entry:
-    shape = Shape(repeats=1, count=6, other_tokens={"disagg/256-conc1/r0/1"}, labels=("colocated",), colocated=True)
+    shape = Shape(repeats=1, count=6, other_tokens={"disagg/256-conc1/r0/1"}, labels=("shared GPU",), shared_gpu=True)
     folder = make_run(tmp_path, shape)
     make_report(folder, tmp_path / "reports")
     return entry_of(RunTables(folder), tmp_path / "reports")
@@ -44,6 +44,6 @@ def test_the_files_that_make_the_report_again(entry: Entry) -> None:
 
 
 def test_the_page_opens_with_what_was_found(entry: Entry) -> None:
-    assert "**colocated**: engines share a GPU" in entry.description
+    assert "**shared GPU**: engines share a GPU" in entry.description
     assert "disagg" in entry.description.split("\n\n")[1]
     assert "agg: TTFT p50" in entry.description

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wp1.core import files
+from wp1.core.labels import SHARED_GPU
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -168,8 +169,8 @@ def save(figure: "Figure", path: Path) -> None:
 def mark_of(metadata: Mapping[str, Any], arm: str | None = None) -> str:
     """The labels of a run as its plots' titles carry them; arm: of a plot of it alone, which may share no GPU."""
     pools = [pool for pool in metadata["pools"] if arm is None or pool.get("arm") == arm]
-    shared = arm is None or any(pool.get("colocated") for pool in pools)
-    labels = [label for label in metadata["labels"] if shared or label != "colocated"]
+    shared = arm is None or any(pool.get("shared_gpu") for pool in pools)
+    labels = [label for label in metadata["labels"] if shared or label != SHARED_GPU]
     return f" ({', '.join(labels)})" if labels else ""
 
 

@@ -143,7 +143,7 @@ def _prepared(requests: pl.DataFrame, limits: metrics.Limits) -> pl.DataFrame:
 def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: metrics.Limits) -> list[dict[str, Any]]:
     names = pl.concat([a.select("repeat", "name"), b.select("repeat", "name")]).unique().sort("repeat", "name")
     names = names.with_row_index("slot")
-    repeats, of = samples.resamples(names["repeat"].to_numpy(), samples.order_of(names["name"]))
+    repeats, of = samples.repeats_and_units(names["repeat"].to_numpy(), samples.order_of(names["name"]))
     slots_a, slots_b = (
         rows.join(names, on=["repeat", "name"], how="left", maintain_order="left")["slot"].to_numpy() for rows in (a, b)
     )
@@ -162,7 +162,7 @@ def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: metrics.Limits) -> list[dict
 
 
 def _row(a: Values, b: Values, statistic: str, of: Units) -> dict[str, Any]:
-    """of: the unit of every slot that the values name (`bootstrap.resamples`)."""
+    """of: the unit of every slot that the values name (`samples.repeats_and_units`)."""
     a, b = Values(*a), Values(*b)
     of_a, of_b = (intervals.figure_of(side.numbers, statistic) if side.numbers.size else None for side in (a, b))
     found, pairs, count = None, 0, 0

@@ -12,7 +12,7 @@ from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.quality import perplexity
 from wp1.core import files, shapes
 from wp1.core.errors import ConfigError
-from wp1.core.records import read_rows
+from wp1.core.jsonl import read_rows
 from wp1.core.run_files import SCORES
 from wp1.core.run_folder import RunFolder
 from wp1.quality import benchmarks

@@ -1,4 +1,4 @@
-"""RULER (arXiv:2404.06654): 13 tasks of any length. What they ask and how it is scored; `ruler_prompts` makes them.
+"""RULER (arXiv:2404.06654): 13 tasks of any length. What they ask and how it is scored; `wp1.quality.ruler` makes them.
 
 Wording and limits are lm-eval's; scores as in scripts/eval/synthetic/constants.py of NVIDIA/RULER at c3f5e3b4.
 """
@@ -12,7 +12,10 @@ from typing import Any
 from wp1.core.errors import ConfigError
 from wp1.quality import lm_eval_files, rows
 from wp1.quality.rows import Fields
-from wp1.quality.ruler_prompts import FILES, NEEDLES, RulerPrompts, qa_set, task_file
+from wp1.quality.ruler.asked import FILES, task_file
+from wp1.quality.ruler.needles import NEEDLES
+from wp1.quality.ruler.prompts import RulerPrompts
+from wp1.quality.ruler.questions import qa_set
 from wp1.quality.tasks import Benchmark, BuiltIn, Made, Make, Making, Predictions, Reporting, Row, Task
 from wp1.workload.row_files import BadRowError
 

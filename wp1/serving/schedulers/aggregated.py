@@ -106,7 +106,7 @@ class AggregatedScheduler:
             {
                 "pool": self.name,
                 "phases": ["prefill", "decode"],
-                "colocated": any(place.sharing > 1 for place in self._places),
+                "shared_gpu": any(place.sharing > 1 for place in self._places),
                 "engines": [asdict(engine.info()) for engine in self._engines],
             }
         ]

@@ -226,7 +226,7 @@ class DisaggregatedScheduler:
             {
                 "pool": name,
                 "phases": [name],
-                "colocated": shared_gpu,
+                "shared_gpu": shared_gpu,
                 "engines": [dataclasses.asdict(engine.info()) for engine in pool.values()],
             }
             for name, pool in (("prefill", self._pools.prefill), ("decode", self._pools.decode))

@@ -15,7 +15,8 @@ from wp1.analysis.quality import figures as quality_figures
 from wp1.analysis.quality import perplexity
 from wp1.analysis.quality import plots as quality_plots
 from wp1.analysis.quality import report as quality_report
-from wp1.core.records import RecordWriter, RequestRecord
+from wp1.core.jsonl import RecordWriter
+from wp1.core.records import RequestRecord
 
 LENGTHS = (1024, 2048, 4096, 8192)
 DEPTHS = (0.0, 50.0, 100.0)

@@ -191,11 +191,11 @@ def compared(folder: Path) -> pl.DataFrame:
 def test_the_side_by_side_table_has_both_jobs_figures(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path, [])
     make_run(folder, 0, ["s=agg"], ttft_ms=10, cells=(("agg", CELL),))
-    make_run(folder, 1, ["s=disagg"], ttft_ms=30, cells=(("disagg", CELL),), labels=("colocated",))
+    make_run(folder, 1, ["s=disagg"], ttft_ms=30, cells=(("disagg", CELL),), labels=("shared GPU",))
     row = compared(folder).filter(pl.col("metric") == "ttft_ms/p50").row(0, named=True)
     assert (row["name_a"], row["name_b"], row["job_a"], row["job_b"]) == ("s=agg", "s=disagg", 0, 1)
     assert (row["a"], row["b"], row["delta"], row["excludes_zero"]) == (11, 31, 20, True)
-    assert row["labels"] == "colocated"
+    assert row["labels"] == "shared GPU"
 
 
 def page_of(folder: Path) -> str:

@@ -19,7 +19,9 @@ from wp1.quality import builtin
 from wp1.quality.benchmarks import find, own, subsets
 from wp1.quality.book import Passages
 from wp1.quality.fit_to_length import PADDING, Draft, Filler
-from wp1.quality.ruler_prompts import DEPTHS, NEEDLES, RulerPrompts, qa_set
+from wp1.quality.ruler.needles import DEPTHS, NEEDLES
+from wp1.quality.ruler.prompts import RulerPrompts
+from wp1.quality.ruler.questions import qa_set
 from wp1.quality.tasks import Made, Make, Making
 
 MADE = [name.partition("/")[2] for name in subsets(own())["ruler_subset"]]
@@ -363,6 +365,6 @@ def test_frequent_words_have_ruler_s_vocabulary(tokens: WordTokens, passages: Pa
 def test_common_words_beyond_those_there_are_are_refused(
     tokens: WordTokens, passages: Passages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wp1.quality.ruler_prompts._cwe_words", lambda: [f"word{chr(97 + n)}" for n in range(26)] * 2)
+    monkeypatch.setattr("wp1.quality.ruler.words._cwe_words", lambda: [f"word{chr(97 + n)}" for n in range(26)] * 2)
     with pytest.raises(ConfigError, match="cwe at 8192 needs more words than the 52 there are"):
         RulerPrompts(tokens, 8192, passages).make("cwe", 1, 0)
