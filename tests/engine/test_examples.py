@@ -31,6 +31,6 @@ def test_a_scheduler_and_a_collector_from_outside(start: Start, tmp_path: Path) 
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     made = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     page = Path(made.stdout.strip()).read_text()
-    assert "> **Not made**: overtaking of `collectors`, which is none of wp1's own, and its figures" in page
+    assert "> **Not recomputed**: overtaking in `collectors` is not part of wp1. Its figures" in page
     assert "## Collector overtaking" in page
     assert read_json(run.run_dir / "summary.json")["profiling"]["overtaking"] == figures

@@ -85,7 +85,7 @@ def test_unknown_engine_arguments_are_refused_before_an_engine_starts(start: Sta
     run = start("backend.engine.max_num_seq=4")
     code, output = run.finish()
     assert code == 2
-    assert "error: backend.engine.max_num_seq is no argument of vLLM's engine: did you mean max_num_seqs" in output
+    assert "error: backend.engine.max_num_seq is not an argument of vLLM's engine: did you mean max_num_seqs" in output
     assert list((run.root / "outputs").glob("run-*")) == []
 
 

@@ -283,7 +283,7 @@ def test_an_engine_that_hangs_is_killed_and_reported(
     deadline = time.monotonic() + 30
     while engine.alive and time.monotonic() < deadline:
         time.sleep(0.1)
-    why = r"engine agg-0 died: it did not answer within \d+ s \(whether it is there\), and was ended"
+    why = r"engine agg-0 died: it did not answer within \d+ s \(to check that it is alive\) and was killed"
     assert re.fullmatch(why, engine.death or "")
     begin = time.monotonic()
     after = _ask(loop, engine, _request(name="after"))

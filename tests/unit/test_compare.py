@@ -61,7 +61,7 @@ def test_each_of_several_is_held_against_the_first(make: Make, tmp_path: Path) -
     page, said = compare(runs, tmp_path / "here")
     assert page.parent == tmp_path / "here"
     assert "## seed=2 against seed=1" in page.read_text() and "## seed=3 against seed=1" in page.read_text()
-    assert said[0] == "not the same seed: run 0 1; run 1 2; run 2 3"
+    assert said[0] == "different seed: run 0 1; run 1 2; run 2 3"
 
 
 def test_runs_of_one_configuration_go_by_their_names(make: Make, tmp_path: Path) -> None:
@@ -95,10 +95,10 @@ def test_what_makes_a_difference_doubtful_is_said(make: Make) -> None:
     change(b, hardware=hardware, labels=[], status="failed", reason="something")
     page, said = compare([a, b], None)
     doubts = "\n".join(said)
-    for part in ("not the same hardware", "abacus", "not the same labels: run 0 random weights; run 1 none"):
+    for part in ("different hardware", "abacus", "different labels: run 0 random weights; run 1 none"):
         assert part in doubts
     assert "run 1 failed" in doubts
-    assert "not the same hardware" in page.read_text()
+    assert "different hardware" in page.read_text()
 
 
 def test_one_run_is_nothing_to_compare(make: Make) -> None:

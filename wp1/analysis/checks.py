@@ -1,4 +1,4 @@
-"""What must hold for a run's figures to be believed. Each check that fails, fails the run."""
+"""What must hold for a run's figures to be credible. A failed check fails the run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +17,11 @@ def all_checks(
     kv_held: Sequence[str] | None = None,
     tokens: Basis | None = None,
 ) -> list[dict[str, Any]]:
-    """`name`, `passed` and `detail` of every check that applies; where nothing was measured, that alone.
+    """`name`, `passed` and `detail` of every check that applies. If nothing was measured, one failed check says so.
 
-    From the run's configuration and its tables (`tables.requests`, `tables.handoffs`; None: there were none).
-    kv_held: engines (arm/name) that still held KV blocks when no request was left; None: nobody looked.
-    tokens: what a comparison of tokens goes by (`parity.basis_of`).
+    requests, handoffs: from `tables`; None: the run had no handoffs. kv_held: engines (arm/name) that still held KV
+    blocks after all requests had ended; None: not examined. tokens: what a comparison of tokens needs
+    (`parity.basis_of`).
     """
     if requests["warmup"].all():
         return [_some_answers(requests)]
@@ -49,37 +49,37 @@ def _result(name: str, passed: bool, detail: str) -> dict[str, Any]:
 def _some_answers(requests: pl.DataFrame) -> dict[str, Any]:
     measured = requests.filter(~pl.col("warmup"))
     if measured.is_empty():
-        return _result("requests answered", False, "no request was measured, and nothing else was checked")
+        return _result("requests answered", False, "no request was measured, so nothing else was checked")
     ok = measured.filter(pl.col("status") == "ok").height
     return _result("requests answered", ok > 0, f"{ok} of {measured.height} measured requests were answered")
 
 
 def _no_unexpected_cache_hits(config: Any, requests: pl.DataFrame) -> dict[str, Any]:
-    """With the prefix cache off every prompt must have been computed whole; with it on, what no other prompt shares.
+    """With the prefix cache off, prompts must have been computed in full; with it on, all but their shared prefix.
 
-    Of random prompts that is known: all but `workload.shared_prefix` of each. Equal questions, texts that overlap, and
-    a trace's equal blocks may be found there.
+    The shared prefix is known only for random prompts (`workload.shared_prefix`). Equal questions, overlapping texts
+    and a trace's equal blocks may hit the cache.
     """
     on = bool(config["backend"]["engine"].get("enable_prefix_caching", True))
     hits = int(requests["cached_tokens"].sum())
     if not on:
-        return _result("prefix cache", hits == 0, f"off; {hits} prompt tokens came from it")
-    detail = f"on by configuration; {hits:,} prompt tokens came from it"
+        return _result("prefix cache", hits == 0, f"off; {hits} prompt tokens came from the cache")
+    detail = f"on by configuration; {hits:,} prompt tokens came from the cache"
     if config["workload"]["prompts"] != "random":
         return _result("prefix cache", True, detail)
     share = config["workload"].get("shared_prefix", 0.0)
-    # One that was preempted finds what it had computed itself.
+    # A request that was preempted hits the blocks it computed itself.
     whole = requests.filter(~pl.col("warmup") & (pl.col("preemptions").fill_null(0) == 0))
     unexpected = whole.filter(pl.col("cached_tokens") > (share * pl.col("prompt_tokens")).ceil()).height
     if unexpected:
-        detail += f", in {unexpected:,} requests more than the {share:.0%} that they share"
+        detail += f"; {unexpected:,} requests took more than the {share:.0%} that prompts share"
     return _result("prefix cache", unexpected == 0, detail)
 
 
 def _same_tokens(config: Any, requests: pl.DataFrame, tokens: Basis) -> dict[str, Any]:
-    """The same question with the same seed gives the same tokens in every repeat.
+    """The same question with the same seed must give the same tokens in every repeat.
 
-    Greedy ones may part where the two best tokens are so close that rounding decides between them.
+    Greedy answers may diverge where the two best tokens are so close that rounding decides.
     """
     measured = requests.filter(~pl.col("warmup"))
     # The repeat is the only part of a request's id that differs.
@@ -109,7 +109,7 @@ def _same_tokens(config: Any, requests: pl.DataFrame, tokens: Basis) -> dict[str
 
 
 def _handoffs(handoffs: pl.DataFrame) -> dict[str, Any]:
-    """A request whose KV did not arrive was not served as its cell says."""
+    """A request whose KV did not arrive was not served as its cell specifies."""
     failed = handoffs.filter(pl.col("status") != "ok")
     detail = f"{handoffs.height - failed.height} of {handoffs.height} arrived"
     if failed.height:
@@ -118,50 +118,50 @@ def _handoffs(handoffs: pl.DataFrame) -> dict[str, Any]:
 
 
 def _kv_bytes(arrived: pl.DataFrame) -> dict[str, Any]:
-    """What moved is what was not there yet of the prompt's blocks; bytes nobody measured prove nothing.
+    """Each handoff must have moved exactly the prompt's blocks that the decode engine lacked; unmeasured bytes fail.
 
-    To the byte: every connector moves whole blocks, the last one too, and one block may be all that there is to move.
+    To the byte: every connector moves whole blocks, including the last, and a single block may be all there is to move.
     """
-    judged = arrived.with_columns(same=(pl.col("bytes") == pl.col("bytes_expected")).fill_null(False))
-    silent = judged.filter(pl.col("bytes").is_null())
-    unknown = judged.filter(pl.col("bytes").is_not_null() & pl.col("bytes_expected").is_null())
-    other = judged.filter(~pl.col("same") & pl.all_horizontal(pl.col("bytes", "bytes_expected").is_not_null()))
-    if unknown.filter(pl.col("bytes") > 0).height == judged.height:
-        # The model's layers do not all keep whole blocks, or of a size that nothing tells.
-        detail = f"{judged['bytes'].sum():,} bytes in {judged.height} handoffs; how many to expect is not known"
-        return _result("KV bytes, told and not judged", True, detail)
-    detail = f"{judged['same'].sum()} of {judged.height} handoffs moved the bytes expected, to the byte"
+    compared = arrived.with_columns(same=(pl.col("bytes") == pl.col("bytes_expected")).fill_null(False))
+    silent = compared.filter(pl.col("bytes").is_null())
+    unknown = compared.filter(pl.col("bytes").is_not_null() & pl.col("bytes_expected").is_null())
+    other = compared.filter(~pl.col("same") & pl.all_horizontal(pl.col("bytes", "bytes_expected").is_not_null()))
+    if unknown.filter(pl.col("bytes") > 0).height == compared.height:
+        # Some layers of the model do not keep whole blocks, or their size is unknown.
+        detail = f"{compared['bytes'].sum():,} bytes in {compared.height} handoffs; the expected number is unknown"
+        return _result("KV bytes, reported but not judged", True, detail)
+    detail = f"{compared['same'].sum()} of {compared.height} handoffs moved the bytes expected, to the byte"
     for rows, what in (
-        (silent, "the connector reported none"),
-        (unknown, "what to expect is not known"),
-        (other, "other bytes"),
+        (silent, "not reported by the connector"),
+        (unknown, "expected bytes unknown"),
+        (other, "wrong number of bytes"),
     ):
         if rows.height:
             detail += f"; {what}: {_by_cell(rows)}"
     if other.height:
         row = other.sort("handoff_id").row(0, named=True)
-        detail += f", as {row['bytes']:,} instead of {row['bytes_expected']:,}"
-    return _result("KV bytes", bool(judged["same"].all()), detail)
+        detail += f", such as {row['bytes']:,} instead of {row['bytes_expected']:,}"
+    return _result("KV bytes", bool(compared["same"].all()), detail)
 
 
 def _freed(kv_held: Sequence[str]) -> dict[str, Any]:
-    """KV that nobody gives back fills an engine in the end, and slows it long before."""
+    """KV blocks that are never freed eventually fill an engine, and slow it down long before."""
     names = list(dict.fromkeys(kv_held))
-    detail = f"still held by {', '.join(names)}" if names else "no engine held any when its requests had ended"
+    detail = f"still held by {', '.join(names)}" if names else "no engine held any after its requests had ended"
     return _result("KV blocks freed", not names, detail)
 
 
 def _same_in_both(requests: pl.DataFrame, a: str, b: str, tokens: Basis | None) -> dict[str, Any]:
-    """Reported and not judged: on a GPU other batches may round another way, and greedy decoding amplifies it."""
+    """Reported but not judged: another batch may round differently on a GPU, and greedy decoding amplifies that."""
     found = parity(requests.filter(pl.col("arm") == a), requests.filter(pl.col("arm") == b), tokens)
     name = "same tokens in both arms"
     if found["same"] < found["compared"]:
-        name += ", told and not judged"
+        name += ", reported but not judged"
     return _result(name, found["compared"] > 0, in_words(found))
 
 
 def _by_cell(rows: pl.DataFrame) -> str:
-    """`disagg/256-rate0.5 (3)` and the like."""
+    """Counts by arm and cell, such as `disagg/256-rate0.5 (3)`."""
     counts = {(arm, cell): n for arm, cell, n in rows.group_by("arm", "cell").len().iter_rows()}
     ordered = [
         (arm, cell) for arm in sorted({arm for arm, _ in counts}) for cell in cells.ordered(c for _, c in counts)

@@ -1,10 +1,9 @@
-"""Whether a run's folder still has what the run left in it, before anything is made of it. Pure.
+"""Whether a run's folder still has everything the run wrote, checked before its files are used. Pure.
 
-Lines that are gone would pass for requests that never were. So what is there is counted and held against what the run
-itself says: its measured requests against cells.jsonl, else summary.json, else the plan in config.yaml; its handoffs,
-examples, searches and notes of memory against the records; and the lines of every file, those of samples too, against
-how many there were when it ended. Of a run that did not complete only those repeats count that cells.jsonl has as
-measured to their end: the rest is short by right.
+Lost lines would look like requests that were never sent, so the files are counted against what the run itself recorded:
+measured requests against cells.jsonl, else summary.json, else the plan in config.yaml; handoffs, examples, goodput
+searches and memory notes against the records; and the lines of every file, samples included, against their number when
+the run ended. If a run did not complete, only the repeats that cells.jsonl lists as measured to their end are checked.
 """
 
 from collections import Counter
@@ -24,15 +23,15 @@ from wp1.core.run_files import CELLS, CONFIG, EXAMPLES, GOODPUT, HANDOFFS, MEMOR
 from wp1.core.run_folder import RunFolder
 from wp1.workload.prompts import own_source
 
-# Arm and cell; where it is known, the repeat too.
+# Arm and cell, and the repeat if it is known.
 Part = tuple[str | int, ...]
 
 
 def check(run: RunTables, with_figures: bool = False) -> None:
-    """Raises ConfigError where lines are missing, or are not what they should be, or cannot be read.
+    """Raises ConfigError if lines are missing, malformed or unreadable.
 
-    The message is one line that names the file, and the counts or the line's number.
-    with_figures: figures are to follow, so that the requests are read as these need them, and once.
+    The message is one line with the file, and the counts or the line's number.
+    with_figures: figures will follow, so the requests are read as those need them, instead of twice.
     """
     try:
         _check(run, with_figures)
@@ -44,7 +43,7 @@ def _check(run: RunTables, with_figures: bool) -> None:
     metadata, config = run.metadata, run.config
     if with_figures:
         _ = run.requests
-    # A line that is there twice stands for one request.
+    # A duplicated line is one request.
     records = run.keys().unique("request_id")
     measured = records.filter(~pl.col("warmup"))
     completed = metadata["status"] == "completed"
@@ -65,20 +64,20 @@ def _check(run: RunTables, with_figures: bool) -> None:
         searched = {(arm, cells.parse(cell).prompt_len) for arm, cell in measured.select("arm", "cell").iter_rows()}
         ended = [(probe.arm, probe.prompt_len) for probe in run.probes if probe.ended is not None]
         _held(run, GOODPUT, "searches for goodput", searched, ended)
-    # Last, as it says least of what is gone.
+    # Last, as this says least about what is missing.
     for name, count in metadata.get("lines", {}).items():
         path = run / name
-        # A file that is not there is told by what is missed of it, here or on the page (`absent`).
-        if path.is_file() and (there := _lines(path)) < count:
+        # A missing file is reported by the data it should hold, above or on the page (`absent`).
+        if path.is_file() and (lines := _lines(path)) < count:
             raise ConfigError(
-                f"{path} has {there:,} of the {count:,} lines that it had when the run ended: {_how(path)}"
+                f"{path} has {lines:,} of the {count:,} lines that it had when the run ended: {_how(path)}"
             )
 
 
 def lines_of(run_dir: Path) -> dict[str, int]:
-    """How many lines each file with rows has: a run that ends notes it of itself.
+    """The number of lines of each JSONL file, by name; a run records this when it ends.
 
-    Files that `run_files` does not know are among them, such as those of a collector of somebody's own.
+    Includes files that `run_files` does not know, such as those of a collector from outside.
     """
     found = [path for path in files.plain_files(run_dir, "*.jsonl") if not path.name.endswith(".apart.jsonl")]
     return {path.name: _lines(path) for path in found}
@@ -89,12 +88,12 @@ def _lines(path: Path) -> int:
     with files.opened(path) as file:
         while block := file.read(1 << 20):
             count, last = count + block.count(b"\n"), block[-1:]
-    # A last line without its end is one, too.
+    # A last line without a newline counts too.
     return count + (last != b"\n")
 
 
 def absent(run: RunFolder) -> dict[str, str]:
-    """Files that a run of its configuration leaves and its folder lacks, each with what it would show.
+    """Files that the run's configuration implies but its folder lacks, each with what it would show.
 
     A packet may have had no room for them.
     """
@@ -105,16 +104,16 @@ def absent(run: RunFolder) -> dict[str, str]:
 
 
 def _requests(run_dir: Path, measured: pl.DataFrame, said: Mapping[Part, int], source: str, completed: bool) -> None:
-    """That there is a record for every measured request."""
-    there = Counter[Part](measured.select("arm", "cell").iter_rows())
-    there.update(measured.select("arm", "cell", "repeat").iter_rows())
-    short = next((part for part, count in said.items() if there[part] < count), None)
+    """Raises ConfigError unless every measured request has a record."""
+    present = Counter[Part](measured.select("arm", "cell").iter_rows())
+    present.update(measured.select("arm", "cell", "repeat").iter_rows())
+    short = next((part for part, count in said.items() if present[part] < count), None)
     path = RECORDS.at(run_dir)
     if short is not None:
-        have = sum(min(there[part], count) for part, count in said.items())
+        have = sum(min(present[part], count) for part, count in said.items())
         where = f"{short[0]}/{short[1]}" + (f" repeat {short[2]}" if len(short) > 2 else "")
         counts = f"{have:,} of the {sum(said.values()):,} measured requests that {source} has"
-        raise ConfigError(f"{path} has {counts} ({where}: {there[short]:,} of {said[short]:,}): {_how(path)}")
+        raise ConfigError(f"{path} has {counts} ({where}: {present[short]:,} of {said[short]:,}): {_how(path)}")
     if completed and measured.is_empty():
         raise ConfigError(f"{path} has no measured request, and the run completed: {_how(path)}")
 
@@ -122,7 +121,7 @@ def _requests(run_dir: Path, measured: pl.DataFrame, said: Mapping[Part, int], s
 def _how(path: Path) -> str:
     packed = path.with_suffix(f"{path.suffix}.gz")
     if packed.is_file() and not path.is_file():
-        return f"unpack what is beside it, gunzip {path.parent}/*.gz"
+        return f"unpack the files next to it with gunzip {path.parent}/*.gz"
     return "restore the file from a copy"
 
 
@@ -141,10 +140,10 @@ def _said(run: RunFolder, completed: bool) -> tuple[dict[Part, int], str]:
 
 
 def _planned(run: RunFolder) -> dict[Part, int]:
-    """What a run that completed must have measured: its cells less those skipped; {} where an older plan says less."""
-    # Plain data: what a folder that somebody sent has in ${...} is never looked up.
+    """What a completed run must have measured: its cells without those skipped; {} if an older plan does not say."""
+    # Plain data: ${...} in a folder from elsewhere is never resolved.
     scheduler = run.config.get("scheduler") or {}
-    # `plan` asks for the scheduler's name, which older runs have as its mode.
+    # `plan` needs the scheduler's name, which older runs stored as its mode.
     config = _Named({**run.config, "scheduler": {**scheduler, "name": scheduler_name(scheduler)}})
     try:
         arms = plan(config)
@@ -154,7 +153,7 @@ def _planned(run: RunFolder) -> dict[Part, int]:
     source = own_source(config.workload.prompts)
     exact = source is not None and source.made_to_length
     return {
-        # Of a dataset's or trace's rows the plan does not know how many there are.
+        # The plan does not know how many rows a dataset or trace has.
         (arm.name, cell.name): cell.repeats * ((cell.num_requests or 1) if exact else 1)
         for arm in arms
         for cell in arm.cells
@@ -163,7 +162,7 @@ def _planned(run: RunFolder) -> dict[Part, int]:
 
 
 class _Named(dict[str, Any]):
-    """An object of a file whose keys are asked for as attributes, as those of a configuration are."""
+    """An object from a file whose keys can be read as attributes, like a configuration's."""
 
     def __getattr__(self, key: str) -> Any:
         if key not in self:
@@ -172,23 +171,23 @@ class _Named(dict[str, Any]):
 
 
 def _within_reach(prompt_len: int | None, arm: str, metadata: Mapping[str, Any]) -> bool:
-    """An arm with a rotary scaling of its own has no cells beyond what that reaches."""
+    """Whether an arm reaches this prompt length. An arm with its own rotary scaling skips longer cells."""
     reach = metadata.get("ropes", {}).get(arm, metadata["model"]).get("max_len")
     return prompt_len is None or reach is None or prompt_len <= reach
 
 
 def _progress(run: RunFolder, measured: pl.DataFrame) -> None:
-    """Of a run that completed every repeat was measured to its end."""
+    """Raises ConfigError unless every repeat of a completed run was measured to its end."""
     if run.has(CELLS):
         units = set(measured.select("arm", "cell", "repeat").iter_rows())
         _held(run, CELLS, "repeats", units, [one.unit for one in run.done])
 
 
-def _held(run: RunFolder, file: RunFile, what: str, named: set[Any], there: Iterable[Any]) -> None:
-    """Raises ConfigError where some of what the records name is not there."""
-    gone = named - set(there)
-    if gone:
-        have, path = len(named) - len(gone), file.at(run.path)
+def _held(run: RunFolder, file: RunFile, what: str, named: set[Any], present: Iterable[Any]) -> None:
+    """Raises ConfigError if the file lacks some of what the records name."""
+    missing = named - set(present)
+    if missing:
+        have, path = len(named) - len(missing), file.at(run.path)
         raise ConfigError(f"{path} has {have:,} of the {len(named):,} {what} that go with {RECORDS.name}: {_how(path)}")
 
 
@@ -197,7 +196,7 @@ def _key_of(note: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _noted(measured: pl.DataFrame, notes: Iterable[Mapping[str, Any]], metadata: Mapping[str, Any]) -> set[Any]:
-    """The notes that there must be: of every worker when it was up, and before and after every repeat of a cell."""
+    """The notes a complete run has: from every worker after start-up, and before and after every repeat of a cell."""
     ranks = {(pool["arm"], engine["name"]): {0} for pool in metadata["pools"] for engine in pool["engines"]}
     for note in notes:
         ranks.setdefault((note["arm"], note["engine"]), {0}).add(note["note"].get("rank"))

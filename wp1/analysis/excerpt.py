@@ -1,35 +1,35 @@
-"""What a packet's page takes from each report: its first words, first table and first picture. Pure."""
+"""What a packet's page takes from each report: its first paragraphs, table and picture. Pure."""
 
 import re
 from pathlib import Path
 
 from wp1.core import files
 
-# Characters of what is said of an experiment at the top.
+# Maximum length, in characters, of an experiment's summary at the top of the page.
 IN_SHORT = 320
 # Rows of a table on the page; the whole table is in the report.
 MAX_ROWS = 20
-# How words or a table of one arm begin.
+# How a paragraph or table of a single arm begins.
 _OF_AN_ARM = re.compile(r"\*\*[\w.-]+\*\*, ")
 
 
 def titled(name: str) -> str:
-    """An experiment's name in headings: E1 for e1, others as they are."""
+    """An experiment's name in headings: E1 for e1, others unchanged."""
     return name.upper() if re.fullmatch(r"e\d+", name) else name
 
 
 def key_parts_of(report: Path, name: str) -> list[str] | None:
-    """`key_parts` of a report's file; None if it is not there."""
+    """`key_parts` of a report's file; None if the file is missing."""
     return key_parts(files.read_text(report), name) if report.is_file() else None
 
 
 def key_parts(page: str, name: str, most_words: int = 12) -> list[str]:
-    """A report's first words, first table and first picture, in this order, with links that fit from the folder above.
+    """A report's first paragraphs, first table and first picture, in this order, with links relative to the parent.
 
-    If the first table is one arm's, the tables of the other arms that follow it come too.
+    If the first table is a single arm's, the tables of the other arms that follow are included.
     """
     blocks = [block.strip() for block in re.split(r"\n{2,}", page) if block.strip()]
-    # The head is title, status and labels.
+    # The first two blocks are title and status; labels begin with `>`.
     body = [block for block in blocks[2:] if not block.startswith((">", "#", "```"))]
     pictures = [block for block in body if block.startswith("![")]
     tables = [block for block in body if block.startswith("|")]
@@ -57,24 +57,25 @@ def _shortened(rows: str, name: str) -> str:
 
 
 def in_short(keys: dict[str, list[str] | None]) -> str:
-    """How each report begins: the first sentences of its words, or of a list its last entry (the longest prompt's).
+    """The first sentences of each report; of a list, its last entry (the longest prompt's).
 
-    If several arms have a paragraph each, each paragraph's first sentences. keys: the key parts of each experiment's
-    report.
+    If several arms have a paragraph each, the first sentences of each. keys: the key parts of each experiment's report.
     """
     lines = []
     for name, parts in keys.items():
         if not parts or parts[0].startswith("|"):
             continue
         of_arms = {found[0]: part for part in reversed(parts) if (found := _OF_AN_ARM.match(part))}
-        said = [part for part in parts if part in of_arms.values()] or [parts[0].splitlines()[-1].removeprefix("- ")]
-        lines.append(f"- [{titled(name)}](#{name}): {' '.join(map(_beginning, said))}")
+        paragraphs = [part for part in parts if part in of_arms.values()] or [
+            parts[0].splitlines()[-1].removeprefix("- ")
+        ]
+        lines.append(f"- [{titled(name)}](#{name}): {' '.join(map(_beginning, paragraphs))}")
     return "## In short\n\n" + "\n".join(lines) if lines else ""
 
 
-def _beginning(said: str) -> str:
-    """As many whole sentences as are no longer than IN_SHORT, and one at least."""
-    sentences = re.split(r"(?<=\.) (?=[A-Z])", said)
+def _beginning(paragraph: str) -> str:
+    """As many whole sentences as fit in IN_SHORT characters, at least one."""
+    sentences = re.split(r"(?<=\.) (?=[A-Z])", paragraph)
     kept = sentences[:1]
     while len(kept) < len(sentences) and len(" ".join([*kept, sentences[len(kept)]])) <= IN_SHORT:
         kept.append(sentences[len(kept)])

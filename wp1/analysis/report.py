@@ -1,4 +1,4 @@
-"""A run as a page of markdown: what was run, what came out, whether to believe it, how to repeat it. Pure."""
+"""A run's report as a page of markdown: setup, results, checks, and how to repeat it. Pure."""
 
 import os
 import shlex
@@ -49,8 +49,8 @@ def write_report(
 ) -> Path:
     """Writes `reports/<run_id>.md` and its plots in `reports/<run_id>/`, and returns the page's path.
 
-    metadata: run_metadata.json as it is, or is to be. with_plots: False is for somebody who waits at Ctrl-C, as plots
-    take seconds; the page then says how to make them.
+    metadata: run_metadata.json, as it is or is about to be written. with_plots: False after Ctrl-C, as plots take
+    seconds; the page then says how to add them.
     """
     run.drop_tokens()
     folder = files.real_folder(files.real_folder(reports) / metadata["run_id"])
@@ -68,7 +68,7 @@ def write_report(
     files.write_text(page, content)
     for plot in files.plain_files(folder, "*.png"):
         if f"({folder.name}/{plot.name})" not in content:
-            # Of an earlier page, of fewer requests or by other rules.
+            # Left by an earlier page, from fewer requests or other rules.
             plot.unlink()
     return page
 
@@ -125,14 +125,14 @@ def _figures(
 
 def _without_plots(run_dir: Path) -> str:
     command = shlex.join(["python", "-m", "wp1.report", str(run_dir.resolve())])
-    return f"> **Without plots**, as the run was stopped. They are made by `{command}`."
+    return f"> **Without plots**, as the run was interrupted. `{command}` adds them."
 
 
 def _absent(run: RunFolder) -> str:
-    """What cannot be shown, as its file is not there: in a folder brought from elsewhere, as a packet's."""
-    gone = completeness.absent(run)
-    what = "; ".join(f"{shows} (no `{name}`)" for name, shows in gone.items())
-    return f"> **Not in this folder**, and so not on this page: {what}." if gone else ""
+    """What cannot be shown because its file is missing, as in a folder unpacked from a packet; "" if all are there."""
+    missing = completeness.absent(run)
+    what = "; ".join(f"{shows} (no `{name}`)" for name, shows in missing.items())
+    return f"> **Not in this folder**, and so not on this page: {what}." if missing else ""
 
 
 def _pictures(folder: Path, pictures: list[style.Plot]) -> str:
@@ -143,7 +143,7 @@ def _head(metadata: dict[str, Any]) -> str:
     question = f": {text(metadata['question'])}" if metadata["question"] else ""
     lines = [f"# {metadata['experiment'].upper()}{question}", ""]
     status = "unfinished (still running, or killed)" if metadata["status"] == "running" else metadata["status"]
-    # An engine's last lines are in the reason, after its first line.
+    # The reason may continue with an engine's last lines.
     reason = (metadata["reason"] or "").splitlines()
     status += f": {text(reason[0], 1000)}" if reason else ""
     lines.append(
@@ -158,11 +158,11 @@ def _head(metadata: dict[str, Any]) -> str:
 def _answers(
     run: RunTables, metadata: dict[str, Any], names: list[str], summary: dict[str, Any], most: int = 20
 ) -> str:
-    """The answers themselves, after what was found of all of them and whose they are."""
+    """The answers section: check results, provenance, answers; "" if all questions are the same."""
     first = run.requests.filter(~pl.col("warmup") & (pl.col("repeat") == 0))
     of_arm = ""
     if names:
-        # Whether the others gave the same is a check's to say.
+        # A check says whether the other arms gave the same.
         first, of_arm = first.filter(pl.col("arm") == names[0]), f" of {names[0]}"
     if first.is_empty() or first["label"].n_unique() < 2:
         return ""
@@ -186,10 +186,10 @@ def _answers(
     more = f"\n\nThe first {most} of {first.height}; all are in records.jsonl." if first.height > most else ""
     header = ["question", "answer", "prompt tokens", "output tokens"]
     header += [f"{figure.metric.title} {figure.metric.unit}" for figure in beside]
-    found = {check["name"]: f"{text(check['detail'])}." for check in summary["checks"]}
-    said = [found.get("requests answered", ""), found.get("same seed, same tokens", "")]
+    details = {check["name"]: f"{text(check['detail'])}." for check in summary["checks"]}
+    checked = [details.get("requests answered", ""), details.get("same seed, same tokens", "")]
     whose = provenance.answers_of(metadata["model"], run.config["workload"]["temperature"])
-    head = [f"## Answers, first repeat{of_arm}", " ".join(filter(None, said)), whose]
+    head = [f"## Answers, first repeat{of_arm}", " ".join(filter(None, checked)), whose]
     return "\n\n".join(part for part in (*head, table(header, rows, "llrr" + "r" * len(beside)) + more) if part)
 
 
@@ -200,7 +200,7 @@ def _skipped(summary: dict[str, Any]) -> str:
 
 def _checks(summary: dict[str, Any]) -> str:
     rows = [["passed" if c["passed"] else "**FAILED**", c["name"], text(c["detail"], 2000)] for c in summary["checks"]]
-    return "## Checks\n\n" + table(["", "check", "what was found"], rows, "lll")
+    return "## Checks\n\n" + table(["", "check", "result"], rows, "lll")
 
 
 def _failures(requests: pl.DataFrame) -> str:
@@ -218,14 +218,14 @@ def _failures(requests: pl.DataFrame) -> str:
         ["warm-up", latency_report.words_of(cause or "unknown"), phase, n, text(error or "", 300)]
         for cause, phase, error, n in warmups.iter_rows()
     ]
-    header = ["cell", "cause", "phase", "requests", "what was said"]
+    header = ["cell", "cause", "phase", "requests", "error"]
     return "## Requests that failed\n\n" + table(header, rows, "lllrl")
 
 
 def _how_to_read(
     metadata: dict[str, Any], summary: dict[str, Any], several_arms: bool, one_each: bool, transfers: dict[str, Any]
 ) -> str:
-    """Only the words that occur on the page."""
+    """Explains only the terms that occur on the page."""
     parts = [HOW_TO_READ_ONE_EACH] if one_each else [HOW_TO_READ, *_other_formulas()]
     if transfers:
         parts.append(transfer_report.how_to_read(transfers))
@@ -240,25 +240,25 @@ def _how_to_read(
 
 
 def _other_formulas() -> list[str]:
-    """Of metrics that the report shows and HOW_TO_READ does not name."""
+    """The formulas of metrics that the report shows and HOW_TO_READ does not name."""
     shown = [metric for metric in metric_table.METRICS if metric.shown.summary and metric.shown.report]
     return [f"- **{metric.title}**: {metric.formula}." for metric in shown if metric.title not in HOW_TO_READ]
 
 
 def _kv(model: dict[str, Any], pools: list[dict[str, Any]]) -> str:
-    """Bytes of KV a token, what windows and recurrent layers make of them, and what the engines say otherwise."""
+    """KV bytes per token, how sliding windows and recurrent layers change that, and any notes by the engines."""
     cache, a_token = model.get("kv_cache"), model["kv_bytes_per_token"]
-    said = [f"{number(a_token)} bytes a token" if a_token is not None else f"not known: {model['why_no_kv_cache']}"]
+    parts = [f"{number(a_token)} bytes a token" if a_token is not None else f"unknown: {model['why_no_kv_cache']}"]
     if cache is not None:
-        said += [
-            f"{number(size)} of these only of the last {number(window)} tokens" for window, size in cache["windows"]
+        parts += [
+            f"{number(size)} of these for the last {number(window)} tokens only" for window, size in cache["windows"]
         ]
         if cache["state_bytes"] is None:
-            said.append("beside it a recurrent state of unknown size")
+            parts.append("plus a recurrent state of unknown size")
         elif cache["state_bytes"]:
-            said.append(f"beside it a recurrent state of {number(cache['state_bytes'])} bytes a request")
+            parts.append(f"plus a recurrent state of {number(cache['state_bytes'])} bytes a request")
     notes = {engine["settings"].get("kv_note") for pool in pools for engine in pool["engines"]} - {None}
-    return "; ".join([*said, *sorted(notes)])
+    return "; ".join([*parts, *sorted(notes)])
 
 
 def _setting(metadata: dict[str, Any]) -> str:
@@ -289,7 +289,7 @@ def _setting(metadata: dict[str, Any]) -> str:
     peaks = metadata.get("peaks")
     if peaks:
         figures = f"{short(peaks['flops'] / 1e12)} TFLOP/s, {short(peaks['bytes_per_s'] / 1e9)} GB/s"
-        rows.append(["peaks of a device", f"{figures} ({text(peaks['kind'])}: {text(peaks['source'])})"])
+        rows.append(["peaks per device", f"{figures} ({text(peaks['kind'])}: {text(peaks['source'])})"])
     several = len({pool.get("arm") for pool in metadata["pools"]}) > 1
     for pool in metadata["pools"]:
         for engine in pool["engines"]:
@@ -304,7 +304,7 @@ def _setting(metadata: dict[str, Any]) -> str:
     if metadata.get("transfer"):
         rows.append(["KV transfer", f"{metadata['transfer']['name']}: {text(metadata['transfer']['why'])}"])
     if several and metadata.get("starts"):
-        # Engines of an arm start side by side; arms take turns.
+        # An arm's engines start in parallel; the arms take turns.
         starts = [
             f"{start['arm']} up in {start['seconds']} s for repeat {_listed(start['repeats'])}"
             for start in metadata["starts"]

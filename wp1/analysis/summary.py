@@ -1,4 +1,4 @@
-"""From a run's folder to summary.json. Pure: no engine, the same folder gives the same bytes."""
+"""Makes summary.json from a run's folder. Pure: no engine is needed, and the same folder gives the same bytes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -39,8 +39,8 @@ class Profiler(Protocol):
 def summarise(run: RunTables, collectors: Sequence[Profiler], kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Writes summary.json and artifacts/requests.csv, and returns the summary.
 
-    kept: the figures of collectors that are not made here, by name; {} of one that left none.
-    Of a run with several arms also their comparison: e3_summary.json and artifacts/e3_mode_comparison.csv.
+    kept: figures of collectors that are not run here, by name; {} for one that left none. A run with several arms also
+    gets their comparison: e3_summary.json and artifacts/e3_mode_comparison.csv.
     """
     config, requests = run.config, run.requests
     measured = requests.filter(~pl.col("warmup"))

@@ -1,4 +1,4 @@
-"""What watches a run: a collector may sample while it goes on, and turns the run's folder into figures afterwards."""
+"""Collectors: each may sample during a run, and turns the run's folder into figures afterwards."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -13,31 +13,31 @@ if TYPE_CHECKING:
 
 
 class Collector(ABC):
-    """What all collectors derive from; one that needs no more than what the run writes has `profile` alone.
+    """Base class of all collectors. One that only needs what the run writes anyway implements `profile` alone.
 
-    `start` and `stop` bracket the engines' life; `profile` is pure, from the run's folder. Keyword parameters of the
-    constructor are the settings of `collectors.X`.
+    `start` is called before the engines start and `stop` after they have stopped; `profile` is pure and reads the run's
+    folder. Keyword parameters of the constructor are the settings of `collectors.X`.
     """
 
-    # Its key under `profiling` in summary.json; "": the key that it has in `collectors`.
+    # Key under `profiling` in summary.json; "" stands for the key in `collectors`.
     name: str = ""
 
     def start(self, run_dir: Path, gpus: list[int]) -> None:
-        """Begins to sample, into files of the run's folder.
+        """Begins to sample into files of the run's folder.
 
-        gpus: indices of those that the engines are to use; [] if they use none.
+        gpus: indices of the GPUs that the engines will use; [] if they use none.
         """
         return
 
     def stop(self) -> None:
-        """Ends what `start` began; also called if the run failed."""
+        """Stops sampling; also called if the run failed."""
         return
 
     @abstractmethod
     def profile(self, run: "RunTables", requests: "pl.DataFrame") -> dict[str, Any]:
-        """Figures from the run's folder and from its requests (`RunTables.requests`).
+        """Returns figures from the run's folder and its requests (`RunTables.requests`).
 
-        A file of one's own is at `run / "name.jsonl"`.
+        A file that the collector wrote is at `run / "name.jsonl"`.
         """
 
 

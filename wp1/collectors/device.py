@@ -1,7 +1,7 @@
-"""Memory, load, power and energy of the devices while engines live, sampled beside the run into device.jsonl.
+"""Samples memory, load, power and energy of the devices into device.jsonl while engines are up.
 
-On GPUs through NVML. Without one, the same samples are of the host: resident memory of the engines' processes and
-their CPU load, labelled "host" wherever they appear.
+GPUs are sampled through NVML. Without a GPU, samples show the host: resident memory and CPU load of the engines'
+processes, labelled "host" everywhere.
 """
 
 import threading
@@ -22,7 +22,7 @@ from wp1.core.run_files import DEVICE
 
 
 class GPUStatsCollector(Collector):
-    """Samples at `hz` between start and stop; `profiling.device` is `wp1.analysis.device.figures.profile`."""
+    """Samples at `hz` between start and stop; `wp1.analysis.device.figures.profile` makes `profiling.device`."""
 
     name = "device"
 
@@ -43,13 +43,13 @@ class GPUStatsCollector(Collector):
             while not self._stop.is_set():
                 try:
                     samples = read()
-                except Exception as error:  # whatever it is, the run goes on without device figures, and says so
-                    samples = [note("device", f"sampling ended early ({type(error).__name__}: {error})")]
+                except Exception as error:  # the run continues without device figures, and the report says so
+                    samples = [note("device", f"sampling of the devices ended early ({type(error).__name__}: {error})")]
                     self._stop.set()
                 for sample in samples:
                     out.write(f"{files.json_text(sample)}\n".encode())
                 out.flush()
-                # An absolute schedule: a late sample does not push back the next.
+                # The schedule is absolute: a late sample does not delay the next.
                 due = max(due + self._period, time.monotonic())
                 self._stop.wait(due - time.monotonic())
 

@@ -1,4 +1,4 @@
-"""What moving KV caches between engines cost, from handoffs.jsonl and queues.jsonl: nothing runs beside the engines."""
+"""Cost of moving KV caches between engines, from handoffs.jsonl and queues.jsonl. Samples nothing itself."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from wp1.collectors import Collector
 
 
 class KVTransferStatsCollector(Collector):
-    """`profiling.kv_transfer`: `wp1.analysis.transfer.figures.profile`."""
+    """`profiling.kv_transfer`, made by `wp1.analysis.transfer.figures.profile`."""
 
     name = "kv_transfer"
 

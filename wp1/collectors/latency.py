@@ -1,4 +1,4 @@
-"""Latency of every request, from the timestamps in its record: nothing runs beside the engines for it."""
+"""Latency of every request, from the timestamps in its record. Samples nothing itself."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from wp1.collectors import Collector
 
 
 class LatencyStatsCollector(Collector):
-    """`profiling.latency`: `wp1.analysis.latency.figures.profile`."""
+    """`profiling.latency`, made by `wp1.analysis.latency.figures.profile`."""
 
     name = "latency"
 

@@ -1,4 +1,4 @@
-"""Whether the load was as meant: how punctual wp1 itself was, the steady state, and whether engines fell behind."""
+"""Whether the load was as intended: how punctual wp1 itself was, the steady state, and whether engines fell behind."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from wp1.collectors import Collector
 
 
 class LoadStatsCollector(Collector):
-    """`profiling.load`: `wp1.analysis.load.notes.profile`."""
+    """`profiling.load`, made by `wp1.analysis.load.notes.profile`."""
 
     name = "load"
 

@@ -1,4 +1,4 @@
-"""Where memory goes, from what the engines' workers noted (memory.jsonl): nothing runs beside the engines."""
+"""Where memory goes, from the notes of the engines' workers (memory.jsonl). Samples nothing itself."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from wp1.collectors import Collector
 
 
 class MemoryStatsCollector(Collector):
-    """`profiling.memory`: `wp1.analysis.memory.profile.profile`."""
+    """`profiling.memory`, made by `wp1.analysis.memory.profile.profile`."""
 
     name = "memory"
 

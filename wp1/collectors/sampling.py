@@ -1,15 +1,15 @@
-"""One look at the devices: a GPU through NVML, or this process's descendants on a host without one."""
+"""Reads one sample of each device: of GPUs through NVML, or of this process's descendants on a host without GPUs."""
 
 import time
 from collections.abc import Callable
 from typing import Any
 
 Sample = dict[str, Any]
-Reader = tuple[Callable[[], list[Sample]], Callable[[], None]]  # one look, and what ends it
+Reader = tuple[Callable[[], list[Sample]], Callable[[], None]]  # reads samples; closes the reader
 
-# Listing all processes of a host costs milliseconds, reading one of them microseconds.
+# Listing all processes of a host takes milliseconds, reading one of them microseconds.
 LIST_PERIOD_S = 5.0
-# Keys of a sample, and the words for what NVML will not say.
+# Keys of a sample, and their names in notes on what NVML does not report.
 FIGURES = {
     "memory_bytes": "memory in use",
     "utilisation": "utilisation",
@@ -19,18 +19,18 @@ FIGURES = {
 
 
 def note(device: str, words: str) -> Sample:
-    """A sample without figures, which says why there are none."""
+    """A sample without figures, with the reason why there are none."""
     return {"t": round(time.monotonic(), 4), "device": device, **dict.fromkeys(FIGURES), "note": words}
 
 
 def gpu_reader(gpus: list[int]) -> Reader:
-    """Samples of these GPUs through NVML; what NVML refuses is a note, said once, and no error."""
+    """Samples these GPUs through NVML. A value that NVML refuses becomes a note, written once, not an error."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return _once([note("gpu", f"NVML does not answer ({error}): no GPU was sampled")]), lambda: None
+        return _once([note("gpu", f"no GPU was sampled, because NVML cannot be used ({error})")]), lambda: None
     handles, notes = {}, []
     for index in gpus:
         device = f"cuda:{index}"
@@ -38,11 +38,11 @@ def gpu_reader(gpus: list[int]) -> Reader:
             handles[device] = pynvml.nvmlDeviceGetHandleByIndex(index)
             if _is_split(handles[device]):
                 notes.append(
-                    note(device, f"{device} is split by MIG: figures are of the whole GPU, all slices together")
+                    note(device, f"{device} is split by MIG: its figures cover the whole GPU, all slices together")
                 )
         except pynvml.NVMLError as error:
-            notes.append(note(device, f"{device} is not shown by NVML ({error}): ask for permission to it"))
-    said: set[tuple[str, str]] = set()
+            notes.append(note(device, f"{device} was not sampled: NVML denies access ({error}); ask for permission"))
+    reported: set[tuple[str, str]] = set()
 
     def read() -> list[Sample]:
         samples = [*notes]
@@ -54,9 +54,9 @@ def gpu_reader(gpus: list[int]) -> Reader:
                     sample[key] = call()
                 except pynvml.NVMLError as error:  # MIG slices, some cards and some containers
                     sample[key] = None
-                    if (device, key) not in said:
-                        said.add((device, key))
-                        samples.append(note(device, f"{device} gives no {FIGURES[key]} ({error})"))
+                    if (device, key) not in reported:
+                        reported.add((device, key))
+                        samples.append(note(device, f"{device}: NVML does not report {FIGURES[key]} ({error})"))
             samples.append(sample)
         return samples
 
@@ -86,15 +86,15 @@ def _is_split(handle: Any) -> bool:
 
 def _once(samples: list[Sample]) -> Callable[[], list[Sample]]:
     def read() -> list[Sample]:
-        given = [*samples]
+        first = [*samples]
         samples.clear()
-        return given
+        return first
 
     return read
 
 
 def host_reader() -> Reader:
-    """Resident memory and CPU load of this process's descendants: the engines."""
+    """Samples resident memory and CPU load of this process's descendants: the engines."""
     import psutil
 
     parent = psutil.Process()
@@ -108,7 +108,7 @@ def host_reader() -> Reader:
             alive = {process.pid: process for process in parent.children(recursive=True)}
             for pid in set(tree) - set(alive):
                 del tree[pid]
-            # Known processes are kept: psutil measures CPU load from one call to the next of the same object.
+            # Keep known process objects: psutil measures CPU load between two calls on the same object.
             for pid, process in alive.items():
                 tree.setdefault(pid, process)
         memory, load = 0, 0.0

@@ -1,1 +1,1 @@
-"""Answers scored: tasks, their data and wording, and official scores. One file a benchmark; no engine is needed."""
+"""Scored answers: tasks, their data and wording, and official scores. One module per benchmark; needs no engine."""

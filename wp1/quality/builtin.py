@@ -1,8 +1,8 @@
-"""What built-in examples are made of: work of the kind that benchmarks ask for, on texts that need no network.
+"""Makes built-in examples: tasks of the same kind as the benchmarks', on texts that need no network.
 
-Not the official sets, and labelled so: the questions are wp1's own, the texts are the King James Bible and the source
-of the lm-eval package. Wording, limits and scores are those of the official tasks. Each benchmark's module makes its
-own; RULER's, which are generated anyway, come from `wp1.quality.ruler`.
+They are labelled as different from the official sets: the questions are wp1's own, the texts are the King James Bible
+and the source of the lm-eval package. Wording, limits and scores are those of the official tasks. Each benchmark's
+module makes its own; RULER's, which are generated in any case, come from `wp1.quality.ruler`.
 """
 
 import json
@@ -25,7 +25,7 @@ from wp1.workload.seeds import derive_seed
 class Question:
     """A question about the book, and the verse that answers it."""
 
-    index: int  # of the verse
+    index: int  # the verse's
     kind: str  # person, place, thing or number
     text: str
     answers: list[str]
@@ -33,10 +33,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Kind:
-    """How the row of one example is made longer or shorter.
+    """How to make the row of one example longer or shorter.
 
-    row: the row with so many units of filling and so many sentences of padding. size: about how many tokens so many
-    units have.
+    row: the row for a number of units of filling and a number of padding sentences. size: estimated tokens of a number
+    of units. least, most: limits on the number of units.
     """
 
     row: Callable[[int, int], Row]
@@ -45,12 +45,12 @@ class Kind:
     most: int = 1 << 30
 
 
-# From what is at hand, the draws of one example, and its number.
+# (inputs, random generator of one example, its number) -> Kind
 KindOf = Callable[[Making, random.Random, int], Kind]
 
 
 def maker(making: Making, kinds: Mapping[str, KindOf], task: Callable[[str], Task]) -> Make:
-    """Makes examples of these tasks, each filled up to the length with units of its kind."""
+    """A `Make` for these tasks; each example is filled up to the length with units of its kind."""
 
     def make(name: str, seed: int, number: int) -> list[Made]:
         one = task(name)
@@ -70,11 +70,11 @@ def _made(making: Making, task: Task, kind: Kind, number: int) -> Made:
     encode = making.tokens.chat if task.chat else making.tokens.plain
     filler = Filler(encode, making.length, task.max_tokens)
     if task.nll_window is not None:
-        # Nothing is asked, so it ends where its length does.
+        # There is no question at the end, so the text is simply cut to length.
         ids = encode(write(making.passages.count_within(0, 2 * making.length) + 1, 0))[: filler.bounds[1]]
     else:
         ids = filler.fit(Draft(write, kind.size, kind.least, kind.most), f"{task.name} at {making.length}")
-        # The last draft that was tried may not be the one that fits.
+        # Rewrite the chosen draft: the last one tried may not be the one that fits.
         write(*filler.chosen)
     return Made(replace(drafted[0], id=f"{making.length}-{number}", task=task.name, length=making.length), ids)
 
@@ -82,9 +82,9 @@ def _made(making: Making, task: Task, kind: Kind, number: int) -> Made:
 def around(
     passages: Passages, rng: random.Random, number: int
 ) -> tuple[Question, Callable[[int], tuple[int, int]], float]:
-    """A question, the stretch of so many verses with its verse at a drawn depth, and that depth in percent.
+    """A question, a function for the passage around its verse, and the verse's random depth in percent.
 
-    The stretch: the verse where it begins, and its number of verses.
+    The function maps a number of verses to the passage's first verse and its length in verses.
     """
     every = questions()
     question = every[(rng.randrange(len(every)) + number) % len(every)]
@@ -111,7 +111,7 @@ def questions() -> tuple[Question, ...]:
 
 @cache
 def code() -> str:
-    """Python: the source of lm-eval, whose version is pinned, without blank lines."""
+    """Python code: the source of lm-eval, whose version is pinned, without blank lines."""
     root = lm_eval_files.folder("longbench").parents[1]
     files = [file for part in ("api", "models") for file in sorted((root / part).rglob("*.py"))]
     lines = (line for file in files for line in file.read_text(encoding="utf-8").splitlines())

@@ -1,4 +1,4 @@
-"""What a run asks: examples of every task, as prompts within the model's length, with all that their scores need."""
+"""The examples of a run's tasks: prompts that fit the model's length, with everything needed to score the answers."""
 
 import dataclasses
 from array import array
@@ -16,18 +16,18 @@ from wp1.quality.benchmarks import Benchmarks
 from wp1.quality.book import Passages
 from wp1.quality.tasks import Making, Row, Task
 
-# Tokens over which a prompt's log-likelihood is summed up.
+# Tokens over which a prompt's log-likelihood is summed.
 NLL_WINDOW = 128
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, and what the answer to it is scored by."""
+    """A prompt, and the row and task by which its answer is scored."""
 
     task: Task
     row: Row
     prompt: "array[int]"  # token ids
-    tokens_before: int  # of the prompt, before its middle was taken out
+    tokens_before: int  # the prompt's tokens before its middle was cut out
 
     @property
     def name(self) -> str:
@@ -35,29 +35,29 @@ class Example:
 
     @property
     def label(self) -> str:
-        """What a person would call it."""
+        """A readable name: the task and the question."""
         question = " ".join(self.row.question.split())
         return f"{self.task.name}: {question}" if question else f"{self.task.name} {self.row.id}"
 
 
 @dataclass
 class Examples:
-    """The examples of each cell by its name, and how they were come by."""
+    """The examples of each cell, by its name, and where they come from."""
 
     cells: dict[str, list[Example]]
     source: dict[str, Any] = field(default_factory=dict)  # for run_metadata.json
 
     @property
     def built_in(self) -> bool:
-        """Whether examples of wp1's own benchmarks were made here, and are not the official ones."""
+        """Whether the examples are wp1's variants of known benchmarks rather than the official sets."""
         names = {key.partition("/")[0] for key in self.source["examples"]}
         return self.source["source"] == "builtin" and not names.isdisjoint(benchmarks.own())
 
 
 def read(cfg: Any, tell: Callable[[str], None]) -> sources.Drawn | None:
-    """The rows of a set that is drawn, before there is a model; of one that is made here its files are checked.
+    """Draws the rows of a dataset, before the model is loaded. For built-in examples, only checks their files.
 
-    Raises ConfigError where data is missing or bad.
+    Raises ConfigError if data is missing or bad.
     """
     known, tasks = _chosen(cfg)
     if cfg.dataset.source != "builtin":
@@ -77,27 +77,27 @@ def _chosen(cfg: Any) -> tuple[Benchmarks, list[Task]]:
 def examples(
     cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None], drawn: sources.Drawn | None = None
 ) -> Examples:
-    """The examples that a configuration asks for; the same ones in every arm.
+    """The examples that a configuration asks for; the same in every arm.
 
-    cells: of one arm. tokens: a `wp1.workload.tokens.ModelTokens`. tell: is told what takes long. drawn: what `read`
-    found; None: it is read now.
-    Raises ConfigError where data is missing or bad, or a task does not fit.
+    cells: the cells of one arm. tokens: a `wp1.workload.tokens.ModelTokens`. tell: called with a message before each
+    long step. drawn: the result of `read`; None to read now.
+    Raises ConfigError if data is missing or bad, or if a task does not fit.
     """
     if cfg.dataset.source == "builtin":
         return _made(cfg, cells, tokens, tell)
     _, tasks = _chosen(cfg)
     drawn = read(cfg, tell) if drawn is None else drawn
     assert drawn is not None
-    of = {task.name: task for task in tasks}
+    by_name = {task.name: task for task in tasks}
     tell(f"tokenizing {len(drawn.rows)} prompts")
-    found = [cut(of[row.task], row, tokens, cfg.model.max_len) for row in drawn.rows]
-    source = _source(cfg, {cells[0].name: found}, drawn.digest())
+    prompts = [cut(by_name[row.task], row, tokens, cfg.model.max_len) for row in drawn.rows]
+    source = _source(cfg, {cells[0].name: prompts}, drawn.digest())
     source |= {"bad_rows": len(drawn.bad), "first_bad": drawn.bad[:5], "rows": drawn.seen}
-    return Examples({cell.name: found for cell in cells}, source)
+    return Examples({cell.name: prompts for cell in cells}, source)
 
 
 def _made(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None]) -> Examples:
-    """Built-in and generated prompts, of each cell's length."""
+    """Built-in and generated prompts of each cell's length."""
     known, tasks = _chosen(cfg)
     tell("reading the built-in texts")
     passages = Passages(tokens)
@@ -116,24 +116,24 @@ def _made(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None])
             for number in range(cfg.dataset.samples_per_task)
             for made in makers[task.benchmark](task.name, cfg.seed, number)
         ]
-    found = {cell.name: by_length[cell.prompt_len] for cell in cells if cell.prompt_len is not None}
-    drawn = sources.Drawn([example.row for of_length in by_length.values() for example in of_length])
-    return Examples(found, _source(cfg, found, drawn.digest()))
+    by_cell = {cell.name: by_length[cell.prompt_len] for cell in cells if cell.prompt_len is not None}
+    drawn = sources.Drawn([example.row for same_length in by_length.values() for example in same_length])
+    return Examples(by_cell, _source(cfg, by_cell, drawn.digest()))
 
 
 def _source(cfg: Any, cells: dict[str, list[Example]], digest: str) -> dict[str, Any]:
     counts: dict[str, int] = {}
-    for of_cell in cells.values():
-        for example in of_cell:
+    for cell_examples in cells.values():
+        for example in cell_examples:
             key = f"{example.task.benchmark}/{example.task.name}"
             counts[key] = counts.get(key, 0) + 1
     source = cfg.dataset.source if cfg.dataset.path is None else "file"
-    of_run = [
+    used = [
         benchmarks.known(cfg.dataset.benchmark)[name] for name in dict.fromkeys(key.partition("/")[0] for key in counts)
     ]
-    built_in = [one.built_in for one in of_run if source == "builtin" and one.built_in is not None]
-    outside = {one.name: asdict(one.reporting) for one in of_run if one.name not in benchmarks.own()}
-    found = {
+    built_in = [one.built_in for one in used if source == "builtin" and one.built_in is not None]
+    outside = {one.name: asdict(one.reporting) for one in used if one.name not in benchmarks.own()}
+    description = {
         "name": cfg.dataset.name,
         "source": source,
         "from": cfg.dataset.path or cfg.dataset.repo or cfg.dataset.files or "made here",
@@ -141,17 +141,17 @@ def _source(cfg: Any, cells: dict[str, list[Example]], digest: str) -> dict[str,
         "digest": digest,
         "examples": counts,
         "bad_rows": 0,
-        # Of the run, not of the code that makes its report again: prompts of older runs were laid out otherwise.
+        # Stored with the run, because a later version of wp1 may lay prompts out differently.
         "variant": " ".join(one.variant for one in built_in if one.variant is not None) or None,
     }
-    # A report that is made again from the folder imports no code that the folder names.
-    return found | ({"reporting": outside} if outside else {})
+    # Stored, because a report made from the folder does not import code that the folder names.
+    return description | ({"reporting": outside} if outside else {})
 
 
 def cut(task: Task, row: Row, tokens: Any, max_len: int) -> Example:
-    """The prompt of a row; one that is too long loses its middle, as LongBench's and InfiniteBench's own code has it.
+    """A row's example. A prompt that is too long loses its middle, as in LongBench's and InfiniteBench's own code.
 
-    The question stands at the end and the instruction at the beginning; both stay. A text for perplexity loses its end.
+    This keeps the instruction at the beginning and the question at the end. A text for perplexity loses its end.
     """
     text = task.prompt(row)
     opening = str(row.extra.get("answer_prefix", "")).strip()
@@ -171,16 +171,16 @@ def cut(task: Task, row: Row, tokens: Any, max_len: int) -> Example:
                 )
             half = keep // 2
             ids = encode(tokens.decode(bare[:half]) + tokens.decode(bare[-half:]))
-            # What is cut apart may take a few tokens more when put together.
+            # The joined halves may tokenize to a few more tokens.
             keep -= max(1, len(ids) - room)
     return Example(task, row, array("i", ids), before)
 
 
 def write(path: Path, cells: dict[str, list[Example]]) -> None:
-    """examples.jsonl: a line for each example of each cell with what its score needs, and not its text."""
+    """Writes examples.jsonl: a line for each example of each cell with what its score needs, without the prompt."""
     with files.replaced(path) as work, work.open("wb") as file:
-        for cell, of_cell in cells.items():
-            for example in of_cell:
+        for cell, cell_examples in cells.items():
+            for example in cell_examples:
                 row, task = example.row, example.task
                 line = ExampleLine(
                     cell=cell,

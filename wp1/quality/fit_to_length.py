@@ -1,6 +1,6 @@
-"""Prompts of a wanted length: as many units of filling as fit, found with one tokenization of the whole, mostly.
+"""Fits prompts to a length: as many units of filling as fit, usually found with one tokenization of the whole prompt.
 
-Where a unit is longer than the 2 % that a prompt may fall short, sentences of noise fill the rest, if its task has any.
+If a unit is longer than the 2 % by which a prompt may fall short, sentences of noise fill the rest, if the task allows.
 """
 
 from collections.abc import Callable
@@ -9,19 +9,19 @@ from fractions import Fraction
 
 from wp1.core.errors import ConfigError
 
-# A prompt with its answer is at most the length asked for, and at least this share of it.
+# A prompt with its answer is at most the requested length, and at least this share of it.
 LEAST_SHARE = Fraction(98, 100)
-# What repeats RULER's own noise, a sentence each, where a unit of filling is too long to come near enough.
+# RULER's own noise, sentence by sentence, for when a unit of filling is too long to come close enough.
 PADDING = ("The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.")
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A text that can be made of more or fewer units.
+    """A text that can be made from more or fewer units.
 
-    make: the text with so many units and so many sentences of padding; the same arguments give the same text.
-    size: about how many tokens so many units have; what is wrong with it by a constant is found out.
-    padded: whether noise may fill what is too little for another unit.
+    make: the text for a number of units and of padding sentences; the same arguments give the same text.
+    size: estimated tokens of a number of units; a constant error is corrected for.
+    padded: whether noise may fill a gap too small for another unit.
     """
 
     make: Callable[[int, int], str]
@@ -33,31 +33,31 @@ class Draft:
 
 @dataclass
 class Filler:
-    """Fits drafts of one kind to one length; what it learns of the first serves the others.
+    """Fits drafts of one kind to one length; the overhead measured on the first speeds up the others.
 
-    encode: the whole prompt as token ids, chat template and all.
-    length: tokens of prompt and answer together; reserve: those of the answer.
+    encode: the whole prompt as token ids, including the chat template.
+    length: tokens of prompt and answer together; reserve: tokens of the answer.
     """
 
     encode: Callable[[str], list[int]]
     length: int
     reserve: int
-    chosen: tuple[int, int] = field(default=(0, 0), init=False)  # units and padding of the last draft that was fitted
+    chosen: tuple[int, int] = field(default=(0, 0), init=False)  # units and padding of the last fitted draft
     _overhead: int | None = field(default=None, init=False)
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Tokens of a prompt, from and to."""
+        """Fewest and most tokens of a prompt."""
         least = -(-self.length * LEAST_SHARE.numerator // LEAST_SHARE.denominator)
         return least - self.reserve, self.length - self.reserve
 
     def fit(self, draft: Draft, name: str) -> list[int]:
-        """Token ids of the draft within `bounds`; just below them where even padding, or another unit, does not fit.
+        """Token ids of the draft within `bounds`, or just below if neither padding nor another unit fits.
 
-        Raises ConfigError where the least units are too long.
+        Raises ConfigError if even the fewest units are too long.
         """
         low, high = self.bounds
-        # A little below the top, as estimates are.
+        # A little below the upper bound, because sizes are estimates.
         aim = high - max(1, (high - low) // 8)
         overhead = self._overhead
         if overhead is None:
@@ -75,12 +75,12 @@ class Filler:
             if len(ids) > high and units == draft.least:
                 raise ConfigError(
                     f"{name} does not fit into {self.length} tokens with {self.reserve} for the answer: its shortest "
-                    f"form needs {len(ids) + self.reserve}; leave it out of dataset.tasks, or ask for longer prompts"
+                    f"form needs {len(ids) + self.reserve}; remove it from dataset.tasks, or ask for longer prompts"
                 )
-            found = len(ids) - draft.size(units)
-            if found == overhead:
+            measured = len(ids) - draft.size(units)
+            if measured == overhead:
                 break
-            overhead = found
+            overhead = measured
         if best is None:
             best = self.encode(draft.make(draft.least, 0)), draft.least
         if len(best[0]) > high:
@@ -88,7 +88,7 @@ class Filler:
         return self._padded(draft, *best) if draft.padded else self._grown(draft, *best)
 
     def _grown(self, draft: Draft, ids: list[int], units: int) -> list[int]:
-        """As many units as fit: what is left is less than one."""
+        """Adds units one at a time for as long as they fit."""
         while units < draft.most:
             longer = self.encode(draft.make(units + 1, 0))
             if len(longer) > self.bounds[1]:
@@ -98,7 +98,7 @@ class Filler:
         return ids
 
     def _padded(self, draft: Draft, ids: list[int], units: int) -> list[int]:
-        """The next longer text has too many tokens, so noise fills the rest."""
+        """Fills the rest with noise, because one more unit would be too long."""
         low, high = self.bounds
         used = padding = 0
         while len(ids) < low:
@@ -112,7 +112,7 @@ class Filler:
 
 
 def _most_units(draft: Draft, size: int) -> int:
-    """The most units of at most `size` tokens."""
+    """Largest number of units that fits in `size` tokens."""
     low, high = draft.least, draft.least + 1
     while high < draft.most and draft.size(high) <= size:
         low, high = high, min(draft.most, high * 2)
@@ -126,5 +126,5 @@ def _most_units(draft: Draft, size: int) -> int:
 
 
 def padding(count: int) -> list[str]:
-    """So many sentences of noise."""
+    """`count` sentences of noise."""
     return [PADDING[n % len(PADDING)] for n in range(count)]

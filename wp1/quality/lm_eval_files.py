@@ -1,6 +1,6 @@
-"""The wording and generation limits that define a task, read from the installed lm-eval package and not retyped.
+"""Reads the wording and generation limits of tasks from the installed lm-eval package.
 
-Its task files are read as files: importing lm-eval itself would bring in what only its own models and metrics need.
+Task files are read as files: importing lm-eval would also import the dependencies of its models and metrics.
 """
 
 import ast
@@ -19,7 +19,7 @@ PACKAGE, PIN = "lm_eval", "lm-eval==0.4.13"
 
 @cache
 def folder(benchmark: str) -> Path:
-    """The folder of a benchmark's task files. Raises ConfigError where lm-eval is not installed or has none."""
+    """The folder of a benchmark's task files. Raises ConfigError if lm-eval or the folder is missing."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(f"tasks take their wording from the package {PIN}: run `make setup`, or pip install {PIN}")
@@ -31,7 +31,7 @@ def folder(benchmark: str) -> Path:
 
 @cache
 def task_file(benchmark: str, name: str) -> dict[str, Any]:
-    """A task's YAML file with what it includes; `!function` tags are left as the function's name."""
+    """A task's YAML file merged with the file it includes; a `!function` tag becomes the function's name."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -40,15 +40,15 @@ def task_file(benchmark: str, name: str) -> dict[str, Any]:
     Loader.add_constructor("!function", lambda loader, node: str(node.value))
     path = folder(benchmark) / name
     try:
-        found: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        settings: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise ConfigError(f"the installed lm-eval lacks {path.name}: wp1 was made with {PIN}, install that") from error
-    included = found.pop("include", None)
-    return {**task_file(benchmark, included), **found} if included else found
+    included = settings.pop("include", None)
+    return {**task_file(benchmark, included), **settings} if included else settings
 
 
 def max_tokens(task: Mapping[str, Any]) -> int:
-    """Tokens that a task lets a model generate at most."""
+    """The largest number of tokens that a task lets a model generate."""
     return int(task["generation_kwargs"]["max_gen_toks"])
 
 
@@ -56,18 +56,18 @@ def max_tokens(task: Mapping[str, Any]) -> int:
 def _template(source: str) -> Any:
     import jinja2
 
-    # As lm-eval renders it: a newline at the end is part of the prompt.
+    # As in lm-eval, a newline at the end is part of the prompt.
     return jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined).from_string(source)
 
 
 def render(source: str, **values: Any) -> str:
-    """A template of a task file with its values filled in."""
+    """A task file's template with its values filled in."""
     return _template(source).render(**values)
 
 
 @cache
 def module(benchmark: str, name: str) -> ModuleType:
-    """A Python file of a task, loaded alone; only for files that need the standard library and little else."""
+    """Imports a task's Python file by itself; only for files that import little beyond the standard library."""
     qualified = f"wp1_lm_eval_{benchmark}_{name}"
     spec = importlib.util.spec_from_file_location(qualified, folder(benchmark) / f"{name}.py")
     assert spec is not None
@@ -85,9 +85,9 @@ def _tree(benchmark: str, name: str) -> ast.Module:
 
 @cache
 def constant(benchmark: str, file: str, name: str) -> Any:
-    """The first literal that a Python file assigns to a name, for files whose imports we do not want.
+    """The first literal that a Python file assigns to a name, for files whose imports wp1 does not need.
 
-    Raises ConfigError where there is none, as another version of lm-eval may have it.
+    Raises ConfigError if there is none, for example in another version of lm-eval.
     """
     for node in ast.walk(_tree(benchmark, file)):
         targets = (
@@ -105,7 +105,7 @@ def constant(benchmark: str, file: str, name: str) -> Any:
 
 @cache
 def expression(benchmark: str, file: str, key: str) -> Callable[..., Any]:
-    """What a file puts under a key of a dict, as a function of the names that it uses there."""
+    """The expression that a file gives as the value of a dict's key, as a function of the names used in it."""
     for node in ast.walk(_tree(benchmark, file)):
         if isinstance(node, ast.Dict):
             for name, value in zip(node.keys, node.values, strict=True):

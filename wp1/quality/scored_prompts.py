@@ -1,4 +1,4 @@
-"""Examples of tasks, whose answers are scored: the same ones in every arm and repeat."""
+"""Prompts from the examples of tasks whose answers are scored: the same in every arm and repeat."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from wp1.workload.tokens import ModelTokens
 
 
 class ScoredPrompts(PromptSource):
-    """The tasks mixed, by a shuffle that is the same in every arm and repeat."""
+    """Examples of all tasks, in a shuffled order that is the same in every arm and repeat."""
 
     repeated = True
 
@@ -32,19 +32,19 @@ class ScoredPrompts(PromptSource):
         return replace(data, examples=examples.examples(cfg, list(cells), tokens, tell, given))
 
     def requests(self, cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Requests:
-        found = data.examples.cells[cell.name]
-        order = sorted(range(len(found)), key=lambda n: derive_seed(cfg.seed, "order", found[n].name, n))
+        chosen = data.examples.cells[cell.name]
+        order = sorted(range(len(chosen)), key=lambda n: derive_seed(cfg.seed, "order", chosen[n].name, n))
 
         def make(n: int) -> Request:
-            example = found[order[n]]
+            example = chosen[order[n]]
             seed = derive_seed(cfg.seed, cell.name, example.name, "sampling")
             request = request_of(cfg, cell, repeat, example.name, [], example.label, seed, example.task.max_tokens)
             request.example, request.stop = example.name, list(example.task.stop)
             request.nll_window = example.task.nll_window
             return request
 
-        return Requests(len(found), make, lambda n: found[order[n]].prompt.tolist())
+        return Requests(len(chosen), make, lambda n: chosen[order[n]].prompt.tolist())
 
     def warmup_length(self, cell: Cell, data: PromptData) -> int | None:
-        # With the warm-up's own answer no longer than what is measured.
+        # So that prompt and warm-up answer together are no longer than the longest measured prompt.
         return max(1, max(len(example.prompt) for example in data.examples.cells[cell.name]) - WARMUP_TOKENS)

@@ -1,7 +1,7 @@
-"""Scores in percent with n and a 95 % interval: of a task, a category, a benchmark.
+"""Scores of tasks, categories and benchmarks in percent, with n and a 95 % confidence interval.
 
-Examples are what is independent: the same question asked again, in another repeat or under another load, is no new one.
-It counts once, with the mean of its answers' scores.
+The independent unit is the example: a question asked again, in another repeat or under another load, counts once, with
+the mean score of its answers.
 """
 
 import math
@@ -13,45 +13,47 @@ import numpy as np
 from wp1.stats import intervals
 from wp1.stats.intervals import wilson
 
-# Part marks of fewer examples, or of which fewer are off the end of the scale, do not show how much they vary.
+# With fewer examples, or with fewer of them off either end of the scale, fractional scores do not show their variance.
 ENOUGH = 10
 ENOUGH_APART = 5
-# Fewer than these and a score says little; reports mark it.
+# With fewer examples a score says little; reports mark it.
 FEW = 30
-# From fewer nobody can tell a difference.
+# With fewer examples no difference can be significant.
 MIN_EXAMPLES = 6
 
 
 def by_example(values: Sequence[float], examples: Sequence[Hashable] | None) -> np.ndarray:
-    """The mean of each example's values, in the order in which they came first. examples: of each value, what was
-    asked; None where each is of its own."""
+    """The mean value of each example, in order of first appearance.
+
+    examples: the example that each value belongs to; None if every value is a separate example.
+    """
     if examples is None:
         return np.asarray(values, dtype=float)
-    of: dict[Hashable, list[float]] = {}
+    grouped: dict[Hashable, list[float]] = {}
     for example, value in zip(examples, values, strict=True):
-        of.setdefault(example, []).append(float(value))
-    return np.array([sum(found) / len(found) for found in of.values()])
+        grouped.setdefault(example, []).append(float(value))
+    return np.array([sum(group) / len(group) for group in grouped.values()])
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the mean of examples' scores in 0..1, never without width.
+    """The 95 % confidence interval of the mean of examples' scores in 0..1; its width is never 0.
 
-    Wilson's where all are 0 or 1; else Student's. Of fewer than ten, or where fewer than five are above 0 or below 1,
-    Wilson's over their sum: it is wider than part marks need, and Student's would take what few have not shown for
-    certain.
+    Wilson's if all scores are 0 or 1; otherwise Student's. With fewer than ten examples, or with fewer than five above
+    0 or below 1, Wilson's over their sum: it is wider than fractional scores need, but Student's would underestimate a
+    variance that so few examples do not show.
     """
     apart = min(int((values > 0).sum()), int((values < 1).sum()))
     if np.isin(values, (0.0, 1.0)).all() or values.size < ENOUGH or apart < ENOUGH_APART:
         return wilson(float(values.sum()), values.size)
-    found = intervals.around(intervals.Parts(float(values.mean()), values))
-    assert found is not None
-    return max(0.0, found.low), min(1.0, found.high)
+    student = intervals.around(intervals.Parts(float(values.mean()), values))
+    assert student is not None
+    return max(0.0, student.low), min(1.0, student.high)
 
 
 def of_task(values: Sequence[float], examples: Sequence[Hashable] | None = None) -> dict[str, Any]:
-    """n, mean, low and high in percent of one task's scores in 0..1, with the interval of `interval`.
+    """One task's n, and its mean, low and high in percent, from scores in 0..1; the interval is that of `interval`.
 
-    examples: what each score is of (`by_example`); n counts these.
+    examples: the example of each score (`by_example`); n counts examples.
     """
     array = by_example(values, examples)
     if not array.size:
@@ -62,11 +64,11 @@ def of_task(values: Sequence[float], examples: Sequence[Hashable] | None = None)
 def mean_of(
     groups: Mapping[str, Sequence[float] | np.ndarray], categories: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The unweighted mean over tasks in percent, with its 95 % interval.
+    """The unweighted mean over tasks in percent, with its 95 % confidence interval.
 
-    groups: scores in 0..1 by task, one an example (`by_example`). categories: the category of each task; the mean is
-    then over categories, each the mean of its tasks, which is LongBench's overall score. The interval puts the tasks'
-    own together by their squared distances from the mean (MOVER: Zou and Donner 2008, Statistics in Medicine 27).
+    groups: scores in 0..1 by task, one per example (`by_example`). categories: the category of each task; if given, the
+    mean is over categories, each the mean of its tasks, as in LongBench's overall score. The interval combines the
+    tasks' intervals by their squared distances from the mean (MOVER: Zou and Donner 2008, Statistics in Medicine 27).
     """
     filled = {name: np.asarray(values, dtype=float) for name, values in groups.items() if len(values)}
     if not filled:
@@ -86,9 +88,9 @@ def mean_of(
 def _weights(tasks: list[str], categories: Mapping[str, str] | None) -> dict[str, float]:
     if categories is None:
         return dict.fromkeys(tasks, 1 / len(tasks))
-    of = {task: categories[task] for task in tasks}
-    sizes = {category: list(of.values()).count(category) for category in of.values()}
-    return {task: 1 / (len(sizes) * sizes[of[task]]) for task in tasks}
+    category_of = {task: categories[task] for task in tasks}
+    sizes = {category: list(category_of.values()).count(category) for category in category_of.values()}
+    return {task: 1 / (len(sizes) * sizes[category_of[task]]) for task in tasks}
 
 
 def _percent(*shares: float) -> dict[str, float]:

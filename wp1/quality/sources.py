@@ -1,4 +1,4 @@
-"""Examples of a task from the hub or from files of one's own, checked, filtered and drawn: the same rows everywhere."""
+"""Reads, checks, filters and samples a task's rows from the hub or from files: the same rows on every machine."""
 
 import hashlib
 import heapq
@@ -25,23 +25,23 @@ ENDINGS = (".jsonl", ".json", ".parquet")
 
 @dataclass
 class Drawn:
-    """The rows of a run's tasks, and how they were come by."""
+    """The rows drawn for a run's tasks, and what they were drawn from."""
 
     rows: list[Row] = field(default_factory=list)
-    seen: dict[str, int] = field(default_factory=dict)  # by task: good rows that passed the filters
-    bad: list[str] = field(default_factory=list)  # where, and what was wrong
+    seen: dict[str, int] = field(default_factory=dict)  # task -> number of good rows that passed the filters
+    bad: list[str] = field(default_factory=list)  # for each bad row, where it is and what is wrong
 
     def digest(self) -> str:
-        """sha256 (hex) over task, id and contents of every row drawn, in any order."""
+        """sha256 (hex) over task, id and contents of every row drawn, independent of their order."""
         lines = sorted(f"{row.task}\x1f{row.id}\x1f{_fingerprint(row)}" for row in self.rows)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def draw(dataset: Any, tasks: list[Task], seed: int) -> Drawn:
-    """`dataset.samples_per_task` rows of each task by a draw that depends on the seed and the rows' ids alone.
+    """Draws `dataset.samples_per_task` rows of each task; the choice depends only on the seed and the rows' ids.
 
-    Every row has a number from seed, task and id; those with the smallest are taken, in that order. So neither the
-    order in a file nor the machine matters, and no more rows are in memory than are wanted.
+    Each row is ranked by a hash of seed, task and id, and the lowest ranks are taken, in that order. So neither file
+    order nor machine matters, and memory holds no more rows than are drawn.
     Raises ConfigError, naming file and line, for a bad row unless dataset.on_bad_row=skip; for a source that cannot be
     read; for a task without rows.
     """
@@ -51,7 +51,7 @@ def draw(dataset: Any, tasks: list[Task], seed: int) -> Drawn:
         heap: list[tuple[int, int, Row]] = []
         ids: set[bytes] = set()
         drawn.seen[task.name] = 0
-        for where, fields in _places(dataset, benchmark, task, len(tasks) == 1):
+        for where, fields in _rows(dataset, benchmark, task, len(tasks) == 1):
             try:
                 row = _checked(benchmark, task, fields, ids)
             except BadRowError as error:
@@ -69,8 +69,8 @@ def draw(dataset: Any, tasks: list[Task], seed: int) -> Drawn:
         if not heap:
             raise ConfigError(
                 f"{task.benchmark}/{task.name} has no rows in {_name_of(dataset)}"
-                f"{' that pass dataset.languages, min_chars and max_chars' if ids else ''}: check dataset.*, or leave "
-                "it out of dataset.tasks"
+                f"{' that pass dataset.languages, min_chars and max_chars' if ids else ''}: check dataset.*, or remove "
+                "it from dataset.tasks"
             )
         drawn.rows += [row for _, _, row in sorted(heap, key=lambda entry: -entry[0])]
     return drawn
@@ -88,12 +88,12 @@ def _checked(benchmark: Benchmark, task: Task, fields: dict[str, Any] | BadRowEr
     return row
 
 
-def _bad(dataset: Any, drawn: Drawn, said: str) -> None:
+def _bad(dataset: Any, drawn: Drawn, fault: str) -> None:
     if dataset.on_bad_row == "error":
-        raise ConfigError(f"{said}; mend it, or set dataset.on_bad_row=skip")
+        raise ConfigError(f"{fault}; fix it, or set dataset.on_bad_row=skip")
     if not drawn.bad:
-        log.warning("left out: %s (more may follow; their number is in the report)", said)
-    drawn.bad.append(said)
+        log.warning("left out: %s (the report counts all bad rows)", fault)
+    drawn.bad.append(fault)
 
 
 def _passes(dataset: Any, row: Row) -> bool:
@@ -114,28 +114,28 @@ def _name_of(dataset: Any) -> str:
     return str(dataset.path) if dataset.path is not None else str(dataset.repo or dataset.files)
 
 
-def _places(dataset: Any, benchmark: Benchmark, task: Task, alone: bool) -> Iterator[Place]:
-    """Every row of a task as it lies there, with where that is."""
+def _rows(dataset: Any, benchmark: Benchmark, task: Task, alone: bool) -> Iterator[Place]:
+    """Every row of a task as it is in its source, with its location. alone: whether it is the run's only task."""
     if dataset.path is None:
         yield from from_datasets(hub_set(dataset, benchmark, task), f"{_name_of(dataset)} {task.name}")
         return
     path = Path(dataset.path).expanduser()
     files = _files(path, task)
     for file in files:
-        # One file for several tasks says in every row which task it is of, unless all of them ask every row.
-        told = path.is_file() and not alone and not benchmark.rows_of_all_tasks
+        # In a file for several tasks every row names its task, unless every row belongs to all of them.
+        named = path.is_file() and not alone and not benchmark.rows_of_all_tasks
         for where, fields in read_file(file):
-            if told and isinstance(fields, dict):
+            if named and isinstance(fields, dict):
                 name = fields.get("task") or fields.get("dataset")
                 if not isinstance(name, str):
-                    fields = BadRowError('has no "task", which tells the tasks of one file apart')  # noqa: PLW2901
+                    fields = BadRowError('has no "task", which every row of a shared file needs')  # noqa: PLW2901
                 elif name.rpartition("/")[2] != task.name:
                     continue
             yield where, fields
 
 
 def _files(path: Path, task: Task) -> list[Path]:
-    """A file itself; of a folder TASK.jsonl and the like, or what lies in the folder TASK."""
+    """The path itself if it is a file; in a folder, TASK.jsonl (or .json, .parquet) or the files in the folder TASK."""
     if path.is_file():
         return [path]
     found = [path / f"{task.name}{ending}" for ending in ENDINGS if (path / f"{task.name}{ending}").is_file()]
@@ -144,13 +144,13 @@ def _files(path: Path, task: Task) -> list[Path]:
     if not found:
         raise ConfigError(
             f"dataset.path={path} has no {task.name}{{{','.join(ENDINGS)}}} and no folder {task.name} with such files: "
-            "add it, or leave the task out of dataset.tasks"
+            "add it, or remove the task from dataset.tasks"
         )
     return found
 
 
 def read_file(path: Path) -> Iterator[Place]:
-    """The rows of a JSONL, JSON or Parquet file; of all but JSON arrays one at a time, however large it is."""
+    """The rows of a JSONL, JSON or Parquet file, read one at a time unless the file is a JSON array."""
     yield from row_files.read(path, MAX_LINE)
 
 
@@ -163,10 +163,10 @@ def from_datasets(rows: Any, name: str) -> Iterator[Place]:
 
 
 def hub_set(dataset: Any, benchmark: Benchmark, task: Task) -> Any:
-    """A task's `datasets.Dataset`, fetched once and kept by that library. Raises ConfigError where it cannot be had.
+    """A task's `datasets.Dataset`, which the library caches. Raises ConfigError if it cannot be fetched.
 
-    dataset.files: the data files inside the repository, with {task} for the task's name; a set whose loading needs a
-    script is had by its files only, as datasets 4 runs none. Without a repository they are files of this machine.
+    dataset.files: the data files inside the repository, with {task} for the task's name. A set with a loading script
+    can only be read by its files, because datasets 4 does not run scripts. Without dataset.repo, local files.
     """
     import datasets
 
@@ -187,10 +187,10 @@ def hub_set(dataset: Any, benchmark: Benchmark, task: Task) -> Any:
         datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(**options)
-    except Exception as error:  # it raises its own, the hub's, pyarrow's and Python's
-        said = " ".join(str(error).split())[:200]
+    except Exception as error:  # the library's own errors, the hub's, pyarrow's and Python's
+        message = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{task.name} of {_name_of(dataset)} could not be fetched ({type(error).__name__}: {said}): check the "
+            f"{task.name} of {_name_of(dataset)} could not be fetched ({type(error).__name__}: {message}): check the "
             "network and HF_TOKEN, or set dataset.path to a folder that has the files"
         ) from error
 

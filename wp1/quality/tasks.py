@@ -1,7 +1,7 @@
-"""What a benchmark says of itself: tasks, rows, examples that it makes, files of predictions, and its place in reports.
+"""How a benchmark is declared: its tasks, rows, built-in examples, prediction files and place in reports.
 
-A benchmark is one module with a `BENCHMARK`: in wp1/quality/benchmarks/, or anywhere else that Python can import from,
-named by `dataset.benchmark`. Only `name`, `names` and `task` have to be given.
+A benchmark is one module with a `BENCHMARK`, either in wp1/quality/benchmarks/ or anywhere else that Python can import
+from, named by `dataset.benchmark`. Only `name`, `names` and `task` are required.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,32 +12,32 @@ from wp1.quality import rows
 from wp1.quality.book import Passages
 from wp1.quality.rows import Fields, Row
 
-# What a model said, in files of predictions.
+# Fields that may hold the model's answer in a file of predictions.
 PREDICTIONS = ("prediction", "pred", "response")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of a benchmark: how it asks, how much may be answered, and how an answer is scored."""
+    """A task of a benchmark: its prompt, the longest answer, and how an answer is scored."""
 
     name: str  # as its authors call it
     benchmark: str
     category: str
     max_tokens: int
     prompt: Callable[[Row], str]
-    score: Callable[[str, Row], float]  # of a prediction, in 0..1
-    chat: bool = True  # False: asked without the chat template
+    score: Callable[[str, Row], float]  # scores a prediction, in 0..1
+    chat: bool = True  # whether the prompt goes through the chat template
     stop: tuple[str, ...] = ()
     metric: str = "accuracy"
-    classes: bool = False  # a classification: rows have "all_classes", which it is scored by
-    options: bool = False  # a choice: rows may have "options"
-    # None: answers are scored. Else the log-likelihood of the prompt is, summed over this many tokens at a time.
+    classes: bool = False  # classification: scored by "all_classes" of the row
+    options: bool = False  # multiple choice: rows may have "options"
+    # If set, the score is the prompt's log-likelihood, summed over windows of this many tokens, and not the answer's.
     nll_window: int | None = None
 
 
 @dataclass(frozen=True)
 class Made:
-    """An example that was made: its row, and the token ids of its prompt with the opening of the answer."""
+    """A built-in example: its row, and the token ids of its prompt, including the opening of the answer."""
 
     row: Row
     ids: list[int]
@@ -45,10 +45,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Making:
-    """What examples of one length are made from.
+    """The inputs for making examples of one length.
 
-    tokens: a `wp1.workload.tokens.ModelTokens`. length: tokens of prompt and answer together. passages: of the
-    built-in book. dataset: that group of the configuration.
+    tokens: a `wp1.workload.tokens.ModelTokens`. length: tokens of prompt and answer together. passages: passages of
+    the built-in book. dataset: the configuration's `dataset` group.
     """
 
     tokens: Any
@@ -57,66 +57,68 @@ class Making:
     dataset: Any
 
 
-# From a task's name, a seed and a number: example `number` of the task, in one form or, as RULER's at several depths,
-# in more. The same arguments give the same examples on any machine. Raises ConfigError if a task does not fit.
+# (task name, seed, number) -> example `number` of the task: one, or several as for RULER's depths. The same arguments
+# give the same examples on any machine. Raises ConfigError if a task does not fit.
 Make = Callable[[str, int, int], list[Made]]
 
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """Examples that are made to a length, and need no network (dataset.source=builtin)."""
+    """Examples that are made to a given length, without a network (dataset.source=builtin)."""
 
-    tasks: tuple[str, ...]  # for which NAME_subset stands in `dataset.tasks`
+    tasks: tuple[str, ...]  # the tasks that NAME_subset in `dataset.tasks` stands for
     maker: Callable[[Making], Make]
-    more_tasks: tuple[str, ...] = ()  # that can be made as well, with files of the user's
-    variant: str | None = None  # how they differ from the official ones, said beside every score
-    # Raises ConfigError for settings of `dataset` that cannot be, and for files of these tasks that cannot be read.
+    more_tasks: tuple[str, ...] = ()  # tasks that need the user's files
+    variant: str | None = None  # how the examples differ from the official ones, shown next to every score
+    # `check` raises ConfigError for invalid settings of `dataset`, `check_files` for files of these tasks that cannot
+    # be read.
     check: Callable[[Any], None] = lambda dataset: None
     check_files: Callable[[Any, Sequence[str]], None] = lambda dataset, tasks: None
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """How the benchmark's own files of predictions look, for `python -m wp1.score`."""
+    """The format of the benchmark's own files of predictions, for `python -m wp1.score`."""
 
-    marks: tuple[str, ...] = ()  # fields that only these files have
-    # What was predicted, from a row. None if there is none.
+    marks: tuple[str, ...] = ()  # fields by which these files are recognised
+    # The prediction in a row, or None.
     prediction: Callable[[Fields], Any] = lambda fields: fields.get(rows.first_of(fields, PREDICTIONS) or "")
-    # The groups of a row of a task. Raises BadRowError for a group that does not exist.
+    # The groups of a task's row. Raises BadRowError for an unknown group.
     groups: Callable[[str, Fields], Sequence[str]] = lambda task, fields: ()
-    # What the file of a task is called.
+    # The name of a task's file, without its suffix.
     stem: Callable[[str], str] = lambda task: task
-    # Names for sets of tasks that have a mean of their own, apart from the other tasks.
+    # Named sets of tasks whose mean is separate from that of the other tasks.
     sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Reporting:
-    """How a report puts the benchmark's scores together."""
+    """How a report presents the benchmark's scores."""
 
     title: str = ""  # as its authors write it
-    by_category: bool = False  # the mean is over categories, each the mean of its tasks; else over tasks
-    groups: tuple[str, ...] = ()  # of rows, in the order of the report
-    depths: bool = False  # scores by length and depth (`Row.extra`)
-    threshold: float | None = None  # the score in percent up to which a length counts as reached
+    by_category: bool = False  # if true, the mean is over categories, each the mean of its tasks; else over tasks
+    groups: tuple[str, ...] = ()  # groups of rows, in report order
+    depths: bool = False  # whether to show scores by length and depth (`Row.extra`)
+    threshold: float | None = None  # the score in percent that a length needs to count as reached
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """A benchmark of questions.
 
-    row: a task's row from a JSON object; the third argument is the id of one that has none. Raises BadRowError.
-    answers: the answers in the form that the task is scored by, from the first of these names that the row has.
-    Raises BadRowError if it cannot be scored by them.
+    row: builds a task's row from a JSON object; the third argument is the id to use if the object has none. Raises
+    BadRowError.
+    answers: the answers in the form in which the task scores them, from the first of these fields that the row has.
+    Raises BadRowError if they cannot be used for scoring.
     """
 
     name: str
-    names: tuple[str, ...]  # of its tasks
+    names: tuple[str, ...]  # its tasks
     task: Callable[[str], Task]
     row: Callable[[str, Fields, str], Row] = rows.generic
     answers: Callable[[str, Fields, tuple[str, ...]], list[Any]] = rows.answers
-    rows_of_all_tasks: bool = False  # every row is asked by every task, as a whole book is
-    features: Callable[[], Any] | None = None  # `datasets.Features` of its files, if they would be guessed wrong
+    rows_of_all_tasks: bool = False  # whether every row belongs to every task, as with whole books
+    features: Callable[[], Any] | None = None  # `datasets.Features` of its files, if inference would get them wrong
     built_in: BuiltIn | None = None
     predictions: Predictions = Predictions()
     reporting: Reporting = Reporting()

@@ -1,4 +1,4 @@
-"""What a scheduler needs of an engine, whatever serves it."""
+"""The interfaces of engines and schedulers, whatever software serves the model."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
@@ -16,25 +16,25 @@ T = TypeVar("T")
 
 
 class EngineStartError(WP1Error):
-    """An engine did not come up; the message ends with its own last lines."""
+    """An engine did not start; the message ends with the last lines of its log."""
 
 
 class EngineDiedError(WP1Error):
-    """An engine's process ended, or does not answer."""
+    """An engine's process has ended or does not answer."""
 
 
-# Seconds within which an engine answers what is not a request. It does so between two steps, and a step of 2,048
-# tokens behind 131,072 others is 2e13 FLOPs for the bundled model: minutes on two CPU cores.
+# Seconds within which an engine must answer a control call. It answers between two steps, and a step of 2,048 tokens
+# after 131,072 others is 2e13 FLOPs for the bundled model: minutes on two CPU cores.
 ANSWER_S = 300.0
-# Seconds for a stream to be closed, which is to send a message and waits for no answer, and for an engine to be ended:
-# vLLM kills its processes if they have not ended after five.
+# Seconds allowed for closing a stream, which sends a message and waits for no answer, and for shutting down an engine:
+# vLLM kills its processes if they have not ended after five seconds.
 CLOSE_S, END_S = 10.0, 60.0
 
 
 async def answered(name: str, call: Awaitable[T], what: str, within_s: float = ANSWER_S) -> T:
-    """What an engine answers. Raises EngineDiedError if it does not within so many seconds, as one that hangs.
+    """Awaits an engine's answer and returns it. Raises EngineDiedError if the engine hangs for `within_s` seconds.
 
-    what: it was asked for, in words.
+    what: the purpose of the call, for the message ("to meet the prefill engines").
     """
     try:
         async with asyncio.timeout(within_s):
@@ -45,7 +45,7 @@ async def answered(name: str, call: Awaitable[T], what: str, within_s: float = A
 
 @dataclass(slots=True)
 class EngineTimes:
-    """An engine's own account of one request; seconds on the monotonic clock, None where it did not say."""
+    """An engine's own timestamps of one request: seconds on the monotonic clock, None if not reported."""
 
     queued: float | None = None
     scheduled: float | None = None
@@ -56,7 +56,7 @@ class EngineTimes:
 
 @dataclass(slots=True)
 class Chunk:
-    """What an engine streams: the tokens that are new, when the client had them, and on the last one how it ended."""
+    """One piece of a streamed answer: new tokens, when the client received them, and, on the last, how it ended."""
 
     t: float  # seconds, monotonic
     token_ids: list[int]
@@ -65,14 +65,14 @@ class Chunk:
     prompt_tokens: int | None = None
     cached_tokens: int = 0
     times: EngineTimes | None = None
-    kv_transfer_params: dict[str, Any] | None = None  # of a prefill whose KV is to be fetched
-    nll: list[float] | None = None  # of the prompt, as in RequestRecord; on the first chunk, where it was asked for
-    margins: list[float] | None = None  # of each of token_ids, as in ControlRecord; where they were asked for
+    kv_transfer_params: dict[str, Any] | None = None  # after a prefill whose KV is to be fetched
+    nll: list[float] | None = None  # the prompt's, as in RequestRecord; on the first chunk, if requested
+    margins: list[float] | None = None  # one for each of token_ids, as in ControlRecord; if requested
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """One engine as it runs, for run_metadata.json."""
+    """A running engine as described in run_metadata.json."""
 
     name: str
     devices: list[str]
@@ -81,12 +81,12 @@ class EngineInfo:
 
 
 class ServingBackend(Protocol):
-    """One engine. The constructor is cheap; entering starts the engine and leaving ends its processes."""
+    """One engine. The constructor is cheap; entering the context starts the engine, leaving it ends its processes."""
 
     name: str
 
     def check(self) -> None:
-        """Raises ConfigError if the engine would refuse its settings, or could not serve. Starts nothing."""
+        """Raises ConfigError if the engine would refuse its settings or could not serve. Starts nothing."""
         ...
 
     async def __aenter__(self) -> Self: ...
@@ -97,56 +97,56 @@ class ServingBackend(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's processes still run, as far as is known without asking them."""
+        """Whether the engine's processes still run, as far as is known without a call to them."""
         ...
 
     @property
     def death(self) -> str | None:
-        """Why it is not alive, in a line: "engine agg-0 died: ..."; None if it is."""
+        """Why the engine is not alive, on one line ("engine agg-0 died: ..."); None if it is."""
         ...
 
     def generate(self, request: Request, kv_transfer_params: dict[str, Any] | None = None) -> AsyncIterator[Chunk]:
         """Streams one request's answer. Closing the iterator aborts the request.
 
-        kv_transfer_params: what the engine's KV connector is to do with this request's KV.
-        Raises EngineDiedError where the engine is gone, WP1Error where it refuses the request.
+        kv_transfer_params: instructions to the engine's KV connector for this request's KV.
+        Raises EngineDiedError if the engine is dead, WP1Error if it refuses the request.
         """
         ...
 
     async def abort(self, request_id: str) -> None:
-        """Ends a request early and frees its KV blocks."""
+        """Aborts a request and frees its KV blocks."""
         ...
 
     async def meet(self, peers: list[str]) -> None:
-        """Makes the KV connector ready for what these engines, which are up, will hand over.
+        """Prepares the KV connector to receive KV from these engines, which are running.
 
-        Raises EngineStartError where they and this one do not fit together.
+        Raises EngineStartError if they and this engine are incompatible.
         """
         ...
 
     async def forget_peer(self, peer: str) -> None:
-        """Gives up KV that was to come from an engine that died, by the name that the KV connectors give it."""
+        """Stops waiting for KV from a dead engine. peer: the KV connectors' name for it."""
         ...
 
     async def let_go(self, request: str) -> None:
-        """Frees the KV that is held for a request, by its name here, of which nothing will be fetched."""
+        """Frees the KV held for a request that no engine will fetch. request: its name in this engine."""
         ...
 
     async def kv_free(self) -> bool:
-        """Whether every KV block is free: no request holds one, nor does a handoff."""
+        """Whether every KV block is free: neither a request nor a handoff holds one."""
         ...
 
     async def memory(self, moment: Moment) -> list[dict[str, Any]]:
-        """What each of the engine's workers notes of its memory (`wp1.serving.memory`), by its rank; bytes.
+        """Each worker's memory use in bytes, in order of rank (`wp1.serving.memory`).
 
-        Only of an engine that was made to take notes.
+        Requires an engine built with memory tracking on.
         """
         ...
 
     def info(self) -> EngineInfo: ...
 
 
-# What wp1 fills in when it makes an engine, and `transfer.engine_settings` and the like beside them: no setting.
+# `given` lists the parameters that wp1 or a scheduler fills in when it builds an engine; they are not settings.
 BACKEND = Kind(
     "backend",
     ServingBackend,
@@ -158,13 +158,13 @@ BACKEND = Kind(
 
 
 def death_of(engine: ServingBackend) -> str:
-    """Why an engine died, in a line; without the reason if the engine does not say."""
+    """Why an engine died, on one line; without the reason if the engine does not report one."""
     return getattr(engine, "death", None) or f"engine {engine.name} died"
 
 
 @dataclass(frozen=True)
 class EngineNeed:
-    """One engine that a scheduler is going to make: what it needs to be placed and, if KV is moved, connected."""
+    """An engine that a scheduler will build: what is needed to place it and, if KV moves, to connect it."""
 
     name: str
     gpus: int
@@ -172,27 +172,27 @@ class EngineNeed:
 
 
 class Scheduler(Protocol):
-    """Routes requests over pools of engines; entering starts them all.
+    """Routes requests to pools of engines; entering the context starts them all.
 
-    One of your own is a class in a module and a file in conf/scheduler/. The constructor is cheap. Its parameters are
-    the keys of `scheduler` and `arms.X`, and those of GIVEN that it needs.
+    To add one, write a class and a file in conf/scheduler/. The constructor is cheap. Its parameters are the keys of
+    `scheduler` and `arms.X`, and those of GIVEN that it needs.
     """
 
-    # What the pool is called in records and reports, and the arm of a run that compares none: a setting.
+    # A setting: the pool's name in records and reports, and the arm's name in a run without `arms`.
     name: str
-    # Whether KV goes from engine to engine. If so it is given a KVTransfer, and run_metadata.json says so.
+    # Whether KV moves between engines. If so, the scheduler receives a KVTransfer, and run_metadata.json says so.
     moves_kv: ClassVar[bool]
 
     @classmethod
     def engines(cls, settings: Any) -> list[EngineNeed]:
-        """The engines of a scheduler with these settings, in the order in which they get their places.
+        """The engines of a scheduler with these settings, in the order in which devices are assigned.
 
-        settings: its node of the configuration, complete; nothing is made.
+        settings: the scheduler's complete configuration node. Builds nothing.
         """
         ...
 
     def check(self) -> None:
-        """`ServingBackend.check` of an engine of every pool."""
+        """Runs `ServingBackend.check` on one engine of every pool."""
         ...
 
     async def __aenter__(self) -> Self: ...
@@ -202,19 +202,19 @@ class Scheduler(Protocol):
     ) -> None: ...
 
     async def serve(self, request: Request, record: RequestRecord) -> None:
-        """Takes one request to its end and fills its record on the way, so that what there is survives a cancel.
+        """Serves one request and fills its record along the way, so that a cancelled request keeps what it has.
 
-        A failed request raises nothing: its record says so.
+        Does not raise if the request fails: the record says so.
         """
         ...
 
     @property
     def alive(self) -> bool:
-        """Whether all its engines are up, as far as is known without asking them."""
+        """Whether all its engines are up, as far as is known without a call to them."""
         ...
 
     async def settle(self) -> None:
-        """Everything that there is to write of requests that have ended is written, soon."""
+        """Waits briefly until all events of finished requests are written."""
         ...
 
     def backends(self) -> dict[str, list[ServingBackend]]:
@@ -222,20 +222,20 @@ class Scheduler(Protocol):
         ...
 
     def pools(self) -> list[dict[str, Any]]:
-        """The pools as they run, for run_metadata.json."""
+        """The running pools as described in run_metadata.json."""
         ...
 
     async def kv_free(self, within_s: float) -> dict[str, bool]:
-        """By engine that lives, whether all its KV blocks are free again, `within_s` seconds after the last request."""
+        """By name of each live engine, whether all its KV blocks are free within `within_s` seconds."""
         ...
 
 
-# What wp1 gives a scheduler that has such a parameter:
-# make_backend(name=, place=, tensor_parallel=, ...) makes an engine;
-# transfer is the KVTransfer between pools, None unless `moves_kv`;
-# lease_s: seconds for which KV that is not fetched is kept;
-# kv_bytes_per_token and kv_shards (ranks with heads of their own) are the model's;
-# write takes events, such as handoffs.
+# Parameters that wp1 fills in if a scheduler's __init__ names them:
+# make_backend(name=, place=, tensor_parallel=, ...) builds an engine;
+# transfer: the KVTransfer between pools, None unless `moves_kv`;
+# lease_s: seconds for which unfetched KV is kept;
+# kv_bytes_per_token, kv_shards (ranks that hold distinct heads): the model's;
+# write: writes an event, such as a handoff.
 GIVEN = ("make_backend", "transfer", "lease_s", "kv_bytes_per_token", "kv_shards", "write")
-# An arm may have a rotary scaling of its own, which goes into its model.
+# An arm may also set a rotary scaling, which is applied to its model.
 SCHEDULER = Kind("scheduler", Scheduler, given=GIVEN, beside={"rope": Rope | None})

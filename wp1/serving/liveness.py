@@ -1,4 +1,4 @@
-"""Whether an engine lives and answers, and why it died."""
+"""Tells whether an engine is alive and responsive, and why it died."""
 
 import asyncio
 import math
@@ -15,19 +15,18 @@ from wp1.serving.postmortem import cause_of_death
 
 T = TypeVar("T")
 
-# How often an engine that owes an answer is looked at, in seconds. If its processes have hardly computed since the last
-# time, it is stopped or deadlocked. If they have, it may be in a long step, and has `ANSWER_S`.
+# Seconds between looks at an engine that owes an answer. If its processes have used hardly any CPU time since the last
+# look, it is stopped or deadlocked. If they have, it may be in a long step and gets `ANSWER_S`.
 LOOK_S = 20.0
-COMPUTES = 0.02  # of a core
-# Seconds without any output after which an engine is asked whether it still answers: once a request is given up, and
-# while requests are in flight.
+COMPUTES = 0.02  # share of a core that counts as computing
+# Seconds without output after which an engine is probed: after an aborted request, and while requests are in flight.
 SILENT_S, LONG_SILENT_S = 2.0, 30.0
 
 
 class Liveness:
-    """What is known of one engine's life.
+    """Tracks whether one engine is alive.
 
-    log: the file that it logs to, from byte `log_start` on. kill: ends all of the run's engine processes.
+    log: the engine's log file; its part starts at byte `log_start`. kill: ends all of the run's engine processes.
     """
 
     def __init__(self, name: str, log: Path, kill: Callable[[], None]) -> None:
@@ -37,14 +36,14 @@ class Liveness:
         self.engine: Any = None  # vLLM's AsyncLLM while it is up
         self.log_start = 0
         self.processes: list[psutil.Process] = []  # the engine's core and its workers
-        self.cause: str | None = None  # of its death
-        self.heard = 0.0  # when it last streamed something; monotonic
-        self.begun: dict[str, float] = {}  # requests in flight, and when they were sent; monotonic
-        self._asking: asyncio.Task[None] | None = None  # whether it still answers
+        self.cause: str | None = None  # why it died
+        self.heard = 0.0  # time of its last output; monotonic
+        self.begun: dict[str, float] = {}  # requests in flight: id -> time sent; monotonic
+        self._asking: asyncio.Task[None] | None = None  # a probe in progress
         self._watching: asyncio.Task[None] | None = None
 
     def begin(self, engine: Any) -> None:
-        """Knows an engine that is up, and its processes."""
+        """Starts tracking an engine that is up, and its processes."""
         self.engine = engine
         self.processes = process_tree(core.pid for core in self._cores())
 
@@ -60,10 +59,10 @@ class Liveness:
             pids = {process.pid for process in self.processes} or None
             exit_code = next((core.exitcode for core in self._cores() if core.exitcode), None)
             self.cause = cause_of_death(self._log, self.log_start, pids, exit_code)
-        return f"engine {self.name} died: {self.cause or f'why is in {self._log}'}"
+        return f"engine {self.name} died: {self.cause or f'see {self._log}'}"
 
     async def died(self) -> EngineDiedError:
-        """The error of whoever asked an engine that died; waits a moment for its processes to have ended."""
+        """The error for callers of a dead engine. Waits up to a second for its processes to end, which may tell why."""
         for _ in range(20):
             if self.death is None or self.cause is not None:
                 break
@@ -71,12 +70,12 @@ class Liveness:
         return EngineDiedError(self.death or f"engine {self.name} died")
 
     def _cores(self) -> list[Any]:
-        """The processes of the engine's core; [] if this version of vLLM keeps them elsewhere."""
+        """The processes of vLLM's engine core; [] if this version of vLLM keeps them elsewhere."""
         resources = getattr(getattr(self.engine, "engine_core", None), "resources", None)
         return list(getattr(getattr(resources, "engine_manager", None), "processes", ()))
 
     def end_processes(self) -> None:
-        """Ends this engine by force; all of the run's, if this version of vLLM does not say which are its own."""
+        """Kills this engine's processes, or all of the run's if this version of vLLM does not tell which they are."""
         if not self.processes:
             self._kill()
         for process in self.processes:
@@ -84,17 +83,17 @@ class Liveness:
                 process.kill()
 
     async def answer(self, call: Coroutine[Any, Any, T], what: str, within_s: float | None = None) -> T:
-        """What the engine answers to something that is not a request; what: it was asked for, in words.
+        """Awaits the engine's answer to a control call and returns it.
 
-        within_s: None is ANSWER_S.
-        Raises EngineDiedError if the engine died or hangs: then it is ended, and what it serves fails.
+        what: the purpose of the call, for the message. within_s: seconds; None means ANSWER_S.
+        Raises EngineDiedError if the engine died or hangs; an engine that hangs is killed, and its requests fail.
         """
         asked = asyncio.ensure_future(call)
         begin = looked = time.monotonic()
         computed = computed_s(self.processes)
         try:
             while not (await asyncio.wait([asked], timeout=min(1.0, LOOK_S)))[0]:
-                if not self.alive:  # vLLM leaves the question open when its engine dies
+                if not self.alive:  # vLLM never resolves the call if its engine dies
                     raise await self.died()
                 now = time.monotonic()
                 if now - looked < LOOK_S:
@@ -103,12 +102,12 @@ class Liveness:
                 stands_still = bool(self.processes) and computed - before < COMPUTES * (now - looked)
                 looked = now
                 if stands_still or now - begin >= (within_s or ANSWER_S):
-                    self.cause = f"it did not answer within {now - begin:.0f} s ({what}), and was ended"
+                    self.cause = f"it did not answer within {now - begin:.0f} s ({what}) and was killed"
                     self.end_processes()
                     raise await self.died()
             return asked.result()
         except Exception as error:
-            # vLLM's EngineDeadError among others, which it raises once it has noticed.
+            # For example vLLM's EngineDeadError, raised once vLLM has noticed.
             if isinstance(error, EngineDiedError) or self.alive:
                 raise
             raise await self.died() from error
@@ -116,7 +115,7 @@ class Liveness:
             asked.cancel()
 
     def watch(self) -> None:
-        """Begins to look after the engine, until `unwatch`."""
+        """Starts watching for a hang, until `unwatch`."""
         self._watching = asyncio.create_task(self._watch())
 
     def unwatch(self) -> None:
@@ -125,37 +124,37 @@ class Liveness:
                 task.cancel()
 
     async def _watch(self) -> None:
-        """Finds an engine that hangs while requests wait for it, long before they time out."""
+        """Detects an engine that hangs while requests are in flight, long before they time out."""
         while True:
             await asyncio.sleep(1)
             if self.begun:
                 self.ask_if_silent(LONG_SILENT_S, min(self.begun.values()))
 
     def ask_if_silent(self, seconds: float, since: float = 0.0) -> None:
-        """Asks the engine whether it still answers, if it has streamed nothing for so long, nor since that moment."""
+        """Probes the engine if it has had no output for `seconds`, counted from `since` (monotonic) at the earliest."""
         if time.monotonic() - max(self.heard, since) < seconds or not self.alive:
             return
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._still_answers())
 
     async def _still_answers(self) -> None:
-        # As long as it computes it may: one step over a whole long prompt on a CPU takes its time.
+        # No time limit while it computes: one step over a whole long prompt takes minutes on a CPU.
         with suppress(Exception):
-            await self.answer(self.engine.is_sleeping(), "whether it is there", within_s=math.inf)
+            await self.answer(self.engine.is_sleeping(), "to check that it is alive", within_s=math.inf)
 
 
 def process_tree(pids: Iterable[int]) -> list[psutil.Process]:
-    """These processes and all that they have started."""
-    found = []
+    """These processes and all their descendants."""
+    processes = []
     for pid in pids:
         with suppress(psutil.Error):
             parent = psutil.Process(pid)
-            found += [parent, *parent.children(recursive=True)]
-    return found
+            processes += [parent, *parent.children(recursive=True)]
+    return processes
 
 
 def computed_s(processes: Iterable[psutil.Process]) -> float:
-    """Seconds of a core that these processes have used by now."""
+    """CPU time in seconds that these processes have used so far."""
     used = 0.0
     for process in processes:
         with suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""What vLLM's engine is told: the arguments that wp1 decides itself, those that a user may set, and the environment."""
+"""vLLM's engine arguments, those that wp1 sets and those that a user may set, and its environment."""
 
 import dataclasses
 import difflib
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from wp1.core.errors import ConfigError
 
-# What wp1 decides itself, and the key that decides it.
+# Engine arguments that wp1 sets, and the configuration key that each comes from.
 OWN_ARGUMENTS = {
     "model": "model",
     "tokenizer": "model",
@@ -27,7 +27,7 @@ OWN_ARGUMENTS = {
 
 
 def set_environment() -> None:
-    """What must be in the environment before vllm is imported; children inherit it."""
+    """Sets what must be in the environment before vllm is imported; child processes inherit it."""
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # NVML's order, in which `wp1.machine.hardware` counts GPUs.
@@ -36,22 +36,24 @@ def set_environment() -> None:
 
 
 def check_names(arguments: Iterable[str]) -> None:
-    """Raises ConfigError for a backend.engine.NAME that wp1 decides itself or that vLLM does not have."""
+    """Raises ConfigError for a backend.engine.NAME that wp1 sets itself or that vLLM does not have."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
     for name in arguments:
         if name in OWN_ARGUMENTS:
-            raise ConfigError(f"backend.engine.{name} is decided by {OWN_ARGUMENTS[name]}: set that instead")
+            raise ConfigError(f"backend.engine.{name} is set by {OWN_ARGUMENTS[name]}: set that key instead")
         if name not in known:
             near = difflib.get_close_matches(str(name), sorted(known), n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "see vLLM's engine arguments for the names"
-            raise ConfigError(f"backend.engine.{name} is no argument of vLLM's engine: {hint}")
+            raise ConfigError(f"backend.engine.{name} is not an argument of vLLM's engine: {hint}")
 
 
 def gist(error: Exception, most: int = 300) -> str:
-    """What vLLM says, in a line: pydantic's head and foot around the reason left out."""
+    """vLLM's error message on one line of at most `most` characters, without pydantic's header and footer."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line.partition(" [type=")[0] for line in lines if "validation error" not in line and "pydantic" not in line]
-    text = "; ".join(told) or type(error).__name__
+    reasons = [
+        line.partition(" [type=")[0] for line in lines if "validation error" not in line and "pydantic" not in line
+    ]
+    text = "; ".join(reasons) or type(error).__name__
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,7 +1,7 @@
-"""One real vLLM engine behind AsyncLLM. Only this module and its `vllm_*` import vllm in wp1's own process.
+"""A vLLM engine behind AsyncLLM. In wp1's own process, only this module and its `vllm_*` siblings import vllm.
 
-The engine's processes write to the run's engine.log, because wp1 points its own standard output there while engines
-live (see `wp1.machine.output`); the terminal stays readable, and a start-up that fails can show the engine's last
+The engine's processes write to the run's engine.log, because wp1 redirects its own standard output there while engines
+are up (see `wp1.machine.output`). This keeps the terminal readable, and a failed start can show the engine's last
 lines.
 """
 
@@ -39,30 +39,30 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-# To tell what its KV cache is made of, which takes no work.
+# Seconds to report the layout of the KV cache, which needs no computation.
 LAYOUT_TIMEOUT_S = 60.0
-# To map another engine's KV and copy one block, for which a kernel is compiled: seconds.
+# Seconds to map another engine's KV and copy one block, for which a kernel is compiled.
 MEET_TIMEOUT_S = 120.0
 
 
-# Errors of engines that did not start. Their frames hold what vLLM had opened; when Python collects that, ZeroMQ waits
-# for ever for messages that nobody will take. So it is never collected, and the process leaves without (`main._leave`).
+# Errors of engines that did not start. Their frames hold vLLM's open sockets; if Python collected those, ZeroMQ would
+# wait forever to deliver messages. So they are never collected, and the process exits without (`main._leave`).
 _kept: list[BaseException] = []
 
 
 class VLLMBackend:
-    """One engine of one model on named devices.
+    """One engine serving one model on given devices.
 
     engine: arguments of AsyncEngineArgs, as in the configuration.
-    kv_cache_gib: the KV pool, None for `fit.kv_pool_bytes`'s choice.
+    kv_cache_gib: size of the KV pool; None lets `fit.kv_pool_bytes` choose.
     place: devices, and how many engines share them.
-    kill: ends the run's engine processes, called when a start-up hangs.
-    kv_transfer: fields of vLLM's KVTransferConfig, of an engine that hands KV on or takes it; worker_extension: the
-    class that its workers need for that; connector_arguments: engine arguments that the connector needs.
-    on_kv_stats: called with what the engine's KV connector counted, whenever it has counted something.
+    kill: ends the run's engine processes; called if a start hangs.
+    kv_transfer: fields of vLLM's KVTransferConfig for an engine that sends or receives KV. worker_extension: the class
+    its workers need for that. connector_arguments: engine arguments that the connector needs.
+    on_kv_stats: called with the KV connector's statistics whenever there are any.
     on_stats: called after every step with the engine's name, the share of KV blocks in use, requests running, requests
     waiting, and preemptions.
-    memory: workers take notes of the memory they use, for `memory`.
+    memory: whether workers track their memory use, for `memory`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class VLLMBackend:
         self._memory = memory
         self._engine: Any = None
         self._startup_s = 0.0
-        self._kv: dict[str, Any] = {}  # `kv_layout.measured`, and what to note of it
+        self._kv: dict[str, Any] = {}  # `kv_layout.measured`, with a note if it differs from the model's configuration
         self._given_up = False
         self._life = Liveness(name, log, kill)
 
@@ -120,17 +120,17 @@ class VLLMBackend:
         if self._model.random_weights:
             arguments |= {"load_format": "dummy", "skip_tokenizer_init": True}
         if self._kv_bytes is not None:
-            # vLLM counts a GPU's share of the pool.
+            # vLLM expects the pool's size per GPU.
             arguments["kv_cache_memory_bytes"] = self._kv_bytes // self._model.kv_shards(self._tensor_parallel)
         if hardware.device_type() == "cpu":
             # Compiling for two cores takes longer than it saves in a run.
             arguments["enforce_eager"] = True
-            # Without it, a seeded request whose prompt is computed in pieces ends the engine.
+            # vLLM's own worker crashes on a seeded request with chunked prefill.
             arguments["worker_cls"] = "wp1.serving.cpu_worker.Worker"
         if self._memory:
             arguments["worker_cls"] = memory_of.worker_class()
         if self._place.sharing > 1 and self._place.gpus:
-            # vLLM looks whether that much is free, and takes what the pool is given above.
+            # vLLM only checks that this share is free; the pool's size is set above.
             arguments["gpu_memory_utilization"] = GPU_SHARE / self._place.sharing
         return arguments | self._connector_arguments | self._engine_arguments
 
@@ -151,15 +151,15 @@ class VLLMBackend:
         try:
             config = self._engine_config()
         except Exception as error:
-            # vLLM's own checks of the values: pydantic's errors, and several of Python's.
+            # vLLM's validation raises pydantic's errors and several of Python's.
             log.warning("vLLM refused the configuration", exc_info=True)
             raise ConfigError(
                 f"vLLM refuses the engine's configuration ({gist(error)}): check backend.engine.* and model.*"
             ) from error
         if self._connector_arguments.get("disable_hybrid_kv_cache_manager") and config.model_config.is_hybrid:
             raise ConfigError(
-                f"transfer=ipc moves the KV of attention, and {self._model.name} keeps a state of another kind beside "
-                "it: use transfer=nixl_push"
+                f"transfer=ipc moves only the KV of attention layers, and {self._model.name} also keeps another kind "
+                "of state: use transfer=nixl_push"
             )
 
     async def __aenter__(self) -> Self:
@@ -180,9 +180,9 @@ class VLLMBackend:
         except Exception as error:
             self._kill()
             _kept.append(error)
-            # vLLM means its own log, where the cause is, and whose last lines follow.
-            told = str(error).replace(" See root cause above.", "")
-            cause = cause_of_death(self._log, self._life.log_start, None, None) or told
+            # vLLM's "above" refers to its log, whose last lines follow here.
+            message = str(error).replace(" See root cause above.", "")
+            cause = cause_of_death(self._log, self._life.log_start, None, None) or message
             raise EngineStartError(f"engine {self.name} did not start: {cause}" + self._last_lines()) from error
         self._startup_s = time.monotonic() - start
         self._life.begin(self._engine)
@@ -197,26 +197,26 @@ class VLLMBackend:
 
         with spawning(self._environment()):
             if self._given_up:
-                raise EngineStartError("given up before it began")
+                raise EngineStartError("cancelled before it started")
             loggers = [stats_logger(self.name, self._on_kv_stats, self._on_stats)]
             return AsyncLLM.from_vllm_config(self._engine_config(), stat_loggers=loggers)
 
     def _environment(self) -> dict[str, str]:
-        """Variables of this engine's processes alone."""
+        """Environment variables for this engine's processes only."""
         environment = {}
         if self._place.gpus:
-            # vLLM takes the first ones; the others are only to be seen.
+            # vLLM uses the first ones; the others only have to be visible.
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._place.gpus + self._place.peers))
         if self._place.cores is not None:
             environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, self._place.cores))
         if hardware.device_type() == "cpu" and self.arguments()["enforce_eager"]:
-            # `enforce_eager` is about the model. vLLM compiles a small function for log-probabilities all the same, at
-            # the first request that asks for them: about 10 s to save microseconds.
+            # `enforce_eager` covers the model only. At the first request for log-probabilities vLLM still compiles a
+            # small function: about 10 s to save microseconds.
             environment["TORCHDYNAMO_DISABLE"] = "1"
         return environment
 
     async def _give_up(self, starting: "asyncio.Future[Any]") -> None:
-        # The thread waits on the engine's process; with that gone it ends by an error that nobody needs.
+        # The thread waits for the engine's process. Once that is killed, the thread ends with an error of no interest.
         self._given_up = True
         deadline = time.monotonic() + END_S
         while not starting.done() and time.monotonic() < deadline:
@@ -229,20 +229,20 @@ class VLLMBackend:
         return last_lines(self._log, self._life.log_start)
 
     def _check_rope(self) -> None:
-        """What the engine says it does with positions must be what was asked for."""
-        wanted, there = self._model.rope, self.rope_in_effect()
+        """Raises EngineStartError if the engine's rotary scaling is not the configured one."""
+        wanted, actual = self._model.rope, self.rope_in_effect()
         if wanted.written_as is not None and (
-            there.get("rope_type") != wanted.type or abs(there.get("factor", 0) - wanted.factor) > 1e-6
+            actual.get("rope_type") != wanted.type or abs(actual.get("factor", 0) - wanted.factor) > 1e-6
         ):
-            raise EngineStartError(f"the engine's rope is {there}, asked for was {wanted.as_dict()}")
+            raise EngineStartError(f"the engine's rope is {actual}, but {wanted.as_dict()} was requested")
 
     async def _read_kv_layout(self) -> None:
-        """The engine's own bytes of KV a token, held against those of the model's configuration."""
+        """Reads the engine's KV bytes per token and compares them with those of the model's configuration."""
         try:
             ranks = await asyncio.wait_for(self._engine.collective_rpc("wp1_kv_layers"), LAYOUT_TIMEOUT_S)
-        except Exception as error:  # vLLM gives what its worker raised as one of its own
+        except Exception as error:  # vLLM re-raises a worker's error as a type of its own
             raise EngineStartError(
-                f"engine {self.name} did not say what its KV cache is made of: {error!r}" + self._last_lines()
+                f"engine {self.name} did not report the layout of its KV cache: {error!r}" + self._last_lines()
             ) from error
         self._kv = kv_layout.measured(ranks, self._model.kv_shards(self._tensor_parallel))
         self._kv["kv_note"] = kv_layout.difference(self._kv, self._model)
@@ -262,10 +262,10 @@ class VLLMBackend:
         if self._engine is not None:
             engine, self._engine, self._life.engine = self._engine, None, None
             ending = asyncio.ensure_future(asyncio.to_thread(engine.shutdown))
-            # Half of what a scheduler allows for it: the rest is for the end by force.
+            # Half of the time a scheduler allows; the rest is for a forced shutdown.
             await asyncio.wait([ending], timeout=END_S / 2)
             if not ending.done():
-                log.warning("engine %s did not end within %g s and is killed", self.name, END_S / 2)
+                log.warning("engine %s did not shut down within %g s: killing it", self.name, END_S / 2)
                 self._life.end_processes()
                 await asyncio.wait([ending], timeout=END_S / 4)
             if ending.done():
@@ -299,10 +299,10 @@ class VLLMBackend:
             raise await self._life.died() from error
         except Exception as error:
             ended = True
-            # vLLM's EngineGenerateError has no words of its own.
+            # vLLM's EngineGenerateError has no message of its own.
             cause = error.__cause__ or error
-            told = str(error) or f"{type(cause).__name__}: {cause}"
-            raise WP1Error(f"engine {self.name} refused the request: {told}") from error
+            message = str(error) or f"{type(cause).__name__}: {cause}"
+            raise WP1Error(f"engine {self.name} refused the request: {message}") from error
         finally:
             self._life.begun.pop(request.request_id, None)
             if not ended:
@@ -318,33 +318,31 @@ class VLLMBackend:
             await asyncio.wait_for(self._engine.collective_rpc("wp1_meet", args=(peers,)), MEET_TIMEOUT_S)
         except TimeoutError as error:
             raise EngineStartError(
-                f"engine {self.name} could not copy KV from {', '.join(peers)} within {MEET_TIMEOUT_S:g} s; where its "
-                "GPUs cannot read each other's memory, transfer=nixl_push is the way" + self._last_lines()
+                f"engine {self.name} could not copy KV from {', '.join(peers)} within {MEET_TIMEOUT_S:g} s: if their "
+                "GPUs cannot read each other's memory, set transfer=nixl_push" + self._last_lines()
             ) from error
-        except Exception as error:  # vLLM gives what its worker raised as one of its own
+        except Exception as error:  # vLLM re-raises a worker's error as a type of its own
             raise EngineStartError(f"engine {self.name} cannot take KV from {', '.join(peers)}: {error}") from error
 
     async def forget_peer(self, peer: str) -> None:
-        await self._life.answer(
-            self._engine.collective_rpc("wp1_peer_lost", args=(peer,)), "to forget an engine that died"
-        )
+        await self._life.answer(self._engine.collective_rpc("wp1_peer_lost", args=(peer,)), "to forget a dead engine")
 
     async def let_go(self, request: str) -> None:
-        await self._life.answer(self._engine.collective_rpc("wp1_let_go", args=(request,)), "to let KV go")
+        await self._life.answer(self._engine.collective_rpc("wp1_let_go", args=(request,)), "to free a request's KV")
 
     async def kv_free(self) -> bool:
-        # vLLM resets its prefix cache only while no block is in use.
-        return await self._life.answer(self._engine.reset_prefix_cache(), "whether its KV is free")
+        # vLLM resets its prefix cache only if no block is in use.
+        return await self._life.answer(self._engine.reset_prefix_cache(), "to check that its KV is free")
 
     async def memory(self, moment: memory_of.Moment) -> list[dict[str, Any]]:
         try:
             return await self._life.answer(
-                self._engine.collective_rpc(f"wp1_memory_{moment}"), "what its memory is taken by"
+                self._engine.collective_rpc(f"wp1_memory_{moment}"), "to report its memory use"
             )
         except EngineDiedError:
             raise
-        except Exception as error:  # vLLM gives what its worker raised as one of its own
-            raise EngineDiedError(f"engine {self.name} did not say what its memory is taken by: {error}") from error
+        except Exception as error:  # vLLM re-raises a worker's error as a type of its own
+            raise EngineDiedError(f"engine {self.name} did not report its memory use: {error}") from error
 
     def info(self) -> EngineInfo:
         return EngineInfo(

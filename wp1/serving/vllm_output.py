@@ -1,4 +1,4 @@
-"""Requests in vLLM's words, and what vLLM answers and counts in ours."""
+"""Translates requests into vLLM's types, and vLLM's outputs and statistics into wp1's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from wp1.core.records import Request
 from wp1.serving.backend import Chunk, EngineTimes
 
-# The difference of two log-probabilities is not written as more than that.
+# Upper bound for a margin: a token that is ruled out has log-probability minus infinity, which JSON cannot hold.
 MOST_NATS = 1000.0
 
 
@@ -23,9 +23,9 @@ def sampling_params(request: Request, detokenize: bool, kv_transfer_params: dict
         ignore_eos=request.ignore_eos,
         detokenize=detokenize,
         stop=request.stop or None,
-        # They are taken beside the choice of a token, and change none.
+        # Log-probabilities are computed in addition to sampling and do not change it.
         logprobs=2 if request.margins else None,
-        # 0: of the prompt's own tokens, and of no others.
+        # 0: for the prompt's own tokens only.
         prompt_logprobs=None if request.nll_window is None else 0,
         output_kind=RequestOutputKind.DELTA,
         extra_args=None if kv_transfer_params is None else {"kv_transfer_params": kv_transfer_params},
@@ -33,7 +33,7 @@ def sampling_params(request: Request, detokenize: bool, kv_transfer_params: dict
 
 
 def prompt_of(request: Request, tokenizer: Callable[[], Any]) -> dict[str, Any]:
-    """A request's prompt as vLLM takes it. tokenizer: gives the engine's, which only a chat needs."""
+    """A request's prompt in vLLM's format. tokenizer: returns the engine's tokenizer; called for chats only."""
     if isinstance(request.prompt, str):
         return {"prompt": request.prompt}
     if request.prompt and isinstance(request.prompt[0], dict):
@@ -42,20 +42,20 @@ def prompt_of(request: Request, tokenizer: Callable[[], Any]) -> dict[str, Any]:
 
 
 def chat_token_ids(tokenizer: Any, chat: Any) -> list[int]:
-    """A chat as token ids by the model's own template, with the opening of the assistant's turn."""
+    """A chat as token ids under the model's chat template, ending with the opening of the assistant's turn."""
     return list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False))
 
 
 def chunk_of(output: Any, request: Request, now: float) -> Chunk:
-    """What vLLM's RequestOutput adds to an answer. now: when it came, on the monotonic clock."""
-    part = output.outputs[0]
-    chunk = Chunk(now, list(part.token_ids), part.text)
+    """The Chunk for one of vLLM's RequestOutputs. now: when it arrived, on the monotonic clock."""
+    delta = output.outputs[0]
+    chunk = Chunk(now, list(delta.token_ids), delta.text)
     if request.nll_window is not None and output.prompt_logprobs:
         chunk.nll = window_sums(output.prompt_logprobs, output.prompt_token_ids, request.nll_window)
-    if request.margins and part.logprobs is not None:
-        chunk.margins = [margin(of_token) for of_token in part.logprobs]
+    if request.margins and delta.logprobs is not None:
+        chunk.margins = [margin(candidates) for candidates in delta.logprobs]
     if output.finished:
-        chunk.finish_reason = part.finish_reason
+        chunk.finish_reason = delta.finish_reason
         chunk.prompt_tokens = len(output.prompt_token_ids or ())
         chunk.cached_tokens = output.num_cached_tokens or 0
         chunk.times = _times(output.metrics)
@@ -64,7 +64,7 @@ def chunk_of(output: Any, request: Request, now: float) -> Chunk:
 
 
 def _times(stats: Any) -> EngineTimes:
-    """vLLM's RequestStateStats; a zero there means that it did not come to that."""
+    """EngineTimes from vLLM's RequestStateStats, in which 0 means that the event never happened."""
     if stats is None:
         return EngineTimes()
     return EngineTimes(
@@ -72,34 +72,34 @@ def _times(stats: Any) -> EngineTimes:
         scheduled=stats.scheduled_ts or None,
         first_token=stats.first_token_ts or None,
         last_token=stats.last_token_ts or None,
-        preemptions=getattr(stats, "num_preemptions", 0),  # from vLLM 0.27 or so
+        preemptions=getattr(stats, "num_preemptions", 0),  # since about vLLM 0.27
     )
 
 
 def window_sums(logprobs: Any, token_ids: Any, window: int) -> list[float]:
-    """Negative log-likelihoods (nats) of a prompt's tokens, summed over windows of so many tokens.
+    """Negative log-likelihoods (nats) of a prompt's tokens, summed over windows of `window` tokens.
 
-    logprobs: for each token vLLM's mapping of token ids to log-probabilities, None for the first.
+    logprobs: vLLM's mapping of token ids to log-probabilities for each token, None for the first.
     """
     sums = [0.0] * -(-len(token_ids) // window)
-    for place, (token, of_token) in enumerate(zip(token_ids, logprobs, strict=True)):
-        if of_token is not None:
-            sums[place // window] -= of_token[token].logprob
+    for position, (token, candidates) in enumerate(zip(token_ids, logprobs, strict=True)):
+        if candidates is not None:
+            sums[position // window] -= candidates[token].logprob
     return sums
 
 
-def margin(of_token: Any) -> float:
-    """By how much the best token is more likely than the second best: the difference of their log-probabilities, nats.
+def margin(candidates: Any) -> float:
+    """Difference between the log-probabilities of the best and the second-best token, in nats, at most MOST_NATS.
 
-    of_token: vLLM's mapping of token ids to log-probabilities at one place of an answer, the two best among them.
+    candidates: vLLM's mapping of token ids to log-probabilities at one position of an answer, with at least the two
+    best tokens.
     """
-    best, second = sorted((found.logprob for found in of_token.values()), reverse=True)[:2]
-    # A token that is ruled out has minus infinity, which no file can hold.
+    best, second = sorted((candidate.logprob for candidate in candidates.values()), reverse=True)[:2]
     return min(best - second, MOST_NATS)
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """What vLLM decided for an engine, from its VllmConfig; blocks are of the KV cache."""
+    """An engine's effective settings, from its VllmConfig; blocks are KV-cache blocks."""
     cache = config.cache_config
     return {
         "block_size": cache.block_size,
@@ -118,10 +118,10 @@ def stats_logger(
     on_kv_stats: Callable[[dict[str, Any]], None] | None,
     on_stats: Callable[[str, float, int, int, int], None] | None,
 ) -> Any:
-    """A stat logger class for AsyncLLM that hands on what the KV connector and the engine's scheduler counted.
+    """A stat-logger class for AsyncLLM that passes on the statistics of the KV connector and the engine's scheduler.
 
-    It takes the place of vLLM's logger for Prometheus, which nobody reads here, and whose metrics have one registry in
-    a process: of two engines that start at the same time, one could fail to register its own.
+    It replaces vLLM's Prometheus logger, whose metrics are unused here and share one registry per process: if two
+    engines start at the same time, one may fail to register its metrics.
     """
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
@@ -135,9 +135,9 @@ def stats_logger(
             if on_kv_stats is not None and scheduler_stats.kv_connector_stats:
                 on_kv_stats(scheduler_stats.kv_connector_stats)
             if on_stats is not None:
-                # Requests that wait for something else than a place are counted apart from vLLM 0.30 or so.
+                # Since about vLLM 0.30, requests that wait for something other than a slot are counted separately.
                 waiting = scheduler_stats.num_waiting_reqs + getattr(scheduler_stats, "num_skipped_waiting_reqs", 0)
-                preempted = getattr(iteration_stats, "num_preempted_reqs", 0)  # None where nothing came out
+                preempted = getattr(iteration_stats, "num_preempted_reqs", 0)  # None if the step had no output
                 on_stats(name, scheduler_stats.kv_cache_usage, scheduler_stats.num_running_reqs, waiting, preempted)
 
         def log_engine_initialized(self) -> None:

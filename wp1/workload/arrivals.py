@@ -1,7 +1,7 @@
 """When requests are due: an open loop's arrival times as offsets in seconds from the start of a cell's repeat.
 
-They follow from the rate, the process and a seed alone, and are kept whatever the engines do: an open loop stands for
-users who do not know how busy the service is.
+Arrivals depend only on the rate, the process and a seed, never on the engines: an open loop models users who do not
+know how busy the service is.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Offsets in seconds, ascending from 0, one a request; those before `ramp_s` arrive while the rate still grows."""
+    """One offset per request, in seconds, ascending from 0; those before `ramp_s` arrive while the rate still grows."""
 
     offsets: "np.ndarray"
     ramp_s: float = 0.0
@@ -25,10 +25,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Process:
-    """How the requests of an open loop arrive: a row of PROCESSES each.
+    """An arrival process of an open loop; each is a row of PROCESSES.
 
-    arrive: from a random generator, a count, a rate in requests/s and `workload`, when they are due.
-    keys: of `workload` that no other process reads, with what they are if nothing was said.
+    arrive: the Schedule for a random generator, a number of requests, a rate in requests/s, and the `workload` group.
+    keys: keys of `workload` that only this process reads, with their defaults.
     """
 
     arrive: "Callable[[np.random.Generator, int, float, Any], Schedule]"
@@ -36,7 +36,7 @@ class Process:
 
 
 def schedule(workload: Any, count: int, rate: float, seed: int) -> Schedule:
-    """`count` arrivals at `rate` requests/s by `workload.arrivals`. The same seed gives the same on any machine."""
+    """`count` arrivals at `rate` requests/s under `workload.arrivals`. The same seed gives the same on any machine."""
     import numpy as np
 
     return PROCESSES[workload.arrivals].arrive(np.random.default_rng(seed), count, rate, workload)
@@ -47,7 +47,7 @@ def _after(gaps: "np.ndarray") -> Schedule:
 
 
 def _poisson(rng: "np.random.Generator", count: int, rate: float, workload: Any) -> Schedule:
-    """Exponential gaps: many users who do not know of each other."""
+    """Exponential gaps: many independent users."""
     return _after(rng.exponential(1.0 / rate, count))
 
 
@@ -59,7 +59,7 @@ def _constant(rng: "np.random.Generator", count: int, rate: float, workload: Any
 
 
 def _gamma(rng: "np.random.Generator", count: int, rate: float, workload: Any) -> Schedule:
-    """Gaps of mean 1/rate and shape `workload.burstiness`: 1 is Poisson, less comes in bursts, more is more even.
+    """Gamma gaps of mean 1/rate and shape `workload.burstiness`: 1 is Poisson, below 1 is burstier, above 1 more even.
 
     The coefficient of variation of the gaps is 1/sqrt(burstiness).
     """
@@ -67,29 +67,29 @@ def _gamma(rng: "np.random.Generator", count: int, rate: float, workload: Any) -
 
 
 def _ramp(rng: "np.random.Generator", count: int, rate: float, workload: Any) -> Schedule:
-    """Poisson with a rate that grows evenly from `workload.ramp_from` to `rate` within `workload.ramp_s` seconds.
+    """Poisson with a rate that grows linearly from `workload.ramp_from` to `rate` within `workload.ramp_s` seconds.
 
-    It stays there; without ramp_s it grows until the last request.
+    After that the rate is constant. Without ramp_s it grows until the last request.
     """
     steady = _poisson(rng, count, rate, workload)
     return _ramped(steady.offsets * rate, rate, workload.ramp_from, workload.ramp_s)
 
 
 def _ramped(arrivals: "np.ndarray", rate: float, start: float, ramp_s: float | None) -> Schedule:
-    """Turns arrivals of a process of rate 1 (`arrivals`: when each is due) into those of a rate that grows.
+    """Maps arrival times of a process of rate 1 (`arrivals`) to those of a process whose rate grows.
 
-    By the inverse of the expected number of arrivals until t, which is start t + (rate - start) t² / 2 ramp_s in the
-    ramp (Çinlar's method for a non-homogeneous Poisson process).
+    Inverts the expected number of arrivals until t, which is start t + (rate - start) t² / 2 ramp_s during the ramp
+    (Çinlar's method for a non-homogeneous Poisson process).
     """
     import numpy as np
 
     if ramp_s is None:
         ramp_s = 2 * max(float(arrivals[-1]), 1.0) / (start + rate)
-    in_ramp = (start + rate) / 2 * ramp_s  # requests expected until its end
+    in_ramp = (start + rate) / 2 * ramp_s  # requests expected during the ramp
     slope = (rate - start) / ramp_s
-    # The root of slope/2 t² + start t = arrivals, in the form that is exact where the slope is zero.
-    below = start + np.sqrt(start**2 + 2 * slope * np.minimum(arrivals, in_ramp))
-    grown = np.divide(2 * arrivals, below, out=np.zeros_like(arrivals), where=below > 0)
+    # The root of slope/2 t² + start t = arrivals, in the form that stays exact when the slope is zero.
+    denominator = start + np.sqrt(start**2 + 2 * slope * np.minimum(arrivals, in_ramp))
+    grown = np.divide(2 * arrivals, denominator, out=np.zeros_like(arrivals), where=denominator > 0)
     return Schedule(np.where(arrivals < in_ramp, grown, ramp_s + (arrivals - in_ramp) / rate), ramp_s)
 
 

@@ -1,6 +1,6 @@
-"""What a workload may say: every check that needs no model, each refusal naming the key to change.
+"""Checks of a workload's settings that need no model. Every message names the key to change.
 
-Values that are wrong on their own are refused by `wp1.config.checks`; here are those that contradict each other.
+`wp1.config.checks` refuses values that are wrong by themselves; this module refuses those that contradict each other.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ from wp1.workload.prompts import OWN, PromptSource, source_of
 
 
 def check_workload(cfg: Any) -> None:
-    """Raises ConfigError where settings of `workload` contradict each other, the experiment or model.max_len."""
+    """Raises ConfigError if settings of `workload` contradict each other, the experiment or model.max_len."""
     workload, source = cfg.workload, source_of(cfg.workload.prompts)
     if source.made_to_length:
         _check_lengths(cfg)
     elif workload.prompt_len is not None:
         raise ConfigError(
-            f"workload.prompt_len has no effect on a {workload.prompts}'s prompts: drop it or choose workload=random"
+            f"workload.prompt_len has no effect on {workload.prompts} prompts: drop it or choose workload=random"
         )
     source.check(cfg)
     _refuse_unused(workload, source)
@@ -47,7 +47,7 @@ def _check_lengths(cfg: Any) -> None:
         )
     if not workload.shared_prefix < 1:
         raise ConfigError(
-            f"workload.shared_prefix={workload.shared_prefix:g} leaves nothing of a prompt's own: set it below 1"
+            f"workload.shared_prefix={workload.shared_prefix:g} would make all prompts the same: set it below 1"
         )
 
 
@@ -59,8 +59,8 @@ def _outputs(workload: Any) -> str:
 
 def _refuse_unused(workload: Any, source: PromptSource) -> None:
     for name in OWN:
-        for key, nothing in source_of(name).keys.items():
-            if workload[key] != nothing and workload.prompts != name:
+        for key, default in source_of(name).keys.items():
+            if workload[key] != default and workload.prompts != name:
                 raise ConfigError(f"workload.{key} has no effect on {workload.prompts} prompts: choose workload={name}")
     if workload.shared_prefix and not source.made_to_length:
         raise ConfigError(
@@ -70,20 +70,20 @@ def _refuse_unused(workload: Any, source: PromptSource) -> None:
 
 def _check_outputs(workload: Any) -> None:
     fixed = workload.output_distribution == "fixed"
-    for key, nothing in (("output_spread", 0), ("output_max", None)):
-        if fixed and workload[key] != nothing:
+    for key, default in (("output_spread", 0), ("output_max", None)):
+        if fixed and workload[key] != default:
             raise ConfigError(
                 f"workload.{key}={workload[key]} has no effect on fixed lengths: set workload.output_distribution to "
                 "uniform, normal or lognormal"
             )
     if not fixed and not workload.output_spread:
         raise ConfigError(
-            f"workload.output_spread=0 makes all outputs alike: set it above 0, or drop workload.output_distribution="
-            f"{workload.output_distribution}"
+            "workload.output_spread=0 gives all outputs the same length: set it above 0, or drop "
+            f"workload.output_distribution={workload.output_distribution}"
         )
     if workload.output_distribution == "uniform" and workload.output_spread > 1:
         raise ConfigError(
-            f"workload.output_spread={workload.output_spread:g} would make outputs shorter than nothing: "
+            f"workload.output_spread={workload.output_spread:g} would give negative output lengths: "
             "set it to at most 1 for uniform lengths"
         )
     if workload.output_max is not None and workload.output_max < workload.output_len:
@@ -96,12 +96,12 @@ def _check_outputs(workload: Any) -> None:
 def _check_arrivals(cfg: Any, source: PromptSource) -> None:
     workload = cfg.workload
     rates = open_loop(cfg) or cfg.experiment.goodput_budget_s is not None
-    for process, of in PROCESSES.items():
-        for key, nothing in of.keys.items():
-            if workload[key] != nothing and workload.arrivals != process:
+    for name, process in PROCESSES.items():
+        for key, default in process.keys.items():
+            if workload[key] != default and workload.arrivals != name:
                 raise ConfigError(
                     f"workload.{key}={workload[key]:g} has no effect on {workload.arrivals} arrivals: "
-                    f"set workload.arrivals={process}"
+                    f"set workload.arrivals={name}"
                 )
     if PROCESSES[workload.arrivals].keys and not rates and not source.recorded:
         raise ConfigError(
@@ -110,6 +110,6 @@ def _check_arrivals(cfg: Any, source: PromptSource) -> None:
         )
     if workload.num_warmup > workload.max_warmup:
         raise ConfigError(
-            f"workload.num_warmup={workload.num_warmup} is more than workload.max_warmup={workload.max_warmup}: "
-            "raise the second"
+            f"workload.num_warmup={workload.num_warmup} exceeds workload.max_warmup={workload.max_warmup}: "
+            "raise workload.max_warmup"
         )

@@ -1,4 +1,4 @@
-"""Questions to ask, from a built-in file or one of the user's: questions with a text, prompts, and recorded chats."""
+"""Reads questions, prompts and recorded chats from a built-in file or from one of the user's."""
 
 import logging
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Question:
-    """One row: an id, the question, and the text it is about, if any; of a chat all messages that are sent.
+    """One row: an id, the question, and the text it is about, if any; for a chat, all messages to send.
 
-    answer: what was answered when the row was recorded. output_len: tokens that the row asks for.
+    answer: the answer at the time of recording. output_len: tokens that the row asks for.
     """
 
     id: str
@@ -35,7 +35,7 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """All that is asked as one text, for a model without a chat template."""
+        """The whole prompt as one text, for a model without a chat template."""
         if self.messages:
             return "\n\n".join(text for _, text in self.messages)
         return f"{self.context}\n\n{self.question}" if self.context else self.question
@@ -43,14 +43,14 @@ class Question:
 
 @dataclass
 class Questions:
-    """A dataset's rows, and what was wrong with those that were left out (file and line first)."""
+    """A dataset's rows, and one message (file and line first) for each row left out."""
 
     rows: list[Question] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
 
 
 def path_of(dataset: Any) -> Path:
-    """The file behind a dataset's configuration. Raises ConfigError for an unknown built-in name."""
+    """The file of a configured dataset. Raises ConfigError for an unknown built-in name."""
     if dataset.source == "file":
         return Path(dataset.path).expanduser()
     path = BUILTIN / f"{dataset.name}.jsonl"
@@ -61,30 +61,30 @@ def path_of(dataset: Any) -> Path:
 
 
 def read(dataset: Any) -> Questions:
-    """The first `dataset.limit` rows of a dataset in the file's order; what stands after them is not looked at.
+    """The first `dataset.limit` rows of a dataset in file order; later rows are not read.
 
-    Raises ConfigError naming file and line of a row that asks nothing or whose id was used, unless
-    dataset.on_bad_row=skip, which leaves such rows out and counts them; and of a file without a good row.
+    Raises ConfigError, naming file and line, for a row without a question or with a repeated id, unless
+    dataset.on_bad_row=skip, which leaves such rows out and counts them; and for a file without a good row.
     """
-    path, found = path_of(dataset), Questions()
+    path, questions = path_of(dataset), Questions()
     seen: set[str] = set()
     skip = getattr(dataset, "on_bad_row", "error") == "skip"
     for number, (where, fields) in enumerate(row_files.read(path), start=1):
         try:
-            found.rows.append(_checked(fields, where, number, seen))
+            questions.rows.append(_checked(fields, where, number, seen))
         except BadRowError as error:
             if not skip:
-                hint = "; mend it, or set dataset.on_bad_row=skip" if dataset.source == "file" else ""
+                hint = "; fix it, or set dataset.on_bad_row=skip" if dataset.source == "file" else ""
                 raise ConfigError(f"{where} {error}{hint}") from error
-            if not found.bad:
-                log.warning("left out: %s %s (more may follow; their number is in run_metadata.json)", where, error)
-            found.bad.append(f"{where} {error}")
-        if len(found.rows) == dataset.limit:
+            if not questions.bad:
+                log.warning("left out: %s %s (run_metadata.json counts all bad rows)", where, error)
+            questions.bad.append(f"{where} {error}")
+        if len(questions.rows) == dataset.limit:
             break
-    if not found.rows:
-        left_out = f" that can be asked ({len(found.bad)} bad rows, first: {found.bad[0]})" if found.bad else ""
-        raise ConfigError(f"{path} has no questions{left_out}: JSON objects are needed, one a line or in an array")
-    return found
+    if not questions.rows:
+        bad = f" that can be used ({len(questions.bad)} bad rows, first: {questions.bad[0]})" if questions.bad else ""
+        raise ConfigError(f"{path} has no questions{bad}: JSON objects are needed, one per line or in an array")
+    return questions
 
 
 def _checked(fields: dict[str, Any] | BadRowError, where: str, number: int, seen: set[str]) -> Question:
@@ -98,20 +98,20 @@ def _checked(fields: dict[str, Any] | BadRowError, where: str, number: int, seen
 
 
 def _default_id(where: str, number: int) -> str:
-    """Of a file with a row a line, its line; else the row's number."""
+    """From the line number if the file has one row per line, else from the row's number."""
     line = where.rpartition(":")[2]
     return f"q{line}" if line.isdecimal() else f"q-row{number}"
 
 
 def _row(fields: dict[str, Any], where: str, default_id: str) -> Question:
     name = next((name for name in ("id", "custom_id", "_id") if fields.get(name) is not None), None)
-    of_id = default_id if name is None else row_files.id_of(fields[name], name)
+    row_id = default_id if name is None else row_files.id_of(fields[name], name)
     question, context = fields.get("question"), fields.get("context", "")
     if question is None and (chat := chats.asked_of(fields)) is not None:
         label = next(text for role, text in reversed(chat.messages) if role == "user")
-        return Question(of_id, label, "", chat.messages, chat.answer, chat.output_len, where)
+        return Question(row_id, label, "", chat.messages, chat.answer, chat.output_len, where)
     if not isinstance(question, str) or not question.strip():
         raise BadRowError(f'has no "question" with a text; it has the fields {row_files.fields_of(fields)}: {FORMS}')
     if not isinstance(context, str):
-        raise BadRowError('has a "context" that is no text')
-    return Question(of_id, question, context, output_len=chats.output_len_of(fields), where=where)
+        raise BadRowError('has a "context" that is not a text')
+    return Question(row_id, question, context, output_len=chats.output_len_of(fields), where=where)

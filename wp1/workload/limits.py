@@ -1,4 +1,4 @@
-"""Bounds of what a workload may say."""
+"""Bounds for the settings of a workload."""
 
 import math
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from typing import Any
 
 from wp1.core.errors import ConfigError
 
-# Where the long end of a distribution is cut, unless workload.output_max says: four times the mean.
+# A distribution of output lengths is cut at this multiple of its mean, unless workload.output_max is set.
 CUT = 4
-# Of recorded traffic; `wp1.workload.trace` says what each is.
+# Formats of recorded traffic; `wp1.workload.trace` describes each.
 TRACE_FORMATS = ("mooncake", "bailian", "azure", "burstgpt", "wp1")
 
 
 def longest(workload: Any) -> int:
-    """Tokens of the longest answer that can be asked for; a trace says its own lengths."""
+    """Tokens of the longest answer that the workload can request. Does not apply to a trace, which has its own."""
     if workload.output_distribution == "fixed":
         return workload.output_len
     cut = workload.output_max
@@ -24,13 +24,13 @@ def longest(workload: Any) -> int:
 
 
 def check_list(key: str, values: Sequence[float], of_what: str, least: float, most: float) -> None:
-    """Raises ConfigError where a list that cells are made of is empty, or names a value twice or one out of bounds."""
-    given = f"{key}=[{','.join(f'{value:.12g}' for value in values)}]"
+    """Raises ConfigError if a list that defines cells is empty, repeats a value, or has one out of bounds."""
+    setting = f"{key}=[{','.join(f'{value:.12g}' for value in values)}]"
     if not values:
-        raise ConfigError(f"{given} is empty: name {of_what}")
+        raise ConfigError(f"{setting} is empty: name {of_what}")
     for value in values:
         # Written so that nan is refused too.
         if not least <= value <= most:
-            raise ConfigError(f"{given} has {value:.12g}: name {of_what}, from {least:.12g} to {most:.12g}")
+            raise ConfigError(f"{setting} has {value:.12g}: name {of_what}, from {least:.12g} to {most:.12g}")
         if list(values).count(value) > 1:
-            raise ConfigError(f"{given} has {value:.12g} twice, which would be one cell: name each once")
+            raise ConfigError(f"{setting} has {value:.12g} twice, which would be one cell: name each once")

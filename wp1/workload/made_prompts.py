@@ -1,4 +1,4 @@
-"""Prompts that are made to a length: of random tokens, and of stretches of a text."""
+"""Prompts made to a given length, from random tokens or from passages of a text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from wp1.workload.tokens import ModelTokens
 
 
 class RandomPrompts(PromptSource):
-    """Random token ids, no two prompts alike but for what `workload.shared_prefix` lets those of a repeat share."""
+    """Random token ids. No two prompts are alike, except for the `workload.shared_prefix` of a repeat."""
 
     made_to_length = True
     of = "random tokens"
@@ -39,16 +39,19 @@ class RandomPrompts(PromptSource):
         return Requests(count, make, prompt)
 
     def _own_tokens(self, cfg: Any, cell: Cell, repeat: int, n: int, data: PromptData, length: int) -> list[int]:
-        """What no other prompt of the cell has. n: the prompt's number in its repeat; for warming up from -1 down."""
+        """The part of a prompt that no other prompt of the cell has.
+
+        n: the prompt's index in its repeat; for warm-up prompts -1, -2 and so on.
+        """
         return random_token_ids(length, data.vocab_size, derive_seed(cfg.seed, cell.name, repeat, n))
 
     def _prefix(self, cfg: Any, cell: Cell, repeat: int, data: PromptData, length: int) -> list[int]:
-        """What all prompts of a repeat begin with."""
+        """The prefix that all prompts of a repeat share."""
         return random_token_ids(length, data.vocab_size, derive_seed(cfg.seed, cell.name, repeat, "prefix"))
 
 
 class TextPrompts(RandomPrompts):
-    """Stretches of one text, no two prompts from the same place."""
+    """Passages of one text; no two prompts start at the same token."""
 
     of = "tokens of text"
     keys: Mapping[str, Any] = MappingProxyType({"text_path": None})
@@ -79,27 +82,27 @@ class TextPrompts(RandomPrompts):
 
     def _own_tokens(self, cfg: Any, cell: Cell, repeat: int, n: int, data: PromptData, length: int) -> list[int]:
         index = repeat * (cell.num_requests or 0) + n if n >= 0 else n
-        return _stretch(data, index, length, derive_seed(cfg.seed, cell.name))
+        return _passage(data, index, length, derive_seed(cfg.seed, cell.name))
 
     def _prefix(self, cfg: Any, cell: Cell, repeat: int, data: PromptData, length: int) -> list[int]:
-        return _stretch(data, 0, length, derive_seed(cfg.seed, cell.name, repeat, "prefix"))
+        return _passage(data, 0, length, derive_seed(cfg.seed, cell.name, repeat, "prefix"))
 
     def warmup_prompt(self, cfg: Any, cell: Cell, repeat: int, n: int, data: PromptData) -> list[int]:
         return self._own_tokens(cfg, cell, repeat, -1 - n, data, cell.prompt_len or 0)
 
 
-def _stretch(data: PromptData, index: int, length: int, seed: int) -> list[int]:
+def _passage(data: PromptData, index: int, length: int, seed: int) -> list[int]:
     assert data.text is not None
     start = texts.start_of(index, length, len(data.text), seed)
     return data.text[start : start + length].tolist()
 
 
-def _check_text(cells: Sequence[Cell], there: int) -> None:
-    """Raises ConfigError if a text has fewer tokens than a prompt, or fewer places than there are prompts."""
+def _check_text(cells: Sequence[Cell], text_tokens: int) -> None:
+    """Raises ConfigError if a text has fewer tokens than a prompt, or fewer starting points than there are prompts."""
     length = max(cell.prompt_len or 0 for cell in cells)
     wanted = max(cell.repeats * (cell.num_requests or 0) for cell in cells)
-    if there - length < wanted:
+    if text_tokens - length < wanted:
         raise ConfigError(
-            f"the text has {there:,} tokens, too few to cut {wanted:,} different prompts of {length:,} from: set "
+            f"the text has {text_tokens:,} tokens, too few for {wanted:,} different prompts of {length:,} tokens: set "
             "workload.text_path to a longer text, or shorten the prompts"
         )

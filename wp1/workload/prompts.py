@@ -1,6 +1,6 @@
-"""Requests from the configuration: the same seed gives the same prompts on any machine.
+"""Builds requests from the configuration: the same seed gives the same prompts on any machine.
 
-They are made one by one, as they are taken: a thousand prompts of 100,000 tokens would be gigabytes as lists.
+Requests are built one at a time, on access: a thousand prompts of 100,000 tokens would take gigabytes as lists.
 """
 
 import importlib
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from wp1.workload.dataset import Question
     from wp1.workload.tokens import ModelTokens
 
-# Warm-up prompts are of their own kind, so that nothing they leave behind can serve a measured one.
+# Warm-up prompts differ from measured ones, so that no cached prefix of theirs can serve a measured request.
 WARMUP_QUESTION = "Count from one to ten in words."
 WARMUP_TOKENS = 8
-# What `workload.prompts` may say in short; any other source of prompts is named as package.module.Class.
+# Short names for `workload.prompts`; any other source of prompts is named as package.module.Class.
 OWN = {
     "dataset": "wp1.workload.question_prompts.QuestionPrompts",
     "random": "wp1.workload.made_prompts.RandomPrompts",
@@ -35,7 +35,7 @@ OWN = {
     "text": "wp1.workload.made_prompts.TextPrompts",
     "trace": "wp1.workload.trace_prompts.TracePrompts",
 }
-# Names in folders of earlier runs.
+# Names used in the folders of earlier runs.
 EARLIER = {"judged": "scored"}
 
 Encode = Callable[[str], list[int]]
@@ -44,14 +44,14 @@ Encode = Callable[[str], list[int]]
 def as_token_ids(text: str) -> list[int]:
     """The UTF-8 bytes of a text as token ids.
 
-    For random weights, which have no tokenizer: the ids mean nothing to the model, but prompts keep distinct contents
-    and lengths that grow with the text.
+    For random weights, which have no tokenizer: the ids mean nothing to the model, but prompts still differ in content,
+    and their length grows with the text.
     """
     return list(text.encode())
 
 
 def random_token_ids(length: int, vocab_size: int, seed: int) -> list[int]:
-    """`length` ids, uniform over the vocabulary less its first 1,000, where models keep their special tokens."""
+    """`length` ids, uniform over the vocabulary without its first 1,000, where many models keep special tokens."""
     import numpy as np
 
     low = min(1000, vocab_size // 2)
@@ -60,15 +60,15 @@ def random_token_ids(length: int, vocab_size: int, seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class PromptData:
-    """What prompts are made of. Everything that takes a tokenizer is done when it is made, not while requests run.
+    """The data that prompts are built from. All tokenization happens when it is built, not while requests run.
 
-    vocab_size: ids that random prompts are drawn from.
-    encode: from a question to the model's token ids, its chat template included.
+    vocab_size: number of ids that random prompts are drawn from.
+    encode: turns a question into the model's token ids, including the chat template.
     questions: the dataset's rows with their token ids (workload.prompts=dataset).
     text: token ids of a long text (workload.prompts=text).
     rows: the recorded requests (workload.prompts=trace).
-    examples: those of each cell, a `wp1.quality.examples.Examples` (workload.prompts=scored).
-    own: whatever a source of somebody else's keeps.
+    examples: the examples of each cell, a `wp1.quality.examples.Examples` (workload.prompts=scored).
+    own: anything that a source from outside wp1 keeps.
     """
 
     vocab_size: int
@@ -83,7 +83,8 @@ class PromptData:
 class Requests(Sequence[Request]):
     """Lazy sequence of requests; each access builds a new one.
 
-    make: a request by its place, without its prompt; prompt: its token ids, which take most of the time and memory.
+    make: builds the request at an index, without its prompt. prompt: its token ids, which take most of the time and
+    memory.
     """
 
     def __init__(self, count: int, make: Callable[[int], Request], prompt: Callable[[int], list[int]]) -> None:
@@ -112,32 +113,32 @@ class Requests(Sequence[Request]):
         return request
 
     def without_prompts(self, first: int) -> Iterator[Request]:
-        """The requests from that place on, their prompts empty: for those that are not sent."""
+        """The requests from index `first` on, with empty prompts: for those that are never sent."""
         return map(self._bare, range(first, self._count))
 
 
 class PromptSource:
-    """Where a run's prompts come from, as `workload.prompts` names it: one class a source. It keeps nothing itself.
+    """A source of a run's prompts, as named by `workload.prompts`: one stateless class per source.
 
-    A source is asked in this order: `check`, before anything is read; `read`, before the model is fetched; `prepare`,
-    with the tokenizer; then for every cell and repeat. Only `requests` has to be given.
+    Methods are called in this order: `check`, before anything is read; `read`, before the model is fetched; `prepare`,
+    with the tokenizer; then the others, for every cell and repeat. Only `requests` has to be implemented.
     """
 
-    made_to_length = False  # prompts have the lengths of workload.prompt_len or experiment.prompt_lens
-    repeated = False  # every repeat of a cell asks the same, so that answers can be compared token by token
-    recorded = False  # requests have times and lengths of their own
-    # Keys of `workload` that no other source reads, with what they are if nothing was said.
+    made_to_length = False  # whether prompts have the lengths of workload.prompt_len or experiment.prompt_lens
+    repeated = False  # whether all repeats of a cell have the same prompts, so that answers can be compared by token
+    recorded = False  # whether requests have their own times and lengths
+    # Keys of `workload` that only this source reads, with their defaults.
     keys: Mapping[str, Any] = {}
 
     def check(self, cfg: Any) -> None:
         """Raises ConfigError, naming the key, for settings that contradict each other."""
 
     def read(self, cfg: Any, tell: Callable[[str], None]) -> Any:
-        """The source's own data, before there is a model. Raises ConfigError if it cannot be read or used."""
+        """Reads the source's data, before the model is loaded. Raises ConfigError if it cannot be read or used."""
         return None
 
     def files(self, cfg: Any) -> dict[str, Path]:
-        """The files whose contents decide what is sent, for the configuration hash."""
+        """The files whose contents determine the requests, for the configuration hash."""
         return {}
 
     def prepare(
@@ -149,38 +150,38 @@ class PromptSource:
         tell: Callable[[str], None],
         given: Any,
     ) -> PromptData:
-        """What the requests of these cells, which are of one arm, are made of.
+        """Prepares the data that the requests of these cells, all of one arm, are built from.
 
-        data: with the model's vocabulary and encoding, and nothing else. tokens: None for random weights. given: what
-        `read` returned. Raises ConfigError if the data does not do.
+        data: the model's vocabulary and encoding only. tokens: None for random weights. given: what `read` returned.
+        Raises ConfigError if the data is unsuitable.
         """
         return data
 
     def lengths(self, data: PromptData) -> dict[str, int]:
-        """Tokens of prompts that have a length of their own, by name: the model has to have room for each."""
+        """Tokens of each prompt whose length comes from the data, by name: the model must have room for each."""
         return {}
 
     def inputs(self, cfg: Any, given: Any, data: PromptData) -> tuple[dict[str, Any], list[str]]:
-        """What run_metadata.json says of the data, and the same in words for the screen."""
+        """A description of the data for run_metadata.json, and the same as lines of text for the console."""
         return {}, []
 
     def requests(self, cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Requests:
-        """The requests of one repeat of a cell, in the order they are sent; every prompt is token ids."""
+        """The requests of one repeat of a cell, in sending order, with prompts as token ids."""
         raise NotImplementedError
 
     def arrivals(self, cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Schedule | None:
-        """When they are due; None in a closed loop, in which that is up to the answers."""
+        """When the requests are due; None in a closed loop, where each answer triggers the next request."""
         if cell.request_rate <= 0:
             return None
         count = cell.num_requests or len(self.requests(cfg, cell, repeat, data))
         return schedule(cfg.workload, count, cell.request_rate, derive_seed(cfg.seed, cell.name, repeat, "arrivals"))
 
     def warmup_length(self, cell: Cell, data: PromptData) -> int | None:
-        """Tokens of a prompt for warming up; None for a short question."""
+        """Tokens of a warm-up prompt; None for a short question."""
         return cell.prompt_len
 
     def warmup_prompt(self, cfg: Any, cell: Cell, repeat: int, n: int, data: PromptData) -> list[int]:
-        """Prompt `n` for warming up, as long as those that are measured and none of them."""
+        """Warm-up prompt `n`: as long as the measured ones, but different from all of them."""
         length = self.warmup_length(cell, data)
         if length is None:
             return data.encode(f"{WARMUP_QUESTION} ({n})")
@@ -188,7 +189,7 @@ class PromptSource:
 
 
 def own_source(name: str) -> PromptSource | None:
-    """wp1's own source of that name, as a run's folder may say; None for any other, of which nothing is imported."""
+    """wp1's own source of that name, as found in a run's folder; None for any other, which is not imported."""
     target = OWN.get(EARLIER.get(name, name))
     if target is None:
         return None
@@ -199,50 +200,51 @@ def own_source(name: str) -> PromptSource | None:
 def source_of(name: str) -> PromptSource:
     """The source that `workload.prompts` names in a configuration.
 
-    Raises ConfigError if there is none of that name, or it cannot be imported.
+    Raises ConfigError if the name is unknown or cannot be imported.
     """
     if name in OWN and (own := own_source(name)) is not None:
         return own
-    said = f"workload.prompts={name}"
+    setting = f"workload.prompts={name}"
     module, _, attribute = name.rpartition(".")
     if not module:
         raise ConfigError(
-            f"{said} is not known: set workload.prompts to {' or '.join(OWN)}, or to package.module.Class of your own"
+            f"{setting} is not known: set workload.prompts to {' or '.join(OWN)}, or to a package.module.Class of "
+            "your own"
         )
-    found = getattr(imported(said, module), attribute, None)
-    if not isinstance(found, type) or not issubclass(found, PromptSource):
-        raise ConfigError(f"{said} is no class that is derived from wp1.workload.prompts.PromptSource: name one")
-    return found()
+    source = getattr(imported(setting, module), attribute, None)
+    if not isinstance(source, type) or not issubclass(source, PromptSource):
+        raise ConfigError(f"{setting} is not a class derived from wp1.workload.prompts.PromptSource: name one that is")
+    return source()
 
 
 def measured(cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Requests:
-    """The requests of one repeat of a cell, in the order they are sent; every prompt is token ids.
+    """The requests of one repeat of a cell, in sending order, with prompts as token ids.
 
-    A dataset's question has the same seed in every repeat, so that repeats can be compared token by token; all other
-    prompts differ in every repeat, so that no cache can answer them, but for what `workload.shared_prefix` or a
-    trace's equal hash ids let them share within one repeat.
-    Raises ConfigError where a text is too short for its prompts.
+    A dataset's question has the same seed in every repeat, so that repeats can be compared token by token. All other
+    prompts differ between repeats, so that a prefix cache does not help, except for the prefixes that
+    `workload.shared_prefix` or a trace's equal hash ids let them share within one repeat.
+    Raises ConfigError if a text is too short for its prompts.
     """
     return source_of(cfg.workload.prompts).requests(cfg, cell, repeat, data)
 
 
 def arrivals(cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Schedule | None:
-    """When the requests of one repeat of a cell are due; None in a closed loop, where that is up to the answers."""
+    """When the requests of one repeat of a cell are due; None in a closed loop (`PromptSource.arrivals`)."""
     return source_of(cfg.workload.prompts).arrivals(cfg, cell, repeat, data)
 
 
 def warmup_round(cfg: Any, cell: Cell, repeat: int, data: PromptData, engines: int, number: int) -> list[Request]:
-    """One request for each engine that is not measured: prompts of their own, as long as the cell's.
+    """One warm-up request for each engine, not measured: prompts as long as the cell's, but different.
 
-    repeat: the first that follows. number: of the round, from 0; no two rounds have a prompt in common.
+    repeat: the repeat that follows. number: the round's, from 0; no prompt occurs in two rounds.
     """
     source = source_of(cfg.workload.prompts)
     requests = []
     for n in range(number * engines, (number + 1) * engines):
         prompt = source.warmup_prompt(cfg, cell, repeat, n, data)
         seed = derive_seed(cfg.seed, cell.name, "warm-up", n)
-        most = min(longest(cfg.workload), WARMUP_TOKENS)
-        request = request_of(cfg, cell, repeat, f"warm-up-{n}", prompt, "warm-up", seed, most)
+        max_tokens = min(longest(cfg.workload), WARMUP_TOKENS)
+        request = request_of(cfg, cell, repeat, f"warm-up-{n}", prompt, "warm-up", seed, max_tokens)
         request.warmup = True
         requests.append(request)
     return requests
@@ -258,7 +260,7 @@ def request_of(
     seed: int,
     max_tokens: int | None = None,
 ) -> Request:
-    """A request with the workload's sampling. max_tokens: None is `workload.output_len`."""
+    """A request with the workload's sampling settings. max_tokens: None means `workload.output_len`."""
     workload = cfg.workload
     return Request(
         request_id=f"{cell.arm}/{cell.name}/r{repeat}/{name}",

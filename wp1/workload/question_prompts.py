@@ -1,4 +1,4 @@
-"""The questions, prompts and recorded chats of a dataset."""
+"""Prompts from a dataset's questions, prompts and recorded chats."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class QuestionPrompts(PromptSource):
-    """A dataset's rows in its order, the same ones in every repeat."""
+    """A dataset's rows in file order, the same in every repeat."""
 
     repeated = True
 
@@ -46,7 +46,7 @@ class QuestionPrompts(PromptSource):
     def requests(self, cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Requests:
         rows, count = data.questions, cell.num_requests or len(data.questions)
         sizes = lengths.outputs(cfg.workload, count, derive_seed(cfg.seed, cell.name, "output lengths"))
-        # A row's own length, up to workload.output_len; a distribution that is asked for goes before it.
+        # A row's own length applies, up to workload.output_len, unless the user has set a distribution.
         by_row = cfg.workload.output_distribution == "fixed"
 
         def make(n: int) -> Request:
@@ -66,7 +66,7 @@ class QuestionPrompts(PromptSource):
         stated = [row.output_len for row, _ in data.questions if row.output_len is not None]
         by_row = cfg.workload.output_distribution == "fixed"
         cut = sum(length > cap for length in stated) if by_row else 0
-        said = {
+        summary = {
             "file": str(dataset.path_of(cfg.dataset)),
             "rows": len(given.rows),
             "bad_rows": len(given.bad),
@@ -74,28 +74,28 @@ class QuestionPrompts(PromptSource):
             "output_lengths_by_row": len(stated) if by_row else 0,
             "cut_to_output_len": cut,
         }
-        words = f"dataset {Path(said['file']).name}: {len(given.rows):,} questions"
-        words += f", {len(given.bad):,} bad rows left out" if given.bad else ""
+        line = f"dataset {Path(summary['file']).name}: {len(given.rows):,} questions"
+        line += f", {len(given.bad):,} bad rows left out" if given.bad else ""
         if stated and by_row:
-            words += f"; {len(stated):,} say how long their answer is to be"
-            words += f", {cut:,} of them more than workload.output_len={cap}, which is taken" if cut else ""
-        return {"questions": said}, [words]
+            line += f"; {len(stated):,} set the length of their answer"
+            line += f", {cut:,} of them above workload.output_len={cap}, which applies instead" if cut else ""
+        return {"questions": summary}, [line]
 
 
 def tokenized(rows: list[dataset.Question], tokens: ModelTokens | None) -> "list[tuple[dataset.Question, np.ndarray]]":
-    """Questions with their token ids, and with the length of a recorded answer where a row states none."""
+    """Questions with their token ids; a row without an output length gets the length of its recorded answer."""
     import numpy as np
 
     answers = [row.answer or "" for row in rows]
     recorded = tokens.counts(answers) if tokens else [len(as_token_ids(answer)) for answer in answers]
-    found = []
+    questions = []
     for row, length in zip(rows, recorded, strict=True):
         try:
             ids = tokens.messages(row.messages) if tokens and row.messages else None
         except ValueError as error:
-            raise ConfigError(f"{row.where} cannot be asked by the model's chat template ({error})") from error
+            raise ConfigError(f"{row.where} does not fit the model's chat template ({error})") from error
         if ids is None:
             ids = tokens.chat(row.prompt) if tokens else as_token_ids(row.prompt)
-        own = replace(row, output_len=row.output_len or length or None)
-        found.append((own, np.asarray(ids, dtype=np.int32)))
-    return found
+        question = replace(row, output_len=row.output_len or length or None)
+        questions.append((question, np.asarray(ids, dtype=np.int32)))
+    return questions

@@ -1,4 +1,4 @@
-"""Recorded traffic, sent again at the times and with the lengths that it had."""
+"""Replays recorded traffic at its original times and lengths."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from wp1.workload.tokens import ModelTokens
 
 
 class TracePrompts(PromptSource):
-    """A trace's requests, with token ids of their own in every repeat."""
+    """A trace's requests, with different token ids in every repeat."""
 
     recorded = True
     keys: Mapping[str, Any] = MappingProxyType(
@@ -28,10 +28,10 @@ class TracePrompts(PromptSource):
         workload = cfg.workload
         if workload.trace_path is None:
             raise ConfigError(
-                "workload.trace_path is empty: set workload.trace_path=FILE, see conf/workload/trace.yaml"
+                "workload.trace_path is empty: set workload.trace_path=FILE (see conf/workload/trace.yaml)"
             )
         if not Path(workload.trace_path).expanduser().is_file():
-            raise ConfigError(f"workload.trace_path={workload.trace_path} is not a file: name a trace, JSON or CSV")
+            raise ConfigError(f"workload.trace_path={workload.trace_path} is not a file: name a trace in JSON or CSV")
         if workload.request_rate or cfg.experiment.request_rates is not None:
             key = "workload.request_rate" if workload.request_rate else "experiment.request_rates"
             raise ConfigError(f"{key} has no effect on a trace, which has its own times: set workload.trace_speed")
@@ -42,9 +42,9 @@ class TracePrompts(PromptSource):
 
     def read(self, cfg: Any, tell: Callable[[str], None]) -> trace.Trace:
         tell("reading the trace")
-        found = trace.read(cfg.workload)
-        trace.check_lengths(found, cfg.model.max_len)
-        return found
+        recorded = trace.read(cfg.workload)
+        trace.check_lengths(recorded, cfg.model.max_len)
+        return recorded
 
     def files(self, cfg: Any) -> dict[str, Path]:
         return {"trace": Path(cfg.workload.trace_path).expanduser()}
@@ -64,8 +64,8 @@ class TracePrompts(PromptSource):
         return {"trace": given.summary()}, [given.words()]
 
     def requests(self, cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Requests:
-        # Blocks differ between repeats, or the second would find all of the first's in a prefix cache.
-        of_repeat = derive_seed(cfg.seed, cell.name, repeat, "blocks")
+        # Blocks differ between repeats, or the prefix cache would still hold all of the first repeat's.
+        block_seed = derive_seed(cfg.seed, cell.name, repeat, "blocks")
 
         def make(n: int) -> Request:
             row = data.rows[n]
@@ -74,7 +74,7 @@ class TracePrompts(PromptSource):
 
         def prompt(n: int) -> list[int]:
             scale = cfg.workload.trace_length_scale
-            return trace.token_ids(data.rows[n], n, data.vocab_size, of_repeat, scale).tolist()
+            return trace.token_ids(data.rows[n], n, data.vocab_size, block_seed, scale).tolist()
 
         return Requests(len(data.rows), make, prompt)
 

@@ -126,10 +126,14 @@ def test_a_warm_up_that_failed_is_not_judged(tmp_path: Path) -> None:
     ("factor", "passed", "words"),
     [
         (1.0, True, "2 of 2 handoffs"),
-        (17 / 16, False, "other bytes: disagg/256-conc1 (2), as 6,266,880 instead of 5,898,240"),  # one block more
+        (
+            17 / 16,
+            False,
+            "wrong number of bytes: disagg/256-conc1 (2), such as 6,266,880 instead of 5,898,240",
+        ),  # one block more
         (15 / 16, False, "0 of 2 handoffs"),
-        (0.0, False, "other bytes"),  # a counter that was never moved
-        (None, False, "the connector reported none: disagg/256-conc1 (2)"),
+        (0.0, False, "wrong number of bytes"),  # a counter that was never moved
+        (None, False, "not reported by the connector: disagg/256-conc1 (2)"),
     ],
 )
 def test_bytes_are_right_to_the_byte(tmp_path: Path, factor: float | None, passed: bool, words: str) -> None:
@@ -156,9 +160,9 @@ def test_where_nothing_is_expected_bytes_are_told_and_not_judged(
     found = all_checks(read_config(folder), tables.requests(folder / "records.jsonl"), unknown)
     check = next(check for check in found if check["name"].startswith("KV bytes"))
     assert check["passed"] is passed
-    assert ("told and not judged" in check["name"]) is passed
+    assert ("reported but not judged" in check["name"]) is passed
     if passed:
-        assert check["detail"] == "11,796,480 bytes in 2 handoffs; how many to expect is not known"
+        assert check["detail"] == "11,796,480 bytes in 2 handoffs; the expected number is unknown"
 
 
 def test_what_the_decode_engine_had_whole_moves_nothing_and_is_right(tmp_path: Path) -> None:
@@ -170,10 +174,10 @@ def test_what_the_decode_engine_had_whole_moves_nothing_and_is_right(tmp_path: P
 
 def test_other_tokens_in_the_second_arm_are_reported_and_fail_nothing(tmp_path: Path) -> None:
     shape = Shape(lengths=(256,), rates=(0,), repeats=1, count=4, other_tokens={"disagg/256-conc1/r0/1"})
-    check = _checks_of(make_run(tmp_path, shape))["same tokens in both arms, told and not judged"]
+    check = _checks_of(make_run(tmp_path, shape))["same tokens in both arms, reported but not judged"]
     assert check["passed"]
     assert check["detail"] == (
-        "3 of 4 requests gave the same tokens; of the others the earliest parts at token 5 (256-conc1/r0/1)"
+        "3 of 4 requests gave the same tokens; the earliest divergence is at token 5 (256-conc1/r0/1)"
     )
 
 
@@ -200,5 +204,5 @@ def test_kv_that_stays_in_an_engine_fails_and_names_it(tmp_path: Path) -> None:
         return [(check["passed"], check["detail"]) for check in found if check["name"] == "KV blocks freed"]
 
     assert freed(["disagg/decode-0", "disagg/decode-0"]) == [(False, "still held by disagg/decode-0")]
-    assert freed([]) == [(True, "no engine held any when its requests had ended")]
+    assert freed([]) == [(True, "no engine held any after its requests had ended")]
     assert freed(None) == []

@@ -26,5 +26,7 @@ def test_a_long_list_of_figures_is_cut() -> None:
 
 def test_what_is_not_made_is_one_sentence() -> None:
     assert outside.not_made({}) == ""
-    assert outside.not_made({"not_made": ["a"]}).startswith("> **Not made**: a of `collectors`, which is none of wp1's")
-    assert "which are none of wp1's own" in outside.not_made({"not_made": ["a", "b"]})
+    assert outside.not_made({"not_made": ["a"]}).startswith(
+        "> **Not recomputed**: a in `collectors` is not part of wp1"
+    )
+    assert "in `collectors` are not part of wp1" in outside.not_made({"not_made": ["a", "b"]})

@@ -56,7 +56,7 @@ def test_a_whole_packet_has_every_experiment(e3: Path, tmp_path: Path) -> None:
     page = Path(said).read_text()
     assert [line for line in page.splitlines() if re.match(r"## E\d:", line)] != []
     assert sorted(path.name for path in (tmp_path / "packet").iterdir()) == ["README.md", *packet.experiments()]
-    assert "Not whole" not in page
+    assert "Incomplete" not in page
     assert page.count("python -m wp1 ") >= 2 * len(packet.experiments())
 
 
@@ -70,7 +70,7 @@ def test_it_fails_where_one_is_missing_or_failed_unless_partial(e3: Path, tmp_pa
     assert not (tmp_path / "packet").exists()
     code, said = command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=True)
     assert code == 0
-    assert "**Not whole**: e6 is missing; e4 failed (the disk was full)" in Path(said).read_text()
+    assert "**Incomplete**: e6 is missing; e4 failed (the disk was full)" in Path(said).read_text()
 
 
 def test_runs_of_two_machines_are_no_packet(e3: Path, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_experiments_are_those_of_conf_and_of_the_runs_found(e3: Path, tmp_path:
     page = Path(said).read_text()
     assert code == 0
     assert [line for line in page.splitlines() if line.startswith("## mine: ")] == ["## mine: What of mine?"]
-    assert "- [mine](#mine): " in page and "[The whole report](mine/report.md)" in page
+    assert "- [mine](#mine): " in page and "[Full report](mine/report.md)" in page
     assert (tmp_path / "packet" / "mine" / "report.md").is_file()
     # Made again without it, its old folder goes as those of the others do.
     shutil.rmtree(tmp_path / "outputs" / "run-mine")
@@ -178,7 +178,7 @@ def test_nothing_of_others_is_overwritten(e3: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     with pytest.raises(ConfigError, match="not empty and is not a packet"):
         packet.write(packet.choose(packet.find([e3])), tmp_path, "A packet", [])
-    with pytest.raises(ConfigError, match="has no run in it"):
+    with pytest.raises(ConfigError, match="contains no run"):
         packet.find([tmp_path])
 
 
@@ -245,14 +245,14 @@ def test_a_run_that_has_lost_records_is_no_part_of_a_whole_packet(e3: Path, tmp_
     _damage(tmp_path / "outputs" / "run-20260101T000003Z-00000000", how)
     code, said = command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=False)
     assert code == 1
-    line = r"  e3 \(run-20260101T000003Z-00000000\) is not whole: records\.jsonl(:1 is no| has \d of the 16)"
+    line = r"  e3 \(run-20260101T000003Z-00000000\) is incomplete: records\.jsonl(:1 is not a valid| has \d of the 16)"
     assert re.search(line, said)
     assert said.count("\n") == 1
     assert not (tmp_path / "packet").exists()
     code, said = command.make([tmp_path / "outputs"], tmp_path / "packet", "A packet", partial=True)
     page = Path(said).read_text()
     assert code == 0
-    assert page.count("> **Not whole**: ") == 2
+    assert page.count("> **Incomplete**: ") == 2
     assert str(tmp_path) not in page
 
 
@@ -261,7 +261,7 @@ def test_a_report_that_is_not_there_is_made(e3: Path, tmp_path: Path, capfd: pyt
     shutil.rmtree(tmp_path / "outputs" / "reports")
     code, said = command.make([folder], tmp_path / "packet", "A packet", partial=True)
     assert code == 0
-    assert "[The whole report](e3/report.md)" in Path(said).read_text()
+    assert "[Full report](e3/report.md)" in Path(said).read_text()
     assert list((tmp_path / "packet" / "e3").glob("*.png"))
     assert "making the report of e3" in capfd.readouterr().err
 
@@ -272,7 +272,7 @@ def test_a_report_that_cannot_be_made_is_told(e3: Path, tmp_path: Path) -> None:
     (folder / "queues.jsonl").write_text("{}\n")
     code, said = command.make([folder], tmp_path / "packet", "A packet", partial=True)
     assert code == 0
-    assert "e3 has no report, and none can be made: queues.jsonl:1 is no sample" in Path(said).read_text()
+    assert "e3 has no report, and none can be made: queues.jsonl:1 is not a valid sample" in Path(said).read_text()
 
 
 def test_a_report_made_of_a_packet_is_the_one_that_it_has(config: Compose, double: Any, tmp_path: Path) -> None:

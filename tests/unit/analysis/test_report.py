@@ -134,7 +134,7 @@ def test_an_arm_that_never_ran_leaves_a_report(tmp_path: Path) -> None:
     (folder / "run_metadata.json").write_text(json.dumps(metadata))
     text = make_report(folder, tmp_path / "reports").read_text()
     assert "No cell could be compared." in text
-    assert "disagg was sent nothing." in text and "Both arms had" not in text
+    assert "disagg was sent no requests." in text and "Both arms were sent" not in text
     records.write_text("")
     assert "**Nothing was measured**" in make_report(folder, tmp_path / "reports").read_text()
 
@@ -151,13 +151,12 @@ def test_what_a_token_keeps_is_said_with_windows_states_and_the_engines_word() -
     model = {"kv_bytes_per_token": 4096, "kv_cache": cache}
     said = report._kv(model, [])
     assert said == (
-        "4,096 bytes a token; 1,024 of these only of the last 512 tokens; "
-        "beside it a recurrent state of 77 bytes a request"
+        "4,096 bytes a token; 1,024 of these for the last 512 tokens only; plus a recurrent state of 77 bytes a request"
     )
     engines = [{"settings": {"kv_note": "the engine keeps more"}}, {"settings": {"kv_note": "the engine keeps more"}}]
     assert report._kv({"kv_bytes_per_token": 9}, [{"engines": engines}]) == "9 bytes a token; the engine keeps more"
     unknown = {"kv_bytes_per_token": None, "kv_cache": None, "why_no_kv_cache": "no model_type"}
-    assert report._kv(unknown, []) == "not known: no model_type"
+    assert report._kv(unknown, []) == "unknown: no model_type"
 
 
 def _cells_of(page: str, begin: str) -> list[dict[str, str]]:

@@ -149,8 +149,8 @@ def test_what_nvml_refuses_is_a_line_and_no_crash(tmp_path: Path, monkeypatch: p
     collector.stop()
     found = collector.profile(RunTables(tmp_path), _requests(start, time.monotonic()))
     assert list(found["devices"]) == ["cuda:0"]
-    assert "cuda:2 is not shown by NVML (Insufficient Permissions): ask for permission to it" in found["notes"]
-    assert "cuda:0 gives no power (not supported)" in found["notes"]
+    assert "cuda:2 was not sampled: NVML denies access (Insufficient Permissions); ask for permission" in found["notes"]
+    assert "cuda:0: NVML does not report power (not supported)" in found["notes"]
     assert found["energy"] is None
 
 
@@ -165,7 +165,7 @@ def test_no_driver_is_a_line_and_no_crash(tmp_path: Path, monkeypatch: pytest.Mo
     time.sleep(0.05)
     collector.stop()
     assert collector.profile(RunTables(tmp_path), _requests(0, 1))["notes"] == [
-        "NVML does not answer (Driver Not Loaded): no GPU was sampled"
+        "no GPU was sampled, because NVML cannot be used (Driver Not Loaded)"
     ]
 
 

@@ -68,7 +68,7 @@ def test_an_open_loop_says_its_window(tmp_path: Path) -> None:
 
 def test_a_short_open_loop_says_that_it_is_whole(tmp_path: Path) -> None:
     summary = _profile(make_run(tmp_path, Shape()))
-    assert notes(summary, "agg/256-rate0.5")[0].startswith("no steady state to take")
+    assert notes(summary, "agg/256-rate0.5")[0].startswith("no steady state")
 
 
 def test_engines_that_fell_behind_are_said_to(tmp_path: Path) -> None:

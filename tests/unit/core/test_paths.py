@@ -181,8 +181,8 @@ def test_a_folder_that_is_none_says_why(
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    neither = "no run in it" if command == "packet" else "no run_metadata.json and no sweep.json"
-    told = {"file": "is not a folder", "none": "does not exist", "empty": f"has {neither}"}
+    neither = "contains no run" if command == "packet" else "has no run_metadata.json and no sweep.json"
+    told = {"file": "is not a folder", "none": "does not exist", "empty": neither}
     for name, why in told.items():
         line = told_by(command, [str(tmp_path / name)], capsys, monkeypatch)
         assert line.startswith(f"error: {tmp_path / name} {why}: name ")

@@ -72,8 +72,8 @@ def test_reading_a_folder_calls_nothing_that_it_names(
     config = read_config(run_dir)
     change(run_dir / "config.yaml", collectors={**config["collectors"], "x": part})
     page = make_report(run_dir, tmp_path / "reports").read_text()
-    assert "> **Not made**: x of `collectors`" in page
-    assert "nothing that a folder names is run" in page
+    assert "> **Not recomputed**: x in `collectors`" in page
+    assert "never runs code that a folder names" in page
     assert "## Latency" in page
     assert not (tmp_path / "made").exists()
     assert not (tmp_path / "made.npy").exists()
@@ -223,7 +223,7 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (line(lambda row: b"\x00" * 50), r"records\.jsonl:3 is"),
     (line(lambda row: b"\xff\xfe"), r"records\.jsonl:3 is"),
     (line(lambda row: b"[" * 300_000), r"records\.jsonl:3 is"),
-    (line(lambda row: row | {"bytes": 1e300}, "handoffs.jsonl"), r"handoffs\.jsonl:3 is no handoff"),
+    (line(lambda row: row | {"bytes": 1e300}, "handoffs.jsonl"), r"handoffs\.jsonl:3 is not a valid handoff"),
     (file_of("cells.jsonl", '{"arm":"a","cell":1,"repeat":0,"requests":1,"seconds":1,"warmup_s":0}\n'), "jsonl:1 is"),
     (file_of("goodput.jsonl", '{"arm":"agg","prompt_len":"x","number":0}\n'), r"goodput\.jsonl:1 .*prompt_len is 'x'"),
     (file_of("examples.jsonl", '{"cell":1}\n'), r"examples\.jsonl:1"),

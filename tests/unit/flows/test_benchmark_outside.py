@@ -123,7 +123,7 @@ def test_a_report_made_again_imports_nothing_that_the_folder_names(
     make_report(run_dir, page.parent)
     assert (page.read_text(), (run_dir / "summary.json").read_bytes()) == before
     (run_dir / "scores.jsonl").unlink()
-    with pytest.raises(ConfigError, match=r"scores\.jsonl is missing: sums is no benchmark of wp1's own"):
+    with pytest.raises(ConfigError, match=r"scores\.jsonl is missing: it holds the scores of sums"):
         make_report(run_dir, page.parent)
 
 
@@ -153,7 +153,7 @@ def test_its_files_of_predictions_are_scored(
             "dataset.benchmark=benchmark_of_a_test cannot be imported (ModuleNotFoundError",
         ),
         ("BENCHMARK = 1", "dataset.benchmark=benchmark_of_a_test has no BENCHMARK"),
-        (MODULE.replace('name="sums"', 'name="ruler"'), "is called ruler, as one of wp1's own is"),
+        (MODULE.replace('name="sums"', 'name="ruler"'), "wp1 already has a benchmark named ruler"),
         (MODULE.replace('"add_long"', '"subtract"'), None),
     ],
 )

@@ -37,7 +37,7 @@ def test_an_experiment_from_outside(command: Command, tmp_path: Path, monkeypatc
         monkeypatch.delitem(sys.modules, name)
     for _ in range(2):
         page = make_report(run_dir, tmp_path / "reports").read_text()
-        assert "> **Not made**: overtaking of `collectors`" in page
+        assert "> **Not recomputed**: overtaking in `collectors`" in page
         assert "## Collector overtaking" in page
         assert read_json(run_dir / "summary.json")["profiling"]["overtaking"] == figures
     assert not [name for name in sys.modules if name.startswith("shortest_first")]

@@ -41,7 +41,7 @@ def test_a_run_of_before_makes_its_report(tmp_path: Path, name: str, moving: lis
     page = make_report(run_dir, tmp_path / "reports").read_text()
     assert metadata["config_hash"][:12] in page
     assert "## Latency" in page
-    assert "Not made" not in page
+    assert "Not recomputed" not in page
 
 
 def test_a_run_of_before_does_not_go_on_and_says_why(tmp_path: Path) -> None:

@@ -81,6 +81,6 @@ def test_e2_on_a_gpu(config: Compose, double: Any, tmp_path: Path, monkeypatch: 
     assert row["mfu"]["value"] > 0
     page = outcome.report.read_text()  # type: ignore[union-attr]
     assert "| cuda:0, idle |" in page
-    assert "J an output token (from NVML's counter)" in page
+    assert "J per output token (from NVML's energy counter)" in page
     assert "989 TFLOP/s, 3,350 GB/s (stated: NVIDIA H100 Tensor Core GPU data sheet, SXM)" in page
-    assert "| J a token |" in page
+    assert "| J per token |" in page

@@ -159,9 +159,7 @@ def test_a_run_that_is_stopped_leaves_a_page_at_once_and_its_plots_to_later(
     assert outcome.summary is not None and outcome.report is not None
     assert outcome.summary["profiling"]["latency"]["overall"]["ok"] == 7
     page = outcome.report.read_text()
-    assert (
-        f"**Without plots**, as the run was stopped. They are made by `python -m wp1.report {outcome.run_dir}`" in page
-    )
+    assert f"**Without plots**, as the run was interrupted. `python -m wp1.report {outcome.run_dir}` adds them" in page
     assert ".png" not in page and not list(folder.iterdir())
     assert "plots" not in make_report(outcome.run_dir, folder.parent).read_text()
     assert (folder / "itl.png").is_file()

@@ -65,7 +65,7 @@ def test_it_is_asked_and_reported(
     [
         ("judged", "workload.prompts=judged is not known: set workload.prompts to dataset or random or scored"),
         ("no_such.Thing", "workload.prompts=no_such.Thing cannot be imported (ModuleNotFoundError"),
-        ("prompts_of_a_test.replace", "is no class that is derived from wp1.workload.prompts.PromptSource"),
+        ("prompts_of_a_test.replace", "is not a class derived from wp1.workload.prompts.PromptSource"),
     ],
 )
 def test_what_is_no_source_is_one_line(words: list[str], command: Command, name: str, said: str) -> None:

@@ -75,8 +75,8 @@ def test_fewer_samples_are_the_first_of_more(tmp_path: Path, dataset: Callable[.
         ('{"input": "q", "answers": ["a"]}', 'has no "context"'),
         ('{"input": "q", "context": " ", "answers": ["a"]}', 'has an empty "context"'),
         ('{"input": "q", "context": "c", "answers": []}', 'has no "answers"'),
-        ('{"input": "q", "context": "c", "answers": [{}]}', "neither texts nor numbers"),
-        ('{"input": 3, "context": "c", "answers": ["a"]}', 'has a "input" that is no text'),
+        ('{"input": "q", "context": "c", "answers": [{}]}', "not texts or numbers"),
+        ('{"input": 3, "context": "c", "answers": ["a"]}', 'has a "input" that is not a text'),
         ('{"_id": "id1", "input": "q", "context": "c", "answers": ["a"]}', "repeats the id id1"),
         ('{"input": "q", "context": "\\ud800", "answers": ["a"]}', "lone surrogate"),
         ('{"_id": "\\ud800", "input": "q", "context": "c", "answers": ["a"]}', 'lone surrogate) in "_id"'),
@@ -87,7 +87,7 @@ def test_fewer_samples_are_the_first_of_more(tmp_path: Path, dataset: Callable[.
         ('{"input": "q", "context": "c", "answers": ["a"], "length": %s}' % ("9" * 3000), "a number of 3,000 digits"),
         ('{"_id": "a\\u0000", "input": "q", "context": "c", "answers": ["a"]}', '"_id" with control characters'),
         ('{"_id": true, "input": "q", "context": "c", "answers": ["a"]}', '"_id" that is neither text nor a number'),
-        ('{"input": "q", "context": "c", "answers": ["a"], "length": "long"}', 'a "length" that is no whole number'),
+        ('{"input": "q", "context": "c", "answers": ["a"], "length": "long"}', 'a "length" that is not a whole number'),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line_or_left_out(

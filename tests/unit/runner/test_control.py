@@ -130,14 +130,14 @@ def test_repeats_that_part_by_rounding_do_not_fail_a_run(
     assert outcome.status == "completed", outcome.reason
     assert outcome.report is not None
     assert (
-        "5 of 6 questions gave the same tokens in all 2 repeats; where they part, the two best tokens were within "
+        "5 of 6 questions gave the same tokens in all 2 repeats; where they diverge, the two best tokens were within "
         in (outcome.report.read_text())
     )
     double.margin = 2.0
     apart = _run(config, tmp_path / "apart", GREEDY)
     assert apart.status == "failed" and "further apart, which rounding does not explain" in (apart.reason or "")
     unknown = _run(config, tmp_path / "unknown", GREEDY, "experiment.control=0")
-    assert unknown.status == "failed" and "as none was asked again" in (unknown.reason or "")
+    assert unknown.status == "failed" and "as no request was asked again" in (unknown.reason or "")
 
 
 def test_the_control_of_long_prompts_ends_in_time(
@@ -153,6 +153,6 @@ def test_lines_that_are_none_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "control.jsonl"
     assert tables.control(path).is_empty()
     path.write_text('{"request_id": "a/c/r0/0"}\n')
-    with pytest.raises(ConfigError, match=r"control\.jsonl:1 is not a valid request that was asked again"):
+    with pytest.raises(ConfigError, match=r"control\.jsonl:1 is not a valid control record"):
         tables.control(path)
     assert isinstance(tables.CONTROL_SCHEMA["margins"], pl.List)

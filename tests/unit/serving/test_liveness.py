@@ -47,9 +47,9 @@ def test_an_engine_that_hangs_is_ended_and_one_in_a_long_step_has_more_time(
     async def go() -> float:
         begin = asyncio.get_running_loop().time()
         with pytest.raises(
-            EngineDiedError, match=r"engine decode-0 died: it did not answer within \d+ s \(what its mem"
+            EngineDiedError, match=r"engine decode-0 died: it did not answer within \d+ s \(to report its mem"
         ):
-            await life.answer(life.engine.collective_rpc(), "what its memory is taken by")
+            await life.answer(life.engine.collective_rpc(), "to report its memory use")
         return asyncio.get_running_loop().time() - begin
 
     took = asyncio.run(asyncio.wait_for(go(), 30))
@@ -68,12 +68,12 @@ def test_a_slow_answer_is_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(liveness, "LOOK_S", 0.05)
     life = _life(tmp_path / "engine.log", slow)
     life.processes = [Process(computes=True)]
-    assert asyncio.run(life.answer(life.engine.collective_rpc(), "what its memory is taken by")) == "notes"
+    assert asyncio.run(life.answer(life.engine.collective_rpc(), "to report its memory use")) == "notes"
     assert life.alive
 
 
 def test_an_engine_that_computes_may_take_its_time_over_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked only whether it is there, as its requests wait: they time out on their own."""
+    """The probe has no time limit while the engine computes: its requests time out on their own."""
 
     async def hangs() -> None:
         await asyncio.Event().wait()

@@ -179,7 +179,9 @@ def test_ctrl_c_in_the_middle_ends_the_sweep_and_its_run(
     assert done.code == 130
     assert done.table["status"].to_list() == ["completed", "interrupted", "not started"]
     assert (done.parent.info.status, done.manifest["status"]) == ("KILLED", "interrupted")
-    assert "**Without a plot**, as the sweep was stopped" in (artifacts_of(done.parent) / "comparison.md").read_text()
+    assert (
+        "**Without a plot**, as the sweep was interrupted" in (artifacts_of(done.parent) / "comparison.md").read_text()
+    )
     assert not (done.folder / "comparison.png").exists()
 
 

@@ -139,7 +139,7 @@ def test_bad_rows_are_skipped_and_counted_on_request(config: Compose, tmp_path: 
     assert [row.question for row in questions.rows] == ["a"]
     assert [bad.partition(" ")[0][-2:] for bad in questions.bad] == [":2", ":3", ":4", ":5"]
     file.write_text('{"x": 1}\n')
-    with pytest.raises(ConfigError, match=r"has no questions that can be asked \(1 bad rows"):
+    with pytest.raises(ConfigError, match=r"has no questions that can be used \(1 bad rows"):
         dataset.read(config(*overrides, "dataset.on_bad_row=skip").dataset)
 
 
@@ -182,8 +182,8 @@ def test_a_row_s_answer_length_is_used_up_to_output_len(config: Compose, tmp_pat
     assert inputs["questions"]["output_lengths_by_row"] == 3
     assert inputs["questions"]["cut_to_output_len"] == 1
     assert note == (
-        "dataset rows.jsonl: 4 questions; 3 say how long their answer is to be, 1 of them more than "
-        "workload.output_len=6, which is taken"
+        "dataset rows.jsonl: 4 questions; 3 set the length of their answer, 1 of them above "
+        "workload.output_len=6, which applies instead"
     )
     # A configured distribution takes precedence over the rows' lengths.
     drawn = config(*overrides, "workload.output_distribution=uniform", "workload.output_spread=0.5")
@@ -195,7 +195,7 @@ def test_a_row_s_answer_length_is_used_up_to_output_len(config: Compose, tmp_pat
 def test_a_conversation_that_the_template_refuses_is_named(config: Compose, tmp_path: Path) -> None:
     file = _file(tmp_path, [{"prompt": "a"}, {"messages": _openai(SYSTEM, ASKED)}])
     rows = dataset.read(config("dataset=file", f"dataset.path={file}").dataset).rows
-    with pytest.raises(ConfigError, match=r"rows\.jsonl:2 cannot be asked by the model's chat template \(System role"):
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:2 does not fit the model's chat template \(System role"):
         tokenized(rows, _Words())  # type: ignore[arg-type]
     [(_, ids)] = tokenized(rows[:1], _Words())  # type: ignore[arg-type]
     assert np.array_equal(ids, [0])

@@ -1,7 +1,7 @@
-"""What the name of a cell says: `1024-rate0.5` is 1,024 tokens a prompt at 0.5 requests/s, `1024-conc4` four at a time,
-`toolagent-speed2` a trace in half its time.
+"""Parsing cell names: `1024-rate0.5` is 1,024 prompt tokens at 0.5 requests/s, `1024-conc4` four requests at a time,
+`toolagent-speed2` a trace at twice its recorded speed.
 
-`wp1.core.plan` gives the names; a name of another shape is a cell all the same, without length and load.
+`wp1.core.plan` makes the names. A name in another form is a cell without length and load.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 _NAME = re.compile(r"(?P<prompt>.+)-(?P<kind>rate|conc|speed)(?P<load>\d+(\.\d+)?(e[+-]?\d+)?)")
 
-# Of a length or load that a name has; one of more is no number of tokens or requests.
+# Longest length or load in a name; with more digits it is not a number of tokens or requests.
 MOST_DIGITS = 12
 
 
@@ -22,7 +22,7 @@ class CellName:
     prompt: str  # the length in tokens, or the dataset
     rate: float  # requests/s; 0 for a closed loop
     concurrency: int | None  # of a closed loop
-    speed: float | None = None  # of a trace: 2 is in half the recorded time
+    speed: float | None = None  # of a trace: 2 is twice the recorded speed
 
     @property
     def prompt_len(self) -> int | None:
@@ -36,7 +36,7 @@ class CellName:
 
     @property
     def load(self) -> str:
-        """The load in words."""
+        """The load as text."""
         if self.speed is not None:
             return "as recorded" if self.speed == 1 else f"at {self.speed:g} times the recorded speed"
         if self.rate > 0:
@@ -47,7 +47,7 @@ class CellName:
 
     @property
     def words(self) -> str:
-        """The whole cell in words."""
+        """The cell as text, such as `1,024 tokens at 0.5 requests/s`."""
         prompt = self.prompt if self.prompt_len is None else f"{self.prompt_len:,} tokens"
         return f"{prompt} {'at ' if self.rate > 0 else ''}{self.load}".strip()
 
@@ -66,7 +66,7 @@ def parse(name: str) -> CellName:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Each name once: by length, then closed loops before open ones, then by load; others as they came, at the end."""
+    """Each name once: by length, closed loops before open ones, then by load; others last, in the given order."""
     parsed = [parse(name) for name in dict.fromkeys(names)]
     parsed.sort(
         key=lambda c: (

@@ -1,6 +1,6 @@
-"""Tables, numbers and other people's words as a report writes them; what is not known is a dash.
+"""Tables, numbers and foreign text as a report writes them; unknown values are a dash.
 
-What a model, a data set or a folder says is text: nothing in it becomes a picture, a link, HTML or a table's end.
+Text from a model, a data set or a folder stays text: none of it becomes a picture, a link, HTML or the end of a table.
 """
 
 import re
@@ -14,16 +14,16 @@ GIB: Unit = ("GiB", 1 << 30)
 
 
 def table(header: list[str], rows: list[list[Any]], align: str) -> str:
-    """A markdown table; `align` has l or r a column."""
+    """A markdown table; `align` has an l or r for each column."""
     rule = ["---:" if a == "r" else "---" for a in align]
     lines = [header, rule, *[["—" if cell is None else str(cell) for cell in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-# Signs that a terminal or a browser obeys instead of showing them: controls, and those that turn the direction of text.
+# Characters that a terminal or browser interprets instead of showing: controls, and those that change text direction.
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-# Signs that Markdown makes something of, wherever they stand or where they stand so: brackets, emphasis, an address,
-# also one that viewers find without a mark, as example.org.
+# Characters that Markdown interprets, anywhere or in this position: brackets, emphasis, and addresses, including bare
+# ones that viewers turn into links, such as example.org.
 _MARKS = re.compile(
     r"[\\`*\[\]|$]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|~~|^[#>+\-=~](?=[\s#>+\-=~]|$)|^\d+[.)](?=\s|$)|//|@|"
     r"(?<=\w)\.(?=(?:[a-z]{2}|com|org|net|edu|gov|info|biz|pro|web|name|shop|aero|asia|coop)(?!\w))|(?<=www)\.",
@@ -32,7 +32,7 @@ _MARKS = re.compile(
 
 
 def text(words: str, most: int = 400) -> str:
-    """Anybody's text as one cell of a table, or in a line: it is shown as it is, and is nothing else."""
+    """Foreign text for a table cell or a line, escaped so that it is shown literally and cut to `most` characters."""
     flat = _CONTROLS.sub("�", " ".join(words.split()))
     cut = flat if len(flat) <= most else flat[: most - 1] + "…"
     escaped = _MARKS.sub(lambda found: re.sub(r"([^\w\s]|_)", r"\\\1", found[0]), cut)
@@ -40,13 +40,13 @@ def text(words: str, most: int = 400) -> str:
 
 
 def code(words: str) -> str:
-    """A name between backticks, in a line or a cell of a table."""
+    """A name in backticks, for a line or a table cell."""
     flat = _CONTROLS.sub("�", " ".join(words.split()))
     return f"`{flat.replace('`', chr(39)).replace('|', '¦') or ' '}`"
 
 
 def fence(words: str) -> str:
-    """Lines that are shown as they are, as a command is."""
+    """A fenced block, which shows lines literally, such as a command."""
     shown = _CONTROLS.sub("�", words)
     longest = max((len(run) for run in re.findall("`+", shown)), default=0)
     marks = "`" * max(3, longest + 1)
@@ -54,13 +54,13 @@ def fence(words: str) -> str:
 
 
 def plain(words: str) -> str:
-    """A name from a command line, as it stands in headings and sentences: what Markdown could obey becomes a dot."""
+    """A name from a command line for headings and sentences: characters that Markdown interprets become dots."""
     flat = _CONTROLS.sub("·", " ".join(words.split()))
     return re.sub(r"[<>`*|\\!@]|\](?=[\[(:])|://|(?i:www\.)", "·", flat)
 
 
-# In a page of ours: an escaped sign, a fence, an interval such as [1.2, 3.4], and a link or picture to what lies beside
-# it, whose target is a path.
+# What wp1's own pages contain: an escaped character, a fence, an interval such as [1.2, 3.4], and a link or picture
+# whose target is a path next to the page.
 _OURS = re.compile(
     r"(?P<kept>\\[!-/:-@\[-`{-~]|(?:^|(?<=\n))```\n(?:(?!```).*\n)*?```(?=\n|$)|"
     r"\[[\d.,%\u2212+ -]+(?: points)?\](?![\[(:])|"
@@ -70,9 +70,9 @@ _OURS = re.compile(
 
 
 def inert(page: str) -> str:
-    """A page that lay in a folder, which anybody may have written, without what leads out of it.
+    """A page from a folder, which anyone may have written, without anything that leads out of it.
 
-    Links and pictures stay if they are of what lies beside the page; others, addresses and HTML become text.
+    Links and pictures stay if they point to files next to the page; others, addresses and HTML become text.
     """
 
     def shown(found: re.Match[str]) -> str:
@@ -98,7 +98,7 @@ def signed_ms(value: float) -> str:
 def with_interval(figure: Mapping[str, Any] | None, form: Callable[[float], str | None]) -> str | None:
     """A figure of `wp1.stats.samples` as value [low, high]; `form` writes each number.
 
-    Without an interval where it has no width, as of a single request: that is no certainty.
+    An interval without width, as from a single request, is left out: it would suggest certainty.
     """
     if figure is None:
         return None
@@ -108,12 +108,12 @@ def with_interval(figure: Mapping[str, Any] | None, form: Callable[[float], str 
 
 
 def share(value: float) -> str:
-    """A share as a whole percent; below ten with a decimal."""
+    """A share as a whole percentage, with one decimal below ten."""
     return f"{value * 100:.{0 if abs(value) >= 0.0995 else 1}f} %"
 
 
 def form_of(unit: str) -> Callable[[float | None], str | None]:
-    """How numbers of a metric's unit are written, without the unit; None stays None."""
+    """The function that writes numbers of a metric's unit, without the unit; it maps None to None."""
     if unit == "ms":
         return ms
     form = percent if unit == "share" else short
@@ -121,7 +121,7 @@ def form_of(unit: str) -> Callable[[float | None], str | None]:
 
 
 def short(value: float) -> str:
-    """Any number, to about three digits, with thousands apart and never with an exponent."""
+    """Any number to about three digits, with thousands separators and never an exponent."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{Decimal(f'{value:.3g}'):f}"
 
 
@@ -143,7 +143,7 @@ def number(value: int) -> str:
 
 
 def unit_of(sizes: Iterable[int]) -> Unit:
-    """GiB, or MiB where a hundredth of a GiB would hide a part: where no size (bytes) has 10 GiB."""
+    """GiB, or MiB if all sizes (bytes) are below 10 GiB, as two decimals of a GiB would then hide too much."""
     return GIB if max(sizes) >= 10 * GIB[1] else MIB
 
 

@@ -1,7 +1,7 @@
 """METRICS: every metric of a run, one row each: how it is derived, its unit and title, and where it is shown.
 
 Reports, comparisons, plots, the console, MLflow, sweeps and CSV files read this table. To add a metric, add a row: by
-default it is shown in all of these. docs/metrics.md lists the formulas, and a test holds it against this table.
+default all of these show it. docs/metrics.md lists the formulas, and a test compares it with this table.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
-# request: one value for each answered request. gaps: a list of values for each answered request, pooled.
-# rate: a sum over what was delivered, divided by the seconds that took. share: the share of all requests sent.
+# request: one value per answered request. gaps: a list of values per answered request, pooled.
+# rate: a sum over what was delivered, divided by the seconds it took. share: a share of all requests sent.
 Kind = Literal["request", "gaps", "rate", "share"]
 Unit = Literal["ms", "tokens", "tokens/s", "requests/s", "share"]
 # "mean", a percentile such as "p95", or a bound of the mean's interval ("mean_low"). A rate or share has only its mean.
@@ -21,11 +21,11 @@ ALL_OF_A_DISTRIBUTION: Statistics = ("mean", "p50", "p90", "p95", "p99")
 
 @dataclass(frozen=True)
 class Shown:
-    """Where a metric is shown, and by which statistics; () and False mean not there."""
+    """Where a metric is shown, and with which statistics; () and False mean that it is not shown there."""
 
     summary: bool = True  # summary.json, from which report, MLflow and sweeps read
     report: bool = True  # the report's figures of each cell
-    answers: bool = False  # beside each answer, in the report and on the console
+    answers: bool = False  # next to each answer, in the report and on the console
     console: Statistics = ("p50",)
     comparison: Statistics = ("mean", "p95")  # the tables of a comparison
     narrative: Statistics = ("mean",)  # the sentences of a comparison
@@ -34,23 +34,23 @@ class Shown:
     load_table: bool = True  # False: only in the CSV file
     load_panel: str = "mean"  # the statistic in the plot over load; "" for none
     length: Statistics = ("mean",)  # artifacts/*_by_length.csv and its table
-    scores: Statistics = ()  # beside the scores of a judged run
+    scores: Statistics = ()  # next to the scores of a scored run
     sweep: Statistics = ("p50",)  # comparison.csv and comparison.md
     plots: bool = True  # the plots of several arms and of sweeps
     mlflow: Statistics = ALL_OF_A_DISTRIBUTION
-    mlflow_first: Statistics = ()  # what MLflow's pages open on
+    mlflow_first: Statistics = ()  # at the top of MLflow's pages
     mlflow_curves: Statistics = ("mean",)  # over prompt length
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. The name of its column in `tables.requests` and its key in every file is `key`."""
+    """One metric. `key` is its column in `tables.requests` and its key in every file."""
 
     key: str
     title: str
     unit: Unit
     kind: Kind
-    # Of the columns of a record (`tables.RECORD_SCHEMA`) and of metrics that are made of those. A rate may also use
+    # Uses the columns of a record (`tables.RECORD_SCHEMA`) and metrics derived from those alone. A rate may also use
     # the columns of `metrics.delivered`, and a share `met_slo`, which is null without limits.
     derive: pl.Expr
     formula: str  # in words
@@ -58,7 +58,7 @@ class Metric:
     digits: int = 4  # decimals kept in summary.json and CSV files
     brief: str = ""  # a title for narrow columns
     spoken: str = ""  # its name in a sentence, if not the title
-    for_users: bool = True  # False: also of requests that only ask for the perplexity of their prompt
+    for_users: bool = True  # False: also for requests that only ask for their prompt's perplexity
     grows_with_output: bool = False  # not compared if two arms' answers differ in length
     needs_slo: bool = False
     shown: Shown = field(default_factory=Shown)
@@ -69,31 +69,31 @@ class Metric:
         return self.kind in ("request", "gaps")
 
     def at(self, statistics: Statistics) -> list["Figure"]:
-        """Its figures by these statistics; of a rate or share there is only one."""
+        """Its figures with these statistics; a rate or share has only one."""
         if statistics and not self.of_one_request:
             statistics = ("mean",)
         return [Figure(self, statistic) for statistic in statistics]
 
 
 class Figure(NamedTuple):
-    """A metric by one of its statistics."""
+    """A metric with one of its statistics."""
 
     metric: Metric
     statistic: str
 
     @property
     def name(self) -> str:
-        """In a comparison: `ttft_ms/p95`; of a rate or share its key."""
+        """Its name in a comparison: `ttft_ms/p95`; for a rate or share its key."""
         return f"{self.metric.key}/{self.statistic}" if self.metric.of_one_request else self.metric.key
 
     @property
     def column(self) -> str:
-        """In a sweep's table: `ttft_ms_p95`; of a rate or share its key."""
+        """Its column in a sweep's table: `ttft_ms_p95`; for a rate or share its key."""
         return self.name.replace("/", "_")
 
     @property
     def short_column(self) -> str:
-        """In tables of cells, where the mean has no suffix: `ttft_ms`, `ttft_ms_p95`; rates are per device there."""
+        """Its column in tables of cells, where the mean has no suffix (`ttft_ms`) and rates are per device."""
         if self.metric.kind == "rate":
             return f"{self.metric.key}_per_device"
         return self.metric.key if self.statistic == "mean" else self.column
@@ -105,24 +105,24 @@ class Figure(NamedTuple):
 
     @property
     def short_title(self) -> str:
-        """As `short_column`: `TTFT`, `TTFT p95`, `tokens/s a device`."""
+        """The title that goes with `short_column`: `TTFT`, `TTFT p95`, `tokens/s per device`."""
         if self.metric.kind == "rate":
-            return f"{self.metric.brief or self.metric.title} a device"
+            return f"{self.metric.brief or self.metric.title} per device"
         return self.metric.title if self.statistic == "mean" else self.title
 
     @property
     def scale(self) -> float:
-        """What its values are multiplied by in a plot: shares are drawn in percent."""
+        """Factor for its values in a plot: shares are drawn in percent."""
         return 100.0 if self.metric.unit == "share" else 1.0
 
     def value_in(self, figures: Mapping[str, Any]) -> float | None:
-        """It in the figures of a cell as `metrics.latency` gives them; None if they do not have it."""
+        """Its value in a cell's figures (`metrics.latency`); None if they lack it."""
         found = figures.get(self.metric.key)
         return found.get(self.statistic) if isinstance(found, Mapping) else found
 
     @property
     def spoken(self) -> str:
-        """In a sentence: `mean TTFT`, `output tokens/s`."""
+        """Its name in a sentence: `mean TTFT`, `output tokens/s`."""
         name = self.metric.spoken or self.metric.title
         return f"{self.statistic} {name}" if self.metric.of_one_request else name
 
@@ -130,10 +130,10 @@ class Figure(NamedTuple):
 _OK = pl.col("status") == "ok"
 _FIRST, _LAST = pl.col("t_tokens").list.first(), pl.col("t_tokens").list.last()
 _GAPS = pl.col("output_tokens") - 1
-# Whether the client had its first token from the decode engine. No setting is asked for it: the decode engine's first
-# token was there before the client's, or it cannot have been the same.
+# Whether the client got its first token from the decode engine. The times decide, not a setting: if the decode engine's
+# first token came later than the client's, it cannot be the same token.
 FIRST_BY_DECODE = (pl.col("t_decode_first_token") <= _FIRST).fill_null(False)
-# A handoff whose end is not known must not pass for a step of decoding.
+# A handoff whose end is unknown must not count as a decode step.
 _HANDED_OVER = pl.any_horizontal(pl.col("handoff_id", "t_decode_sent", "t_decode_scheduled").is_not_null())
 _COMPUTED, _THERE = pl.col("t_engine_first_token"), pl.col("t_decode_scheduled")
 _DECODABLE = (
@@ -172,7 +172,7 @@ METRICS: tuple[Metric, ...] = (
         shown=_FOR_A_USER,
     ),
     Metric(
-        # Single precision has seven digits, which is more than clocks have; there may be a hundred million gaps.
+        # Single precision: seven digits are more than clocks resolve, and there may be a hundred million gaps.
         "itl_ms", "ITL", "ms", "gaps",
         (pl.col("t_tokens").list.diff(null_behavior="drop") * 1e3).cast(pl.List(pl.Float32)),
         "each gap between two output tokens; all gaps of a cell together",
@@ -201,8 +201,8 @@ METRICS: tuple[Metric, ...] = (
         shown=_PHASE,
     ),
     Metric(
-        # Zero if the KV was there first, as after a copy within the prefill's last step, whose end the engine stamps
-        # after it: nobody waited, and decoding counts from the prefill's end. Null if aggregated.
+        # Zero if the KV was there first, as after a copy within prefill's last step, whose end the engine stamps later:
+        # nothing waited, and decoding counts from the end of prefill. Null if aggregated.
         "handoff_ms", "handoff", "ms", "request", ((_THERE - _COMPUTED) * 1e3).clip(lower_bound=0),
         "scheduled in the decode engine with its KV there − end of prefill; 0 if the KV was there first",
         shown=_PHASE,
@@ -244,7 +244,7 @@ METRICS: tuple[Metric, ...] = (
         ),
     ),
     Metric(
-        # By load with an interval of its own (`load.figures`), and of the whole run (`slo.attainment`).
+        # Shown by load with its own interval (`load.figures`), and for the whole run (`slo.attainment`).
         "slo_attainment", "SLO attainment", "share", "share", pl.col("met_slo"),
         "requests that met every limit of slo / requests sent; a failed request is a miss",
         less_is_better=False, needs_slo=True,
@@ -263,28 +263,28 @@ METRICS: tuple[Metric, ...] = (
         ),
     ),
 )  # fmt: skip
-# What E2E is made of, and TTFT if the decode engine makes the first token; these follow each other.
+# The consecutive phases that make up E2E, and TTFT if the decode engine makes the first token.
 E2E_PHASES = ("queue_ms", "prefill_ms", "handoff_ms", "decode_ms")
 TTFT_PHASES = ("queue_ms", "prefill_ms", "handoff_ms", "decode_step_ms")
 
 
 def find(key: str) -> Metric | None:
-    """The metric of this key; None if there is none."""
+    """The metric with this key, or None."""
     return next((metric for metric in METRICS if metric.key == key), None)
 
 
 def title_of(key: str) -> str:
-    """The title of a metric that there is."""
+    """The title of an existing metric."""
     return next(metric.title for metric in METRICS if metric.key == key)
 
 
 def of_kind(*kinds: Kind) -> list[Metric]:
-    """The metrics of some kinds, in the table's order."""
+    """The metrics of these kinds, in the table's order."""
     return [metric for metric in METRICS if metric.kind in kinds]
 
 
 def summarised(*kinds: Kind) -> list[Metric]:
-    """Those of some kinds that summary.json has."""
+    """The metrics of these kinds that summary.json has."""
     return [metric for metric in of_kind(*kinds) if metric.shown.summary]
 
 
@@ -292,11 +292,11 @@ def shown_in(
     place: Literal["console", "comparison", "narrative", "load", "length", "scores", "sweep", "mlflow_first",
                    "mlflow_curves"],
 ) -> Iterator[Figure]:  # fmt: skip
-    """What is shown in a place of `Shown` that takes statistics, in the table's order."""
+    """The figures shown in a place of `Shown` that takes statistics, in the table's order."""
     for metric in METRICS:
         yield from metric.at(getattr(metric.shown, place))
 
 
 def means_in(place: Literal["answers", "overview", "plots"]) -> list[Figure]:
-    """The means of the metrics that are shown in a place of `Shown` that is on or off."""
+    """The means of the metrics shown in a place of `Shown` that is on or off."""
     return [Figure(metric, "mean") for metric in METRICS if getattr(metric.shown, place)]

@@ -1,4 +1,4 @@
-"""Figures from tables: percentiles, means with intervals, throughput, attainment. Pure."""
+"""Figures from tables: percentiles, means with intervals, throughput, SLO attainment. Pure."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -10,20 +10,21 @@ from wp1.analysis.base import metric_table, steady
 from wp1.stats import intervals, samples
 from wp1.stats.intervals import Units, wilson
 
-# What the figures of a cell are made of, beside its metrics' own columns.
+# Columns that a cell's figures need, besides its metrics' own.
 OF_CELL = (
     "request_id", "arm", "cell", "repeat", "status", "cause", "t_intended", "t_sent", "t_end", "prompt_tokens",
     "output_tokens", "window_begin", "window_end", "steady", "ttft_ms", "itl_ms",
 )  # fmt: skip
 PERCENTILES = (50, 90, 95, 99)
-# Attainment from which on a request rate counts as served.
+# The least SLO attainment at which a request rate counts as served.
 GOODPUT_ATTAINMENT = 0.9
 
 
 def distribution(values: Any, units: Units | None = None, digits: int = 4) -> dict[str, Any]:
-    """n, mean with its 95 % interval, min, p50/p90/p95/p99 (linear interpolation) and max, to so many decimals.
+    """n, mean with its 95 % interval, min, p50/p90/p95/p99 (linear interpolation) and max, rounded to `digits`.
 
-    units: of each value, NaN ones included (`units_of`); without, each value is independent of all others.
+    NaN values are left out. units: the independent unit of each value, NaN ones included (`units_of`); None: all values
+    are independent.
     """
     array = np.asarray(values, dtype=float)
     there = ~np.isnan(array)
@@ -35,9 +36,9 @@ def distribution(values: Any, units: Units | None = None, digits: int = 4) -> di
 
 
 def gap_distribution(gaps: pl.Series, units: Units | None = None, digits: int = 4) -> dict[str, Any]:
-    """`distribution` of the gaps in a column of lists, one list a request, and n of them all.
+    """`distribution` of the gaps in a column of lists (one list per request), pooled; n counts gaps.
 
-    units: of each request; its gaps are never units, as they shared its neighbours.
+    units: the unit of each request. Gaps themselves are never units, as they shared its batches.
     """
     every = gaps.explode(empty_as_null=False, keep_nulls=False).to_numpy()
     if not every.size:
@@ -58,22 +59,22 @@ def _figures(array: np.ndarray, interval: tuple[float, float], digits: int) -> d
 
 
 def units_of(requests: pl.DataFrame) -> Units:
-    """The independent unit of each row: its repeat, or with fewer than three of these its place in it."""
+    """The independent unit of each row: its repeat, or with fewer than three repeats its position in the repeat."""
     return intervals.units(requests["repeat"].to_numpy(), samples.order_of(requests["request_id"]))
 
 
 def in_order(count: int) -> Units:
-    """Of so many values that came one after the other, where neighbours may be alike."""
+    """Units of `count` consecutive values, whose neighbours may be correlated."""
     return Units(np.arange(count, dtype=np.int32), False)
 
 
 def mean_interval(
     values: np.ndarray, counts: np.ndarray | None = None, units: Units | None = None
 ) -> tuple[float, float]:
-    """The 95 % interval of a mean (`wp1.stats.intervals`); of a single value that value twice, which is no interval.
+    """The 95 % interval of a mean (`wp1.stats.intervals`); for a single value that value twice, without width.
 
-    counts: `values` are then sums over so many things each, and the mean is that over all things: sum of values / sum
-    of counts. units: as of `distribution`.
+    counts: if given, `values` are sums over that many items each, and the mean is sum of values / sum of counts.
+    units: as in `distribution`.
     """
     values = np.asarray(values, dtype=float)
     counts = np.ones(values.size) if counts is None else np.asarray(counts, dtype=float)
@@ -87,14 +88,14 @@ def mean_interval(
 
 
 def latency(requests: pl.DataFrame) -> dict[str, Any]:
-    """Counts and the metrics of some measured requests (`tables.requests`) that summary.json has.
+    """Counts and metrics of some measured requests (`tables.requests`), as in summary.json.
 
     A metric of single requests is a `distribution`, a rate a number, a share {n, mean, mean_low, mean_high}.
-    Counts are of all requests; metrics of the steady state, where an open loop has one (`steady`).
+    Counts cover all requests; metrics cover the steady state, if an open loop has one (`steady`).
     """
     summarised = metric_table.summarised("request", "gaps", "rate", "share")
     needed = {name for metric in summarised for name in (metric.key, *metric.derive.meta.root_names())}
-    # What is needed alone, as it is filtered twice.
+    # Only the needed columns, as the table is filtered twice.
     requests = requests.select(name for name in requests.columns if name in needed or name in OF_CELL)
     ok = requests.filter(pl.col("status") == "ok")
     of_figures = steady.of_figures(ok)
@@ -135,21 +136,21 @@ def _shares(requests: pl.DataFrame) -> dict[str, Any]:
 
 
 class Delivered(NamedTuple):
-    """What was answered, and the seconds in which that was. `rows` has `ended_inside` and `tokens_inside` added."""
+    """Answered requests, with `ended_inside` and `tokens_inside` added, and the seconds they are counted over."""
 
     rows: pl.DataFrame
     seconds: float
 
     def amount(self, metric: metric_table.Metric) -> float:
-        """What a rate is of: the sum over all answered requests."""
+        """The numerator of a rate: the sum over all answered requests."""
         return self.rows.select(metric.derive.sum()).item()
 
 
 def delivered(requests: pl.DataFrame) -> Delivered:
-    """Answered requests with ended_inside (whether it ended) and tokens_inside (how many of its tokens came) within its
-    window, and the seconds of all windows.
+    """Answered requests, with ended_inside (whether each ended within its window) and tokens_inside (how many of its
+    tokens came within it), and the total seconds of all windows.
 
-    In a repeat with a steady state (`steady.with_windows`) the window is that; else it is all of the repeat.
+    The window is the repeat's steady state (`steady.with_windows`), or the whole repeat if it has none.
     """
     ok = requests.filter(pl.col("status") == "ok")
     if "window_begin" not in requests.columns:
@@ -170,7 +171,7 @@ def delivered(requests: pl.DataFrame) -> Delivered:
 
 
 def _tokens_inside(requests: pl.DataFrame) -> pl.DataFrame:
-    """Of requests that lie across an edge of their window: by `row`, how many of their tokens came within it."""
+    """For requests that cross an edge of their window: by `row`, how many of their tokens came within it."""
     first = pl.col("t_intended") + pl.col("ttft_ms") / 1e3
     since = pl.concat_list(
         pl.lit(0.0), pl.col("itl_ms").cast(pl.List(pl.Float64)).list.eval(pl.element().cum_sum() / 1e3)
@@ -183,9 +184,9 @@ def _tokens_inside(requests: pl.DataFrame) -> pl.DataFrame:
 def figures(
     requests: pl.DataFrame, of: Iterable[metric_table.Figure], limits: "Limits | None" = None, devices: int = 1
 ) -> dict[str, dict[str, Any] | None]:
-    """Figures of a cell of one arm, each {n, value, low, high}, by `Figure.short_column`; None if it has no value.
+    """Figures of one arm's cell, each {n, value, low, high}, by `Figure.short_column`; None without a value.
 
-    requests: `tables.requests`, all that were sent. Rates are per device.
+    requests: all requests sent (`tables.requests`). Rates are per device.
     """
     wanted = list(of)
     sample = samples.Sample(steady.of_figures(requests.filter(pl.col("status") == "ok")))
@@ -204,34 +205,34 @@ def figures(
     return found
 
 
-# By the key of a metric of single requests, the most that it may be.
+# Upper limits, by the key of a metric of single requests.
 Limits = Mapping[str, float]
 
 
 def limits(slo: Mapping[str, Any]) -> Limits:
-    """The limits of the configuration's slo: it limits the metrics whose keys it has, if it says how much."""
+    """The limits in the configuration's slo: its keys that are metrics and not null."""
     return {
         metric.key: slo[metric.key] for metric in metric_table.of_kind("request") if slo.get(metric.key) is not None
     }
 
 
 def limits_in_words(slo: Mapping[str, Any], between: str = ", ") -> str:
-    """As in TTFT ≤ 2,000 ms, TPOT ≤ 200 ms."""
+    """The limits as text, such as `TTFT ≤ 2,000 ms, TPOT ≤ 200 ms`."""
     found = [(metric, slo.get(metric.key)) for metric in metric_table.of_kind("request")]
     return between.join(f"{metric.title} ≤ {most:,g} {metric.unit}" for metric, most in found if most is not None)
 
 
 def slo_in_words(slo: Mapping[str, Any]) -> str:
-    """The limits that attainment and goodput are of, in a sentence; "" where there are none."""
+    """The limits behind attainment and goodput, as a sentence; "" if there are none."""
     found = limits_in_words(slo)
     name = f" `{slo['name']}`" if slo.get("name") else ""
     return f"SLO{name}: {found}." if found else ""
 
 
 def attainment(requests: pl.DataFrame, limits: Limits) -> float | None:
-    """SLO attainment: the share of requests sent that met every limit; None without a limit or a request.
+    """SLO attainment: the share of requests sent that met every limit; None without limits or requests.
 
-    Of an open loop with a steady state, of the requests that were due in it.
+    In an open loop with a steady state, only requests due in it count.
     """
     requests = steady.of_figures(requests)
     if not limits or requests.is_empty():
@@ -240,17 +241,17 @@ def attainment(requests: pl.DataFrame, limits: Limits) -> float | None:
 
 
 def attains(share: float | None) -> bool:
-    """Whether a rate with this SLO attainment counts as served (DistServe, OSDI 2024); one without any does not."""
+    """Whether a rate with this SLO attainment counts as served (DistServe, OSDI 2024); None does not."""
     return (share or 0.0) >= GOODPUT_ATTAINMENT
 
 
 def goodput(attained: Mapping[float, float | None]) -> tuple[float | None, float | None]:
-    """Of tested rates (requests/s) with their SLO attainment: the goodput, and the lowest rate that failed.
+    """The goodput and the lowest rate that failed, from tested rates (requests/s) with their SLO attainment.
 
     Goodput is the highest tested rate up to which every tested rate attains GOODPUT_ATTAINMENT (DistServe, OSDI 2024:
-    the highest rate that is served at that attainment). A rate that passes above one that fails does not count: what
-    was tested does not show that the load can be carried up to there, and the best of many noisy tests is too high.
-    None where no rate counts, or none failed.
+    the highest rate that is served at that attainment). A rate that passes above one that fails does not count: the
+    tests do not show that the load can be carried up to there, and the best of many noisy tests is too high. Each is
+    None if there is no such rate.
     """
     failed = min((rate for rate, share in attained.items() if not attains(share)), default=None)
     return max((rate for rate in attained if failed is None or rate < failed), default=None), failed
@@ -262,7 +263,7 @@ def attainment_interval(requests: pl.DataFrame, limits: Limits) -> tuple[float, 
 
 
 def _share_interval(requests: pl.DataFrame, kept: pl.Expr) -> tuple[float, float] | None:
-    """The 95 % interval of a share of requests: over repeats where there are three or more, and never narrower than
+    """The 95 % interval of a share of requests: over repeats if there are three or more, and never narrower than
     Wilson's over requests. None without a request."""
     if requests.is_empty():
         return None
@@ -274,15 +275,15 @@ def _share_interval(requests: pl.DataFrame, kept: pl.Expr) -> tuple[float, float
 
 
 def share(requests: pl.DataFrame, metric: metric_table.Metric, limits: Limits) -> dict[str, Any] | None:
-    """n, value, low and high of a share of the requests sent; None without a request, or without limits if it is of
-    these."""
-    judged = steady.of_figures(with_met(requests, limits))
-    if judged.is_empty() or (metric.needs_slo and not limits):
+    """n, value, low and high of a share of the requests sent; None without a request, or without limits if it needs
+    them."""
+    counted = steady.of_figures(with_met(requests, limits))
+    if counted.is_empty() or (metric.needs_slo and not limits):
         return None
     kept = metric.derive.fill_null(False)
-    low, high = _share_interval(judged, kept) or (0.0, 1.0)
-    values = {"value": judged.select(kept.mean()).item(), "low": low, "high": high}
-    return {"n": judged.height, **{key: round(float(value), metric.digits) for key, value in values.items()}}
+    low, high = _share_interval(counted, kept) or (0.0, 1.0)
+    values = {"value": counted.select(kept.mean()).item(), "low": low, "high": high}
+    return {"n": counted.height, **{key: round(float(value), metric.digits) for key, value in values.items()}}
 
 
 def with_met(requests: pl.DataFrame, limits: Limits) -> pl.DataFrame:
@@ -291,9 +292,10 @@ def with_met(requests: pl.DataFrame, limits: Limits) -> pl.DataFrame:
 
 
 def met(limits: Limits) -> pl.Expr:
-    """Whether a request met every limit. One that failed did not.
+    """Whether a request met every limit. A failed request did not.
 
-    What an answered request has not it cannot miss: one of a single token has no TPOT, one for perplexity no times.
+    A limit on a metric that an answered request does not have is ignored: a single token has no TPOT, and a request for
+    perplexity has no times.
     """
     found = pl.col("status") == "ok"
     for key, most in limits.items():
@@ -302,7 +304,7 @@ def met(limits: Limits) -> pl.Expr:
 
 
 def span(requests: pl.DataFrame) -> float:
-    """Seconds in which requests were being served: repeats are added up, the pauses between them are not counted."""
+    """Seconds in which requests were served: the sum over repeats, without the pauses between them."""
     sent = requests.filter(pl.col("t_sent").is_not_null())
     spans = sent.group_by("arm", "cell", "repeat").agg(span=pl.max("t_end") - pl.min("t_sent"))
     return float(spans["span"].sum())

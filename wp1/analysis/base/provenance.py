@@ -1,4 +1,4 @@
-"""Of what a run came, in words: how to run it again, the state of the code, and whose answers they are. Pure."""
+"""A run's provenance as text: its command, the state of the code, and the model behind its answers. Pure."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -8,46 +8,46 @@ from wp1.analysis.base.markdown import code
 
 LOCAL_CHANGES = "with local changes"
 LOCAL_CHANGES_MEANING = (
-    "when the run began, files of the checkout differed from that commit or were not in it; what differed is not "
+    "when the run began, files of the checkout differed from that commit or were not in it; the difference is not "
     "recorded"
 )
 
 
 def command_of(metadata: Mapping[str, Any]) -> str:
-    """How to run it again, from run_metadata.json: of a sweep's job its own settings, not those of all jobs."""
+    """The command that repeats a run, from run_metadata.json; for a sweep's job with its own settings only."""
     job = metadata.get("sweep")
     return again(job["overrides"] if job else metadata["command"][1:])
 
 
 def again(words: Sequence[str]) -> str:
-    """The command with these words, less the folder of that machine in which outputs lay."""
+    """The command with these arguments, without `root=`, which is a path of one machine."""
     return shlex.join(["python", "-m", "wp1", *(word for word in words if not word.startswith("root="))])
 
 
 def code_of(git: Mapping[str, Any]) -> str:
-    """The commit, and whether it is all that ran."""
+    """The commit, and whether there were local changes."""
     return f"`{git['commit'][:12]}`{f' {LOCAL_CHANGES}' if git['dirty'] else ''}"
 
 
 def answers_of(model: Mapping[str, Any], temperature: float) -> str:
-    """Whose answers a run has, and how they were sampled, in a sentence or two; "" where no model came up.
+    """Which model gave the answers and how they were sampled, in a sentence or two; "" if no model was loaded.
 
-    model: of run_metadata.json.
+    model: from run_metadata.json.
     """
     if not model:
         return ""
     shape = model.get("shape")
-    # Not of quantised weights, whose elements are of several sizes.
+    # Unknown for quantised weights, whose elements have several sizes.
     plain = shape and shape["unlike"] is None and model.get("weight_bytes")
     parameters = model["weight_bytes"] / shape["element_bytes"] if shape and plain else None
     size = f", a model of {_parameters(parameters)} parameters," if parameters else ""
     sampled = f"sampled at a temperature of {temperature:g}" if temperature else "at temperature 0"
-    said = f"Answers are those of {code(model['name'])}{size} {sampled}."
+    sentences = f"Answers are from {code(model['name'])}{size} {sampled}."
     if model.get("random_weights"):
-        return f"{said} Its weights are random, so they mean nothing."
+        return f"{sentences} Its weights are random, so the answers mean nothing."
     if parameters and parameters < 1e9:
-        said += " A model this small is often wrong or repeats itself; that says nothing of how it is served."
-    return said
+        sentences += " A model this small is often wrong or repeats itself, which says nothing about the serving."
+    return sentences
 
 
 def _parameters(count: float) -> str:

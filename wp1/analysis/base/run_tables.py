@@ -11,10 +11,10 @@ from wp1.core.run_folder import RunFolder
 
 
 class RunTables(RunFolder):
-    """A run's folder whose files are read as tables (`wp1.analysis.base.tables`), each once and when first asked for.
+    """A run's folder whose files are read as tables (`wp1.analysis.base.tables`), each once, on first use.
 
-    compared: its answers are compared with another run's, so that their tokens are needed; those of a run that compares
-    its own are read anyway.
+    compared: its answers are compared with another run's, so their tokens are needed. A run that compares its own
+    tokens reads them anyway.
     """
 
     def __init__(self, path: Path, compared: bool = False) -> None:
@@ -38,16 +38,16 @@ class RunTables(RunFolder):
         return len(self.config.get("arms") or {}) > 1
 
     def keys(self) -> pl.DataFrame:
-        """`tables.keys`: from the requests, if they were read, else from the file, which takes less than they do."""
+        """`tables.keys`: from the requests if they were read, else from the file, which needs less memory."""
         return self._keys if self._keys is not None else tables.keys(RECORDS.at(self.path))
 
     def drop_tokens(self) -> None:
-        """Gives back the memory of columns that only a comparison of answers needs, once it is made."""
+        """Frees the columns that only a comparison of answers needs."""
         if self._requests is not None:
             self._requests = self._requests.drop(tables.bulk_of(self.config, compared=False), strict=False)
 
     def drop_requests(self) -> None:
-        """Gives back the memory of all requests; whoever asks for them again has them read again."""
+        """Frees all requests; the next use reads them again."""
         self._requests = self._keys = None
 
     @cached_property

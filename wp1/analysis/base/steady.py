@@ -1,8 +1,8 @@
-"""Which requests of an open loop met engines in their steady state, and whether there was one at all. Pure.
+"""Which requests of an open loop were due in the steady state, and whether there was one. Pure.
 
-At the start of an open loop the engines are empty, at its end they run empty, and requests then are faster than under
-the load that the cell is about. Both last about as long as a request stays, so the window of a repeat begins one
-median end-to-end latency after its first arrival (or after the end of a ramp), and ends as long before its last.
+An open loop starts with empty engines and ends with engines running empty. Requests are then faster than under the
+cell's load. Both phases last about as long as a request, so a repeat's window begins one median end-to-end latency
+after its first arrival (or after the end of a ramp), and ends the same time before its last.
 """
 
 from typing import Any
@@ -12,23 +12,23 @@ import polars as pl
 
 from wp1.analysis.base import cells
 
-# With fewer arrivals left in its window, a repeat is taken whole: what the ends do is then not the largest doubt.
+# With fewer arrivals in its window, a repeat counts as a whole: its ends are then not the largest source of doubt.
 MIN_REQUESTS = 20
-# Arms are sent the same schedule, and their clocks' readings of it differ by microseconds.
+# Arms are sent the same schedule, but the recorded times differ by microseconds.
 SLACK_S = 1e-3
-# A cell is over-saturated if less than this share of the offered rate was answered, and the requests in flight grew
-# from the middle third of the arrivals to the last by this factor. (Steady growth from zero makes it 5/3.)
+# A cell is over-saturated if less than this share of the offered rate was answered, and requests in flight grew by more
+# than this factor from the middle third of the arrivals to the last. (Steady growth from zero gives 5/3.)
 ANSWERED, GROWTH = 0.9, 1.3
 
 
 def with_windows(requests: pl.DataFrame) -> pl.DataFrame:
     """Adds to `tables.requests`:
 
-    window_begin, window_end   the steady state of the request's repeat (s, monotonic); null where that is taken whole
-    steady                     whether the request was due within it; true where the repeat is taken whole
+    window_begin, window_end   the steady state of the request's repeat (s, monotonic); null if it counts as a whole
+    steady                     whether the request was due within it; true if the repeat counts as a whole
 
-    Windows begin and end at the same offsets from the first arrival in every arm, by the slower arm's latency, so that
-    the same requests are compared. Closed loops are taken whole.
+    Windows have the same offsets from the first arrival in every arm, set by the slower arm's latency, so that the same
+    requests are compared. Closed loops count as a whole.
     """
     open_loops = [name for name in requests["cell"].unique().drop_nulls() if cells.parse(name).open_loop]
     key = ["cell", "repeat"]
@@ -62,15 +62,15 @@ def with_windows(requests: pl.DataFrame) -> pl.DataFrame:
 
 
 def of_figures(requests: pl.DataFrame) -> pl.DataFrame:
-    """Those of measured requests whose latencies count."""
+    """The measured requests whose latencies count: those in the steady state."""
     return requests.filter("steady") if "steady" in requests.columns else requests
 
 
 def window(requests: pl.DataFrame) -> dict[str, Any] | None:
-    """The steady state of a cell of one arm, or None where its repeats are taken whole.
+    """The steady state of one arm's cell, or None if its repeats count as a whole.
 
-    begin_s and end_s count from the first arrival, and are means over repeats; of: arrivals of the repeats that have a
-    window, requests: those of them that were due within it.
+    begin_s and end_s: seconds from the first arrival, means over repeats; of: arrivals of the repeats that have a
+    window; requests: those of them due within it.
     """
     rows = requests.filter(pl.col("window_begin").is_not_null())
     if rows.is_empty():
@@ -88,13 +88,13 @@ def window(requests: pl.DataFrame) -> dict[str, Any] | None:
 
 
 def saturation(requests: pl.DataFrame) -> dict[str, Any]:
-    """Whether the engines kept up with an open-loop cell of one arm, its ramp left out. Rates in requests/s:
+    """Whether the engines kept up with one arm's open-loop cell, without its ramp. Rates in requests/s:
 
     offered_per_s      arrivals over the time between the first and the last
     answered_per_s     answers over the time between the first and the last
-    in_flight_middle, in_flight_last   mean number of requests sent and not ended, seen by the middle and the last third
-                       of the arrivals
-    over_saturated     answered < 90 % of offered, and in_flight_last > 1.3 in_flight_middle; None where repeats are too
+    in_flight_middle, in_flight_last   mean number of requests in flight at the arrivals of the middle and the last
+                       third
+    over_saturated     answered < 90 % of offered, and in_flight_last > 1.3 in_flight_middle; None if repeats are too
                        short to tell (fewer than 20 requests)
     All are means over repeats.
     """

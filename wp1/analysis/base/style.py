@@ -1,4 +1,4 @@
-"""How every plot of wp1 looks: one palette that colour-blind people can tell apart, one size, thin grids."""
+"""The common style of wp1's plots: one palette that is safe for colour-blind readers, one width, thin grids."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = "colorblind"
-# Places in the palette that are no phase's of a request (`comparison_plots.PHASE_COLOURS`): no arm looks like one.
+# Palette indices that no phase of a request uses (`comparison.plots.PHASE_COLOURS`), so that no arm looks like a phase.
 ARMS = {"agg": 2, "disagg": 3}
 OTHER_ARMS = (9, 5, 6, 8)
 WIDTH = 7.2  # inches
 MARKERS = ("o", "s", "D", "^")
 LINES = ("-", "--", "-.", ":")
-# Values that differ by more than this factor get a logarithmic axis: on a linear one the lower could not be read.
+# Values that differ by more than this factor get a logarithmic axis: a linear one would hide the lower ones.
 WIDE = 12
 
 
 def use() -> None:
-    """Sets seaborn's theme, and a backend that needs no display."""
+    """Sets seaborn's theme and a backend that works without a display."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -38,14 +38,14 @@ def use() -> None:
             "axes.titleweight": "bold",
             "axes.titlelocation": "left",
             "grid.linewidth": 0.5,
-            # A dollar in a question is a dollar.
+            # A dollar sign in a question is not mathematics.
             "text.parse_math": False,
         }
     )
 
 
 def arm_colours(arms: Sequence[str]) -> dict[str, Any]:
-    """A colour for each arm of a run: agg and disagg have theirs in every plot, others by their order."""
+    """A colour for each arm of a run: fixed for agg and disagg in all plots, by order for others."""
     import seaborn as sns
 
     palette = sns.color_palette(PALETTE)
@@ -55,10 +55,9 @@ def arm_colours(arms: Sequence[str]) -> dict[str, Any]:
 
 
 def series(k: int, count: int) -> dict[str, Any]:
-    """How the k-th of some lines with marks and intervals is drawn, so that each is seen without its colour.
+    """The look of the k-th of several lines with markers and intervals, which can be told apart without colour.
 
-    All stand at their true places, where they may lie on each other: so those that are drawn first have the larger
-    marks and the wider caps.
+    Lines may overlap, as all are drawn at their true positions: those drawn first have larger markers and wider caps.
     """
     below = min(count - 1 - k, 3)
     return {
@@ -68,7 +67,7 @@ def series(k: int, count: int) -> dict[str, Any]:
 
 
 def title(text: str, mark: str, most: int = 62) -> str:
-    """A title with the labels of its run, these on a line of their own where one of `most` signs does not hold both."""
+    """A title with the run's labels, on a second line if both together exceed `most` characters."""
     return text + mark if len(text + mark) <= most else f"{text}\n{mark.strip()}".rstrip()
 
 
@@ -78,23 +77,23 @@ def over_all(figure: "Figure", text: str, mark: str) -> None:
 
 
 def tokens(length: int) -> str:
-    """Tokens for ticks and legends: 4096 is 4k, as k is 1,024 here, and what is no whole number of k is in full."""
+    """Tokens for ticks and legends: 4096 is 4k (k is 1,024 here); other numbers are written in full."""
     return f"{length // 1024}k" if length >= 1024 and length % 1024 == 0 else f"{length:,}"
 
 
 def length_ticks(axes: Any, places: Sequence[float], labels: Sequence[str], narrow: bool = True) -> None:
-    """Ticks of prompt lengths; in a narrow panel slanted where a long one would run into its neighbour."""
+    """Sets ticks for prompt lengths, slanted in a narrow panel if long labels would overlap."""
     slanted = narrow and len(labels) > 5 and max(map(len, labels)) > 4
     axes.set_xticks(places, labels, **({"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}))
 
 
 def from_zero(*panels: Any) -> None:
-    """Y axes from zero to beyond the highest point of all of them, with room for its mark.
+    """Sets all y axes from zero to beyond the highest point of all panels, with room for its marker.
 
-    The margin that an axis has by itself is a share of what lies between lowest and highest point, and where these are
-    close that is less than half a mark.
+    Matplotlib's own margin is a share of the distance between lowest and highest point. If these are close, it is less
+    than half a marker.
     """
-    # Of one without points it is minus infinity.
+    # Minus infinity for a panel without points.
     highest = max(axes.dataLim.y1 for axes in panels)
     for axes in panels:
         axes.set_ylim(0, 1.06 * highest if highest > 0 else None)
@@ -103,17 +102,17 @@ def from_zero(*panels: Any) -> None:
 def points(
     axes: Any, x: Sequence[float], figures: Sequence[Mapping[str, float]], scale: float = 1.0, **looks: Any
 ) -> None:
-    """Values with their intervals at given places."""
+    """Draws values with their intervals at the positions x."""
     y = np.array([figure["value"] for figure in figures]) * scale
     low = np.array([figure.get("low", figure["value"]) for figure in figures]) * scale
     high = np.array([figure.get("high", figure["value"]) for figure in figures]) * scale
-    # Rounding may put a bound a hair beyond the value.
+    # Rounding may put a bound slightly beyond the value.
     spread = np.maximum([y - low, high - y], 0)
     axes.errorbar(x, y, yerr=spread, **{"markersize": 4.5, "linewidth": 1.4, "elinewidth": 1.2, "capsize": 2.5} | looks)
 
 
 def heights(*panels: Any) -> Any:
-    """The finite y values of all lines, without the ends of intervals: these may be near zero, or on it."""
+    """The finite y values of all lines, without the ends of intervals, which may be near or at zero."""
     from matplotlib.container import ErrorbarContainer
 
     found = [np.empty(0)]
@@ -126,9 +125,9 @@ def heights(*panels: Any) -> Any:
 
 
 def logarithmic(axes: Any, lowest: float, highest: float, formatter: Any) -> None:
-    """A logarithmic y axis for values from `lowest` to `highest`, with a few numbers at round places and no others.
+    """Sets a logarithmic y axis for values from `lowest` to `highest`, with a few ticks at round numbers only.
 
-    It begins at half the lowest value at least: an interval that goes further down is cut off there.
+    It begins no lower than half the lowest value; intervals that extend further down are cut off.
     """
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
@@ -142,12 +141,12 @@ def logarithmic(axes: Any, lowest: float, highest: float, formatter: Any) -> Non
 
 
 def thousands(figure: "Figure") -> None:
-    """Writes 2500 as 2,500 on every axis that has no numbers of its own making."""
+    """Writes 2500 as 2,500 on every axis with the default formatter."""
     from matplotlib.ticker import ScalarFormatter
 
     class Apart(ScalarFormatter):
         def __call__(self, x: float, pos: int | None = None) -> str:
-            # Of the digits before the point.
+            # Only the digits before the decimal point.
             return re.sub(r"(?<![.\d])\d{4,}", lambda found: f"{int(found[0]):,}", super().__call__(x, pos))
 
     for axes in figure.axes:
@@ -157,7 +156,7 @@ def thousands(figure: "Figure") -> None:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Writes a PNG without date or version in it: the same figure has the same bytes."""
+    """Writes a PNG without date and version, so that the same figure has the same bytes."""
     import matplotlib.pyplot as plt
 
     thousands(figure)
@@ -167,7 +166,7 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def mark_of(metadata: Mapping[str, Any], arm: str | None = None) -> str:
-    """The labels of a run as its plots' titles carry them; arm: of a plot of it alone, which may share no GPU."""
+    """A run's labels for plot titles; arm: the only arm in the plot, which may not share a GPU (`colocated`)."""
     pools = [pool for pool in metadata["pools"] if arm is None or pool.get("arm") == arm]
     shared = arm is None or any(pool.get("shared_gpu") for pool in pools)
     labels = [label for label in metadata["labels"] if shared or label != SHARED_GPU]

@@ -1,7 +1,7 @@
-"""The files of a run that have a line a request, handoff or sample as tables, with what follows from their timestamps.
+"""Tables of a run's JSONL files, a row per request, handoff or sample, with the latencies that their times give.
 
-The formulas are the usual ones of serving benchmarks (vLLM's and MLPerf's): TTFT and E2E count
-from the intended arrival, so a late client is not hidden.
+The formulas are the usual ones of serving benchmarks (vLLM's and MLPerf's). TTFT and E2E count from the intended
+arrival, so a late client is not hidden.
 """
 
 import dataclasses
@@ -28,16 +28,16 @@ from wp1.core.records import (
 
 Schema = dict[str, pl.DataType | type[pl.DataType]]
 PART_BYTES = 64 << 20
-# Of any number in a line: seconds of thirty million years, bytes of a thousand terabytes.
+# Upper bound for any number in a line: thirty million years in seconds, a thousand terabytes in bytes.
 MOST = 1e15
-# Columns that stand in pages, in names of files and in keys.
+# Columns whose values appear in pages, file names and keys.
 NAMES = ("arm", "cell", "status", "cause", "phase", "device", "engine")
 
 
 def schema_of(kind: type, only: Sequence[str] | None = None) -> Schema:
-    """The columns of a file whose lines are of a dataclass, from the types of its fields and their metadata.
+    """The polars schema of a file with a dataclass per line, from the types and metadata of its fields.
 
-    only: of these fields. Raises TypeError for a field of a type that is no column.
+    only: the fields to include. Raises TypeError for a field whose type has no column type.
     """
     hints, fields = get_type_hints(kind), dataclasses.fields(kind)
     return {field.name: _column(hints[field.name], field) for field in fields if only is None or field.name in only}
@@ -49,61 +49,61 @@ def _column(annotation: Any, field: "dataclasses.Field[Any]") -> pl.DataType | t
         return pl.List(_column(kinds[0], field))
     if get_origin(annotation) is Literal:
         return _column(type(kinds[0]), field)
-    if len(kinds) == 1 and kinds[0] is not annotation:  # what may be null
+    if len(kinds) == 1 and kinds[0] is not annotation:  # nullable
         return _column(kinds[0], field)
     if annotation is int:
         return {64: pl.Int64, 32: pl.Int32}[field.metadata.get("bits", 64)]
     column = {str: pl.String, float: pl.Float64, bool: pl.Boolean}.get(annotation)
     if column is None:
-        raise TypeError(f"{field.name} is of {annotation}, which is no column: add it to `_column`")
+        raise TypeError(f"{field.name} has type {annotation}, which has no column type: add it to `_column`")
     return column
 
 
 RECORD_SCHEMA = schema_of(RequestRecord)
-# Of control.jsonl, what is read of it.
+# The fields read from control.jsonl.
 CONTROL_SCHEMA = schema_of(
     ControlRecord, ("request_id", "arm", "cell", "repeat", "status", "token_ids", "margins", "parted")
 )
 HANDOFF_SCHEMA = schema_of(Handoff)
 QUEUE_SCHEMA = schema_of(QueueLengths)
-# The places in which a request can be.
+# The queues in which a request can be.
 QUEUES = tuple(name for name in QUEUE_SCHEMA if name not in ("t", "arm"))
 LAG_SCHEMA = schema_of(LoopLag)
 STATS_SCHEMA = schema_of(EngineStats)
 DEVICE_SCHEMA = schema_of(DeviceSample)
 
-# What a line must have to be one of its kind; other fields may be null.
+# Fields that a valid line must have; others may be null.
 OF_RECORD = ("request_id", "arm", "cell", "repeat", "warmup", "status", "t_intended")
 OF_HANDOFF = ("handoff_id", "request_id", "arm", "cell", "repeat", "warmup", "status")
 OF_STATS = ("t", "arm", "engine")
-# Of a record, what says which it is.
+# The fields that identify a record.
 KEYS = ("request_id", "arm", "cell", "repeat", "warmup", "handoff_id", "example")
 
-# Columns that are large and that most readers do without; what follows from t_tokens is kept in itl_ms.
+# Large columns that most readers do not need; itl_ms keeps what follows from t_tokens.
 BULK = ("text", "token_ids", "t_tokens")
 
 
 def bulk_of(config: Mapping[str, Any], compared: bool) -> tuple[str, ...]:
-    """What can be left out of the records of a run: answers are read where questions were asked, and tokens compared
-    where there are others to compare them with."""
+    """Columns that can be left out of a run's records: answers are shown only for questions, and tokens needed only if
+    they are compared (`compared`)."""
     if config["workload"]["prompts"] not in ("random", "text", "trace"):
         return ()
     return tuple(name for name in BULK if name != "token_ids" or not compared)
 
 
 def requests(path: Path, without: Sequence[str] = ()) -> pl.DataFrame:
-    """One row a record, with its fields, the latencies of `with_latencies` and the windows of `steady.with_windows`.
+    """One row per record, with its fields, the latencies of `with_latencies` and the windows of `steady.with_windows`.
 
-    without: columns to leave out, of `BULK`; a million requests of 100 tokens then take 1 GB instead of 3.
-    Requests that our own stop cut short are left out: they say nothing of the engines. So is a last line torn by a
-    crash. Raises ConfigError naming the file and line of what is no record.
+    without: columns of `BULK` to leave out; a million requests of 100 tokens then take 1 GB instead of 3.
+    Requests cut short by wp1's own stop are left out, as they say nothing about the engines. So is a last line torn by
+    a crash. Raises ConfigError with the file and line of the first malformed record.
     """
     return measurable(records(path, without))
 
 
 def records(path: Path, without: Sequence[str] = ()) -> pl.DataFrame:
-    """One row a line of records.jsonl, as in `requests` but with every line that is whole, and without windows."""
-    # What latencies are made of is needed until they are.
+    """One row per complete line of records.jsonl, as in `requests` but without exclusions and windows."""
+    # t_tokens is needed until latencies are computed.
     schema = {name: kind for name, kind in RECORD_SCHEMA.items() if name not in without or name == "t_tokens"}
     return pl.concat(
         with_latencies(part).drop(without, strict=False) for part in _parts(path, schema, "request record", OF_RECORD)
@@ -111,83 +111,83 @@ def records(path: Path, without: Sequence[str] = ()) -> pl.DataFrame:
 
 
 def measurable(lines: pl.DataFrame) -> pl.DataFrame:
-    """The requests that `records` tell of, as `requests` returns them."""
-    # Either would be a copy of all of them.
+    """The table of `requests`, from that of `records`."""
+    # Each filter copies the whole table: apply it only if needed.
     if (lines["cause"] == "interrupted").any():
         lines = lines.filter(pl.col("cause").ne_missing("interrupted"))
-    # A line that is there twice stands for one request, as `completeness` counts them.
+    # A duplicated line is one request, as in `completeness`.
     if lines["request_id"].n_unique() < lines.height:
         lines = lines.unique("request_id", keep="last", maintain_order=True)
     return steady.with_windows(lines)
 
 
 def keys(path: Path) -> pl.DataFrame:
-    """One row a line with KEYS alone, to count them by; empty where there is no file. Raises as `requests` does."""
+    """One row per line with KEYS only, for counting; empty without a file. Raises as `requests` does."""
     schema = {name: RECORD_SCHEMA[name] for name in dict.fromkeys((*KEYS, *OF_RECORD))}
     return read(path, schema, "request record", OF_RECORD).select(KEYS)
 
 
 def handoffs(path: Path) -> pl.DataFrame:
-    """One row a handoff, with its fields and the times of `with_handoff_times`; empty where there is no file.
+    """One row per handoff, with its fields and the times of `with_handoff_times`; empty without a file.
 
-    A last line torn by a crash is left out. Raises ConfigError naming the file and line of what is no handoff.
+    A last line torn by a crash is left out. Raises ConfigError with the file and line of the first malformed handoff.
     """
     rows = read(path, HANDOFF_SCHEMA, "handoff", OF_HANDOFF)
     return with_handoff_times(rows.unique("handoff_id", keep="last", maintain_order=True))
 
 
 def control(path: Path) -> pl.DataFrame:
-    """One row an answered request that was asked again (`wp1.runner.control`); empty where there is no file.
+    """One row per answered request that was asked again (`wp1.runner.control`); empty without a file.
 
-    A last line torn by a crash is left out. Raises ConfigError naming file and line of what is none.
+    A last line torn by a crash is left out. Raises ConfigError with the file and line of the first malformed row.
     """
-    rows = read(path, CONTROL_SCHEMA, "request that was asked again", tuple(CONTROL_SCHEMA))
+    rows = read(path, CONTROL_SCHEMA, "control record", tuple(CONTROL_SCHEMA))
     return rows.filter(pl.col("status") == "ok").unique("request_id", keep="last", maintain_order=True)
 
 
 def queues(path: Path) -> pl.DataFrame:
-    """One row a sample of queue lengths (requests, and `t` in seconds); empty where there is no file.
+    """One row per sample of queue lengths (requests, and `t` in seconds); empty without a file.
 
-    A last line torn by a crash is left out. Raises ConfigError naming file and line of what is none.
+    A last line torn by a crash is left out. Raises ConfigError with the file and line of the first malformed row.
     """
     return read(path, QUEUE_SCHEMA, "sample of queue lengths", tuple(QUEUE_SCHEMA))
 
 
 def lags(path: Path) -> pl.DataFrame:
-    """One row a second of the event loop's lags (lists, in seconds); empty where there is no file.
+    """One row per second of event-loop lags (lists, in seconds); empty without a file.
 
-    A last line torn by a crash is left out. Raises ConfigError naming file and line of what is none.
+    A last line torn by a crash is left out. Raises ConfigError with the file and line of the first malformed row.
     """
-    return read(path, LAG_SCHEMA, "second of event-loop lags", tuple(LAG_SCHEMA))
+    return read(path, LAG_SCHEMA, "event-loop lag record", tuple(LAG_SCHEMA))
 
 
 def engine_stats(path: Path) -> pl.DataFrame:
-    """One row a tenth of a second and engine (`records.EngineStats`); empty where there is no file.
+    """One row per tenth of a second and engine (`records.EngineStats`); empty without a file.
 
-    A last line torn by a crash is left out. Raises ConfigError naming file and line of what is none.
+    A last line torn by a crash is left out. Raises ConfigError with the file and line of the first malformed row.
     """
-    return read(path, STATS_SCHEMA, "engine's counts", OF_STATS)
+    return read(path, STATS_SCHEMA, "sample of engine stats", OF_STATS)
 
 
 def device_samples(path: Path) -> pl.DataFrame:
-    """One row a sample of a device (`records.DeviceSample`); empty where there is no file.
+    """One row per sample of a device (`records.DeviceSample`); empty without a file.
 
-    A last line torn by a crash is left out. Raises ConfigError naming file and line of what is none.
+    A last line torn by a crash is left out. Raises ConfigError with the file and line of the first malformed row.
     """
     return read(path, DEVICE_SCHEMA, "sample of a device", ("t", "device"))
 
 
 def read(path: Path, schema: Schema, content: str, needed: Sequence[str]) -> pl.DataFrame:
-    """One row a line of a JSONL file; empty where there is none. A last line torn by a crash is left out.
+    """One row per line of a JSONL file; empty without a file. A last line torn by a crash is left out.
 
-    content: what a line is, in words; needed: columns that it may not lack.
-    Raises ConfigError naming the file and line of what is no such thing.
+    content: what a line is, for the error message; needed: columns that must not be null.
+    Raises ConfigError with the file and line of the first malformed row.
     """
     return pl.concat(_parts(path, schema, content, needed))
 
 
 def _parts(path: Path, schema: Schema, content: str, needed: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """As `read`, in tables of about 64 MiB of the file each, so that it is never in memory itself; at least one."""
+    """As `read`, in one or more tables of about 64 MiB of the file each, so that the text is never all in memory."""
     yield pl.DataFrame(schema=schema)
     if not path.is_file():
         return
@@ -211,7 +211,7 @@ def _parts(path: Path, schema: Schema, content: str, needed: Sequence[str]) -> I
 
 
 def _table(lines: bytes, schema: Schema, needed: Sequence[str]) -> pl.DataFrame | None:
-    """None where a line is not of the schema, or lacks what is needed: polars makes nulls of any other object."""
+    """The table; None if a line does not fit the schema or lacks a needed column, as polars reads that as null."""
     try:
         found = pl.read_ndjson(io.BytesIO(lines), schema=schema)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
@@ -222,7 +222,7 @@ def _table(lines: bytes, schema: Schema, needed: Sequence[str]) -> pl.DataFrame 
 
 
 def _strange(schema: Schema) -> pl.Expr:
-    """Whether any value is none that a run writes, and would not do in a page, a file's name or a sum."""
+    """Whether any value is one that no run writes, and that is unsafe in a page, a file name or a sum."""
     found = [pl.lit(False)]
     for name, kind in schema.items():
         if name in NAMES:
@@ -235,7 +235,7 @@ def _strange(schema: Schema) -> pl.Expr:
 
 
 def _first_bad(lines: Sequence[bytes], schema: Schema, needed: Sequence[str]) -> int:
-    """The number, from 1, of the first line for which `_table` is None; there is one."""
+    """The number, from 1, of the first line for which `_table` is None; at least one must be."""
     low, high = 0, len(lines)
     while high - low > 1:
         middle = (low + high) // 2
@@ -245,31 +245,31 @@ def _first_bad(lines: Sequence[bytes], schema: Schema, needed: Sequence[str]) ->
 
 
 def _wrong(line: bytes, needed: Sequence[str]) -> str:
-    """What is wrong with a line for which `_table` is None, in words."""
+    """What is wrong with a line for which `_table` is None, as text."""
     try:
         found = files.parsed(line)
     except ValueError:
         return "it is not JSON"
     if not isinstance(found, dict):
-        return "it is no object"
+        return "it is not a JSON object"
     if missing := [name for name in needed if found.get(name) is None]:
         return f"it has no {missing[0]}"
     try:
         json.dumps(found, allow_nan=False)
     except ValueError:
         return "it has NaN or infinity, which is not JSON"
-    return "a value in it is of another type, or out of range"
+    return "a value has the wrong type or is out of range"
 
 
 def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
-    """Adds the metrics of single requests (`metric_table`), in ms and null where a request did not get that far, and
-    first_by_decode: whether the client had its first token from the decode engine.
+    """Adds the metrics of single requests (`metric_table`), in ms and null if a request did not get that far, and
+    first_by_decode: whether the client got its first token from the decode engine.
 
-    A request for the perplexity of its prompt has only those that are not `for_users`: the engine computes the
+    A request for the perplexity of its prompt has only metrics that are not `for_users`: the engine computes the
     log-likelihood of every prompt token for it, which no user waits for.
     """
     derived = {metric.key: metric.derive for metric in metric_table.of_kind("request", "gaps")}
-    # A metric may be made of others, and then comes after them.
+    # A metric may derive from others, and is then added after them.
     later = {key for key, made in derived.items() if set(made.meta.root_names()) & derived.keys()}
     timed = records.with_columns(
         **{key: made for key, made in derived.items() if key not in later},
@@ -282,15 +282,15 @@ def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
 
 
 def with_handoff_times(records: pl.DataFrame) -> pl.DataFrame:
-    """Adds, in ms and null where a handoff did not get that far, or its times are not known:
+    """Adds, in ms, and null if a handoff did not get that far or its times are unknown:
 
     transfer_ms      bytes moving: transfer end - begin
-    decode_queue_ms  sent to the decode engine - prefill done: waiting for a place there; 0 where it was sent before
-    handoff_ms       scheduled in the decode engine, its KV there - prefill done; zero where the KV was there by then,
-                     as of a copy within the prefill's last step, whose end the engine stamps after it. All of it delays
-                     the request: what moves while prefill still computes delays nothing and lies before it
-    copy_ms          bytes moving by the connector's own clock (a GPU's events), where it has one
-    wait_ms          that blocks which were ready waited for their copy, where the connector knows
+    decode_queue_ms  sent to the decode engine - prefill done: waiting for a place there; 0 if it was sent earlier
+    handoff_ms       scheduled in the decode engine with its KV there - prefill done; 0 if the KV was there by then, as
+                     after a copy within prefill's last step, whose end the engine stamps later. All of it delays the
+                     request: what moves while prefill still computes delays nothing and comes before it
+    copy_ms          bytes moving by the connector's own clock (a GPU's events), if it has one
+    wait_ms          time that ready blocks waited for their copy, if the connector knows
     """
     return records.with_columns(
         transfer_ms=(pl.col("t_transfer_end") - pl.col("t_transfer_begin")) * 1e3,
@@ -302,7 +302,7 @@ def with_handoff_times(records: pl.DataFrame) -> pl.DataFrame:
 
 
 def write_csv(table: pl.DataFrame, path: Path, float_precision: int | None = None) -> None:
-    """Writes the file whole or not at all; a link in its place is replaced and not followed."""
+    """Writes the file atomically; a link in its place is replaced, not followed."""
     with files.replaced(path) as work:
         table.write_csv(work, float_precision=float_precision)
 

@@ -1,4 +1,4 @@
-"""The comparison of a run's arms, as it is left in the run's folder."""
+"""The comparison of a run's arms, as written to the run's folder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,18 +13,18 @@ from wp1.analysis.device import roofline
 
 
 def names_of(config: Mapping[str, Any]) -> list[str]:
-    """The arms of a run that has several, in the configuration's order; [] for a run of one scheduler."""
+    """The arms of a run with several, in the configuration's order; [] for a run of one scheduler."""
     arms = list(config.get("arms") or {})
     return arms if len(arms) > 1 else []
 
 
 def file_of(run_dir: Path, experiment: str) -> Path:
-    """Where the comparison lies: e3_summary.json."""
+    """Path of the comparison: e3_summary.json."""
     return run_dir / f"{experiment}_summary.json"
 
 
 def table_of(run_dir: Path, experiment: str) -> Path:
-    """Where its table lies: artifacts/e3_mode_comparison.csv."""
+    """Path of the comparison's table: artifacts/e3_mode_comparison.csv."""
     return run_dir / "artifacts" / f"{experiment}_mode_comparison.csv"
 
 
@@ -35,10 +35,9 @@ def contents(
     devices: Mapping[str, int],
     tokens: parity.Basis | None = None,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    """What is known of the first two arms against each other, for JSON, and as a table (`comparison.compare`).
+    """The comparison of the first two arms: as an object for JSON, and as the table of `figures.compare`.
 
-    requests: `tables.requests` with the rows of all arms; devices: how many each arm uses; tokens: what a comparison
-    of tokens goes by.
+    requests: `tables.requests` of all arms; devices: how many each arm uses; tokens: what a comparison of tokens needs.
     """
     measured = requests.filter(~pl.col("warmup"))
     a, b = (measured.filter(pl.col("arm") == arm) for arm in arms[:2])
@@ -70,7 +69,7 @@ def contents(
 
 
 def labelled(rows: pl.DataFrame, arms: Sequence[str], labels: Sequence[str]) -> pl.DataFrame:
-    """The table with its columns called after the arms, and the labels of the run in every row."""
+    """The table with columns named after the arms, and the run's labels in every row."""
     named = rows.rename({name: _by_arm(name, arms) for name in ("a", "b", "n_a", "n_b")})
     return named.with_columns(labels=pl.lit(", ".join(labels)))
 
@@ -80,5 +79,5 @@ def _by_arm(column: str, arms: Sequence[str]) -> str:
 
 
 def devices_of(pools: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> dict[str, int]:
-    """How many devices each arm uses: its GPUs, each once however many engines share it; a host without GPU is one."""
+    """How many devices each arm uses: distinct GPUs, however many engines share one; a host without GPU counts as 1."""
     return {arm: roofline.devices_of(pools, arm) for arm in arms}

@@ -10,10 +10,10 @@ from wp1.analysis.base import cells, metric_table, metrics
 from wp1.stats import intervals, samples
 from wp1.stats.intervals import Interval, Units, Values
 
-# Of one or two repeats, in which requests are all there is: few of them are too few for the law of their mean.
+# With one or two repeats the units are requests; with fewer pairs than this their mean is not normal enough to judge.
 MIN_PAIRS = 6
 
-# What no row has that may not be judged.
+# Columns that are null in rows without a verdict.
 VERDICT = ("excludes_zero", "p", "shown", "detectable", "repeats_needed")
 SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "cell": pl.String,
@@ -45,31 +45,31 @@ GOODPUT_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 
 
-# A request's name in every arm.
+# A request's name, which is the same in every arm.
 _NAME = pl.col("request_id").str.replace(r"^[^/]*/", "").alias("name")
 
 
 def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = None) -> pl.DataFrame:
-    """One row for each cell and metric of two arms (tables of `tables.requests`), or of two runs.
+    """One row for each cell and metric of two arms (each a `tables.requests`), or of two runs.
 
-    a, b, delta (b - a), low and high have the metric's unit; ratio is b / a; null where an arm has no such figure.
-    n_a, n_b: what the figure is made of (requests, gaps, or repeats for a rate). slo: the limits for attainment
-    (`metrics.limits`). Latencies are of requests that were answered, shares of all that were sent.
+    a, b, delta (b - a), low and high are in the metric's unit; ratio is b / a; null if an arm lacks the figure.
+    n_a, n_b: the number of requests, gaps, or (for a rate) repeats behind the figure. slo: the limits for attainment
+    (`metrics.limits`). Latencies are of answered requests, shares of all requests sent.
 
-    Requests are paired by their id without the arm, since both arms were sent the same prompts at the same times, so
-    that what both arms share cancels. low and high are the 95 % interval of delta by `wp1.stats.intervals`: from
-    three repeats on, Student's t over the differences of each repeat; with fewer over batches of pairs, which says
-    nothing of another repeat; of a rate there is then none to judge by. over: "repeats" or "requests"; units: how many
-    parts it is of.
+    Both arms were sent the same prompts at the same times, so requests are paired by their id without the arm, and what
+    the arms share cancels. low and high are the 95 % interval of delta (`wp1.stats.intervals`): with three or more
+    repeats, Student's t over the differences of each repeat; with fewer, over batches of pairs, which says nothing
+    about another repeat and leaves rates without a verdict. over: "repeats" or "requests"; units: how many parts the
+    interval is over.
 
-    excludes_zero: whether this interval does, as one in twenty does by chance, and p the chance of such a difference
-    or a larger one where there is none. Both are null where nothing can tell: with fewer than three repeats, from
-    fewer than six pairs and for rates; and for metrics that grow with the output, and attainment if one of these has a
-    limit, in cells whose answers differ in length (`unlike_lengths`), where none may. shown: whether it stands among
-    all differences of the comparison (`intervals.false_discovery`); what is said in words is that.
+    excludes_zero: whether the interval excludes zero, as one in twenty does by chance; p: the probability of a
+    difference at least as large if there is none. Both are null if they cannot be judged: with fewer than three
+    repeats, for rates and from fewer than six pairs; and, in cells whose answers differ in length (`unlike_lengths`),
+    for metrics that grow with the output, and for attainment if one of those has a limit. shown: whether the difference
+    remains after correction for all tests of the comparison (`intervals.false_discovery`); sentences rely on this.
 
-    detectable: the least difference that four of five such runs would show; repeats_needed: how many repeats would
-    show one as large as this, likewise; null where it would be more than a thousand. Both by the row's own interval.
+    detectable: the smallest difference that four of five such runs would show; repeats_needed: how many repeats would
+    show one of this size equally often, null if over a thousand. Both follow from the row's own interval.
     """
     limits = metrics.limits(slo or {})
     unjudged = grow_with_output(limits)
@@ -87,8 +87,10 @@ def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = No
 
 
 def grow_with_output(limits: metrics.Limits) -> set[str]:
-    """The metrics (`Figure.name`) that compare lengths, and not speed, where answers of a pair differ in length: a
-    longer answer takes longer. With a limit on one of them also what is of the limits."""
+    """The metrics (`Figure.name`) that compare lengths rather than speed if a pair's answers differ in length.
+
+    A longer answer takes longer. If one of them has a limit, metrics that depend on limits are included.
+    """
     limited = any(metric.key in limits for metric in metric_table.METRICS if metric.grows_with_output)
     return {
         figure.name
@@ -98,18 +100,18 @@ def grow_with_output(limits: metrics.Limits) -> set[str]:
 
 
 def verdict(row: Mapping[str, Any]) -> bool | None:
-    """Whether the difference of a row is shown, among all of its comparison; None where nothing can tell.
+    """Whether a row's difference is shown, after correction for all tests; None if it cannot be judged.
 
-    One that was written before there was such a correction has its rows' own verdicts alone.
+    Comparisons written before this correction existed only have each row's own verdict.
     """
     shown = row.get("shown")
     return row.get("excludes_zero") if shown is None else shown
 
 
 def unlike_lengths(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, dict[str, Any]]:
-    """The cells in which answers to the same request differ in length: `pairs` (answered by both arms), how many of
-    them are `unlike`, and the mean output tokens of a pair's answers, `a` and `b`.
+    """The cells in which answers to the same request differ in length, by name.
 
+    Each has `pairs` (answered by both arms), how many of them are `unlike`, and the mean output tokens `a` and `b`.
     a, b: as in `compare`.
     """
     answered = [
@@ -127,7 +129,7 @@ def unlike_lengths(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, dict[str, Any]
 
 
 def _prepared(requests: pl.DataFrame, limits: metrics.Limits) -> pl.DataFrame:
-    """Measured requests with their name in every arm; latencies of answered ones alone, figures of the steady state."""
+    """Measured requests with their name; latencies only of answered ones, figures only of the steady state."""
     ok = pl.col("status") == "ok"
     counts = pl.col("steady") if "steady" in requests.columns else pl.lit(True)
     measured = metrics.with_met(requests.filter(~pl.col("warmup")), limits)
@@ -162,7 +164,7 @@ def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: metrics.Limits) -> list[dict
 
 
 def _row(a: Values, b: Values, statistic: str, of: Units) -> dict[str, Any]:
-    """of: the unit of every slot that the values name (`samples.repeats_and_units`)."""
+    """The figures of one metric. of: the unit of every slot that the values name (`samples.repeats_and_units`)."""
     a, b = Values(*a), Values(*b)
     of_a, of_b = (intervals.figure_of(side.numbers, statistic) if side.numbers.size else None for side in (a, b))
     found, pairs, count = None, 0, 0
@@ -176,7 +178,7 @@ def _row(a: Values, b: Values, statistic: str, of: Units) -> dict[str, Any]:
         if statistic == "share":
             found = intervals.of_shares(found, _differences(a, b, of))
     judged = found is not None and (found.parts >= intervals.MIN_REPEATS if of.are_repeats else pairs >= MIN_PAIRS)
-    # A share's interval may be that of its pairs, which are requests; repeats are counted as such all the same.
+    # A share's interval may be over its pairs of requests; `units` counts repeats nevertheless.
     units = count if found is not None and of.are_repeats else None
     return _figures(a.numbers.size, b.numbers.size, of_a, of_b, found, judged, of.are_repeats, units)
 
@@ -188,7 +190,7 @@ def _present(side: Values, of: Units) -> np.ndarray:
 
 
 def _differences(a: Values, b: Values, of: Units) -> np.ndarray:
-    """b - a of each pair that both have, where a slot has one value."""
+    """b - a of each pair that both sides have; each slot has one value."""
     sides = np.full((2, of.of_slot.size), np.nan)
     for row, side in zip(sides, (a, b), strict=True):
         row[side.slots] = side.numbers
@@ -197,7 +199,7 @@ def _differences(a: Values, b: Values, of: Units) -> np.ndarray:
 
 
 def _rate_row(a: pl.DataFrame, b: pl.DataFrame, metric: metric_table.Metric, repeats: list[int]) -> dict[str, Any]:
-    """A rate is what all repeats gave over the seconds that all of them took."""
+    """The figures of a rate: the sum over all repeats, divided by the seconds they took."""
     done = [[_done(rows.filter(pl.col("repeat") == n), metric) for n in repeats] for rows in (a, b)]
     counts, spans = (np.array([[d[part] for d in arm] for arm in done]).reshape(2, -1) for part in (0, 1))
     parts = [intervals.of_ratio(count, span) for count, span in zip(counts, spans, strict=True)]
@@ -209,7 +211,7 @@ def _rate_row(a: pl.DataFrame, b: pl.DataFrame, metric: metric_table.Metric, rep
 
 
 def _done(rows: pl.DataFrame, metric: metric_table.Metric) -> tuple[float, float]:
-    """What a rate is of in a repeat, as output tokens, and its seconds."""
+    """The amount behind a rate in a repeat, such as output tokens, and its seconds."""
     came = metrics.delivered(rows)
     return float(came.amount(metric)), came.seconds
 
@@ -244,15 +246,15 @@ def _figures(
 
 
 def _rounded(value: float | None) -> float | None:
-    # Of crumbs alone: a share of 0.89996 is not 0.9. Adding zero turns -0.0 into 0.0.
+    # Removes only floating-point noise: a share of 0.89996 is not 0.9. Adding zero turns -0.0 into 0.0.
     return None if value is None else round(float(f"{value:.9g}"), 9) + 0.0
 
 
 def goodput(requests: pl.DataFrame, slo: Mapping[str, Any], devices: int) -> pl.DataFrame:
-    """Goodput by `metrics.goodput` over the rates that were tested, in requests/s and per device, one row a prompt.
+    """Goodput (`metrics.goodput`) over the tested rates, in requests/s and per device, one row per prompt length.
 
-    The true one may lie between the one given and the next. fails_at: the lowest rate that failed, if any. Null where
-    no rate above 0 was tested, or none counts. Empty without limits in `slo`.
+    The true goodput may lie between this rate and the next. fails_at: the lowest rate that failed, if any. Null if no
+    rate above 0 was tested, or none counts. Empty without limits in `slo`.
     """
     limits = metrics.limits(slo)
     measured = requests.filter(~pl.col("warmup"))

@@ -1,4 +1,4 @@
-"""What a comparison found, in words made from its figures: where most was won and lost, then each metric. Pure."""
+"""A comparison as sentences made from its figures: the largest gain and loss first, then each metric. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from wp1.analysis.comparison import amounts, phases
 from wp1.analysis.comparison import figures as comparison_figures
 from wp1.analysis.comparison.phases import Row, Rows
 
-# An arm with less attainment than this is beyond its SLO; where both are, a comparison is of arms that fail.
+# An arm with less SLO attainment than this is overloaded. If both arms are, the comparison is between arms that fail.
 HARDLY_ANY = 0.2
 
 TOO_FEW = "an interval needs six requests that both arms answered"
@@ -20,16 +20,16 @@ Unlike = Mapping[str, Mapping[str, Any]]
 
 
 def _titles() -> dict[str, str]:
-    """What is looked at, and what to call it."""
+    """The metrics that the sentences cover, by `Figure.name`, with their names in a sentence."""
     return {figure.name: figure.spoken for figure in metric_table.shown_in("narrative")}
 
 
 def in_words(rows: pl.DataFrame, a: str, b: str, unlike: Unlike | None = None) -> str:
-    """Markdown: where arm b did better than arm a and where worse, by how much, and which phase was most of it.
+    """Markdown: where arm b did better and worse than arm a, by how much, and which phase accounts for most of it.
 
-    rows: of `comparison.compare`; unlike: of `comparison.unlike_lengths`. It begins with the cells in which E2E changed
-    most, or TTFT and TPOT where answers differ in length. A difference is called one only where it is shown
-    (`comparison.verdict`). Phases are means, so the parts of a change add up to it.
+    rows: from `figures.compare`; unlike: from `figures.unlike_lengths`. It begins with the cells in which E2E changed
+    most, or TTFT and TPOT if answers differ in length. Only differences that are shown (`figures.verdict`) are reported
+    as differences. Phases are means, so the parts of a change add up to it.
     """
     by = {(row["cell"], row["metric"]): row for row in rows.iter_rows(named=True)}
     names = list(dict.fromkeys(rows["cell"]))
@@ -38,10 +38,10 @@ def in_words(rows: pl.DataFrame, a: str, b: str, unlike: Unlike | None = None) -
     if not compared:
         return " ".join(["No cell could be compared.", *left_out])
     better, worse = (_moved_so(by, names, helped) for helped in (True, False))
-    untold = [cell for cell in compared if _too_few(by, cell)]
+    undecided = [cell for cell in compared if _too_few(by, cell)]
     over = f"Over {_count(len(compared), 'cell')}"
-    if len(untold) == len(compared):
-        return " ".join([f"{over}, nothing can be told: {TOO_FEW}.", *left_out])
+    if len(undecided) == len(compared):
+        return " ".join([f"{over}, no difference can be judged: {TOO_FEW}.", *left_out])
     different = [cell for cell in compared if cell in (unlike or {})]
     blocks = [
         _few_repeats(by, compared, a, b),
@@ -49,75 +49,78 @@ def in_words(rows: pl.DataFrame, a: str, b: str, unlike: Unlike | None = None) -
         _beyond(by, compared, a, b),
     ]
     blocks.append(_lengths(different, compared, a, b, unlike or {}))
-    helped = f"{over}, {b} helped against {a}:" if better else f"{over}, nothing shows that {b} helped against {a}."
-    hurt = "It hurt:" if worse else "Nothing shows that it hurt."
-    blocks += [helped, _bullets(better), hurt, _bullets(worse)]
+    improved = f"{over}, {b} improved on {a}:" if better else f"{over}, nothing shows that {b} improved on {a}."
+    degraded = "It was worse:" if worse else "Nothing shows that it was worse."
+    blocks += [improved, _bullets(better), degraded, _bullets(worse)]
     sentences = []
     unclear = [
-        cell for cell in compared if cell not in untold and not any(_shown(by.get((cell, name))) for name in _titles())
+        cell
+        for cell in compared
+        if cell not in undecided and not any(_shown(by.get((cell, name))) for name in _titles())
     ]
-    if untold:
-        sentences.append(f"Nothing can be told for {_listed(untold)}: {TOO_FEW}.")
+    if undecided:
+        sentences.append(f"No difference can be judged for {_listed(undecided)}: {TOO_FEW}.")
     if unclear:
         where = "any cell" if len(unclear) == len(compared) and len(compared) > 1 else _listed(unclear)
-        sentences.append(f"No difference could be shown for {where} in what was looked at.")
+        sentences.append(f"No difference could be shown for {where} in any tested metric.")
     sentences += _power(by, compared)
     sentences += [
         *_parts_alone(by, compared),
         *_rates(by, [cell for cell in compared if cell not in different], b),
         *left_out,
-        _looked_at(by, compared),
+        _tested(by, compared),
     ]
     return "\n\n".join(block for block in [*blocks, " ".join(sentences)] if block)
 
 
 def _few_repeats(by: Rows, names: list[str], a: str, b: str) -> str:
-    """That one or two repeats say nothing of another, before anything that they say."""
+    """A warning, ahead of all results, that one or two repeats say nothing about another run."""
     few = [cell for cell in names if by.get((cell, "ttft_ms/mean"), {}).get("over") == "requests"]
     if not few:
         return ""
     where = "" if len(few) == len(names) else f" for {_listed(few)}"
     return (
-        f"**Fewer than three repeats**{where}: what is said of {b} against {a} holds for the requests of these repeats "
-        "and says nothing of another run. Three repeats or more can tell (`experiment.repeats`)."
+        f"**Fewer than three repeats**{where}: the comparison of {b} with {a} holds only for the requests of these "
+        "repeats and says nothing about another run. For that, run three or more (`experiment.repeats`)."
     )
 
 
 def _power(by: Rows, names: list[str]) -> list[str]:
-    """What this many repeats could have shown of the means, and how many would show what was observed."""
+    """The smallest differences of the means that this many repeats detect, and how many would show those observed."""
     rows = [row for cell in names for metric in ("ttft_ms/mean", "e2e_ms/mean") if (row := by.get((cell, metric)))]
     unsure = [row for row in rows if row.get("detectable") is not None and not _shown(row) and row["a"]]
     if not unsure:
         return []
     repeats = sorted({row["units"] for row in unsure})
     many = f"{repeats[0]} repeats" if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]} repeats"
-    said = []
+    smallest = []
     for metric in ("ttft_ms/mean", "e2e_ms/mean"):
         least = sorted(row["detectable"] / row["a"] for row in unsure if row["metric"] == metric)
         if least:
             ends = [share(least[0])] if len(least) == 1 else [share(least[0]), share(least[-1])]
-            said.append(f"{' to '.join(ends)} in {_titles()[metric]}")
+            smallest.append(f"{' to '.join(ends)} in {_titles()[metric]}")
     needed = [row for row in unsure if (row["repeats_needed"] or 0) > row["units"]]
     sentences = [
-        f"Where none could be shown, it would have to be {' and '.join(said)}, by cell, for four of five runs of "
-        f"{many} to show it."
+        f"For the differences that were not shown: four of five runs with {many} would show one of "
+        f"{' and '.join(smallest)}, depending on the cell."
     ]
     if needed:
         row = min(needed, key=lambda row: row["repeats_needed"])
         sentences.append(
-            f"To show differences as large as these takes {row['repeats_needed']} repeats at least "
-            f"(`experiment.repeats`), for {_titles()[row['metric']]} at {cells.parse(row['cell']).words}."
+            f"Differences as large as those observed take at least {row['repeats_needed']} repeats to show "
+            f"(`experiment.repeats`; the fewest are for {_titles()[row['metric']]} at "
+            f"{cells.parse(row['cell']).words})."
         )
     return sentences
 
 
-def _looked_at(by: Rows, names: list[str]) -> str:
-    """What was tested, and what it takes for a difference to be called one."""
+def _tested(by: Rows, names: list[str]) -> str:
+    """Which metrics were tested, and when a difference counts as shown."""
     judged = [by[cell, metric] for cell in names for metric in _titles() if _judged(by, cell, metric)]
     titles = [title for metric, title in _titles().items() if any(row["metric"] == metric for row in judged)]
     return (
-        f"Looked at were {', '.join(titles[:-1])} and {titles[-1]}; a difference counts as shown if it stands among "
-        "all that were tested (Benjamini-Hochberg at 5 %)."
+        f"Tested metrics: {', '.join(titles[:-1])} and {titles[-1]}. A difference counts as shown if it is significant "
+        "after correction for all tests (Benjamini-Hochberg at 5 %)."
     )
 
 
@@ -130,7 +133,7 @@ def _shown(row: Row | None) -> bool:
 
 
 def _moved_so(by: Rows, names: list[str], helped: bool) -> list[str]:
-    """A clause for each group of metrics that was shown to move for the better, or for the worse."""
+    """A clause for each metric that was shown to move for the better (`helped`), or for the worse."""
     found = []
     for metric in metric_table.METRICS:
         sign = -1 if helped == metric.less_is_better else 1
@@ -146,18 +149,16 @@ def _moved_so(by: Rows, names: list[str], helped: bool) -> list[str]:
 
 
 def _extremes(by: Rows, names: list[str], b: str, unlike: bool) -> str:
-    """Where E2E, in which all phases are, fell most and where it rose most, and the same of SLO attainment.
+    """Where E2E, which covers all phases, fell and rose most, and the same for SLO attainment; "" if nothing is shown.
 
-    "" where nothing could be shown.
-
-    unlike: answers differ in length in some cell; where they do in all, TTFT and TPOT stand for E2E.
+    unlike: answers differ in length in some cell. If they do in all, TTFT and TPOT take the place of E2E.
     """
-    said = [_most(by, names, b, "e2e_ms/mean", "End to end")]
+    sentences = [_most(by, names, b, "e2e_ms/mean", "End to end,")]
     if unlike and not any(_judged(by, cell, "e2e_ms/mean") for cell in names):
-        said = [_most(by, names, b, "ttft_ms/mean", "To the first token")]
-        said += [_most(by, names, b, "tpot_ms/mean", "From token to token")]
-    said.append(_attained(by, names, b))
-    return " ".join(f"**{sentence}**" for sentence in said if sentence)
+        sentences = [_most(by, names, b, "ttft_ms/mean", "To the first token,")]
+        sentences += [_most(by, names, b, "tpot_ms/mean", "From token to token,")]
+    sentences.append(_attained(by, names, b))
+    return " ".join(f"**{sentence}**" for sentence in sentences if sentence)
 
 
 def _attained(by: Rows, names: list[str], b: str) -> str:
@@ -170,7 +171,7 @@ def _attained(by: Rows, names: list[str], b: str) -> str:
             found.append(
                 f"{verb} most for {cells.parse(row['cell']).words} ({share(row['b'])} instead of {share(row['a'])})"
             )
-    return f"In SLO attainment {b} {', and '.join(found)}." if found else ""
+    return f"In SLO attainment, {b} {', and '.join(found)}." if found else ""
 
 
 def _most(by: Rows, names: list[str], b: str, metric: str, begin: str) -> str:
@@ -195,7 +196,7 @@ def _most(by: Rows, names: list[str], b: str, metric: str, begin: str) -> str:
 
 
 def _fails(by: Rows, cell: str) -> bool:
-    """Whether hardly any request of either arm met the SLO."""
+    """Whether hardly any request of either arm met the SLO (`HARDLY_ANY`)."""
     row = by.get((cell, "slo_attainment"), {})
     shares = [row.get(side) for side in "ab"]
     return all(share is not None and share < HARDLY_ANY for share in shares)
@@ -208,7 +209,7 @@ def _label(by: Rows, cell: str) -> str:
 
 
 def _beyond(by: Rows, names: list[str], a: str, b: str) -> str:
-    """Cells in which both arms fail, and what a comparison is worth there."""
+    """A warning for cells in which both arms fail their SLO: a comparison means little there."""
     failing = [cell for cell in names if _fails(by, cell)]
     if not failing:
         return ""
@@ -218,13 +219,13 @@ def _beyond(by: Rows, names: list[str], a: str, b: str) -> str:
         if (row := by[cell, "slo_attainment"])
     )
     open_loop = any(cells.parse(cell).open_loop for cell in failing)
-    what = "a comparison beyond capacity, of two arms that both fail" if open_loop else "both arms fail there"
-    more = "; how long requests take there depends on how long the load goes on" if open_loop else ""
+    what = "beyond capacity, this compares two arms that both fail" if open_loop else "both arms fail there"
+    more = "; how long requests take there depends on how long the load lasts" if open_loop else ""
     return f"**Hardly any request met the SLO** for {each}: {what}{more}."
 
 
 def _lengths(different: list[str], compared: list[str], a: str, b: str, unlike: Unlike) -> str:
-    """What is not judged as answers differ in length."""
+    """What is not judged because answers differ in length; "" if they do not."""
     if not different:
         return ""
     pairs, differ = (sum(unlike[cell][key] for cell in different) for key in ("pairs", "unlike"))
@@ -238,16 +239,16 @@ def _lengths(different: list[str], compared: list[str], a: str, b: str, unlike: 
 
 
 def _parts_alone(by: Rows, names: list[str]) -> list[str]:
-    """Parts that differ where the mean of the whole, of which they are a part, could not be shown to."""
+    """Phases that are shown to differ in cells whose mean TTFT or E2E, of which they are a part, is not."""
     found = phases.shown(by, names)
     if not found:
         return []
     each = "; ".join(f"{title} {signed_ms(row['delta'])} for {cells.parse(row['cell']).words}" for title, row in found)
-    return [f"Where the mean of the whole shows nothing, a part of it differs all the same: {each}."]
+    return [f"Phases shown to differ in cells whose mean TTFT or E2E is not: {each}."]
 
 
 def _rates(by: Rows, names: list[str], b: str) -> list[str]:
-    """Output tokens/s, where an interval excludes zero that is of fewer repeats than can be judged by."""
+    """Output tokens/s whose interval excludes zero but has too few repeats for a verdict."""
     rows = [row for cell in names if (row := by.get((cell, "output_tokens_per_s")))]
     sentences = []
     for sign, way in ((1, "higher"), (-1, "lower")):
@@ -261,8 +262,8 @@ def _rates(by: Rows, names: list[str], b: str) -> list[str]:
         if leaning:
             each = "; ".join(f"{amounts.amount(row)} for {cells.parse(row['cell']).words}" for row in leaning)
             sentences.append(
-                f"Output tokens/s of {b} were {way}, by intervals that exclude zero but are of "
-                f"{max(row['n_b'] for row in leaning)} repeats, too few to judge by: {each}."
+                f"Output tokens/s of {b} were {way}, with intervals that exclude zero, but "
+                f"{max(row['n_b'] for row in leaning)} repeats are too few for a verdict: {each}."
             )
     return sentences
 
@@ -272,7 +273,7 @@ def _bullets(clauses: list[str]) -> str:
 
 
 def _too_few(by: Rows, cell: str) -> bool:
-    """Whether no interval of the cell can tell anything (`comparison.compare`)."""
+    """Whether no metric of the cell has a verdict (`figures.compare`)."""
     return not any(_judged(by, cell, metric) for metric in _titles())
 
 
@@ -281,37 +282,37 @@ def _known(by: Rows, cell: str) -> bool:
 
 
 def _left_out(by: Rows, names: list[str], a: str, b: str) -> list[str]:
-    """A sentence for cells in which an arm answered nothing, or was sent nothing."""
+    """Sentences for cells that cannot be compared, as an arm answered nothing or was sent nothing."""
     sentences = []
     for silent, missing in (((a, b), ("a", "b")), ((a,), ("a",)), ((b,), ("b",))):
-        of_these = [
+        silent_cells = [
             name
             for name in names
             if tuple(s for s in "ab" if by.get((name, "e2e_ms/mean"), {}).get(s) is None) == missing
         ]
-        if of_these:
-            unasked = [name for name in of_these if len(missing) == 1 and _unasked(by, name, missing[0])]
+        if silent_cells:
+            unasked = [name for name in silent_cells if len(missing) == 1 and _unasked(by, name, missing[0])]
             for some, how in (
-                (unasked, f"{silent[0]} was sent none there, as what was skipped says"),
+                (unasked, f"{silent[0]} was sent no request there (see what was skipped)"),
                 (
-                    [name for name in of_these if name not in unasked],
+                    [name for name in silent_cells if name not in unasked],
                     f"neither {a} nor {b} answered a request" if len(silent) == 2 else
                     f"{silent[0]} did not answer a request",
                 ),
             ):  # fmt: skip
                 if some:
-                    sentences.append(f"For {_listed(some)} there is nothing to compare: {how}.")
+                    sentences.append(f"Cannot compare {_listed(some)}: {how}.")
     return sentences
 
 
 def _unasked(by: Rows, cell: str, side: str) -> bool:
-    """Whether an arm was sent nothing in a cell; one that failed at everything has a share of failures."""
+    """Whether an arm was sent nothing in a cell. One whose requests all failed has a share of failures."""
     row = by.get((cell, "failed_share"))
     return row is not None and row.get(side) is None
 
 
 def _moved(by: Rows, moved: Sequence[Row], tested: int, title: str) -> str:
-    """One metric over the cells in which it moved the same way, of those in which it was tested."""
+    """A clause on one metric, for the cells in which it moved one way; tested: in how many cells it was tested."""
     share = moved[0]["unit"] == "share"
     largest = max(moved, key=lambda row: abs(row["delta"]) if share or row["ratio"] is None else abs(row["ratio"] - 1))
     direction = "lower" if largest["delta"] < 0 else "higher"

@@ -1,4 +1,4 @@
-"""Which phases a change of TTFT or E2E is made of, in words. Arithmetic of means, and no cause. Pure."""
+"""Which phases account for a change of TTFT or E2E, as text. This is arithmetic of means, not a cause. Pure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ E2E_PHASES, TTFT_PHASES = (
     [(f"{key}/mean", metric_table.title_of(key)) for key in keys]
     for keys in (metric_table.E2E_PHASES, metric_table.TTFT_PHASES)
 )
-# A phase that moved by less than this share of the whole change is not worth a word.
+# A phase that moved by less than this share of the whole change is not mentioned.
 SLIGHT = 0.1
 
 Row = dict[str, Any]
@@ -20,7 +20,7 @@ Rows = Mapping[tuple[str, str], Row]
 
 
 def largest(by: Rows, row: Row) -> tuple[str, str] | None:
-    """The phase that is the largest part of a change, and it in words; None for metrics that have no phases."""
+    """Title of the phase that is the largest part of a change, and a clause on it; None for metrics without phases."""
     if row["metric"] not in ("ttft_ms/mean", "e2e_ms/mean"):
         return None
     total = row["delta"]
@@ -37,7 +37,7 @@ def largest(by: Rows, row: Row) -> tuple[str, str] | None:
 
 
 def of_many(named: Sequence[str]) -> str:
-    """In how many cells each of the phases of `largest` was so; "" without any."""
+    """A clause that counts the cells in which each phase was the largest part; named: titles from `largest`."""
     counts = Counter(named).most_common()
     if len(counts) < 2:
         return f"with {counts[0][0]} the largest part in each of them" if counts else ""
@@ -46,7 +46,7 @@ def of_many(named: Sequence[str]) -> str:
 
 
 def shown(by: Rows, cells: Sequence[str]) -> list[tuple[str, Row]]:
-    """Parts of TTFT and E2E that are shown to differ, of cells where the mean of the whole is not."""
+    """Title and row of each phase that is shown to differ in a cell whose mean TTFT or E2E is not."""
     found = []
     for name, title in E2E_PHASES:
         whole = "e2e_ms/mean" if title == "decode" else "ttft_ms/mean"
@@ -60,16 +60,16 @@ def shown(by: Rows, cells: Sequence[str]) -> list[tuple[str, Row]]:
 
 
 def _parts(by: Rows, cell: str, metric: str) -> list[tuple[str, float]]:
-    """The change of each phase in ms. Of TTFT only the phases before the first token, and that depends on the arm."""
+    """The change of each phase (title, ms). For TTFT only those before the first token, which depend on the arm."""
 
     def of(name: str, side: str) -> float:
-        # An aggregated arm has no handoff, which adds nothing to its latency.
+        # An aggregated arm has no handoff: it adds nothing to its latency.
         return by.get((cell, name), {}).get(side) or 0.0
 
     phases = [*E2E_PHASES]
     if metric == "ttft_ms/mean":
         whole, last = TTFT_PHASES, TTFT_PHASES[-1]
-        # Where the decode engine streams the first token, all four add up to TTFT; else the first two do, nearly.
+        # If the decode engine streams the first token, all four phases add up to TTFT; else the first two nearly do.
         ttft = of(metric, "b")
         by_decode = abs(ttft - sum(of(n, "b") for n, _ in whole)) < abs(ttft - sum(of(n, "b") for n, _ in whole[:2]))
         phases = whole[:2] if not (by_decode and of("handoff_ms/mean", "b")) else whole

@@ -1,4 +1,4 @@
-"""The plots of a run with several arms, and of handoffs, as PNG files."""
+"""The plots of a run with several arms, as PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,20 +16,20 @@ PHASE_COLOURS = (7, 1, 4, 0)
 
 
 def arm_plots(folder: Path, measured: pl.DataFrame, arms: Sequence[str], slo: dict[str, Any], mark: str) -> list[Plot]:
-    """Latency by length, attainment by rate and phases of several arms, as far as there is data; (caption, file)."""
+    """Draws latency by length, phases and SLO attainment by rate, if there is data; (caption, file) of each."""
     style.use()
     answered = measured.filter((pl.col("status") == "ok") & pl.col("arm").is_in(list(arms)))
     if answered.is_empty():
         return []
     made = [
         (
-            f"Means of {_listed([mean.metric.title for mean in metric_table.means_in('plots')])} with their 95 % "
+            f"Mean {_listed([mean.metric.title for mean in metric_table.means_in('plots')])} with 95 % "
             "intervals, by prompt length and load.",
             folder / "latency_by_length.png",
         ),
         (
-            "Mean of each phase of the answered requests; the black mark is where TTFT ends, on average. The line to "
-            "it is the first token's way from the engine to the client, during which the next phase goes on already.",
+            "Mean duration of each phase of the answered requests. The black mark is the mean TTFT; the line before it "
+            "is the first token's delivery from the engine to the client, during which the next phase has begun.",
             folder / "phases.png",
         ),
     ]
@@ -37,7 +37,7 @@ def arm_plots(folder: Path, measured: pl.DataFrame, arms: Sequence[str], slo: di
     _phases(answered, arms, made[1][1], mark)
     limits = metrics.limits(slo)
     if limits and any(cells.parse(name).rate > 0 for name in measured["cell"].unique()):
-        caption = "Share of all requests sent that met the SLO, with 95 % Wilson intervals; goodput needs 90 %."
+        caption = "Share of all requests sent that met the SLO, with 95 % intervals; goodput requires 90 %."
         made.append((caption, folder / "attainment.png"))
         _attainment(measured, arms, slo, made[-1][1], mark)
     return made
@@ -80,7 +80,7 @@ def _means(
     axes: Any, rows: pl.DataFrame, mean: Figure, prompts: Sequence[str], of_load: dict[str, str],
     arm: str, n: int, arms: Sequence[str],
 ) -> None:  # fmt: skip
-    """The means that the report's tables have, with the same intervals."""
+    """Draws the means of the report's tables, with the same intervals."""
     known = []
     for place, prompt in enumerate(prompts):
         of_cell = rows.filter(pl.col("cell") == of_load.get(prompt, ""))
@@ -92,7 +92,7 @@ def _means(
 
 
 def _length_axis(axes: Any, prompts: Sequence[str]) -> None:
-    """Lengths at even steps: they are mostly doublings, and datasets have no length at all."""
+    """Spaces prompt lengths evenly, as they are mostly doublings; datasets have no length at all."""
     import seaborn as sns
 
     style.length_ticks(axes, range(len(prompts)), [_short(prompt) for prompt in prompts])
@@ -106,7 +106,7 @@ def _short(prompt: str) -> str:
 
 
 def _scale(column: Any) -> None:
-    """From zero, or logarithmic with plain numbers where the values are far apart; the same for all of a column."""
+    """Scales a column alike: from zero, or logarithmic with plain numbers if the values are far apart."""
     from matplotlib.ticker import FuncFormatter
 
     plain = FuncFormatter(lambda v, _: f"{v:,.0f}" if v == round(v) else f"{v:g}")
@@ -164,7 +164,7 @@ def _attainment(measured: pl.DataFrame, arms: Sequence[str], slo: dict[str, Any]
     for axes in flat[len(panels) :]:
         axes.set_visible(False)
     for n, axes in enumerate(flat[: len(panels)]):
-        # The lowest panel of each column carries the axis, also where the last row is not full.
+        # The lowest panel of each column has the axis, even if the last row is not full.
         if n + across >= len(panels):
             axes.set_xlabel(axis)
             axes.tick_params(labelbottom=True)
@@ -189,7 +189,7 @@ def _shares(
     if not xs:
         return
     low, high = np.array(bounds).T
-    # Rounding may put a bound a hair beyond the share.
+    # Rounding may put a bound slightly beyond the share.
     spread = np.maximum([shares - low, high - shares], 0)
     axes.errorbar(
         xs, shares, yerr=spread, label=arm, color=style.arm_colours(arms)[arm], linewidth=1.4, elinewidth=1.2,
@@ -198,7 +198,7 @@ def _shares(
 
 
 def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) -> None:
-    """A panel for each length, with its own scale: a bar for each load and arm."""
+    """Draws a panel for each length, with its own scale and a bar for each load and arm."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -210,7 +210,7 @@ def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) 
             if rows.height:
                 panels.setdefault(cell.prompt, []).append((f"{cell.load} · {arm}" if cell.load else arm, rows))
     heights = [len(bars) + 0.3 for bars in panels.values()]
-    # Inches: what is around them all, a line of each bar, and title and ticks of each panel.
+    # Inches: the surroundings, a line per bar, and title and ticks per panel.
     figure, grid = plt.subplots(
         len(panels), 1, figsize=(style.WIDTH, 1.25 + 0.25 * sum(heights) + 0.52 * len(panels)), squeeze=False,
         gridspec_kw={"height_ratios": heights},
@@ -219,7 +219,7 @@ def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) 
     for axes, (prompt, bars) in zip(grid[:, 0], panels.items(), strict=True):
         left = np.zeros(len(bars))
         for column, colour in zip(metric_table.TTFT_PHASES, PHASE_COLOURS, strict=True):
-            # All over the same requests, or they would not add up: one that never got to a phase has none of it.
+            # All means are over the same requests, so that they add up: a phase that a request skipped counts as 0.
             means = np.array([rows[column].fill_null(0).mean() for _, rows in bars], dtype=float)
             axes.barh(
                 range(len(bars)),
@@ -245,7 +245,7 @@ def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) 
     grid[-1][0].set_xlabel("ms since intended arrival, mean")
     grid[0][0].plot([], [], color="black", marker="|", markeredgewidth=2, markersize=11, linestyle="", label="TTFT")
     grid[0][0].plot([], [], color="black", linewidth=1.2, label="delivery")
-    style.over_all(figure, "What requests wait for, to the first step of decoding", mark)
+    style.over_all(figure, "Where time goes before the first decode step", mark)
     _legend_below(figure, grid[0][0], columns=3)
     style.save(figure, path)
 
@@ -253,8 +253,8 @@ def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) 
 def first_token(rows: pl.DataFrame) -> tuple[float, float]:
     """Means, in ms since the intended arrival: the end of the phases that make the first token, and TTFT.
 
-    Between the two the token is on its way to the client. Where the decode engine makes it, its step is counted to the
-    client, and the two are one.
+    Between the two the token is being delivered to the client. If the decode engine makes it, the decode step is
+    counted up to the client, and the two are equal.
     """
     way = rows.select(pl.when("first_by_decode").then(0.0).otherwise(pl.col("delivery_ms")).mean()).item()
     ttft = rows.select(pl.col("ttft_ms").mean()).item()

@@ -1,4 +1,4 @@
-"""What a report says of several arms: words, means, the table of every metric, goodput. From `arms.contents`; pure."""
+"""The report's sections on several arms: narrative, means, tables of every metric, goodput. From `arms.contents`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +12,9 @@ Comparison = Mapping[str, Any] | None
 
 
 def words(found: Comparison, pools: Sequence[Mapping[str, Any]]) -> str:
-    """What the figures say, and the means of all cells; "" for a run of one arm, as all functions here.
+    """The narrative and the table of all cells' means; "" for a run of one arm, as from all functions here.
 
-    pools: of run_metadata.json.
+    pools: from run_metadata.json.
     """
     if found is None:
         return ""
@@ -26,7 +26,7 @@ def words(found: Comparison, pools: Sequence[Mapping[str, Any]]) -> str:
 
 
 def sharing(pools: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> str:
-    """Whether the engines of two arms share GPUs, in a sentence; "" where none does, or there is no GPU."""
+    """Whether the engines of two arms share GPUs, in a sentence; "" if none do, or if there is no GPU."""
     engines = {
         arm: [tuple(engine["devices"]) for pool in pools if pool.get("arm") == arm for engine in pool["engines"]]
         for arm in arms
@@ -38,18 +38,18 @@ def sharing(pools: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> str:
     shared = [len(engines[arm]) > 1 and len(devices[arm]) == 1 for arm in arms]
     if all(shared):
         alone = [
-            f"; for one engine that has it for itself: `arms.{arm}.replicas=1`"
+            f"; to give one engine the whole GPU: `arms.{arm}.replicas=1`"
             for arm in arms
             if all({"prefill", "decode"} <= set(pool["phases"]) for pool in pools if pool.get("arm") == arm)
         ]
         counts = [_engines(engines[arm]) for arm in arms]
         if counts[0] == counts[1]:
             return f"Both arms are {counts[0]} on one GPU, which they share{''.join(alone)}."
-        return f"{a} is {counts[0]} and {b} {counts[1]}, which share one GPU{''.join(alone)}."
+        return f"{a} is {counts[0]} and {b} is {counts[1]}, which share one GPU{''.join(alone)}."
     if any(shared) and devices[a] == devices[b]:
         one, other = (a, b) if shared[1] else (b, a)
         return (
-            f"{one} is one engine that has the GPU for itself, {other} {_engines(engines[other])} on the same GPU, "
+            f"{one} is one engine with the GPU to itself; {other} is {_engines(engines[other])} on the same GPU, "
             "which share it and its memory."
         )
     return ""
@@ -61,7 +61,7 @@ def _engines(found: Sequence[Any]) -> str:
 
 
 def _means(found: Mapping[str, Any]) -> str:
-    """A line a cell; differences that are shown are bold."""
+    """The table of means, one row per cell; differences that are shown are bold."""
     if len(found["cells"]) < 2:
         return ""
     a, b = found["arms"]
@@ -74,27 +74,29 @@ def _means(found: Mapping[str, Any]) -> str:
             row += [form(figure.get(a)), form(figure.get(b)), f"**{change}**" if verdict(figure) else change]
         rows.append(row)
     header = ["means in ms", *(f"{mean.metric.title} {of}" for mean in means for of in (a, b, "Δ"))]
-    bold = "Means of every cell, with Δ in bold where it is shown to differ:"
-    note = "\n\nE2E and its Δ are not judged where answers differ in length." if found["unlike_lengths"] else ""
+    bold = "Means of every cell; Δ is bold if the difference is shown:"
+    note = (
+        "\n\nE2E and its Δ are not judged in cells whose answers differ in length." if found["unlike_lengths"] else ""
+    )
     return f"{bold}\n\n" + table(header, rows, "l" + "r" * (len(header) - 1)) + note
 
 
 def side_by_side(found: Comparison) -> str:
-    """A table for each cell, and goodput."""
+    """The section with a table for each cell, then goodput."""
     if found is None:
         return ""
     return "\n\n".join(["## Side by side", _basis(found), tokens(found), tables_of(found)])
 
 
 def tokens(found: Mapping[str, Any]) -> str:
-    """Whether both gave the same tokens, in a sentence."""
+    """Whether both sides gave the same tokens, in a sentence."""
     if why := found["parity"].get("why_not"):
         return f"Tokens are not compared: {why}."
     return f"Same tokens: {parity.in_words(found['parity'], '**')}."
 
 
 def tables_of(found: Mapping[str, Any]) -> str:
-    """Every metric of every cell, then goodput."""
+    """Tables of every metric of every cell, then goodput."""
     a, b = found["arms"]
     parts = []
     titles = {figure.name: (figure.title, figure.metric.unit) for figure in metric_table.shown_in("comparison")}
@@ -120,22 +122,22 @@ def tables_of(found: Mapping[str, Any]) -> str:
         if unlike := found["unlike_lengths"].get(cell):
             parts.append(
                 f"Answers to {unlike['unlike']} of {unlike['pairs']} requests differ in length (mean output tokens "
-                f"{unlike['a']:g} and {unlike['b']:g}): E2E, decode time, requests/s and output tokens/s compare "
-                "lengths here, and are not judged."
+                f"{unlike['a']:g} and {unlike['b']:g}): E2E, decode time, requests/s and output tokens/s would "
+                "compare lengths here, so they are not judged."
             )
     parts.append(_goodput(found))
     return "\n\n".join(part for part in parts if part)
 
 
 def _over(row: Mapping[str, Any]) -> str | None:
-    """What the interval is over; nothing of a comparison that was written before this was said."""
+    """What the interval is over; None for comparisons written before this was recorded."""
     if row.get("over") is None:
         return None
     return f"{row['units']} repeats" if row["over"] == "repeats" else "requests"
 
 
 def _differs(row: Mapping[str, Any]) -> str | None:
-    """In one or two repeats a difference is of these alone."""
+    """The verdict on a row. With one or two repeats a difference holds for these alone."""
     here = "**here**" if row.get("over") == "requests" else "**yes**"
     return {True: here, False: "no", None: None}[verdict(row)]
 
@@ -143,14 +145,16 @@ def _differs(row: Mapping[str, Any]) -> str | None:
 def _basis(found: Mapping[str, Any]) -> str:
     silent = [arm for arm in found["arms"] if not found["overall"][arm]["requests"]]
     if silent:
-        return f"{' and '.join(silent)} was sent nothing."
+        return f"{' and '.join(silent)} was sent no requests."
     counts = [
         f"{arm} on {n} device{'' if n == 1 else 's'}" for arm, n in found["devices"].items() if arm in found["arms"]
     ]
-    same = "Both arms had the same prompts, and at a rate the same arrivals"
+    same = "Both arms were sent the same prompts, in open loops with the same arrivals"
     basis = f"{same}; {', '.join(counts)} (a host without GPU counts as one)."
     if len({found["devices"][arm] for arm in found["arms"]}) > 1:
-        basis += " **Not on equal devices**: rates and latencies are of what each arm had, goodput is per device."
+        basis += (
+            " **Not on equal devices**: rates and latencies are those of each arm's devices; goodput is per device."
+        )
     return " ".join(filter(None, [basis, metrics.slo_in_words(found["slo"])]))
 
 
@@ -171,10 +175,10 @@ def _goodput(found: Mapping[str, Any]) -> str:
             )
     if not rows:
         return ""
-    header = ["prompt tokens", "rates tested", f"{a}, requests/s a device", f"{b}, requests/s a device"]
+    header = ["prompt tokens", "rates tested", f"{a}, requests/s per device", f"{b}, requests/s per device"]
     note = (
-        "The highest of the tested rates at which, as at every lower one, SLO attainment is at least 90 %, per device; "
-        f"a dash where there is none. {metrics.slo_in_words(found['slo'])}"
+        "The highest tested rate, per device, up to which every tested rate has an SLO attainment of at least 90 %; "
+        f"a dash if there is none. {metrics.slo_in_words(found['slo'])}"
     )
     return f"### Goodput\n\n{table(header, rows, 'rrrr')}\n\n{note}"
 
@@ -188,7 +192,7 @@ def _counts(a: int, b: int) -> str:
 
 
 def _change(value: float | None, unit: str) -> str | None:
-    """With its sign; of shares in points."""
+    """A difference with its sign; shares in percentage points."""
     if value is None:
         return None
     sign = "−" if value < 0 else "+" if value > 0 else ""

@@ -12,7 +12,9 @@ from wp1.stats import spans
 
 
 def profile(requests: pl.DataFrame, samples: pl.DataFrame, idle: np.ndarray) -> dict[str, Any]:
-    """`devices` while measured requests were in flight, with `idle` apart; the same by cell (arm/cell); energy; notes.
+    """Figures of the devices while measured requests were in flight, overall and by cell (arm/cell).
+
+    Each device's idle figures stand apart, under `idle`. Also energy, and the sampler's notes.
 
     samples: `tables.device_samples`. idle: `idle_windows`.
     """
@@ -46,14 +48,14 @@ def profile(requests: pl.DataFrame, samples: pl.DataFrame, idle: np.ndarray) -> 
 
 
 def load_window(measured: pl.DataFrame) -> np.ndarray:
-    """When requests were in flight: the union of their times from sent to end, in seconds (n x 2)."""
+    """When requests were in flight: the union of their spans from sent to end, in seconds (n x 2)."""
     return spans.merged([measured.select("t_sent", pl.col("t_end").fill_null(pl.col("t_sent"))).to_numpy()])
 
 
 def idle_windows(run: RunFolder) -> np.ndarray:
-    """When engines were up and had nothing to do, as the run noted it (n x 2, seconds)."""
+    """When engines were up and idle, as noted by the run, in seconds (n x 2)."""
     try:
-        # Engines of a sweep may be up from the job before.
+        # A sweep's engines may have been started by an earlier job.
         starts = [*run.metadata["starts"], *run.metadata.get("taken_over", [])]
     except ConfigError:
         return np.empty((0, 2))
@@ -61,12 +63,12 @@ def idle_windows(run: RunFolder) -> np.ndarray:
 
 
 def _within(rows: pl.DataFrame, windows: np.ndarray) -> pl.DataFrame:
-    """The samples within any of the windows, which do not meet and ascend."""
+    """The samples within any of the windows, which are disjoint and ascending."""
     return rows.filter(pl.Series(spans.inside(rows["t"].to_numpy(), windows), dtype=pl.Boolean))
 
 
 def _averages_and_peaks(rows: pl.DataFrame) -> dict[str, Any]:
-    """Mean and peak of memory (GiB), utilisation (percent) and power (W) of some samples; None where none says."""
+    """Mean and peak of memory (GiB), utilisation (percent) and power (W) over the samples; None if none has a value."""
     return {
         "samples": rows.height,
         **_average_and_peak(rows, "memory_bytes", "memory_gib", 1 / hardware.GIB),
@@ -84,11 +86,11 @@ def _average_and_peak(rows: pl.DataFrame, column: str, name: str, scale: float) 
 
 
 def energy(samples: pl.DataFrame, windows: np.ndarray, requests: pl.DataFrame) -> dict[str, Any] | None:
-    """Joules of all GPUs within the windows, and by output token of the answered requests; None without figures.
+    """Joules of all GPUs within the windows, total and per output token of the answered requests; None if unknown.
 
-    From the cards' energy counters where they have them, else from power, linear between samples that follow each
-    other: nothing is known of a time in which nobody looked, as between two sessions of a run. A device that was not
-    looked at in any of the windows has no part in it.
+    Taken from a card's energy counter if it has one, else integrated from power, linear between consecutive samples.
+    Times without samples, such as between two sessions of a run, add nothing. A device that was not sampled in any of
+    the windows is left out.
     """
     joules, sources = 0.0, set()
     for _, rows in samples.group_by("device", maintain_order=True):
@@ -101,10 +103,10 @@ def energy(samples: pl.DataFrame, windows: np.ndarray, requests: pl.DataFrame) -
             total = np.concatenate([[0.0], np.cumsum(np.diff(times) * (watts[1:] + watts[:-1]) / 2)])
         else:
             continue
-        of_device = [taken for begin, end in windows if (taken := _between(begin, end, times, total)) is not None]
-        if of_device:
+        consumed = [used for begin, end in windows if (used := _between(begin, end, times, total)) is not None]
+        if consumed:
             sources.add("counter" if counted.height > 1 else "power")
-            joules += float(sum(of_device))
+            joules += float(sum(consumed))
     if not sources or not len(windows):
         return None
     tokens = int(requests.filter(pl.col("status") == "ok")["output_tokens"].sum())
@@ -116,16 +118,16 @@ def energy(samples: pl.DataFrame, windows: np.ndarray, requests: pl.DataFrame) -
 
 
 def _between(begin: float, end: float, times: np.ndarray, total: np.ndarray) -> float | None:
-    """Joules from a counter's samples between two moments; None where none of them is of that time."""
+    """Joules between two moments, from a counter's samples; None if no samples cover any of that time."""
     gaps = np.diff(times)
     sessions = np.split(np.arange(times.size), np.flatnonzero(gaps > max(SILENT_S, 10 * float(np.median(gaps)))) + 1)
-    found = None
+    joules = None
     for session in sessions:
         own, counted = times[session], total[session]
         if own.size > 1 and end >= own[0] and begin <= own[-1]:
-            found = (found or 0.0) + float(np.interp(end, own, counted) - np.interp(begin, own, counted))
-    return found
+            joules = (joules or 0.0) + float(np.interp(end, own, counted) - np.interp(begin, own, counted))
+    return joules
 
 
-# Samples that are further apart than this, and than ten times the usual, are of two sessions; seconds.
+# Samples further apart than this (seconds), and than ten times the median gap, belong to two sessions.
 SILENT_S = 5.0

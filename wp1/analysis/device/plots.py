@@ -1,4 +1,4 @@
-"""Memory and load of the devices over a run, as a plot. The sessions of a run that was resumed lie end to end."""
+"""Plot of the devices' memory and load over a run. The sessions of a resumed run are drawn end to end."""
 
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,16 @@ from wp1.analysis.base.style import Plot, mark_of
 from wp1.machine.hardware import GIB
 from wp1.stats import spans
 
-# Seconds without a sample that can be the time between two sessions; a run takes longer than that to come up.
+# Gap between samples (seconds) above which two sessions may be apart; a run takes longer than that to start.
 APART_S = 2.0
-# Between two sessions on the axis, of their seconds in all.
+# Gap between two sessions on the axis, as a share of all sampled seconds.
 SEAM = 0.03
 
 
 def device_plot(samples: pl.DataFrame, measured: pl.DataFrame, resumed: int, path: Path, mark: str) -> str:
     """Draws `path` and returns its caption.
 
-    samples: `tables.device_samples`, at least one with figures. resumed: how often the run went on.
+    samples: `tables.device_samples`, at least one with figures. resumed: how often the run was resumed.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -64,12 +64,15 @@ def device_plot(samples: pl.DataFrame, measured: pl.DataFrame, resumed: int, pat
         handles, names = memory.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
     style.save(figure, path)
-    seams = "" if len(parts) == 1 else " At a dotted line the run was resumed."
-    return f"The devices over the run, shaded while measured; engines start and warm up in between.{seams}"
+    seams = "" if len(parts) == 1 else " The run was resumed at each dotted line."
+    return (
+        "Memory and load of the devices over the run. Shaded: requests were being measured; engines start and warm up "
+        f"in between.{seams}"
+    )
 
 
 def _windows(measured: pl.DataFrame) -> np.ndarray:
-    """When repeats of cells were measured (seconds, n x 2): between them engines start, and warm up."""
+    """When repeats of cells were measured (seconds, n x 2); engines start and warm up in between."""
     unit = [name for name in ("arm", "cell", "repeat") if name in measured.columns]
     rows = measured.group_by(unit) if unit else measured.group_by(pl.lit(0))
     ends = rows.agg(begin=pl.min("t_sent"), end=pl.max("t_end")).drop_nulls(["begin", "end"])
@@ -77,10 +80,10 @@ def _windows(measured: pl.DataFrame) -> np.ndarray:
 
 
 def sessions(times: np.ndarray, resumed: int) -> list[tuple[float, float]]:
-    """Begin and end of each stretch of samples, seconds, of a run that went on `resumed` times.
+    """Begin and end (seconds) of each session of a run that was resumed `resumed` times.
 
-    times: of the samples, ascending. A stretch without samples in a run that never stopped is no seam: whatever kept
-    the sampler away, the line between its two ends is what is known.
+    times: of the samples, ascending. A gap in a run that never stopped does not split a session: the plot then joins
+    both ends of the gap by a line, whatever delayed the sampler.
     """
     holes = np.diff(times)
     seams = [int(n) for n in np.argsort(-holes, kind="stable")[:resumed] if holes[n] > APART_S]
@@ -90,7 +93,7 @@ def sessions(times: np.ndarray, resumed: int) -> list[tuple[float, float]]:
 
 
 def device_plots(folder: Path, measured: pl.DataFrame, samples: pl.DataFrame, metadata: dict[str, Any]) -> list[Plot]:
-    """The devices over the run, written to `folder`; [] where nothing was sampled or measured."""
+    """Writes the plot of the devices over the run to `folder`; [] if nothing was sampled or measured."""
     style.use()
     figures = samples.filter(pl.col("note").is_null())
     if not figures.height or not measured.height:

@@ -1,4 +1,4 @@
-"""What a report says of the devices while requests were measured. Pure."""
+"""The report's section on the devices while requests were measured. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from wp1.analysis.base.markdown import fixed, short, table, text
 
 
 def section(profile: Mapping[str, Any] | None) -> str:
-    """From `profiling.device`: a row a device, idle apart, energy, and what could not be sampled; "" without any."""
+    """The section, from `profiling.device`: a row per device, idle apart, energy, and notes; "" without figures."""
     if not profile:
         return ""
     notes = [f"- {text(note)}." for note in profile.get("notes", [])]
@@ -19,21 +19,27 @@ def section(profile: Mapping[str, Any] | None) -> str:
             rows += [_row(name, found)] + ([_row(f"{name}, idle", idle)] if idle else [])
         host = any(d["kind"] == "host" for d in profile["devices"].values())
         note = (
-            "No GPU was used: **host** is the engines' resident memory and their CPU load (100 % is one core)."
+            "No GPU was used: **host** shows the engines' resident memory and CPU load (100 % is one core)."
             if host
-            else "Memory in use on the GPU includes the KV pool that vLLM reserves at its start; **idle**: engines up, "
-            "and nothing to do."
+            else "GPU memory includes the KV pool that vLLM reserves when it starts. **idle**: the engines were up and "
+            "had no requests."
         )
         energy = profile.get("energy")
         if energy and energy["joules_per_output_token"] is not None:
             note += (
                 f" Energy while requests were in flight: {energy['joules']:,.0f} J, "
-                f"{short(energy['joules_per_output_token'])} J an output token (from NVML's {energy['from']})."
+                f"{short(energy['joules_per_output_token'])} J per output token "
+                f"(from NVML's {_source(energy['from'])})."
             )
         header = ["device", "GiB mean", "GiB peak", "load % mean", "load % peak", "W mean", "W peak"]
         parts += [table(header, rows, "lrrrrrr"), note]
     parts += ["\n".join(notes)] if notes else []
     return "\n\n".join(parts) if len(parts) > 1 else ""
+
+
+def _source(source: str) -> str:
+    """`counter`, `power` or both, in words."""
+    return source.replace("counter", "energy counter").replace("power", "power samples")
 
 
 def _row(name: str, found: dict[str, Any]) -> list[str | None]:

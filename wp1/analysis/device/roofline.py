@@ -1,16 +1,16 @@
-"""How near a cell came to what its devices can do: MFU of prefill, MBU of decode, and what holds each back. Pure.
+"""How close a cell came to its devices' peaks: MFU of prefill, MBU of decode, and what limits each phase. Pure.
 
-MFU (Chowdhery et al., PaLM, 2022, appendix B) is useful FLOP/s over the device's peak; MBU (Databricks, LLM Inference
-Performance Engineering, 2023) is the bytes/s that decoding has to move over the device's peak. A phase's time is that
-in which any request was in it (union of intervals), so what requests share is not counted twice.
+MFU (Chowdhery et al., PaLM, 2022, appendix B) is useful FLOP/s over the device's peak. MBU (Databricks, LLM Inference
+Performance Engineering, 2023) is the bytes/s that decoding has to move, over the device's peak. A phase's time is the
+time in which any request was in it (union of intervals), so time shared by several requests counts once.
 
-Work is counted once, and by who did it. Prompt tokens from the prefix cache are left out of a prefill's FLOPs, but the
-others attend to them, and decoding reads their KV. A disaggregated request's prefill is that of its prefill engine. If
-the decode engine gives the first token (scheduler.first_token=decode), it computes the prompt's last token again, which
-is one of its steps. Work done again after a preemption is not useful and not counted; its time is.
+Work is counted once, for the engine that did it. Prompt tokens from the prefix cache add no FLOPs to a prefill, but the
+other tokens attend to them and decoding reads their KV. A disaggregated request's prefill belongs to its prefill
+engine. If the decode engine gives the first token (scheduler.first_token=decode), it computes the prompt's last token
+again, which is one of its steps. Work repeated after a preemption is not useful and not counted; its time is.
 
-What limits a phase is the roofline's word (Williams et al., 2009): of the times that its FLOPs and its bytes would take
-at the peaks, the longer.
+What limits a phase follows the roofline model (Williams et al., 2009): compute or memory, whichever of its FLOPs and
+its bytes would take longer at the peaks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,19 +24,19 @@ from wp1.analysis.base.markdown import share
 from wp1.model.architecture import Architecture
 from wp1.stats import samples, spans
 
-# A phase that uses less than this share of either peak is held back by something else.
+# A phase that uses less than this share of both peaks is limited by something else.
 LITTLE = 1 / 3
-# From this share of its time on, decoding that shares its steps with prefills is worth a word.
+# Decode that runs beside prefills for at least this share of its time is reported so.
 SHARED = 0.25
 LIMITED = (
-    "**limited by**: of the times that a phase's FLOPs and bytes would take at the peaks, the longer one's roof, "
-    "compute or memory; overheads, where neither makes up a third of the time that it took."
+    "**limited by** (roofline): a phase is compute-bound or memory-bound, whichever of its FLOPs and its bytes would "
+    "take longer at the device's peaks; it is overhead-bound if both would take less than a third of its time."
 )
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a phase runs on: devices that are alike, with the peaks of one."""
+    """The identical devices that a phase runs on, with the peaks of one."""
 
     flops: float  # FLOP/s
     bytes_per_s: float
@@ -45,7 +45,7 @@ class Device:
 
 
 def device_of(metadata: Mapping[str, Any], arm: str) -> Device | None:
-    """From run_metadata.json; None where no peak is known."""
+    """The device, from run_metadata.json; None if its peaks are unknown."""
     peaks = metadata.get("peaks")
     if not peaks:
         return None
@@ -54,17 +54,17 @@ def device_of(metadata: Mapping[str, Any], arm: str) -> Device | None:
 
 
 def devices_of(pools: Sequence[Mapping[str, Any]], arm: str, phase: str | None = None) -> int:
-    """GPUs of an arm, or of those of its pools that do a phase; each once, however many engines share it.
+    """Number of GPUs of an arm, or of its pools that do a phase; each counts once, however many engines share it.
 
-    A host without GPU is one.
+    1 for a host without a GPU.
     """
-    found = [pool for pool in pools if pool.get("arm") == arm and (phase is None or phase in pool["phases"])]
-    engines = [engine for pool in found for engine in pool["engines"]]
+    of_arm = [pool for pool in pools if pool.get("arm") == arm and (phase is None or phase in pool["phases"])]
+    engines = [engine for pool in of_arm for engine in pool["engines"]]
     return len({device for engine in engines for device in engine["devices"] if device.startswith("cuda")}) or 1
 
 
 def shape_of(metadata: Mapping[str, Any]) -> tuple[Architecture | None, str | None]:
-    """The model's shape, or None and why its FLOPs are not known."""
+    """The model's shape, or None and the reason why its FLOPs are unknown."""
     model = metadata["model"]
     described = model.get("shape")
     if not described:
@@ -74,45 +74,45 @@ def shape_of(metadata: Mapping[str, Any]) -> tuple[Architecture | None, str | No
         return None, f"the formulas do not hold for {shape.unlike}"
     engines = [engine for pool in metadata.get("pools", ()) for engine in pool["engines"]]
     for engine in engines:
-        there = engine["settings"].get("kv_token_bytes")
-        if there is not None and there != shape.kv_bytes:
+        token_bytes = engine["settings"].get("kv_token_bytes")
+        if token_bytes is not None and token_bytes != shape.kv_bytes:
             return None, (
-                f"engine {engine['name']} keeps {there:,} bytes of KV a token, and the model's configuration gives "
-                f"{shape.kv_bytes:,}"
+                f"engine {engine['name']} keeps {token_bytes:,} bytes of KV per token, but the model's configuration "
+                f"gives {shape.kv_bytes:,}"
             )
     return shape, None
 
 
 def chunk_of(metadata: Mapping[str, Any], arm: str) -> int | None:
-    """Tokens that an engine of the arm that does prefill puts into one step at most."""
+    """Largest number of tokens in one step of the arm's prefill engines; None if unknown."""
     pools = [pool for pool in metadata["pools"] if pool.get("arm") == arm and "prefill" in pool["phases"]]
     engines = [engine for pool in pools for engine in pool["engines"]]
     return next((engine["settings"].get("max_num_batched_tokens") for engine in engines), None)
 
 
 def computed() -> pl.Expr:
-    """Prompt tokens that a request's prefill computed: those that the prefix cache did not hold."""
+    """Prompt tokens that a request's prefill computed: all but those from the prefix cache."""
     return pl.col("prompt_tokens") - pl.col("cached_tokens").fill_null(0)
 
 
 def why_not(metadata: Mapping[str, Any]) -> str | None:
-    """Why there is no MFU and MBU, in words; None where there is."""
+    """Reason why MFU and MBU are unavailable, or None."""
     shape, reason = shape_of(metadata)
     if shape is None:
         return reason
     if not metadata.get("peaks"):
-        return "no peak is known for this device: `python -m wp1.peaks` measures it, for later runs"
+        return "no peak is known for this device: `python -m wp1.peaks` measures it for later runs"
     return None
 
 
 def note(rows: Sequence[Mapping[str, Any]], why: str | None) -> str:
-    """What a section's note says of MFU and MBU: why there are none, or that they cannot be; "" where all is well."""
+    """A section's note on MFU and MBU: why there are none, or that some exceed 100 %; "" if all is well."""
     if why:
         return f" No MFU and MBU: {why}."
     if any(row[key] and row[key]["value"] > 1 for row in rows for key in ("mfu", "mbu")):
         return (
-            " **More than 100 % of a peak** cannot be: it was measured too low, beside other work, or with data in a "
-            "cache; `python -m wp1.peaks` measures again, for later runs."
+            " **More than 100 % of a peak** is impossible: either the peak was measured too low, for instance beside "
+            "other work, or the data came from a cache. `python -m wp1.peaks` measures the peaks again for later runs."
         )
     return ""
 
@@ -120,11 +120,11 @@ def note(rows: Sequence[Mapping[str, Any]], why: str | None) -> str:
 def roofline(
     requests: pl.DataFrame, shape: Architecture | None, device: Device | None, chunk: int | None = None
 ) -> dict[str, Any]:
-    """Of one cell of an arm, from its answered requests (`tables.requests`), with intervals over repeats.
+    """Figures of one cell of an arm, from its answered requests (`tables.requests`), with intervals over repeats.
 
-    mfu, mbu: shares of the peaks, null where `device` or `shape` is. Also achieved FLOP/s and bytes/s, `batch`
-    (requests in decode at a time, on average), `shared` (share of decode's time in which the same engine also did a
-    prefill), and `prefill_bound` and `decode_bound` in words. chunk: tokens of a prefill step at most.
+    mfu, mbu: shares of the peaks, null if `device` or `shape` is. Also achieved FLOP/s and bytes/s, `batch` (mean
+    number of requests in decode at a time), `shared` (share of decode's time in which the same engine also did a
+    prefill), and `prefill_bound` and `decode_bound` (`bound`). chunk: largest number of tokens in a prefill step.
     """
     repeats = [_phases(rows, shape, chunk) for _, rows in requests.group_by("repeat", maintain_order=True)]
 
@@ -161,9 +161,9 @@ def roofline(
 
 
 def bound(compute_s: float, memory_s: float, took_s: float) -> str | None:
-    """Which roof limits a phase: "compute", "memory" or "neither"; None where it took no time.
+    """What limits a phase: "compute", "memory" or "neither"; None if it took no time.
 
-    compute_s, memory_s: what its FLOPs and bytes would take at the peaks.
+    compute_s, memory_s: seconds that its FLOPs and its bytes would take at the peaks. took_s: seconds it took.
     """
     if took_s <= 0:
         return None
@@ -173,22 +173,20 @@ def bound(compute_s: float, memory_s: float, took_s: float) -> str | None:
 
 
 def words(found: Mapping[str, Any], queue_share: float | None = None) -> str:
-    """What limits a cell, as a phrase. queue_share: of mean TTFT, waiting before the prefill."""
-    said = []
+    """What limits a cell, as phrases. queue_share: share of mean TTFT spent queueing before the prefill."""
+    phrases = []
     if queue_share is not None and queue_share > 0.5:
-        said.append(f"TTFT is {share(queue_share)} waiting")
+        phrases.append(f"{share(queue_share)} of TTFT is queueing")
     for phase, unit, key in (("prefill", "MFU", "mfu"), ("decode", "MBU", "mbu")):
         roof, figure, shared = found.get(f"{phase}_bound"), found.get(key), found.get("shared")
         if roof is None or figure is None:
             continue
         use = f"{unit} {share(figure['value'])}"
         if phase == "decode" and shared and shared["value"] >= SHARED and roof != "memory":
-            said.append(f"decode gives way to prefills, {share(shared['value'])} of its time ({use})")
-        elif roof == "neither":
-            said.append(f"{phase} by overheads ({use})")
+            phrases.append(f"decode runs beside prefills for {share(shared['value'])} of its time ({use})")
         else:
-            said.append(f"{phase} by {roof} ({use})")
-    return "; ".join(said)
+            phrases.append(f"{phase} is {'overhead' if roof == 'neither' else roof}-bound ({use})")
+    return "; ".join(phrases)
 
 
 def _phases(requests: pl.DataFrame, shape: Architecture | None, chunk: int | None) -> dict[str, float]:
@@ -229,14 +227,14 @@ def _phases(requests: pl.DataFrame, shape: Architecture | None, chunk: int | Non
 
 
 def _alike(prefills: pl.DataFrame) -> pl.DataFrame:
-    """Prompt tokens, how many were cached, whether the likelihood of all was asked for, and requests like that."""
+    """Prompt tokens, cached tokens, whether log-likelihoods were asked for, and the number of such requests."""
     asked = pl.col("nll_window").is_not_null() if "nll_window" in prefills.columns else pl.lit(False)
     columns = [pl.col("prompt_tokens"), pl.col("cached_tokens").fill_null(0), asked.alias("likelihood")]
     return prefills.select(columns).group_by(pl.all(), maintain_order=True).len()
 
 
 def _again(decodes: pl.DataFrame) -> np.ndarray:
-    """1.0 for requests whose decode engine gave the first token too, from the prompt's last, else 0.0."""
+    """Extra decode steps of each request: 1.0 if the decode engine also gave the first token, else 0.0."""
     if "first_by_decode" not in decodes.columns:
         return np.zeros(decodes.height)
     return decodes["first_by_decode"].fill_null(False).to_numpy().astype(float)

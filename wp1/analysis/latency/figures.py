@@ -6,12 +6,12 @@ import polars as pl
 
 from wp1.analysis.base import metric_table, metrics
 
-# Beyond this many requests the samples are only in artifacts/requests.csv.
+# With more requests than this, samples are in artifacts/requests.csv only.
 MAX_INLINE_SAMPLES = 10_000
 
 
 def profile(requests: pl.DataFrame) -> dict[str, Any]:
-    """TTFT, TPOT, ITL, E2E and their parts (ms), overall and by cell (arm/cell), with samples by request."""
+    """TTFT, TPOT, ITL, E2E and their parts (ms), overall and by cell (arm/cell), and each request's values."""
     measured = requests.filter(~pl.col("warmup"))
     names = ["request_id", *(metric.key for metric in metric_table.summarised("request"))]
     return {

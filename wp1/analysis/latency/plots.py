@@ -1,4 +1,4 @@
-"""The plots of a report, as PNG files. Labels such as random weights are part of the title."""
+"""Plots of single requests' latency, as PNG files. Labels such as random weights are part of the title."""
 
 from pathlib import Path
 
@@ -10,22 +10,24 @@ from wp1.analysis.base.style import Plot
 
 
 def request_plots(folder: Path, measured: pl.DataFrame, mark: str) -> list[Plot]:
-    """Where requests' time went and how evenly tokens came, written to `folder`; (caption, file) of each."""
+    """Writes the plots of time per request and of token gaps to `folder`; returns (caption, file) of each."""
     style.use()
     answered = measured.filter(pl.col("status") == "ok")
     made: list[Plot] = []
-    # Of several arms the means of their phases say more, and of several cells of one prompt each their tables.
+    # For several arms, the means by phase show more; for several cells of one prompt each, their tables do.
     if answered["arm"].n_unique() == 1 and not _one_prompt_a_cell(answered):
-        made.append(("What each request waited for: queue, prefill, then decode.", folder / "requests.png"))
+        made.append(("Where each request's time went: queue, prefill, decode.", folder / "requests.png"))
         _requests(answered, made[-1][1], mark)
     if answered["itl_ms"].list.eval(pl.element().is_finite()).list.any().any():
-        made.append(("How evenly tokens came: every gap between two of them.", folder / "itl.png"))
+        made.append(
+            ("Inter-token latency: the distribution of all gaps between consecutive output tokens.", folder / "itl.png")
+        )
         _gaps(answered, made[-1][1], mark)
     return made
 
 
 def _one_prompt_a_cell(answered: pl.DataFrame) -> bool:
-    """Whether there are several cells and no two requests of one tell apart what was asked, as with random tokens."""
+    """Whether there are several cells and the requests of each have the same label, as with random tokens."""
     labels = answered.group_by("cell").agg(pl.col("label").n_unique())["label"]
     return labels.len() > 1 and labels.max() == 1
 
@@ -34,7 +36,7 @@ def _requests(answered: pl.DataFrame, path: Path, mark: str, most: int = 40) -> 
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    # A request for the perplexity of its prompt has no times that a user waits for.
+    # A perplexity request has no latency: no user waits for it.
     timed = answered.drop_nulls("e2e_ms").sort("t_intended")
     rows = timed.head(most)
     colours = sns.color_palette(style.PALETTE)
@@ -44,7 +46,7 @@ def _requests(answered: pl.DataFrame, path: Path, mark: str, most: int = 40) -> 
         del parts["handoff"]
     parts[decode] = rows["e2e_ms"] - sum(parts.values())
     of_part = {"queue": colours[7], "prefill": colours[1], "handoff": colours[4], "decode": colours[0]}
-    # One bar alone would leave no room for what is around it.
+    # A single bar would leave no room for the axis and the legend.
     figure, axes = plt.subplots(figsize=(style.WIDTH, 1.5 + 0.26 * max(rows.height, 2)))
     left = np.zeros(rows.height)
     for name, values in parts.items():
@@ -68,7 +70,7 @@ def _requests(answered: pl.DataFrame, path: Path, mark: str, most: int = 40) -> 
     more = f", the first {most} of {timed.height}" if timed.height > most else ""
     axes.set_xlabel("ms since intended arrival")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value == round(value) else f"{value:g}")
-    # The names leave a title above the axes too little room.
+    # The long tick labels leave too little width for a title above the axes, so it goes above the whole figure.
     style.over_all(figure, f"Where each request's time went{more}", mark)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     sns.despine(ax=axes, left=True)
@@ -86,17 +88,17 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
         arm: lists.filter(pl.col("arm") == arm)["itl_ms"].explode(empty_as_null=False, keep_nulls=False).to_numpy()
         for arm in arms
     }
-    # A token without a time has no gap on either side.
+    # A token without a timestamp has no gap on either side (NaN).
     gaps = {arm: values[np.isfinite(values)] for arm, values in gaps.items()}
     every = np.concatenate(list(gaps.values())) if len(arms) > 1 else gaps[arms[0]]
-    # Above the 99.5th percentile a handful of gaps would stretch the axis until nothing can be read.
+    # A handful of gaps above the 99.5th percentile would stretch the axis until nothing can be read.
     edge, least = float(np.percentile(every, 99.5)) * 1.05, float(every.min())
     del every
     figure, grid = plt.subplots(len(arms), 1, figsize=(style.WIDTH, 1.2 + 2.0 * len(arms)), squeeze=False, sharex=True)
     for axes, (arm, values) in zip(grid[:, 0], gaps.items(), strict=True):
         if not values.size:
             continue
-        # Counted here: there may be a hundred million, and seaborn would make a table of them.
+        # Binned here: there may be a hundred million gaps, and seaborn would build a table of them.
         counts, edges = np.histogram(values, bins=50, range=(least, edge))
         sns.histplot(
             x=(edges[:-1] + edges[1:]) / 2,
@@ -108,7 +110,7 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
         )
         for percent, style_of_line in ((50, "-"), (95, "--"), (99, ":")):
             value = float(np.percentile(values, percent))
-            # A line beyond the edge would stretch the axis again.
+            # A line beyond the edge would stretch the axis too.
             label = f"p{percent} = {value:.1f} ms"
             if value <= edge:
                 axes.axvline(value, color="black", linestyle=style_of_line, linewidth=1, label=label)
@@ -119,10 +121,10 @@ def _gaps(answered: pl.DataFrame, path: Path, mark: str) -> None:
         of_arm = f" of {arm}" if len(arms) > 1 else ""
         axes.set_ylabel("gaps")
         axes.set_title(style.title(f"Inter-token latency{of_arm}, n = {values.size:,}{note}", mark, 66), pad=22)
-        # Above the axes, as lines and bars may be anywhere in them.
+        # Above the axes, because bars and lines may be anywhere inside.
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderpad=0.1, borderaxespad=0.2)
         sns.despine(ax=axes)
-    grid[-1][0].set_xlabel("ms between tokens")
+    grid[-1][0].set_xlabel("ms between consecutive tokens")
     style.save(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""What a report says of latency: for each cell its metrics, what is to be said of them, and SLO attainment. Pure."""
+"""The report's section on latency: each cell's metrics with notes on them, and SLO attainment. Pure."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from wp1.analysis.load import notes as load_notes
 
 
 def section(summary: dict[str, Any]) -> str:
-    """The whole section, from summary.json; "" for a run whose latency was not profiled."""
+    """The whole section, made from summary.json; "" for a run without the latency collector."""
     profile = summary["profiling"].get("latency")
     if profile is None:
         return ""
@@ -28,7 +28,7 @@ def section(summary: dict[str, Any]) -> str:
         )
         if cell["failed"]:
             causes = ", ".join(f"{words_of(cause)} {n}" for cause, n in cell["causes"].items())
-            parts.append(f"Not answered, and misses in every share: {causes}.")
+            parts.append(f"Failed requests, which count as misses in every share: {causes}.")
         parts += [f"> {_emphasised(note)}." for note in load_notes.notes(summary, name)]
         if rows:
             parts.append(table(["", "n", "mean [95 %]", "p50", "p90", "p95", "p99"], rows, "lrrrrrr"))
@@ -37,15 +37,15 @@ def section(summary: dict[str, Any]) -> str:
         limits = metrics.limits_in_words(summary["slo"])
         together = ", all arms and cells together" if len(profile["cells"]) > 1 else ""
         parts.append(
-            f"SLO {code(summary['slo']['name'])} ({limits}): attained by {percent(attained)} of all requests "
+            f"SLO {code(summary['slo']['name'])} ({limits}): met by {percent(attained)} of all requests "
             f"sent{together}"
-            f"{' in the steady state, where there is one' if load_notes.has_windows(summary) else ''}."
+            f"{', counting only the steady state of cells that have one' if load_notes.has_windows(summary) else ''}."
         )
     return "\n\n".join(parts)
 
 
 def _latency_row(title: str, found: dict[str, Any] | None, unit: metric_table.Unit) -> list[Any]:
-    """The row of a distribution, or of a share, which has only a mean; [] if there is none."""
+    """The row of a distribution, or of a share, which has only a mean; [] without values."""
     if not found or not found["n"]:
         return []
     form = form_of(unit)
@@ -60,7 +60,7 @@ def _latency_row(title: str, found: dict[str, Any] | None, unit: metric_table.Un
 
 
 def words_of(cause: str) -> str:
-    """Why a request failed, in words."""
+    """Why a request failed, as text."""
     return cause.replace("_", " ")
 
 

@@ -1,6 +1,6 @@
-"""What prompt length costs one request at a time: TTFT and prefill by length, and a curve through them. Pure.
+"""TTFT and prefill by prompt length, one request at a time, and a curve fitted to TTFT. Pure.
 
-The curve is TTFT(n) = a + b n + c n^2: what every prompt pays, what a token pays, and what attention pays for pairs.
+The curve is TTFT(n) = a + b n + c n^2: a fixed cost per prompt, a cost per token, and attention's cost per token pair.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,26 +14,26 @@ from wp1.analysis.base import cells, metric_table, metrics
 from wp1.analysis.device import roofline
 from wp1.stats import intervals, samples
 
-# With fewer the three coefficients are not determined.
+# Fewer lengths do not determine three coefficients.
 MIN_LENGTHS = 3
-# Curves that are fitted again for an interval where repeats are too few to give one each.
+# Number of refitted curves behind an interval if there are too few repeats to fit one curve each.
 REDRAWN = 500
 
 
 def lengths_alone(requests: pl.DataFrame) -> list[cells.CellName]:
-    """The cells of one request at a time at a known prompt length, short ones first."""
+    """The cells with a known prompt length and one request at a time, shortest first."""
     names = [cells.parse(name) for name in cells.ordered(requests["cell"])]
     return [cell for cell in names if cell.prompt_len is not None and cell.rate == 0 and cell.concurrency == 1]
 
 
 def by_length(requests: pl.DataFrame, metadata: Mapping[str, Any], profile: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Rows by arm and length, and the fit of each arm; None where not two lengths or more were run, all one at a time.
+    """Rows by arm and length, and the fit of each arm; None unless there are two lengths, all run one at a time.
 
-    prefill_tokens_per_s and mfu are of the tokens that were computed, without those from the prefix cache; lengths with
-    cached tokens are left out of the fit.
+    prefill_tokens_per_s and mfu count computed tokens only, not those from the prefix cache. Lengths with cached tokens
+    are left out of the fit.
 
-    requests: `tables.requests`; profile: of the device collector, or {}. Figures are {n, value, low, high}, times in
-    ms, with 95 % intervals (`intervals`).
+    requests: `tables.requests`; profile: the device collector's figures, or {}. Figures are {n, value, low, high},
+    times in ms, with 95 % intervals (`intervals`).
     """
     measured = requests.filter(~pl.col("warmup"))
     names = lengths_alone(measured)
@@ -50,7 +50,7 @@ def by_length(requests: pl.DataFrame, metadata: Mapping[str, Any], profile: Mapp
             if sent.height:
                 length = cell.prompt_len or 0
                 rows.append(_row(str(arm), cell, sent, answered, shape, device, chunk, profile))
-                # A curve over length is one of whole prompts: what a cache answered has no length.
+                # The curve is over whole prompts: with cached tokens, the computed length is shorter than the prompt.
                 if answered.height and not answered["cached_tokens"].fill_null(0).sum():
                     by_length[length] = samples.Sample(answered)
         fits[str(arm)] = fit(by_length)
@@ -69,17 +69,17 @@ def _row(
     ]
     rows = answered.with_columns(columns)
     if shape is not None and device is not None:
-        peak = device.flops * device.prefill / 1e3  # FLOPs a ms
-        needed = [
+        peak = device.flops * device.prefill / 1e3  # FLOPs per ms
+        flops = [
             None if tokens is None else shape.prefill_flops(tokens, cached or 0)
             for tokens, cached in rows.select("prompt_tokens", "cached_tokens").iter_rows()
         ]
-        rows = rows.with_columns(mfu=pl.Series(needed, dtype=pl.Float64) / pl.col("prefill_ms") / peak)
+        rows = rows.with_columns(mfu=pl.Series(flops, dtype=pl.Float64) / pl.col("prefill_ms") / peak)
     sample = samples.Sample(rows)
     memory = [
-        found["memory_gib_peak"]
-        for found in profile.get("cells", {}).get(f"{arm}/{cell.name}", {}).get("devices", {}).values()
-        if found["memory_gib_peak"] is not None
+        figures["memory_gib_peak"]
+        for figures in profile.get("cells", {}).get(f"{arm}/{cell.name}", {}).get("devices", {}).values()
+        if figures["memory_gib_peak"] is not None
     ]
     mfu = sample.figure("mfu") if "mfu" in rows.columns else None
     roof = roofline.roofline(answered, shape, device, chunk) | {"mfu": mfu}
@@ -103,21 +103,21 @@ def _row(
 
 
 def shown() -> tuple[list[metric_table.Figure], list[metric_table.Figure]]:
-    """What the table shows by length: TTFT, which the section is about, and the other metrics."""
+    """The metrics in the table by length: TTFT, the section's subject, and then the others."""
     figures = list(metric_table.shown_in("length"))
     first = [figure for figure in figures if figure.metric.key == "ttft_ms"]
     return first, [figure for figure in figures if figure not in first]
 
 
 def fit(samples: Mapping[int, samples.Sample]) -> dict[str, Any] | None:
-    """a (ms), b (ms a token), c (ms a token squared) with intervals; None with fewer than three lengths.
+    """a (ms), b (ms per token), c (ms per token squared) with intervals; None with fewer than three lengths.
 
-    Least squares of the relative error of each length's mean, as absolute errors would see the longest alone; no
-    coefficient below zero, since nothing costs less than nothing. quadratic_share: c n^2 / TTFT(n) at the longest
-    prompt. worst: the largest relative distance of a mean from the curve.
+    Least squares on the relative error of each length's mean: absolute errors would let the longest prompt decide
+    alone. No coefficient is negative, since no cost is. quadratic_share: c n^2 / TTFT(n) at the longest prompt.
+    worst: the largest relative distance of a mean from the curve.
 
-    Intervals: from three repeats on Student's t over the curves of the single repeats. With fewer, each length's mean
-    is drawn anew from Student's law by its own error and the curve is fitted again, REDRAWN times.
+    Intervals: with three repeats or more, Student's t over one curve per repeat. With fewer, each length's mean is
+    redrawn from Student's t with its own standard error and the curve is fitted again, REDRAWN times.
     """
     lengths = np.array(sorted(samples), dtype=float)
     if lengths.size < MIN_LENGTHS:
@@ -131,7 +131,7 @@ def fit(samples: Mapping[int, samples.Sample]) -> dict[str, Any] | None:
     drawn = of_repeats if repeats else _drawn_means([samples[int(n)] for n in lengths], means)
     every = np.array([_least_squares(lengths, row) for row in drawn if (row > 0).all()]).reshape(-1, 3)
     longest = lengths[-1]
-    found: dict[str, Any] = {
+    return {
         "formula": "TTFT ms = a + b n + c n^2",
         "lengths": [int(n) for n in lengths],
         **{name: _figure(best[k], every[:, k], repeats) for k, name in enumerate("abc")},
@@ -139,11 +139,10 @@ def fit(samples: Mapping[int, samples.Sample]) -> dict[str, Any] | None:
         "at": int(longest),
         "worst": round(float(np.abs(curve(best, lengths) / means - 1).max()), 4),
     }
-    return found
 
 
 def curve(coefficients: Sequence[float] | np.ndarray, n: np.ndarray) -> np.ndarray:
-    """TTFT in ms by a, b, c and prompt length (tokens)."""
+    """TTFT in ms at prompt lengths n (tokens), from coefficients a, b, c."""
     a, b, c = coefficients
     return a + b * n + c * n**2
 
@@ -154,27 +153,27 @@ def _share(coefficients: np.ndarray, n: float) -> float:
 
 
 def _means_of_repeats(samples: Sequence[samples.Sample]) -> np.ndarray:
-    """Mean TTFT of each repeat that every length has: (repeats x lengths)."""
+    """Mean TTFT (ms) of each repeat that every length has: (repeats x lengths)."""
     by_length = [sample.by_repeat("ttft_ms") for sample in samples]
     repeats = sorted(set.intersection(*(set(means) for means in by_length)))
     return np.array([[means[repeat] for means in by_length] for repeat in repeats])
 
 
 def _drawn_means(samples: Sequence[samples.Sample], means: np.ndarray) -> np.ndarray:
-    """Means as other requests might have given them: (REDRAWN x lengths); none where a length has no interval."""
-    found = [sample.interval("ttft_ms") for sample in samples]
+    """Redrawn mean TTFTs: (REDRAWN x lengths); (0 x lengths) if a length has no interval."""
+    known = [sample.interval("ttft_ms") for sample in samples]
     rng = np.random.default_rng(0)
     columns = [
         mean + interval.error * rng.standard_t(interval.parts - 1, REDRAWN)
-        for mean, interval in zip(means, found, strict=True)
+        for mean, interval in zip(means, known, strict=True)
         if interval is not None
     ]
     return np.array(columns).T if len(columns) == len(means) else np.empty((0, len(means)))
 
 
 def _least_squares(lengths: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Non-negative least squares with three unknowns: of all choices of those above zero, the best allowed one."""
-    # Lengths in units of the longest, so that columns are of one size.
+    """Non-negative least squares with three unknowns: tries every subset that may be above zero and keeps the best."""
+    # Lengths are scaled by the longest, so that columns have similar magnitudes.
     longest = lengths[-1]
     x = lengths / longest
     full = np.column_stack([np.ones_like(x), x, x**2]) / means[:, None]
@@ -190,13 +189,13 @@ def _least_squares(lengths: np.ndarray, means: np.ndarray) -> np.ndarray:
 
 
 def _figure(value: float, others: np.ndarray, repeats: int | None) -> dict[str, float]:
-    """A figure that is not below zero. others: of each repeat; without repeats, of curves that were fitted anew."""
-    found = {"value": float(f"{value:.6g}")}
+    """A non-negative figure with its interval. others: the same figure of each repeat, or of each refitted curve."""
+    figure = {"value": float(f"{value:.6g}")}
     if repeats and others.size > 1:
-        made = intervals.around(intervals.Parts(float(value), others), not_negative=True)
-        low, high = (made.low, made.high) if made else (value, value)
+        interval = intervals.around(intervals.Parts(float(value), others), not_negative=True)
+        low, high = (interval.low, interval.high) if interval else (value, value)
     elif others.size:
         low, high = np.quantile(others, [intervals.ALPHA / 2, 1 - intervals.ALPHA / 2])
     else:
-        return found
-    return found | {"low": float(f"{low:.6g}"), "high": float(f"{high:.6g}")}
+        return figure
+    return figure | {"low": float(f"{low:.6g}"), "high": float(f"{high:.6g}")}

@@ -1,4 +1,4 @@
-"""The plots of prompt lengths one at a time: TTFT with its curve, prefill's speed and what became of the peak."""
+"""Plots over prompt length, one request at a time: TTFT with its fitted curve, prefill speed, and MFU and MBU."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,19 +12,19 @@ from wp1.analysis.length.figures import curve
 
 
 def length_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> list[Plot]:
-    """(caption, file) of each, written to `folder`; [] for a run without lengths."""
+    """Writes the plots to `folder` and returns (caption, file) of each; [] for a run without lengths."""
     if found is None or not any(row["ttft_ms"] for row in found["rows"]):
         return []
     style.use()
     n = _counts(found["rows"])
     made = [
         (
-            f"TTFT by prompt length, one request at a time: means with 95 % intervals ({n} a length), the "
+            f"TTFT by prompt length, one request at a time: means with 95 % intervals ({n} per length), the "
             "fitted curve, and its quadratic part.",
             folder / "ttft_by_length.png",
         ),
         (
-            f"Prefill speed by prompt length, and the share of the device's peaks it reached ({n}).",
+            f"Prefill speed by prompt length, and the share of the device's peaks that was reached ({n} per length).",
             folder / "prefill.png",
         ),
     ]
@@ -62,7 +62,7 @@ def _ttft(found: Mapping[str, Any], path: Path, n: str, mark: str) -> None:
                 axes.plot(x[shown], part[shown], linestyle=quadratic, label=f"{name}c n²", **looks)
     log_axes(axes, [row["prompt_len"] for row in found["rows"]])
     axes.set(
-        xlabel="prompt tokens", ylabel="TTFT, ms", title=style.title(f"What prompt length costs, {n} a length", mark)
+        xlabel="prompt tokens", ylabel="TTFT, ms", title=style.title(f"What prompt length costs, {n} per length", mark)
     )
     axes.legend(frameon=False, loc="upper left")
     sns.despine(ax=axes)
@@ -80,7 +80,7 @@ def _prefill(found: Mapping[str, Any], path: Path, n: str, mark: str) -> None:
         rows = [row for row in found["rows"] if row["arm"] == arm and row["ttft_ms"]]
         name = f"{arm}: " if len(arms) > 1 else ""
         errorbar(speed, rows, "prefill_tokens_per_s", label=arm, color=colours[arm], marker=MARKERS[k % 4])
-        # Hollow marks for decoding, as the colour is the arm's.
+        # Colour stands for the arm, so hollow markers stand for decode.
         for column, words, line, face in (
             ("mfu", "MFU, prefill", "-", colours[arm]),
             ("mbu", "MBU, decode", "--", "white"),
@@ -101,13 +101,15 @@ def _prefill(found: Mapping[str, Any], path: Path, n: str, mark: str) -> None:
     use.set_ylabel("% of the device's peak")
     use.set_title("Use of the device", fontsize="medium")
     if found["why_no_mfu"]:
-        use.text(0.5, 0.5, "not known, see the table's note", transform=use.transAxes, ha="center", fontsize="small")
+        use.text(
+            0.5, 0.5, "unknown: see the note under the table", transform=use.transAxes, ha="center", fontsize="small"
+        )
     else:
         use.legend(frameon=False, fontsize="small")
     if len(arms) > 1:
         speed.legend(frameon=False, fontsize="small")
     figure.suptitle(
-        style.title(f"Prefill by prompt length, {n} a length", mark),
+        style.title(f"Prefill by prompt length, {n} per length", mark),
         x=0.01,
         ha="left",
         fontsize="large",
@@ -117,7 +119,10 @@ def _prefill(found: Mapping[str, Any], path: Path, n: str, mark: str) -> None:
 
 
 def errorbar(axes: Any, rows: Sequence[Mapping[str, Any]], column: str, scale: float = 1.0, **looks: Any) -> None:
-    """Figures of a column over prompt length with their intervals, joined by a line where none is asked for not to."""
+    """Plots a column over prompt length with its intervals; all but TTFT, which has a fitted curve, joined by a line.
+
+    scale: what values are multiplied by.
+    """
     known = [row for row in rows if row[column]]
     if not known:
         return
@@ -128,7 +133,7 @@ def errorbar(axes: Any, rows: Sequence[Mapping[str, Any]], column: str, scale: f
 
 
 def log_axes(axes: Any, lengths: Sequence[int], y: bool = True, narrow: bool = False) -> None:
-    """Lengths are mostly doublings: a logarithmic axis with the lengths themselves as ticks; y: the other one, too."""
+    """Makes x logarithmic, as lengths are mostly doublings, with the lengths as ticks; and y too if `y` is set."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log", base=2)

@@ -1,4 +1,7 @@
-"""What a report says of prompt lengths one at a time: a paragraph, the curve, the table. From `by_length`; pure."""
+"""The report's section on prompt length, one request at a time: a paragraph, the curve, the table. Pure.
+
+Made from `length.figures.by_length`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +15,7 @@ Found = Mapping[str, Any] | None
 
 
 def section(found: Found) -> str:
-    """The whole section; "" for a run without."""
+    """The whole section; "" for a run without lengths."""
     if found is None:
         return ""
     parts = ["## What prompt length costs"]
@@ -23,26 +26,27 @@ def section(found: Found) -> str:
             parts.append(f"### {arm}")
         parts += [words(rows, fitted), _table(rows)]
     note = (
-        "Times in ms, means with their 95 % intervals; one request at a time. **host**: TTFT − prefill, which "
-        "is the client, the way to the engine and back, and its scheduler. **tokens/s**: prompt tokens / prefill, "
-        "without those from the prefix cache. **MFU**: FLOPs of the same tokens / prefill / the device's peak; "
-        f"**MBU**: bytes that decoding moves / its time / peak. {LIMITED}"
+        "Times are means in ms with 95 % intervals, one request at a time. **host**: TTFT − prefill time, which is "
+        "spent in the client, on the way to the engine and back, and in its scheduler. **tokens/s**: prompt tokens / "
+        "prefill time, without tokens from the prefix cache. **MFU** (model FLOPs utilisation, of prefill): FLOPs of "
+        "the same tokens / prefill time / the device's peak FLOP/s. **MBU** (model bandwidth utilisation, of decode): "
+        f"bytes that decode has to move / decode time / the device's peak bytes/s. {LIMITED}"
     )
     parts.append(note + roofline.note(found["rows"], found["why_no_mfu"]))
     return "\n\n".join(part for part in parts if part)
 
 
 def words(rows: list[dict[str, Any]], fitted: Mapping[str, Any] | None) -> str:
-    """What was found, in a few sentences made from the figures."""
+    """A few sentences made from the figures."""
     known = [row for row in rows if row["ttft_ms"]]
     if not known:
         return "No request was answered."
     first, last = known[0], known[-1]
     a, b = first["ttft_ms"]["value"], last["ttft_ms"]["value"]
-    said = [
-        f"A prompt of {number(last['prompt_len'])} tokens waited {ms(b)} ms for its first token: {short(b / a)} times "
-        f"as long as one of {number(first['prompt_len'])} tokens ({ms(a)} ms), being "
-        f"{short(last['prompt_len'] / first['prompt_len'])} times as long."
+    sentences = [
+        f"A prompt of {number(last['prompt_len'])} tokens took {ms(b)} ms to its first token, {short(b / a)} times as "
+        f"long as a prompt of {number(first['prompt_len'])} tokens ({ms(a)} ms), with "
+        f"{short(last['prompt_len'] / first['prompt_len'])} times as many tokens."
     ]
     if fitted:
         c = fitted["c"]["value"]
@@ -51,25 +55,27 @@ def words(rows: list[dict[str, Any]], fitted: Mapping[str, Any] | None) -> str:
             f"{with_interval(fitted['b'], lambda v: short(v * 1e3))} µs × n",
             f"{with_interval(fitted['c'], lambda v: short(v * 1e6))} ns × n²",
         ]
-        # Three lengths determine three coefficients, and then nothing is left to be off.
+        # Three lengths determine three coefficients exactly, with no residual.
         near = (
-            "through all three means"
+            "exact at all three means"
             if len(fitted["lengths"]) == 3
             else f"within {share(fitted['worst'])} of every mean"
         )
-        said.append(f"TTFT ≈ {' + '.join(parts)}, {near}.")
+        sentences.append(f"Fitted, for n prompt tokens: TTFT ≈ {' + '.join(parts)}, {near}.")
         of_flops = fitted.get("flops_quadratic_share")
-        attention = "" if of_flops is None else f" (of the FLOPs, attention is {share(of_flops)})"
+        attention = "" if of_flops is None else f" (attention is {share(of_flops)} of the FLOPs)"
         quadratic = with_interval(fitted["quadratic_share"], share)
-        said.append(f"At {number(fitted['at'])} tokens the quadratic part is {quadratic} of TTFT{attention}.")
+        sentences.append(f"At {number(fitted['at'])} tokens, the quadratic part is {quadratic} of TTFT{attention}.")
         if c > 0 and fitted["b"]["value"] > 0:
             equal = fitted["b"]["value"] / c
-            said.append(f"Both parts cost the same at {number(round(equal))} tokens.")
+            sentences.append(f"The linear and the quadratic part are equal at {number(round(equal))} tokens.")
     else:
-        said.append("A curve a + b n + c n² needs three lengths or more, without prompt tokens from the prefix cache.")
+        sentences.append(
+            "No curve a + b n + c n² was fitted: that takes three lengths without prompt tokens from the prefix cache."
+        )
     if last["limited_by"]:
-        said.append(f"At the longest prompt, limited: {last['limited_by']}.")
-    return " ".join(said)
+        sentences.append(f"At the longest prompt, {last['limited_by']}.")
+    return " ".join(sentences)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""What context and load cost: latency, throughput, MBU, KV use and preemptions of every cell, and goodput. Pure."""
+"""Figures by context length and load: latency, throughput, MFU, MBU, KV use and preemptions of every cell. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from wp1.analysis.device import roofline
 from wp1.analysis.device.figures import load_window
 from wp1.stats import spans
 
-# KV this full while requests wait, or a preemption, means that they wait for room.
+# If the KV cache is this full while requests wait, they wait for KV blocks.
 FULL = 0.9
 
 
@@ -22,10 +22,10 @@ def by_load(
     slo: Mapping[str, Any],
     profile: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """A row for every cell of every arm; None for a run of one request at a time.
+    """A row for every cell of every arm; None if the run sent one request at a time only.
 
-    requests: `tables.requests`; stats: `tables.engine_stats`; slo: the limits; profile: of the device collector.
-    Figures are {n, value, low, high} with 95 % intervals (`intervals`), times in ms, rates over repeats.
+    requests: `tables.requests`; stats: `tables.engine_stats`; slo: the limits; profile: the device collector's figures.
+    Figures are {n, value, low, high} with 95 % intervals (`intervals`), times in ms; rates' intervals are over repeats.
     """
     measured = requests.filter(~pl.col("warmup"))
     names = [cells.parse(name) for name in cells.ordered(measured["cell"])]
@@ -42,9 +42,9 @@ def by_load(
                 row = _row(cell, sent, slo, roofline.devices_of(metadata["pools"], str(arm)))
                 roof = roofline.roofline(sent.filter(pl.col("status") == "ok"), shape, device, chunk)
                 kv = kv_use(stats.filter(pl.col("arm") == arm), sent)
-                words = [roofline.words(roof, _queue_share(sent)), _kv_words(kv, sent)]
+                phrases = [roofline.words(roof, _queue_share(sent)), _kv_words(kv, sent)]
                 shown = {key: roof[key] for key in ("mfu", "mbu", "batch", "shared")}
-                limited = "; ".join(word for word in words if word) or None
+                limited = "; ".join(phrase for phrase in phrases if phrase) or None
                 energy = (profile or {}).get("cells", {}).get(f"{arm}/{cell.name}", {}).get("energy") or {}
                 joules = {"joules_per_output_token": energy.get("joules_per_output_token")}
                 rows.append({"arm": str(arm), **row, **shown, **kv, **joules, "limited_by": limited})
@@ -80,7 +80,7 @@ def _queue_share(sent: pl.DataFrame) -> float | None:
 def kv_use(stats: pl.DataFrame, sent: pl.DataFrame) -> dict[str, Any]:
     """Mean and peak share of the KV cache in use while the cell's requests were in flight, and preemptions.
 
-    From the engines' own counts: the mean over all engines, the peak of the fullest. Null where they said nothing.
+    From the engines' own statistics: the mean over all engines, the peak of the fullest one. Null without samples.
     """
     windows = load_window(sent.filter(pl.col("t_sent").is_not_null()))
     rows = stats.filter(pl.Series(spans.inside(stats["t"].to_numpy(), windows), dtype=pl.Boolean))

@@ -1,4 +1,4 @@
-"""What the searches for goodput found, from goodput.jsonl and the records of their probes. Pure."""
+"""Results of the goodput searches, from goodput.jsonl and the records of their probes. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,10 +15,10 @@ from wp1.core.records import Probe
 def found(
     probes: Sequence[Probe], requests: pl.DataFrame, metadata: Mapping[str, Any], slo: Mapping[str, Any]
 ) -> list[dict[str, Any]] | None:
-    """One search an arm and prompt length, with its path; None where there was none.
+    """One search per arm and prompt length, with its path; None without probes.
 
-    goodput: the requests/s of `metrics.goodput`, also per device; fails_at: the lowest rate that failed, so that the
-    true one lies between. Attainment has its 95 % interval (`metrics.attainment_interval`).
+    goodput: requests/s by `metrics.goodput`, also per device. fails_at: the lowest rate that failed; the true goodput
+    lies between the two. Attainment has its 95 % interval (`metrics.attainment_interval`).
     """
     if not probes:
         return None
@@ -48,9 +48,9 @@ def found(
 
 
 def tested(requests: pl.DataFrame, arms: Sequence[str], slo: Mapping[str, Any]) -> list[Probe]:
-    """The rates of a run without a search as a path that nobody searched: goodput over what was tested.
+    """The rates of a run without a search as a path, so that goodput is reported over the rates tested.
 
-    None with fewer than two rates at a length, without limits, or for several arms, whose comparison has its own.
+    [] with fewer than two rates at a length, without limits, or for several arms, whose comparison has its own.
     """
     limits = metrics.limits(slo)
     measured = requests.filter(~pl.col("warmup"))
@@ -69,7 +69,7 @@ def tested(requests: pl.DataFrame, arms: Sequence[str], slo: Mapping[str, Any]) 
 
 def _step(probe: Probe, requests: pl.DataFrame, limits: metrics.Limits) -> dict[str, Any]:
     rows = requests.filter(~pl.col("warmup") & (pl.col("arm") == probe.arm) & (pl.col("cell") == probe.cell))
-    # Of an open loop with a steady state, what attainment is of.
+    # In an open loop with a steady state, attainment counts only the requests of that state.
     rows = steady.of_figures(rows)
     met = int(rows.select(metrics.met(limits).sum()).item()) if rows.height else 0
     low, high = metrics.attainment_interval(rows, limits) or (None, None)
@@ -88,12 +88,12 @@ def _step(probe: Probe, requests: pl.DataFrame, limits: metrics.Limits) -> dict[
 
 
 def probe_cells(probes: Sequence[Probe]) -> set[tuple[str, str]]:
-    """(arm, cell) of those that were measured for a search only."""
+    """(arm, cell) of the cells that were measured for a search only."""
     return {(probe.arm, probe.cell) for probe in probes if probe.cell is not None and not probe.planned}
 
 
 def _bound(row: Mapping[str, Any]) -> str:
-    """Where no rate failed, the highest that was tried is a lower bound."""
+    """The sign of a lower bound, which the highest rate tried is if none failed."""
     return "≥ " if row["fails_at"] is None else ""
 
 
@@ -115,12 +115,13 @@ def section(searches: Sequence[Mapping[str, Any]] | None, slo: Mapping[str, Any]
         for row in searches
     ]
     header = ["arm"] if several else []
-    header += ["prompt tokens", "goodput a device", "goodput", "fails at", "path", "ended"]
+    header += ["prompt tokens", "goodput per device", "goodput", "fails at", "path", "ended"]
     least = share(metrics.GOODPUT_ATTAINMENT)
     note = (
-        f"Goodput: the highest request rate (requests/s) tried at which, as at every lower one tried, at least {least} "
-        f"of requests keep {metrics.limits_in_words(slo)}; it lies below the rate that fails. The path is every rate "
-        "tried, in order, with its SLO attainment and the 95 % interval of that."
+        f"**goodput**: the highest request rate tried (requests/s) at which, as at every lower rate tried, at least "
+        f"{least} of requests meet {metrics.limits_in_words(slo)}. **fails at**: the lowest rate tried that misses "
+        "this; the true goodput lies between the two. **path**: every rate tried, in order, as rate: SLO attainment "
+        "[95 % interval] of requests sent."
     )
     return f"## Goodput\n\n{table(header, lines, ('l' if several else '') + 'rrrrll')}\n\n{note}"
 

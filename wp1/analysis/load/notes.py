@@ -1,4 +1,4 @@
-"""Whether the load was as meant, for a cell: how punctual wp1 itself was, and whether engines fell behind."""
+"""Whether a cell's load was as intended: how punctual wp1 itself was, and whether engines fell behind."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ import polars as pl
 from wp1.analysis.base import cells, metrics, steady
 from wp1.analysis.base.markdown import short
 
-# A client that sends later than this, for one request in a hundred, measures itself.
+# If one request in a hundred is sent later than this, the latencies measure the client itself.
 LATE_MS = 10.0
 
 
 def profile(requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str, Any]:
-    """By cell (arm/cell) how late wp1 sent, how its event loop lagged (ms), and `steady`'s figures; and the worst."""
+    """By cell (arm/cell), how late wp1 sent, how its event loop lagged (ms), and `steady`'s figures; and the worst."""
     columns = ("arm", "cell", "repeat", "status", "ramp", "steady", "window_begin", "window_end")
     columns += ("t_intended", "t_end", "client_delay_ms")
     measured = requests.filter(~pl.col("warmup")).select(columns)
@@ -24,7 +24,7 @@ def profile(requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str, Any]:
 
 
 def _of_cell(name: Any, requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str, Any]:
-    """How late wp1 sent the requests of a cell and how late its event loop was (ms), and at rates `steady`'s."""
+    """How late wp1 sent a cell's requests and how late its event loop was (ms); for open loops, `steady`'s figures."""
     delays = requests["client_delay_ms"].drop_nulls()
     late = delays.quantile(0.99, "linear")
     late_by = lags["lags"].explode(empty_as_null=False).drop_nulls().to_numpy() * 1e3
@@ -39,7 +39,7 @@ def _of_cell(name: Any, requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str,
 
 
 def _worst(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The latest cell's figures, and how many cells are marked."""
+    """The figures of the worst cell, and how many cells are marked."""
     return {
         "client_delay_p99_ms": max((c["client_delay_p99_ms"] or 0.0 for c in found), default=None),
         "loop_lag_p99_ms": max((c["loop_lag_ms"].get("p99", 0.0) for c in found), default=None),
@@ -54,41 +54,43 @@ def late_cells(summary: dict[str, Any]) -> list[str]:
 
 
 def has_windows(summary: dict[str, Any]) -> bool:
-    """Whether figures of some cell are those of a part of its requests."""
+    """Whether any cell's figures cover its steady state only."""
     return any(cell.get("steady") for cell in _cells(summary).values())
 
 
 def notes(summary: dict[str, Any], name: str) -> list[str]:
-    """What is to be said beside the figures of a cell (arm/name), in sentences; the first words name the matter."""
+    """Notes on the figures of a cell (arm/name), each as `subject: sentence`."""
     cell = of_cell(summary, name)
     if cell is None:
         return []
-    said = []
+    sentences = []
     if cell["client_late"]:
-        said.append(
+        sentences.append(
             f"client late: one request in a hundred was sent {cell['client_delay_p99_ms']:.0f} ms or more after it was "
-            f"due (event loop p99 {cell['loop_lag_ms'].get('p99', 0):.0f} ms late); TTFT includes that"
+            f"due (event-loop lag p99: {cell['loop_lag_ms'].get('p99', 0):.0f} ms); TTFT includes this delay"
         )
     if cell.get("over_saturated"):
-        said.append(
+        sentences.append(
             f"over-saturated: {short(cell['offered_per_s'])} requests/s were offered and "
             f"{short(cell['answered_per_s'])} answered, and requests in flight grew from "
-            f"{short(cell['in_flight_middle'])} to {short(cell['in_flight_last'])}; how long requests took depends on "
-            "how long this went on"
+            f"{short(cell['in_flight_middle'])} to {short(cell['in_flight_last'])}; latencies depend on how long this "
+            "lasted"
         )
     window = cell.get("steady")
     if window is not None:
-        said.append(
+        sentences.append(
             f"steady state: {window['requests']:,} of {window['of']:,} requests, due {window['begin_s']:.1f} to "
-            f"{window['end_s']:.1f} s after the first; latencies, rates and attainment are of these"
+            f"{window['end_s']:.1f} s after the first; latencies, rates and attainment count these only"
         )
     elif "steady" in cell:
-        said.append("no steady state to take: fewer than 20 requests a repeat lie between start and end, so all count")
-    return said
+        sentences.append(
+            "no steady state: fewer than 20 requests per repeat lie between fill-up and drain, so all requests count"
+        )
+    return sentences
 
 
 def of_cell(summary: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """The figures of a cell (arm/name), of a run that has them."""
+    """The load figures of a cell (arm/name), or None."""
     return _cells(summary).get(name)
 
 

@@ -1,7 +1,7 @@
-"""How many requests were in each place of a disaggregated scheduler, from each request's own times. Pure.
+"""Number of requests in each place of a disaggregated scheduler, from each request's own timestamps. Pure.
 
-The samples of queues.jsonl are a tenth of a second apart: a transfer of a millisecond is in one of a hundred of them,
-and would then pass for a tenth of a second. Begin and end of every stay are in the records, to the microsecond.
+The samples of queues.jsonl are a tenth of a second apart: one in a hundred would catch a transfer of a millisecond, and
+make it look a tenth of a second long. The records have begin and end of every stay, to the microsecond.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ import polars as pl
 
 from wp1.analysis.base import tables
 
-# Begin and end of a stay in each of `tables.QUEUES`. Each place follows the one before, and a request is in one at a
-# time: what moves while its prompt is still computed is not counted before that is done.
+# Begin and end of a stay in each of `tables.QUEUES`. A request is in one place at a time, in this order: KV that moves
+# while the prompt is still being computed does not count as transferring.
 STAYS = {
     "prefill_waiting": ("t_sent", "t_queued"),
     "prefilling": ("t_queued", "t_engine_first_token"),
@@ -25,11 +25,11 @@ STAYS = {
 def stays(requests: pl.DataFrame, handoffs: pl.DataFrame | None = None) -> dict[str, np.ndarray]:
     """Begin and end (seconds, n x 2, ascending) of every stay in each of `tables.QUEUES`.
 
-    requests, handoffs: `tables.requests` and `tables.handoffs` of one arm. A transfer is when bytes moved after the
-    prompt was computed; where nobody timed that, from when the decode engine was asked to when it could begin. A stay
-    in which a request failed lasts until the request ended.
+    requests, handoffs: `tables.requests` and `tables.handoffs` of one arm. A transfer lasts while bytes moved after the
+    prompt was computed. If that was not timed, it lasts from the request to the decode engine until that engine could
+    begin. A stay in which a request failed lasts until the request ended.
     """
-    # What an older run does not have is not known.
+    # Columns that an older run lacks are filled with nulls.
     rows = pl.concat([pl.DataFrame(schema=tables.RECORD_SCHEMA), requests], how="diagonal_relaxed")
     moved = pl.DataFrame(schema=tables.HANDOFF_SCHEMA) if handoffs is None else handoffs
     moved = moved.select("handoff_id", "t_transfer_begin", "t_transfer_end")
@@ -52,7 +52,7 @@ def stays(requests: pl.DataFrame, handoffs: pl.DataFrame | None = None) -> dict[
 
 
 def steps(of_place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The times at which the number of requests in a place changes (ascending, once each), and that number from then.
+    """Times at which the number of requests in a place changes (ascending, unique), and the number from then on.
 
     of_place: from `stays`.
     """
@@ -62,14 +62,13 @@ def steps(of_place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sliced(of_place: np.ndarray, edges: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each slice of time between two edges (ascending, seconds): how many requests were in the place on average, and
-    at most at any moment."""
+    """Mean and maximum number of requests in the place, for each slice between two edges (ascending, seconds)."""
     edges = np.asarray(edges, dtype=float)
     times, counts = steps(of_place)
     passed = _request_seconds(of_place[:, 0], edges) - _request_seconds(of_place[:, 1], edges)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.nan_to_num(np.diff(passed) / np.diff(edges))
-    # What goes on at a slice's begin, and what changes within it.
+    # The number at the beginning of a slice, then its changes within the slice.
     at_edges = np.concatenate([[0], counts])[np.searchsorted(times, edges[:-1], side="right")]
     most = at_edges.copy()
     slices = np.searchsorted(edges, times, side="right") - 1
@@ -79,7 +78,7 @@ def sliced(of_place: np.ndarray, edges: Sequence[float] | np.ndarray) -> tuple[n
 
 
 def _request_seconds(begins: np.ndarray, until: np.ndarray) -> np.ndarray:
-    """Seconds since each of the begins, summed, at each of some moments."""
+    """Seconds passed since the begins before it, summed, for each moment of `until`."""
     ordered = np.sort(begins)
     count = np.searchsorted(ordered, until, side="right")
     return count * until - np.concatenate([[0.0], np.cumsum(ordered)])[count]

@@ -1,4 +1,4 @@
-"""The plots of loads: latency against load, latency against throughput, and how full device and KV cache were."""
+"""Plots over load: latency, throughput, MBU and KV use by load; latency against throughput; goodput searches."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 from wp1.analysis.base import metric_table, metrics, style
 from wp1.analysis.base.style import Plot
 
-# What a higher load moves first comes first; other metrics follow in the table's order.
+# The metrics that load changes most come first; the others follow in the table's order.
 FIRST = ("tpot_ms", "itl_ms", "ttft_ms")
-# Of a cell's row (`load.figures`): column, title, unit, and what values are multiplied by.
+# Column of a cell's row (`load.figures`), title, unit, and the factor that values are multiplied by.
 Panel = tuple[str, str, str, float]
 OF_DEVICE: tuple[Panel, ...] = (
     ("mbu", "MBU of decode", "% of peak", 100.0),
@@ -18,7 +18,7 @@ OF_DEVICE: tuple[Panel, ...] = (
 
 
 def panels() -> list[Panel]:
-    """What is drawn over load: the table's metrics, then how full device and KV cache were."""
+    """The panels over load: the table's metrics, then MBU and KV use."""
     figures = [
         figure
         for metric in metric_table.METRICS
@@ -35,11 +35,11 @@ def _panel(figure: metric_table.Figure) -> Panel:
         f"{metric.title}, {figure.statistic}" if metric.of_one_request else metric.title[0].upper() + metric.title[1:]
     )
     unit = "%" if metric.unit == "share" else metric.unit
-    return figure.short_column, title + (" a device" if metric.kind == "rate" else ""), unit, figure.scale
+    return figure.short_column, title + (" per device" if metric.kind == "rate" else ""), unit, figure.scale
 
 
 def load_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> list[Plot]:
-    """(caption, file) of each, an arm a file, written to `folder`; [] for a run without loads."""
+    """Writes two plots per arm to `folder`; returns (caption, file) of each, [] for a run without loads."""
     if found is None:
         return []
     style.use()
@@ -55,16 +55,16 @@ def load_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> list
         n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
         made += [
             (
-                f"Latency, output and use of the device{title} by load and prompt length, 95 % intervals ({n} a cell).",
+                f"Latency, output and device use{title} by load and prompt length, with 95 % intervals ({n} per cell).",
                 folder / f"load{of_arm}.png",
             ),
             (
-                f"What output costs in latency{title}: each line is a prompt length, each point a load.",
+                f"Latency against throughput{title}: each line is a prompt length, each point a load.",
                 folder / f"throughput{of_arm}.png",
             ),
         ]
-        _panels(rows, made[-2][1], f"{title}, {n} a cell", mark)
-        _frontier(rows, made[-1][1], f"{title}, {n} a cell", mark)
+        _panels(rows, made[-2][1], f"{title}, {n} per cell", mark)
+        _frontier(rows, made[-1][1], f"{title}, {n} per cell", mark)
     return made
 
 
@@ -96,7 +96,7 @@ def _panels(rows: list[dict[str, Any]], path: Path, about: str, mark: str) -> No
     rates = any(kind for kind, _ in loads)
     for n, axes in enumerate(grid.flat):
         axes.set_visible(n < len(drawn))
-        # The lowest panel of each column carries the axis, also where the last row is not full.
+        # The lowest panel of each column carries the x axis, even if the last row is not full.
         if n + 2 >= len(drawn):
             axes.set_xlabel("requests/s" if rates else "requests at a time")
             axes.tick_params(labelbottom=True)
@@ -120,7 +120,7 @@ def _frontier(rows: list[dict[str, Any]], path: Path, about: str, mark: str) -> 
         x = [row["output_tokens_per_s_per_device"]["value"] for row in shown]
         looks = {"label": _words(prompt), "color": palette[k % 10], **style.series(k, len(prompts))}
         style.points(axes, x, [row["tpot_ms"] for row in shown], **looks)
-        # The ends of a line say which way the load grows; names at every point would run into each other.
+        # Only the ends of a line are labelled with their load: labels at every point would overlap.
         for n, place in {0: (-4, -12), len(shown) - 1: (5, 5)}.items():
             axes.annotate(
                 f"{_load(shown[n])[1]:g}", (x[n], shown[n]["tpot_ms"]["value"]), textcoords="offset points",
@@ -128,12 +128,12 @@ def _frontier(rows: list[dict[str, Any]], path: Path, about: str, mark: str) -> 
             )  # fmt: skip
     kind = "requests/s" if any(_load(row)[0] for row in rows) else "requests at a time"
     axes.set(
-        xlabel="output tokens/s a device", ylabel="TPOT, mean, ms",
-        title=style.title(f"Output against latency{about}", mark),
+        xlabel="output tokens/s per device", ylabel="TPOT, mean, ms",
+        title=style.title(f"Latency against throughput{about}", mark),
     )  # fmt: skip
     axes.margins(0.08)
     _scale(axes)
-    axes.legend(frameon=False, title=f"prompt; ends: {kind}")
+    axes.legend(frameon=False, title=f"prompt; labels: {kind}")
     sns.despine(ax=axes)
     style.save(figure, path)
 
@@ -145,7 +145,7 @@ def _figure(row: dict[str, Any], column: str) -> dict[str, float] | None:
 
 
 def _load(row: dict[str, Any]) -> tuple[bool, float]:
-    """Whether it is a rate, and how much."""
+    """Whether the load is a rate, and its value."""
     return (True, row["request_rate"]) if row["request_rate"] else (False, float(row["concurrency"] or 1))
 
 
@@ -158,7 +158,7 @@ def _words(prompt: str) -> str:
 
 
 def _scale(axes: Any, logarithmic: bool = True) -> None:
-    """From zero, or logarithmic with plain numbers where the values are far apart and no shares."""
+    """Makes the y axis start at zero, or logarithmic with plain numbers if values are far apart and not shares."""
     from matplotlib.ticker import FuncFormatter
 
     values = style.heights(axes)
@@ -174,7 +174,7 @@ def _scale(axes: Any, logarithmic: bool = True) -> None:
 def goodput_plots(
     folder: Path, searches: Sequence[Mapping[str, Any]] | None, slo: Mapping[str, Any], mark: str
 ) -> list[Plot]:
-    """The path of every search, an arm a file: attainment by rate, probes numbered in their order."""
+    """Plots the path of every search, a file per arm: attainment by rate, probes numbered in order."""
     if searches is None:
         return []
     style.use()
@@ -185,8 +185,8 @@ def goodput_plots(
         if rows:
             of_arm = f"-{arm}" if len(arms) > 1 else ""
             caption = (
-                "SLO attainment at every rate tried, with 95 % intervals, numbered in the order in which they "
-                "were tried; shaded, where goodput lies."
+                "SLO attainment at every rate tried, with 95 % intervals; numbers give the order of the tries. Goodput "
+                "lies in the shaded range."
             )
             made.append((caption, folder / f"goodput{of_arm}.png"))
             _paths(rows, made[-1][1], slo, f" of {arm}" if len(arms) > 1 else "", mark)

@@ -1,4 +1,4 @@
-"""The rates that the search for goodput has tried (goodput.jsonl)."""
+"""Rates tried by the goodput search (goodput.jsonl)."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,17 @@ from wp1.core.records import Probe
 
 
 def passes(probe: Probe) -> bool:
-    """Whether the rate counts as served."""
+    """Whether enough requests attained the SLO at this rate."""
     return metrics.attains(probe.attainment)
 
 
 def bracket(path: Sequence[Probe]) -> tuple[float | None, float | None]:
-    """The goodput of the rates that were tried, and the lowest that failed (`metrics.goodput`)."""
+    """Goodput over the rates tried, and the lowest rate that failed (`metrics.goodput`)."""
     return metrics.goodput({probe.rate: probe.attainment for probe in path if probe.rate is not None})
 
 
 def planned_probes(requests: pl.DataFrame, arm: str, prompt_len: int, limits: metrics.Limits) -> list[Probe]:
-    """Rates that the experiment has measured anyway at this length: the search begins with what they say."""
+    """Rates that the experiment measured anyway at this length; the search starts from them."""
     found = []
     for name in cells.ordered(requests["cell"]):
         cell, rows = cells.parse(name), requests.filter(pl.col("cell") == name)
@@ -31,5 +31,5 @@ def planned_probes(requests: pl.DataFrame, arm: str, prompt_len: int, limits: me
 
 
 def ended(probes: Sequence[Probe], arm: str, lengths: Sequence[int]) -> bool:
-    """Whether an arm's search came to its end at each of these lengths; one that was cut short is begun anew."""
+    """Whether an arm's search finished at each of these lengths; an interrupted one starts again."""
     return set(lengths) <= {probe.prompt_len for probe in probes if probe.arm == arm and probe.ended is not None}

@@ -1,4 +1,4 @@
-"""What a report says of loads: a paragraph, the table, goodput. From `by_load`; pure."""
+"""The report's section on load: a paragraph and two tables, from `load.figures.by_load`. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ Found = Mapping[str, Any] | None
 
 
 def section(found: Found, slo: Mapping[str, Any]) -> str:
-    """The whole section; "" for a run without. slo: its limits, which attainment is of."""
+    """The whole section; "" for a run without loads. slo: the limits that attainment is measured against."""
     if found is None:
         return ""
     arms = list(dict.fromkeys(row["arm"] for row in found["rows"]))
@@ -23,11 +23,12 @@ def section(found: Found, slo: Mapping[str, Any]) -> str:
             parts.append(f"### {arm}")
         parts += [words(rows), metrics.slo_in_words(slo), _latency(rows), _use(rows)]
     note = (
-        "Times in ms with 95 % intervals: over repeats from three on, else over requests; rates over repeats. "
-        "**batch**: requests in decode at a time, on average. **MBU**: the weights once a step and every context's KV, "
-        "as bytes / time in decode / the device's peak; **MFU**: FLOPs of prompt tokens that were computed / time in "
-        "prefill / peak. **KV**: share of the KV cache's blocks in use, mean / peak. **waiting**: requests that had no "
-        "place in the engine, at most. "
+        "Times are in ms with 95 % intervals: over repeats if there are at least three, else over requests; intervals "
+        "of rates are always over repeats. **batch**: mean number of requests in decode at a time. **MBU** (model "
+        "bandwidth utilisation, of decode): bytes of the weights, once per step, and of every context's KV / time in "
+        "decode / the device's peak bytes/s. **MFU** (model FLOPs utilisation, of prefill): FLOPs of computed prompt "
+        "tokens / time in prefill / the device's peak FLOP/s. **KV**: share of the KV cache's blocks in use, mean / "
+        "peak. **waiting**: the largest number of requests that waited in the engine to be scheduled. "
         f"{LIMITED}"
     )
     parts.append(note + roofline.note(found["rows"], found["why_no_mfu"]))
@@ -35,8 +36,8 @@ def section(found: Found, slo: Mapping[str, Any]) -> str:
 
 
 def words(rows: list[dict[str, Any]]) -> str:
-    """By prompt length, what the highest load did against the lowest."""
-    said = []
+    """Compares the highest load with the lowest, a list item per prompt length."""
+    lines = []
     for prompt in dict.fromkeys(row["prompt"] for row in rows):
         of_prompt = [row for row in rows if row["prompt"] == prompt and row["tpot_ms"]]
         if len(of_prompt) < 2:
@@ -48,15 +49,15 @@ def words(rows: list[dict[str, Any]]) -> str:
         if rate_low and rate_high and rate_low["value"]:
             more = (
                 f"{short(rate_high['value'] / rate_low['value'])} times the output ({short(rate_high['value'])} "
-                f"tokens/s a device) at "
+                f"tokens/s per device) at "
             )
         tpot = high["tpot_ms"]["value"]
-        limited = f" Limited there: {high['limited_by']}." if high["limited_by"] else ""
-        said.append(
-            f"- **{name}**: {cells.parse(high['cell']).load} against {cells.parse(low['cell']).load} gave {more}"
+        limited = f" At the higher load, {high['limited_by']}." if high["limited_by"] else ""
+        lines.append(
+            f"- **{name}**: compared with {cells.parse(low['cell']).load}, {cells.parse(high['cell']).load} gave {more}"
             f"{short(tpot / low['tpot_ms']['value'])} times the TPOT ({ms(tpot)} ms).{limited}"
         )
-    return "\n".join(said)
+    return "\n".join(lines)
 
 
 def _name(row: Mapping[str, Any]) -> list[str]:
@@ -87,7 +88,7 @@ def _latency(rows: list[dict[str, Any]]) -> str:
 def _use(rows: list[dict[str, Any]]) -> str:
     joules = any(row["joules_per_output_token"] is not None for row in rows)
     header = ["prompt tokens", "load", "batch", "MBU", "MFU", "KV", "waiting", "preemptions"]
-    header += [*(["J a token"] if joules else []), "limited by"]
+    header += [*(["J per token"] if joules else []), "limited by"]
     lines = [
         [
             *_name(row),

@@ -1,4 +1,4 @@
-"""How many tokens and requests an engine's memory holds, and what a second pool costs in bytes. Pure."""
+"""How many tokens and requests an engine's memory holds, and what disaggregated serving costs in bytes. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,37 +9,37 @@ import polars as pl
 from wp1.analysis.comparison.arms import devices_of
 from wp1.analysis.memory.figures import Row, rank_token_bytes, together
 
-# Prompt lengths are doubled until one does not fit, to here at most.
+# Upper bound for the prompt lengths that are doubled until one does not fit.
 LONGEST = 1 << 24
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What one engine holds at one length, as the bytes measured say and as its block count says."""
+    """What one engine holds at one length, by the bytes measured and by its block count."""
 
     arm: str
     pool: str
     engine: str
-    tokens: int  # of a request: prompt and output
-    predicted: int  # requests at once, from bytes
-    by_blocks: int  # requests at once, from the engine's blocks
-    most: int  # requests that the engine works on at once (max_num_seqs)
-    why: str | None  # it does not fit, or could not be asked for
+    tokens: int  # prompt and output of one request
+    predicted: int  # concurrent requests, from bytes
+    by_blocks: int  # concurrent requests, from the engine's blocks
+    most: int  # the engine's limit of concurrent requests (max_num_seqs)
+    why: str | None  # why a request does not fit or could not be sent
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The KV pool of one engine. Bytes and tokens of one rank; ranks are alike."""
+    """The KV pool of one engine. Bytes and tokens are those of one rank; all ranks are alike."""
 
     arm: str
     pool: str
     engine: str
     kv_bytes: int  # as measured
-    blocks: int  # as the engine says; one is its own
+    blocks: int  # reported by the engine, which keeps one for itself
     block_tokens: int
     token_bytes: int  # calculated
     max_len: int
-    # What would be left for KV of what vLLM allows itself, by the parts measured; None where its size was set outright.
+    # vLLM's memory budget minus all measured parts but KV; None if the pool's size was set explicitly.
     left: int | None
 
     @property
@@ -54,29 +54,29 @@ class Pool:
 
 
 def pools_of(rows: Sequence[Row], metadata: Mapping[str, Any]) -> list[Pool]:
-    """The KV pool of every engine that has rows, and of which it is known what a token keeps in it."""
+    """The KV pool of every engine that has rows and a known number of KV bytes per token."""
     model = metadata["model"]
     engines = {(pool["arm"], engine["name"]): engine for pool in metadata["pools"] for engine in pool["engines"]}
-    found = {}
+    pools = {}
     for row in rows:
         engine = engines[row.arm, row.engine]
-        settings, a_token = engine["settings"], rank_token_bytes(model, engine)
-        if a_token is None:
+        settings, token_bytes = engine["settings"], rank_token_bytes(model, engine)
+        if token_bytes is None:
             continue
         allowed, available = row.vllm.get("requested_memory"), row.vllm.get("available_kv_cache_memory_bytes")
         left = None
         if allowed is not None and available is not None:
             others = ("weights", "runtime", "buffers", "graphs", "transfer", "activations")
             left = allowed - sum(row.parts[name] for name in others)
-        found[row.arm, row.engine] = Pool(
+        pools[row.arm, row.engine] = Pool(
             row.arm, row.pool, row.engine, row.kv_pool, settings["kv_blocks"], settings["block_size"],
-            a_token, model["max_len"], left,
+            token_bytes, model["max_len"], left,
         )  # fmt: skip
-    return list(found.values())
+    return list(pools.values())
 
 
 def fits_of(pools: Sequence[Pool], rows: Sequence[Row], metadata: Mapping[str, Any], output_len: int) -> list[Fit]:
-    """Every pool at every length measured, then doubled until a single request does not fit its blocks."""
+    """What every pool holds at every length measured, and at doubled lengths until one request does not fit."""
     if not pools:
         return []
     lengths = sorted({row.prompt_len for row in rows})
@@ -100,7 +100,7 @@ def fits_of(pools: Sequence[Pool], rows: Sequence[Row], metadata: Mapping[str, A
 
 
 def _doubled(longest: int, pool: Pool) -> list[int]:
-    """Powers of two above the longest length, to the first that does not fit."""
+    """Powers of two above the longest length, up to and including the first that does not fit."""
     more = [1 << longest.bit_length()]
     while more[-1] <= min(pool.longest_by_blocks, LONGEST):
         more.append(more[-1] * 2)
@@ -109,16 +109,16 @@ def _doubled(longest: int, pool: Pool) -> list[int]:
 
 def _why(tokens: int, blocks: int, pool: Pool) -> str | None:
     if blocks > pool.blocks - 1:
-        return f"does not fit: {blocks:,} blocks needed, {pool.blocks - 1:,} there"
+        return f"does not fit: needs {blocks:,} blocks, has {pool.blocks - 1:,}"
     if tokens > pool.max_len:
-        return f"fits, and is beyond model.max_len={pool.max_len}"
+        return f"fits, but exceeds model.max_len={pool.max_len}"
     return None
 
 
 def price_of(rows: Sequence[Row], handoffs: pl.DataFrame, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What disaggregated serving takes beyond aggregated serving, in bytes, at the longest prompt that both have.
+    """Bytes that disaggregated serving takes beyond aggregated serving, at the longest prompt that both have.
 
-    {} where the run does not have both. `kv_held`: `_kv_held`.
+    {} if the run does not have both. `kv_held`: `_kv_held`.
     """
     modes = {arm: {row.pool for row in rows if row.arm == arm} for arm in {row.arm for row in rows}}
     agg = next((arm for arm in sorted(modes) if "prefill" not in modes[arm]), None)
@@ -150,15 +150,16 @@ def _engines(rows: Sequence[Row]) -> int:
 
 
 def _kv_held(rows: Sequence[Row], handoffs: pl.DataFrame) -> list[dict[str, Any]]:
-    """For each prompt length, bytes of its KV in a pool, and how long (ms, means over the handoffs, None without any)
+    """For each prompt length, the bytes of its KV in one pool, and how long pools hold them.
 
-    decode_ms   the decode pool holds its blocks before all of the KV is in them: end of transfer - asked. An engine
-                gives a request all blocks at once, in the step of its scheduler after it was asked.
-    early_ms    of that, before the prompt was computed, with its wait for that: it was asked early
-                (transfer.overlap=on), and had room
-    prefill_ms  the prefill pool holds its blocks after the prompt was computed: it releases them at the end of the
-                transfer
-    both_ms     both pools hold all of it: the later of prefill's end and asked, to the end of the transfer
+    Times are in ms, means over the handoffs, None without any; "asked" is when the decode engine got the request:
+
+    decode_ms   the decode pool holds the blocks before all of the KV is in them: end of transfer - asked. An engine
+                allocates all blocks of a request at once, in the scheduler step after it was asked.
+    early_ms    the part of decode_ms before the prompt was computed; not zero if the decode engine was asked early
+                (transfer.overlap=on) and had room
+    prefill_ms  the prefill pool holds the blocks after the prompt was computed, until the end of the transfer
+    both_ms     both pools hold all of it: from the later of the prefill's end and asked, to the end of the transfer
     """
     held = handoffs.filter((pl.col("status") == "ok") & ~pl.col("warmup"))
     end, done, asked = pl.col("t_transfer_end"), pl.col("t_prefill_done"), pl.col("t_decode_sent")
@@ -175,7 +176,7 @@ def _kv_held(rows: Sequence[Row], handoffs: pl.DataFrame) -> list[dict[str, Any]
         times = of_cell.drop_nulls(["t_transfer_end", "t_prefill_done", "t_decode_sent"]).select(
             **{name: (span.clip(lower_bound=0) * 1e3).mean() for name, span in spans.items()}
         )
-        # A request is in one engine, and a part of it on each of that engine's ranks.
+        # A request is in one engine, spread over that engine's ranks.
         engines: dict[str, int] = {}
         for row in pool:
             if row.cell == cell:

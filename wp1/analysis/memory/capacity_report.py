@@ -1,4 +1,4 @@
-"""What fits into an engine's memory and what a second pool costs in it, as part of a run's page. Pure."""
+"""The report's subsections on what fits into memory and on what disaggregation costs in memory. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,15 +11,15 @@ NAMES = dict(PARTS)
 
 
 def fits(pools: Sequence[capacity.Pool], found: Sequence[capacity.Fit], unit: Unit) -> str:
-    """What the pools hold: the longest request, and requests of each length at once. unit: of the tables beside it."""
+    """What the pools hold: the longest request, and how many requests of each length. unit: of the other tables."""
     if not pools:
         return (
-            "### What fits\n\nNot calculated: the KV of a request is not a fixed number of bytes a token in this model "
-            "(windows, or recurrent states beside the KV), or its bytes are not known."
+            "### What fits\n\nNot calculated: either this model's KV is not a fixed number of bytes per token (sliding "
+            "windows, or recurrent states beside the KV), or that number is unknown."
         )
     header = [
-        "engine", f"KV pool, {unit[0]}", f"left by the parts, {unit[0]}", "longest request by bytes",
-        "by the engine's blocks", "model.max_len",
+        "engine", f"KV pool, {unit[0]}", f"budget left for KV, {unit[0]}", "longest request by bytes",
+        "longest request by blocks", "model.max_len",
     ]  # fmt: skip
     lines = [
         [
@@ -36,19 +36,21 @@ def fits(pools: Sequence[capacity.Pool], found: Sequence[capacity.Fit], unit: Un
         for fit in found
     ]  # fmt: skip
     note = (
-        "Tokens are of prompt and output. By bytes: the pool as measured / calculated bytes of a token; by blocks: the "
-        "engine's own count, whole blocks a request, one block kept by vLLM. Left by the parts: what vLLM allows "
-        "itself on the GPU less all measured parts but KV, where it chose the pool's size."
+        "Lengths are tokens of prompt and output together. **by bytes**: measured pool / calculated bytes per token. "
+        "**by blocks**: from the engine's own block count, with whole blocks per request and without the one that vLLM "
+        "keeps for itself. **budget left for KV**: the GPU memory that vLLM allows itself, minus all measured parts "
+        "but KV; given only if vLLM chose the pool's size."
     )
     return (
-        f"### What fits\n\n{table(header, _alike(lines), 'lrrrrr')}\n\nRequests of one length at once:\n\n"
+        f"### What fits\n\n{table(header, _alike(lines), 'lrrrrr')}\n\n"
+        "How many requests of one length fit at the same time:\n\n"
         + table(["engine", "tokens", "by bytes", "by blocks", "with max_num_seqs", ""], _alike(at_once), "lrrrrl")
         + f"\n\n{note}"
     )
 
 
 def _alike(lines: list[list[Any]]) -> list[list[Any]]:
-    """Rows that differ in their engine alone as one."""
+    """Merges rows that differ in their engine only."""
     engines: dict[tuple[Any, ...], list[str]] = {}
     for engine, *rest in lines:
         engines.setdefault(tuple(rest), []).append(engine)
@@ -56,7 +58,10 @@ def _alike(lines: list[list[Any]]) -> list[list[Any]]:
 
 
 def price(found: Mapping[str, Any]) -> str:
-    """What a second pool takes beyond one, and how long a prompt takes room in both; from `capacity.price_of`."""
+    """What disaggregated serving takes beyond aggregated, and how long a prompt occupies both pools.
+
+    found: from `capacity.price_of`.
+    """
     agg, disagg = found["arms"]
     unit = unit_of(found["kv_pool"].values())
     lines = [
@@ -65,17 +70,17 @@ def price(found: Mapping[str, Any]) -> str:
         if size > 0
     ]
     lines += [[f"KV pool of {arm}, all engines", in_unit(found["kv_pool"][arm], unit)] for arm in (agg, disagg)]
-    lines.append(["of which requests can decode in", in_unit(found["kv_pool_decode"], unit)])
+    lines.append([f"of that, {disagg}'s decode pool", in_unit(found["kv_pool_decode"], unit)])
     return (
         "### What disaggregation costs in memory\n\n"
-        f"{_engines(found)}; at {found['prompt_len']:,} tokens, {unit[0]}:\n\n"
-        + table([f"{disagg} beyond {agg}", unit[0]], lines, "lr")
+        f"{_engines(found)}. Prompt of {found['prompt_len']:,} tokens, in {unit[0]}:\n\n"
+        + table([f"what {disagg} takes beyond {agg}", unit[0]], lines, "lr")
         + f"\n\n{_held(found, unit)}"
     )
 
 
 def _engines(found: Mapping[str, Any]) -> str:
-    """How many, and on how many devices, as a figure of two devices is none of one."""
+    """How many engines on how many devices each arm has: figures of two devices do not compare with those of one."""
     agg, disagg = found["arms"]
     counts = [
         f"{found['engines'][arm]} on {found['devices'][arm]} device{'s' * (found['devices'][arm] > 1)} ({arm})"
@@ -85,27 +90,28 @@ def _engines(found: Mapping[str, Any]) -> str:
 
 
 def _held(found: Mapping[str, Any], unit: Unit) -> str:
-    """How long a prompt's KV takes room in two pools: in words at the longest prompt, and by length."""
+    """How long a prompt's KV occupies two pools: as a sentence for the longest prompt, and by length."""
     spans = ("decode_ms", "early_ms", "prefill_ms")
     lines = [
         [number(row["prompt_len"]), in_unit(row["bytes"], unit), *(ms(row[span]) for span in spans)]
         for row in found["kv_held"]
     ]
     header = [
-        "prompt tokens", f"KV in each pool, {unit[0]}", "decode pool, before its KV is there, ms",
-        "of that, before the prompt is computed, ms", "prefill pool, after the prompt is computed, ms",
+        "prompt tokens", f"KV in each pool, {unit[0]}", "held by the decode pool before the KV has arrived, ms",
+        "of that, before the prompt is computed, ms", "held by the prefill pool after the prompt is computed, ms",
     ]  # fmt: skip
     note = (
-        "A decode pool gives a prompt all its blocks when it is asked for it; an idle one gives a short prompt "
-        "(transfer.at_once_mib) its blocks only once it is computed, so that its row says too much. A prefill pool "
-        "gives them chunk by chunk as it computes, and keeps them until they have moved. From the account of handoffs: "
-        "asked, end of the prefill, end of the transfer; means over the requests of a length."
+        "A decode engine allocates all blocks of a prompt when it receives the request. The exception is a short "
+        "prompt (transfer.at_once_mib): an idle engine allocates its blocks only once it is computed, so the times in "
+        "its row are too long. A prefill engine allocates blocks chunk by chunk as it computes, and keeps them until "
+        "they have moved. Times come from handoffs.jsonl (request to the decode engine, end of the prefill, end of "
+        "the transfer) and are means over the requests of a length."
     )
     return f"{_held_in_words(found)}\n\n{table(header, lines, 'rrrrr')}\n\n{note}".lstrip()
 
 
 def _held_in_words(found: Mapping[str, Any]) -> str:
-    """At the longest prompt that has times; "" where none has."""
+    """Sentences on the longest prompt that has times; "" if none has."""
     known = [row for row in found["kv_held"] if row["both_ms"] is not None]
     if not known:
         return ""
@@ -116,14 +122,15 @@ def _held_in_words(found: Mapping[str, Any]) -> str:
     where = ", on the same device" if shared else ", each on its own device"
     if row["early_ms"]:
         return (
-            f"{at} the decode pool holds {size} of blocks for {ms(row['decode_ms'])} ms before their KV is there, and "
-            f"nobody else can use them: for {ms(row['early_ms'])} ms of it the prompt is still being computed, as the "
-            f"decode pool is asked that early so that blocks can move meanwhile (transfer.overlap=on). Both pools hold "
-            f"all of it for {ms(row['both_ms'])} ms{where}, from the end of the prefill until it has moved."
+            f"{at}, the decode pool holds {size} of blocks for {ms(row['decode_ms'])} ms before their KV has arrived; "
+            f"no other request can use them. For {ms(row['early_ms'])} ms of that time the prompt is still being "
+            "computed: the decode engine gets the request early so that blocks can move meanwhile "
+            f"(transfer.overlap=on). Both pools hold all of the KV for {ms(row['both_ms'])} ms{where}, from the end of "
+            "the prefill to the end of the transfer."
         )
     return (
-        f"{at} the prefill pool holds {size} of KV for {ms(row['prefill_ms'])} ms after the prompt is computed. The "
-        "decode pool was asked after that, so it holds none while the prompt is computed, and then as much for "
-        f"{ms(row['decode_ms'])} ms before its KV is there: for {ms(row['both_ms'])} ms both pools hold all of "
-        f"it{where}."
+        f"{at}, the prefill pool holds {size} of KV for {ms(row['prefill_ms'])} ms after the prompt is computed. The "
+        "decode engine gets the request only then, so its pool holds nothing while the prompt is computed, and "
+        f"afterwards the same amount for {ms(row['decode_ms'])} ms before the KV has arrived. Both pools hold all of "
+        f"it for {ms(row['both_ms'])} ms{where}."
     )

@@ -1,7 +1,8 @@
 """Where memory goes, by engine, prompt length and part, from memory.jsonl and the run's other files. Pure; bytes.
 
-A part is measured where it can be and calculated beside that. Sources of the measured figures: `wp1.serving.memory`.
-On a host the sum is of the moment of the peak, on a GPU torch keeps what it once took, so that end and peak are alike.
+Every part is measured; parts with a formula are calculated too. Sources of the measured figures: `wp1.serving.memory`.
+On a host, parts are those at the moment of the peak. On a GPU, torch keeps memory that it once reserved, so the parts
+at the end are those at the peak.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import polars as pl
 
 from wp1.analysis.base import cells
 
-# In the order in which they are stacked: what every prompt length has first.
+# In stacking order: parts that do not depend on prompt length first.
 PARTS = (
     ("weights", "weights"),
     ("runtime", "context and code"),
@@ -25,7 +26,7 @@ PARTS = (
     ("kept", "kept by the allocator"),
     ("unexplained", "unexplained"),
 )
-# Of what the device reports for the process.
+# Tolerated share of what the device reports for the process.
 UNEXPLAINED_SHARE = {"host": 0.05, "gpu": 0.02}
 
 
@@ -40,39 +41,39 @@ class Row:
     cell: str
     prompt_len: int
     kind: str  # host or gpu
-    reported: int | None  # of the process by the device, at its most
-    source: str  # of `reported`
+    reported: int | None  # peak memory of the process, as reported by the device
+    source: str  # where `reported` comes from
     limit: int  # the device's memory
     parts: dict[str, int]
     calculated: dict[str, int] = field(default_factory=dict)
     kv_pool: int = 0
-    blocks: int = 0  # of the request, by the engine's scheduler
+    blocks: int = 0  # of the request, as counted by the engine's scheduler
     calculated_blocks: int = 0
-    prefill_peak: int | None = None  # activations in steps of prefill
+    prefill_peak: int | None = None  # activations in prefill steps
     decode_peak: int | None = None
-    core_process: int | None = None  # beside the worker: the engine's process with the scheduler, host memory
+    core_process: int | None = None  # host memory of the engine's scheduler process, apart from the worker
     vllm: dict[str, int] = field(default_factory=dict)
-    # Of the embedding and the output layer, the matrix of each, where a kernel may keep a copy beside the original.
+    # Size of the embedding's matrix, and of the output layer's; a kernel may keep a copy of either.
     matrix: int | None = None
-    one_by_one: bool = False  # the operations of a layer, as nothing is compiled (enforce_eager)
+    one_by_one: bool = False  # a layer's operations run one by one, since nothing is compiled (enforce_eager)
 
     @property
     def total(self) -> int:
-        """What the device reports, else the sum of the parts."""
+        """The bytes that the device reports, else the sum of the parts."""
         return self.reported if self.reported is not None else sum(self.parts.values())
 
     @property
     def unexplained_share(self) -> float | None:
-        """Of what the device reports."""
+        """The unexplained part as a share of what the device reports."""
         return None if not self.reported else self.parts["unexplained"] / self.reported
 
     @property
     def copied(self) -> bool:
-        """Whether the weights are beyond the calculated ones by two copies of that matrix, to the host's tolerance.
+        """Whether the weights exceed the calculated ones by two copies of `matrix`, within the host's tolerance.
 
-        vLLM's unquantised layers on a CPU have their weights packed for oneDNN and drop the original, but for those of
-        the embedding and the output layer (`dispatch_cpu_unquantized_gemm(layer, remove_weight=False)`), which are
-        packed once for each of the two, be they one tensor or two.
+        On a CPU, vLLM packs the weights of unquantised layers for oneDNN and drops the originals, except those of the
+        embedding and the output layer (`dispatch_cpu_unquantized_gemm(layer, remove_weight=False)`). Each of these two
+        gets a packed copy, even if they share one tensor.
         """
         if self.kind != "host" or not self.matrix or "weights" not in self.calculated:
             return False
@@ -81,12 +82,12 @@ class Row:
 
     @property
     def kept_within_step(self) -> bool:
-        """Whether activations are beyond the calculated ones by what a step on a host leaves resident.
+        """Whether activations exceed the calculated ones because of what a step on a host leaves resident.
 
-        A peak of resident memory counts pages that the C library keeps of what was freed within the step, and without
-        compiling there is a buffer more in the MLP (vLLM's SiluAndMul.forward_native). Tried with SmolLM2-135M and
-        chunks of 2,048 tokens, for which 22.5 MiB are calculated and with that buffer 28.5: 49 MiB, and 33 where the
-        library gives back what is freed (MALLOC_MMAP_THRESHOLD_=65536), in proportion to the tokens.
+        A peak of resident memory includes pages freed within the step that the C library keeps, and without compilation
+        the MLP has one more buffer (vLLM's SiluAndMul.forward_native). Measured with SmolLM2-135M and chunks of 2,048
+        tokens, for which 22.5 MiB are calculated, or 28.5 MiB with that buffer: 49 MiB, and 33 MiB if the library
+        returns freed memory (MALLOC_MMAP_THRESHOLD_=65536), in proportion to the tokens.
         """
         calculated = self.calculated.get("activations")
         if self.kind != "host" or not self.one_by_one or calculated is None:
@@ -95,16 +96,16 @@ class Row:
 
     @property
     def adds_up(self) -> bool:
-        """Whether the parts are what the device reports, to its tolerance."""
+        """Whether the parts add up to what the device reports, within its tolerance."""
         share = self.unexplained_share
         return share is not None and abs(share) <= UNEXPLAINED_SHARE[self.kind]
 
 
 def one_each(config: Mapping[str, Any], requests: pl.DataFrame) -> bool:
-    """Whether a run was made for its memory alone: notes were taken, and no cell had more than one measured request.
+    """Whether a run measured memory only: notes were taken, and no cell had more than one measured request.
 
-    Of such requests nothing is said about speed but what each took: one is no measurement. requests: with arm, cell
-    and warmup.
+    One request is not a measurement of speed, so the report then only lists what each one took. requests: with arm,
+    cell and warmup.
     """
     if not config["experiment"].get("memory"):
         return False
@@ -113,13 +114,12 @@ def one_each(config: Mapping[str, Any], requests: pl.DataFrame) -> bool:
 
 
 def rows_of(notes: Sequence[Mapping[str, Any]], requests: pl.DataFrame, metadata: Mapping[str, Any]) -> list[Row]:
-    """A row for every worker and cell that has notes of before and after; of several repeats the one with most taken.
+    """A row for every worker and cell with notes from before and after it; of several repeats, the one with most bytes.
 
-    A cell whose requests all failed has none (`not_measured` says so).
+    A cell whose requests all failed has no row, but an entry in `not_measured`. Rows are ordered by the workers'
+    starts, then by prompt length.
 
-    Worker by worker in the order of their starts, then by prompt length.
-
-    requests: `tables.requests`; metadata: run_metadata.json, whose `pools` say how each engine runs.
+    requests: `tables.requests`; metadata: run_metadata.json, whose `pools` describe each engine.
     """
     failed = set(_failed(requests))
     settings = {(pool["arm"], engine["name"]): engine for pool in metadata["pools"] for engine in pool["engines"]}
@@ -129,7 +129,7 @@ def rows_of(notes: Sequence[Mapping[str, Any]], requests: pl.DataFrame, metadata
     for note in notes:
         worker = (note["arm"], note["engine"], note["note"]["rank"])
         if note["moment"] == "start":
-            # A later start of the same arm: its notes follow.
+            # A later start of the same arm: forget the notes of the earlier one.
             starts[worker] = note["note"]
             for key in [key for key in firsts if key[:2] == worker[:2]]:
                 del firsts[key]
@@ -190,7 +190,7 @@ def _row(
 
 
 def _host_parts(now: Mapping[str, Any], start: Mapping[str, Any], in_use: int) -> tuple[dict[str, int], int, str]:
-    """Resident memory: what each stage of the start added, and what was measured at the peak."""
+    """Resident memory by part: what each stage of the start added, and what was measured at the peak."""
     at = {stage["stage"]: stage for stage in start["stages"]}
     weights = at["weights"]["anonymous"] - at["device"]["anonymous"]
     kv, kv_shared = now["kv"] or 0, now["kv_shared"]
@@ -202,7 +202,7 @@ def _host_parts(now: Mapping[str, Any], start: Mapping[str, Any], in_use: int) -
         "runtime": at["imported"]["anonymous"] + now["files"],
         "buffers": started - weights - kv_at_start,
         "graphs": 0,
-        # Of another engine's memory, mapped; what vLLM's processes talk through is in it too, and is small.
+        # Mapped memory of another engine; includes vLLM's buffers between processes, which are small.
         "transfer": now["shared"] - (kv if kv_shared else 0),
         "kv_in_use": used,
         "kv_free": kv - used,
@@ -218,7 +218,7 @@ def _gpu_parts(
     on_device: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
     in_use: int,
 ) -> tuple[dict[str, int], int | None, str]:
-    """Torch's memory by what it is for, and what the process has beside torch's."""
+    """Torch's memory by purpose, and what the process has on the GPU outside torch."""
     at = {stage["stage"]: stage for stage in start["stages"]}
     live = now["allocated"] - now["graph_pools_allocated"]
     activations = max([0, *(peak or 0 for peak in now["step_peaks"].values())])
@@ -226,7 +226,7 @@ def _gpu_parts(
         beside = {name: stage["process"] - stage["reserved"] for name, stage in at.items() if "reserved" in stage}
         reported, source = now["process"], "NVML, this process"
     else:
-        # What is on the device less what was there before, and an even share where engines are together on it.
+        # The device's memory minus what was there before, in even shares if several engines are on the device.
         before = min(stages["stages"][0]["device"] for stages, _ in on_device)
         together = len(on_device)
         ready = sum(first["reserved"] for _, first in on_device)
@@ -234,10 +234,10 @@ def _gpu_parts(
         beside = {"ready": (begin - before - ready) // together}
         if together == 1:
             beside = {name: s["device"] - before - s["reserved"] for name, s in at.items() if "reserved" in s}
-            reported, source = now["device"] - before, "NVML, device less what was there before"
+            reported, source = now["device"] - before, "NVML, device minus what was there before"
         else:
             reported = now["reserved"] + beside["ready"] + (now["device"] - begin) // together
-            source = f"NVML, device less what was there before; beside torch's an even share of {together} engines"
+            source = f"NVML, device minus what was there before; outside torch, an even share among {together} engines"
     transfer = max(0, beside["kv_cache"] - beside["profiled"]) if "kv_cache" in beside else 0
     used = min(in_use, now["kv"])
     parts = {
@@ -255,16 +255,16 @@ def _gpu_parts(
 
 
 def _calculate(row: Row, requests: pl.DataFrame, model: Mapping[str, Any], engine: Mapping[str, Any]) -> None:
-    """What the architecture and the configuration give: weights, KV, and activations of the largest chunk.
+    """Fills in what the architecture and the configuration imply: weights, KV, and activations of the largest chunk.
 
-    KV of a request: the tokens that are kept, which is all but the last one that comes out, x bytes of a token
-    (`wp1.model.kv_cache`); and in whole blocks. It is left out if the model has windows or recurrent states, whose
-    blocks the engine frees or groups by its own rules. Activations of a chunk of n tokens in an MLP, the widest place
-    of a dense layer: n x (matrices x intermediate + 2 x hidden size) x bytes an element.
+    KV of a request: tokens kept (all but the last output token) x bytes per token (`wp1.model.kv_cache`), and the same
+    in whole blocks. It is left out if the model has windows or recurrent states, whose blocks the engine frees or
+    groups by its own rules. Activations of a chunk of n tokens in an MLP, the widest place of a dense layer:
+    n x (matrices x intermediate + 2 x hidden size) x bytes per element.
     """
     settings, shape = engine["settings"], model["shape"]
     ranks = len(engine["devices"])
-    a_token = rank_token_bytes(model, engine)
+    token_bytes = rank_token_bytes(model, engine)
     of_cell = requests.filter(
         (pl.col("arm") == row.arm) & (pl.col("cell") == row.cell) & ~pl.col("warmup") & (pl.col("status") == "ok")
     )
@@ -275,12 +275,12 @@ def _calculate(row: Row, requests: pl.DataFrame, model: Mapping[str, Any], engin
     chunk = min(row.prompt_len, settings["max_num_batched_tokens"])
     if model["weight_bytes"] is not None:
         row.calculated["weights"] = model["weight_bytes"] // ranks
-    if a_token is not None:
+    if token_bytes is not None:
         row.calculated_blocks = -(-kept // block)
         row.calculated |= {
-            "kv_in_use": kept * a_token,
-            "kv_in_use_blocks": row.calculated_blocks * block * a_token,
-            "kv_reserved": settings["kv_blocks"] * block * a_token,
+            "kv_in_use": kept * token_bytes,
+            "kv_in_use_blocks": row.calculated_blocks * block * token_bytes,
+            "kv_reserved": settings["kv_blocks"] * block * token_bytes,
         }
     row.one_by_one = bool(settings.get("enforce_eager"))
     if shape is not None:
@@ -291,61 +291,63 @@ def _calculate(row: Row, requests: pl.DataFrame, model: Mapping[str, Any], engin
 
 
 def rank_token_bytes(model: Mapping[str, Any], engine: Mapping[str, Any]) -> int | None:
-    """Bytes of KV that one GPU of an engine keeps of a token, the engine's own figure if it gave one.
+    """Bytes of KV per token on one GPU of an engine, by the engine's own figure if it reported one.
 
-    None if that does not say what a request keeps: for a model with windows, or with a state beside its KV; or if the
-    bytes are not known. model, engine: of run_metadata.json.
+    None if a request's KV does not grow by it (models with windows, or with a state beside the KV), or if it is
+    unknown. model, engine: from run_metadata.json.
     """
     cache = model.get("kv_cache")
     if cache is not None and (cache["windows"] or cache["state_bytes"] != 0):
         return None
-    a_token = engine["settings"].get("kv_token_bytes") or model["kv_bytes_per_token"]
-    if a_token is None or (cache is None and engine["settings"].get("kv_state_bytes")):
+    token_bytes = engine["settings"].get("kv_token_bytes") or model["kv_bytes_per_token"]
+    if token_bytes is None or (cache is None and engine["settings"].get("kv_state_bytes")):
         return None
-    return a_token // shards(model, len(engine["devices"]))
+    return token_bytes // shards(model, len(engine["devices"]))
 
 
 def shards(model: Mapping[str, Any], ranks: int) -> int:
-    """Over how many of an engine's GPUs the KV of a token is spread: each has at least one KV head."""
+    """Number of an engine's GPUs that a token's KV is spread over: each holds at least one KV head."""
     if model.get("kv_cache") is not None:
         return min(ranks, model["kv_cache"]["heads"])
     return ranks if model["shape"] is None else min(ranks, model["shape"]["kv_heads"] or ranks)
 
 
 def measured(row: Row, name: str) -> int:
-    """The figure that stands beside `row.calculated[name]`."""
+    """The measured figure to compare with `row.calculated[name]`."""
     if name == "kv_reserved":
         return row.kv_pool
     return row.parts["kv_in_use" if name == "kv_in_use_blocks" else name]
 
 
 def together(rows: Sequence[Row], name: str) -> int:
-    """A part of several workers. On a host, what one maps of another's memory is counted with the other."""
+    """Sum of a part over several workers. On a host, mapped memory counts with the worker that owns it."""
     if name == "transfer" and len(rows) > 1 and rows[0].kind == "host":
         return 0
     return sum(row.parts[name] for row in rows)
 
 
 def _failed(requests: pl.DataFrame) -> dict[tuple[str, str], str]:
-    """Arm and cell of which no measured request was answered, with the first one's reason."""
+    """Arms and cells without an answered request, with the first request's error."""
     of_cells = requests.filter(~pl.col("warmup")).group_by("arm", "cell", maintain_order=True)
-    found = of_cells.agg(ok=(pl.col("status") == "ok").sum(), status=pl.first("status"), error=pl.first("error"))
+    outcomes = of_cells.agg(ok=(pl.col("status") == "ok").sum(), status=pl.first("status"), error=pl.first("error"))
     return {
-        (row["arm"], row["cell"]): row["error"] or row["status"] for row in found.iter_rows(named=True) if not row["ok"]
+        (row["arm"], row["cell"]): row["error"] or row["status"]
+        for row in outcomes.iter_rows(named=True)
+        if not row["ok"]
     }
 
 
 def not_measured(metadata: Mapping[str, Any], requests: pl.DataFrame) -> list[tuple[int, str]]:
-    """(prompt tokens, why) of lengths that were left out, as they do not fit or would take too long, or that failed."""
+    """(prompt tokens, why) of lengths that were skipped, because they do not fit or take too long, or that failed."""
     left_out = [(one["cell"], one["reason"]) for one in metadata.get("skipped", ())]
     left_out += [(cell, f"{arm}: {why}") for (arm, cell), why in _failed(requests).items()]
     return sorted({(cells.parse(cell).prompt_len or 0, why) for cell, why in left_out})
 
 
 def long_table(rows: Sequence[Row], left_out: Sequence[tuple[int, str]] = ()) -> pl.DataFrame:
-    """A line for each part of each worker and prompt length, for CSV: measured, calculated, difference; bytes.
+    """A line per worker, prompt length and part, for CSV: measured, calculated, difference; bytes.
 
-    left_out: `not_measured`, a line each.
+    left_out: from `not_measured`, a line each.
     """
     lines: list[dict[str, Any]] = [
         {"prompt_len": length, "part": "not measured", "source": why} for length, why in left_out

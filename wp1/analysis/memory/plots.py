@@ -1,4 +1,4 @@
-"""Where memory goes by prompt length: a picture for each arm, with a panel for each of its pools."""
+"""Plots of memory by prompt length: one for each arm, with a panel for each of its pools."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GIB = 1 << 30
-# Places in the palette. KV in use and free are one pool: the same colour, the free part pale.
+# Indices into the palette. KV in use and free KV are one pool: the same colour, with the free part pale.
 COLOURS = {
     "weights": 0, "runtime": 7, "buffers": 5, "graphs": 8, "transfer": 4, "kv_in_use": 2, "kv_free": 2,
     "activations": 1, "kept": 9, "unexplained": 3,
@@ -23,11 +23,11 @@ COLOURS = {
 PALE = 0.65  # share of white
 
 
-Bar = tuple[str, dict[str, int]]  # prompt length as it is written, bytes of each part
+Bar = tuple[str, dict[str, int]]  # the prompt length's label, bytes of each part
 
 
 def by_length(folder: Path, rows: Sequence[Row], metadata: Mapping[str, Any]) -> list[Plot]:
-    """Stacked parts by prompt length, the first engine of each pool and all of them together where they share a device.
+    """Plots stacked parts by prompt length: each pool's first engine, and all engines together if they share a device.
 
     metadata: run_metadata.json. Returns (caption, file) of each arm.
     """
@@ -39,10 +39,13 @@ def by_length(folder: Path, rows: Sequence[Row], metadata: Mapping[str, Any]) ->
         panels = {pool: _bars(_first_engine(of_arm, pool)) for pool in dict.fromkeys(row.pool for row in of_arm)}
         if len({row.engine for row in of_arm}) > 1 and devices_of(metadata["pools"], [arm])[arm] == 1:
             panels["all engines together"] = _bars(of_arm)
-        # NVML counts what the driver keeps too.
+        # NVML's total is larger: it includes what the driver keeps from CUDA.
         device = "device, for CUDA" if of_arm[0].kind == "gpu" else "host"
         _stacked(panels, (device, of_arm[0].limit / GIB), arm, path, mark_of(metadata, arm))
-        made.append((f"Where the memory of each engine of {arm} goes; one request a prompt length (n = 1).", path))
+        caption = (
+            f"Memory of each engine of {arm} by part and prompt length, measured with one request per length (n = 1)."
+        )
+        made.append((caption, path))
     return made
 
 
@@ -87,14 +90,14 @@ def _stacked(panels: Mapping[str, list[Bar]], limit: tuple[str, float], arm: str
         sns.despine(ax=axes)
     grid[0][0].set_ylabel("GiB")
     handles, labels = grid[0][0].get_legend_handles_labels()
-    # From the top of the stack down, as one reads it.
+    # In the order of the stack, from the top down.
     figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     figure.suptitle(style.title(f"Where memory goes: {arm}", mark), x=0.01, ha="left", fontweight="bold")
     style.save(figure, path)
 
 
 def _limit_line(axes: "Axes", highest: float, device: str, limit: float) -> None:
-    """The device's memory; at the top edge, and so said, where it would leave the bars too low to be read."""
+    """Draws the device's memory as a line; at the top edge, and labelled so, if to scale it would dwarf the bars."""
     near = limit <= 2.5 * highest
     beyond = "" if near else ", line not to scale"
     axes.set_ylim(0, limit * 1.05 if near else highest * 1.2)

@@ -1,4 +1,4 @@
-"""Where memory goes, as summary.json has it."""
+"""Where memory goes, for summary.json."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from wp1.machine.hardware import GIB
 def profile(rows: Sequence[Row]) -> dict[str, Any]:
     """The parts of each arm's workers at their longest prompt (GiB), and by cell (arm/cell; bytes).
 
-    rows: from `figures.rows_of`, shorter prompts first. {} where no notes were taken (experiment.memory=false).
+    rows: from `figures.rows_of`, shorter prompts first. {} if no notes were taken (experiment.memory=false).
     """
     if not rows:
         return {}

@@ -1,4 +1,4 @@
-"""Where memory goes, as part of a run's page: words, tables by part, what fits, what disaggregation costs. Pure."""
+"""The report's section on memory: sentences, tables by part, what fits, what disaggregation costs. Pure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,46 +17,49 @@ from wp1.analysis.memory.figures import PARTS, UNEXPLAINED_SHARE, Row
 
 NAMES = dict(PARTS)
 CALCULATED = (
-    ("weights", "weights", "the weight files, or the architecture's parameters, a GPU"),
-    ("kv_in_use", "KV in use, tokens", "tokens × 2 × layers × KV heads × head size × bytes an element; of latent "
-     "attention tokens × layers × (latent + rotary size) × bytes an element"),
-    ("kv_in_use_blocks", "KV in use, blocks", "whole blocks × bytes of a block"),
-    ("kv_reserved", "KV reserved", "the engine's blocks × bytes of a block"),
-    ("activations", "activations, prefill", "largest chunk × (3 × intermediate + 2 × hidden size) × bytes an element; "
-     "2 × intermediate if the MLP has no gate"),
+    ("weights", "weights", "size of the weight files, or of the architecture's parameters, per GPU"),
+    ("kv_in_use", "KV in use, by tokens", "tokens × 2 × layers × KV heads × head size × bytes per element; for latent "
+     "attention, tokens × layers × (latent size + rotary size) × bytes per element"),
+    ("kv_in_use_blocks", "KV in use, by blocks", "whole blocks × bytes per block"),
+    ("kv_reserved", "KV reserved", "the engine's blocks × bytes per block"),
+    ("activations", "activations, prefill", "largest chunk × (3 × intermediate size + 2 × hidden size) × bytes per "
+     "element; 2 × intermediate size if the MLP has no gate"),
 )  # fmt: skip
 KEPT_WITHIN_STEP = (
-    "Activations are more than calculated: on a host their peak is one of resident memory, which has in it what the C "
-    "library keeps of memory that was freed within the step; and as nothing is compiled there (enforce_eager), the MLP "
-    "has a buffer more than the calculated ones, between its activation function and the product with its other half."
+    "Activations exceed the calculated ones for two reasons. On a host, their peak is a peak of resident memory, which "
+    "includes memory freed within the step that the C library keeps. And as nothing is compiled there (enforce_eager), "
+    "the MLP has one more buffer, between its activation function and the product with its other half."
 )
 HOW_TO_READ = {
     "host": """\
-- **weights**: what resident memory grew by while the model was loaded, with copies that kernels made for themselves.
-- **context and code**: the process with its imports before the engine was made, and libraries' pages.
-- **buffers**: what the rest of the start added, for batches, block tables and the like.
+- **weights**: growth of resident memory while the model was loaded, including copies made by kernels.
+- **context and code**: the process with its imports before the engine was created, and libraries' pages.
+- **buffers**: growth during the rest of the engine's start, for batches, block tables and the like.
 - **transfer**: memory of another engine that is mapped here; it is counted there too.
-- **KV in use**: the request's blocks, by the engine's scheduler; **KV reserved, free**: the rest of the pool, as far as
-  it is resident.
-- **activations, peak**: the most that one step of the model took beyond what there was, by a peak (VmHWM) that is reset
-  before each step. Free memory that the C library keeps is given back before and after each cell (malloc_trim).
-- **unexplained**: the process's resident memory at its peak, less all parts; more than 5 % either way is marked.""",
+- **KV in use**: the request's blocks, as counted by the engine's scheduler; **KV reserved, free**: the resident rest of
+  the pool.
+- **activations, peak**: the most that one step of the model took beyond what was in use before it, from a peak (VmHWM)
+  that is reset before each step. Freed memory that the C library keeps is returned before and after each cell
+  (malloc_trim).
+- **unexplained**: the process's peak resident memory minus all parts; more than 5 % either way is set in bold.""",
     "gpu": """\
-- **weights**, **KV in use**, **KV reserved, free**: the bytes behind the tensors; in use by the engine's scheduler.
-- **buffers**: what else torch had allocated when the request had ended: batches, block tables, rotary tables.
+- **weights**, **KV in use**, **KV reserved, free**: bytes of the tensors; the engine's scheduler counts the blocks in
+  use.
+- **buffers**: what else torch had allocated when the request ended: batches, block tables, rotary tables.
 - **CUDA graphs**: the memory pools of the captured graphs.
-- **activations, peak**: the most that one step of the model allocated beyond what there was, reset before each step.
-- **kept by the allocator**: what torch has reserved and no part above is in: fragments, and what start-up needed.
-- **context and code**: what the process has on the GPU beside torch's, when it was up: CUDA's context, kernels,
-  communicators; **transfer**: what it grew by when the KV cache was registered with the connector.
-- **unexplained**: what the device reports for the process, less all parts; more than 2 % either way is marked.""",
+- **activations, peak**: the most that one step of the model allocated beyond what was in use before it; the peak is
+  reset before each step.
+- **kept by the allocator**: what torch has reserved beyond all parts above: fragments, and what start-up needed.
+- **context and code**: the process's GPU memory outside torch once the engine was up: CUDA's context, kernels,
+  communicators. **transfer**: growth when the KV cache was registered with the connector.
+- **unexplained**: what the device reports for the process minus all parts; more than 2 % either way is set in bold.""",
 }
 
 
 def section(
     run: RunTables, folder: Path | None, requests: pl.DataFrame, config: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> str:
-    """The part of the page, "" where no notes were taken; its plots go to `folder`, where there are to be any."""
+    """The section, or "" if no notes were taken. Its plots go to `folder`; None makes none."""
     rows = memory_figures.rows_of(run.notes, requests, metadata)
     if not rows:
         return ""
@@ -84,12 +87,12 @@ def section(
     return "\n\n".join(part for part in parts if part)
 
 
-# What a request took as a whole; its parts are no matter here.
+# Latencies of whole requests; their parts do not matter here.
 SERVED = ("ttft_ms", "e2e_ms")
 
 
 def _served(requests: pl.DataFrame, arms: Sequence[str]) -> str:
-    """What the requests took that memory was read around: one each, from which no speed is to be read."""
+    """What the requests took around which memory was measured: one each, which is not a measurement of speed."""
     answered = requests.filter(~pl.col("warmup") & (pl.col("status") == "ok"))
     took = {(row["arm"], row["cell"]): row for row in answered.iter_rows(named=True)}
     lines = [
@@ -102,15 +105,15 @@ def _served(requests: pl.DataFrame, arms: Sequence[str]) -> str:
     header = ["prompt tokens", *(f"{arm}, {metric_table.title_of(key)} ms" for arm in arms for key in SERVED)]
     return (
         "### What the requests took\n\n"
-        "One request a length and arm (n = 1), sent to read memory by. What length and disaggregation cost in time is "
-        "measured by E1 and E3.\n\n" + table(header, lines, "r" * len(header))
+        "One request per length and arm (n = 1), sent to measure memory, not speed. E1 and E3 measure what prompt "
+        "length and disaggregation cost in time.\n\n" + table(header, lines, "r" * len(header))
     )
 
 
 def words(rows: Sequence[Row], arm: str, devices: int, by_nvml: float | None = None) -> str:
-    """The largest part of an arm, which is on so many devices, at its longest prompt: in a sentence.
+    """An arm's memory at its longest prompt and its largest part, in a few sentences. devices: how many the arm uses.
 
-    by_nvml: GiB of a device by NVML's count, which has in it what the driver keeps from CUDA.
+    by_nvml: GiB of a device as counted by NVML, which includes what the driver keeps from CUDA.
     """
     of_arm = [row for row in rows if row.arm == arm]
     longest = max(row.prompt_len for row in of_arm)
@@ -120,7 +123,7 @@ def words(rows: Sequence[Row], arm: str, devices: int, by_nvml: float | None = N
     kv_pool = sums.pop("kv_in_use") + sums.pop("kv_free")
     largest, size = max([*sums.items(), ("kv", kv_pool)], key=lambda pair: pair[1])
     unit = unit_of(row.total for row in at)
-    counted = "" if by_nvml is None else f" (for CUDA; NVML counts {by_nvml:,.1f} GiB)"
+    counted = "" if by_nvml is None else f" (as seen by CUDA; NVML reports {by_nvml:,.1f} GiB)"
     where = (
         f"the device's {size_in(limit, unit)}{counted}"
         if devices == 1
@@ -130,12 +133,13 @@ def words(rows: Sequence[Row], arm: str, devices: int, by_nvml: float | None = N
     of = f"{engines} engines hold" if engines > 1 else "the engine holds"
     name = "the KV pool" if largest == "kv" else NAMES[largest]
     in_use = sum(row.parts["kv_in_use"] for row in at)
-    kv = f"; of the KV pool the request fills {size_in(in_use, unit)} ({percent(in_use / kv_pool)})" if kv_pool else ""
+    fills = f"{size_in(in_use, unit)} ({percent(in_use / kv_pool)})" if kv_pool else ""
+    kv = f" The request fills {fills} of the KV pool{'s' * (engines > 1)}." if kv_pool else ""
     activations = max(row.parts["activations"] for row in at)
     return (
-        f"**{arm}**, {longest:,} tokens: {of} {size_in(total, unit)} of {where}. The largest "
-        f"part is **{name}** with {size_in(size, unit)} ({percent(size / total)}){kv}. The prefill's activations "
-        f"take {size_in(activations, unit)} at most."
+        f"**{arm}**, prompt of {longest:,} tokens: {of} {size_in(total, unit)} of {where}. The largest part is "
+        f"**{name}** with {size_in(size, unit)} ({percent(size / total)}).{kv} Activations peak at "
+        f"{size_in(activations, unit)}."
     )
 
 
@@ -149,27 +153,27 @@ def _parts_table(rows: Sequence[Row], arm: str) -> str:
     lines = []
     for row in of_arm:
         share = row.unexplained_share
-        said = None if share is None else percent(share) if row.adds_up else f"**{percent(share)}**"
+        unexplained = None if share is None else percent(share) if row.adds_up else f"**{percent(share)}**"
         lines.append(
             [
                 _worker(row),
                 number(row.prompt_len),
                 *(in_unit(row.parts[name], unit) for name in shown),
                 in_unit(row.reported, unit),
-                said,
+                unexplained,
             ]
         )
     sources = sorted({row.source for row in of_arm})
     beyond = [row for row in of_arm if not row.adds_up]
     tolerance = percent(UNEXPLAINED_SHARE[of_arm[0].kind])
-    judged = (
-        f"All parts add up to what is reported within {tolerance}."
+    verdict = (
+        f"The parts add up to the reported memory within {tolerance} in every row."
         if not beyond
         else f"{len(beyond)} of {len(of_arm)} rows have more than {tolerance} unexplained."
     )
     core = max((row.core_process or 0 for row in of_arm), default=0)
-    also = f" Beside each worker its engine's scheduler takes {size_in(core, unit)} of its own." if core else ""
-    return f"**{arm}**, {unit[0]}; reported: {', '.join(sources)}. {judged}{also}\n\n" + table(
+    also = f" Each engine's scheduler process takes up to another {size_in(core, unit)} of host memory." if core else ""
+    return f"**{arm}**, in {unit[0]}; reported: {', '.join(sources)}. {verdict}{also}\n\n" + table(
         header, lines, "l" + "r" * (len(header) - 1)
     )
 
@@ -179,7 +183,7 @@ def _worker(row: Row) -> str:
 
 
 def _beside_calculated(rows: Sequence[Row]) -> str:
-    """Measured, calculated and their difference: once an engine what does not depend on the prompt, then by length."""
+    """Measured, calculated and their difference: once per engine if independent of the prompt, else by length."""
     unit = unit_of(row.total for row in rows)
     engines = {(row.arm, row.engine, row.rank): row for row in rows}
     constant = [
@@ -199,7 +203,7 @@ def _beside_calculated(rows: Sequence[Row]) -> str:
     ]
     how = "\n".join(f"- **{title}**: {words}" for _, title, words in CALCULATED)
     parts = [
-        f"### Measured beside calculated, {unit[0]}",
+        f"### Measured and calculated, {unit[0]}",
         table(
             ["engine", "weights", "calculated", "difference", "KV reserved", "calculated", "difference"],
             constant,
@@ -213,7 +217,7 @@ def _beside_calculated(rows: Sequence[Row]) -> str:
             by_length,
             "lrrrrrrrrrr",
         ),
-        f"Calculated:\n\n{how}",
+        f"How these parts are calculated:\n\n{how}",
         _copies(list(engines.values()), unit),
         KEPT_WITHIN_STEP if any(row.kept_within_step for row in rows) else "",
         _vllm_says(list(engines.values()), unit),
@@ -222,17 +226,17 @@ def _beside_calculated(rows: Sequence[Row]) -> str:
 
 
 def _copies(rows: Sequence[Row], unit: Unit) -> str:
-    """Why weights on a CPU take more than was calculated, where that is it."""
+    """Why weights on a CPU take more than calculated, if copies of the matrices explain it; else ""."""
     copied = [row for row in rows if row.copied]
     if not copied:
         return ""
     whose = "" if len(copied) == len(rows) else f" of {', '.join(map(_named, copied))}"
     beyond = max(row.parts["weights"] - row.calculated["weights"] for row in copied)
     return (
-        f"Weights{whose} are up to {size_in(beyond, unit)} more than calculated, 2 × "
-        f"{size_in(copied[0].matrix or 0, unit)} of it for the matrices (vocabulary × hidden size) of the embedding "
-        "and the output layer: vLLM packs every matrix for its CPU kernels and drops the original; of these two it "
-        "keeps the original too, and packs it for each, even where they share it."
+        f"Weights{whose} take up to {size_in(beyond, unit)} more than calculated, of which 2 × "
+        f"{size_in(copied[0].matrix or 0, unit)} are for the matrices (vocabulary × hidden size) of the embedding and "
+        "the output layer. vLLM packs every matrix for its CPU kernels and drops the original, but for these two "
+        "layers it keeps the original and adds a packed copy for each, even if they share one matrix."
     )
 
 
@@ -241,7 +245,7 @@ def _named(row: Row) -> str:
 
 
 def _compared(row: Row, name: str, unit: Unit) -> list[str | None]:
-    """Measured, calculated, difference in percent; dashes where nothing was calculated."""
+    """Measured, calculated, difference in percent; dashes if nothing was calculated."""
     calculated = row.calculated.get(name)
     if calculated is None:
         return [None, None, None]
@@ -251,7 +255,7 @@ def _compared(row: Row, name: str, unit: Unit) -> list[str | None]:
 
 
 def _vllm_says(rows: Sequence[Row], unit: Unit) -> str:
-    """vLLM's own profile at its start, where it makes one."""
+    """vLLM's own memory profile at its start; "" if it made none."""
     names = list(dict.fromkeys(name for row in rows for name in row.vllm))
     if not names:
         return ""
@@ -259,7 +263,10 @@ def _vllm_says(rows: Sequence[Row], unit: Unit) -> str:
     header = ["engine", *(f"`{name}`" for name in names)]
     arms = [row.arm for row in rows if row.kind == "gpu"]
     beside = (
-        " It goes by what is free on the device, so an engine that starts beside another on it counts what that one "
-        "takes meanwhile."
+        " It is based on the device's free memory, so an engine that shares its device also counts what another one "
+        "takes while it starts."
     ) * (len(arms) > len(set(arms)))
-    return f"vLLM's own profile at its start, by its names.{beside}\n\n{table(header, lines, 'l' + 'r' * len(names))}"
+    return (
+        f"vLLM's own memory profile at its start, under vLLM's names, in {unit[0]}.{beside}\n\n"
+        f"{table(header, lines, 'l' + 'r' * len(names))}"
+    )

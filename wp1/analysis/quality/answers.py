@@ -1,7 +1,7 @@
-"""Answers scored: by the rule of a task of wp1's, or as the run scored them that had a benchmark from outside.
+"""Scores of answers: by the rule of one of wp1's tasks, or as saved by a run with a benchmark from outside wp1.
 
-A run's folder is data, and a report imports no code that it names. So a run whose benchmark is from outside wp1 leaves
-its scores in its folder.
+A run's folder is data, and a report imports no code that it names. So a run with a benchmark from outside saves its
+scores in its folder.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from wp1.quality import benchmarks
 from wp1.quality.benchmarks import Benchmarks
 from wp1.quality.tasks import Row, Task
 
-# A score in 0..1, and whether the task's rule failed on the answer: then it is zero, and one of those that are counted.
+# A score in 0..1, and whether the task's rule failed on the answer; then the score is zero and the report counts it.
 Score = tuple[float, bool]
 
 
@@ -29,10 +29,10 @@ def examples(run: RunFolder) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def groups(example: Mapping[str, Any]) -> list[str]:
-    """The groups that an example is reported in; older folders have them under two names."""
-    found = example.get("groups")
+    """The groups that an example is reported in; older folders keep them under two other keys."""
+    names = example.get("groups")
     return (
-        [name for name in (example.get("difficulty"), example.get("length_group")) if name] if found is None else found
+        [name for name in (example.get("difficulty"), example.get("length_group")) if name] if names is None else names
     )
 
 
@@ -44,7 +44,7 @@ class Scores:
         self._saved: dict[str, Score] | None = None
 
     def of(self, example: Mapping[str, Any], record: Mapping[str, Any]) -> Score | None:
-        """The score of a request; a failed one's is zero. None if its prompt is scored, and not its answer.
+        """The score of a request, zero if it failed. None for a perplexity task, which scores the prompt instead.
 
         Raises ConfigError for a task that does not exist, or whose scores are missing.
         """
@@ -57,13 +57,13 @@ class Scores:
             return _score(benchmarks.find(example["task"]), example, record["text"])
         if self._saved is None:
             self._saved = _read(self._path, benchmark)
-        if (found := self._saved.get(record["request_id"])) is None:
+        if (score := self._saved.get(record["request_id"])) is None:
             raise ConfigError(f"{self._path} lacks the score of {record['request_id']}: restore it from a copy")
-        return found
+        return score
 
 
 def save(run: RunTables, among: Benchmarks) -> None:
-    """scores.jsonl: a line for each answer to a benchmark from outside. among: all that the run knows."""
+    """Writes scores.jsonl: a line per answer to a benchmark from outside. among: all benchmarks known to the run."""
     asked = examples(run)
     requests = run.requests
     lines = []
@@ -80,13 +80,13 @@ def save(run: RunTables, among: Benchmarks) -> None:
 def _read(path: Path, benchmark: str) -> dict[str, Score]:
     if not path.is_file():
         raise ConfigError(
-            f"{path} is missing: {benchmark} is no benchmark of wp1's own, and its scores are there. Restore the file "
-            "from a copy, or go on with the run by resume="
+            f"{path} is missing: it holds the scores of {benchmark}, a benchmark from outside wp1. Restore the file "
+            "from a copy, or continue the run with resume="
         )
     lines = read_rows(path, "score", *shapes.SCORE, shape=shapes.SCORE)
     wrong = next((line for line in lines if not 0 <= line["score"] <= 1), None)
     if wrong is not None:
-        raise ConfigError(f"{path} has the score {wrong['score']}, and scores are from 0 to 1: restore it from a copy")
+        raise ConfigError(f"{path}: score {wrong['score']} must be in [0, 1]: restore the file from a copy")
     return {line["request_id"]: (float(line["score"]), line["odd"]) for line in lines}
 
 
@@ -94,6 +94,6 @@ def _score(task: Task, example: Mapping[str, Any], text: str | None) -> Score:
     row = Row("", "", answers=example["answers"], all_classes=example["all_classes"])
     try:
         score = float(task.score(text or "", row))
-    except Exception:  # a rule is code of somebody else's, and a model may answer anything
+    except Exception:  # the rule may be third-party code, and a model may answer anything
         return 0.0, True
     return (score, False) if 0 <= score <= 1 else (0.0, True)

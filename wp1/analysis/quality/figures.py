@@ -1,7 +1,7 @@
 """Scores from a run's folder: examples.jsonl and records.jsonl, nothing else. Pure.
 
-A request that failed scores zero, as a question that was not answered; how many is said beside every score. An example
-that was asked in several repeats, or under several loads, counts once (`scoring.by_example`).
+A failed request scores zero, like an unanswered question; every score comes with their number. An example that was
+asked in several repeats, or under several loads, counts once (`scoring.by_example`).
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,15 +19,15 @@ from wp1.quality import benchmarks, scoring
 from wp1.quality.tasks import Reporting
 from wp1.stats import intervals
 
-# Depths are put together into so many bins for the heatmap.
+# Number of bins of needle depths in the heatmap.
 DEPTH_BINS = 5
 
 
 def scored(run: RunFolder, requests: pl.DataFrame) -> pl.DataFrame:
     """One row for each measured request whose answer is scored: its example, score in 0..1, and how fast it was.
 
-    requests: `tables.requests`. Of perplexity tasks `score` is null. Empty for a run without scores.
-    Raises ConfigError where examples.jsonl is broken.
+    requests: `tables.requests`. `score` is null for perplexity tasks. Empty for a run without scores.
+    Raises ConfigError if examples.jsonl is broken.
     """
     if not run.examples:
         return pl.DataFrame()
@@ -61,7 +61,7 @@ def scored(run: RunFolder, requests: pl.DataFrame) -> pl.DataFrame:
 
 
 def summarise(rows: pl.DataFrame, source: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What summary.json says of the scores; None for a run without any.
+    """The scores for summary.json; None for a run without scores.
 
     rows: from `scored`. source: run_metadata.json's `dataset`.
     """
@@ -75,16 +75,16 @@ def summarise(rows: pl.DataFrame, source: Mapping[str, Any]) -> dict[str, Any] |
 
 
 def reporting(rows: pl.DataFrame, source: Mapping[str, Any]) -> dict[str, Reporting]:
-    """How the scores of each benchmark are put together, by its name. source: run_metadata.json's `dataset`."""
+    """How the scores of each benchmark are aggregated, by its name. source: run_metadata.json's `dataset`."""
     names = rows["benchmark"].unique(maintain_order=True).to_list()
     outside = source.get("reporting") or {}
     return {
-        name: own.reporting if (own := benchmarks.own().get(name)) is not None else _said(outside.get(name, {}))
+        name: own.reporting if (own := benchmarks.own().get(name)) is not None else _saved(outside.get(name, {}))
         for name in names
     }
 
 
-def _said(saved: Mapping[str, Any]) -> Reporting:
+def _saved(saved: Mapping[str, Any]) -> Reporting:
     return Reporting(**{key.name: saved[key.name] for key in fields(Reporting) if key.name in saved})
 
 
@@ -109,12 +109,12 @@ def _of_arm(rows: pl.DataFrame, shown: Mapping[str, Reporting]) -> dict[str, Any
 
 
 def _asked(rows: pl.DataFrame) -> list[tuple[str, str]]:
-    """What each row is of: an example, and the length or data of its cell, as ids are of one length."""
+    """What identifies each row's example: the cell's prompt and the id, as ids are unique within one length only."""
     return [(cells.parse(cell).prompt, example) for cell, example in rows.select("cell", "example").iter_rows()]
 
 
 def _units(rows: pl.DataFrame) -> intervals.Units:
-    """Of latencies: the repeat, or with fewer than three of these the example."""
+    """The independent units of latencies: repeats, or examples if there are fewer than three repeats."""
     _, examples = np.unique([f"{prompt} {example}" for prompt, example in _asked(rows)], return_inverse=True)
     return intervals.units(rows["repeat"].to_numpy(), examples)
 
@@ -127,7 +127,7 @@ def _by_task(rows: pl.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _overall(rows: pl.DataFrame, shown: Reporting) -> dict[str, Any]:
-    """By the benchmark's own rule: LongBench's is the mean of categories, LongBench v2's of all rows."""
+    """The benchmark's score by its own rule: LongBench's is the mean of categories, LongBench v2's of all rows."""
     groups = _by_task(rows)
     if shown.by_category:
         categories = {f"{b}/{t}": c for b, t, c in rows.select("benchmark", "task", "category").iter_rows()}
@@ -156,7 +156,7 @@ def _speed(rows: pl.DataFrame) -> dict[str, Any]:
 
 
 def _groups(rows: pl.DataFrame, shown: Mapping[str, Reporting]) -> dict[str, Any]:
-    """The mean of the tasks' scores in each group of a benchmark: LongBench v2 by difficulty and length, and so on."""
+    """Mean of the tasks' scores in each group of a benchmark, such as LongBench v2's difficulties and lengths."""
     found = {}
     for benchmark, of in shown.items():
         for name in of.groups:
@@ -167,7 +167,7 @@ def _groups(rows: pl.DataFrame, shown: Mapping[str, Reporting]) -> dict[str, Any
 
 
 def by_length(rows: pl.DataFrame) -> list[dict[str, Any]]:
-    """By bucket of prompt length: the mean of the tasks' scores there, and the speed of the same requests."""
+    """Mean of the tasks' scores in each bucket of prompt lengths, and the latency of the same requests."""
     found = []
     for (size,), part in rows.sort("bucket").group_by("bucket", maintain_order=True):
         found.append(
@@ -182,7 +182,7 @@ def by_length(rows: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def needles(rows: pl.DataFrame, shown: Mapping[str, Reporting]) -> list[dict[str, Any]]:
-    """Tasks like RULER's of needles by length and depth of the needle that was asked for; depths in percent."""
+    """Scores of needle tasks, such as RULER's, by length and by depth of the needle asked for (percent)."""
     names = [name for name, of in shown.items() if of.depths]
     part = rows.filter(pl.col("benchmark").is_in(names) & pl.col("depth").is_not_null())
     if part.is_empty():
@@ -199,11 +199,11 @@ def needles(rows: pl.DataFrame, shown: Mapping[str, Reporting]) -> list[dict[str
 
 
 def effective_length(rows: pl.DataFrame, shown: Mapping[str, Reporting]) -> dict[str, Any] | None:
-    """How far the tasks of a benchmark with a threshold carry: the longest length up to which all lengths score enough.
+    """The longest length up to which a benchmark's tasks reach its threshold at every length.
 
-    absolute: at least the threshold, which RULER has at 85.6 %; relative: at least that share of the score at the
-    shortest length, for models that are below the first everywhere. Null if not even the shortest does. None if no
-    benchmark has a threshold; the first one's if several have.
+    absolute: a score of at least the threshold, which is 85.6 % for RULER; relative: at least that share of the score
+    at the shortest length, for models below the threshold everywhere. Null if even the shortest length fails. None if
+    no benchmark has a threshold; if several have, the first one's.
     """
     rows = rows.filter(pl.col("length").is_not_null())
     there = set(rows["benchmark"])
@@ -237,9 +237,9 @@ def _reached(means: Sequence[tuple[int, float]], enough: float) -> int | None:
 def differences(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
     """Second minus first in percentage points, over the same examples, by task and overall, with 95 % intervals.
 
-    a, b: rows of `scored`. n: examples; identical: the share of answers that are the same text; shown: of a task,
-    whether its difference stands among those of all tasks (`intervals.false_discovery`), null where fewer than six
-    examples cannot tell; perplexity: `perplexity.of_both`.
+    a, b: rows of `scored`. n: examples; identical: share of answers with the same text; shown: whether a task's
+    difference is significant among those of all tasks (`intervals.false_discovery`), null with fewer than six
+    examples, which are too few to tell; perplexity: `perplexity.of_both`.
     """
     keys = ["cell", "repeat", "example"]
     pairs = a.filter(pl.col("score").is_not_null()).join(b.select(*keys, "score", "said"), on=keys, suffix="_b")
@@ -267,10 +267,10 @@ def _p_of(row: Mapping[str, Any]) -> float | None:
 
 
 def _delta(values: np.ndarray, examples: Sequence[Hashable] | None = None) -> dict[str, Any]:
-    """n, delta, low, high and p of differences in percentage points. examples: what each is of, as each counts once.
+    """n, delta, low, high and p of differences in percentage points.
 
-    Student's interval; where all are 0, 100 or -100, or too few differ to show how much they vary, that of
-    `intervals.paired`.
+    examples: the example of each value; each example counts once. The interval is Student's t, or that of
+    `intervals.paired` if all values are 0, 100 or -100, or too few differ from 0 to show their spread.
     """
     of = scoring.by_example(values.tolist(), examples) / 100
     found = intervals.around(intervals.Parts(float(of.mean()), of))
@@ -287,6 +287,6 @@ def _delta(values: np.ndarray, examples: Sequence[Hashable] | None = None) -> di
 
 
 def table(rows: pl.DataFrame, labels: Sequence[str]) -> pl.DataFrame:
-    """artifacts/scores.csv: a row a request, without its text's windows."""
+    """artifacts/scores.csv: a row per request, without the log-likelihoods of its text's windows."""
     groups = pl.when(pl.col("groups").list.len() > 0).then(pl.col("groups").list.join(", "))
     return rows.drop("nll").with_columns(groups=groups, labels=pl.lit(", ".join(labels)))

@@ -1,6 +1,6 @@
-"""Perplexity by position in a text, of one arm and of two over the same texts. From the rows of `quality.scored`; pure.
+"""Perplexity by position in a text, for one arm, and for two arms over the same texts. Pure.
 
-Positions are put together from one power of two to the next.
+Made from the rows of `quality.figures.scored`. Positions are binned by powers of two.
 """
 
 import math
@@ -14,34 +14,34 @@ from wp1.analysis.base import cells
 from wp1.stats import intervals
 
 METRIC = "perplexity"
-# Of two texts a 95 % interval is 12.7 standard errors to either side of a logarithm, which says nothing.
+# With two texts, a 95 % interval would be 12.7 standard errors of a logarithm to either side: too wide to be of use.
 MIN_TEXTS = 3
 
-# The windows of an arm: by cell, repeat, text and number, the position in tokens where it begins, its sum of negative
-# log-likelihoods (nats) and its tokens.
+# A window: where it begins (tokens), its sum of negative log-likelihoods (nats), its tokens. An arm's windows are keyed
+# by cell, repeat, text and the window's number.
 Window = tuple[int, float, int]
 Windows = Mapping[tuple[str, int, str, int], Window]
 
 
 def bucket(tokens: int) -> int:
-    """The power of two at or above a length in tokens, from 512 on."""
+    """The smallest power of two, at least 512, that is not below a length in tokens."""
     return max(512, 1 << (tokens - 1).bit_length())
 
 
 def by_position(rows: pl.DataFrame) -> list[dict[str, Any]]:
-    """exp of the mean negative log-likelihood of a token, with its 95 % interval over texts.
+    """exp of the mean negative log-likelihood per token, with its 95 % interval over texts.
 
-    Texts are what is independent: windows of one text are alike, and a text that was read again is the same text. low
-    and high are Student's over each text's share in the mean, and null for fewer than three texts. n: tokens,
-    of each text once. Of every text of these rows, so that later positions are of fewer texts.
+    Texts are the independent unit: windows of one text are correlated, and a text that was read again is the same text.
+    low and high: Student's t over each text's share in the mean, null for fewer than three texts. n: tokens, each text
+    once. Every text counts as far as it reaches, so later positions have fewer texts.
     """
     return [_positions(size) | _figures(_of_texts(of)) for size, of in _bins(_windows(rows)).items()]
 
 
 def of_both(a: pl.DataFrame, b: pl.DataFrame) -> list[dict[str, Any]]:
-    """Two arms over the windows of the texts that both had, so that they differ by nothing but the arm.
+    """Two arms over the text windows that both had, so that only the arm differs.
 
-    a, b: figures of each as in `by_position`; ratio: of b's perplexity to a's, with its interval over texts; p: of no
+    a, b: figures of each as in `by_position`. ratio: b's perplexity / a's, with its interval over texts. p: for no
     difference, null for fewer than three texts.
     """
     windows = [_windows(rows) for rows in (a, b)]
@@ -92,16 +92,16 @@ def _positions(size: int) -> dict[str, int]:
     return {"from": 0 if size == 512 else size // 2, "to": size}
 
 
-# Of each text: the sum of negative log-likelihoods, and its tokens.
+# Sums of negative log-likelihoods (nats) and numbers of tokens, an element per text.
 Texts = tuple[np.ndarray, np.ndarray]
 
 
 def _of_texts(of: Windows) -> Texts:
-    """A text that was read in several repeats, or under several loads, is one: it has the mean of what was found."""
+    """Sums and tokens by text; a text read in several repeats or under several loads counts once, with its mean."""
     found: dict[tuple[str, str], dict[int, list[tuple[float, int]]]] = {}
     for (cell, _, example, number), (_, nll, tokens) in of.items():
         found.setdefault((cells.parse(cell).prompt, example), {}).setdefault(number, []).append((nll, tokens))
-    # In an order of their own, so that two arms' texts stand side by side.
+    # Sorted, so that two arms' arrays are aligned by text.
     texts = [found[key] for key in sorted(found)]
     sums = [sum(nll / len(read) for read in windows.values() for nll, _ in read) for windows in texts]
     tokens = [sum(read[0][1] for read in windows.values()) for windows in texts]

@@ -9,37 +9,35 @@ import numpy as np
 from wp1.analysis.base import style
 from wp1.analysis.base.style import Plot
 
-# Of the bars of each arm, as colours alone would tell them apart.
+# Hatches of each arm's bars, so that colour is not the only difference.
 HATCHES = ("", "////", "....", "xxxx")
 
 
 def quality_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> list[Plot]:
-    """Every plot that there is data for; (caption, file) of each."""
+    """Writes every plot that has data to `folder`; returns (caption, file) of each."""
     if found is None:
         return []
     style.use()
     arms = found["arms"]
     made: list[Plot] = []
     if any(len(of["tasks"]) > 1 for of in arms.values()):
-        made.append(("Score of each task with its 95 % interval and the number of answers.", folder / "scores.png"))
+        made.append(("Score of each task with its 95 % interval; n is the number of examples.", folder / "scores.png"))
         _tasks(arms, made[-1][1], mark)
     if any(len(of["by_length"]) > 1 for of in arms.values()):
         made.append(("Mean score of the tasks by prompt length, with 95 % intervals.", folder / "score_by_length.png"))
         _lengths(arms, made[-1][1], mark)
     if any(_grid(of) for of in arms.values()):
-        made.append(
-            ("Where a needle is found: length of the prompt against depth of the needle.", folder / "needles.png")
-        )
+        made.append(("Share of needles found, by prompt length and by depth of the needle.", folder / "needles.png"))
         _needles(arms, made[-1][1], mark)
     if any(len(of["perplexity"]) > 1 for of in arms.values()):
         both = (found["differences"] or {}).get("perplexity", [])
         own = [row["n"] for row in next(iter(arms.values()))["perplexity"]] != [row["n"] for row in both]
-        more = " Dashed: the first arm over the other's texts alone." if both and own else ""
-        caption = f"Perplexity by position in a long text, with 95 % intervals, of all texts of each arm.{more}"
+        more = " Dashed: the first arm over the second arm's texts only." if both and own else ""
+        caption = f"Perplexity by position in a long text, with 95 % intervals, over all texts of each arm.{more}"
         made.append((caption if len(arms) > 1 else caption.replace(" of each arm", ""), folder / "perplexity.png"))
         _perplexity(arms, both if own else [], made[-1][1], mark)
     if len(arms) > 1:
-        # Arms differ in what they do by length; a report begins with what matters most.
+        # Arms differ most by length, and a report begins with what matters most.
         made.sort(key=lambda plot: plot[1].name != "score_by_length.png")
     return made
 
@@ -61,7 +59,7 @@ def _tasks(arms: Mapping[str, Any], path: Path, mark: str) -> None:
             if task is None or task["mean"] is None:
                 continue
             y = place + (k - (len(arms) - 1) / 2) * height
-            # Of several arms the colour tells them apart, else the benchmark.
+            # Colour tells arms apart if there are several, else benchmarks.
             colour = of_arms[arm] if len(arms) > 1 else colours[benchmarks.index(name[0])]
             label = arm if len(arms) > 1 else name[0]
             hatch = HATCHES[k % len(HATCHES)]
@@ -96,10 +94,10 @@ def _lengths(arms: Mapping[str, Any], path: Path, mark: str) -> None:
         x = [row["bucket"] for row in rows]
         y = [row["mean"] for row in rows]
         spread = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
-        looks = {"color": colours[arm], "label": f"{arm}, n = {n} a length", **style.series(k, len(arms))}
+        looks = {"color": colours[arm], "label": f"{arm}, n = {n} per length", **style.series(k, len(arms))}
         axes.errorbar(x, y, yerr=np.maximum(spread, 0), **looks)
     _length_axis(axes, sorted({row["bucket"] for of in arms.values() for row in of["by_length"]}))
-    axes.set(ylim=(-3, 103), ylabel="mean score of the tasks, %", xlabel="prompt length up to, tokens")
+    axes.set(ylim=(-3, 103), ylabel="mean score of the tasks, %", xlabel="prompt tokens, up to")
     axes.set_title(style.title("Score by prompt length", mark))
     axes.legend(frameon=False, loc="best")
     sns.despine(ax=axes)
@@ -141,13 +139,13 @@ def _needles(arms: Mapping[str, Any], path: Path, mark: str) -> None:
         axes.set_xticks(np.arange(len(lengths)) + 0.5, [style.tokens(length) for length in lengths])
         axes.set_yticks(np.arange(len(depths)) + 0.5, [f"{depth:g}" for depth in depths], rotation=0)
         of_arm = f", {arm}" if len(shown) > 1 else ""
-        axes.set(ylabel="depth, %", title=style.title(f"Needles found{of_arm}, n = {n} a field", mark))
-    grid[-1][0].set_xlabel("length, tokens of prompt and answer; grey: not measured")
+        axes.set(ylabel="depth, %", title=style.title(f"Needles found{of_arm}, n = {n} per field", mark))
+    grid[-1][0].set_xlabel("tokens of prompt and answer; grey: not measured")
     style.save(figure, path)
 
 
 def _spread(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """How far the bounds of perplexity lie from it; nothing of too few texts to have any."""
+    """Distances of the lower and upper bounds from the perplexity; 0 with too few texts for an interval."""
     return [
         [0.0 if row["low"] is None else row["mean"] - row["low"] for row in rows],
         [0.0 if row["high"] is None else row["high"] - row["mean"] for row in rows],
@@ -155,7 +153,7 @@ def _spread(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
 
 
 def _perplexity(arms: Mapping[str, Any], both: Sequence[Mapping[str, Any]], path: Path, mark: str) -> None:
-    """both: of `perplexity.of_both`, where the first arm had more texts than those."""
+    """both: rows of `perplexity.of_both` if the first arm also had other texts, else []."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -188,7 +186,7 @@ def _perplexity(arms: Mapping[str, Any], both: Sequence[Mapping[str, Any]], path
         axes.set_yscale("log")
     else:
         style.from_zero(axes)
-    axes.set(xlabel="position in the text up to, tokens", ylabel="perplexity")
+    axes.set(xlabel="position in the text, tokens, up to", ylabel="perplexity")
     axes.set_title(style.title("Perplexity by position", mark))
     axes.legend(frameon=False)
     sns.despine(ax=axes)

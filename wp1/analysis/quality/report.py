@@ -1,4 +1,4 @@
-"""What a report says of answers: scores by task and length with their speed, examples, perplexity. Pure."""
+"""The report's section on answers: scores by task and length with latencies, examples, perplexity. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,19 +9,19 @@ from wp1.analysis.base import metric_table
 from wp1.analysis.base.markdown import code, form_of, ms, number, table, text
 from wp1.quality.scoring import FEW, MIN_EXAMPLES
 
-EXAMPLES = 3  # best and worst
-PART = ("position in the text", "texts", "tokens")  # of a row of perplexity
+EXAMPLES = 3  # of the best, and of the worst
+PART = ("position in the text", "texts", "tokens")  # first columns of a row of perplexity
 HOW_TO_READ = f"""\
-- **score**: in percent with its 95 % interval over examples, Wilson's where they are right or wrong or hardly vary,
-  else Student's. **n** counts examples: one that was asked in several repeats counts once, with the mean of its scores.
-  **few** marks fewer than {FEW}, which hardly measure anything. A request that failed scores zero.
-- **mean of the tasks**: unweighted; LongBench's is the mean of its categories. A score of a built-in task is not to be
-  compared with the official set's.
-- **effective length**: the longest length up to which every length's RULER score is at least 85.6 %, RULER's own
-  threshold; **relative**: at least 85.6 % of the score at the shortest length.
-- **perplexity**: exp of the mean negative log-likelihood of a token at these positions, in the model's own tokens, with
-  its 95 % interval over texts; of one or two texts there is none. The requests for it count as answered and in no time:
-  no user waits for log-likelihoods."""
+- **score**: in percent, with its 95 % interval over examples: Wilson's if answers are either right or wrong or hardly
+  vary, else Student's t. **n** counts examples: an example asked in several repeats counts once, with its mean score.
+  **few** marks fewer than {FEW} examples, too few to rely on. A failed request scores zero.
+- **mean of the tasks**: unweighted; for LongBench, the mean of its categories. Do not compare a built-in task's score
+  with scores on the official data set.
+- **effective length**: the longest length up to which the RULER score is at least 85.6 %, RULER's own threshold, at
+  every length; the relative one asks for at least 85.6 % of the score at the shortest length.
+- **perplexity**: exp of the mean negative log-likelihood per token at these positions, in the model's own tokens, with
+  its 95 % interval over texts, which takes at least three texts. Perplexity requests count as answered but have no
+  latency: no user waits for log-likelihoods."""
 
 
 def section(found: Mapping[str, Any] | None, rows: pl.DataFrame) -> str:
@@ -44,26 +44,26 @@ def section(found: Mapping[str, Any] | None, rows: pl.DataFrame) -> str:
 
 
 def _together(found: Mapping[str, Any]) -> str:
-    """Several arms beside each other by prompt length; "" for one arm or one length."""
+    """Scores of several arms side by side by prompt length; "" for one arm or one length."""
     arms = found["arms"]
     by_arm = {arm: {row["bucket"]: row for row in of["by_length"]} for arm, of in arms.items()}
     lengths = sorted({bucket for rows in by_arm.values() for bucket in rows})
     if len(arms) < 2 or len(lengths) < 2:
         return ""
-    said = [_difference_in_words(found["differences"], *list(arms)[:2])]
+    sentences = [_difference_in_words(found["differences"], *list(arms)[:2])]
     longest = {arm: max(rows) for arm, rows in by_arm.items() if rows}
     for arm, length in longest.items():
         if length > min(longest.values()):
             beyond = [row for bucket, row in by_arm[arm].items() if bucket > min(longest.values())]
             scores = ", ".join(f"{row['mean']:.0f} % up to {number(row['bucket'])}" for row in beyond)
-            said.append(f"Longer prompts were put to {arm} alone: {scores} tokens.")
+            sentences.append(f"Only {arm} was asked longer prompts: {scores} tokens.")
     effective = [(arm, of["effective_length"]) for arm, of in arms.items()]
     if all(one and len(one["scores"]) > 1 for _, one in effective):
-        kept = [f"{arm} {_tokens(one['relative'])}" for arm, one in effective]
+        reach = [f"{arm} {_tokens(one['relative'])}" for arm, one in effective]
         threshold, of = effective[0][1]["threshold"], text(effective[0][1]["of"])
-        said.append(
-            f"At least {threshold:g} % of the score at the shortest length, the share that {of} calls effective, is "
-            f"kept up to: {', '.join(kept)}."
+        sentences.append(
+            f"Longest length up to which scores stay at or above {threshold:g} % ({of}'s threshold) of the score at "
+            f"the shortest length: {', '.join(reach)}."
         )
     rows = []
     for bucket in lengths:
@@ -71,7 +71,7 @@ def _together(found: Mapping[str, Any]) -> str:
         times = [None if row is None else ms(row["ttft_ms"].get("mean")) for row in of]
         rows.append([f"≤ {number(bucket)}", *map(score_cell, of), *times])
     header = ["prompt tokens", *(f"{arm}, score % [95 %]" for arm in arms), *(f"{arm}, TTFT ms" for arm in arms)]
-    return " ".join(filter(None, said)) + "\n\n" + table(header, rows, "r" * len(header))
+    return " ".join(filter(None, sentences)) + "\n\n" + table(header, rows, "r" * len(header))
 
 
 def _difference_in_words(found: Mapping[str, Any] | None, a: str, b: str) -> str:
@@ -82,9 +82,9 @@ def _difference_in_words(found: Mapping[str, Any] | None, a: str, b: str) -> str
     both = f"Over the {found['n']} examples that both were asked"
     if _apart(overall) != "yes":
         return f"{both}, no difference between the scores of {a} and {b} could be shown ({_signed(overall)} points)."
-    more = "more" if overall["delta"] > 0 else "less"
+    direction = "higher" if overall["delta"] > 0 else "lower"
     ends = sorted([abs(overall["low"]), abs(overall["high"])])
-    return f"{both}, {b} scores {abs(overall['delta']):.1f} points [{ends[0]:.1f}, {ends[1]:.1f}] {more} than {a}."
+    return f"{both}, {b} scores {abs(overall['delta']):.1f} points [{ends[0]:.1f}, {ends[1]:.1f}] {direction} than {a}."
 
 
 def score_cell(score: Mapping[str, Any] | None) -> str | None:
@@ -96,15 +96,15 @@ def score_cell(score: Mapping[str, Any] | None) -> str | None:
 
 def _source(source: Mapping[str, Any]) -> str:
     kind = {
-        "builtin": "Made for this run" if source.get("reporting") else "Built in",
-        "hub": f"From the hub, {text(str(source['from']))}"
+        "builtin": "made for this run" if source.get("reporting") else "built into wp1",
+        "hub": f"the hub, {text(str(source['from']))}"
         + (f" at {text(str(source['revision']))}" if source["revision"] else ""),
-        "file": f"From {text(str(source['from']))}",
+        "file": text(str(source["from"])),
     }[source["source"]]
-    bad = f" {source['bad_rows']} bad rows were left out." if source["bad_rows"] else ""
+    bad = f" {source['bad_rows']} malformed rows were left out." if source["bad_rows"] else ""
     variant = f" {text(str(source['variant']))}" if source.get("variant") else ""
     count = sum(source["examples"].values())
-    return f"{kind}; {count} examples, digest {code(source['digest'][:12])}.{bad}{variant}"
+    return f"Source of the examples: {kind}; {count} examples, digest {code(source['digest'][:12])}.{bad}{variant}"
 
 
 def _words(of: Mapping[str, Any]) -> str:
@@ -114,24 +114,24 @@ def _words(of: Mapping[str, Any]) -> str:
     best = max(scored, key=lambda task: task["mean"])
     worst = min(scored, key=lambda task: task["mean"])
     overall = of["overall"]
-    several = f"; best at {best['task']} ({best['mean']:.0f} %), worst at {worst['task']} ({worst['mean']:.0f} %)"
-    said = [
+    extremes = f"; best at {best['task']} ({best['mean']:.0f} %), worst at {worst['task']} ({worst['mean']:.0f} %)"
+    sentences = [
         f"Over {overall['n']} example{'s' * (overall['n'] != 1)} of {overall['tasks']} "
-        f"task{'s' * (overall['tasks'] > 1)} the mean score is "
-        f"{overall['mean']:.1f} % [{overall['low']:.1f}, {overall['high']:.1f}]{several * (len(scored) > 1)}."
+        f"task{'s' * (overall['tasks'] > 1)}, the mean score is "
+        f"{overall['mean']:.1f} % [{overall['low']:.1f}, {overall['high']:.1f}]{extremes * (len(scored) > 1)}."
     ]
     lengths = of["by_length"]
     if len(lengths) > 1:
         a, b = lengths[0], lengths[-1]
-        said.append(
-            f"Prompts of up to {number(a['bucket'])} tokens score {a['mean']:.1f} %, of up to {number(b['bucket'])} "
-            f"{b['mean']:.1f} %."
+        sentences.append(
+            f"The shortest prompts, up to {number(a['bucket'])} tokens, score {a['mean']:.1f} %; the longest, up to "
+            f"{number(b['bucket'])} tokens, {b['mean']:.1f} %."
         )
     if of["cut"]:
-        said.append(f"Too long for the model, and cut by the rules of their task: {of['cut']} prompts.")
+        sentences.append(f"{of['cut']} prompts were too long for the model and were cut by their task's rule.")
     if of.get("odd"):
-        said.append(f"The rule of their task fails on {of['odd']} answers, which score zero.")
-    return " ".join(said)
+        sentences.append(f"The task's scoring rule failed on {of['odd']} answers, which score zero.")
+    return " ".join(sentences)
 
 
 def _tasks(of: Mapping[str, Any]) -> str:
@@ -201,7 +201,7 @@ def _perplexity(of: Mapping[str, Any]) -> str:
 
 
 def _part(row: Mapping[str, Any]) -> list[Any]:
-    """What a row of perplexity is of, under the heads PART."""
+    """The first cells of a row of perplexity, under the headers PART."""
     return [f"{number(row['from'])}–{number(row['to'])}", row["texts"], number(row["n"])]
 
 
@@ -211,20 +211,20 @@ def _within(figure: Mapping[str, Any], key: str) -> str:
 
 
 def _own_texts(arms: Mapping[str, Any]) -> str:
-    """That arms had not the same texts, where they had not; beside the rows of each."""
+    """A note beside each arm's rows if arms had different texts; "" if all had the same."""
     reach = {arm: of["perplexity"][-1]["to"] for arm, of in arms.items() if of["perplexity"]}
     texts = {arm: tuple((row["to"], row["texts"], row["n"]) for row in of["perplexity"]) for arm, of in arms.items()}
     if len(set(texts.values())) == 1:
         return ""
     upto = " and ".join(f"those of {arm} reach {number(length)} tokens" for arm, length in reach.items())
     return (
-        f"These rows are of the arm's own texts ({upto}), so no row of one arm is to be held against one of the other; "
-        "over the same texts they are compared below."
+        f"These rows cover the arm's own texts ({upto}): do not compare them with another arm's rows. The comparison "
+        "over the same texts is below."
     )
 
 
 def perplexity_table(found: Mapping[str, Any], a: str, b: str) -> str:
-    """Two sides' perplexity over the same texts; "" where they have none in common."""
+    """Two sides' perplexity over the same texts; "" if they have none in common."""
     if not found["perplexity"]:
         return ""
     rows = [
@@ -233,7 +233,7 @@ def perplexity_table(found: Mapping[str, Any], a: str, b: str) -> str:
     ]
     header = [*PART, f"{a}, perplexity", f"{b}, perplexity", f"{b} / {a} [95 %]"]
     most = max(row["texts"] for row in found["perplexity"])
-    lead = f"**Perplexity over the same texts** (n = {most} at most, the same tokens of each in both arms):"
+    lead = f"**Perplexity over the same texts** (up to {most} texts, the same tokens of each in both arms):"
     return f"{lead}\n\n" + table(header, rows, "r" * len(header))
 
 
@@ -246,10 +246,11 @@ def difference_table(found: Mapping[str, Any], a: str, b: str) -> str:
     ]
     lead = (
         f"**{b} − {a}**, over the same {found['n']} examples: {found['overall']['delta']:+.1f} percentage points; "
-        f"{100 * found['identical']:.0f} % of the answers are the same text."
+        f"{100 * found['identical']:.0f} % of the answers are identical."
     )
     note = (
-        "≠ 0: of the tasks, among all of them (Benjamini-Hochberg); a dash where fewer than six examples cannot tell."
+        "**≠ 0**: whether the difference is significant; for single tasks, corrected for their number "
+        "(Benjamini-Hochberg). A dash: fewer than six examples, too few to tell."
     )
     return f"{lead}\n\n" + table(["task", "n", "Δ score [95 %]", "≠ 0"], rows, "lrrl") + f"\n\n{note}"
 
@@ -259,21 +260,21 @@ def _signed(row: Mapping[str, Any]) -> str:
 
 
 def _apart(row: Mapping[str, Any]) -> str:
-    """Whether a difference is shown: of a task among all of them, overall by its own interval."""
+    """Whether a difference is significant: a task's among those of all tasks, the overall one by its interval."""
     if row["n"] < MIN_EXAMPLES:
         return "—"
     return "yes" if row.get("shown", row["low"] > 0 or row["high"] < 0) else "no"
 
 
 def _examples(rows: pl.DataFrame, arm: str) -> str:
-    """A few of the best and of the worst answers, of as many tasks as there are."""
+    """A few of the best and of the worst answers, each from a different task."""
     first = rows.filter((pl.col("arm") == arm) & (pl.col("repeat") == 0) & pl.col("score").is_not_null())
     if first.is_empty():
         return ""
     ordered = first.sort("score", "example", descending=[True, False])
     best = ordered.unique("task", keep="first", maintain_order=True).head(EXAMPLES)
     worst = ordered.reverse().unique("task", keep="first", maintain_order=True).head(EXAMPLES)
-    # Of few answers none is told twice.
+    # With few answers, the best and the worst may overlap: list each once.
     worst = worst.join(best, on=["cell", "example"], how="anti", maintain_order="left")
     lines = [
         [

@@ -1,6 +1,6 @@
-"""A sweep as one comparison: a row for each job, arm and cell, and side by side where two jobs have the same cells.
+"""A sweep as one comparison: a row for each job, arm and cell, and pairs of jobs that have the same cells.
 
-Pure: from the sweep's folder alone, which has `sweep.json` (what was to run) and a folder for each job that began.
+Pure: reads only the sweep's folder, which has `sweep.json` (what was to run) and a folder for each job that began.
 """
 
 import re
@@ -25,15 +25,15 @@ from wp1.core.run_files import METADATA, SUMMARY
 from wp1.core.run_folder import read_json, write_json
 from wp1.workload.prompts import own_source
 
-# What a job's files must say of it.
+# Keys that a job's files must have.
 OF_JOB = ("job", "overrides", "status", "reason")
-# What a sweep that goes on needs of it.
+# Keys of sweep.json that a resumed sweep needs.
 OF_MANIFEST = ("command", "root", "jobs", "status", "tracking", "parent_run_id")
 NO_CELL: dict[str, Any] = {"arm": None, "cell": None, "requests_ok": None, "requests_failed": None}
 
 
 def figures() -> list[metric_table.Figure]:
-    """What a sweep's table has of each cell: what the page shows, and means with their intervals for the plot."""
+    """The figures of each cell in a sweep's table: those on the page, and means with intervals for the plot."""
     found = []
     for metric in metric_table.METRICS:
         drawn = ("mean", "mean_low", "mean_high") if metric.shown.plots and metric.of_one_request else ()
@@ -47,14 +47,14 @@ def no_figures() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep, and the run that it left."""
+    """One job of a sweep and its run, if it has one."""
 
     number: int
     overrides: dict[str, str]  # by key
     status: str  # completed, failed, interrupted or unfinished, as its run was; refused, stopped or not started
     reason: str | None
-    left: RunTables | None  # the folder of its run; None where it left none
-    metadata: dict[str, Any]  # {} where it left no run
+    left: RunTables | None  # the folder of its run; None if it left none
+    metadata: dict[str, Any]  # {} if it left no run
 
     @property
     def labels(self) -> list[str]:
@@ -66,15 +66,15 @@ class Job:
 
     @property
     def run(self) -> RunTables:
-        """The folder of its run, of a job that is known to have left one."""
+        """The folder of its run; only for a job that left one."""
         assert self.left is not None
         return self.left
 
 
 def new_manifest(name: str, cfg: Any, jobs: list[list[str]], overrides: list[str]) -> dict[str, Any]:
-    """What sweep.json says when a sweep begins.
+    """The contents of sweep.json when a sweep begins.
 
-    cfg: the configuration of its first job. jobs: the overrides of each. overrides: of the sweep, as typed.
+    cfg: the configuration of its first job. jobs: each job's overrides. overrides: the sweep's, as typed.
     """
     return {
         "sweep": name,
@@ -93,21 +93,21 @@ def new_manifest(name: str, cfg: Any, jobs: list[list[str]], overrides: list[str
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """sweep.json. Raises WP1Error where the folder is none of a sweep."""
+    """The contents of sweep.json. Raises WP1Error if the folder is not a sweep's."""
     return read_json(folder / MANIFEST, shapes.MANIFEST)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes sweep.json, without what is secret in the address of its store."""
+    """Writes sweep.json, without credentials in the address of its tracking store."""
     tracking = manifest["tracking"]
     shown = tracking | {"uri": redaction.text(tracking["uri"])} if "uri" in tracking else tracking
     write_json(folder / MANIFEST, manifest | {"tracking": shown})
 
 
 def read_jobs(folder: Path, manifest: dict[str, Any]) -> list[Job]:
-    """The jobs of a sweep in order, those that left no run or were never started included.
+    """The jobs of a sweep in order, including those that left no run or never started.
 
-    manifest: from `read_manifest`. What cannot be read counts as not left.
+    manifest: from `read_manifest`. Unreadable files count as missing.
     """
     jobs = {number: _without_run(folder, number, overrides) for number, overrides in enumerate(manifest["jobs"])}
     for _, left in _readable(folder, "job.json", shapes.JOB):
@@ -139,13 +139,13 @@ def _without_run(folder: Path, number: int, overrides: list[str]) -> Job:
 
 
 def by_key(overrides: list[str]) -> dict[str, str]:
-    """Overrides by key as typed, without the pluses that Hydra wants and the backslashes that it adds before colons."""
+    """Overrides by key as typed, without Hydra's leading pluses and the backslashes it adds before colons."""
     pairs = (word.lstrip("+").partition("=") for word in overrides)
     return {key: re.sub(r"\\(.)", r"\1", value) for key, _, value in pairs}
 
 
 def status_of(jobs: list[Job], stopped: bool) -> str:
-    """How a sweep ended, in the words of a run: completed, failed, or interrupted where a signal stopped it."""
+    """How a sweep ended, with a run's statuses: completed, failed, or interrupted if a signal stopped it."""
     if stopped or any(job.status == "interrupted" for job in jobs):
         return "interrupted"
     return "completed" if all(job.status == "completed" for job in jobs) else "failed"
@@ -157,19 +157,19 @@ def all_labels(jobs: list[Job]) -> list[str]:
 
 
 def differing(jobs: list[Job]) -> list[str]:
-    """The keys of the overrides that are not the same in all jobs, in the order in which they were typed."""
+    """The override keys that differ between jobs, in the order typed."""
     keys = dict.fromkeys(key for job in jobs for key in job.overrides)
     return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
 
 
 def titles(keys: list[str]) -> dict[str, str]:
-    """What to call each key: its last part, where that is no other's."""
+    """A title for each key: its last part if that is unique, else the whole key."""
     lasts = [key.rpartition(".")[2] for key in keys]
     return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
 
 
 def name_of(job: Job, keys: list[str]) -> str:
-    """What tells a job from the others of its sweep: `scheduler=disagg`."""
+    """What distinguishes a job from the others of its sweep, such as `scheduler=disagg`."""
     called = titles(keys)
     return (
         plain(", ".join(f"{called[key]}={job.overrides[key]}" for key in keys if key in job.overrides))
@@ -178,10 +178,10 @@ def name_of(job: Job, keys: list[str]) -> str:
 
 
 def rows(jobs: list[Job]) -> pl.DataFrame:
-    """One row a job, arm and cell: the overrides that differ, counts, metrics (`figures`), status.
+    """One row per job, arm and cell: the overrides that differ, counts, metrics (`figures`), status.
 
-    A job without a cell, because it failed before or never ran, is one row that has its status; a cell that was skipped
-    has that for its status, and no figures.
+    A job without cells, because it failed early or never ran, is one row with its status. A skipped cell has the status
+    "skipped" and no figures.
     """
     keys = differing(jobs)
     found = []
@@ -203,7 +203,7 @@ def rows(jobs: list[Job]) -> pl.DataFrame:
 
 
 def _skipped(job: Job) -> list[dict[str, Any]]:
-    """Cells that were not measured, by arm, as their time or memory did not suffice."""
+    """Rows of cells that were skipped for lack of time or memory, by arm."""
     skipped = job.metadata.get("skipped", [])
     names = list(dict.fromkeys(pool["arm"] for pool in job.metadata["pools"])) if skipped else []
     return [
@@ -214,7 +214,7 @@ def _skipped(job: Job) -> list[dict[str, Any]]:
 
 
 def _cells(job: Job) -> list[dict[str, Any]]:
-    """The figures of each cell as the run's own report has them, and from its records where it has none."""
+    """The figures of each cell from the run's summary, or from its records if it has none."""
     if job.run_dir is None:
         return [NO_CELL | no_figures()]
     profiling = job.run.summary["profiling"] if job.run.has(SUMMARY) else {}
@@ -235,20 +235,20 @@ def _cells(job: Job) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two jobs, and the cells that no other job of the sweep has."""
+    """Two jobs, and the cells that only these two have."""
 
     a: Job
     b: Job
     arms: tuple[str, str]
-    arm: str | None  # the same in both, of jobs that have several
+    arm: str | None  # the arm they share, if jobs have several arms
     cells: list[str]
 
 
 def pairs(jobs: list[Job], table: pl.DataFrame) -> list[Pair]:
-    """Where exactly two completed jobs have a cell: those two, for all cells that they share so.
+    """The pairs of completed jobs that share a cell with no third job, each with all such cells.
 
-    table: from `rows`. The arm is part of what must be alike only in jobs that have several, as `scheduler=agg,disagg`
-    gives two jobs whose single arms have different names.
+    table: from `rows`. The arm must match only in jobs with several arms, as `scheduler=agg,disagg` gives two jobs
+    whose single arms have different names.
     """
     completed = table.filter((pl.col("status") == "completed") & pl.col("cell").is_not_null())
     several = completed.group_by("job").agg(several=pl.col("arm").n_unique() > 1)
@@ -266,9 +266,9 @@ def pairs(jobs: list[Job], table: pl.DataFrame) -> list[Pair]:
 
 
 def contrasts(found: list[Pair]) -> dict[tuple[str, str], list[Pair]]:
-    """Pairs by what their two jobs are called side by side: by the overrides in which they differ.
+    """Pairs by the names of their two sides, which come from the overrides in which they differ.
 
-    So `scheduler=agg,disagg workload.prompt_len=1024,2048` is one contrast of agg and disagg over both lengths.
+    `scheduler=agg,disagg workload.prompt_len=1024,2048` is thus one contrast of agg and disagg over both lengths.
     """
     by_names: dict[tuple[str, str], list[Pair]] = {}
     for pair in found:
@@ -277,7 +277,7 @@ def contrasts(found: list[Pair]) -> dict[tuple[str, str], list[Pair]]:
 
 
 def names_of(pair: Pair) -> tuple[str, str]:
-    """What the two sides of a pair are called, by the overrides in which they differ."""
+    """Names of a pair's two sides, from the overrides in which they differ."""
     keys = differing([pair.a, pair.b])
     arm = f", {pair.arm}" if pair.arm else ""
     a, b = (f"{name_of(job, keys) if keys else f'job {job.number}'}{arm}" for job in (pair.a, pair.b))
@@ -285,14 +285,14 @@ def names_of(pair: Pair) -> tuple[str, str]:
 
 
 def side_by_side(names: tuple[str, str], of: list[Pair]) -> tuple[dict[str, Any], pl.DataFrame]:
-    """`arms.contents` of one contrast, its two sides standing for two arms; the table has the jobs of each cell."""
+    """`arms.contents` of one contrast, with its sides as the two arms; the table also names the jobs of each cell."""
     parts, devices, limits = [], {}, []
     for pair in of:
         for job, arm, name in zip((pair.a, pair.b), pair.arms, names, strict=True):
             parts.append(_of_pair(job.run.requests, arm, pair.cells).with_columns(arm=pl.lit(name)))
             devices[name] = arms.devices_of(job.metadata["pools"], [arm])[arm]
             limits.append(job.run.config["slo"])
-    # Attainment of different limits is not one figure.
+    # Attainment under different limits is not comparable.
     slo = limits[0] if all(other == limits[0] for other in limits) else {}
     content, table = arms.contents(pl.concat(parts), names, slo, devices, _tokens(names, of))
     jobs = [{"cell": cell, "job_a": pair.a.number, "job_b": pair.b.number} for pair in of for cell in pair.cells]
@@ -303,13 +303,13 @@ def side_by_side(names: tuple[str, str], of: list[Pair]) -> tuple[dict[str, Any]
 
 
 def _of_pair(requests: pl.DataFrame, arm: str, cells: list[str]) -> pl.DataFrame:
-    """The requests of an arm's cells; if they are all that there are, without a copy of them."""
+    """The requests of an arm's cells; not copied if these are all requests."""
     of_pair = (requests["arm"] == arm) & requests["cell"].is_in(cells)
     return requests if of_pair.all() else requests.filter(of_pair)
 
 
 def _tokens(names: tuple[str, str], of: list[Pair]) -> parity.Basis:
-    """What a comparison of the tokens of two sides goes by."""
+    """What a comparison of the tokens of two sides needs."""
     again, alike, margin = [], True, 0.0
     for pair in of:
         for job, arm, name in zip((pair.a, pair.b), pair.arms, names, strict=True):
@@ -322,20 +322,20 @@ def _tokens(names: tuple[str, str], of: list[Pair]) -> parity.Basis:
     return parity.Basis(why, pl.concat(again), alike, margin)
 
 
-# Settings of a workload that change no token: when requests are given up, and what is sent before them.
+# Workload settings that do not change tokens: when requests time out, and warm-up.
 NO_TOKENS = ("timeout_s", "num_warmup", "max_warmup", "warmup_once")
-# Engine arguments that change what is computed, and not only how.
+# Engine arguments that change what is computed, not only how.
 OF_NUMBERS = ("quantization", "kv_cache_dtype", "speculative_config")
 
 
 def unlike(pair: Pair) -> list[str]:
-    """The parts of the two configurations that decide what is sent and are not the same."""
+    """The parts of the two configurations that decide what is sent and that differ."""
     a, b = _sent(pair)
     return [key for key in ("seed", "model", "dataset", "workload") if a[key] != b[key]]
 
 
 def _sent(pair: Pair) -> list[dict[str, Any]]:
-    """The configurations of both, less what is nothing to their tokens."""
+    """The configurations of both, without settings that do not affect tokens."""
     configs = [dict(job.run.config) for job in (pair.a, pair.b)]
     for config in configs:
         config["workload"] = {key: value for key, value in config["workload"].items() if key not in NO_TOKENS}
@@ -343,25 +343,25 @@ def _sent(pair: Pair) -> list[dict[str, Any]]:
 
 
 def tokens_differ(pair: Pair) -> str | None:
-    """Why two jobs need not give the same tokens; None where they have to, but for rounding."""
+    """Why two jobs need not give the same tokens; None if they must, except for rounding."""
     configs = _sent(pair)
     for config in configs:
         if (temperature := config["workload"].get("temperature") or 0) > 0:
-            return f"answers were sampled (workload.temperature={temperature:g}), so that they differ by chance"
+            return f"answers were sampled (workload.temperature={temperature:g}), so they differ by chance"
     if parts := unlike(pair):
-        return f"what was sent, or the model it was sent to, is not the same in both ({', '.join(parts)})"
+        return f"the requests sent, or the model they were sent to, differ ({', '.join(parts)})"
     digests = [(job.metadata.get("model") or {}).get("digest") for job in (pair.a, pair.b)]
     if digests[0] != digests[1]:
-        return "they had other weights"
+        return "they had different weights"
     for key in ("rope", *OF_NUMBERS):
         a, b = (_of_model(config, arm, key) for config, arm in zip(configs, pair.arms, strict=True))
         if a != b:
-            return f"{key} is not the same in both, so that they are not the same model"
+            return f"{key} is not the same in both, so they are not the same model"
     return None
 
 
 def _of_model(config: dict[str, Any], arm: str, key: str) -> Any:
-    """The rotary scaling of an arm, or one of its engines' arguments."""
+    """The rotary scaling of an arm, or one of its engine arguments."""
     if key != "rope":
         return ((config.get("backend") or {}).get("engine") or {}).get(key)
     own = ((config.get("arms") or {}).get(arm) or config.get("scheduler") or {}).get("rope")

@@ -1,4 +1,4 @@
-"""A sweep's latencies as one plot: mean TTFT and TPOT of each job, cell by cell, with intervals."""
+"""A sweep's latencies as one plot: the mean TTFT and TPOT of each job, by cell, with intervals."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from wp1.analysis.base import cells, metric_table, style
 from wp1.analysis.base.metric_table import Figure
 from wp1.analysis.sweep.figures import Job, all_labels, differing, name_of
 
-# Overrides that the name of a cell says already.
+# Overrides that the cell's name already includes.
 IN_CELL = ("workload.prompt_len", "workload.request_rate", "workload.concurrency")
 # Beyond this ratio of the largest mean to the smallest an axis is logarithmic.
 LOG_FROM = 20
@@ -19,9 +19,9 @@ Row = dict[str, Any]
 
 
 def sweep_plot(path: Path, jobs: list[Job], found: pl.DataFrame) -> bool:
-    """Means of every completed job's cells with their 95 % intervals (ms); False where there are none.
+    """Draws the means of all completed jobs' cells with 95 % intervals (ms); False if there are none.
 
-    found: from `sweep.rows`.
+    found: from `figures.rows`.
     """
     path.unlink(missing_ok=True)
     shown = found.filter((pl.col("status") == "completed") & pl.col("ttft_ms_mean").is_not_null())
@@ -50,16 +50,16 @@ def sweep_plot(path: Path, jobs: list[Job], found: pl.DataFrame) -> bool:
     for tick, (_, _, heading) in zip(panels[0].get_yticklabels(), ticks, strict=True):
         tick.set_fontweight("bold" if heading else "normal")
     panels[0].set_ylim(max(heights) + 0.6, -0.6)
-    said = ["Mean and 95 % interval", *([cells.parse(order[0]).words] if len(order) == 1 else [])]
-    said += [f"the first {MAX_ROWS} of {shown.height}"] if shown.height > MAX_ROWS else []
+    heading = ["Mean and 95 % interval", *([cells.parse(order[0]).words] if len(order) == 1 else [])]
+    heading += [f"the first {MAX_ROWS} of {shown.height}"] if shown.height > MAX_ROWS else []
     mark = f" ({', '.join(all_labels(jobs))})" if all_labels(jobs) else ""
-    figure.suptitle(style.title(", ".join(said), mark), x=0.01, ha="left", fontsize="medium")
+    figure.suptitle(style.title(", ".join(heading), mark), x=0.01, ha="left", fontsize="medium")
     style.save(figure, path)
     return True
 
 
 def _colours(names: list[str], arms: list[str]) -> list[Any]:
-    """Of each row by its name; where names and arms stand for each other, those that arms have everywhere."""
+    """A colour for each row by its name; the usual colours of the arms if names and arms match one to one."""
     import seaborn as sns
 
     if len(set(zip(names, arms, strict=True))) == len(set(names)) == len(set(arms)):
@@ -84,7 +84,7 @@ def _means(axes: Any, of: Figure, rows: list[Row], heights: list[float], colours
     if known and min(known) > 0 and max(known) / min(known) > LOG_FROM:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if max(known) / min(known) < 100 else (1,)))
-        # Powers would be written as formulas, which `style` leaves as they are.
+        # Powers would be written as formulas, which `style` does not render.
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.xaxis.set_minor_locator(NullLocator())
     else:
@@ -92,7 +92,7 @@ def _means(axes: Any, of: Figure, rows: list[Row], heights: list[float], colours
 
 
 def _names(jobs: list[Job], rows: list[Row]) -> list[str]:
-    """What tells each row from the others of its cell."""
+    """What distinguishes each row from the others of its cell."""
     keys = [key for key in differing(jobs) if key not in IN_CELL]
     of = {job.number: job for job in jobs}
     arms = {number: {row["arm"] for row in rows if row["job"] == number} for number in of}
@@ -108,7 +108,7 @@ def _names(jobs: list[Job], rows: list[Row]) -> list[str]:
 
 
 def _layout(rows: list[Row], names: list[str], headed: bool) -> tuple[list[float], list[tuple[float, str, bool]]]:
-    """The height of each row, and the labels of the axis: those of the rows, and the cells as headings of theirs."""
+    """The height of each row, and the axis labels (height, text, is heading): rows, with cells as headings."""
     heights: list[float] = []
     ticks: list[tuple[float, str, bool]] = []
     at, cell = 0.0, None

@@ -25,8 +25,7 @@ COUNTS = (("requests_ok", "ok"), ("requests_failed", "failed"))
 def write_comparison(folder: Path, with_plot: bool = True) -> Path:
     """Writes comparison.md, its CSV files and its plot into a sweep's folder, and returns the page's path.
 
-    with_plot: False is for somebody who waits at Ctrl-C; the page then says how to make it.
-    Raises WP1Error where the folder is none of a sweep.
+    with_plot: False after Ctrl-C; the page then says how to add it. Raises WP1Error if the folder is not a sweep's.
     """
     manifest = sweep_figures.read_manifest(folder)
     jobs = sweep_figures.read_jobs(folder, manifest)
@@ -39,13 +38,13 @@ def write_comparison(folder: Path, with_plot: bool = True) -> Path:
         marks = ", ".join(sweep_figures.all_labels([job for pair in of for job in (pair.a, pair.b)]))
         frames.append(frame.with_columns(labels=pl.lit(marks or None, pl.String)))
         for job in (job for pair in of for job in (pair.a, pair.b)):
-            # No more than one contrast's are in memory.
+            # Only one contrast's requests are in memory at a time.
             job.run.drop_requests()
     (folder / PAIRS).unlink(missing_ok=True)
     if frames:
         tables.write_csv(pl.concat(frames), folder / PAIRS, 4)
     if not with_plot:
-        # Of an earlier session.
+        # Left by an earlier session.
         (folder / PLOT).unlink(missing_ok=True)
     plotted = with_plot and sweep_plot(folder / PLOT, jobs, found)
     parts = [
@@ -64,7 +63,7 @@ def write_comparison(folder: Path, with_plot: bool = True) -> Path:
 
 
 def outcome(manifest: dict[str, Any], jobs: list[Job]) -> str:
-    """How many of the sweep's jobs completed, and whether it was stopped, in words."""
+    """How many of the sweep's jobs completed, and whether a signal stopped it, as text."""
     completed = sum(job.status == "completed" for job in jobs)
     stopped = ", stopped by a signal" if manifest["status"] == "interrupted" else ""
     return f"{completed} of {len(jobs)} jobs completed{stopped}"
@@ -83,13 +82,13 @@ def _head(manifest: dict[str, Any], jobs: list[Job]) -> str:
 
 def _without_plot(folder: Path) -> str:
     command = shlex.join(["python", "-m", "wp1.report", str(folder.resolve())])
-    return f"> **Without a plot**, as the sweep was stopped. It is made by `{command}`."
+    return f"> **Without a plot**, as the sweep was interrupted. `{command}` adds it."
 
 
 def jobs_table(jobs: list[Job], found: pl.DataFrame) -> str:
-    """A line for each job, arm and cell. found: from `sweep.rows`."""
+    """The table with a row for each job, arm and cell. found: from `figures.rows`."""
     keys = differing(jobs)
-    # The arm of a job that has one alone is its scheduler, and no news.
+    # A job's only arm is its scheduler, which the overrides already name.
     several = found.group_by("job").agg(arms=pl.col("arm").n_unique())["arms"].max() != 1
     arm = ["arm"] if several else []
     shown = list(metric_table.shown_in("sweep"))
@@ -117,7 +116,7 @@ def jobs_table(jobs: list[Job], found: pl.DataFrame) -> str:
         "## Jobs\n\n"
         + table(header, body, align)
         + "\n\nTimes in ms, of answered requests; **ok** and **failed** count "
-        "measured requests. What each figure means is in the reports of the runs."
+        "measured requests. The runs' reports explain each figure."
     )
 
 
@@ -126,7 +125,7 @@ def _named(name: str | None) -> str | None:
 
 
 def reasons(jobs: list[Job], found: pl.DataFrame) -> str:
-    """Why jobs did not complete, and cells were skipped."""
+    """A list of why jobs did not complete and why cells were skipped."""
     lines = [
         f"- job {job.number}, {job.status}: {text(job.reason)}"
         for job in jobs
@@ -141,21 +140,21 @@ def reasons(jobs: list[Job], found: pl.DataFrame) -> str:
 
 
 def contrast(content: dict[str, Any], of: list[Pair]) -> str:
-    """Two sides, from `sweep.side_by_side`."""
+    """The section on one contrast. content: from `figures.side_by_side`; of: its pairs."""
     a, b = content["arms"]
     parts = [f"## {b} against {a}", content["words"]]
     counts = [content["devices"][name] for name in (a, b)]
     if counts[0] != counts[1]:
         parts.append(f"**Not on equal devices**: {a} had {counts[0]}, {b} had {counts[1]}.")
     if differ := sorted({part for pair in of for part in sweep_figures.unlike(pair)}):
-        parts.append(f"What was sent, or the model it was sent to, is not the same in both: see {', '.join(differ)}.")
+        parts.append(f"The requests sent, or the model they were sent to, differ: see {', '.join(differ)}.")
     else:
         parts.append(comparison_report.tokens(content))
     return "\n\n".join(part for part in (*parts, _scores(of, a, b), comparison_report.tables_of(content)) if part)
 
 
 def _scores(of: list[Pair], a: str, b: str) -> str:
-    """How the scores of two jobs differ over the same examples; "" if they have no scores."""
+    """Tables of how the scores of two jobs differ over the same examples; "" if either has no scores."""
     sides: tuple[list[pl.DataFrame], list[pl.DataFrame]] = ([], [])
     for pair in of:
         for side, job, arm in zip(sides, (pair.a, pair.b), pair.arms, strict=True):

@@ -1,6 +1,6 @@
-"""Any runs side by side: what differs in their configurations, whether their figures are of one kind, and the pairs.
+"""Comparing any runs: how their configurations differ, whether their figures are comparable, and the pairs.
 
-Pure: from the runs' folders alone. The first run is what the others are held against.
+Pure: reads only the runs' folders. The other runs are compared with the first.
 """
 
 import json
@@ -18,17 +18,17 @@ from wp1.core.errors import ConfigError
 from wp1.core.identity import DECISIVE, settings_of
 from wp1.core.paths import run_or_sweep
 
-# Settings of a workload that may differ between cells of one name: the name has them, or they change how much was sent
-# and not what.
+# Workload settings that may differ between cells of the same name: the name includes them, or they change how much was
+# sent but not what.
 SAME_CELL = (
     "prompt_len", "concurrency", "request_rate", "num_requests", "num_warmup", "max_warmup", "warmup_once", "timeout_s",
 )  # fmt: skip
-# Of these groups one setting names the rest, where it differs.
+# In these groups one setting stands for the others if it differs.
 NAMED_BY = {"scheduler": "name", "model": "name", "transfer": "name", "dataset": "name", "slo": "name"}
 
 
 def folders_of(given: Sequence[Path]) -> list[Path]:
-    """The runs' folders; of a sweep's folder those of its jobs. Raises ConfigError where one is neither."""
+    """The run folders; a sweep's folder gives those of its jobs. Raises ConfigError if a folder is neither."""
     found: list[Path] = []
     for folder in given:
         if run_or_sweep(folder) == "sweep":
@@ -42,7 +42,7 @@ def folders_of(given: Sequence[Path]) -> list[Path]:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Job]:
-    """The runs as jobs of a sweep that never was: numbered, and told apart by the settings in which they differ."""
+    """The runs as jobs of an imaginary sweep: numbered, and named by the settings in which they differ."""
     found = [RunTables(folder, compared=True) for folder in folders]
     settings = [settings_of(run.config) for run in found]
     keys = differing_settings(settings)
@@ -57,13 +57,13 @@ def read_runs(folders: Sequence[Path]) -> list[Job]:
 
 
 def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings that are not the same in all runs."""
+    """The settings that differ between runs, sorted."""
     keys = dict.fromkeys(key for of_run in settings for key in of_run)
     return sorted(key for key in keys if any(of_run.get(key) != settings[0].get(key) for of_run in settings))
 
 
 def naming(keys: Sequence[str]) -> list[str]:
-    """Of differing settings those that tell runs apart in few words: `scheduler.name`, and not what follows from it."""
+    """The differing settings that name runs briefly: `scheduler.name`, but not what follows from it."""
     led = {group for group, key in NAMED_BY.items() if f"{group}.{key}" in keys}
     return [key for key in keys if (group := key.partition(".")[0]) not in led or key == f"{group}.{NAMED_BY[group]}"]
 
@@ -74,16 +74,16 @@ def said(settings: Mapping[str, Any], key: str) -> str:
 
 
 def check_alike(jobs: Sequence[Job]) -> None:
-    """Raises ConfigError where cells of one name, or attainment, would not mean the same in two of the runs."""
+    """Raises ConfigError if cells of the same name, or attainment, would not mean the same in two of the runs."""
     first = jobs[0]
     for job in jobs[1:]:
         a, b = (_definitions(one.run.config) for one in (first, job))
         for key in sorted(a | b):
-            # A run without limits has no attainment to compare, and nothing to get wrong.
+            # A run without limits has no attainment, so there is nothing to compare wrongly.
             if a.get(key) != b.get(key) and not (key.startswith("slo.") and None in (a.get(key), b.get(key))):
                 raise ConfigError(
                     f"{key} is {said(a, key)} in {first.metadata['run_id']} and {said(b, key)} in "
-                    f"{job.metadata['run_id']}: their figures are not of the same thing. Compare runs in "
+                    f"{job.metadata['run_id']}: their figures are not comparable. Compare runs in "
                     "which it is the same"
                 )
 
@@ -99,7 +99,7 @@ def _definitions(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def warnings(jobs: Sequence[Job]) -> list[str]:
-    """What makes a difference doubtful though it can be computed, in words."""
+    """Reasons to doubt a difference although it can be computed, a line each."""
     found = []
     for name, of_run in (
         ("hardware", _hardware),
@@ -111,7 +111,7 @@ def warnings(jobs: Sequence[Job]) -> list[str]:
         values = [of_run(job) for job in jobs]
         if len(set(values)) > 1:
             each = [f"run {job.number} {value}" for job, value in zip(jobs, values, strict=True)]
-            found.append(f"not the same {name}: {'; '.join(each)}")
+            found.append(f"different {name}: {'; '.join(each)}")
     found += [f"run {job.number} {job.status}" for job in jobs if job.status != "completed"]
     return found
 
@@ -122,9 +122,9 @@ def _hardware(job: Job) -> str:
 
 
 def pairs(jobs: Sequence[Job], table: pl.DataFrame) -> list[Pair]:
-    """The first run with each other, over the cells that both have; of runs of several arms, arm by arm.
+    """The first run paired with each other run, over the cells that both have; arm by arm if runs have several.
 
-    table: from `sweep.rows`. Raises ConfigError where there are none.
+    table: from `figures.rows`. Raises ConfigError if there is no pair.
     """
     of_run = {
         job.number: table.filter(

@@ -1,1 +1,1 @@
-"""What moving the KV cache between engines cost."""
+"""Cost of moving KV caches between engines."""

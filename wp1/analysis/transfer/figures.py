@@ -1,4 +1,4 @@
-"""What moving KV caches between engines cost, from handoffs.jsonl and queues.jsonl."""
+"""Cost of moving KV caches between engines, from handoffs.jsonl and queues.jsonl."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ TIMES = ("transfer_ms", "handoff_ms", "decode_queue_ms", "copy_ms", "wait_ms")
 
 
 def profile(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame) -> dict[str, Any]:
-    """Bytes, times (ms), rate and share of latency of handoffs, overall and by cell (arm/cell), as `figures` has them.
+    """The handoffs' bytes, times (ms), rates and shares of latency (`figures`), overall and by cell (arm/cell).
 
-    {} where no measured request was handed over, as in aggregated serving.
+    {} if no measured request was handed over, as in aggregated serving.
     """
     handed = handoffs.filter(~pl.col("warmup"))
     if handed.is_empty():
@@ -30,14 +30,18 @@ def profile(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame
 def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame) -> dict[str, Any]:
     """Figures of some measured handoffs and the requests of the same cells (`tables.handoffs`, `.requests`, `.queues`).
 
-    tokens: whose KV had to move; bytes: as measured, of those handoffs that say; copy_gb_per_s (1e9 bytes/s): bytes
-    over the seconds in which they were copied, by the connector's own clock, where it has one; overlapped: handoffs
-    whose transfer began before the prompt was computed, and so waited for the rest of it; gb_per_s: bytes over the
-    union of the transfers' intervals, so that two side by side count once, or None where any overlapped, as it would be
-    the prefill's rate then; a transfer of no bytes, or that took no time by the clock, is in neither rate;
-    runs: pieces of neighbouring blocks that a handoff was copied in, mean; stall_ratio: sum of handoff times / sum of
-    E2E of the same requests; share_of_ttft: sum of the handoff times within TTFT / sum of TTFT, 0 where the prefill
-    engine streams the first token; queues: requests in each place while these cells were measured, mean and max.
+    tokens          tokens whose KV had to move
+    bytes           as measured, over the handoffs that report them
+    copy_gb_per_s   bytes / seconds in which they were copied (1e9 bytes/s), by the connector's own clock if it has one
+    overlapped      handoffs whose transfer began before the prompt was computed, and so waited for the rest of it
+    gb_per_s        bytes / union of the transfers' intervals (1e9 bytes/s), so that simultaneous transfers count once;
+                    None if any overlapped, as it would then be the prefill's rate
+    runs            mean number of contiguous runs of blocks that a handoff was copied in
+    stall_ratio     sum of handoff times / sum of E2E of the same requests
+    share_of_ttft   sum of handoff times within TTFT / sum of TTFT; 0 if the prefill engine streams the first token
+    queues          requests in each place while these cells were measured, mean and max
+
+    A transfer without bytes, or whose clock shows no time, is in neither rate.
     """
     ok = handoffs.filter(pl.col("status") == "ok")
     units = metrics.units_of(ok)
@@ -88,7 +92,7 @@ def _ratio(part: pl.Series, whole: pl.Series) -> float | None:
 
 
 def _queue_lengths(queues: pl.DataFrame, requests: pl.DataFrame) -> dict[str, Any]:
-    """Mean and max of each length over the samples taken while a repeat of these cells was under way."""
+    """Mean and max of each queue's length over the samples taken while a repeat of these cells ran."""
     windows = (
         requests.group_by("arm", "cell", "repeat")
         .agg(begin=pl.min("t_sent"), end=pl.max("t_end"))

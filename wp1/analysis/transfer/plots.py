@@ -1,4 +1,4 @@
-"""Plots of handoffs: time by length, and requests in each place."""
+"""Plot of handoffs: number of requests in each place over time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,26 +12,26 @@ from wp1.analysis.base.style import Plot
 from wp1.analysis.device import plots as device_plots
 from wp1.analysis.load import occupancy
 
-# Places of `occupancy.stays` in words, with the colour of the phase that each belongs to.
+# Places of `occupancy.stays`, their titles, and the palette index of the phase that each belongs to.
 PLACES = (
-    ("prefill_waiting", "in wp1, waiting for a place in a prefill engine", 7),
-    ("prefilling", "in a prefill engine, its queue and prefill", 1),
-    ("decode_waiting", "prefilled, waiting for a place to decode, KV held in the prefill engine", 3),
-    ("transferring", "KV moving to a decode engine, its prompt computed", 4),
-    ("decoding", "in a decode engine, its queue and decoding", 0),
+    ("prefill_waiting", "waiting in wp1 for a place in a prefill engine", 7),
+    ("prefilling", "in a prefill engine: queue and prefill", 1),
+    ("decode_waiting", "prefill done, waiting for a place in a decode engine; KV held by the prefill engine", 3),
+    ("transferring", "prefill done, KV moving to a decode engine", 4),
+    ("decoding", "in a decode engine: queue and decode", 0),
 )
 
 
-# Of a time axis, about as many as its pixels.
+# Slices of the time axis: about one per pixel.
 SLICES = 700
 
 
 def handoff_plots(
     folder: Path, queues: pl.DataFrame, requests: pl.DataFrame, mark: str, handoffs: pl.DataFrame | None = None
 ) -> list[Plot]:
-    """Requests in each place over time, one file an arm that has any; (caption, file).
+    """Plots requests in each place over time, a file per arm that has handoffs; returns (caption, file) of each.
 
-    queues: `tables.queues`, which say when the arm was up; requests, handoffs: what was where, by their own times.
+    queues: `tables.queues`, which show when the arm was up; requests, handoffs: their timestamps place each request.
     """
     style.use()
     made = []
@@ -41,12 +41,12 @@ def handoff_plots(
         path = folder / f"queues-{arm}.png"
         of_arm = pl.col("arm") == arm
         slice_s, cut = _queues(samples["t"], rows.filter(of_arm), moved.filter(of_arm), str(arm), path, mark)
-        seams = f" At a dotted line {arm} was not up for a time, which is left out." if cut else ""
+        seams = f" Dotted lines mark times left out, in which {arm} was not up." if cut else ""
         made.append(
             (
-                f"Requests in each place of {arm} over time, from begin and end of each request's stay there. Dark is "
-                f"the mean over slices of {slice_s * 1e3:,.0f} ms, so that its area is the time that requests spent "
-                f"there; pale is the most at any moment of a slice. Shaded while measured.{seams}",
+                f"Requests in each place of {arm} over time, from the begin and end of each request's stay. Dark: mean "
+                f"over slices of {slice_s * 1e3:,.0f} ms, so its area is the total time spent in the place. Pale: the "
+                f"most at any moment of a slice. Grey background: requests were being measured.{seams}",
                 path,
             )
         )
@@ -56,15 +56,16 @@ def handoff_plots(
 def _queues(
     up: pl.Series, requests: pl.DataFrame, handoffs: pl.DataFrame, arm: str, path: Path, mark: str
 ) -> tuple[float, bool]:
-    """A panel for each place, in the order that a request passes them. up: moments at which the arm was up (seconds).
+    """Draws a panel for each place, in the order in which requests pass them.
 
-    Returns how long a slice of the axis is, in seconds, and whether time is left out.
+    up: moments at which the arm was up (seconds). Returns the length of a slice in seconds, and whether time is left
+    out of the axis.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
     from matplotlib.ticker import MaxNLocator
 
-    # Nobody samples in another arm's turn, and between the sessions of a run that was resumed.
+    # There are no samples in another arm's turn, nor between the sessions of a resumed run.
     parts = device_plots.sessions(up.sort().to_numpy(), up.len())
     moments, places, seams = _end_to_end(parts)
     total = sum(end - begin for begin, end in parts)
@@ -81,7 +82,7 @@ def _queues(
             axes.axvline(seam, color="black", linestyle=":", linewidth=1)
         highest = 1.0
         for begin, end in parts:
-            # No slice lies across a seam.
+            # Edges are per stretch, so that no slice crosses a seam.
             edges = np.linspace(begin, end, 2 + round(SLICES * (end - begin) / total) if total else 2)
             mean, most = occupancy.sliced(found[name], edges)
             x = np.interp(edges, moments, places)
@@ -95,7 +96,7 @@ def _queues(
         axes.set_title(f"{words}{_stays_in_words(found[name])}", fontsize="small", fontweight="normal")
         axes.grid(axis="x", visible=False)
         sns.despine(ax=axes)
-    grid[-1].set_xlabel(f"s, without the time in which {arm} was not up" if seams else "s")
+    grid[-1].set_xlabel(f"s, without times in which {arm} was not up" if seams else "s")
     figure.supylabel("requests (dark: mean, pale: most)", fontsize="medium")
     style.over_all(figure, f"Where the requests of {arm} were", mark)
     style.save(figure, path)
@@ -103,14 +104,14 @@ def _queues(
 
 
 def _stays_in_words(of_place: np.ndarray) -> str:
-    """How many stays there were, and their mean: what is shorter than a pixel cannot be read off the axis."""
+    """The number of stays and their mean, since a stay shorter than a pixel cannot be read off the axis."""
     if not len(of_place):
         return ": none"
     return f": n = {len(of_place):,}, mean {ms(float((of_place[:, 1] - of_place[:, 0]).mean()) * 1e3)} ms"
 
 
 def _end_to_end(parts: Sequence[tuple[float, float]]) -> tuple[list[float], list[float], list[float]]:
-    """Begins and ends of stretches of time (s), their places on an axis where one follows the other, and the seams."""
+    """Begins and ends of stretches of time (s), their positions on an axis that joins them, and those of the seams."""
     pause = device_plots.SEAM * sum(end - begin for begin, end in parts)
     left, moments, places, seams = 0.0, [], [], []
     for begin, end in parts:

@@ -1,4 +1,4 @@
-"""What a report says of moving KV caches between engines. From `profiling.kv_transfer`; pure."""
+"""The report's section on moving KV caches between engines, from `profiling.kv_transfer`. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,26 +6,27 @@ from typing import Any
 from wp1.analysis.base.markdown import fixed, ms, number, percent, short, table
 
 HOW_TO_READ = """\
-- **handoff**: the prefill engine's first token → the KV cache usable in the decode engine, with the wait for a place
-  there; nothing where it was usable before, and part of TTFT only where the decode engine streams the first token.
+- **handoff**: from the prefill engine's first token until the decode engine can use the KV cache, including the wait
+  for a place there; zero if it could use it earlier. It is part of TTFT only if the decode engine streams the first
+  token.
 - **transfer**: from the first byte that moves to the last"""
 OF_COPY = """\
-- **copy**: the time in which bytes moved, by the connector's own clock (a GPU's events); **copy GB/s** (1e9 bytes):
-  bytes / that."""
+- **copy**: the time in which bytes moved, by the connector's own clock (GPU events); **copy GB/s**: bytes / copy time,
+  with 1 GB = 1e9 bytes."""
 OF_SPAN = """\
-- **GB/s over transfers** (1e9 bytes): bytes / time in which any transfer was under way, its launching and messages
-  included."""
+- **GB/s over transfers**: bytes / time in which any transfer was under way, including launches and messages, with
+  1 GB = 1e9 bytes."""
 TIMES = ("copy_ms", "transfer_ms", "handoff_ms", "decode_queue_ms")
 STALL = """\
-- **stall ratio**: sum of handoffs / sum of E2E. All of a handoff delays its request: what moves while the prompt is
-  still computed delays nothing and lies before it."""
+- **stall ratio**: sum of handoff times / sum of E2E. A handoff delays its request for its whole duration; KV that moves
+  while the prompt is still being computed delays nothing and is not part of the handoff."""
 
 
 def section(profile: Mapping[str, Any]) -> str:
-    """A row for each cell and one for all, which has no times of its own; "" for a run without handoffs.
+    """A row for each cell and one for all cells, which has no times; "" for a run without handoffs.
 
-    Rates are of the copying itself where the connector has a clock of its own. Over whole transfers they are only given
-    where none began before its prompt was computed: its pauses are the prefill's.
+    Copy rates are given if the connector has its own clock. Rates over whole transfers are given only if no transfer
+    began before its prompt was computed: its pauses would be those of the prefill.
     """
     if not profile:
         return ""
@@ -34,7 +35,7 @@ def section(profile: Mapping[str, Any]) -> str:
     rows = []
     for name, cell in cells.items():
         size = cell["bytes_a_handoff"].get("mean")
-        # A median over short and long prompts together is of neither.
+        # A median over short and long prompts together describes neither.
         mixed = cell is profile["overall"] and len(profile["cells"]) > 1
         times = {key: None if mixed else _times(cell[key]) for key in TIMES}
         copy = [times["copy_ms"], _rate(cell["copy_gb_per_s"])] if own_clock else []
@@ -55,27 +56,27 @@ def section(profile: Mapping[str, Any]) -> str:
         "wait for a place ms", *(["GB/s over transfers"] if over_transfers else []), "stall ratio",
         "share of TTFT",
     ]  # fmt: skip
-    note = "Times are p50 / p95. The decode engine cannot go on with a request before its handoff has ended."
+    note = "Times are p50 / p95. The decode engine cannot continue a request before its handoff has ended."
     early = profile["overall"]["overlapped"]
     if early:
         note += (
             f" {number(early)} of {number(profile['overall']['ok'])} transfers began before their prompt was computed "
-            "(transfer.overlap=on): they are as long as what was left of it, most of which is waiting for the next "
-            "piece. What such a transfer costs is its copy, and what it delays is the handoff."
+            "(transfer.overlap=on), so they lasted as long as the rest of the prefill and mostly waited for the next "
+            "blocks. The cost of such a transfer is its copy time; the delay it causes is its handoff time."
         )
     columns = "l" + "r" * (len(header) - 1)
     return f"## KV transfer\n\n{table(header, rows, columns)}\n\n{note}{_longest_queues(profile['overall'])}"
 
 
 def how_to_read(profile: Mapping[str, Any]) -> str:
-    """The words of `section`, those that occur in it."""
+    """Definitions of the terms that `section` uses."""
     own_clock, over_transfers = _rates(profile)
-    pauses = ", with pauses for the rest of the prompt." if profile["overall"]["overlapped"] else "."
+    pauses = ", including pauses while the rest of the prompt is computed." if profile["overall"]["overlapped"] else "."
     return "\n".join([HOW_TO_READ + pauses, *[OF_COPY] * own_clock, *[OF_SPAN] * over_transfers, STALL])
 
 
 def _rates(profile: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether there are rates of copying, and of whole transfers."""
+    """Whether copy rates can be given, and rates over whole transfers."""
     overall = profile["overall"]
     return overall["copy_gb_per_s"] is not None, not overall["overlapped"]
 
@@ -97,6 +98,6 @@ def _longest_queues(overall: Mapping[str, Any]) -> str:
         for name, words in (("prefill_waiting", "prefill"), ("decode_waiting", "decode"))
     ]
     return (
-        f" Requests that waited in wp1 for a place in an engine, at most: {', '.join(lengths)}; those that waited "
-        "within an engine are not among them, but in **queue**."
+        f" Largest number of requests waiting in wp1 for a place in an engine: {', '.join(lengths)}. Waiting inside an "
+        "engine is not counted here, but in **queue**."
     )

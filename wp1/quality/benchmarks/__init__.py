@@ -1,4 +1,4 @@
-"""The benchmarks: every module here is one, and says all there is to say of it in its `BENCHMARK`."""
+"""The benchmarks: every module here is one, and declares it in full in its `BENCHMARK`."""
 
 import difflib
 import importlib
@@ -17,37 +17,39 @@ Benchmarks = Mapping[str, Benchmark]
 @cache
 def own() -> Benchmarks:
     """wp1's own benchmarks by name."""
-    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
     return {module.BENCHMARK.name: module.BENCHMARK for module in modules}
 
 
 def known(module: str | None, key: str = "dataset.benchmark") -> Benchmarks:
-    """wp1's own benchmarks, and one from outside: that of a module, by the name that Python imports it by.
+    """wp1's own benchmarks, and the one of a module from outside, given by its import name.
 
-    key: what the module was named by. Raises ConfigError if it cannot be imported or has no benchmark.
+    key: the setting that names the module. Raises ConfigError if it cannot be imported or has no benchmark.
     """
     if module is None:
         return own()
-    said = f"{key}={module}"
-    found = getattr(imported(said, module), "BENCHMARK", None)
-    if not isinstance(found, Benchmark):
-        raise ConfigError(f"{said} has no BENCHMARK of the class wp1.quality.tasks.Benchmark: add one")
-    if not re.fullmatch(r"\w[\w.-]*", found.name):
-        raise ConfigError(f"{said}: its name {found.name!r} is no name: use letters, digits, '_', '-' and '.'")
-    if own().get(found.name, found) is not found:
-        raise ConfigError(f"{said} is called {found.name}, as one of wp1's own is: give it another name")
-    return {**own(), found.name: found}
+    setting = f"{key}={module}"
+    benchmark = getattr(imported(setting, module), "BENCHMARK", None)
+    if not isinstance(benchmark, Benchmark):
+        raise ConfigError(f"{setting} has no BENCHMARK of the class wp1.quality.tasks.Benchmark: add one")
+    if not re.fullmatch(r"\w[\w.-]*", benchmark.name):
+        raise ConfigError(
+            f"{setting}: the benchmark's name {benchmark.name!r} is invalid: use letters, digits, '_', '-' and '.'"
+        )
+    if own().get(benchmark.name, benchmark) is not benchmark:
+        raise ConfigError(f"{setting}: wp1 already has a benchmark named {benchmark.name}: give yours another name")
+    return {**own(), benchmark.name: benchmark}
 
 
 def find(name: str, among: Benchmarks | None = None) -> Task:
-    """A task by its name, alone (`hotpotqa`) or with its benchmark (`longbench/hotpotqa`).
+    """A task by its name (`hotpotqa`), or by benchmark and name (`longbench/hotpotqa`).
 
-    among: None for wp1's own. Raises ConfigError, naming near ones, if there is none.
+    among: None for wp1's own benchmarks. Raises ConfigError, naming similar tasks, if there is none.
     """
     among = own() if among is None else among
-    of, _, short = name.rpartition("/")
+    owner, _, short = name.rpartition("/")
     for benchmark in among.values():
-        if of in ("", benchmark.name) and short in benchmark.names:
+        if owner in ("", benchmark.name) and short in benchmark.names:
             return benchmark.task(short)
     names = [f"{benchmark.name}/{task}" for benchmark in among.values() for task in benchmark.names]
     near = difflib.get_close_matches(name, [*names, *(task.partition("/")[2] for task in names)], n=3)
@@ -56,7 +58,7 @@ def find(name: str, among: Benchmarks | None = None) -> Task:
 
 
 def subsets(among: Benchmarks) -> dict[str, tuple[str, ...]]:
-    """The tasks, with their benchmark, that each subset's name stands for in `dataset.tasks`."""
+    """Subset name in `dataset.tasks` -> its tasks, as BENCHMARK/TASK."""
     return {
         f"{one.name}_subset": tuple(f"{one.name}/{task}" for task in one.built_in.tasks)
         for one in among.values()
@@ -65,10 +67,10 @@ def subsets(among: Benchmarks) -> dict[str, tuple[str, ...]]:
 
 
 def chosen(tasks: Iterable[str], among: Benchmarks) -> list[Task]:
-    """The tasks that `dataset.tasks` names, with each subset's name replaced by its tasks; every name once.
+    """The tasks that `dataset.tasks` names, with each subset replaced by its tasks; every name once.
 
-    Raises ConfigError as `find`.
+    Raises ConfigError as `find` does.
     """
-    of = subsets(among)
-    names = dict.fromkeys(name for task in tasks for name in of.get(task, (task,)))
+    tasks_of = subsets(among)
+    names = dict.fromkeys(name for task in tasks for name in tasks_of.get(task, (task,)))
     return [find(name, among) for name in names]

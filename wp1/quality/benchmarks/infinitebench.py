@@ -1,8 +1,8 @@
 """InfiniteBench (arXiv:2402.13718): 12 tasks of about 100,000 tokens.
 
 Prompts and limits are lm-eval's, which are the official ones for GPT-4 (OpenBMB/InfiniteBench at 88b3daa6,
-src/prompt.py and src/eval_utils.py); so are its scorers where they equal src/compute_scores.py there. What is too long
-loses its middle.
+src/prompt.py and src/eval_utils.py). Scorers are lm-eval's if they equal those in src/compute_scores.py there. Prompts
+that are too long lose their middle.
 """
 
 import json
@@ -35,7 +35,7 @@ CATEGORY_OF = {task: category for category, tasks in CATEGORIES.items() for task
 CHOICES = ("code_debug", "longbook_choice_eng")
 LETTERS = ["A", "B", "C", "D"]
 METRICS = {"math_calc": "prefix", "longbook_sum_eng": "rouge_lsum", "longbook_qa_eng": "f1", "longbook_qa_chn": "f1"}
-# The one task that lm-eval has not; prompt.py and eval_utils.py.
+# The one task that lm-eval lacks; from prompt.py and eval_utils.py.
 MATH_CALC = "Compute the intermediate values in the following long expression.\n\n{context}"
 MATH_CALC_TOKENS = 30_000
 
@@ -56,56 +56,56 @@ def task(name: str) -> Task:
 
 
 def _task_file(name: str) -> dict[str, Any]:
-    theirs = name.replace("_eng", "_en")
-    return lm_eval_files.task_file("infinitebench", f"infinitebench_{theirs}.yaml")
+    lm_eval_name = name.replace("_eng", "_en")
+    return lm_eval_files.task_file("infinitebench", f"infinitebench_{lm_eval_name}.yaml")
 
 
 def _prompt(name: str, file: dict[str, Any], row: Row) -> str:
     if name == "math_calc":
         return MATH_CALC.format(context=row.context)
     fields = {"context": row.context, "input": row.question, "options": row.choices}
-    asked = str(file["doc_to_text"])
-    if asked.startswith("utils."):
-        text = getattr(_utils(), asked.removeprefix("utils."))(fields)
+    template = str(file["doc_to_text"])
+    if template.startswith("utils."):
+        text = getattr(_utils(), template.removeprefix("utils."))(fields)
     else:
-        text = lm_eval_files.render(asked, **fields)
+        text = lm_eval_files.render(template, **fields)
     return str(file.get("description", "")) + text
 
 
 def row(name: str, fields: Fields, default_id: str) -> Row:
-    """A row in the official schema, or the generic one."""
+    """A row from the official schema, or from the generic one."""
     options = rows.options(fields)
     if name in CHOICES and not options:
         raise BadRowError('has 0 "options": four are needed')
-    found = answers(name, fields, ("answer", "answers"))
+    references = answers(name, fields, ("answer", "answers"))
     return Row(
         id=rows.identifier(fields, ("id", "_id"), default_id),
         task=name,
         context=rows.filled(fields, "context"),
         question=rows.first_text(fields, ("input", "question"), default=""),
-        answers=found,
+        answers=references,
         choices=options,
         language="zh" if name.endswith("_chn") else "en",
     )
 
 
 def answers(name: str, fields: Fields, names: tuple[str, ...]) -> list[Any]:
-    """Numbers if the task asks for such; of math_calc also as one list in a list; of a choice its text and letter."""
+    """The answers: numbers if the task asks for numbers (math_calc's may be nested), a choice as text and letter."""
     options = rows.options(fields)
     key = rows.first_of(fields, names) or names[0]
-    found = rows.listed(fields.get(key), key, nested=name == "math_calc")
-    # The official files have a text and its letter for choices alone.
-    if key == "ground_truth" and name not in CHOICES and len(found) == 2 and found[1] in LETTERS:
-        raise BadRowError(f"is of a choice (its answer has a letter), and {name} is none")
+    references = rows.listed(fields.get(key), key, nested=name == "math_calc")
+    # The official files have a text and its letter only for multiple choice.
+    if key == "ground_truth" and name not in CHOICES and len(references) == 2 and references[1] in LETTERS:
+        raise BadRowError(f"is multiple choice (its answer has a letter), but {name} is not")
     try:
-        check_answers(name, found)
-        return label_of(name, found, options)
+        check_answers(name, references)
+        return label_of(name, references, options)
     except ValueError as error:
         raise BadRowError(str(error)) from None
 
 
 def _features() -> Any:
-    """A column that is empty in the first rows would be guessed wrong, and numbers among the answers too."""
+    """Column types: inference fails for a column whose first rows are empty, and for numbers among the answers."""
     from datasets import Features, List, Value
 
     text = Value("string")
@@ -113,10 +113,10 @@ def _features() -> Any:
 
 
 def label_of(name: str, answer: list[Any], options: list[str]) -> list[Any]:
-    """The answers as scored: of a choice its text and its letter (eval_utils.py, `get_answer`).
+    """The answers as scored: for a choice, its text and its letter (eval_utils.py, `get_answer`).
 
-    answer: of a choice its text, its letter, or both. Raises ValueError for a choice that is none of the options, or
-    for a text whose letter nothing tells.
+    answer: for a choice, its text, its letter, or both. Raises ValueError for a choice that is not one of the options,
+    or for a text whose letter is unknown.
     """
     if name not in CHOICES or (len(answer) == 2 and answer[1] in LETTERS):
         return answer
@@ -126,27 +126,27 @@ def label_of(name: str, answer: list[Any], options: list[str]) -> list[Any]:
         return [options[LETTERS.index(answer[0])] if options else answer[0], answer[0]]
     if not options:
         raise ValueError('has an "answer" without its letter: give the letter, or "options" (four texts)')
-    raise ValueError('has an "answer" that is none of its "options"')
+    raise ValueError('has an "answer" that is not one of its "options"')
 
 
 def check_answers(name: str, answers: list[Any]) -> None:
-    """Raises ValueError where a task that asks for numbers has others among its answers."""
+    """Raises ValueError if a task that asks for numbers has other answers."""
     pattern = {"math_find": r"-?\d+(\.\d+)?", "math_calc": r"-?\d+(\.0+)?", "code_run": r"-?\d+"}.get(name)
     if pattern is None:
         return
     for value in answers[0] if isinstance(answers[0], list) else answers:
         if not re.fullmatch(pattern, str(value)):
             kind = "number" if name == "math_find" else "whole number"
-            raise ValueError(f"has the answer {str(value)[:40]!r}, which is no {kind}")
+            raise ValueError(f"has the answer {str(value)[:40]!r}, which is not a {kind}")
 
 
 def _score(name: str, prediction: str, row: Row) -> float:
     ours = OURS.get(name)
     if ours is not None:
         return float(ours(prediction, row.answers))
-    theirs = str(_task_file(name)["process_results"]).removeprefix("utils.")
+    scorer = str(_task_file(name)["process_results"]).removeprefix("utils.")
     answers = [str(answer) for answer in row.answers[:1]]
-    return float(getattr(_utils(), theirs)({"answer": answers}, [prediction])["score"])
+    return float(getattr(_utils(), scorer)({"answer": answers}, [prediction])["score"])
 
 
 def _utils() -> Any:
@@ -158,21 +158,21 @@ def _words(text: str, replaced: str) -> list[str]:
 
 
 def _dialogue(prediction: str, answers: list[str]) -> bool:
-    """The first name as a word of its own, in capitals (`get_score_one_longdialogue_qa_eng`)."""
+    """Whether the first name occurs as a separate word, in capitals (`get_score_one_longdialogue_qa_eng`)."""
     return answers[0] in [word.upper() for word in _words(prediction, "\n:\"'.,?!{}")]
 
 
 def _qa_english(prediction: str, answers: list[str]) -> float:
-    """F1 of words, best of the answers (`qa_f1_score`)."""
+    """F1 over words, for the best of the answers (`qa_f1_score`)."""
     return max(f1(words_of(prediction), words_of(str(answer))) for answer in answers)
 
 
 def _qa_chinese(prediction: str, answers: list[str]) -> float:
-    """F1 of characters, best of the answers (`qa_f1_score_zh`). lm-eval leaves out part of the punctuation."""
+    """F1 over characters, for the best of the answers (`qa_f1_score_zh`). lm-eval lacks part of the punctuation."""
     return max(f1(_characters(prediction), _characters(str(answer))) for answer in answers)
 
 
-# What counts as punctuation there; string.punctuation is added.
+# Punctuation in compute_scores.py, which adds string.punctuation.
 ZH_PUNCTUATION = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】"
     "〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
@@ -180,12 +180,13 @@ ZH_PUNCTUATION = (
 
 
 def _characters(text: str) -> list[str]:
-    left_out = string.punctuation + ZH_PUNCTUATION
-    return [sign for sign in text.lower() if sign not in left_out and not sign.isspace()]
+    punctuation = string.punctuation + ZH_PUNCTUATION
+    return [sign for sign in text.lower() if sign not in punctuation and not sign.isspace()]
 
 
 def _code_debug(prediction: str, label: list[str]) -> bool:
-    """The option's letter at the beginning, or letter or name after a phrase (`get_score_one_code_debug`)."""
+    """Whether the option's letter is at the beginning, or its letter or name after a phrase
+    (`get_score_one_code_debug`)."""
     name, letter = label
     text = prediction.strip()
     if text[:2] in (f"{letter}.", f"{letter}:"):
@@ -197,8 +198,8 @@ def _code_debug(prediction: str, label: list[str]) -> bool:
 
 
 def _choice(prediction: str, label: list[str]) -> bool:
-    """The first letter, the option's text, a letter after a phrase, or the first lone one
-    (`get_score_one_longbook_choice_eng`)."""
+    """Whether the choice is right: by first letter, the option's text, a letter after a phrase, or the first lone
+    letter (`get_score_one_longbook_choice_eng`)."""
     text = prediction.strip()
     if not text:
         return False
@@ -210,13 +211,13 @@ def _choice(prediction: str, label: list[str]) -> bool:
     after = _after_phrase(text, ("answer is:", "answer:", "answer is", "option is"))
     if after is not None:
         return after.startswith(tuple(label))
-    # "AB" is part of "ABCD" too, as it is there.
+    # "AB" also counts as part of "ABCD", as in the official scorer.
     first = next((word for word in text.split() if word in "ABCD"), None)
     return first is not None and first in label
 
 
 def _after_phrase(text: str, phrases: tuple[str, ...]) -> str | None:
-    """What follows the first phrase that occurs, less one sign; None where none does."""
+    """The text after the first phrase that occurs, without its first character; None if none occurs."""
     for phrase in phrases:
         at = text.find(phrase)
         if at != -1:
@@ -225,16 +226,16 @@ def _after_phrase(text: str, phrases: tuple[str, ...]) -> str | None:
 
 
 def _math_find(prediction: str, label: list[Any]) -> bool:
-    """The first number equals (`get_score_one_math_find`, which a decimal for a whole number would end).
+    """Whether the first number is right (`get_score_one_math_find`, which crashes on a decimal for a whole number).
 
-    Decimal, as a number may have more digits than a float or Python's own int takes.
+    Uses Decimal, because a number may have more digits than a float holds or Python's int accepts.
     """
     number = re.search(r"[0-9]+\.[0-9]+|[0-9]+", prediction)
     return number is not None and Decimal(number.group()) == Decimal(str(label[0]))
 
 
 def _math_calc(prediction: str, label: list[Any]) -> float:
-    """The share of values that are right from the beginning on (`get_score_one_math_calc`)."""
+    """Share of the values that are right before the first wrong one (`get_score_one_math_calc`)."""
     values = label[0] if label and isinstance(label[0], list) else label
     right = 0
     for wanted, value in zip(values, re.findall(r"[0-9]+", prediction), strict=False):
@@ -245,7 +246,7 @@ def _math_calc(prediction: str, label: list[Any]) -> float:
 
 
 def _summary(prediction: str, answers: list[str]) -> float:
-    """ROUGE-Lsum without stemming, best of the references, as Hugging Face's `evaluate` computes it."""
+    """ROUGE-Lsum without stemming, for the best of the references, as Hugging Face's `evaluate` computes it."""
     return max(rouge_lsum(prediction, str(answer)) for answer in answers)
 
 
@@ -262,7 +263,7 @@ OURS: dict[str, Callable[[str, list[Any]], float]] = {
 
 
 def _hidden(what: str, digits: int) -> KindOf:
-    """A number among noise, as InfiniteBench's construct_synthetic_dataset.py hides it."""
+    """A number hidden in noise, as in InfiniteBench's construct_synthetic_dataset.py."""
 
     def kind(making: Making, rng: random.Random, number: int) -> Kind:
         value = "".join(rng.choices(string.digits[1:], k=digits))
@@ -282,7 +283,7 @@ def _hidden(what: str, digits: int) -> KindOf:
 
 
 def _pairs(making: Making, rng: random.Random, number: int) -> Kind:
-    """One value of a JSON object of many."""
+    """One value of a large JSON object."""
     pairs: list[tuple[str, str]] = []
     place = rng.random()
 
@@ -293,17 +294,17 @@ def _pairs(making: Making, rng: random.Random, number: int) -> Kind:
         while len(pairs) < units:
             pairs.append((new(), new()))
         key, value = pairs[int(place * units)]
-        asked = f'Key: "{key}"\nThe value associated with the specified key is: '
+        question = f'Key: "{key}"\nThe value associated with the specified key is: '
         fillers = {"": " ".join(padding(noise))} if noise else {}
         context = "JSON data:\n" + json.dumps(dict(pairs[:units]) | fillers, indent=0)
-        return Row("", "", context, asked, [value], extra={"depth": round(100 * place, 1)})
+        return Row("", "", context, question, [value], extra={"depth": round(100 * place, 1)})
 
     each = sum(making.tokens.counts([f'"{new()}": "{new()}",\n' for _ in range(16)])) / 16
     return Kind(row, lambda units: round(units * each), 2)
 
 
 def _numbers(making: Making, rng: random.Random, number: int) -> Kind:
-    """The largest or smallest of a list; never a number that stands there twice."""
+    """The largest or smallest number of a list, which occurs only once."""
     largest = rng.random() < 0.5
     drawn: list[int] = []
 
@@ -314,8 +315,8 @@ def _numbers(making: Making, rng: random.Random, number: int) -> Kind:
         values = list(drawn[:units])
         values.insert(len(values) // 3, end)
         which = "largest" if largest else "smallest"
-        asked = f"You should answer with only one number, no other words. The {which} number of the list is: "
-        return Row("", "", str(values), asked, [end])
+        question = f"You should answer with only one number, no other words. The {which} number of the list is: "
+        return Row("", "", str(values), question, [end])
 
     each = making.tokens.counts([", 47, 83, 15, 62"])[0] / 4
     return Kind(row, lambda units: round(units * each), 4)

@@ -1,9 +1,9 @@
 """LongBench (arXiv:2308.14508): 21 tasks in six categories, and the 13 of LongBench-E, whose names end in `_e`.
 
-The rules are those of LongBench's own pred.py, eval.py and metrics.py (THUDM/LongBench at 2e00731f): what is too long
-loses its middle; few-shot and code tasks are asked without a chat template; of few-shot answers the first line counts;
-the best of several references counts; the overall score is the mean of the categories, each the mean of its tasks.
-Wording, limits and, where they equal the official ones, scorers are lm-eval's.
+The rules are those of LongBench's own pred.py, eval.py and metrics.py (THUDM/LongBench at 2e00731f): prompts that are
+too long lose their middle; few-shot and code tasks have no chat template; only the first line of a few-shot answer
+counts; the best of several references counts; the overall score is the mean of the categories, each the mean of its
+tasks. Wording and limits are lm-eval's, as are scorers that equal the official ones.
 """
 
 import random
@@ -39,12 +39,12 @@ E_TASKS = (
 CHINESE = ("multifieldqa_zh", "dureader", "vcsum", "lsht", "passage_retrieval_zh")
 FIRST_LINE = ("trec", "triviaqa", "samsum", "lsht")
 WITHOUT_CHAT = (*FIRST_LINE, "lcc", "repobench-p")
-# Of LongBench-E, by the length that the set states (words; characters of Chinese).
+# Groups of LongBench-E by the dataset's stated length (words, or characters of Chinese): upper bound, name.
 LENGTH_GROUPS = ((4000, "0-4k"), (8000, "4-8k"), (None, "8k+"))
 LONGBENCH_E = tuple(f"{name}_e" for name in E_TASKS)
-# Tasks whose answers name a paragraph; their scorers take the number that follows.
+# Tasks whose answers name a paragraph; their scorers compare the number after this word.
 RETRIEVED = {"passage_retrieval_en": "Paragraph ", "passage_retrieval_zh": "段落"}
-PARAGRAPHS = 30  # passage_retrieval_en says so in its wording
+PARAGRAPHS = 30  # as stated in passage_retrieval_en's wording
 
 
 @cache
@@ -61,7 +61,7 @@ def task(name: str) -> Task:
         prompt=lambda row: lm_eval_files.render(file["doc_to_text"], context=row.context, question=row.question),
         score=lambda prediction, row: _best(scorer, _post_processed(base, prediction), row),
         chat=base not in WITHOUT_CHAT,
-        # Else a model goes on with dialogues of its own; pred.py has no other stop.
+        # Otherwise a model continues with invented dialogues; pred.py has no other stop.
         stop=("\n",) if base == "samsum" else (),
         metric=metric.removesuffix("_score"),
         classes=metric == "classification_score",
@@ -69,22 +69,22 @@ def task(name: str) -> Task:
 
 
 def row(name: str, fields: Fields, default_id: str) -> Row:
-    """A row in the official schema, or in lm-eval's copy's, or the generic one."""
+    """A row from the official schema, from that of lm-eval's copy, or from the generic one."""
     language = rows.text(fields, "language", default="zh" if name in CHINESE else "en")
-    of_id = rows.identifier(fields, ("_id", "id"), default_id)
+    row_id = rows.identifier(fields, ("_id", "id"), default_id)
     context = rows.filled(fields, "context")
-    # Their own name, lm-eval's copy's, and the generic one's.
+    # The official name, and the generic one.
     question = rows.first_text(fields, ("input", "question"), default="")
-    found = answers(name, fields, ("answers", "answer"))
+    references = answers(name, fields, ("answers", "answer"))
     classes = rows.classes(fields, needed=task(name).classes)
     length = rows.length(fields, "length")
     group = length_group(name, length)
     return Row(
-        id=of_id,
+        id=row_id,
         task=name,
         context=context,
         question=question,
-        answers=found,
+        answers=references,
         all_classes=classes,
         length=length,
         language=language,
@@ -93,13 +93,13 @@ def row(name: str, fields: Fields, default_id: str) -> Row:
 
 
 def answers(name: str, fields: Fields, names: tuple[str, ...]) -> list[Any]:
-    """The answers; those of a retrieval have a number after the word for a paragraph."""
-    found = rows.answers(name, fields, names)
-    form = RETRIEVED.get(name.removesuffix("_e"))
-    for answer in found if form is not None else ():
-        if not re.search(rf"{form}\d", str(answer)):
-            raise BadRowError(f"has the answer {str(answer)[:40]!r}: the number after {form!r} is what is scored")
-    return found
+    """The answers. Raises BadRowError if one of a retrieval task has no number after the word for paragraph."""
+    references = rows.answers(name, fields, names)
+    word = RETRIEVED.get(name.removesuffix("_e"))
+    for answer in references if word is not None else ():
+        if not re.search(rf"{word}\d", str(answer)):
+            raise BadRowError(f"has the answer {str(answer)[:40]!r}: a number after {word!r} is needed for scoring")
+    return references
 
 
 def _groups_of_prediction(name: str, fields: Fields) -> Sequence[str]:
@@ -107,13 +107,13 @@ def _groups_of_prediction(name: str, fields: Fields) -> Sequence[str]:
     if name not in LONGBENCH_E or length is None:
         return ()
     if type(length) is not int or length < 0:
-        raise BadRowError('has a "length" that is no whole number, by which LongBench-E is grouped')
+        raise BadRowError('has a "length" that is not a whole number: LongBench-E groups by it')
     group = length_group(name, length)
     return () if group is None else (group,)
 
 
 def length_group(name: str, length: Any) -> str | None:
-    """Of a row of LongBench-E, its group by the length that the set states; None of another task's, or unstated."""
+    """The group of a LongBench-E row by its stated length; None for other tasks or without a length."""
     if name not in LONGBENCH_E or not isinstance(length, int):
         return None
     return next(group for below, group in LENGTH_GROUPS if below is None or length < below)
@@ -133,16 +133,16 @@ def _scorer(metric: str) -> Callable[..., float]:
     if metric == "classification_score":
         return classification
 
-    def theirs(prediction: str, answer: str, **_: Any) -> float:
+    def lm_eval_scorer(prediction: str, answer: str, **_: Any) -> float:
         return getattr(_metrics(), metric)(prediction, answer)
 
-    return theirs
+    return lm_eval_scorer
 
 
 def code_sim(prediction: str, answer: str, **_: Any) -> float:
-    """Edit similarity of the first line that is neither comment nor fence (metrics.py, `code_sim_score`).
+    """Edit similarity of the first line that is neither a comment nor a fence (metrics.py, `code_sim_score`).
 
-    lm-eval leaves out blank lines too, which the official one does only at the beginning.
+    lm-eval skips all blank lines, the official scorer only those at the beginning.
     """
     lines = prediction.lstrip("\n").split("\n")
     line = next((line for line in lines if "`" not in line and "#" not in line and "//" not in line), "")
@@ -150,10 +150,10 @@ def code_sim(prediction: str, answer: str, **_: Any) -> float:
 
 
 def classification(prediction: str, answer: str, all_classes: list[str]) -> float:
-    """1 / the number of classes named, where the right one is among them (metrics.py, `classification_score`).
+    """1 / the number of classes named if the right one is among them, else 0 (metrics.py, `classification_score`).
 
-    A class that is part of the right one's name does not count against it. The official scorer removes those from the
-    list that it walks over, and so misses one that follows another; a score that equals it has to as well.
+    A class whose name is part of the right one's does not count. The official scorer removes such classes from the
+    list while iterating over it, and so skips the element after each; this reproduces that.
     """
     named = [name for name in all_classes if name in prediction]
     position = 0
@@ -167,7 +167,8 @@ def classification(prediction: str, answer: str, all_classes: list[str]) -> floa
 
 @cache
 def _metrics() -> ModuleType:
-    """lm-eval's metrics.py. It imports fuzzywuzzy (GPL) for `code_sim_score`, which is ours: an empty module does."""
+    """lm-eval's metrics.py. It imports fuzzywuzzy (GPL) only for `code_sim_score`, which wp1 replaces; an empty module
+    takes its place."""
     stand_in = "fuzzywuzzy" not in sys.modules
     if stand_in:
         sys.modules["fuzzywuzzy"] = ModuleType("fuzzywuzzy")
@@ -195,7 +196,7 @@ def _question(making: Making, rng: random.Random, number: int) -> Kind:
 
 
 def _retrieval(making: Making, rng: random.Random, number: int) -> Kind:
-    """Thirty paragraphs, and words from one of them: which?"""
+    """Thirty paragraphs, and words from one of them to be found."""
     starts = [making.passages.somewhere(rng) for _ in range(PARAGRAPHS)]
     right = rng.randrange(PARAGRAPHS)
 
@@ -213,7 +214,7 @@ def _retrieval(making: Making, rng: random.Random, number: int) -> Kind:
 
 
 def _count_passages(making: Making, rng: random.Random, number: int) -> Kind:
-    """Numbered paragraphs of which some occur twice: how many different ones?"""
+    """Numbered paragraphs, some repeated; the answer is the number of different ones."""
     drawn: list[int] = []
 
     def row(units: int, noise: int) -> Row:
@@ -229,7 +230,7 @@ def _count_passages(making: Making, rng: random.Random, number: int) -> Kind:
 
 
 def _code(making: Making, rng: random.Random, number: int) -> Kind:
-    """The line of code that follows; what goes before begins anywhere, as a window does."""
+    """The next line of code; the code before it starts anywhere, as a window does."""
     source = code()
     while True:
         at = source.index("\n", rng.randrange(len(source) // 4, len(source) - 1000)) + 1
@@ -260,7 +261,7 @@ BENCHMARK = Benchmark(
     predictions=Predictions(
         marks=("all_classes",),
         groups=_groups_of_prediction,
-        # LongBench-E's own files are called as LongBench's.
+        # LongBench-E's own files have the same names as LongBench's.
         stem=lambda name: name.removesuffix("_e"),
         sets={f"{NAME}_e": LONGBENCH_E},
     ),

@@ -1,7 +1,7 @@
-"""LongBench v2 (arXiv:2412.15204): 503 questions with four choices; the letter is taken from what the model says.
+"""LongBench v2 (arXiv:2412.15204): 503 multiple-choice questions; the letter is extracted from the model's answer.
 
-Prompt, extraction and groups as in pred.py and result.py of THUDM/LongBench; the question's wording is lm-eval's, which
-scores by log-likelihood and so lacks the line that asks for a format.
+Prompt, extraction and groups are as in pred.py and result.py of THUDM/LongBench. The question's wording is lm-eval's,
+which scores by log-likelihood and therefore lacks the line that asks for a format.
 """
 
 import re
@@ -15,7 +15,7 @@ from wp1.quality.tasks import Benchmark, Predictions, Reporting, Row, Task
 from wp1.workload.row_files import BadRowError
 
 NAME = "longbench_v2"
-# prompts/0shot.txt ends so, where lm-eval's has "Answer:".
+# The last line of prompts/0shot.txt; lm-eval's has "Answer:" instead.
 FORMAT = 'Format your response as follows: "The correct answer is (insert answer here)".'
 MAX_TOKENS = 128  # pred.py
 DIFFICULTIES = ("easy", "hard")
@@ -26,14 +26,14 @@ GROUPS = {"difficulty": DIFFICULTIES, "length": LENGTHS}
 @cache
 def task(name: str) -> Task:
     file = lm_eval_files.task_file("longbench2", "_longbench_common_yaml")
-    asked = file["doc_to_text"].removesuffix("Answer:") + FORMAT
+    template = file["doc_to_text"].removesuffix("Answer:") + FORMAT
     return Task(
         name=name,
         benchmark=NAME,
         category="multiple choice",
         max_tokens=MAX_TOKENS,
         prompt=lambda row: lm_eval_files.render(
-            asked,
+            template,
             context=row.context.strip(),
             question=row.question,
             choices=[choice.strip() for choice in row.choices],
@@ -43,23 +43,23 @@ def task(name: str) -> Task:
 
 
 def extract(response: str) -> str | None:
-    """The letter that a response names in the format asked for, None for none (pred.py, `extract_answer`)."""
+    """The letter that a response names in the requested format, or None (pred.py, `extract_answer`)."""
     text = response.replace("*", "")
-    found = re.search(r"The correct answer is \(([A-D])\)", text) or re.search(r"The correct answer is ([A-D])", text)
-    return found.group(1) if found else None
+    match = re.search(r"The correct answer is \(([A-D])\)", text) or re.search(r"The correct answer is ([A-D])", text)
+    return match.group(1) if match else None
 
 
 def row(name: str, fields: Fields, default_id: str) -> Row:
-    """A row in the official schema."""
+    """A row from the official schema."""
     rows.filled(fields, "answer")
-    found = answers(name, fields, ("answer",))
+    letters = answers(name, fields, ("answer",))
     extra = {key: rows.text(fields, key, default="") for key in ("difficulty", "length", "domain", "sub_domain")}
     return Row(
         id=rows.identifier(fields, ("_id", "id"), default_id),
         task=name,
         context=rows.filled(fields, "context"),
         question=rows.filled(fields, "question"),
-        answers=found,
+        answers=letters,
         choices=[rows.filled(fields, f"choice_{letter}") for letter in "ABCD"],
         groups=tuple(extra[key] for key in GROUPS if extra[key]),
         extra=extra,
@@ -68,27 +68,27 @@ def row(name: str, fields: Fields, default_id: str) -> Row:
 
 def answers(name: str, fields: Fields, names: tuple[str, ...]) -> list[Any]:
     """One letter from A to D."""
-    found = rows.answers(name, fields, names)
-    if found[0] not in ("A", "B", "C", "D"):
+    letters = rows.answers(name, fields, names)
+    if letters[0] not in ("A", "B", "C", "D"):
         key = rows.first_of(fields, names)
-        raise BadRowError(f'has the "{key}" {str(found[0])[:40]!r}: one of A, B, C, D is needed')
-    return found
+        raise BadRowError(f'has the "{key}" {str(letters[0])[:40]!r}: one of A, B, C, D is needed')
+    return letters
 
 
 def _prediction(fields: Fields) -> Any:
-    """What the model said. The official files have that as `response`, and as `pred` the letter taken from it."""
+    """The model's answer. Official files have it as `response`, and the letter extracted from it as `pred`."""
     if isinstance(fields.get("response"), str) or "pred" not in fields:
         return fields.get(rows.first_of(fields, ("response", "prediction")) or "")
     letter = fields["pred"]
     if letter is not None and not isinstance(letter, str):
-        raise BadRowError('has a "pred" that is neither a letter nor null')
+        raise BadRowError('has a "pred" that is not a letter or null')
     return f"The correct answer is ({letter})" if letter else ""
 
 
 def _groups_of_prediction(name: str, fields: Fields) -> Sequence[str]:
     for key, known in GROUPS.items():
         if fields.get(key) is not None and fields[key] not in known:
-            raise BadRowError(f'has a "{key}" that is none of {", ".join(known)}')
+            raise BadRowError(f'has a "{key}" that is not one of {", ".join(known)}')
     return [fields[key] for key in GROUPS if fields.get(key) is not None]
 
 

@@ -1,10 +1,11 @@
-"""PG-19 (arXiv:1911.05507): long books. Perplexity over windows of a text, and which of four passages comes next.
+"""PG-19 (arXiv:1911.05507), long books: perplexity over windows of a text, and which of four passages comes next.
 
-Of a book from the hub or a file perplexity is of its beginning, as much as the model takes. The next passage is asked
-for at a place drawn by the book's id, the same everywhere, and the other three are from elsewhere in the same book.
+For a book from the hub or a file, perplexity covers its beginning, up to the model's length. The question for the next
+passage is at a position drawn from the book's id, the same everywhere; the other three passages are from elsewhere in
+the same book.
 
-Neither is an official score: PG-19 states word-level perplexity over whole books. Perplexity here is exp of the mean
-negative log-likelihood of a token, as the engine gives it, in the model's own tokens.
+Neither is an official score: PG-19 reports word-level perplexity over whole books. Perplexity here is exp of the mean
+negative log-likelihood per token, as the engine reports it, in the model's own tokens.
 """
 
 import random
@@ -20,10 +21,10 @@ from wp1.workload.row_files import BadRowError
 
 NAME = "pg19"
 PERPLEXITY, NEXT_PASSAGE = "pg19_perplexity", "pg19_next_passage"
-# Tokens over which a prompt's log-likelihood is summed up.
+# Tokens over which a prompt's log-likelihood is summed.
 NLL_WINDOW = 128
 PASSAGE = 60  # words
-# Words of a book before the question; more than any model here takes, and a book may have a million.
+# Words of a book before the question: more than any model here takes, but a book may have a million.
 CONTEXT = 150_000
 QUESTION = (
     "Which of these passages follows directly? Answer with one letter (A, B, C or D) and nothing else.\n\n"
@@ -48,7 +49,7 @@ def task(name: str) -> Task:
 
 
 def row(name: str, fields: Fields, default_id: str) -> Row:
-    """A task's row from a whole book, `text`."""
+    """A task's row from a whole book, the field `text`."""
     book = rows.identifier(fields, ("url", "short_book_title", "id"), default_id)
     return _row_of_book(name, book, rows.filled(fields, "text"))
 
@@ -86,7 +87,7 @@ def letter(prediction: str, row: Row) -> float:
 
 
 def _no_text(prediction: str, row: Row) -> float:
-    raise ValueError("perplexity is of the prompt's log-likelihoods, not of an answer")
+    raise ValueError("perplexity comes from the prompt's log-likelihoods, not from an answer")
 
 
 def _text(making: Making, rng: random.Random, number: int) -> Kind:
@@ -98,7 +99,7 @@ def _text(making: Making, rng: random.Random, number: int) -> Kind:
 
 
 def _next(making: Making, rng: random.Random, number: int) -> Kind:
-    """A stretch of text and four that may follow; three of them follow elsewhere in the same part of the book."""
+    """A passage and four verses that may follow it; three of them are from nearby in the book."""
     verses = making.passages.verses
     end = making.passages.somewhere(rng)
     picks = rng.sample([n for n in range(end - 200, end + 200) if not -1 <= n - end <= 1], 3)

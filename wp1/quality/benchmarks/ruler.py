@@ -1,6 +1,6 @@
-"""RULER (arXiv:2404.06654): 13 tasks of any length. What they ask and how it is scored; `wp1.quality.ruler` makes them.
+"""RULER (arXiv:2404.06654): 13 tasks of any length. Declares and scores them; `wp1.quality.ruler` makes their prompts.
 
-Wording and limits are lm-eval's; scores as in scripts/eval/synthetic/constants.py of NVIDIA/RULER at c3f5e3b4.
+Wording and limits are lm-eval's; scores are as in scripts/eval/synthetic/constants.py of NVIDIA/RULER at c3f5e3b4.
 """
 
 import re
@@ -20,7 +20,7 @@ from wp1.quality.tasks import Benchmark, BuiltIn, Made, Make, Making, Prediction
 from wp1.workload.row_files import BadRowError
 
 NAME = "ruler"
-# Said wherever scores of prompts that were made here are shown.
+# Shown wherever scores of built-in prompts are shown.
 VARIANT = (
     "RULER's prompts are laid out as NVIDIA's generators lay them out (not as lm-eval's), with draws of wp1's own and "
     "essays from the King James Bible."
@@ -32,7 +32,7 @@ CATEGORY_OF = dict.fromkeys(NEEDLES, "retrieval") | {
     "qa_1": "question answering",
     "qa_2": "question answering",
 }
-# The score that a length needs to count as reached: Llama-2-7B's at 4,096 tokens, in percent (paper, section 4).
+# Score in percent that a length needs to count as reached: Llama-2-7B's at 4,096 tokens (paper, section 4).
 THRESHOLD = 85.6
 
 
@@ -54,19 +54,19 @@ def _clean(prediction: str) -> str:
 
 
 def match_all(prediction: str, row: Row) -> float:
-    """The share of the references that occur, in any case of letters (`string_match_all`)."""
-    said = _clean(prediction)
-    return sum(str(answer).lower() in said for answer in row.answers) / len(row.answers)
+    """Share of the references that occur, ignoring case (`string_match_all`)."""
+    text = _clean(prediction)
+    return sum(str(answer).lower() in text for answer in row.answers) / len(row.answers)
 
 
 def match_any(prediction: str, row: Row) -> float:
-    """Whether any reference occurs (`string_match_part`). lm-eval averages over the references."""
-    said = _clean(prediction)
-    return float(any(str(answer).lower() in said for answer in row.answers))
+    """Whether any reference occurs (`string_match_part`). lm-eval averages over the references instead."""
+    text = _clean(prediction)
+    return float(any(str(answer).lower() in text for answer in row.answers))
 
 
 def row(name: str, fields: Fields, default_id: str) -> Row:
-    """A row in the schema of NVIDIA's generators, or the generic one with its prompt as `input`."""
+    """A row from the schema of NVIDIA's generators, or from the generic one with its prompt as `input`."""
     return Row(
         id=rows.identifier(fields, ("index", "id"), default_id),
         task=name,
@@ -78,15 +78,15 @@ def row(name: str, fields: Fields, default_id: str) -> Row:
 
 
 def answers(name: str, fields: Fields, names: tuple[str, ...]) -> list[Any]:
-    """The references, none of them empty."""
-    found = rows.answers(name, fields, names)
-    if not all(str(answer).strip() for answer in found):
+    """The references. Raises BadRowError if one is empty."""
+    references = rows.answers(name, fields, names)
+    if not all(str(answer).strip() for answer in references):
         raise BadRowError("has an empty answer, which every text contains")
-    return found
+    return references
 
 
 def _maker(making: Making) -> Make:
-    """Needle tasks at every one of `dataset.depths`, if that is set; the others once."""
+    """Makes needle tasks at each of `dataset.depths`, if set, and all others once."""
     prompts = RulerPrompts(making.tokens, making.length, making.passages, _files(making.dataset))
 
     def make(name: str, seed: int, number: int) -> list[Made]:
@@ -97,7 +97,7 @@ def _maker(making: Making) -> Make:
 
 
 def _files(dataset: Any) -> dict[str, Path]:
-    """The user's files of questions by task."""
+    """Task -> the user's file of questions."""
     named = (("qa_1", dataset.squad), ("qa_2", dataset.hotpot))
     return {name: Path(path).expanduser() for name, path in named if path}
 
@@ -108,7 +108,7 @@ def _check(dataset: Any) -> None:
             raise ConfigError(f"dataset.{key}={dataset[key]} is not a file: name the set's development file (JSON)")
     for depth in dataset.depths or []:
         if not 0 <= depth <= 100:
-            raise ConfigError(f"dataset.depths={list(dataset.depths)} does not do: percent of the context, 0 to 100")
+            raise ConfigError(f"dataset.depths={list(dataset.depths)} must be percent of the context, 0 to 100")
 
 
 def _check_files(dataset: Any, names: Sequence[str]) -> None:

@@ -18,10 +18,10 @@ from wp1.serving.starting import kv_free, start_all
 
 
 class AggregatedScheduler:
-    """`replicas` engines that are alike; each request goes to one of them for all its life.
+    """`replicas` identical engines; each request is prefilled and decoded by one of them.
 
-    routing: "round_robin", or "least_loaded" (fewest requests in flight, equals in turn).
-    make_backend: gives an engine for a name and a place; engines start when the scheduler is entered.
+    routing: "round_robin", or "least_loaded" (fewest requests in flight; ties in turn).
+    make_backend: builds an engine from a name and a place. Engines start when the scheduler is entered.
     """
 
     moves_kv: ClassVar[bool] = False
@@ -65,7 +65,7 @@ class AggregatedScheduler:
 
     async def serve(self, request: Request, record: RequestRecord) -> None:
         if (dead := next((engine for engine in self._engines if not engine.alive), None)) is not None:
-            # Also if others live: half of the engines under all of the load is not what the cell is about.
+            # Even if others are alive: fewer engines under the full load would be a different experiment.
             record.pool, record.phase, record.t_end = self.name, "prefill", time.monotonic()
             record.status, record.cause, record.error = "error", "engine_died", death_of(dead)
             return
@@ -74,7 +74,7 @@ class AggregatedScheduler:
             await self.answer(request, record)
 
     async def answer(self, request: Request, record: RequestRecord) -> None:
-        """Has an engine answer, within `outcome`. A scheduler with another order of requests waits here before."""
+        """Streams an engine's answer into the record. A subclass that reorders requests waits before it calls this."""
         index = self._route()
         engine = self._engines[index]
         record.prefill_engine = record.decode_engine = engine.name
@@ -96,7 +96,7 @@ class AggregatedScheduler:
         return all(engine.alive for engine in self._engines)
 
     async def settle(self) -> None:
-        pass  # it writes nothing
+        pass  # it writes no events
 
     def backends(self) -> dict[str, list[ServingBackend]]:
         return {self.name: list(self._engines)}

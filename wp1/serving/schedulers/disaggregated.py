@@ -1,4 +1,4 @@
-"""Disaggregated serving: one pool computes prompts, another decodes, and the KV cache is handed over between them."""
+"""Disaggregated serving: one pool prefills, another decodes, and the KV cache is handed over between them."""
 
 import asyncio
 import dataclasses
@@ -24,22 +24,22 @@ from wp1.serving.schedulers.serve import outcome
 from wp1.serving.starting import kv_free, start_all
 from wp1.serving.transfer import KVTransfer
 
-# vLLM's specifications of layers whose blocks are handed over whole and all. Of windows it may hand over the last ones
-# only, and a recurrent state is not in blocks.
+# vLLM's layer specifications for which every block is handed over whole. For sliding windows it may hand over only the
+# last blocks, and a recurrent state is not stored in blocks.
 WHOLE = {"FullAttentionSpec", "MLAAttentionSpec"}
 
 
 class DisaggregatedScheduler:
     """`prefill` engines and `decode` engines with a `KVBroker` between them.
 
-    first_token: "prefill" streams the prefill engine's token at once, and decoding goes on from the second; with
-    "decode" the decode engine computes it again from the KV that it was given, and the user waits for that.
-    max_prefilled: requests that a prefill engine works on or holds the KV of.
-    transfer: where it overlaps, a decode engine with room is asked for its part while the prompt is computed, and
-    takes the KV over as it gets ready.
-    lease_s: seconds for which KV that nobody fetches is kept, where no decode engine is left to release it.
-    make_backend: gives an engine for a name, a place, and what its KV connector needs.
-    write: takes a Handoff for every one that ended, and QueueLengths ten times a second.
+    first_token: with "prefill" the client gets the prefill engine's token at once, and decoding continues with the
+    second; with "decode" the decode engine recomputes the first token from the KV it received, and the client waits.
+    max_prefilled: most requests that a prefill engine works on or holds KV for.
+    transfer: if it overlaps, a decode engine with room gets the request while the prompt is still being computed, and
+    fetches the KV as it becomes available.
+    lease_s: seconds for which unfetched KV is kept if no decode engine is left to release it.
+    make_backend: builds an engine from a name, a place, and the settings of its KV connector.
+    write: receives a Handoff for each that ended, and QueueLengths ten times a second.
     """
 
     moves_kv: ClassVar[bool] = True
@@ -70,15 +70,15 @@ class DisaggregatedScheduler:
         self._pools = EnginePools(transfer)
         self._kv_bytes_per_token = kv_bytes_per_token
         decode_size = decode_tensor_parallel or tensor_parallel
-        # If there are more ranks than heads, some hold the same heads, and each of them gets its own copy.
+        # If there are more ranks than heads, several ranks hold the same heads, and each gets its own copy.
         self._kv_copies = decode_size // (kv_shards or decode_size)
         self._write = write
         sizes = [tensor_parallel] * prefill + [decode_size] * decode
-        # Each rank of the larger side moves its part, to or from one rank of the other.
+        # Each rank of the larger side moves its part to or from one rank of the other side.
         self._transfers = max(tensor_parallel, decode_size)
         self._places = places(sizes, devices, hardware.gpu_indices(), hardware.cores())
         if transfer.overlap:
-            self._places[prefill:] = _seeing(self._places[:prefill], self._places[prefill:])
+            self._places[prefill:] = _with_peers(self._places[:prefill], self._places[prefill:])
         names = [f"prefill-{n}" for n in range(prefill)] + [f"decode-{n}" for n in range(decode)]
         engines = [
             make_backend(
@@ -148,11 +148,11 @@ class DisaggregatedScheduler:
         await self._stack.aclose()
 
     def _block_bytes(self, settings: dict[str, Any]) -> int | None:
-        """Of a block in all layers and all ranks of a decode engine; None if handoffs do not consist of whole blocks.
+        """Bytes of a block over all layers and ranks of a decode engine; None if handoffs are not of whole blocks.
 
-        By the engine's own figure, as its cache may have another dtype than the configuration lets expect.
+        Uses the engine's own figure, since its cache may have another dtype than the configuration suggests.
         """
-        kinds = {words.split()[-1] for words in settings.get("kv_layers", "").split(", ") if words}
+        kinds = {layer.split()[-1] for layer in settings.get("kv_layers", "").split(", ") if layer}
         if kinds - WHOLE:
             return None
         block = settings.get("kv_block_bytes")
@@ -174,7 +174,7 @@ class DisaggregatedScheduler:
         async with outcome(record, request.timeout_s):
             record.phase = "queue"
             if not isinstance(request.prompt, list) or (request.prompt and not isinstance(request.prompt[0], int)):
-                raise WP1Error("disaggregated serving takes prompts as token ids")
+                raise WP1Error("disaggregated serving needs prompts as token ids")
             tokens = len(request.prompt)
             ticket = await self._enter(tokens, request.max_tokens)
             try:
@@ -190,23 +190,23 @@ class DisaggregatedScheduler:
             raise self._pools.pool_lost(error) from error
 
     async def _serve(self, request: Request, record: RequestRecord, ticket: Ticket) -> None:
-        """Prefill, handoff and decode of a request that has its place in the prefill pool."""
+        """Prefills, hands over and decodes a request that holds a slot in the prefill pool."""
         assert self._pools.broker is not None
         assert self._pools.ledger is not None
         assert ticket.source is not None
         handoff = self._pools.ledger.open(request, f"{next(self._numbers)}-{secrets.token_hex(4)}", ticket.source)
-        serving = Handover(
+        handover = Handover(
             self._pools, self._pools.broker, self._pools.ledger, request, record, ticket, handoff,
             streams_prefill_token=self._streams_prefill_token,
         )  # fmt: skip
         try:
-            await serving.run()
+            await handover.run()
         finally:
             self._pools.unfetched.pop(handoff.handoff_id, None)
             self._pools.ledger.forget(handoff)
 
     async def _look_after(self) -> None:
-        """Notes the queues' lengths, overdue handoffs, and engines that died with nobody waiting for their answer."""
+        """Records queue lengths, closes overdue handoffs, and finds engines that died while idle."""
         assert self._pools.broker is not None
         assert self._pools.ledger is not None
         while True:
@@ -238,15 +238,15 @@ class DisaggregatedScheduler:
         return await kv_free(self._pools.engines, within_s)
 
 
-def _seeing(prefill: list[Place], decode: list[Place]) -> list[Place]:
-    """The decode engines' places, each with the prefill engines' GPUs in sight, to copy from them."""
+def _with_peers(prefill: list[Place], decode: list[Place]) -> list[Place]:
+    """The decode engines' places with the prefill engines' GPUs visible, to copy KV from them."""
     gpus = {gpu for place in prefill for gpu in place.gpus}
     return [dataclasses.replace(place, peers=sorted(gpus - set(place.gpus))) for place in decode]
 
 
 def _room(engine: ServingBackend, requests: int | None = None) -> EngineRoom:
     settings = engine.info().settings
-    # vLLM keeps a block for itself.
+    # vLLM reserves one block.
     return EngineRoom(
         engine.name, requests or settings["max_num_seqs"], settings["kv_blocks"] - 1, settings["block_size"]
     )

@@ -19,7 +19,7 @@ from wp1.serving.schedulers.serve import WELL_ENDED, TransferError, add_tokens, 
 
 @dataclass(frozen=True, slots=True)
 class _Early:
-    """What a decode engine streams that was asked before its request's prompt was computed."""
+    """The stream of a decode engine that received its request before the prompt was computed."""
 
     stream: AsyncIterator[Chunk]
     first: "asyncio.Future[Chunk]"
@@ -27,9 +27,9 @@ class _Early:
 
 
 class Handover:
-    """Serves one request that has its place, `ticket`, in the prefill pool.
+    """Serves one request that holds a slot (`ticket`) in the prefill pool.
 
-    streams_prefill_token: the user gets the prefill engine's token at once.
+    streams_prefill_token: whether the client gets the prefill engine's token at once.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class Handover:
         self._source = handoff.source  # the prefill engine
 
     async def run(self) -> None:
-        """Serves the request to its end. Raises EngineDiedError, TransferError, or WP1Error for a bad answer."""
+        """Serves the request. Raises EngineDiedError, TransferError, or WP1Error if an engine's answer is bad."""
         if self.request.max_tokens == 1:
-            # The tokens after the first are the decode pool's; here nothing is handed over.
+            # The decode pool computes only the tokens after the first, so there is no handoff.
             await self._phases(None)
             return
         async with self._asked_early() as early:
@@ -60,7 +60,7 @@ class Handover:
         last = await self._prefill_phase(one_token)
         self._broker.prefilled(self.ticket)
         if one_token or (self._streams_prefill_token and last.finish_reason == "stop"):
-            # A decode engine that was asked already frees it when it hears that nobody waits.
+            # A decode engine that already has the request frees the KV when its stream is closed.
             if not one_token and (early is None or self.ticket.target in self._pools.lost):
                 self._pools.release(self.request, self.handoff, last.kv_transfer_params)
             self.record.finish_reason = last.finish_reason
@@ -72,8 +72,8 @@ class Handover:
         except BaseException as error:
             if self.record.phase in ("decode_queue", "handoff"):
                 self.handoff.phase = self.record.phase
-                self.handoff.error = self.handoff.error or str(error) or "the request was given up"
-                # A decode engine that was asked for it fetches it, given up or not.
+                self.handoff.error = self.handoff.error or str(error) or "the request was cancelled"
+                # A decode engine that already has the request fetches the KV even if the request is cancelled.
                 if self.handoff.t_decode_sent is None or self.handoff.target in self._pools.lost:
                     self._pools.release(self.request, self.handoff, last.kv_transfer_params)
             raise
@@ -81,12 +81,12 @@ class Handover:
             self._ledger.close(self.handoff)
 
     async def _prefill_phase(self, one_token: bool) -> Chunk:
-        """The prompt's KV in the prefill engine, and the first token; returns the engine's last chunk."""
+        """Computes the prompt's KV and the first token in the prefill engine; returns the engine's last chunk."""
         self.record.phase, self.record.prefill_engine = "prefill", self._source
-        asked = dataclasses.replace(self.request, request_id=self.handoff.handoff_id, max_tokens=1)
+        prefill = dataclasses.replace(self.request, request_id=self.handoff.handoff_id, max_tokens=1)
         params = None if one_token else self._pools.transfer.prefill_params(self.handoff.handoff_id, self.ticket.target)
         last: Chunk | None = None
-        async with closing(self._pools.chunks(self._pools.prefill[self._source], asked, params)) as stream:
+        async with closing(self._pools.chunks(self._pools.prefill[self._source], prefill, params)) as stream:
             async for chunk in stream:
                 last = chunk
                 if one_token or self._streams_prefill_token:
@@ -111,42 +111,45 @@ class Handover:
             self._pools.lose(source, death_of(source))
             raise EngineDiedError(self._failed(self._pools.died_when(self._source, "with the KV")))
         if prefilled.kv_transfer_params is None:
-            raise TransferError(self._failed(f"engine {self._source} did not say where the KV is"))
+            raise TransferError(self._failed(f"engine {self._source} did not report where the KV is"))
         self._pools.peers[self._source] = self._pools.transfer.peer(prefilled.kv_transfer_params)
         if early is not None:
             self.record.t_decode_sent = self.handoff.t_decode_sent = early.t_sent
             await self._decoding(early.stream, early.first)
             return
-        asked = self._for_decode(prefilled.token_ids)
+        request = self._for_decode(prefilled.token_ids)
         params = self._pools.transfer.decode_params(prefilled.kv_transfer_params, len(self.request.prompt))
         if (unfetched := self._pools.transfer.unfetched(prefilled.kv_transfer_params)) is not None:
             self._pools.unfetched[self.handoff.handoff_id] = unfetched
         self.record.t_decode_sent = self.handoff.t_decode_sent = time.monotonic()
-        async with closing(self._pools.chunks(self._pools.decode[target], asked, params)) as stream:
+        async with closing(self._pools.chunks(self._pools.decode[target], request, params)) as stream:
             await self._decoding(stream, anext(stream))
 
     def _for_decode(self, first: list[int]) -> Request:
-        """What a decode engine is asked for. `first`: the prefill engine's token, which is part of its prompt."""
-        asked = dataclasses.replace(self.request, request_id=self.handoff.handoff_id)
+        """The request for the decode engine. first: the prefill engine's token, appended to the prompt if streamed."""
+        request = dataclasses.replace(self.request, request_id=self.handoff.handoff_id)
         if self._streams_prefill_token:
             prompt: Any = self.request.prompt
-            asked.prompt = prompt + first
-            asked.max_tokens -= len(first)
-        return asked
+            request.prompt = prompt + first
+            request.max_tokens -= len(first)
+        return request
 
     @asynccontextmanager
     async def _asked_early(self) -> "AsyncIterator[_Early | None]":
-        """A decode engine's stream, before the prompt is computed; None where that is not to be, or none has room."""
+        """A decode engine's stream, started before the prompt is computed.
+
+        None if the connector does not overlap transfer with prefill, or if no decode engine has room.
+        """
         target = self._broker.reserve(self.ticket) if self._pools.transfer.overlap else None
         if target is None:
             yield None
             return
-        # Token 0 keeps the place of one that is not known yet.
-        asked = self._for_decode([0])
+        # Token 0 is a placeholder for the first token, which is not known yet.
+        request = self._for_decode([0])
         params = self._pools.transfer.early_params(
             self.handoff.handoff_id, self._source, len(self.request.prompt), wants_token=self._streams_prefill_token
         )
-        async with closing(self._pools.chunks(self._pools.decode[target], asked, params)) as stream:
+        async with closing(self._pools.chunks(self._pools.decode[target], request, params)) as stream:
             first = asyncio.ensure_future(anext(stream))
             try:
                 yield _Early(stream, first, time.monotonic())
@@ -154,15 +157,15 @@ class Handover:
                 first.cancel()
                 await asyncio.wait([first])
                 if not first.cancelled():
-                    first.exception()  # it was told to whoever waited, or nobody did
+                    first.exception()  # retrieve it, in case nobody awaited it, so that asyncio does not log it
 
     async def _decoding(self, stream: AsyncIterator[Chunk], first: Awaitable[Chunk]) -> None:
-        await self._until_there(first)
+        await self._await_first(first)
         async for chunk in stream:
             self._add_decoded(chunk)
 
-    async def _until_there(self, first: Awaitable[Chunk]) -> None:
-        """The decode engine's first token, which needs the KV. Raises TransferError where it does not come in time."""
+    async def _await_first(self, first: Awaitable[Chunk]) -> None:
+        """Waits for the decode engine's first token, which needs the KV. Raises TransferError if it is late."""
         limit = asyncio.timeout(self._pools.transfer.timeout_s)
         self._pools.limits[self.ticket] = limit
         try:
@@ -173,10 +176,10 @@ class Handover:
                 raise EngineDiedError(
                     self._failed(self._pools.died_when(self._source, "during the handoff"))
                 ) from error
-            reason = f"the KV was not there after {self._pools.transfer.timeout_s:g} s (transfer.timeout_s)"
+            reason = f"the KV did not arrive within {self._pools.transfer.timeout_s:g} s (transfer.timeout_s)"
             raise TransferError(self._failed(reason)) from error
         except StopAsyncIteration as error:
-            raise TransferError(self._failed("the decode engine gave no token")) from error
+            raise TransferError(self._failed("the decode engine returned no token")) from error
         finally:
             del self._pools.limits[self.ticket]
         if not chunk.token_ids:
@@ -193,17 +196,17 @@ class Handover:
         add_tokens(self.record, chunk)
         self.record.finish_reason = chunk.finish_reason
         if chunk.times is not None:
-            # What an engine takes over within its step is not there when that begins.
-            there = self._ledger.arrival(self.handoff.handoff_id)
-            begun = chunk.times.scheduled
-            usable = begun if begun is None or there is None else max(begun, there)
+            # KV that an engine fetches within a step arrives after the step has begun.
+            arrived = self._ledger.arrival(self.handoff.handoff_id)
+            scheduled = chunk.times.scheduled
+            usable = scheduled if scheduled is None or arrived is None else max(scheduled, arrived)
             self.record.t_decode_scheduled = self.handoff.t_decode_scheduled = usable
             self.record.t_decode_first_token = self.handoff.t_decode_first_token = chunk.times.first_token
             self.record.t_engine_last_token = chunk.times.last_token
             self.record.preemptions += chunk.times.preemptions
 
     def _failed(self, reason: str) -> str:
-        """Notes why the handoff failed, and gives the words for its request."""
+        """Records why the handoff failed, and returns the error message for its request."""
         handoff = self.handoff
         handoff.error = reason
         return f"handoff {handoff.handoff_id} from {handoff.source} to {handoff.target} failed: {reason}"

@@ -1,4 +1,4 @@
-"""The engines of disaggregated serving: which of them live, and what is let go when one dies."""
+"""The engines of disaggregated serving: which are alive, and what to release if one dies."""
 
 import asyncio
 import dataclasses
@@ -13,24 +13,24 @@ from wp1.serving.schedulers.ledger import Ledger
 from wp1.serving.schedulers.serve import closing
 from wp1.serving.transfer import Kept, KVTransfer
 
-# Queue lengths are noted, and engines looked after, ten times a second.
+# Queue lengths are recorded and engines checked ten times a second.
 WATCH_PERIOD_S = 0.1
 
 
 class EnginePools:
-    """Prefill and decode engines by their names, and what is under way between them."""
+    """Prefill and decode engines by name, and the handoffs in progress between them."""
 
     def __init__(self, transfer: KVTransfer) -> None:
         self.transfer = transfer
         self.prefill: dict[str, ServingBackend] = {}
         self.decode: dict[str, ServingBackend] = {}
-        self.broker: KVBroker | None = None  # both are there once the engines are up
+        self.broker: KVBroker | None = None  # broker and ledger are set once the engines are up
         self.ledger: Ledger | None = None
-        self.limits: dict[Ticket, asyncio.Timeout] = {}  # of handoffs on their way
-        self.lost: dict[str, str] = {}  # engines that died, and why
-        self.peers: dict[str, str] = {}  # prefill engines by the connectors' names for them
-        self.unfetched: dict[str, str] = {}  # by handoff: `KVTransfer.unfetched`
-        self.tasks: set[asyncio.Task[None]] = set()  # that free KV
+        self.limits: dict[Ticket, asyncio.Timeout] = {}  # time limits of handoffs in progress
+        self.lost: dict[str, str] = {}  # dead engine -> why it died
+        self.peers: dict[str, str] = {}  # prefill engine -> the connectors' name for it
+        self.unfetched: dict[str, str] = {}  # handoff id -> `KVTransfer.unfetched`
+        self.tasks: set[asyncio.Task[None]] = set()  # background tasks that free KV
 
     def fill(self, prefill: Sequence[ServingBackend], decode: Sequence[ServingBackend]) -> None:
         self.prefill = {engine.name: engine for engine in prefill}
@@ -44,19 +44,19 @@ class EnginePools:
         return EngineDiedError(f"{error}: {'; '.join(self.lost.values())}")
 
     def release(self, request: Request, handoff: Handoff, params: dict[str, Any] | None) -> None:
-        """Frees KV that is held for a request nobody waits for: a decode engine fetches it and drops it.
+        """Frees the KV of an abandoned request: a decode engine fetches it and drops it.
 
-        If none is alive, the prefill engine lets go of it when its lease ends.
+        If none is alive, the prefill engine frees the KV when its lease expires.
         """
-        living = [engine for engine in self.decode.values() if engine.alive]
-        if not living or params is None or handoff.source in self.lost:
+        alive = [engine for engine in self.decode.values() if engine.alive]
+        if not alive or params is None or handoff.source in self.lost:
             return
-        # By the same id: a connector that writes finds by it what it is to write.
-        asked = dataclasses.replace(request, request_id=handoff.handoff_id, max_tokens=1)
+        # Under the same id, by which a connector that pushes KV finds what to push.
+        fetch = dataclasses.replace(request, request_id=handoff.handoff_id, max_tokens=1)
 
         async def fetch_and_drop() -> None:
-            decode = self.transfer.decode_params(params, len(request.prompt))
-            stream = living[0].generate(asked, decode)
+            decode_params = self.transfer.decode_params(params, len(request.prompt))
+            stream = alive[0].generate(fetch, decode_params)
             with suppress(Exception):
                 async with asyncio.timeout(self.transfer.timeout_s), closing(stream):
                     async for _ in stream:
@@ -79,22 +79,22 @@ class EnginePools:
                     self.ledger.report(report)
 
     def let_go(self, handoff: Handoff) -> None:
-        """The decode engine had all of a prompt, so the prefill engine need not wait to be asked for it."""
+        """Frees the prefill engine's KV at once if the decode engine already had the whole prompt in its cache."""
         request, engine = self.unfetched.get(handoff.handoff_id), self.prefill[handoff.source]
 
-        async def tell(request: str) -> None:
-            with suppress(Exception):  # its lease ends by itself
+        async def free(request: str) -> None:
+            with suppress(Exception):  # the lease expires anyway
                 await engine.let_go(request)
 
         if request is not None and engine.alive:
-            self.in_background(tell(request))
+            self.in_background(free(request))
 
     def died_when(self, name: str, when: str) -> str:
-        """Why an engine died, and when: "engine prefill-0 died during the handoff: ..."."""
+        """Why and when an engine died: "engine prefill-0 died during the handoff: ..."."""
         return self.lost[name].replace(" died", f" died {when}", 1)
 
     def lose(self, engine: ServingBackend, why: str) -> None:
-        """Takes a dead engine out of routing, and ends the wait for handoffs from it. why: in a line."""
+        """Removes a dead engine from routing and fails the handoffs waiting for its KV. why: one line."""
         name = engine.name
         if name in self.lost:
             return
@@ -108,12 +108,12 @@ class EnginePools:
             self.in_background(self._forget(peer))
 
     async def _forget(self, peer: str) -> None:
-        # By then the requests that waited for it have been given up in the decode engines.
+        # By then the decode engines have aborted the requests that waited for it.
         await asyncio.sleep(WATCH_PERIOD_S)
         for engine in self.decode.values():
             if engine.alive:
                 with suppress(Exception):
-                    await answered(engine.name, engine.forget_peer(peer), "to forget an engine that died")
+                    await answered(engine.name, engine.forget_peer(peer), "to forget a dead engine")
 
     async def chunks(
         self, engine: ServingBackend, request: Request, params: dict[str, Any] | None

@@ -145,7 +145,7 @@ def test_a_new_row_is_compared_between_arms(made: dict[str, Made], metric: Metri
 
 
 def test_the_words_of_a_comparison_look_at_a_new_row(made: dict[str, Made]) -> None:
-    [looked_at] = re.findall(r"Looked at were .*?;", made["arms"].page)
+    [looked_at] = re.findall(r"Tested metrics: .*?\.", made["arms"].page)
     assert "mean engine queue" in looked_at and "mean from token to end" in looked_at and "long prompts" in looked_at
     assert re.search(r"mean slow gap was \w+", made["arms"].page) or "mean slow gap" in looked_at
 
@@ -153,7 +153,7 @@ def test_the_words_of_a_comparison_look_at_a_new_row(made: dict[str, Made]) -> N
 @pytest.mark.parametrize("metric", NEW, ids=lambda metric: metric.key)
 def test_a_new_row_is_drawn(made: dict[str, Made], metric: Metric) -> None:
     over_load = f"{metric.title}, mean" if metric.of_one_request else metric.title[0].upper() + metric.title[1:]
-    assert over_load + (" a device" if metric.kind == "rate" else "") in made["loads"].plots
+    assert over_load + (" per device" if metric.kind == "rate" else "") in made["loads"].plots
     assert f"{metric.title}, 0.5 requests/s" in made["arms"].plots
 
 

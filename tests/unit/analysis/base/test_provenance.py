@@ -22,16 +22,16 @@ def test_local_changes_are_said() -> None:
 
 def test_answers_are_somebodys() -> None:
     assert provenance.answers_of(SMALL, 0.2) == (
-        "Answers are those of `smollm2_135m`, a model of 135 million parameters, sampled at a temperature of 0.2. A "
-        "model this small is often wrong or repeats itself; that says nothing of how it is served."
+        "Answers are from `smollm2_135m`, a model of 135 million parameters, sampled at a temperature of 0.2. A "
+        "model this small is often wrong or repeats itself, which says nothing about the serving."
     )
     large = {**SMALL, "name": "llama31_8b", "weight_bytes": 16_060_000_000}
     assert provenance.answers_of(large, 0.0) == (
-        "Answers are those of `llama31_8b`, a model of 8.0 billion parameters, at temperature 0."
+        "Answers are from `llama31_8b`, a model of 8.0 billion parameters, at temperature 0."
     )
     assert provenance.answers_of({**large, "random_weights": True}, 0.0).endswith(
-        "Its weights are random, so they mean nothing."
+        "Its weights are random, so the answers mean nothing."
     )
     quantised = {**SMALL, "shape": {"element_bytes": 2, "unlike": "quantised weights"}}
-    assert provenance.answers_of(quantised, 0.0) == "Answers are those of `smollm2_135m` at temperature 0."
+    assert provenance.answers_of(quantised, 0.0) == "Answers are from `smollm2_135m` at temperature 0."
     assert provenance.answers_of({}, 0.0) == ""

@@ -125,7 +125,7 @@ def test_columns_follow_from_the_fields_of_a_dataclass() -> None:
 
 def test_a_field_of_a_type_that_is_no_column_is_named() -> None:
     strange = dataclasses.make_dataclass("Strange", [("where", dict[str, int])])
-    with pytest.raises(TypeError, match=r"where is of .*no column"):
+    with pytest.raises(TypeError, match=r"where has type .*no column"):
         tables.schema_of(strange)
 
 

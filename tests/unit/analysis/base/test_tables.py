@@ -124,7 +124,7 @@ def test_a_torn_last_line_is_left_out_and_another_file_is_refused(tmp_path: Path
     assert tables.handoffs(path).height == 1
     for other in ("no handoff", '{"a": 1}', "5", json.dumps(HANDOFF | {"repeat": "x"})):
         path.write_text(json.dumps(HANDOFF) + f"\n\n{other}\n")
-        with pytest.raises(ConfigError, match=r"handoffs\.jsonl:3 is no handoff"):
+        with pytest.raises(ConfigError, match=r"handoffs\.jsonl:3 is not a valid handoff"):
             tables.handoffs(path)
 
 
@@ -163,10 +163,10 @@ def test_a_bad_line_far_into_a_file_is_refused(tmp_path: Path, monkeypatch: pyte
     ("line", "said"),
     [
         ("{", "it is not JSON"),
-        ("[1]", "it is no object"),
+        ("[1]", "it is not a JSON object"),
         (json.dumps(AGGREGATED | {"status": None}), "it has no status"),
         (json.dumps(AGGREGATED | {"nll": [1.0, float("nan")]}), "it has NaN or infinity, which is not JSON"),
-        (json.dumps(AGGREGATED | {"t_intended": "soon"}), "a value in it is of another type, or out of range"),
+        (json.dumps(AGGREGATED | {"t_intended": "soon"}), "a value has the wrong type or is out of range"),
     ],
 )
 def test_a_bad_line_is_refused_by_what_is_wrong_with_it(tmp_path: Path, line: str, said: str) -> None:

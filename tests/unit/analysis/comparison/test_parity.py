@@ -32,7 +32,7 @@ def test_the_earliest_difference_is_named() -> None:
     assert found["first_difference"] == {"request": "c-conc1/r0/1", "token": 2}
     assert found["cells"] == {"c-conc1": {"compared": 3, "same": 1}}
     assert in_words(found) == (
-        "1 of 3 requests gave the same tokens; of the others the earliest parts at token 2 (c-conc1/r0/1)"
+        "1 of 3 requests gave the same tokens; the earliest divergence is at token 2 (c-conc1/r0/1)"
     )
 
 
@@ -44,9 +44,9 @@ def test_an_answer_that_only_ends_sooner_differs_at_its_end() -> None:
 def test_only_what_both_answered_is_compared() -> None:
     found = parity(_arm("agg", ([1], "ok"), ([], "error")), _arm("disagg", ([1], "ok"), ([2], "ok")))
     assert (found["requests"], found["compared"], found["same"]) == (2, 1, 1)
-    assert in_words(found).endswith("; 1 more were not answered in both")
+    assert in_words(found).endswith("; 1 more were not answered by both")
     nothing = parity(_arm("agg", ([], "error")), _arm("disagg", ([1], "ok")))
-    assert in_words(nothing) == "no request was answered in both arms, so none could be compared"
+    assert in_words(nothing) == "no request was answered by both arms, so none could be compared"
 
 
 def test_warm_ups_are_not_compared() -> None:
@@ -68,7 +68,7 @@ ONE, TWO, THREE = (f"c-conc1/r0/{n}" for n in range(3))
 
 
 def test_partings_are_judged_by_how_close_the_two_best_tokens_were() -> None:
-    """Of three that part: 0.1 nats apart, 3 nats apart, and one that nobody asked again."""
+    """Three diverge: by 0.1 nats, by 3 nats, and one that was not asked again."""
     a = _arm("agg", ([1, 2, 3], "ok"), ([1, 2, 3], "ok"), ([5, 6], "ok"), ([7], "ok"))
     b = _arm("disagg", ([1, 2, 9], "ok"), ([1, 8, 9], "ok"), ([5, 9], "ok"), ([7], "ok"))
     again = pl.concat(
@@ -84,10 +84,10 @@ def test_partings_are_judged_by_how_close_the_two_best_tokens_were() -> None:
     }  # fmt: skip
     assert {arm: (of["again"], of["same"]) for arm, of in found["itself"].items()} == {"agg": (2, 2), "disagg": (1, 1)}
     assert in_words(found, "**") == (
-        "1 of 4 requests gave the same tokens; of the others the earliest parts at token 2 (c-conc1/r0/1); "
+        "1 of 4 requests gave the same tokens; the earliest divergence is at token 2 (c-conc1/r0/1); "
         "the same arm against itself: 2 of 2 (agg), 1 of 1 (disagg); "
-        "where they part, the two best tokens were within 0.25 nats in 1 of 3, which rounding explains; "
-        "in 1 it is not known how close they were; "
+        "where they diverge, the two best tokens were within 0.25 nats in 1 of 3, which rounding explains; "
+        "in 1 the distance is unknown; "
         "**in 1 they were further apart, which rounding does not explain** (nats: 3 at token 2 of c-conc1/r0/1)"
     )
 
@@ -96,7 +96,7 @@ def test_what_went_another_way_before_says_nothing_of_a_parting() -> None:
     a, b = _arm("agg", ([1, 2, 3], "ok")), _arm("disagg", ([1, 2, 9], "ok"))
     found = parity(a, b, Basis(again=_again("agg", (ONE, [1, 8, 3], [2.0, 0.1, 0.1]))))
     assert found["parted"]["unknown"] == 1
-    assert in_words(found).endswith("where they part is not known, as none was asked again")
+    assert in_words(found).endswith("where they diverge is unknown, as no request was asked again")
     # The arm does not agree with itself either, where its two best were close.
     assert found["itself"]["agg"] == {
         "again": 1, "same": 0, "parted": {"within": 1, "beyond": 0, "unknown": 0, "furthest": []},
@@ -133,7 +133,7 @@ def test_sampled_answers_and_other_prompts_are_not_compared() -> None:
     other = b.with_columns(prompt_tokens=pl.when(pl.col("request_id").str.ends_with("/1")).then(9))
     found = parity(a, other)
     assert (found["compared"], found["same"], found["other_prompts"]) == (1, 1, 1)
-    assert in_words(found) == "1 of 1 requests gave the same tokens; 1 more had other prompts"
+    assert in_words(found) == "1 of 1 requests gave the same tokens; 1 more had different prompts"
 
 
 def test_arms_of_another_rope_or_temperature_need_not_agree() -> None:

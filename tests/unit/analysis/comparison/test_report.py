@@ -24,7 +24,7 @@ def _agg(*devices: str) -> dict[str, Any]:
 def test_two_engines_each_on_one_gpu() -> None:
     said = sharing([_agg("cuda:1", "cuda:1"), *_disagg("cuda:1", "cuda:1")], ["agg", "disagg"])
     assert said == (
-        "Both arms are two engines on one GPU, which they share; for one engine that has it for itself: "
+        "Both arms are two engines on one GPU, which they share; to give one engine the whole GPU: "
         "`arms.agg.replicas=1`."
     )
 
@@ -32,7 +32,7 @@ def test_two_engines_each_on_one_gpu() -> None:
 def test_one_engine_against_two_on_the_same_gpu() -> None:
     said = sharing([_agg("cuda:0"), *_disagg("cuda:0", "cuda:0")], ["agg", "disagg"])
     assert said == (
-        "agg is one engine that has the GPU for itself, disagg two engines on the same GPU, which share it and its "
+        "agg is one engine with the GPU to itself; disagg is two engines on the same GPU, which share it and its "
         "memory."
     )
 

@@ -55,7 +55,7 @@ def test_engines_side_by_side_are_measured_against_all_their_devices() -> None:
 def test_decode_beside_prefills_is_seen() -> None:
     found = roofline.roofline(table(together(1024, 4, prefill_s=0.5, step_s=0.2)), LLAMA_8B, ONE)
     assert found["shared"]["value"] > 0.3
-    assert "decode gives way to prefills" in words(found)
+    assert "decode runs beside prefills" in words(found)
 
 
 def test_without_shape_or_peak_there_is_batch_and_no_share() -> None:
@@ -80,7 +80,7 @@ def test_the_longer_of_both_times_is_the_roof() -> None:
 
 def test_words_name_the_queue_first() -> None:
     found = roofline.roofline(alone(lambda _: 0.1, [4096]), LLAMA_8B, ONE)
-    assert words(found, 0.8).startswith("TTFT is 80 % waiting; prefill by compute (MFU")
+    assert words(found, 0.8).startswith("80 % of TTFT is queueing; prefill is compute-bound (MFU")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_an_engine_that_keeps_other_kv_than_the_configuration_gives_has_no_figur
     engine["settings"]["kv_token_bytes"] = LLAMA_8B.kv_bytes
     assert roofline.why_not(known) is None
     engine["settings"]["kv_token_bytes"] = 2 * LLAMA_8B.kv_bytes
-    assert "engine agg-0 keeps 262,144 bytes of KV a token" in (roofline.why_not(known) or "")
+    assert "engine agg-0 keeps 262,144 bytes of KV per token" in (roofline.why_not(known) or "")
     assert roofline.shape_of(known)[0] is None
 
 

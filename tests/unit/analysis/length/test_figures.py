@@ -43,7 +43,7 @@ def test_two_lengths_have_rows_and_no_curve() -> None:
     found = by_length(alone(lambda n: n * 1e-4, LENGTHS[:2]), metadata(), {})
     assert found is not None
     assert found["fits"] == {"agg": None}
-    assert "three lengths or more" in section(found)
+    assert "that takes three lengths" in section(found)
     assert by_length(alone(lambda n: n * 1e-4, LENGTHS[:1]), metadata(), {}) is None
 
 
@@ -65,7 +65,7 @@ def test_rows_by_hand() -> None:
     assert row["tpot_ms"]["value"] == pytest.approx(10)
     # 6.98e9 parameters, attention 0.5 x 4 x 4096 x 32 x 4096 tokens, in 0.1 ms a token at 1e15 FLOP/s.
     assert row["mfu"]["value"] == pytest.approx((2 * 6.98e9 + 262_144 * 4096) / 1e11, rel=1e-2)
-    assert row["limited_by"].startswith("prefill by overheads")
+    assert row["limited_by"].startswith("prefill is overhead-bound")
     page = section(found)
     assert "| 4,096 | 6 | 410 |" in page
     assert "TTFT ≈" in page

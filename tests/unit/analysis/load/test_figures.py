@@ -74,7 +74,7 @@ def test_a_single_load_is_no_comparison() -> None:
 def test_the_section_names_what_limits_the_highest_load() -> None:
     page = section(by_load(_rows(), NONE, metadata(), SLO), {"name": "mine", **SLO})
     assert "SLO `mine`: TTFT ≤" in page
-    assert "- **1,024 tokens**: 8 at a time against one at a time gave" in page
+    assert "- **1,024 tokens**: compared with one at a time, 8 at a time gave" in page
     assert "2 times the TPOT (20.0 ms)" in page
     assert "| 1,024 | 8 at a time | 24 |" in page
     assert "62.5 % [" in page

@@ -172,7 +172,7 @@ def test_weights_that_a_cpu_s_kernels_copied_are_told_where_that_is_it(weights: 
     )  # fmt: skip
     host.calculated, host.matrix = {"weights": 100 * MIB}, 10 * MIB
     text = memory_report._beside_calculated([host])
-    assert ("2 × 10.0 MiB of it for the matrices" in text) == copied
+    assert ("2 × 10.0 MiB are for the matrices" in text) == copied
     assert (f"up to {weights - 100}.0 MiB more than calculated" in text) == copied
     host.kind = "gpu"
     assert "matrices" not in memory_report._beside_calculated([host])
@@ -202,7 +202,7 @@ def test_what_is_left_by_the_parts_is_of_what_vllm_allows_itself() -> None:
     assert pool.left == left * MIB
     for unit, row in ((MIB_, f"| 16.0 | {left:.1f} |"), (GIB, f"| 0.02 | {left / 1024:.2f} |")):
         text = capacity_report.fits([pool], [], unit)
-        assert f"| KV pool, {unit[0]} | left by the parts, {unit[0]} |" in text and row in text
+        assert f"| KV pool, {unit[0]} | budget left for KV, {unit[0]} |" in text and row in text
 
 
 ENGINES = [("agg", "agg", "agg-0"), ("disagg", "prefill", "prefill-0"), ("disagg", "decode", "decode-0")]
@@ -245,8 +245,8 @@ def test_a_decode_pool_that_is_asked_early_holds_its_blocks_while_the_prompt_is_
     assert _held((1.0, 11.0, 11.006)) == held
     text = capacity_report.price(_price(_handoffs((1.0, 11.0, 11.006))))
     assert "| 1,024 | 1.0 | 10,006 | 10,000 | 6.0 |" in text
-    assert "for 10,000 ms of it the prompt is still being computed" in text
-    assert "Both pools hold all of it for 6.0 ms, on the same device," in text
+    assert "For 10,000 ms of that time the prompt is still being computed" in text
+    assert "Both pools hold all of the KV for 6.0 ms, on the same device," in text
 
 
 def test_one_that_is_asked_afterwards_holds_them_from_then() -> None:
@@ -255,7 +255,7 @@ def test_one_that_is_asked_afterwards_holds_them_from_then() -> None:
     text = capacity_report.price(_price(_handoffs((11.004, 11.0, 11.006))))
     assert "transfer.overlap" not in text
     assert "holds 1.0 MiB of KV for 6.0 ms after the prompt is computed" in text
-    assert "for 2.0 ms both pools hold all of it" in text
+    assert "Both pools hold all of it for 2.0 ms" in text
 
 
 def test_times_are_means_over_measured_handoffs() -> None:
@@ -269,12 +269,12 @@ def test_pools_on_devices_of_their_own_share_nothing() -> None:
     metadata = _metadata(*ENGINES, devices=devices)
     rows = memory_figures.rows_of([note for engine in ENGINES for note in _gpu(*engine, False)], REQUESTS, metadata)
     # Each has its device to itself, so that nothing is shared out evenly.
-    assert {row.source for row in rows} == {"NVML, device less what was there before"}
+    assert {row.source for row in rows} == {"NVML, device minus what was there before"}
     assert [row.reported for row in rows] == [250 * MIB] * 3
     assert "2 engines hold 500.0 MiB of 2 devices with 1,000.0 MiB each" in memory_report.words(rows, "disagg", 2)
     text = capacity_report.price(_price(_handoffs((1.0, 2.0, 2.5)), devices))
     assert "Engines: 2 on 2 devices (disagg) against 1 on 1 device (agg)" in text
-    assert "Both pools hold all of it for 500 ms, each on its own device," in text
+    assert "Both pools hold all of the KV for 500 ms, each on its own device," in text
     assert "same device" not in text
 
 
@@ -293,7 +293,7 @@ def test_two_prefill_engines_of_two_ranks_are_a_row_a_length() -> None:
 def test_a_device_has_the_memory_that_cuda_counts_and_nvml_counts_more() -> None:
     rows = memory_figures.rows_of(_gpu(*ENGINES[0], True), REQUESTS, _metadata(ENGINES[0]))
     said = memory_report.words(rows, "agg", 1, 1.2)
-    assert "of the device's 1,000.0 MiB (for CUDA; NVML counts 1.2 GiB)" in said
+    assert "of the device's 1,000.0 MiB (as seen by CUDA; NVML reports 1.2 GiB)" in said
     assert "NVML" not in memory_report.words(rows, "agg", 1)
 
 

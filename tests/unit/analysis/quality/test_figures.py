@@ -150,11 +150,11 @@ def test_two_arms_have_their_perplexity_over_the_texts_of_both(rows: pl.DataFram
         # Two texts or one: as few have no interval.
         assert (row["low"], row["a"]["high"], row["p"]) == (None, None, None)
     page = quality_report.section(own, harder)
-    assert page.count("These rows are of the arm's own texts (those of yarn reach 8,192 tokens and") == 2
-    assert "**Perplexity over the same texts** (n = 2 at most" in page
+    assert page.count("These rows cover the arm's own texts (those of yarn reach 8,192 tokens and") == 2
+    assert "**Perplexity over the same texts** (up to 2 texts" in page
     # Drawn dashed, in the first arm's colour.
     captions = [caption for caption, _ in quality_plots.quality_plots(tmp_path, own, "")]
-    assert any("Dashed: the first arm over the other's texts alone." in caption for caption in captions)
+    assert any("Dashed: the first arm over the second arm's texts only." in caption for caption in captions)
 
 
 def test_arms_of_the_same_texts_need_no_warning(rows: pl.DataFrame, found: dict[str, Any]) -> None:
@@ -206,7 +206,7 @@ def test_two_arms_differ_over_the_same_examples(found: dict[str, Any]) -> None:
 
 def test_the_page_says_what_was_found(rows: pl.DataFrame, found: dict[str, Any]) -> None:
     page = quality_report.section(found, rows)
-    assert "Built in; 24 examples" in page
+    assert "built into wp1; 24 examples" in page
     # Of a run from before RULER's prompts were laid out as NVIDIA's.
     assert "NVIDIA" not in page
     assert "| ruler/niah_single_1 | match_all | 24 | 75.0 [" in page
@@ -221,7 +221,7 @@ def test_the_page_begins_with_the_arms_side_by_side(rows: pl.DataFrame, found: d
     page = quality_report.section(found, rows)
     words, _, table = page.removeprefix("## Answers\n\n").partition("\n\n")
     assert words.startswith(
-        "Over the 25 examples that both were asked, unscaled scores 28.0 points [6.5, 45.4] less than yarn."
+        "Over the 25 examples that both were asked, unscaled scores 28.0 points [6.5, 45.4] lower than yarn."
     )
     assert table.startswith(
         "| prompt tokens | yarn, score % [95 %] | unscaled, score % [95 %] | yarn, TTFT ms | unscaled, TTFT ms |"

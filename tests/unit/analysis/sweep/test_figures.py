@@ -227,7 +227,7 @@ def test_the_page_shows_rows_reasons_labels_and_a_plot(tmp_path: Path) -> None:
     ("other", "said"),
     [
         ({"gpus": 2}, "**Not on equal devices**: s=1 had 1, s=2 had 2."),
-        ({"seed": 7}, "is not the same in both: see seed"),
+        ({"seed": 7}, "differ: see seed"),
     ],
 )
 def test_what_makes_a_comparison_unfair_is_said(tmp_path: Path, other: dict[str, Any], said: str) -> None:
@@ -245,7 +245,7 @@ def test_what_makes_a_comparison_unfair_is_said(tmp_path: Path, other: dict[str,
             {},
             "answers were sampled (workload.temperature=0.2)",
         ),
-        ({}, {"model": {"digest": "other"}}, "they had other weights"),
+        ({}, {"model": {"digest": "other"}}, "they had different weights"),
         ({"rope": {"type": "yarn", "factor": 4.0}}, {}, "rope is not the same in both"),
         ({"backend": {"engine": {"kv_cache_dtype": "fp8"}}}, {}, "kv_cache_dtype is not the same in both"),
         ({"workload": {"prompts": "random", "timeout_s": 9.0}}, {}, None),

@@ -19,7 +19,7 @@ def test_the_queues_of_an_arm_lie_end_to_end_where_it_was_not_up(figures: list[A
         {"arm": "disagg", "cell": "c", "repeat": [0, 1], "t_sent": [5.0, 3605.0], "t_end": [9.0, 3609.0]}
     )
     [(caption, _)] = transfer_plots.handoff_plots(tmp_path, samples, measured, "")
-    assert "At a dotted line disagg was not up" in caption
+    assert "Dotted lines mark times left out, in which disagg was not up" in caption
     for axes in figures[0].axes:
         assert axes.get_xlim()[1] < 22
         assert [line.get_linestyle() for line in axes.lines] == [":"]

@@ -361,7 +361,7 @@ def test_a_transfer_that_never_ends_is_given_up(backend: type[DoubleBackend]) ->
 
     lost, other = _run(world, body)
     assert (lost.status, lost.cause, lost.phase) == ("error", "transfer", "handoff")
-    assert "not there after 0.2 s (transfer.timeout_s)" in (lost.error or "")
+    assert "did not arrive within 0.2 s (transfer.timeout_s)" in (lost.error or "")
     assert other.status == "ok"
     assert [handoff.status for handoff in world.handoffs] == ["failed", "ok"]
 
