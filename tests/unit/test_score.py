@@ -12,9 +12,10 @@ from tests.conftest import SHARED
 from wp1 import score
 from wp1.core.errors import ConfigError
 from wp1.quality.benchmarks import find, own
+from wp1.quality.predictions import scores_of
 from wp1.quality.tasks import Row, Task
 from wp1.quality.text_scores import edit_similarity
-from wp1.score import _line, scores_of
+from wp1.score import _line
 
 PARITY = SHARED / "scorer_parity"
 FILES = [("longbench", "{}.jsonl", "official_score"), ("infinitebench", "preds_{}.jsonl", "mean_pct")]

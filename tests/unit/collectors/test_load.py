@@ -18,7 +18,7 @@ from wp1.core.run_folder import read_json
 
 def _profile(folder: Path) -> dict[str, Any]:
     run = RunTables(folder)
-    return {"profiling": {"load": LoadStatsCollector().profile(run, run.requests)}}
+    return {"profiling": {"load": LoadStatsCollector().profile(RunTables(run), run.requests)}}
 
 
 def _delayed(folder: Path, seconds: float) -> None:
