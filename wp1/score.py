@@ -1,16 +1,16 @@
-"""python -m wp1.score TASK FILE: scores files of predictions by a task's official rules, with n and 95 % intervals.
+"""python -m wp1.score TASK FILE: scores prediction files by a task's official rules, with n and 95 % intervals.
 
-A file has JSON objects, one a line or in an array: a prediction (`prediction`, `pred` or `response`) and what the task
-is scored by, in the names that the benchmarks' own prediction files use (`answers`, `ground_truth`, `label`, `outputs`,
-`answer`; `all_classes` for LongBench's trec and lsht; `options` for InfiniteBench's choices, unless the answer is a
-text with its letter). A file whose fields or name are of another benchmark or task is refused. No engine is started.
+A file has JSON objects, one per line or in an array. Each has a prediction (`prediction`, `pred` or `response`) and the
+reference, under the names of the benchmarks' own prediction files: `answers`, `ground_truth`, `label`, `outputs` or
+`answer`; `all_classes` for LongBench's trec and lsht; `options` for InfiniteBench's choices, unless the answer is text
+with its letter. A file whose fields or name belong to another benchmark or task is refused. No engine is started.
 
-Several at once, with their overall mean (LongBench's over its categories):
+Several tasks can be scored at once, with their overall mean (for LongBench, over its categories):
 
   python -m wp1.score hotpotqa a.jsonl qasper b.jsonl     a task before its files
-  python -m wp1.score hotpotqa.jsonl preds_passkey.jsonl  files that are called after their tasks
-  python -m wp1.score longbench FOLDER                    all files of a folder that are called after its tasks
-  python -m wp1.score longbench_e FOLDER                  LongBench-E's, which are called after LongBench's
+  python -m wp1.score hotpotqa.jsonl preds_passkey.jsonl  files named after their tasks
+  python -m wp1.score longbench FOLDER                    all files in a folder named after LongBench's tasks
+  python -m wp1.score longbench_e FOLDER                  LongBench-E's files, which have LongBench's names
 """
 
 import argparse
@@ -31,22 +31,22 @@ def _line(name: str, score: dict[str, Any]) -> str:
 
 
 def _list(among: Benchmarks) -> str:
-    found = [one.task(name) for one in among.values() for name in one.names]
-    return "\n".join(f"{f'{one.benchmark}/{one.name}':40} {one.metric:16} {one.category}" for one in found)
+    tasks = [one.task(name) for one in among.values() for name in one.names]
+    return "\n".join(f"{f'{task.benchmark}/{task.name}':40} {task.metric:16} {task.category}" for task in tasks)
 
 
 def _print(scored: Sequence[Scores], means: Mapping[str, Mapping[str, Any]]) -> None:
     for one in scored:
-        found = one.summary()
-        print(f"{found['task']}, {found['metric']}, in percent with its 95 % interval")
-        print(_line("all", found))
-        for name, score in sorted(found["groups"].items()):
+        summary = one.summary()
+        print(f"{summary['task']}, {summary['metric']}, in percent with its 95 % interval")
+        print(_line("all", summary))
+        for name, score in sorted(summary["groups"].items()):
             print(_line(f"  {name}", score))
-    for name, found in means.items():
-        over = f"the categories of {found['tasks']}" if found["over"] == "categories" else f"{found['tasks']}"
+    for name, mean in means.items():
+        over = f"the categories of {mean['tasks']}" if mean["over"] == "categories" else f"{mean['tasks']}"
         print(f"{name}, mean over {over} tasks")
-        print(_line("overall", dict(found)))
-        for group, score in sorted(found["groups"].items()):
+        print(_line("overall", dict(mean)))
+        for group, score in sorted(mean["groups"].items()):
             print(_line(f"  {group}", score))
 
 
@@ -59,12 +59,12 @@ def main() -> None:
         "words",
         nargs="*",
         metavar="TASK FILE",
-        help="a task (hotpotqa, longbench/hotpotqa, passkey, niah_single_1, longbench_v2) and its files; more of both",
+        help="a task (such as hotpotqa, longbench/hotpotqa, passkey or longbench_v2) and its files; can be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--list", action="store_true", help="print the names of all tasks, with metric and category")
     parser.add_argument(
-        "--benchmark", metavar="MODULE", help="a module with a benchmark of your own, as mypackage.mine"
+        "--benchmark", metavar="MODULE", help="a module with your own benchmark, such as mypackage.mine"
     )
     args = parser.parse_args()
     among = benchmarks.known(args.benchmark, "--benchmark")
