@@ -54,4 +54,4 @@ def check_folder(path: Any) -> None:
     if not folder.is_dir():
         raise ConfigError(f"model.path={path} is not a folder: name one with config.json and *.safetensors")
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"model.path={path} holds no config.json: name the folder of a model")
+        raise ConfigError(f"model.path={path} has no config.json: name the folder of a model")
