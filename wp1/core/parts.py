@@ -187,12 +187,12 @@ def typed(key: str, node: Any, kind: Kind, told: Callable[[str, list[str]], str]
         value = given.get(name, setting.default)
         if value is NOTHING or value == "???":
             raise ConfigError(f"{key}.{name} has no value: set {key}.{name}=...")
-        if name in given or _is_plain(value):
+        if name in given or is_plain(value):
             found[name] = converted(f"{key}.{name}", value, setting.type)
     return found
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | list | tuple | dict)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from wp1.core.errors import ConfigError
 from wp1.core.plan import Cell
 from wp1.model.models import ServedModel
 from wp1.serving import fit
@@ -15,12 +16,19 @@ def prepare(cfg: Any, model: ServedModel, cells: list[Cell], tell: Callable[[str
     """What the prompts of `workload.prompts` are made of, for the cells of one arm. `tell` is told what takes long.
 
     given: what the source's `read` returned.
-    Raises ConfigError if a prompt does not fit into model.max_len, or the source refuses its data.
+    Raises ConfigError if a prompt does not fit into model.max_len, the source refuses its data, or a cell has no requests.
     """
-    source = source_of(cfg.workload.prompts)
+    source = source_of(cfg.workload)
     tokens = ModelTokens(model.folder) if model.has_tokenizer else None
     bare = PromptData(model.vocab_size, tokens.chat if tokens else as_token_ids)
     data = source.prepare(cfg, bare, tokens, cells, tell, given)
     if lengths := source.lengths(data):
         fit.check_lengths(model, lengths, longest(cfg.workload))
+    for cell in cells:
+        if not len(source.requests(cfg, cell, 0, data)):
+            raise ConfigError(
+                f"workload.prompts={cfg.workload.prompts} gives no requests with workload.num_requests="
+                f"{'null' if cfg.workload.num_requests is None else cfg.workload.num_requests}: set "
+                "workload.num_requests, or correct the source"
+            )
     return data
