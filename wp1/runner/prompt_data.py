@@ -8,7 +8,7 @@ from wp1.core.plan import Cell
 from wp1.model.models import ServedModel
 from wp1.serving import fit
 from wp1.workload.limits import longest
-from wp1.workload.prompts import PromptData, as_token_ids, source_of
+from wp1.workload.prompts import PromptData, PromptSource, as_token_ids, source_of
 from wp1.workload.tokens import ModelTokens
 
 
@@ -16,7 +16,8 @@ def prepare(cfg: Any, model: ServedModel, cells: list[Cell], tell: Callable[[str
     """What the prompts of `workload.prompts` are made of, for the cells of one arm. `tell` is told what takes long.
 
     given: what the source's `read` returned.
-    Raises ConfigError if a prompt does not fit into model.max_len, the source refuses its data, or a cell has no requests.
+    Raises ConfigError if a prompt does not fit into model.max_len, the source refuses its data, or a cell has no
+    requests.
     """
     source = source_of(cfg.workload)
     tokens = ModelTokens(model.folder) if model.has_tokenizer else None
@@ -25,10 +26,21 @@ def prepare(cfg: Any, model: ServedModel, cells: list[Cell], tell: Callable[[str
     if lengths := source.lengths(data):
         fit.check_lengths(model, lengths, longest(cfg.workload))
     for cell in cells:
-        if not len(source.requests(cfg, cell, 0, data)):
-            raise ConfigError(
-                f"workload.prompts={cfg.workload.prompts} gives no requests with workload.num_requests="
-                f"{'null' if cfg.workload.num_requests is None else cfg.workload.num_requests}: set "
-                "workload.num_requests, or correct the source"
-            )
+        _check_requests(cfg, source, cell, data)
     return data
+
+
+def _check_requests(cfg: Any, source: PromptSource, cell: Cell, data: PromptData) -> None:
+    cause = None
+    try:
+        if len(source.requests(cfg, cell, 0, data)):
+            return
+    except TypeError as error:
+        if cell.num_requests is not None:
+            raise
+        cause = error  # a source that needs a number
+    count = "null" if cfg.workload.num_requests is None else cfg.workload.num_requests
+    raise ConfigError(
+        f"workload.prompts={cfg.workload.prompts} gives no requests with workload.num_requests={count}: set "
+        "workload.num_requests, or correct the source"
+    ) from cause

@@ -150,11 +150,11 @@ def _from_outside(
         made = function(**taken, **own_settings.values(function, workload, GIVEN))
     except Exception as error:  # anything may go wrong in a function of somebody else's
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ConfigError(f"{setting} failed for {count} requests at {rate:g} requests/s ({why}): correct it") from error
+        raise ConfigError(f"{setting} failed for {count} requests at {rate:g} requests/s ({why})") from error
     if not isinstance(made, Schedule) or not _is_ascending(made.offsets, count):
         raise ConfigError(
-            f"{setting} did not return a wp1.workload.arrivals.Schedule of {count} offsets in seconds, ascending from 0: "
-            "correct it"
+            f"{setting} did not return a wp1.workload.arrivals.Schedule of {count} offsets in seconds, ascending from "
+            "0 or later, as a NumPy array"
         )
     return made
 

@@ -36,7 +36,11 @@ def typed(workload: Mapping[str, Any], common: Mapping[str, Any], settings: list
     """
     known = dict.fromkeys([*common, *(setting.name for setting in settings)])
     for name in sorted(str(name) for name in workload if name not in known):
-        raise ConfigError(parts.unknown_key(f"workload.{name}", [f"workload.{one}" for one in known]))
+        message = parts.unknown_key(f"workload.{name}", [f"workload.{one}" for one in known])
+        if not message.endswith("?"):  # no key is near
+            added = ", ".join(setting.name for setting in settings) or "no keys"
+            message += f"; {workload.get('prompts')} prompts and {workload.get('arrivals')} arrivals add {added}"
+        raise ConfigError(message)
     found = {}
     for setting in settings:
         key, name = f"workload.{setting.name}", setting.name

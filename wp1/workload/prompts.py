@@ -120,7 +120,8 @@ class Requests(Sequence[Request]):
 
 
 class PromptSource:
-    """A source of a run's prompts, as named by `workload.prompts`: one class per source, made again for each use.
+    """A source of a run's prompts, as named by `workload.prompts`: one class per source, which keeps
+    nothing between calls.
 
     The parameters of its `__init__`, if it has one, are keys of `workload` (`wp1.workload.own_settings`).
 
@@ -197,6 +198,12 @@ def own_source(name: str) -> PromptSource | None:
     """wp1's own source of that name, as found in a run's folder; None for any other, which is not imported."""
     name = EARLIER.get(name, name)
     return class_of(name)() if name in OWN else None
+
+
+def asks_questions(config: Mapping[str, Any]) -> bool:
+    """Whether a run's prompts are the dataset's questions; never for a source from outside wp1, not imported here."""
+    source = own_source(config["workload"]["prompts"])
+    return source is not None and source.asks_questions
 
 
 def source_of(workload: Any) -> PromptSource:
