@@ -7,18 +7,18 @@ from wp1.core import command
 
 @command.guarded
 def main() -> None:
-    # Imported here, so that Ctrl-C meanwhile ends like any other.
+    # Imported here so that Ctrl-C during the import is handled by `guarded`.
     if sys.argv[1:] and sys.argv[1] in command.NAMES:
         from importlib import import_module
 
         module = import_module(f"wp1.{sys.argv.pop(1)}")
         module.main()
     else:
-        from wp1.main import main as main_of_runs
+        from wp1.main import main as run_main
 
-        main_of_runs()
+        run_main()
 
 
-# Engine processes are spawned, which imports this module again under another name.
+# Spawned engine processes import this module again under another name.
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
-"""python -m wp1.compare RUN RUN...: any runs side by side, from their folders: every metric, its difference, intervals.
+"""python -m wp1.compare RUN RUN...: compares runs with the first one, metric by metric, with confidence intervals.
 
-The first is what the others are held against; a sweep's folder stands for its runs. Makes a page, tables and a plot.
+It reads the runs' folders; a sweep's folder stands for all its runs. It writes a page, tables and a plot.
 """
 
 import os
@@ -25,71 +25,71 @@ from wp1.core.identity import settings_of
 from wp1.core.paths import comparisons_of, folder_named
 
 
-def compare(given: list[Path], out: Path | None) -> tuple[Path, list[str]]:
-    """Writes comparison.md, its CSV files and its plot; returns the page and, in words, what was found and is doubtful.
+def compare(folders: list[Path], out: Path | None) -> tuple[Path, list[str]]:
+    """Writes comparison.md, its CSV files and its plot; returns the page's path and the warnings and results as text.
 
-    out: the folder for it; None: outputs/comparisons/ of the first run's project, or beside that run where it was
-    brought from elsewhere.
-    Raises ConfigError where runs cannot be compared, or have lost lines.
+    out: the folder to write to. None: outputs/comparisons/ of the first run's project, or next to that run if it was
+    copied from elsewhere.
+    Raises ConfigError if the runs cannot be compared or one has lost lines.
     """
-    jobs = runs.read_runs(runs.folders_of(given))
+    jobs = runs.read_runs(runs.folders_of(folders))
     for job in jobs:
         if job.run is not None:
             completeness.check(job.run)
     runs.check_alike(jobs)
-    found = sweep_figures.rows(jobs)
-    pairs = runs.pairs(jobs, found)
-    doubts = runs.warnings(jobs)
-    into = out or default_folder(jobs)
-    with locks.written(files.real_folder(into)):
-        return _write(into, jobs, found, pairs, doubts, given)
+    rows = sweep_figures.rows(jobs)
+    pairs = runs.pairs(jobs, rows)
+    warnings = runs.warnings(jobs)
+    target = out or default_folder(jobs)
+    with locks.written(files.real_folder(target)):
+        return _write(target, jobs, rows, pairs, warnings, folders)
 
 
 def _write(
-    folder: Path, jobs: list[Job], found: pl.DataFrame, pairs: list[sweep_figures.Pair], doubts: list[str],
-    given: list[Path],
+    target: Path, jobs: list[Job], rows: pl.DataFrame, pairs: list[sweep_figures.Pair], warnings: list[str],
+    folders: list[Path],
 ) -> tuple[Path, list[str]]:  # fmt: skip
-    tables.write_csv(found, folder / ROWS, 3)
-    sections, frames, words = [], [], []
+    tables.write_csv(rows, target / ROWS, 3)
+    sections, frames, results = [], [], []
     for pair in pairs:
         names = sweep_figures.names_of(pair)
         content, frame = sweep_figures.side_by_side(names, [pair])
         sections.append(contrast(content, [pair]))
-        words.append(f"{names[1]} against {names[0]}: {content['words']}")
-        marks = ", ".join(sweep_figures.all_labels([pair.a, pair.b]))
-        frames.append(frame.with_columns(labels=pl.lit(marks or None, pl.String)))
-        # The first run's are held against the next.
+        results.append(f"{names[1]} against {names[0]}: {content['words']}")
+        labels = ", ".join(sweep_figures.all_labels([pair.a, pair.b]))
+        frames.append(frame.with_columns(labels=pl.lit(labels or None, pl.String)))
+        # Frees memory. The first run's requests are needed again for the next pair.
         pair.b.run.drop_requests()
-    tables.write_csv(pl.concat(frames), folder / PAIRS, 4)
-    plotted = sweep_plot(folder / PLOT, jobs, found)
+    tables.write_csv(pl.concat(frames), target / PAIRS, 4)
+    plotted = sweep_plot(target / PLOT, jobs, rows)
     parts = [
         f"# {len(jobs)} runs side by side",
         "\n".join(
-            f"> **{text(doubt.partition(':')[0])}**{text(doubt[len(doubt.partition(':')[0]) :], 1000)}\n"
-            for doubt in doubts
+            f"> **{text(warning.partition(':')[0])}**{text(warning[len(warning.partition(':')[0]) :], 1000)}\n"
+            for warning in warnings
         ),
-        _settings(jobs, folder),
+        _settings(jobs, target),
         f"![Mean TTFT and TPOT of each run, with 95 % intervals]({PLOT})" if plotted else "",
-        jobs_table(jobs, found),
-        reasons(jobs, found),
+        jobs_table(jobs, rows),
+        reasons(jobs, rows),
         *sections,
         f"## How to read the figures\n\n{HOW_TO_READ_ARMS}",
-        _again(given),
+        _again(folders),
     ]
-    page = folder / PAGE
+    page = target / PAGE
     files.write_text(page, "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n")
-    return page, [*doubts, *words]
+    return page, [*warnings, *results]
 
 
 def default_folder(jobs: list[Job]) -> Path:
-    """comparisons/<the runs' last letters>: the same runs go to the same place."""
+    """comparisons/<last 8 characters of each run id>: comparing the same runs again reuses the folder."""
     names = [str(job.metadata["run_id"])[-8:] for job in jobs]
     more = [f"and-{len(names) - 4}-more"] if len(names) > 4 else []
     return comparisons_of(jobs[0].run.path, jobs[0].run.config) / "-".join([*names[:4], *more])
 
 
 def _settings(jobs: list[Job], beside: Path) -> str:
-    """The runs, and every setting in which they differ."""
+    """A table of the runs and of every setting that differs between them."""
     configs = [settings_of(job.run.config) for job in jobs]
     keys = runs.differing_settings(configs)
     header = ["", *(f"run {job.number}" for job in jobs)]
@@ -105,7 +105,7 @@ def _settings(jobs: list[Job], beside: Path) -> str:
 
 
 def _report(job: Job, beside: Path) -> str:
-    """A link to the run's report, where there is one."""
+    """A link to the run's report, or a dash if it has none."""
     page = job.run.report
     return f"[report]({os.path.relpath(page, beside.resolve())})" if page else "—"
 
@@ -122,13 +122,13 @@ def main() -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="where to put it (default: outputs/comparisons of the first's project; of a run brought from elsewhere, "
-        "beside it)",
+        help="folder for the comparison (default: outputs/comparisons of the first run's project, or next to that run "
+        "if it was copied from elsewhere)",
     )
     args = parser.parse_args()
     with reading(f"one of {', '.join(map(str, args.runs))}"):
-        page, said = compare(args.runs, args.out)
-    print("\n".join(said))
+        page, lines = compare(args.runs, args.out)
+    print("\n".join(lines))
     print(page)
 
 

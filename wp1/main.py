@@ -1,4 +1,4 @@
-"""The entry point: compose, check, run, publish. What each word of the configuration means is in conf/."""
+"""The entry point: compose, check, run, publish. The configuration keys are explained in conf/."""
 
 import logging
 import os
@@ -32,21 +32,21 @@ from wp1.sweep.launcher import engines_of_sweep
 
 schema.register()
 OmegaConf.register_new_resolver("wp1_run_id", new_run_id, use_cache=True)
-# Kept with a configuration and the copies that Hydra makes of it: one id for all jobs of a sweep.
+# Cached in the configuration and in Hydra's copies of it: all jobs of a sweep share one id.
 OmegaConf.register_new_resolver("wp1_sweep_id", new_sweep_id, use_cache=True)
 OmegaConf.register_new_resolver("wp1_doubling", schema.doubling)
 OmegaConf.register_new_resolver("wp1_root", lambda: str(project_root()))
 
 
 KEPT = "what was measured is kept"
-# What went wrong in each job of this process. Kept here and not raised through Hydra, which would print more lines
-# about it, and in a sweep drop the later jobs' results.
+# The errors of this process's jobs. They are collected rather than raised through Hydra, which would print several
+# lines for each and, in a sweep, drop the results of later jobs.
 _failures: list[BaseException] = []
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(composed: DictConfig) -> WP1Error | None:
-    """One run of what Hydra composed. Returns what went wrong, which Hydra passes on to `wp1.sweep.callbacks`."""
+    """Runs what Hydra composed. Returns the error, if any; Hydra passes it on to `wp1.sweep.callbacks`."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         _run(composed, run_dir)
@@ -57,16 +57,16 @@ def _job(composed: DictConfig) -> WP1Error | None:
     except WP1Error as caught:
         error = caught
     except Exception as caught:
-        logging.getLogger(__name__).exception("not foreseen")
-        where = f"traceback in {run_dir / 'wp1.log'}"
-        error = WP1Error(f"{type(caught).__name__}: {parts.one_line(str(caught))} ({where})")
+        logging.getLogger(__name__).exception("unexpected error")
+        log_note = f"traceback in {run_dir / 'wp1.log'}"
+        error = WP1Error(f"{type(caught).__name__}: {parts.one_line(str(caught))} ({log_note})")
     number = "" if (sweep := _sweep()) is None else f"job {sweep['job']}: "
     _failures.append(type(error)(f"{number}{error}"))
     return error
 
 
 def _run(composed: DictConfig, run_dir: Path) -> None:
-    """Raises ConfigError for bad input, WP1Error for a run that failed, KeyboardInterrupt for one that was stopped."""
+    """Raises ConfigError for bad input, WP1Error if the run failed, KeyboardInterrupt if it was interrupted."""
     cfg = schema.resolve(composed)
     checks.check(cfg)
     checks.check_overrides(cfg, list(HydraConfig.get().overrides.task))
@@ -87,7 +87,7 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
             screen.say(f"{run_dir} is complete: nothing is left to measure")
             return
         if (why := schema.same_tokens_aside(composed)) is not None:
-            screen.say(f"experiment.same_tokens is left aside: {why}")
+            screen.say(f"experiment.same_tokens is turned off: {why}")
         outcome = run(cfg, run_dir, run_id, screen, _sweep(), engines_of_sweep(), resuming)
         published = publish_or_say(run_dir, cfg.tracking, screen) if cfg.tracking.enabled else None
         screen.end(outcome, published)
@@ -98,7 +98,7 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
 
 
 def discard_if_empty(run_dir: Path) -> None:
-    """Removes the folder of a run that never began; one with anything but logs in it stays."""
+    """Removes the folder of a run that never began, that is, one that contains only logs."""
     if run_dir.is_dir() and all(file.name in ("wp1.log", "engine.log") for file in run_dir.iterdir()):
         shutil.rmtree(run_dir)
 
@@ -110,41 +110,41 @@ def main() -> None:
 
 @locks.command()
 def _main() -> int:
-    # Hydra then hands us its errors, which we say in one line, instead of printing them over several.
+    # Makes Hydra raise its errors instead of printing them over several lines, so that we can report them in one.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     check_options(sys.argv[1:])
-    words = resume.arguments(sys.argv[1:])
-    sys.argv[1:] = [schema.with_plus(word) for word in words]
-    find_packages(words)
+    args = resume.arguments(sys.argv[1:])
+    sys.argv[1:] = [schema.with_plus(arg) for arg in args]
+    find_packages(args)
     _stop_on_signals()
     try:
         with sweep_closed():
             _job()
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(KEPT) from stop
-    except BrokenPipeError:  # nobody reads what is printed
+    except BrokenPipeError:  # the reader of our output has gone
         raise
     except Exception as error:
-        # Jobs keep their errors to themselves (`_failures`), so this is Hydra's, composing them, or a launcher's.
+        # Jobs' own errors are in `_failures`, so this one came from Hydra composing a job, or from a launcher.
         if sweep_began() and not _is_bad_input(error):
-            _tell_failures()
-            what = f"{type(error).__name__}: {parts.one_line(str(error))}"
-            print(redaction.text(f"failed: {what} (of hydra/launcher or sweeper)"), file=sys.stderr)
+            _report_failures()
+            message = f"{type(error).__name__}: {parts.one_line(str(error))}"
+            print(redaction.text(f"failed: {message} (in hydra/launcher or hydra/sweeper)"), file=sys.stderr)
             return command.FAILED
         raise ConfigError(hydra_message(error)) from error
-    return _tell_failures()
+    return _report_failures()
 
 
 def _is_bad_input(error: Exception) -> bool:
-    """Whether an error that ended a sweep is of what was typed: else a launcher or sweeper has failed."""
+    """Whether the error that ended a sweep is due to the command line, rather than to a launcher or sweeper."""
     if isinstance(error, (HydraException, OmegaConfBaseException, OSError, ConfigError)):
         return True
-    # Composing, Hydra also raises errors of other kinds: it asserts where a part without keys is given one.
+    # Hydra also raises other types while composing, such as AssertionError if a part without keys is given one.
     return any(frame.name == "load_sweep_config" for frame in traceback.extract_tb(error.__traceback__))
 
 
-def _tell_failures() -> int:
-    """Says what went wrong in each job and returns the exit code. Raises KeyboardInterrupt if one was stopped."""
+def _report_failures() -> int:
+    """Prints each job's error and returns the exit code. Raises KeyboardInterrupt if a job was interrupted."""
     codes = []
     interrupted = False
     for error in [*_failures, *failed_elsewhere()]:
@@ -159,15 +159,15 @@ def _tell_failures() -> int:
     return command.worst(codes)
 
 
-def find_packages(words: list[str]) -> None:
-    """Lets a folder of configuration name classes of packages that lie beside it, as examples/conf does."""
-    folder = get_args_parser().parse_known_args(words)[0].config_dir
+def find_packages(args: list[str]) -> None:
+    """Makes packages next to --config-dir importable, so that it can name their classes, as examples/conf does."""
+    folder = get_args_parser().parse_known_args(args)[0].config_dir
     if folder and (beside := str(Path(folder).resolve().parent)) not in sys.path:
         sys.path.append(beside)
 
 
-def check_options(words: list[str]) -> None:
-    """Raises ConfigError for options that Hydra does not have, or not so: it would print its usage, over many lines."""
+def check_options(args: list[str]) -> None:
+    """Raises ConfigError for options that Hydra does not accept. Hydra itself would print its whole usage text."""
 
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{message}: see python -m wp1 --hydra-help")
@@ -176,27 +176,27 @@ def check_options(words: list[str]) -> None:
     parser.error = refuse
     for action in parser._actions:
         if "--version" in action.option_strings:
-            # Hydra's would print Hydra's own.
+            # By default this prints Hydra's version.
             action.version = f"wp1 {__version__}"  # type: ignore[attr-defined]
-    known, unknown = parser.parse_known_args(words)
-    for word in unknown:
-        if not word.startswith("-"):
+    known, unknown = parser.parse_known_args(args)
+    for arg in unknown:
+        if not arg.startswith("-"):
             # argparse accepts positionals in one contiguous group only.
-            raise ConfigError(f"{word}: put all key=value settings together, before or after the options")
-        if "=" in word:
-            raise ConfigError(f"unknown option {word}: settings have no dashes before them, as {word.lstrip('-')}")
-        refuse(f"unknown option {word}")
-    for word in known.overrides:
-        if word.lstrip("+~").startswith("="):
-            raise ConfigError(f"{word} names no key: settings are key=value, see python -m wp1 --help")
-        if "=" not in word and not word.startswith("~"):
-            if word in command.NAMES:
-                raise ConfigError(f"{word} is a command, not a setting: name it first, as in python -m wp1 {word} ...")
-            raise ConfigError(f"{word} is no setting: those are key=value, see python -m wp1 --help")
+            raise ConfigError(f"{arg}: put all key=value settings together, before or after the options")
+        if "=" in arg:
+            raise ConfigError(f"unknown option {arg}: write settings without dashes, as in {arg.lstrip('-')}")
+        refuse(f"unknown option {arg}")
+    for arg in known.overrides:
+        if arg.lstrip("+~").startswith("="):
+            raise ConfigError(f"{arg} has no key: write settings as key=value, see python -m wp1 --help")
+        if "=" not in arg and not arg.startswith("~"):
+            if arg in command.NAMES:
+                raise ConfigError(f"{arg} is a command, not a setting: put it first, as in python -m wp1 {arg} ...")
+            raise ConfigError(f"{arg} is not a setting: write settings as key=value, see python -m wp1 --help")
 
 
 def _sweep() -> dict[str, Any] | None:
-    """Which job of which sweep this is, as it goes into run_metadata.json; None of a single run."""
+    """The `sweep` entry of run_metadata.json: the sweep's name, job number and overrides; None for a single run."""
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN:
         return None
@@ -205,9 +205,9 @@ def _sweep() -> dict[str, Any] | None:
 
 
 def _stop_on_signals() -> None:
-    """SIGTERM and SIGHUP stop us as Ctrl-C does, also where no engine runs, so that a sweep is closed in MLflow.
+    """Makes SIGTERM and SIGHUP act like Ctrl-C, even if no engine is running, so that a sweep is closed in MLflow.
 
-    What nohup has us ignore stays ignored.
+    A signal that nohup ignores stays ignored.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
@@ -215,7 +215,7 @@ def _stop_on_signals() -> None:
 
 
 def hydra_message(error: Exception) -> str:
-    """Hydra's message in one line of ours: of an unknown key, Hydra says to do what wp1 refuses."""
+    """Hydra's error as one line. For an unknown key it is our own text: Hydra suggests what wp1 refuses."""
     message = str(error)
     if key := re.search(r"Could not (?:override|append to config.*at) '([^']+)'", message):
         return schema.unknown_key_message(key[1])
@@ -224,25 +224,25 @@ def hydra_message(error: Exception) -> str:
     ):
         return f"{option[1]}={option[2]} does not exist: {option[1]} can be {', '.join(option[3].split())}"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; runs land under root, set root=FOLDER to one that can be written"
+        return f"{error.filename}: {error.strerror}; runs are written under root, set root=FOLDER to a writable one"
     cause = str(error.__cause__ or "").splitlines()
-    told = (parts.one_line(message) or type(error).__name__) + (f": {cause[0]}" if cause else "")
-    given = [argument.removeprefix("++") for argument in sys.argv[1:] if "=" in argument]
-    # Hydra does not always say which of them it means; "root" is also its word for the whole.
-    keys = [argument.partition("=")[0] for argument in given]
-    return told if any(key in told for key in keys if key != "root") else f"{told} (in {' '.join(given)})"
+    line = (parts.one_line(message) or type(error).__name__) + (f": {cause[0]}" if cause else "")
+    settings = [argument.removeprefix("++") for argument in sys.argv[1:] if "=" in argument]
+    # Hydra does not always name the setting it means. "root" proves nothing: Hydra uses it for the whole configuration.
+    keys = [argument.partition("=")[0] for argument in settings]
+    return line if any(key in line for key in keys if key != "root") else f"{line} (in {' '.join(settings)})"
 
 
 def _leave(code: int) -> NoReturn:
-    """Ends the process, at once if engines ran in it.
+    """Ends the process, skipping the interpreter's clean-up if engines ran in it.
 
-    Everything is on disk and no engine lives by then. The interpreter's own way out then runs the clean-up of vLLM and
-    ZeroMQ, which was seen to hang for more than half a minute after an engine had been ended by a signal.
+    By now everything is on disk and no engine is alive. The clean-up of vLLM and ZeroMQ was seen to hang for more than
+    half a minute after a signal had ended an engine.
     """
     if "vllm" not in sys.modules:
         sys.exit(code)
     logging.shutdown()
-    with suppress(OSError):  # nobody reads it any more
+    with suppress(OSError):  # the reader may have gone
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

@@ -1,6 +1,6 @@
-"""python -m wp1.report RUN_DIR: makes a run's summary, plots and report again, from its folder and with no engine.
+"""python -m wp1.report RUN_DIR: makes a run's summary, plots and report again from its folder, without an engine.
 
-The same with a sweep's folder makes the comparison of its jobs again.
+With a sweep's folder, it makes the comparison of the sweep's jobs again.
 """
 
 from pathlib import Path
@@ -24,12 +24,13 @@ def _made(folder: Path, reports: Path | None) -> Path:
 def main() -> None:
     parser = command.Parser(prog="python -m wp1.report", description=__doc__)
     parser.add_argument(
-        "run_dir", type=folder_named, help="a run's folder, as in outputs/run-..., or a sweep's, in multirun/"
+        "run_dir", type=folder_named, help="a run's folder, such as outputs/run-..., or a sweep's, in multirun/"
     )
     parser.add_argument(
         "--reports",
         type=Path,
-        help="where to put it (default: outputs/reports of its project; for a run from elsewhere, in its folder)",
+        help="folder for the report (default: outputs/reports of the run's project, or inside the run's folder if it "
+        "was copied from elsewhere)",
     )
     args = parser.parse_args()
     with reading(args.run_dir):

@@ -1,6 +1,7 @@
-"""python -m wp1.track RUN...: publishes runs and sweeps that have ended to MLflow, from their folders.
+"""python -m wp1.track RUN...: publishes finished runs and sweeps to MLflow, from their folders.
 
-Again replaces what is there. A sweep's folder stands for its runs, which go below one that has their comparison.
+Publishing again replaces the earlier entry. A sweep is published as a parent run with the comparison, and its runs
+below it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,18 +23,18 @@ from wp1.tracking.store import shown
 
 
 def track(run_dir: Path, uri: str | None) -> str:
-    """Publishes a run, after making what one that was killed did not get to; says where it is. Raises WP1Error.
+    """Publishes a run and returns its location. First completes the files of a run that was killed. Raises WP1Error.
 
-    uri: where to, instead of `store_for`.
+    uri: the store; None: `store_for`.
     """
     run, page = _reported(run_dir)
     return _publish(run, page, uri or store_for(run_dir, run.config))
 
 
 def track_sweep(folder: Path, uri: str | None) -> Iterator[str]:
-    """Publishes a sweep's runs below one of its own, which gets their comparison; says of each where it is.
+    """Publishes a sweep's runs below a parent run with their comparison; yields the location of each.
 
-    What a sweep that was killed did not get to is made first. uri: as in `track`. Raises WP1Error.
+    First completes the files of a sweep that was killed. uri: as in `track`. Raises WP1Error.
     """
     manifest = sweep_figures.read_manifest(folder)
     unfinished = manifest["status"] == "running"
@@ -42,7 +43,7 @@ def track_sweep(folder: Path, uri: str | None) -> Iterator[str]:
     jobs = sweep_figures.read_jobs(folder, manifest)
     runs = [_reported(job.run_dir) for job in jobs if job.run_dir is not None]
     if not runs:
-        raise ConfigError(f"{folder} is of a sweep that left no run: there is nothing to publish")
+        raise ConfigError(f"{folder} is the folder of a sweep without runs: there is nothing to publish")
     if unfinished:
         jobs = sweep_figures.read_jobs(folder, manifest)
         ended = max(job.metadata["ended"] for job in jobs if job.run_dir is not None)
@@ -55,7 +56,7 @@ def track_sweep(folder: Path, uri: str | None) -> Iterator[str]:
         parent = open_sweep(folder, manifest, where)
     manifest["parent_run_id"] = parent
     if uri is None:
-        # Where it goes on, should it be resumed.
+        # A resumed sweep continues under the same parent.
         sweep_figures.write_manifest(folder, manifest)
     try:
         while runs:
@@ -73,7 +74,7 @@ def _publish(run: RunFolder, page: Path, where: str, parent: str | None = None) 
 
 @contextmanager
 def _named(where: str) -> Iterator[None]:
-    """What goes wrong within names the store."""
+    """Adds the store to the message of a WP1Error that is raised inside."""
     try:
         yield
     except WP1Error as error:
@@ -81,7 +82,7 @@ def _named(where: str) -> Iterator[None]:
 
 
 def _reported(run_dir: Path) -> tuple[RunFolder, Path]:
-    """A run with its report, which is made if it is missing or was cut short."""
+    """A run and the path of its report, which is made if it is missing or incomplete."""
     run = RunFolder(run_dir)
     unfinished = run.metadata["status"] == "running"
     if unfinished:
@@ -94,16 +95,16 @@ def _reported(run_dir: Path) -> tuple[RunFolder, Path]:
 
 
 def _lacks_plots(metadata: Mapping[str, Any], page: Path) -> bool:
-    """Whether a run was stopped and left its page without plots, as somebody was waiting then."""
+    """Whether the run was interrupted and so got its report at once, without plots."""
     return metadata["status"] == "interrupted" and not files.plain_files(page.parent / metadata["run_id"], "*.png")
 
 
 def store_for(folder: Path, config: Mapping[str, Any]) -> str:
-    """The store for a run's or sweep's folder: its tracking.uri if that is this user's own (`foreign.is_own_store`).
+    """The store for a run's or sweep's folder: its tracking.uri if it is this user's own (`untrusted.is_own_store`).
 
-    Where it names none, it is the mlflow.db of its project. What was brought from elsewhere may name a file of that
-    place: such goes to the mlflow.db of the project here. config: with the keys `root` and `tracking`.
-    Raises ConfigError for any other: a folder is not asked whom to send passwords to.
+    If the folder names no store, it is the mlflow.db of its project. A folder copied from elsewhere may name a SQLite
+    file of the other machine; it goes to this project's mlflow.db. config: has the keys `root` and `tracking`.
+    Raises ConfigError for any other store: a folder must not decide where passwords are sent.
     """
     named, root = config["tracking"]["uri"], config["root"]
     if untrusted.is_own_store(named, folder, root):
@@ -111,13 +112,13 @@ def store_for(folder: Path, config: Mapping[str, Any]) -> str:
     if named.startswith("sqlite:///") and not at_home(folder, root):
         return f"sqlite:///{project_root()}/mlflow.db"
     raise ConfigError(
-        f"{folder} names tracking.uri={shown(named)}, which is not known to be yours, and MLflow may send it a "
-        "password: name the store by --uri"
+        f"{folder} names tracking.uri={shown(named)}, which is not known to be yours, and MLflow might send it a "
+        "password: name the store with --uri"
     )
 
 
 def close(run_dir: Path) -> None:
-    """Marks a run whose process was killed as failed. Raises WP1Error where that process still lives."""
+    """Marks a run whose process was killed as failed. Raises WP1Error if that process is still alive."""
     _refuse_while_written(run_dir, "a run")
     metadata = read_json(METADATA.at(run_dir))
     written = [
@@ -139,26 +140,28 @@ def _tracked(folder: Path, uri: str | None) -> Iterator[str]:
 
 
 def _refuse_while_written(folder: Path, what: str) -> None:
-    """Also where its engines, or a version without locks, still write."""
+    """Raises WP1Error if any process still writes to the folder: its engines and wp1 versions without locks count."""
     writer = locks.writer_in(folder.resolve())
     if writer is not None:
-        raise WP1Error(f"{folder} is of {what} that goes on in process {writer}: it is published when it ends")
+        raise WP1Error(f"{folder} belongs to {what} still running in process {writer}: it is published when it ends")
 
 
 @command.guarded
 def main() -> int:
-    """One that cannot be published does not keep the others from it."""
+    """Publishes each folder; a folder that fails does not stop the others. Returns the worst exit code."""
     parser = command.Parser(prog="python -m wp1.track", description=__doc__)
-    parser.add_argument("runs", type=folder_named, nargs="+", help="runs' folders, as in outputs/run-..., or sweeps'")
+    parser.add_argument(
+        "runs", type=folder_named, nargs="+", help="folders of runs, such as outputs/run-..., or of sweeps"
+    )
     parser.add_argument(
         "--uri",
-        help="sqlite:///FILE or http://HOST:PORT (default: the mlflow.db of the run's project, or here; a server that "
-        "the run names only if MLFLOW_TRACKING_URI or conf/tracking/mlflow.yaml names it too)",
+        help="sqlite:///FILE or http://HOST:PORT (default: the mlflow.db of the run's project, or of this one; a "
+        "server named by the run is used only if MLFLOW_TRACKING_URI or conf/tracking/mlflow.yaml names it too)",
     )
     args = parser.parse_args()
     uri = args.uri
     if uri and uri.startswith("sqlite:///"):
-        # What is typed is meant from here, what is in a configuration from its root.
+        # A typed path is relative to the current folder, one in a configuration to its root.
         uri = f"sqlite:///{Path.cwd() / uri.removeprefix('sqlite:///')}"
     codes = []
     for folder in args.runs:
@@ -166,7 +169,7 @@ def main() -> int:
             with reading(folder):
                 for place in _tracked(folder, uri):
                     print(place, flush=True)
-        except BrokenPipeError:  # nobody reads what is printed: not the folder's fault
+        except BrokenPipeError:  # the reader of our output has gone: not the folder's fault
             raise
         except Exception as error:
             codes.append(command.say(error))

@@ -1,1 +1,1 @@
-"""A scheduler, a collector and an experiment that are no part of wp1: docs/extending.md."""
+"""An example of extending wp1 from outside: a scheduler, a collector and an experiment (docs/extending.md)."""

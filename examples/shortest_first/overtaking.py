@@ -1,4 +1,4 @@
-"""How often a request was answered before one that had come earlier, and how long the last one waited."""
+"""How often a request was overtaken by one that arrived later, and the longest wait for a first token."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from wp1.collectors import Collector
 
 
 class OvertakingCollector(Collector):
-    """`profiling.overtaking`: by arm, the share of requests that another overtook, and the longest TTFT (ms)."""
+    """`profiling.overtaking`: for each arm, the share of requests that were overtaken, and the longest TTFT (ms)."""
 
     def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
         answered = requests.filter(~pl.col("warmup") & pl.col("ttft_ms").is_not_null()).sort("t_intended")
         first_token = pl.col("t_intended") + pl.col("ttft_ms") / 1e3
-        # Of all that came later, the earliest first token.
+        # The earliest first token among all requests that arrived later.
         later = first_token.reverse().cum_min().reverse().shift(-1).over("arm", "cell", "repeat")
         overtaken = answered.with_columns(overtaken=(later < first_token).fill_null(False))
         return {

@@ -1,4 +1,4 @@
-"""Shortest prompt first: of the requests that wait for a place, the one with the shortest prompt gets it."""
+"""Shortest prompt first: when a slot is free, the waiting request with the shortest prompt gets it."""
 
 import asyncio
 import heapq
@@ -13,9 +13,9 @@ from wp1.serving.schedulers.aggregated import AggregatedScheduler
 
 
 class ShortestFirst(AggregatedScheduler):
-    """Aggregated serving with at most `at_once` requests on the engines; the others wait here.
+    """Aggregated serving with at most `at_once` requests on the engines; the others wait in the scheduler.
 
-    order: "shortest" prompt first, or by "arrival", to compare with.
+    order: "shortest" prompt first, or "arrival" order as the baseline.
     """
 
     def __init__(
@@ -33,12 +33,12 @@ class ShortestFirst(AggregatedScheduler):
 
     async def answer(self, request: Request, record: RequestRecord) -> None:
         record.phase = "queue"
-        async with self._place(len(request.prompt) if self._by_length else 0):
+        async with self._slot(len(request.prompt) if self._by_length else 0):
             await super().answer(request, record)
 
     @asynccontextmanager
-    async def _place(self, rank: int) -> AsyncIterator[None]:
-        """Held while a request is on an engine. Those of the lowest rank enter first, equals in the order they came."""
+    async def _slot(self, rank: int) -> AsyncIterator[None]:
+        """A slot, held while a request is on an engine. The lowest rank enters first; ties in order of arrival."""
         if self._free:
             self._free -= 1
         else:
@@ -48,7 +48,7 @@ class ShortestFirst(AggregatedScheduler):
                 await turn
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled():
-                    self._pass_on()  # it was this request's turn when it timed out
+                    self._pass_on()  # the slot was granted just as this request timed out
                 raise
         try:
             yield

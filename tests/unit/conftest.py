@@ -1,4 +1,4 @@
-"""What tests of whole sweeps share: the command line in this process, the engine double in the backend's place."""
+"""Fixtures for tests of whole sweeps: the command line in this process, with the engine double as backend."""
 
 import logging
 import os

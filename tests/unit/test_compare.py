@@ -1,4 +1,4 @@
-"""Any runs side by side: what is said, and what is refused."""
+"""`wp1.compare`: the comparison of any runs, and the input that it refuses."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The command line, as a user has it: quick answers, one clear line for bad input, and its exit code."""
+"""The command line from the user's view: quick answers, one clear line for bad input, and exit codes."""
 
 import re
 import subprocess
@@ -28,7 +28,7 @@ def test_questions_about_the_configuration_are_answered(flag: list[str]) -> None
 
 
 def test_composing_imports_nothing_heavy() -> None:
-    """What makes `--cfg job` answer in under two seconds; the time itself is in `make bench`."""
+    """Heavy modules are not imported, so that `--cfg job` takes under two seconds; `make bench` measures the time."""
     probe = (
         "import sys; sys.argv = ['wp1', '--cfg', 'job']\n"
         "from wp1.main import main\n"
@@ -57,14 +57,14 @@ def test_composing_imports_nothing_heavy() -> None:
         (["workload.request_rate=-1"], "workload.request_rate"),
         (["dataset=file", "dataset.path=/no/such"], "dataset.path"),
         (["--foo"], "unknown option --foo: see python -m wp1 --hydra-help"),
-        (["--seed=1"], "unknown option --seed=1: settings have no dashes before them, as seed=1"),
+        (["--seed=1"], "unknown option --seed=1: write settings without dashes, as in seed=1"),
         (["-m", "-x"], "unknown option -x"),
         (["--cfg", "all_of_it"], "argument --cfg/-c: invalid choice: 'all_of_it'"),
         (["--config"], "ambiguous option: --config could match --config-path"),
         (["seed=1", "--cfg", "job", "slo=none"], "slo=none: put all key=value settings together"),
-        (["e3"], "e3 is no setting: those are key=value"),
-        (["=3"], "=3 names no key: settings are key=value"),
-        (["+=3"], "+=3 names no key"),
+        (["e3"], "e3 is not a setting: write settings as key=value"),
+        (["=3"], "=3 has no key: write settings as key=value"),
+        (["+=3"], "+=3 has no key"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -109,7 +109,7 @@ def test_same_tokens_is_left_aside_with_one_word(command: Command, tmp_path: Pat
     few = ("workload.num_requests=2", "workload.request_rate=50", "tracking=none", f"root={tmp_path}")
     code, said, _ = command(*TINY, "workload=poisson", *few, "workload.prompt_len=32")
     assert code == 0, said
-    assert "experiment.same_tokens is left aside: random prompts differ in every repeat\n" in said
+    assert "experiment.same_tokens is turned off: random prompts differ in every repeat\n" in said
     assert "same seed, same tokens" not in said
     code, said, _ = command(*TINY, "workload=poisson", *few, "experiment.same_tokens=true")
     assert code == 2

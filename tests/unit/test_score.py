@@ -1,4 +1,4 @@
-"""Official scores: every parity file to 0.01, and by hand what those files do not show."""
+"""Official scores: every parity file to within 0.01, and hand-made cases that those files do not cover."""
 
 import json
 import re
@@ -12,9 +12,10 @@ from tests.conftest import SHARED
 from wp1 import score
 from wp1.core.errors import ConfigError
 from wp1.quality.benchmarks import find, own
+from wp1.quality.predictions import scores_of
 from wp1.quality.tasks import Row, Task
 from wp1.quality.text_scores import edit_similarity
-from wp1.score import _line, scores_of
+from wp1.score import _line
 
 PARITY = SHARED / "scorer_parity"
 FILES = [("longbench", "{}.jsonl", "official_score"), ("infinitebench", "preds_{}.jsonl", "mean_pct")]
@@ -52,7 +53,7 @@ def _score(task: str, prediction: str, *answers: object, **fields: object) -> fl
         ("hotpotqa", "Rum\nGin", ["Rum"], 2 / 3),  # every line
         ("lcc", "# a comment\n`x`\ny = 1\nz", ["y = 1"], 1.0),
         ("lcc", "y = 1", ["y = 2"], 0.8),
-        # A blank line after the comment is the line that counts; lm-eval goes on to the next.
+        # A blank line after the comment is the line that counts; lm-eval continues with the next one.
         ("lcc", "# a comment\n\ny = 1", ["y = 1"], 0.0),
         ("passage_count", "5 or 6", ["5"], 0.5),
         ("passage_retrieval_en", "Paragraph 12 and 12", ["Paragraph 12"], 1.0),
@@ -212,13 +213,13 @@ def test_odd_predictions_and_answers_are_scored(tmp_path: Path, task: str, row: 
         ("trec", {"pred": "a", "answers": ["a"], "all_classes": ["a", 3]}, '"all_classes" that is not a list of texts'),
         ("math_find", {"pred": "3", "answer": "three"}, "has the answer 'three', which is not a number"),
         ("code_run", {"pred": "3", "answer": "Paris"}, "has the answer 'Paris', which is not a whole number"),
-        ("passage_retrieval_en", {"pred": "3", "answers": ["3"]}, "has the answer '3': the number after 'Paragraph '"),
+        ("passage_retrieval_en", {"pred": "3", "answers": ["3"]}, "has the answer '3': a number after 'Paragraph '"),
         (
             "passage_retrieval_en_e",
             {"pred": "3", "answers": ["Paragraph x"]},
-            "has the answer 'Paragraph x': the number",
+            "has the answer 'Paragraph x': a number",
         ),
-        ("passage_retrieval_zh", {"pred": "3", "answers": ["Paragraph 3"]}, "has the answer 'Paragraph 3': the number"),
+        ("passage_retrieval_zh", {"pred": "3", "answers": ["Paragraph 3"]}, "has the answer 'Paragraph 3': a number"),
         ("math_calc", {"pred": "3", "answer": [[1, "x"]]}, "has the answer 'x', which is not a whole number"),
         ("math_calc", {"pred": "3", "answer": [[]]}, 'has no "answer"'),
         ("longbook_choice_eng", {"pred": "B", "answer": "Two"}, 'without its letter: give the letter, or "options"'),
@@ -237,15 +238,15 @@ def test_odd_predictions_and_answers_are_scored(tmp_path: Path, task: str, row: 
         (
             "hotpotqa",
             {"prediction": "24", "ground_truth": [4]},
-            "of infinitebench .*hotpotqa is a task of longbench",
+            "from infinitebench .*hotpotqa is a task of longbench",
         ),
-        ("hotpotqa", {"pred": "a", "outputs": ["a"]}, 'is of ruler \\(it has "outputs"\\)'),
-        ("passkey", {"pred": "a", "answers": ["a"], "all_classes": ["a"]}, "is of longbench"),
-        ("passkey", {"response": "a", "answer": "A", "difficulty": "easy"}, "is of longbench_v2"),
-        ("hotpotqa", {"pred": "a", "answers": ["a"], "all_classes": ["a", "b"]}, "is of a classification"),
-        ("hotpotqa", {"pred": "a", "answers": ["a"], "dataset": "qasper"}, "is of the task qasper"),
+        ("hotpotqa", {"pred": "a", "outputs": ["a"]}, 'is from ruler \\(it has "outputs"\\)'),
+        ("passkey", {"pred": "a", "answers": ["a"], "all_classes": ["a"]}, "is from longbench"),
+        ("passkey", {"response": "a", "answer": "A", "difficulty": "easy"}, "is from longbench_v2"),
+        ("hotpotqa", {"pred": "a", "answers": ["a"], "all_classes": ["a", "b"]}, "is from a classification task"),
+        ("hotpotqa", {"pred": "a", "answers": ["a"], "dataset": "qasper"}, "is from the task qasper"),
         ("passkey", {"prediction": "a", "ground_truth": ["Two", "B"]}, "is multiple choice"),
-        ("pg19_perplexity", {"pred": "a", "answers": ["a"]}, "is of the log-likelihoods of a text"),
+        ("pg19_perplexity", {"pred": "a", "answers": ["a"]}, "is scored by the log-likelihoods of a text"),
         ("hotpotqa", {"pred": "a\ud83d", "answers": ["a"]}, "lone surrogate"),
     ],
 )
@@ -259,7 +260,7 @@ def test_what_cannot_be_scored_is_refused_with_its_line(
 
 def test_a_file_called_after_another_task_is_refused(tmp_path: Path) -> None:
     row = {"pred": "4", "answers": ["4"]}
-    with pytest.raises(ConfigError, match="is called after the task code_run, and math_find is asked for"):
+    with pytest.raises(ConfigError, match="is named after the task code_run, not math_find"):
         score_file(find("math_find"), _file(tmp_path / "preds_code_run.jsonl", row))
     # LongBench-E's own files have LongBench's names.
     assert score_file(find("hotpotqa_e"), _file(tmp_path / "hotpotqa.jsonl", row))["mean"] == 100
@@ -331,12 +332,12 @@ def test_tasks_are_listed_and_a_wrong_command_is_told(
     assert re.search(r"^infinitebench/longbook_choice_eng +accuracy +novel$", said, re.M)
     other = str(_file(tmp_path / "other.jsonl", {"pred": "Rum", "answers": ["Rum"]}))
     for words, message in (
-        ((), "a file of predictions is missing: see --help"),
-        (("hotpotqa",), "a file of predictions is missing after hotpotqa"),
-        (("hotpotqa", "none.jsonl"), "none.jsonl is not there"),
+        ((), "a prediction file is missing: see --help"),
+        (("hotpotqa",), "a prediction file is missing after hotpotqa"),
+        (("hotpotqa", "none.jsonl"), "none.jsonl does not exist"),
         (("hotpot", other), "there is no task hotpot: did you mean"),
-        ((other,), "is not called after a task: name its task before it"),
-        ((str(tmp_path),), "has no file that is called after a task"),
+        ((other,), "is not named after a task: name its task before it"),
+        ((str(tmp_path),), "has no file named after a task"),
     ):
         code, said = _command(capsys, monkeypatch, *words)
         assert code == 2

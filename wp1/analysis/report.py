@@ -290,7 +290,7 @@ def _setting(metadata: dict[str, Any]) -> str:
     peaks = metadata.get("peaks")
     if peaks:
         figures = f"{short(peaks['flops'] / 1e12)} TFLOP/s, {short(peaks['bytes_per_s'] / 1e9)} GB/s"
-        rows.append(["peaks of a device", f"{figures} ({text(peaks['kind'])}: {text(peaks['source'])})"])
+        rows.append(["peaks per device", f"{figures} ({text(peaks['kind'])}: {text(peaks['source'])})"])
     several = len({pool.get("arm") for pool in metadata["pools"]}) > 1
     for pool in metadata["pools"]:
         for engine in pool["engines"]:

@@ -1,4 +1,4 @@
-"""Every check of a configuration that needs no model and no engine."""
+"""The checks of a configuration that need neither model nor engine."""
 
 import re
 from pathlib import Path
@@ -19,13 +19,13 @@ from wp1.workload.limits import TRACE_FORMATS, check_list
 from wp1.workload.prompts import source_of
 
 MOST_OF = {
-    # Tokens. Far beyond any model, and an engine keeps a table of all positions, for which memory would not do.
+    # Tokens. Far more than any model supports; an engine's table of positions would not fit in memory beyond it.
     "model.max_len": 2**24,
 }
 
 
 def check(cfg: Any) -> None:
-    """Refuses a configuration that cannot run, whatever the machine. Raises ConfigError, naming the key to change."""
+    """Refuses a configuration that cannot run on any machine. Raises ConfigError, naming the key to change."""
     _check_values(cfg)
     _check_schedulers(cfg)
     _check_model(cfg.model)
@@ -43,9 +43,11 @@ def _check_values(cfg: Any) -> None:
     process_of(cfg.workload.arrivals)
     _one_of("workload.output_distribution", cfg.workload.output_distribution, "fixed", "uniform", "normal", "lognormal")
     for key in ("model", "dataset", "experiment", "slo", "transfer", "scheduler"):
-        # Names become names of files and folders.
+        # Files and folders are named after them.
         if not re.fullmatch(r"[\w][\w.-]*", cfg[key].get("name") or ""):
-            raise ConfigError(f"{key}.name={cfg[key].get('name')} is no name: use letters, digits, '_', '-' and '.'")
+            raise ConfigError(
+                f"{key}.name={cfg[key].get('name')} is not a valid name: use letters, digits, '_', '-' and '.'"
+            )
     at_least = [
         ("model.max_len", cfg.model.max_len, 2),
         ("rope.factor", cfg.rope.factor, 1),
@@ -84,7 +86,7 @@ def _check_values(cfg: Any) -> None:
     for key, value, least in at_least:
         check_within(key, value, Within(least, MOST_OF.get(key, MOST)))
     if not 0 < cfg.workload.top_p <= 1:
-        raise ConfigError(f"workload.top_p={cfg.workload.top_p} is no share: set workload.top_p above 0, at most 1")
+        raise ConfigError(f"workload.top_p={cfg.workload.top_p} must be in (0, 1]")
 
 
 def _one_of(key: str, value: str, *allowed: str) -> None:
@@ -95,10 +97,10 @@ def _one_of(key: str, value: str, *allowed: str) -> None:
 def _check_schedulers(cfg: Any) -> None:
     _check_scheduler("scheduler", cfg.scheduler)
     if cfg.scheduler.rope is not None:
-        raise ConfigError("scheduler.rope is of arms that differ in it: choose rope=... instead")
+        raise ConfigError("scheduler.rope is only for arms that differ in it: choose rope=... instead")
     for name, scheduler in cfg.arms.items():
         if not shapes.NAME.fullmatch(str(name)):
-            raise ConfigError(f"arms.{name} is no name: use letters, digits, '_', '-' and '.'")
+            raise ConfigError(f"arms.{name} is not a valid name: use letters, digits, '_', '-' and '.'")
         _check_scheduler(f"arms.{name}", scheduler)
         if scheduler.rope is not None:
             _one_of(f"arms.{name}.rope.type", scheduler.rope.type, "auto", "none", "yarn")
@@ -106,7 +108,7 @@ def _check_schedulers(cfg: Any) -> None:
 
 
 def _check_scheduler(key: str, scheduler: Any) -> None:
-    """What a scheduler's class does not say of its own settings: whether the devices go with its engines."""
+    """Checks that `devices` matches the scheduler's engines, which its class does not check itself."""
     devices = scheduler.get("devices", "auto")
     if isinstance(devices, ListConfig):
         sizes = [need.gpus for need in needs_of(scheduler)]
@@ -114,20 +116,22 @@ def _check_scheduler(key: str, scheduler: Any) -> None:
         fits = len(devices) == sum(sizes) and all(len(set(gpus)) == len(gpus) for gpus in own)
         if not fits or not all(type(d) is int and d >= 0 for d in devices):
             raise ConfigError(
-                f"{key}.devices={list(devices)} does not fit: name {sum(sizes)} GPU indices, those of each engine "
-                "in turn (no GPU twice for one engine), or auto"
+                f"{key}.devices={list(devices)} does not fit: give {sum(sizes)} GPU indices, engine by engine (no GPU "
+                "twice for one engine), or auto"
             )
     elif devices != "auto":
         raise ConfigError(f"{key}.devices={devices} is not known: set auto or a list like [0,1]")
 
 
 def _check_cells(cfg: Any) -> None:
-    """The lists that an experiment makes its cells of."""
+    """Checks the lists that an experiment makes its cells from."""
     lengths, rates = cfg.experiment.prompt_lens, cfg.experiment.request_rates
     _check_doubling(cfg)
     if lengths is not None:
         if not source_of(cfg.workload).made_to_length:
-            raise ConfigError("experiment.prompt_lens needs prompts of a length: choose workload=random or text")
+            raise ConfigError(
+                "experiment.prompt_lens needs prompts with a configurable length: choose workload=random or text"
+            )
         if cfg.workload.prompt_len is not None:
             raise ConfigError(
                 f"workload.prompt_len={cfg.workload.prompt_len} has no effect beside experiment.prompt_lens: set "
@@ -137,8 +141,8 @@ def _check_cells(cfg: Any) -> None:
     if rates is not None:
         check_list("experiment.request_rates", rates, "requests/s, as [0,1,2], 0 being one at a time", 0, MOST)
     if cfg.experiment.concurrencies is not None:
-        of_what = "numbers of requests at a time, as [1,8]"
-        check_list("experiment.concurrencies", cfg.experiment.concurrencies, of_what, 1, MOST)
+        content = "numbers of requests at a time, as [1,8]"
+        check_list("experiment.concurrencies", cfg.experiment.concurrencies, content, 1, MOST)
     limits = [limit for key, limit in cfg.slo.items() if key != "name"]
     if cfg.experiment.goodput_budget_s is not None:
         if not any(limit is not None for limit in limits):
@@ -146,7 +150,9 @@ def _check_cells(cfg: Any) -> None:
                 "experiment.goodput_budget_s has no effect without limits: choose slo=interactive or set slo.ttft_ms"
             )
         if not source_of(cfg.workload).made_to_length:
-            raise ConfigError("experiment.goodput_budget_s needs prompts of a length: choose workload=random or text")
+            raise ConfigError(
+                "experiment.goodput_budget_s needs prompts with a configurable length: choose workload=random or text"
+            )
 
 
 def _check_doubling(cfg: Any) -> None:
@@ -156,7 +162,7 @@ def _check_doubling(cfg: Any) -> None:
     workload = cfg.workload
     if not source_of(workload).made_to_length or workload.prompt_len is not None:
         raise ConfigError(
-            "experiment.doubling_from makes prompts of a length: choose workload=random or text, and "
+            "experiment.doubling_from needs prompts with a configurable length: choose workload=random or text, and "
             "workload.prompt_len=null"
         )
     if workload.output_distribution != "fixed":
@@ -173,14 +179,13 @@ def _check_doubling(cfg: Any) -> None:
         raise ConfigError(f"experiment.doubling_from={first} is too small: set it to 1 or more")
     if first > room:
         raise ConfigError(
-            f"experiment.doubling_from={first} is more than model.max_len={cfg.model.max_len} has room for beside "
-            f"workload.output_len={workload.output_len}: prompts of 1 to {room:,} tokens fit, so lower it or raise "
-            "model.max_len"
+            f"experiment.doubling_from={first} does not fit in model.max_len={cfg.model.max_len} with "
+            f"workload.output_len={workload.output_len}: set it to {room:,} or less, or raise model.max_len"
         )
 
 
 def check_overrides(cfg: Any, overrides: list[str]) -> None:
-    """Refuses what was said on the command line and would have no effect. Raises ConfigError."""
+    """Refuses command-line settings that would have no effect. Raises ConfigError."""
     for override in overrides:
         if re.match(r"\+*experiment\.same_tokens=", override) and override.partition("=")[2].lower() in TRUE:
             asked = OmegaConf.merge(cfg, {"experiment": {"same_tokens": True}})
@@ -188,8 +193,7 @@ def check_overrides(cfg: Any, overrides: list[str]) -> None:
                 raise ConfigError(f"experiment.same_tokens=true compares repeats of a prompt, and {why}: drop it")
         if cfg.workload.prompts == "scored" and re.match(r"\+*workload\.(output_\w+|ignore_eos)=", override):
             raise ConfigError(
-                f"{override.lstrip('+')} has no effect on a scored dataset, whose tasks say how long an answer may be: "
-                "drop it"
+                f"{override.lstrip('+')} has no effect on a scored dataset, whose tasks set the output length: drop it"
             )
         if cfg.arms and re.match(r"\+*scheduler[.=]", override):
             arms = " and ".join(f"arms.{name}" for name in cfg.arms)
@@ -212,26 +216,26 @@ def check_overrides(cfg: Any, overrides: list[str]) -> None:
             _check_concurrency(cfg, override.lstrip("+"))
         if open_loop(cfg) and override.lstrip("+").startswith("experiment.concurrencies="):
             raise ConfigError(
-                f"{override.lstrip('+')} has no effect where requests come at a rate: drop it, or drop "
+                f"{override.lstrip('+')} has no effect if requests arrive at a rate: drop it, or drop "
                 "experiment.request_rates and choose workload=random"
             )
 
 
 def _check_concurrency(cfg: Any, given: str) -> None:
-    """Refuses a number of requests at a time beside a rate, where it could be taken for a cap, which there is not."""
+    """Refuses workload.concurrency next to a request rate: it could be mistaken for a cap, which does not exist."""
     experiment, workload = cfg.experiment, cfg.workload
     if source_of(workload).recorded:
         raise ConfigError(f"{given} has no effect on a trace, which has its own times and no cap: drop it")
     if experiment.request_rates is not None:
         if 0 not in experiment.request_rates:
             raise ConfigError(
-                f"{given} has no effect beside experiment.request_rates, and is no cap on requests in flight: drop one "
-                "of the two"
+                f"{given} has no effect beside experiment.request_rates, and does not cap the requests in flight: drop "
+                "one of the two"
             )
     elif workload.request_rate > 0:
         raise ConfigError(
-            f"{given} has no effect beside workload.request_rate={workload.request_rate:g}, and is no cap on requests "
-            "in flight: drop it, or set workload.request_rate=0 for a closed loop"
+            f"{given} has no effect beside workload.request_rate={workload.request_rate:g}, and does not cap the "
+            "requests in flight: drop it, or set workload.request_rate=0 for a closed loop"
         )
     elif experiment.concurrencies is not None:
         raise ConfigError(
@@ -246,7 +250,7 @@ def _check_model(model: Any) -> None:
             "model.architecture is empty: model.source=random_weights needs it, see model=llama31_8b_shape"
         )
     if model.source == "random_weights" and model.path is not None:
-        raise ConfigError("model.path has no use with random weights: drop it, or choose model=llama31_8b or qwen25_7b")
+        raise ConfigError("model.path has no effect with random weights: drop it, or set model=llama31_8b or qwen25_7b")
     if model.source == "hub" and model.path is None and model.repo is None:
         raise ConfigError("model.repo is empty: set model.repo=owner/name or model.path=FOLDER")
     if model.path == "":
@@ -256,7 +260,7 @@ def _check_model(model: Any) -> None:
         if not folder.is_dir():
             raise ConfigError(f"model.path={model.path} is not a folder: name one with config.json and *.safetensors")
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"model.path={model.path} holds no config.json: name the folder of a model")
+            raise ConfigError(f"model.path={model.path} has no config.json: name the folder of a model")
 
 
 def _check_rope(rope: Any, name: str = "rope") -> None:

@@ -1,8 +1,7 @@
-"""The configuration's shape, and every check that needs no model and no engine.
+"""The configuration's schema.
 
-The dataclasses are what Hydra composes `conf/` into: a wrong type or an unknown key does not get past them.
-`check` then refuses values that contradict each other, by a message that names the key to change.
-Checks that need the model's own configuration are in `wp1.serving.fit`.
+Hydra composes `conf/` into these dataclasses, which refuse wrong types and unknown keys. `wp1.config.checks` then
+refuses contradictory values, and `wp1.serving.fit` makes the checks that need the model's own configuration.
 """
 
 import dataclasses
@@ -29,7 +28,7 @@ from wp1.workload import own_settings
 from wp1.workload.arrivals import process_of
 from wp1.workload.prompts import class_of, source_of
 
-# true or false, as `resolve` sees to: where the type is bool, OmegaConf takes any number for true.
+# A bool, which `resolve` checks: with the type bool, OmegaConf would accept any number as true.
 Truth = Any
 
 
@@ -51,25 +50,23 @@ class Dataset:
     source: str = MISSING  # builtin, file or hub
     path: str | None = None
     limit: int | None = None  # rows
-    # What answers are scored by (`wp1.quality`, workload.prompts=scored); None: questions that are not scored.
+    # Tasks that answers are scored by (`wp1.quality`, workload.prompts=scored); None: answers are not scored.
     tasks: list[str] | None = None
-    # A module with a benchmark of one's own, by the name that Python imports it by (`wp1.quality.tasks.Benchmark`).
+    # Dotted name of a module with your own benchmark (`wp1.quality.tasks.Benchmark`).
     benchmark: str | None = None
     samples_per_task: int | None = None  # None: every row
     on_bad_row: str = "error"  # or skip
     languages: list[str] | None = None
     min_chars: int | None = None  # of the context
     max_chars: int | None = None
-    # Of source=hub: the repository, and either its data files or the name of its configuration, with {task} in them.
+    # For source=hub: the repository, and either its data files or the name of its configuration, containing {task}.
     repo: str | None = None
     revision: str | None = None
     config: str | None = None
     files: str | None = None
     split: str = "test"
-    prompt_lens: list[int] | None = (
-        None  # of a set with tasks that is made: tokens of prompt and answer; each is a cell
-    )
-    # Of needle tasks that are made: where the needle stands, in percent of the context; None: drawn.
+    prompt_lens: list[int] | None = None  # for generated tasks: tokens of prompt and answer; each length is a cell
+    # For generated needle tasks: the position of the needle in percent of the context; None: random.
     depths: list[float] | None = None
     # Development files for RULER's qa_1 and qa_2.
     squad: str | None = None
@@ -80,22 +77,22 @@ class Dataset:
 class Workload:
     # A source of prompts and an arrival process may add keys of their own (`wp1.workload.own_settings`).
     prompts: str = "dataset"  # dataset, scored, random, text or trace; or package.module.Class (`wp1.workload.prompts`)
-    prompt_len: int | None = None  # tokens, of random and text prompts
-    text_path: str | None = None  # of text prompts; None: the bundled book
-    shared_prefix: float = 0.0  # share of a prompt that all prompts of a cell's repeat begin with
+    prompt_len: int | None = None  # tokens, for random and text prompts
+    text_path: str | None = None  # for text prompts; None: the bundled book
+    shared_prefix: float = 0.0  # share of a prompt that is common to all prompts of a cell's repeat
     trace_path: str | None = None
     trace_format: str = "auto"  # or mooncake, bailian, azure, burstgpt, wp1
-    trace_speed: float = 1.0  # 2: in half the recorded time
-    trace_length_scale: float = 1.0  # of prompts, outputs and hash blocks
-    output_len: int = 64  # tokens at most; of a distribution the mean
+    trace_speed: float = 1.0  # 2: replay in half the recorded time
+    trace_length_scale: float = 1.0  # scales prompts, outputs and hash blocks
+    output_len: int = 64  # maximum tokens; mean of a distribution
     output_distribution: str = "fixed"  # fixed, uniform, normal or lognormal
     output_spread: float = 0.0  # uniform: half the width / mean; else standard deviation / mean
     output_max: int | None = None  # tokens; None: the upper end of uniform, else four times the mean
     ignore_eos: Truth = False
     num_requests: int | None = None  # None: the whole dataset or trace
-    num_warmup: int = 1  # rounds at least
-    max_warmup: int = 5  # rounds at most
-    warmup_once: Truth = False  # before the first cell after engines have started, and before no other
+    num_warmup: int = 1  # minimum rounds
+    max_warmup: int = 5  # maximum rounds
+    warmup_once: Truth = False  # warm up only before the first cell after an engine start
     concurrency: int = 1
     request_rate: float = 0.0  # requests/s; 0: closed loop of `concurrency`
     arrivals: str = "poisson"  # constant, gamma, ramp or package.module.function; for request_rate > 0
@@ -104,12 +101,12 @@ class Workload:
     ramp_s: float | None = None  # seconds; None: until the last request
     temperature: float = 0.0
     top_p: float = 1.0
-    timeout_s: float = 600.0  # a request
+    timeout_s: float = 600.0  # per request
 
 
 @dataclass
 class Slo:
-    """Limits, each of the metric that has its name (`wp1.analysis.base.metric_table`)."""
+    """Limits, each named after its metric (`wp1.analysis.base.metric_table`)."""
 
     name: str = "none"
     ttft_ms: float | None = None
@@ -131,26 +128,26 @@ class Experiment:
     repeats: int = 1
     same_tokens: Truth = False
     prompt_lens: list[int] | None = None  # tokens; None: workload.prompt_len
-    doubling_from: int | None = None  # tokens; prompt lengths from here by doubling to what model.max_len has room for
+    doubling_from: int | None = None  # tokens; prompt lengths double from here up to what fits in model.max_len
     request_rates: list[float] | None = None  # requests/s; None: workload.request_rate
-    time_budget_s: float | None = None  # for the cells of a run; one that would not end within is skipped
+    time_budget_s: float | None = None  # for all cells; a cell that would exceed it is skipped
     concurrencies: list[int] | None = None  # of closed loops; None: workload.concurrency
-    # Seconds of arrivals a repeat at a rate, at least; None: what workload.num_requests gives.
+    # Minimum seconds of arrivals per repeat at a rate; None: determined by workload.num_requests.
     arrivals_s: float | None = None
-    # What the device can do at most, for MFU and MBU: measured once before the engines start if no table states it.
+    # The device's peak rates, for MFU and MBU: measured once before the engines start if no table states them.
     measure_peaks: Truth = False
-    # The search for the highest rate that keeps the SLO, at every prompt length after the cells.
-    goodput_budget_s: float | None = None  # seconds a prompt length; None: no search
-    goodput_within: float = 0.1  # the search ends when the two nearest rates differ by this share
-    memory: Truth = False  # engines take notes of their memory, into memory.jsonl
-    # Requests of a cell that are asked again after its repeats, with the two best log-probabilities of each token, for
-    # what is said where tokens part (`wp1.runner.control`). They are in no figure. None: CONTROL with same_tokens.
+    # The search for the highest rate that meets the SLO, at every prompt length, after the cells.
+    goodput_budget_s: float | None = None  # seconds per prompt length; None: no search
+    goodput_within: float = 0.1  # the search ends when the two nearest rates differ by at most this share
+    memory: Truth = False  # engines record their memory in memory.jsonl
+    # Requests of a cell that are sent again after its repeats, with the two best log-probabilities of each token, to
+    # explain differing tokens (`wp1.runner.control`). They are in no figure. None: CONTROL if same_tokens is on.
     control: int | None = 0
 
 
 @dataclass
 class Config:
-    # What these take is said by the classes that they name: PARTS and PARTS_BY_NAME.
+    # The keys of these groups are defined by the classes that they name: PARTS and PARTS_BY_NAME.
     backend: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
     transfer: dict[str, Any] = field(default_factory=dict)
@@ -166,10 +163,10 @@ class Config:
     seed: int = 42
     tags: dict[str, str] = field(default_factory=dict)
     root: str = MISSING
-    resume: str | None = None  # the folder of a run or sweep to go on with
+    resume: str | None = None  # the folder of a run or sweep to resume
 
 
-# Groups that are one part each, and groups of parts by name, with the folder of conf/ that has such parts.
+# Groups that are one part each, and groups of named parts with the folder of conf/ that has their options.
 PARTS = {"backend": BACKEND, "scheduler": SCHEDULER, "transfer": TRANSFER}
 PARTS_BY_NAME = {"arms": (SCHEDULER, "scheduler"), "collectors": (COLLECTOR, "collectors")}
 
@@ -181,18 +178,18 @@ TRUTHS = [
     if isinstance(key.default, bool)
 ]
 
-# How a command line may say so, in Hydra's grammar and OmegaConf's.
+# The spellings of true on a command line, in Hydra's grammar and OmegaConf's.
 TRUE = ("true", "yes", "y", "on", "1")
 
-# Parts that take keys of somebody else's making. Hydra wants a plus before a key that it does not know yet; nobody who
-# writes backend.engine.block_size=32 means anything else.
+# Groups that accept arbitrary keys. Hydra requires a plus before a key that it does not know; `with_plus` adds it, as
+# backend.engine.block_size=32 can mean nothing else.
 FREE_FORM = re.compile(
     r"(backend\.engine|model\.architecture|tags|collectors|transfer\.environment|transfer\.extra)\.[^=]+="
 )
 
 
 def with_plus(argument: str) -> str:
-    """A command-line override as Hydra takes it."""
+    """A command-line override in the form that Hydra accepts."""
     return f"++{argument}" if FREE_FORM.match(argument) else argument
 
 
@@ -207,8 +204,8 @@ def doubling(first: int, last: int) -> list[int]:
 def register() -> None:
     """Makes `schema` the first entry of conf/config.yaml's defaults.
 
-    Hydra takes any key of a part, and of `workload`: `resolve` asks the part's class, which may have more keys than its
-    file in conf/.
+    Hydra accepts any key of a part and of `workload`; `resolve` checks it against the class, which may have more keys
+    than its file in conf/.
     """
     node = OmegaConf.structured(Config)
     for group in (*PARTS, *PARTS_BY_NAME, "workload"):
@@ -216,21 +213,21 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=node)
 
 
-# Requests of a cell that are asked again, of an experiment that compares tokens and does not say how many.
+# Default of experiment.control if same_tokens is on.
 CONTROL = 6
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
-    """The composed configuration, resolved and typed, with keys that are not in the schema refused.
+    """The composed configuration, resolved and typed. Keys that are not in the schema are refused.
 
-    Hydra lets `+key=value` past the structured schema, so it is merged into a fresh one once more.
-    Raises ConfigError for an unknown key or a value that is missing or of the wrong type.
+    Hydra lets `+key=value` past the structured schema, so the result is merged into a fresh one.
+    Raises ConfigError for an unknown key, or a value that is missing or of the wrong type.
     """
     try:
         cfg = cfg.copy()
         if not cfg.get("root"):
-            raise ConfigError("root is empty: name a folder for what runs leave, or drop it")
-        # Absolute, so that what is derived from it means the same from any folder.
+            raise ConfigError("root is empty: name a folder for the runs, or drop it")
+        # Absolute, so that paths derived from it do not depend on the current folder.
         OmegaConf.update(cfg, "root", str(Path(str(cfg.root)).expanduser().resolve()))
         plain = OmegaConf.to_container(cfg, resolve=True)
         schema = OmegaConf.structured(Config)
@@ -260,20 +257,20 @@ def resolve(cfg: DictConfig) -> DictConfig:
 
 def _parts(plain: Mapping[Any, Any]) -> dict[str, Any]:
     """The groups of PARTS and PARTS_BY_NAME, complete. Raises ConfigError as `parts.typed` does."""
-    found: dict[str, Any] = {
+    typed: dict[str, Any] = {
         group: parts.typed(group, plain.get(group) or {}, kind, functools.partial(_not_taken, group))
         for group, kind in PARTS.items()
     }
     for group, (kind, options) in PARTS_BY_NAME.items():
         named = plain.get(group) or {}
-        there = [f"{group}.{name}" for name, one in named.items() if isinstance(one, dict) and "_target_" in one]
+        known = [f"{group}.{name}" for name, one in named.items() if isinstance(one, dict) and "_target_" in one]
         for name, one in named.items():
             if isinstance(one, dict) and "_target_" not in one:
-                # A name with a slip of the pen is an object of its own to Hydra.
-                raise ConfigError(parts.unknown_key(f"{group}.{name}", there))
-        told = functools.partial(_not_taken, options)
-        found[group] = {str(name): parts.typed(f"{group}.{name}", one, kind, told) for name, one in named.items()}
-    return found
+                # To Hydra, a misspelt name is a new object.
+                raise ConfigError(parts.unknown_key(f"{group}.{name}", known))
+        message = functools.partial(_not_taken, options)
+        typed[group] = {str(name): parts.typed(f"{group}.{name}", one, kind, message) for name, one in named.items()}
+    return typed
 
 
 def _own_settings(plain: Mapping[Any, Any]) -> dict[str, Any]:
@@ -290,20 +287,20 @@ def _own_settings(plain: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _not_taken(options: str, key: str, known: list[str]) -> str:
-    """`parts.unknown_key`, which for a key of another option of the group names that, as scheduler=disagg."""
+    """`parts.unknown_key`; for a key of another option of the group, it names that option, such as scheduler=disagg."""
     name = key.rpartition(".")[2]
     for file in sorted((CONF / options).glob("*.yaml")):
         if re.search(rf"^{re.escape(name)}:", file.read_text(encoding="utf-8"), re.MULTILINE):
             has = ", ".join(one.rpartition(".")[2] for one in known)
-            return f"unknown key {key}: it is a key of {options}={file.stem}, and the one that is chosen has {has}"
+            return f"unknown key {key}: it is a key of {options}={file.stem}; the chosen one has {has}"
     return parts.unknown_key(key, known)
 
 
 def same_tokens_aside(cfg: Any) -> str | None:
-    """Why `experiment.same_tokens`, which is on, says nothing under this load, so that `resolve` turns it off.
+    """The reason why `experiment.same_tokens` is on but meaningless under this load, so that `resolve` turns it off.
 
-    None if the check is off, or if it can be made: it needs equal prompts, computed one at a time. In a batch the
-    logits depend slightly on what else is in it, which is up to chance when requests overlap.
+    None if it is off or meaningful. It needs equal prompts, computed one at a time: the logits depend slightly on the
+    rest of the batch, which varies from run to run if requests overlap.
     """
     workload = cfg.workload
     if not cfg.experiment.same_tokens:
@@ -318,23 +315,23 @@ def same_tokens_aside(cfg: Any) -> str | None:
 
 
 def _unknown_keys(given: Any, schema: Any, prefix: str = "") -> list[str]:
-    # A free-form dict (engine arguments, tags, architecture) has no type of its own and takes any key.
+    # A free-form dict (engine arguments, tags, architecture) has no schema and accepts any key.
     if not isinstance(given, dict) or not isinstance(schema, DictConfig):
         return []
     if schema._is_none() or OmegaConf.get_type(schema) is dict:
         return []
-    found = []
+    unknown = []
     for key, value in given.items():
         if key not in schema.keys():  # noqa: SIM118 - `in` is false for a key whose value is missing
-            # Those of workload are `_own_settings`'s to refuse.
-            found += [f"{prefix}{key}"] if prefix != "workload." else []
+            # `_own_settings` refuses those of workload.
+            unknown += [f"{prefix}{key}"] if prefix != "workload." else []
         elif not OmegaConf.is_missing(schema, key):
-            found += _unknown_keys(value, schema._get_node(key), f"{prefix}{key}.")
-    return found
+            unknown += _unknown_keys(value, schema._get_node(key), f"{prefix}{key}.")
+    return unknown
 
 
 def unknown_key_message(key: str) -> str:
-    """One line for a key that does not exist: the nearest that do, where there are any."""
+    """A one-line message for an unknown key, suggesting the closest known ones."""
     group, _, _ = key.rpartition(".")
     node = OmegaConf.select(OmegaConf.structured(Config), group) if group else OmegaConf.structured(Config)
     known = [f"{group}.{name}" if group else str(name) for name in node] if isinstance(node, DictConfig) else []

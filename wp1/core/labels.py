@@ -1,4 +1,4 @@
-"""What the labels of a run mean for its figures, said in the same words wherever a result appears."""
+"""What a run's labels mean for its figures, in the same words wherever a result is shown."""
 
 CLIENT_LATE = "client late"
 SHARED_GPU = "shared GPU"
@@ -11,6 +11,6 @@ MEANING = {
 
 
 def in_words(label: str, emphasis: str = "") -> str:
-    """The label and its meaning, the label between `emphasis` signs; a label that is not known stands alone."""
+    """The label, in `emphasis` markers, and its meaning; an unknown label stands alone."""
     meaning = MEANING.get(label)
     return f"{emphasis}{label}{emphasis}" + (f": {meaning}" if meaning else "")

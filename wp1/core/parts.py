@@ -1,18 +1,17 @@
-"""Parts of a configuration that bring their own settings: schedulers, connectors, engines, collectors and the like.
+"""Parts of a configuration that define their own settings: schedulers, connectors, engines, collectors and so on.
 
-A part is what `_target_` names, a class or a function, by its exact dotted name and in any package: a configuration is
-code. Its signature says what it takes. Of its parameters some are given by wp1 (`Kind.given`); the others are its
-settings, with their types and defaults. A class whose `__init__` has `**more` also takes what its parent takes; if
-there is no parent to say it, any key is taken as it is.
+A part is the class or function that `_target_` names by its full dotted name, in any package: a configuration is code.
+wp1 passes some of its parameters (`Kind.given`); the others are its settings, with their types and defaults. A class
+whose `__init__` has `**more` also accepts its parent's settings; if no parent defines any, it accepts any key.
 
     class ShortestFirst(AggregatedScheduler):
         def __init__(self, *, at_once: Annotated[int, Within(1)] = 4, order: Literal["up", "down"] = "up", **more): ...
 
-A class may keep its settings in a dataclass instead, as its attribute `Settings`; it is then made of one such object
-and of what wp1 gives. Types are those of OmegaConf, and `Literal` and `Within` say which values do. Anything else has
-to be checked by the part itself, which is made before an engine starts and may raise ConfigError.
+A class may instead define its settings in a dataclass, as its attribute `Settings`; it is then called with one such
+object and the parameters from wp1. Types are those of OmegaConf; `Literal` and `Within` restrict the values. The part
+itself must check anything else: it is made before an engine starts and may raise ConfigError.
 
-What a run's folder names is no configuration but data: see `own`.
+A run's folder, however, is data, and names in it are restricted: see `own`.
 """
 
 import dataclasses
@@ -31,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from wp1.core.errors import ConfigError
 from wp1.core.outside import imported
 
-# The highest value of any number: engines keep seeds in 32 bits, and nothing else comes near.
+# Upper bound for every numeric setting: engines keep 32-bit seeds, and no other setting needs more.
 MOST = 2**31 - 1
 NOTHING = inspect.Parameter.empty
 
@@ -40,8 +39,8 @@ NOTHING = inspect.Parameter.empty
 class Kind:
     """What the parts of one group have in common.
 
-    word: what they are called, as "scheduler". protocol: a class whose public methods each of them has.
-    given: the parameters that wp1 fills in when it makes one. beside: keys of the group that wp1 reads itself, by type.
+    word: their name in messages, such as "scheduler". protocol: a class whose public methods every part must have.
+    given: parameters that wp1 passes. beside: keys of the group that wp1 reads itself, with their types.
     """
 
     word: str
@@ -52,7 +51,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Within:
-    """The bounds of a setting's number, as in `Annotated[int, Within(1)]`."""
+    """The bounds of a numeric setting, as in `Annotated[int, Within(1)]`."""
 
     least: float
     most: float = MOST
@@ -60,7 +59,7 @@ class Within:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a part. default: NOTHING if it has to be given."""
+    """One setting of a part. default: NOTHING if the setting is required."""
 
     name: str
     type: Any
@@ -68,12 +67,12 @@ class Setting:
 
 
 def loaded(key: str, name: Any) -> Callable[..., Any]:
-    """What a dotted name stands for. Raises ConfigError, in one line that names the key, if it cannot be imported."""
+    """The class or function with this dotted name. Raises ConfigError, naming the key, if it cannot be imported."""
     if name is None or name == "???":
         raise ConfigError(f"{key} has no value: set {key}=...")
     module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
     if not module:
-        raise ConfigError(f"{key}={name} is no name of a class: write it as package.module.Class")
+        raise ConfigError(f"{key}={name} is not the name of a class: write it as package.module.Class")
     found = getattr(imported(f"{key}={name}", module), attribute, None)
     if found is None:
         raise ConfigError(f"{key}={name} cannot be imported ({module} has no {attribute}): correct the name")
@@ -83,9 +82,9 @@ def loaded(key: str, name: Any) -> Callable[..., Any]:
 
 
 def part_of(key: str, name: Any, kind: Kind) -> Callable[..., Any]:
-    """`loaded`, of a part of this kind. Raises ConfigError if it lacks a method that such parts have.
+    """`loaded` for a part of this kind. Also raises ConfigError if it lacks a method that such parts must have.
 
-    key: that of the part, as "scheduler" or "arms.agg".
+    key: the key of the part, such as "scheduler" or "arms.agg".
     """
     found = loaded(f"{key}._target_", name)
     made = found if isinstance(found, type) else _returned(found)
@@ -95,7 +94,7 @@ def part_of(key: str, name: Any, kind: Kind) -> Callable[..., Any]:
         if not method.startswith("_") and callable(one) and not callable(getattr(made, method, None))
     )
     if lacks:
-        raise ConfigError(f"{key}._target_={name} is no {kind.word}: it has no {lacks[0]}()")
+        raise ConfigError(f"{key}._target_={name} is not a {kind.word}: it has no {lacks[0]}()")
     return found
 
 
@@ -107,22 +106,22 @@ def _returned(function: Callable[..., Any]) -> Any:
 
 
 def settings_of(key: str, part: Callable[..., Any], kind: Kind) -> dict[str, Setting]:
-    """What a part takes of the configuration, by name. Raises ConfigError for a type that cannot be looked up."""
-    found = {}
-    for name, (parameter, function) in _parameters(_told_by(part)).items():
+    """The settings of a part, by name. Raises ConfigError for a type that cannot be resolved."""
+    settings = {}
+    for name, (parameter, function) in _parameters(_settings_holder(part)).items():
         if name not in kind.given:
-            found[name] = Setting(name, _annotation(key, parameter, function), parameter.default)
-    return found | {name: Setting(name, of_type, None) for name, of_type in kind.beside.items()}
+            settings[name] = Setting(name, _annotation(key, parameter, function), parameter.default)
+    return settings | {name: Setting(name, of_type, None) for name, of_type in kind.beside.items()}
 
 
-def _told_by(part: Callable[..., Any]) -> Callable[..., Any]:
-    """What says which settings a part takes: its dataclass `Settings`, or it itself."""
+def _settings_holder(part: Callable[..., Any]) -> Callable[..., Any]:
+    """The callable whose signature defines a part's settings: its dataclass `Settings`, or the part itself."""
     held = getattr(part, "Settings", None)
     return held if isinstance(held, type) and dataclasses.is_dataclass(held) else part
 
 
 def _parameters(part: Callable[..., Any]) -> dict[str, tuple[inspect.Parameter, Any]]:
-    """The parameters that can be given by name, with the function of each; a subclass's come before its parents'."""
+    """The parameters that can be passed by name, each with its function; a subclass overrides its parents."""
     found: dict[str, tuple[inspect.Parameter, Any]] = {}
     for function, own in _signatures(part):
         for parameter in own:
@@ -132,7 +131,7 @@ def _parameters(part: Callable[..., Any]) -> dict[str, tuple[inspect.Parameter, 
 
 
 def _signatures(part: Callable[..., Any]) -> list[tuple[Any, list[inspect.Parameter]]]:
-    """The functions whose parameters a part has: its own, and while one has `**more` the next parent's."""
+    """The functions that define a part's parameters: its own and, as long as one has `**more`, the next parent's."""
     functions: list[Any] = [part]
     if isinstance(part, type):
         functions = [vars(one)["__init__"] for one in part.__mro__ if "__init__" in vars(one) and one is not object]
@@ -161,35 +160,37 @@ def _annotation(key: str, parameter: inspect.Parameter, function: Any) -> Any:
     try:
         return get_type_hints(holder, getattr(function, "__globals__", {}), include_extras=True)[parameter.name]
     except (NameError, TypeError, SyntaxError) as error:
-        raise ConfigError(f"{key}.{parameter.name} has the type {parameter.annotation}, which is not known") from error
+        raise ConfigError(
+            f"{key}.{parameter.name} has the unknown type {parameter.annotation}: import the type in its module"
+        ) from error
 
 
-def typed(key: str, node: Any, kind: Kind, told: Callable[[str, list[str]], str] | None = None) -> dict[str, Any]:
-    """A part of the configuration, complete: `_target_` and all its settings, converted to their types.
+def typed(key: str, node: Any, kind: Kind, message: Callable[[str, list[str]], str] | None = None) -> dict[str, Any]:
+    """A part's complete configuration: `_target_` and all its settings, converted to their types.
 
-    key: where it is, as "scheduler" or "arms.agg". told: the message for an unknown key; None: `unknown_key`.
-    Raises ConfigError, in one line that names the key, for `_target_` that is no such part, and for a setting that is
+    key: the part's key, such as "scheduler" or "arms.agg". message: makes the message for an unknown key; None:
+    `unknown_key`. Raises ConfigError, on one line that names the key, if `_target_` is not such a part, or a setting is
     unknown, missing or of the wrong type.
     """
     given = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if not isinstance(given, dict):
-        raise ConfigError(f"{key}={given} is no {kind.word}: it has to be an object with a _target_")
+        raise ConfigError(f"{key}={given} is not a {kind.word}: it must be an object with a _target_")
     part = part_of(key, given.get("_target_"), kind)
     known = settings_of(key, part, kind)
     strange = sorted(str(name) for name in given if name != "_target_" and name not in known)
-    if not _takes_any(_told_by(part)):
+    if not _takes_any(_settings_holder(part)):
         for name in strange[:1]:
             if not known:
                 raise ConfigError(f"unknown key {key}.{name}: this {kind.word} has no settings")
-            raise ConfigError((told or unknown_key)(f"{key}.{name}", [f"{key}.{one}" for one in sorted(known)]))
-    found = {"_target_": given["_target_"], **{name: given[name] for name in strange}}
+            raise ConfigError((message or unknown_key)(f"{key}.{name}", [f"{key}.{one}" for one in sorted(known)]))
+    complete = {"_target_": given["_target_"], **{name: given[name] for name in strange}}
     for name, setting in known.items():
         value = given.get(name, setting.default)
         if value is NOTHING or value == "???":
             raise ConfigError(f"{key}.{name} has no value: set {key}.{name}=...")
         if name in given or is_plain(value):
-            found[name] = converted(f"{key}.{name}", value, setting.type)
-    return found
+            complete[name] = converted(f"{key}.{name}", value, setting.type)
+    return complete
 
 
 def is_plain(value: Any) -> bool:
@@ -197,9 +198,10 @@ def is_plain(value: Any) -> bool:
 
 
 def converted(key: str, value: Any, to: Any) -> Any:
-    """A value as its type has it: plain values, lists and dicts. Raises ConfigError that names the key if it is none.
+    """A value converted to a type: plain values, lists and dicts. Raises ConfigError, naming the key, if it cannot be.
 
-    to: a type of OmegaConf's, Literal, or either in Annotated with `Within`; what it is not, is taken as it is.
+    to: a type of OmegaConf's, Literal, or either in Annotated with `Within`. For any other type, the value is returned
+    unchanged.
     """
     rules: tuple[Any, ...] = ()
     if get_origin(to) is Annotated:
@@ -214,13 +216,13 @@ def converted(key: str, value: Any, to: Any) -> Any:
     if get_origin(to) is Annotated:
         return converted(key, value, to)
     if value is None and to is not Any:
-        raise ConfigError(f"{key}=null is no value: set {key}=...")
+        raise ConfigError(f"{key} must not be null: set {key}=...")
     if get_origin(to) is Literal:
         if value not in get_args(to):
             raise ConfigError(f"{key}={value} is not known: set {key} to {' or '.join(map(str, get_args(to)))}")
         return value
     if to is bool:
-        # Of any number OmegaConf would make true.
+        # OmegaConf would turn any number into true.
         if not isinstance(value, bool):
             raise ConfigError(f"{key}={value} is neither true nor false: set {key}=true or {key}=false")
         return value
@@ -249,7 +251,7 @@ def _by_omegaconf(key: str, value: Any, to: Any) -> Any:
 
 
 def check_within(key: str, value: float | None, bounds: Within) -> None:
-    """Raises ConfigError if a number is out of its bounds, or is not one (nan). None is in any."""
+    """Raises ConfigError if a number is out of bounds or NaN. None is always accepted."""
     if value is not None and not value >= bounds.least:
         raise ConfigError(f"{key}={value} is too small: set {key} to {bounds.least} or more")
     if value is not None and value > bounds.most:
@@ -257,32 +259,32 @@ def check_within(key: str, value: float | None, bounds: Within) -> None:
 
 
 def make(key: str, settings: Mapping[str, Any], kind: Kind, **given: Any) -> Any:
-    """The part itself, of its settings (`typed`) and of what it takes of that which wp1 gives.
+    """Makes the part from its settings (`typed`) and those of the given values that it has parameters for.
 
-    Raises ConfigError, naming the key, if the part refuses its settings by ValueError.
+    Raises ConfigError, naming the key, if the part raises ValueError.
     """
     part = loaded(f"{key}._target_", settings["_target_"])
     taken = {name: value for name, value in given.items() if _takes_any(part) or name in _parameters(part)}
     own = {name: value for name, value in settings.items() if name != "_target_" and name not in kind.beside}
-    held = _told_by(part)
+    holder = _settings_holder(part)
     try:
-        return part(**own, **taken) if held is part else part(held(**own), **taken)
+        return part(**own, **taken) if holder is part else part(holder(**own), **taken)
     except ValueError as error:
         raise ConfigError(f"{key} cannot be made ({' '.join(str(error).split())}): change its settings") from error
 
 
 def own(name: Any, package: str) -> type | None:
-    """The class that a name from a run's folder stands for, if wp1 itself has it in a module of this package.
+    """The class with this dotted name from a run's folder, if it is defined in a module of this wp1 package; else None.
 
-    A folder is data and may come from anybody. So nothing is imported but modules of that package, and of these only
-    a class counts that is defined there: whatever else a module has imported can be reached by a name like its own.
+    A folder is data and may not be trustworthy. So only modules of that package are imported, and only classes defined
+    in them are returned, because anything that a module imports can also be named as its attribute.
     """
     module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
     parent, _, leaf = module.rpartition(".")
     if parent != package or leaf not in {one.name for one in pkgutil.iter_modules(_paths(package))}:
         return None
-    found = getattr(importlib.import_module(module), attribute, None)
-    return found if isinstance(found, type) and found.__module__ == module else None
+    value = getattr(importlib.import_module(module), attribute, None)
+    return value if isinstance(value, type) and value.__module__ == module else None
 
 
 def _paths(package: str) -> Iterable[str]:
@@ -290,9 +292,9 @@ def _paths(package: str) -> Iterable[str]:
 
 
 def unknown_key(key: str, known: list[str]) -> str:
-    """One line for a key that does not exist: the nearest that do, if there are any.
+    """A one-line message for an unknown key, suggesting the closest known ones.
 
-    known: the keys beside it, whole.
+    known: the full names of the keys in the same group.
     """
     group, _, name = key.rpartition(".")
     within = f"{group}." if group else ""
@@ -301,9 +303,9 @@ def unknown_key(key: str, known: list[str]) -> str:
         return f"unknown key {key}: did you mean {' or '.join(f'{within}{one}' for one in near)}?"
     if known:
         return f"unknown key {key}: {group or 'the top level'} has {', '.join(known)}"
-    return f"unknown key {key}: see `python -m wp1 --cfg job` for those there are"
+    return f"unknown key {key}: `python -m wp1 --cfg job` lists the known ones"
 
 
 def one_line(message: str) -> str:
-    """A library's message of several lines as one."""
+    """A library's multi-line message on one line."""
     return "; ".join(part.strip() for part in message.splitlines() if part.strip())

@@ -1,4 +1,4 @@
-"""From a configuration to what will be measured: arms, their cells, and the order of it all. Pure."""
+"""Plans a run from its configuration: the arms, their cells, and the order of measurement. Pure."""
 
 import math
 import re
@@ -15,15 +15,15 @@ class Cell:
     arm: str
     name: str
     prompt_len: int | None  # tokens; None for a dataset's or a trace's prompts
-    concurrency: int  # closed loop; ignored where request_rate > 0
+    concurrency: int  # closed loop; ignored if request_rate > 0
     request_rate: float  # requests/s
     repeats: int
-    num_requests: int | None = None  # a repeat; None: the whole dataset
+    num_requests: int | None = None  # per repeat; None: the whole dataset
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One scheduler configuration and its cells. Arms of a run have the same cells, but for their arm."""
+    """One scheduler configuration and its cells. All arms of a run have the same cells, apart from `Cell.arm`."""
 
     name: str
     scheduler: Any  # a node of the configuration
@@ -32,14 +32,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Block:
-    """Repeats of all cells of an arm with its engines started once."""
+    """Repeats of all cells of an arm, measured with one start of its engines."""
 
     arm: Arm
     repeats: list[int]
 
 
 def plan(cfg: Any) -> list[Arm]:
-    """The arms of a run: those that the configuration compares, else the scheduler that `scheduler=` names."""
+    """The arms of a run: those in `arms`, else one with the scheduler that `scheduler=` names."""
     schedulers = dict(cfg.arms) if cfg.arms else {cfg.scheduler.name: cfg.scheduler}
     return [Arm(name, scheduler, _cells(cfg, name)) for name, scheduler in schedulers.items()]
 
@@ -47,11 +47,11 @@ def plan(cfg: Any) -> list[Arm]:
 def _cells(cfg: Any, arm: str) -> list[Cell]:
     """Every prompt length at every load, short prompts and low loads first.
 
-    Loads are request rates where there are any, else numbers of requests at a time.
+    Loads are request rates if there are any, else concurrencies.
     """
     experiment, workload = cfg.experiment, cfg.workload
     if workload.prompts == "trace":
-        # Lengths and arrivals are the trace's.
+        # Lengths and arrivals come from the trace.
         name = f"{trace_name(workload.trace_path)}-speed{workload.trace_speed:g}"
         return [Cell(arm, name, None, workload.concurrency, 0.0, experiment.repeats, workload.num_requests)]
     lengths = prompt_lens(cfg)
@@ -63,18 +63,18 @@ def _cells(cfg: Any, arm: str) -> list[Cell]:
 
 
 def open_loop(cfg: Any) -> bool:
-    """Whether requests come at rates: then `experiment.concurrencies`, the load of closed loops, is not used."""
+    """Whether requests arrive at a rate. If so, `experiment.concurrencies`, the load of closed loops, is not used."""
     return cfg.experiment.request_rates is not None or cfg.workload.request_rate > 0
 
 
 def cell_of(cfg: Any, arm: str, length: int | None, rate: float, concurrency: int) -> Cell:
-    """The cell of one prompt length (tokens) at one load: a rate in requests/s, or `concurrency` where that is 0."""
+    """The cell of one prompt length (tokens) at one load: a rate in requests/s, or `concurrency` if the rate is 0."""
     experiment, workload = cfg.experiment, cfg.workload
     count = workload.num_requests
     if count is not None and rate > 0 and experiment.arrivals_s is not None:
         count = max(count, math.ceil(rate * experiment.arrivals_s))
     if count is not None and rate == 0 and experiment.concurrencies is not None:
-        # Fewer requests than are to run at a time would not be that load.
+        # Fewer requests than the concurrency would not produce that load.
         count = max(count, concurrency)
     return Cell(
         arm=arm,
@@ -88,12 +88,12 @@ def cell_of(cfg: Any, arm: str, length: int | None, rate: float, concurrency: in
 
 
 def is_scored(prompts: str) -> bool:
-    """Whether answers to prompts of this kind are scored; folders of earlier runs call that judged."""
+    """Whether answers to prompts of this kind are scored; folders of earlier runs call them "judged"."""
     return prompts in ("scored", "judged")
 
 
 def trace_name(path: str) -> str:
-    """What a trace is called in the name of its cell."""
+    """The trace's name within the name of its cell."""
     return re.sub(r"[^\w.]+", "_", Path(path).stem).strip(".") or "trace"
 
 
@@ -102,7 +102,7 @@ def _prompts(cfg: Any, length: int | None) -> str:
 
 
 def prompt_lens(cfg: Any) -> list[int | None]:
-    """The prompt lengths of a run in tokens; [None] where they are the dataset's."""
+    """The prompt lengths of a run in tokens; [None] if the dataset determines them."""
     experiment = cfg.experiment
     if experiment.prompt_lens:
         return list(experiment.prompt_lens)
@@ -112,7 +112,7 @@ def prompt_lens(cfg: Any) -> list[int | None]:
 
 
 def _doubling(first: int, max_len: int, output_len: int) -> list[int]:
-    """Lengths first, 2 x first, ..., the last one what `max_len` has room for beside `output_len`; tokens."""
+    """Lengths in tokens: first, 2 x first, ..., and finally the longest that fits in `max_len` with `output_len`."""
     longest = max_len - output_len
     lengths = [first]
     while lengths[-1] * 2 < longest:
@@ -121,10 +121,10 @@ def _doubling(first: int, max_len: int, output_len: int) -> list[int]:
 
 
 def blocks(arms: list[Arm], repeats: int) -> list[Block]:
-    """Who is measured when. Two arms take turns as A B B A A B, so that a drift of the machine favours neither.
+    """The order of measurement. Two arms alternate as A B B A A B, so that a drift of the machine favours neither.
 
-    Only one arm's engines run at a time, as idle ones use cores and memory too; repeats that follow each other under
-    one arm share its start.
+    Only one arm's engines run at a time, because idle engines use cores and memory too. Consecutive repeats of an arm
+    share one start.
     """
     order = [(arm, repeat) for repeat in range(repeats) for arm in (arms if repeat % 2 == 0 else list(reversed(arms)))]
     return [

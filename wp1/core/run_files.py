@@ -1,7 +1,7 @@
-"""The files of a run's folder, in one table: to add a file is to add its row to `RUN_FILES`.
+"""The files of a run's folder in one table. To add a file, add its row to `RUN_FILES`.
 
-What goes on with a run, moves its clock, publishes it, packs it, counts its lines or makes its report asks here. The
-table is in the order of what matters most: a packet that is too large loses its last files first.
+Resuming, shifting times after a reboot, publishing, packing, counting lines and reporting all use this table. It is in
+order of importance: a packet that is too large drops the last files first.
 """
 
 import dataclasses
@@ -23,17 +23,16 @@ def _never(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
 class RunFile:
     """One file of a run's folder, or all that match a pattern."""
 
-    name: str  # within the folder; with a * it is a pattern
+    name: str  # within the folder; a pattern if it has a *
     row: type | None = None  # the dataclass of a line; None: the file has no rows
-    # What its rows belong to. Resuming keeps those of a "unit" (one repeat of a cell) that was measured to its end and
-    # of an arm's "search" that ended, and puts the others apart; those of a "moment" on the clock, and of the whole
-    # "run", it keeps.
+    # What its rows belong to. Resuming keeps rows of a completed "unit" (one repeat of a cell) and of an arm's finished
+    # "search", and moves the others apart. It keeps all rows of a "moment" on the clock and of the whole "run".
     of: Literal["unit", "search", "moment", "run"] = "run"
-    # In MLflow; "small": if it is no larger than `wp1.tracking.run.MAX_LOG_BYTES`.
+    # Whether it is published to MLflow; "small": up to `wp1.tracking.run.MAX_LOG_BYTES`.
     published: Literal["always", "small", "never"] = "small"
-    packed: bool = True  # whether a packet has it; files with rows are compressed there
+    packed: bool = True  # whether a packet includes it; files with rows are compressed there
     shows: str = ""  # what a report lacks without it
-    # Whether a run with this config.yaml and run_metadata.json leaves it.
+    # Whether a run with this config.yaml and run_metadata.json writes it.
     expected: Callable[[Mapping[str, Any], Mapping[str, Any]], bool] = _never
 
     def at(self, folder: Path) -> Path:
@@ -41,7 +40,7 @@ class RunFile:
         return folder / self.name
 
     def found(self, folder: Path) -> list[Path]:
-        """The plain files of a run's folder that it stands for; a link is none."""
+        """The plain files of a run's folder that match; links are left out."""
         if self.is_pattern:
             return files.plain_files(self.at(folder).parent, Path(self.name).name)
         return [self.at(folder)] if files.is_plain(self.at(folder)) else []
@@ -52,7 +51,7 @@ class RunFile:
 
     @property
     def timed(self) -> bool:
-        """Whether its rows have times of the monotonic clock: fields that are called t or t_..."""
+        """Whether its rows have times of the monotonic clock: fields named t or t_..."""
         fields = dataclasses.fields(self.row) if self.row is not None else ()
         return any(field.name == "t" or field.name.startswith("t_") for field in fields)
 
@@ -127,7 +126,7 @@ RUN_FILES: tuple[RunFile, ...] = (
 
 
 def of(what: str) -> list[RunFile]:
-    """The files with rows that belong to a "unit", a "search", a "moment" or the whole "run"."""
+    """The files whose rows belong to `what`: a "unit", a "search", a "moment" or the whole "run"."""
     return [file for file in RUN_FILES if file.row is not None and file.of == what]
 
 
@@ -137,5 +136,5 @@ def with_times() -> list[RunFile]:
 
 
 def packed(with_rows: bool) -> list[RunFile]:
-    """The files of a packet, most important first: with rows, which are compressed, or without."""
+    """The files of a packet, most important first: those with rows, which are compressed, or those without."""
     return [file for file in RUN_FILES if file.packed and (file.row is not None) == with_rows]

@@ -1,9 +1,9 @@
-"""The monotonic clock of a run that goes on after its machine was started anew: it counts from that start again.
+"""Shifts the times of a run that is resumed after a reboot, when the monotonic clock starts from zero again.
 
-Times of an earlier boot would pass for times of this one, and a cell would be given the samples of another. So when a
-run goes on, all times that it has are moved to before this boot's clock began, by as much as the last of them and a
-minute. What was measured together stays together, and what was not is a minute apart at least. run_metadata.json says
-in `boots` by how much the times of each boot were moved.
+Without it, times of an earlier boot would be mistaken for times of this one, and samples would be assigned to the wrong
+cell. All earlier times are shifted to before the start of this boot's clock, by the latest of them plus a minute. Times
+of one boot keep their differences, and boots are at least a minute apart. `boots` in run_metadata.json records the
+shift of each boot.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,19 +13,19 @@ from typing import Any
 from wp1.core import files, run_files
 from wp1.core.run_files import METADATA
 
-# Between the last moment of a boot and the first of the next, seconds: no request's time and no sample's.
+# Seconds between the last time of a boot and the first of the next.
 APART_S = 60.0
-# The files whose moved copies are whole and take their place; while it is there, `finish` has something to do.
+# Lists the files whose shifted copies are complete. While it exists, `finish` has copies to move into place.
 JOURNAL = "boots.json"
 
 
 def move(run_dir: Path, metadata: dict[str, Any], boot: str | None) -> dict[str, Any]:
-    """Moves all times of a run's folder to before this boot, and returns the metadata that says so.
+    """Shifts all times in a run's folder to before this boot, and returns the updated metadata.
 
-    Killed at any moment, either nothing is moved or `finish` moves the rest. boot: this one's id.
+    If it is killed, either nothing has been shifted or `finish` completes the shift. boot: id of this boot.
     """
-    there = [file.name for file in run_files.with_times() if file.at(run_dir).is_file()]
-    last = max((moment for name in there for row in _rows(run_dir / name) for moment in _moments(row)), default=0.0)
+    names = [file.name for file in run_files.with_times() if file.at(run_dir).is_file()]
+    last = max((moment for name in names for row in _rows(run_dir / name) for moment in _moments(row)), default=0.0)
     last = max([last, *(moment for start in _starts(metadata) for moment in start.get("idle") or ())])
     by = -(last + APART_S)
     before = [one | {"moved_s": round(one["moved_s"] + by, 6)} for one in metadata.get("boots", [])]
@@ -40,17 +40,17 @@ def move(run_dir: Path, metadata: dict[str, Any], boot: str | None) -> dict[str,
             for key in ("starts", "taken_over")
         },
     }
-    for name in there:
+    for name in names:
         with files.replaced(_copy(run_dir, name)) as work, work.open("wb") as out:
             out.writelines(f"{files.json_text(_moved(row, by))}\n".encode() for row in _rows(run_dir / name))
     files.write_text(_copy(run_dir, METADATA.name), files.json_text(moved, indent=2) + "\n")
-    files.write_text(run_dir / JOURNAL, files.json_text({"files": [*there, METADATA.name]}) + "\n")
+    files.write_text(run_dir / JOURNAL, files.json_text({"files": [*names, METADATA.name]}) + "\n")
     finish(run_dir)
     return moved
 
 
 def finish(run_dir: Path) -> None:
-    """Ends a move that a killed process began."""
+    """Completes a shift that a killed process began."""
     journal = run_dir / JOURNAL
     if not files.is_plain(journal):
         return
@@ -65,7 +65,7 @@ def _copy(run_dir: Path, name: str) -> Path:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, one in memory at a time; a line that is none, as one torn, is left out."""
+    """Yields the rows of a file one at a time, skipping lines that are not JSON objects, such as a torn one."""
     with files.opened(path) as lines:
         for line in lines:
             try:
@@ -90,7 +90,7 @@ def _moments(row: Mapping[str, Any]) -> list[float]:
 
 
 def _moved(row: Mapping[str, Any], by: float) -> dict[str, Any]:
-    found = {key: round(value + by, 6) if _is_time(key, value) else value for key, value in row.items()}
+    moved = {key: round(value + by, 6) if _is_time(key, value) else value for key, value in row.items()}
     if isinstance(row.get("t_tokens"), list):
-        found["t_tokens"] = [round(moment + by, 6) for moment in row["t_tokens"]]
-    return found
+        moved["t_tokens"] = [round(moment + by, 6) for moment in row["t_tokens"]]
+    return moved

@@ -1,15 +1,19 @@
-"""How long cells will take, from those before them: what `experiment.time_budget_s` is held against, and what the
-screen says is left. Pure.
+"""Predicts how long cells will take from those measured before, for `experiment.time_budget_s` and the time left on
+screen. Pure.
 
-The rule. A cell is predicted from the longest prompt measured before it in the same arm, at the same load where there
-is one. Its time, less the span over which an open loop sends, grows with the prompt length. Where it is known what a
-prompt costs at the device's peaks (`Floor`), it grows with that cost: in proportion to it if one length was measured at
-that load, else by the straight line through the two longest, which may not be less steep than the cost itself. Where
-that is not known, it grows as (L / L0) ** p, where p is the growth seen between the two longest lengths, within 0 and 2
-(prefill grows at most with the square), and 1 where one length is all there is. Between loads, requests at a time are
-taken not to gain from each other, which is the slow case; an open loop takes its span and then one request's time. A
-cell is begun where what has passed, what is left of the cells begun before, and all its own repeats in all arms end
-within the budget; one that has begun is ended. The first cell of a run is always measured.
+A cell is predicted from the longest prompt measured so far in the same arm, at the same load if there is one. Its time,
+without the span over which an open loop sends, grows with the prompt length:
+
+- If the cost of a prompt at the device's peaks is known (`Floor`), time grows with that cost: in proportion to it if
+  one length was measured at that load, else along the straight line through the two longest, which is taken to be at
+  least as steep as the cost itself.
+- Otherwise it grows as (L / L0) ** p. p is the growth between the two longest lengths, limited to 0..2 (prefill grows
+  at most with the square), or 1 if only one length was measured.
+
+Between loads, concurrent requests are assumed to gain nothing from each other, which is the slow case; an open loop
+takes its span plus one request's time. A cell is begun if the time already spent, the rest of the cells already begun,
+and all its own repeats in all arms fit within the budget; a cell that has begun is completed. The first cell of a run
+is always measured.
 """
 
 import math
@@ -21,13 +25,13 @@ from wp1.core.plan import Cell
 from wp1.core.progress import Done
 from wp1.model.architecture import Architecture
 
-# Seconds that a request with a prompt of so many tokens takes at least, alone on its devices.
+# Lower bound, in seconds, on a request with a prompt of so many tokens that has its devices to itself.
 Floor = Callable[[int], float]
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """One repeat of a cell as it was measured, or is to be."""
+    """One repeat of a cell, measured or planned."""
 
     prompt_len: int | None  # tokens
     concurrency: int
@@ -41,12 +45,12 @@ class Repeat:
 
     @property
     def span(self) -> float:
-        """Seconds from the first request that an open loop sends to its last, on average."""
+        """Mean seconds between an open loop's first and last arrival; 0 for a closed loop."""
         return (self.requests - 1) / self.request_rate if self.request_rate > 0 else 0.0
 
     @property
     def work(self) -> float:
-        """Seconds beyond the span."""
+        """Seconds that it took beyond the span."""
         return max(0.0, self.seconds - self.span)
 
 
@@ -57,9 +61,9 @@ def repeat_of(cell: Cell, requests: int, seconds: float = 0.0) -> Repeat:
 def floor_of(
     shape: Architecture | None, peaks: Mapping[str, Any] | None, output_len: int, devices: int
 ) -> Floor | None:
-    """The larger of FLOPs and bytes over the device's peaks: of the prompt once, and of each step that follows.
+    """The larger of FLOPs and bytes over the device's peaks, for the prefill and for each decode step.
 
-    output_len: tokens. devices: that one engine spreads over. None where shape or peaks are not known.
+    output_len: tokens. devices: number that one engine uses. Returns None if shape or peaks are unknown.
     """
     if shape is None or shape.unlike is not None or peaks is None:
         return None
@@ -75,9 +79,9 @@ def floor_of(
 
 
 def predict(next_one: Repeat, before: Sequence[Repeat], floor: Floor | None = None) -> float | None:
-    """Seconds that one repeat will take, by the rule above; None where there is nothing to predict from.
+    """Seconds that one repeat will take, by the rule above; None if there is nothing to predict from.
 
-    With nothing measured before, it is what the device's peaks allow: no more than the time it takes at least.
+    If nothing has been measured, it is the lower bound given by the device's peaks.
     """
     if not before:
         if floor is None or next_one.prompt_len is None:
@@ -88,17 +92,17 @@ def predict(next_one: Repeat, before: Sequence[Repeat], floor: Floor | None = No
     if alike:
         work = base.work if base.request_rate > 0 else base.work * next_one.requests / max(1, base.requests)
     else:
-        # What one request takes: of an open loop its tail, of a closed one its share.
+        # One request's time: the tail of an open loop, the share of a closed one.
         one = base.work if base.request_rate > 0 else base.work * base.concurrency / max(1, base.requests)
         work = one * (1 if next_one.request_rate > 0 else next_one.requests)
     return next_one.span + work * _growth(next_one.prompt_len, base, alike or before, floor)
 
 
 def at_least(length: int | None, before: Sequence[Repeat], floor: Floor | None = None) -> float | None:
-    """Seconds that one request of a longer prompt than was measured takes for certain, or nearly; None if unknown.
+    """A safe lower estimate of the seconds for one request with a longer prompt than any measured; None if unknown.
 
-    From two lengths on it is what `predict` goes by, else the time of the one that was measured and what the peaks
-    allow for the rest. Of closed loops alone: how long a request is served is not known of one that had to wait.
+    With two lengths or more, it uses the rule of `predict`; with one, that length's time plus what the peaks allow for
+    the rest. It uses closed loops only: in an open loop, serving time includes unknown waiting time.
     """
     closed = [repeat for repeat in before if repeat.request_rate == 0 and repeat.prompt_len and repeat.work > 0]
     if not closed or length is None:
@@ -127,12 +131,12 @@ def _growth(length: int | None, base: Repeat, before: Sequence[Repeat], floor: F
 
 
 def _one(repeat: Repeat) -> float:
-    """Seconds of one request: of an open loop the tail, of a closed one its share."""
+    """Seconds of one request: the tail of an open loop, the share of a closed one."""
     return repeat.work / (1 if repeat.request_rate > 0 else max(1, repeat.requests))
 
 
 def _shorter(base: Repeat, before: Sequence[Repeat]) -> Repeat | None:
-    """The longest prompt below that of `base` at its load."""
+    """The repeat with the longest prompt shorter than `base`'s, at the same load."""
     shorter = [
         repeat
         for repeat in before
@@ -145,7 +149,7 @@ def _shorter(base: Repeat, before: Sequence[Repeat]) -> Repeat | None:
 
 
 def _power(base: Repeat, before: Sequence[Repeat]) -> float:
-    """How the time grew between the two longest lengths at the load of `base`."""
+    """The exponent with which time grew between the two longest lengths at the load of `base`, within 0..2."""
     last = _shorter(base, before)
     if last is None or base.work <= 0 or not base.prompt_len:
         return 1.0
@@ -154,9 +158,9 @@ def _power(base: Repeat, before: Sequence[Repeat]) -> float:
 
 
 def left_of_begun(done: Sequence[Done], repeats_in_all: int) -> float:
-    """Seconds that the repeats still to come of cells that have begun will take: each as those that were measured.
+    """Seconds for the remaining repeats of cells that have begun, at the mean time of those measured.
 
-    repeats_in_all: of a cell, over all arms.
+    repeats_in_all: a cell's repeats over all arms.
     """
     by_cell: dict[str, list[float]] = {}
     for one in done:
@@ -165,7 +169,7 @@ def left_of_begun(done: Sequence[Done], repeats_in_all: int) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """A duration to two digits or so: 45 s, 12 min, 3 h 10 min."""
+    """A duration to about two digits: 45 s, 12 min, 3 h 10 min."""
     if seconds < 100:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""The one screen of a run: what is being done, how far it is, and at the end what came out and where it lies."""
+"""A run's terminal output: the current step, progress, and at the end the results and where they are stored."""
 
 import os
 import shlex
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 
 class Screen:
-    """Prints steps and progress to the terminal, also while standard output is pointed at a log."""
+    """Prints steps and progress to the terminal, even while standard output is redirected to a log."""
 
     def __init__(self) -> None:
-        # A copy of the terminal's descriptor: engines and libraries may have the original.
+        # A copy of the terminal's descriptor: engines and libraries may use the original.
         self._terminal = os.fdopen(os.dup(2), "w", buffering=1)
-        # Without a terminal there is no width to ask for; a log's lines may be as long as the tables need.
+        # A log has no width of its own; its lines may be as long as the tables need.
         width = None if self._terminal.isatty() else 140
         self.console = Console(file=self._terminal, highlight=False, soft_wrap=True, width=width)
 
@@ -59,7 +59,7 @@ class Screen:
         self.console.print(redaction.text(text), markup=False)
 
     def end(self, outcome: "Outcome", published: str | None) -> None:
-        """What came out, in a few lines, and where it lies."""
+        """Prints the results in a few lines, and where they are stored."""
         if outcome.summary is not None:
             for label in outcome.summary["labels"]:
                 self.say(labels.in_words(label))
@@ -68,7 +68,7 @@ class Screen:
                 for note in load_notes.notes(outcome.summary, name):
                     if not note.startswith("no steady"):
                         self.say(f"{name}: {note}")
-            # Of a run that was stopped, or never got to its requests, there is not enough to judge.
+            # A run that was interrupted or sent no requests has too little data for its checks.
             measured = outcome.summary["profiling"].get("latency", {}).get("overall", {}).get("requests", 1)
             for check in outcome.summary["checks"] if measured and outcome.status != "interrupted" else ():
                 self.console.print("[green]✓" if check["passed"] else "[red]✗", f"{check['name']}: {check['detail']}")
@@ -81,11 +81,11 @@ class Screen:
             self.where("mlflow", published)
 
     def where(self, name: str, place: Path | str) -> None:
-        """Where something lies: a path, or words of MLflow's."""
+        """Prints where something is stored: a path, or MLflow's description of the place."""
         self.say(f"{name:8} {_short(place) if isinstance(place, Path) else place}")
 
     def _results(self, run: RunTables) -> None:
-        """Questions and answers; where there are no questions, or several arms, the medians of each cell."""
+        """Prints questions and answers, or, for several arms or without questions, the medians of each cell."""
         answers = not arms.names_of(run.config) and asks_questions(run.config)
         measured = run.requests.filter(~pl.col("warmup"))
         if measured.is_empty():
@@ -105,12 +105,12 @@ class Screen:
         for cell in ordered(measured["cell"]):
             of_cell = measured.filter(pl.col("cell") == cell)
             for arm in of_cell["arm"].unique().sort():
-                found = metrics.latency(of_cell.filter(pl.col("arm") == arm))
+                latency = metrics.latency(of_cell.filter(pl.col("arm") == arm))
                 grid.add_row(
                     Text(arm),
                     Text(cell),
-                    f"{found['ok']}/{found['requests']}",
-                    *(_number(figure.value_in(found), figure) for figure in shown),
+                    f"{latency['ok']}/{latency['requests']}",
+                    *(_number(figure.value_in(latency), figure) for figure in shown),
                 )
         self.console.print(grid)
 
@@ -136,9 +136,9 @@ class Screen:
 
     @contextmanager
     def step(self, text: str, kept: bool = True) -> Iterator[Callable[[str], None]]:
-        """A line with a running clock while something takes long; the caller may say what it is at.
+        """Shows a line with a running clock; yields a function that adds what is being done.
 
-        kept: the line stays when it is over; a log gets no line that would not.
+        kept: whether the line stays afterwards. A log gets only lines that stay.
         """
         if not kept and not self.console.is_terminal:
             yield lambda what: None
@@ -152,14 +152,14 @@ class Screen:
             try:
                 yield lambda what: progress.update(task, description=f"{text}: {what}")
             except BaseException:
-                # What went wrong is said elsewhere, in a line of its own.
+                # The error is reported elsewhere, on a line of its own.
                 progress.update(task, visible=False)
                 raise
             progress.update(task, completed=1, description=text)
 
     @contextmanager
     def requests(self, text: str, total: int) -> Iterator["Tally"]:
-        """A bar over requests; failed ones are counted beside it, and it says when the whole run will be over."""
+        """Shows a progress bar of requests, with the number of failures and the time left for the whole run."""
         left = _Left()
         with Progress(
             SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), BarColumn(),
@@ -172,7 +172,7 @@ class Screen:
 
 
 class _Left(ProgressColumn):
-    """How long the run goes on, all its cells together."""
+    """The time left for the whole run."""
 
     max_refresh = 1.0
     tally: "Tally | None" = None
@@ -184,7 +184,7 @@ class _Left(ProgressColumn):
 
 
 class Tally:
-    """Counts the requests of one bar, and knows how long the run goes on by what it is told and by their pace."""
+    """Counts the requests of one bar, and estimates the time left from predictions and from their pace."""
 
     def __init__(self, progress: Progress, text: str, total: int) -> None:
         self._progress, self._text, self._failed = progress, text, 0
@@ -195,16 +195,16 @@ class Tally:
         self._rest_s: float | None = None
 
     def expect(self, requests: int, span_s: float, expected_s: float | None, rest_s: float | None) -> None:
-        """A repeat begins: its requests, the seconds over which they are sent, those that it is expected to take, and
-        those that the rest of the run will take after it."""
+        """Starts a repeat. requests: their number; span_s: seconds over which they are sent; expected_s: seconds that
+        the repeat is expected to take; rest_s: seconds for the rest of the run after it."""
         self._begin, self._requests, self._ended = time.monotonic(), requests, 0
         self._span_s, self._expected_s, self._rest_s = span_s, expected_s, rest_s
 
     def left_s(self, now: float) -> float | None:
-        """Seconds until the run is over; None while that is not known."""
+        """Seconds until the run ends; None if unknown."""
         passed = now - self._begin
         if self._ended:
-            # What has ended in that time says more than a prediction from other cells.
+            # This repeat's own pace is a better guide than a prediction from other cells.
             here = max(self._span_s - passed, passed / self._ended * (self._requests - self._ended))
         elif self._expected_s is not None:
             here = max(0.0, self._span_s - passed, self._expected_s - passed)
@@ -220,7 +220,7 @@ class Tally:
 
 
 def _unit(figure: metric_table.Figure) -> str:
-    """What follows its title, which says the unit of a rate itself."""
+    """The unit to append to the figure's title; "" for a rate, whose title has its unit."""
     return f" {figure.metric.unit}" if figure.metric.of_one_request else ""
 
 
@@ -231,5 +231,5 @@ def _number(value: float | None, figure: metric_table.Figure) -> str:
 
 
 def _short(path: Path) -> str:
-    """Relative to where the user is, if it lies below."""
+    """The path, relative to the current folder if it is inside."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -1,9 +1,9 @@
-"""Some measured requests are asked again, so that parting tokens can be judged. What comes of it is in no figure.
+"""Sends some measured requests again, to explain outputs that differ between arms. The results are in no figure.
 
-Greedy decoding takes the best token. Where the two best are close, rounding decides between them, and another batch
-rounds another way; so tokens that part prove nothing by themselves. Asked again of the same arm, a request shows
-whether that arm agrees with itself, and its log-probabilities show how close the two best tokens were. They cost time
-at every step, so measured requests do without them.
+Greedy decoding takes the most likely token. If the two most likely are close, rounding decides, and another batch
+rounds differently, so a difference between arms proves nothing by itself. Sending a request to the same arm again shows
+whether the arm agrees with itself, and log-probabilities show how close the two tokens were. Log-probabilities cost
+time at every step, so measured requests do not ask for them.
 """
 
 import dataclasses
@@ -15,30 +15,30 @@ from wp1.core.records import Request, RequestRecord, common_name
 from wp1.runner.load_generator import drive
 from wp1.serving.backend import Scheduler
 
-# Seconds after the first answer, in which an engine may still compile what it needs for log-probabilities: of long
-# prompts on a CPU fewer are asked again.
+# Time limit, counted from the first answer because the engine may compile for log-probabilities before it. With long
+# prompts on a CPU, fewer requests are sent again.
 ENOUGH_S = 20.0
 
 
 def count_of(cfg: Any) -> int:
-    """How many requests of a cell are asked again by their place; sampled answers differ by chance, and none is."""
+    """How many first requests of a cell are sent again; 0 if outputs are sampled, as they differ by chance anyway."""
     return cfg.experiment.control if cfg.workload.temperature == 0 else 0
 
 
 class Control:
-    """The control of a run.
+    """Selects and sends the control requests of a run.
 
-    count: requests of each cell that are asked again by their place in it, and as many at most whose tokens were others
-    before, in another arm or repeat; 0: none. alike: repeats ask the same.
+    count: number of first requests of each cell to send again, and the limit on further ones whose tokens differed from
+    another arm or repeat; 0: none. alike: whether repeats send the same prompts.
     """
 
     def __init__(self, count: int, alike: bool) -> None:
         self._count, self._alike = count, alike
-        self._answers: dict[str, int] = {}  # of the arm and repeat that came first; a hash of the tokens
+        self._answers: dict[str, int] = {}  # hash of the first answer's tokens, by `common_name`
         self._parted: set[str] = set()
 
     def note(self, record: RequestRecord) -> None:
-        """A measured request has ended."""
+        """Notes the tokens of a measured request that has ended."""
         if not self._count or record.warmup or record.status != "ok":
             return
         tokens = hash(tuple(record.token_ids))
@@ -48,9 +48,9 @@ class Control:
     async def ask(
         self, scheduler: Scheduler, batches: Mapping[int, Sequence[Request]], sink: Callable[[RequestRecord], None]
     ) -> None:
-        """Asks again what is to be asked of a cell, one request at a time, until ENOUGH_S are over.
+        """Sends a cell's control requests, one at a time, for up to ENOUGH_S seconds.
 
-        batches: the requests of its repeats that have just been measured.
+        batches: the requests of the repeats just measured, by repeat.
         """
         first: float | None = None
         for request, parted in self._chosen(batches):
@@ -61,13 +61,13 @@ class Control:
                 record.parted = parted  # pyright: ignore[reportAttributeAccessIssue]
                 sink(record)
 
-            # As a warm-up's, its handoff is in no figure.
+            # Marked as warm-up, so that its handoff is in no figure.
             again = dataclasses.replace(request, warmup=True, margins=True)
             await drive(scheduler, [again], marked, None, 1)
             first = first or time.monotonic()
 
     def _chosen(self, batches: Mapping[int, Sequence[Request]]) -> Iterator[tuple[Request, bool]]:
-        """Requests, and whether each is asked because its tokens parted: the first of repeat 0, then parted ones."""
+        """Yields requests to send again, first those of repeat 0, then those whose tokens differed (True)."""
         first = list(batches.get(0, ())[: self._count])
         yield from ((request, False) for request in first if self._askable(request))
         if not self._parted:
@@ -79,5 +79,5 @@ class Control:
                 yield request, True
 
     def _askable(self, request: Request) -> bool:
-        """Whether it was answered, and by more than the likelihood of its prompt."""
+        """Whether the request has been answered, and with generated tokens, not just its prompt's likelihood."""
         return request.nll_window is None and common_name(request.request_id, self._alike) in self._answers

@@ -1,8 +1,8 @@
 """The search for goodput: the highest request rate up to which 90 % of requests keep the SLO, by bisection.
 
-Rates are doubled from a first guess until one fails, or halved until one passes, and then the gap between the two is
-halved (on a logarithmic scale) until it is narrow or time is up. Each probe is a cell like any other, with its repeats
-and records; its place on the path is a line of goodput.jsonl.
+From a first guess, the rate is doubled until a probe fails, or halved until one passes. Then the gap between the two is
+halved (on a logarithmic scale) until it is narrow enough or time is up. Each probe is a cell like any other, with
+repeats and records; its place in the search is a line of goodput.jsonl.
 """
 
 import math
@@ -21,14 +21,14 @@ from wp1.core.plan import Arm, Cell, cell_of
 from wp1.core.records import Probe
 from wp1.core.run_files import GOODPUT, RECORDS
 
-# Below the first guess by more than this factor nothing is worth looking for.
+# The search gives up at rates lower than the first guess by more than this factor.
 FLOOR = 64.0
 
 
 def next_rate(path: Sequence[Probe], first: float, within: float) -> float | str:
-    """The rate (requests/s) to try next, or in words why the search is over.
+    """The rate (requests/s) to try next, or the reason why the search has ended.
 
-    within: the share by which the bracket's ends may differ in the end.
+    within: the relative width of the bracket at which the search ends.
     """
     low, high = bracket(path)
     if low is None and high is None:
@@ -39,17 +39,17 @@ def next_rate(path: Sequence[Probe], first: float, within: float) -> float | str
     if low is None:
         return _rounded(high / 2) if high > first / FLOOR else "no rate keeps the SLO"
     middle = _rounded(math.sqrt(low * high))
-    # Rounding must not bring back a rate that was tried.
+    # Rounding must not return a rate that has been tried.
     return middle if high / low > 1 + within and low < middle < high else f"narrowed to {within:.0%}".replace("%", " %")
 
 
 def _rounded(rate: float) -> float:
-    """To three digits, as a cell's name has it."""
+    """The rate to three digits, as in a cell's name."""
     return float(f"{rate:.3g}")
 
 
 def first_guess(requests: pl.DataFrame) -> float:
-    """Requests/s that the cells of this length gave at best; 1 where there are none."""
+    """The highest throughput (requests/s) among the cells of this length; 1 if there is none."""
     done = [
         rows.filter(pl.col("status") == "ok").height / seconds
         for _, rows in requests.group_by("cell")
@@ -62,15 +62,15 @@ Measure = Callable[[Cell, list[int]], Awaitable[None]]
 
 
 def lengths_of(arm: Arm, skipped: Sequence[str]) -> list[int]:
-    """The prompt lengths (tokens) of an arm's cells, less those of which every cell is skipped."""
+    """The prompt lengths (tokens) of an arm's cells that are not skipped."""
     return list(dict.fromkeys(cell.prompt_len or 0 for cell in arm.cells if cell.name not in skipped))
 
 
 async def search(cfg: Any, arm: str, lengths: Sequence[int], run_dir: Path, measure: Measure) -> None:
-    """Searches at these prompt lengths (tokens) of an arm. measure: runs repeats of a cell, into records.jsonl.
+    """Searches an arm's goodput at these prompt lengths (tokens). measure: runs repeats of a cell into records.jsonl.
 
-    A length's search ends at the bracket's width, when nothing is left to look for, or when the next probe would not
-    end within `experiment.goodput_budget_s`.
+    The search at a length ends when the bracket is narrow enough, when no rate is left to try, or when the next probe
+    would exceed `experiment.goodput_budget_s`.
     """
     with files.appended(GOODPUT.at(run_dir)) as out:
 
@@ -109,7 +109,7 @@ async def _at_length(
 
 
 async def _probe(cell: Cell, number: int, run_dir: Path, measure: Measure, limits: metrics.Limits) -> Probe:
-    """All repeats of a rate, or as many as it takes until more misses are there than all of them may have."""
+    """Measures the repeats of a rate, stopping early once it has more misses than all its repeats may have."""
     begin, repeat = time.monotonic(), 0
     attained: float | None = None
     for repeat in range(cell.repeats):

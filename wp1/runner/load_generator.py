@@ -1,4 +1,4 @@
-"""Sends the requests of one repeat of a cell on their schedule, and hands on each record as its request ends."""
+"""Sends the requests of one repeat of a cell on schedule and passes on each record as its request ends."""
 
 import asyncio
 import itertools
@@ -17,24 +17,24 @@ from wp1.workload.prompts import Requests
 
 Sink = Callable[[RequestRecord], None]
 
-# Requests that are made ahead of their time: enough for a burst, few enough for long prompts.
+# Requests built ahead of time: enough for a burst, few enough that long prompts fit in memory.
 AHEAD = 64
-# Between two that are made in one pause, so that the streams of others are not held up.
+# Seconds of building requests after which the event loop gets a turn, so that open streams are not delayed.
 LET_GO_S = 0.002
-# After an engine has died, for its own requests to hear of it, before those in other engines are given up.
+# Seconds for a dead engine's own requests to fail before requests in other engines are cancelled.
 GIVE_UP_S = 1.0
 
 
 @dataclass(frozen=True)
 class InFlight:
-    """How many requests of an open loop are in flight at a time, so that their prompts do not fill the memory.
+    """Limits on the requests an open loop has in flight, so that their prompts do not fill the client's memory.
 
-    An engine that has no place for a request keeps it in a queue, so a request that is sent later, but before the
-    queue is empty, starts no later. Latencies and timeouts count from its intended arrival either way.
+    A full engine queues a request anyway, so a request that is sent later, but before that queue is empty, starts no
+    later. Latencies and timeouts count from the intended arrival in both cases.
 
-    at_once: requests that the engines can run at a time; always admitted.
-    requests, tokens: beyond at_once, requests are admitted up to this many and up to so many prompt tokens, which take
-    36 bytes each as Python integers in a list.
+    at_once: requests that the engines can run concurrently; always admitted.
+    requests, tokens: beyond at_once, requests are admitted up to this number of requests and of prompt tokens. A token
+    takes 36 bytes as a Python integer in a list.
     """
 
     at_once: int = 256
@@ -42,12 +42,12 @@ class InFlight:
     tokens: int = 32 << 20
 
     def admits(self, requests: int, tokens: int) -> bool:
-        """Whether one more is sent, with which there are so many requests and prompt tokens in flight."""
+        """Whether a request may be sent if it brings the requests and prompt tokens in flight to these numbers."""
         return requests <= self.at_once or (requests <= self.requests and tokens <= self.tokens)
 
 
 def in_flight_of(at_once: int) -> InFlight:
-    """The bounds for engines that run `at_once` requests at a time: as many again may wait in their queues."""
+    """The limits for engines that run `at_once` requests concurrently: as many again may wait in their queues."""
     return InFlight(at_once, max(InFlight.requests, 2 * at_once))
 
 
@@ -60,13 +60,13 @@ async def drive(
     bounds: InFlight | None = None,
     dead: str | None = None,
 ) -> None:
-    """All requests: open loop, each when `schedule` says; or, without one, in a closed loop of `concurrency`.
+    """Sends all requests: in an open loop on `schedule`, or, without one, in a closed loop of `concurrency`.
 
-    Once an engine has died, the cell cannot be measured any more: the requests that are left fail at once with that
-    reason and are not sent, and those in flight in other engines are given up.
+    If an engine dies, the cell can no longer be measured: the remaining requests fail at once with that reason and are
+    not sent, and requests in flight in other engines are cancelled.
 
-    bounds: of an open loop. dead: the reason, if an engine died before.
-    Cancelled, it leaves a record of every request in flight.
+    bounds: for an open loop. dead: the reason, if an engine has already died.
+    If cancelled, it leaves a record of every request in flight.
     """
     sender = _Sender(scheduler, requests, sink, bounds or InFlight(), dead)
     if schedule is not None:
@@ -76,23 +76,23 @@ async def drive(
 
 
 class _Ahead:
-    """Makes requests before they are due: a prompt of 100,000 tokens takes milliseconds, by which it would be late."""
+    """Builds requests before they are due: a 100,000-token prompt takes milliseconds, which would make it late."""
 
     def __init__(self, requests: Iterable[Request]) -> None:
         self._requests = requests
         self._left = iter(requests)
         self._ready: deque[Request] = deque()
         self._made = 0
-        self._longest_s = 0.0  # that one took to make
+        self._longest_s = 0.0  # longest time to build one request
         self._done = False
 
     @property
     def wants(self) -> bool:
-        """Whether there is one to make, and room for it."""
+        """Whether there is a request left to build, and room for it."""
         return not self._done and len(self._ready) < AHEAD
 
     def make(self) -> None:
-        """Makes one more, if there is one."""
+        """Builds the next request, if there is one."""
         begin = time.monotonic()
         request = next(self._left, None)
         if request is None:
@@ -103,19 +103,19 @@ class _Ahead:
         self._longest_s = max(self._longest_s, time.monotonic() - begin)
 
     def take(self) -> Request | None:
-        """The next request, made now if it was not made before; None after the last."""
+        """The next request, built now if necessary; None after the last."""
         if not self._ready:
             self.make()
         return self._ready.popleft() if self._ready else None
 
     def rest(self) -> Iterator[Request]:
-        """All that have not been taken, without their prompts if those are not made yet."""
+        """All requests not taken yet; those that are not built yet come without prompts."""
         while self._ready:
             yield self._ready.popleft()
         yield from self._requests.without_prompts(self._made) if isinstance(self._requests, Requests) else self._left
 
     async def until(self, due: float, died: asyncio.Event) -> None:
-        """Waits for a moment of the monotonic clock, or for `died`, and makes requests in the time that is left."""
+        """Waits until a time of the monotonic clock or until `died` is set, building requests in the meantime."""
         held_since = time.monotonic()
         while self.wants and (now := time.monotonic()) + 2 * self._longest_s < due:
             self.make()
@@ -126,7 +126,7 @@ class _Ahead:
 
 
 async def _wait(event: asyncio.Event, until: float) -> None:
-    """Waits for the event, until a moment of the monotonic clock at most; lets others run in any case."""
+    """Waits for the event, but no longer than `until` (monotonic clock). Always yields to the event loop."""
     await asyncio.sleep(0)
     if (left := until - time.monotonic()) > 0:
         with suppress(TimeoutError):
@@ -135,7 +135,7 @@ async def _wait(event: asyncio.Event, until: float) -> None:
 
 
 class _Sender:
-    """The requests of one repeat, on their way."""
+    """Sends the requests of one repeat and tracks those in flight."""
 
     def __init__(
         self, scheduler: Scheduler, requests: Iterable[Request], sink: Sink, bounds: InFlight, dead: str | None
@@ -143,8 +143,8 @@ class _Sender:
         self._scheduler, self._sink, self._bounds = scheduler, sink, bounds
         self._ahead = _Ahead(requests)
         self._requests = self._tokens = 0  # in flight
-        self._ended = asyncio.Event()  # a request, since it was cleared
-        self._released = -math.inf  # when a request last waited for others to end; monotonic
+        self._ended = asyncio.Event()  # set when a request ends
+        self._released = -math.inf  # end of the last wait for room in flight; monotonic
         self._in_flight: set[asyncio.Task[None]] = set()
         self._dead = dead
         self._died = asyncio.Event()
@@ -152,7 +152,7 @@ class _Sender:
             self._died.set()
 
     async def closed_loop(self, concurrency: int) -> None:
-        """`concurrency` users, each sending the next request as soon as the last is answered: then it was due."""
+        """`concurrency` users, each sending its next request, due at that moment, when the last one is answered."""
         loop = asyncio.get_running_loop()
 
         async def user() -> None:
@@ -160,7 +160,7 @@ class _Sender:
                 now = time.monotonic()
                 if (request := self._ahead.take()) is None:
                     return
-                # The place it leaves is filled once it has been sent.
+                # Build its replacement after it has been sent, not before.
                 loop.call_soon(self._make_if_wanted)
                 await self._one(request, now, False)
 
@@ -177,17 +177,17 @@ class _Sender:
             self._ahead.make()
 
     async def open_loop(self, schedule: Schedule) -> None:
-        """Each request at its own time on an absolute schedule, however the others fare."""
+        """Sends each request at its time on an absolute schedule, independently of the others."""
         for _ in range(0 if self._died.is_set() else min(AHEAD, len(schedule))):
             self._ahead.make()
             await asyncio.sleep(0)
         start = time.monotonic()
-        places = ((start + offset, offset < schedule.ramp_s) for offset in schedule.offsets.tolist())
+        due_times = ((start + offset, offset < schedule.ramp_s) for offset in schedule.offsets.tolist())
         async with asyncio.TaskGroup() as sent:
-            for due, ramp in places:
+            for due, ramp in due_times:
                 await self._ahead.until(due, self._died)
                 if self._died.is_set():
-                    await self._fail_rest(itertools.chain([(due, ramp)], places))
+                    await self._fail_rest(itertools.chain([(due, ramp)], due_times))
                     return
                 if (request := self._ahead.take()) is None:
                     return
@@ -200,8 +200,9 @@ class _Sender:
         task.add_done_callback(self._in_flight.discard)
 
     async def _admitted(self, request: Request, due: float, ramp: bool) -> float | None:
-        """Waits until the request may be in flight. Returns the seconds since `due` that it, or another one before it,
-        had to wait for that; None if it failed meanwhile.
+        """Waits until the request may be in flight.
+
+        Returns the seconds after `due` for which it, or one before it, was held back; None if it failed meanwhile.
         """
         tokens, late = len(request.prompt), due + request.timeout_s
         while not self._bounds.admits(self._requests + 1, self._tokens + tokens):
@@ -250,30 +251,30 @@ class _Sender:
         for task in self._in_flight:
             task.cancel()
 
-    async def _fail_rest(self, places: Iterable[tuple[float, bool]]) -> None:
+    async def _fail_rest(self, due_times: Iterable[tuple[float, bool]]) -> None:
         held_since = time.monotonic()
-        for (due, ramp), request in zip(places, self._ahead.rest(), strict=False):
+        for (due, ramp), request in zip(due_times, self._ahead.rest(), strict=False):
             self._fail(request, due, ramp)
             if time.monotonic() - held_since > LET_GO_S:
                 await asyncio.sleep(0)
                 held_since = time.monotonic()
 
     def _fail(self, request: Request, t_intended: float, ramp: bool = False) -> None:
-        """The record of a request that is not sent, as an engine died before."""
+        """Records a request that is not sent because an engine has died."""
         record = new_record(request, t_intended)
         record.status, record.cause, record.error = "error", "engine_died", self._dead or "an engine died"
-        # It waited for a place to prefill, which has a name of its own only if engines share the work.
+        # It waited to be prefilled, which is a phase of its own only if prefill and decode run in separate engines.
         record.phase = "queue" if getattr(self._scheduler, "moves_kv", False) else "prefill"
         record.ramp, record.t_end = ramp, time.monotonic()
         self._sink(record)
 
     def _time_out(self, request: Request, t_intended: float, ramp: bool) -> None:
-        """The record of a request that was not sent in time."""
+        """Records a request that could not be sent in time."""
         record = new_record(request, t_intended)
         record.status, record.cause, record.phase = "timeout", "timeout", "queue"
         record.error = (
             f"not sent within {request.timeout_s:g} s (workload.timeout_s): {self._requests} requests with "
-            f"{self._tokens:,} prompt tokens were in flight, as many as wp1 keeps in memory"
+            f"{self._tokens:,} prompt tokens were in flight, the most that wp1 keeps in memory"
         )
         record.ramp, record.held_s, record.t_end = ramp, request.timeout_s, time.monotonic()
         self._sink(record)

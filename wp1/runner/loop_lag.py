@@ -1,4 +1,4 @@
-"""How punctual the event loop is that sends requests and takes tokens: a loop that lags makes every latency longer."""
+"""Measures the lag of the event loop that sends requests and receives tokens: lag adds to every latency."""
 
 import asyncio
 import gc
@@ -18,11 +18,11 @@ _open: list[None] = []  # one for each `garbage_left` that has not ended
 
 @contextmanager
 def garbage_left() -> Iterator[None]:
-    """While the body runs, the garbage collector leaves alone what was there before: going through all that vLLM and
-    torch have imported stops the loop for 60 ms and more.
+    """Exempts existing objects from garbage collection while the body runs.
 
-    Within another of these, only what came since the other began is gone through, and stays with it: a run has one
-    around all its repeats, lest each of them begins with going through everything.
+    Scanning everything that vLLM and torch have imported would stop the loop for 60 ms or more. If nested, entering
+    scans only objects created since the outer one began. A run wraps all its repeats in one, so that no repeat begins
+    with a full scan.
     """
     gc.collect()
     gc.freeze()
@@ -49,7 +49,7 @@ async def watched(cell: Cell, repeat: int, write: Callable[[LoopLag], None]) -> 
 
 
 async def _watch(cell: Cell, repeat: int, write: Callable[[LoopLag], None]) -> None:
-    """How late a timer fires that is due every 20 ms, on an absolute schedule: a stall counts for each that it hid."""
+    """Writes how late a timer due every 20 ms fires. The schedule is absolute: a stall counts once per missed tick."""
     due = time.monotonic() + PERIOD_S
     lags: list[float] = []
 

@@ -39,10 +39,10 @@ from wp1.serving.memory.notes import MemoryNotes
 from wp1.workload import prompts
 from wp1.workload.arrivals import Schedule
 
-# Seconds for which engines on a GPU are watched before they have anything to do.
+# Seconds for which engines on a GPU are observed while idle, before the first request.
 IDLE_S = 1.0
-# After the last request: for blocks that are on their way to be freed, and for the step under way of a request that was
-# given up.
+# Seconds to wait after the last request for blocks to be freed, including those of an aborted request whose step is
+# still running.
 KV_FREE_WITHIN_S = 30.0
 
 
@@ -60,11 +60,11 @@ class _Session:
     lags: RecordWriter  # of the event loop
     notes: MemoryNotes
     control: Control
-    again: RecordWriter | None  # of requests that are asked again; None: none are
-    write: Write  # of what is no request
+    again: RecordWriter | None  # of control requests; None: the run has none
+    write: Write  # for rows that are not requests
     done: list[Done]
     warm: set[Scheduler]  # those that have been warmed up
-    began: float  # monotonic; what an earlier session of the run took lies before it
+    began: float  # monotonic; shifted back by the time that earlier sessions of the run took
     outlook: Outlook
 
     @property
@@ -78,11 +78,11 @@ class _Session:
 async def measure(
     cfg: Any, prepared: Prepared, run_dir: Path, metadata: dict[str, Any], screen: Screen, engines: Engines
 ) -> None:
-    """All cells of a run that are not done yet, each record written as its request ends.
+    """Measures all cells of a run that are not done yet. Each record is written as its request ends.
 
-    metadata: is given what there is to say of the engines and of cells that are skipped. A cell in which an engine dies
-    is measured to its end, which is soon; the engines are then started again for the next.
-    Raises WP1Error where engines do not start, and at the end where any died; CancelledError on a signal.
+    metadata: entries about the engines and about skipped cells are added to it. If an engine dies, the rest of its cell
+    fails quickly, and the engines are started again for the next cell.
+    Raises WP1Error if engines do not start, or, at the end, if any died; CancelledError on a signal.
     """
     died: list[str] = []
     with ExitStack() as stack:
@@ -127,7 +127,7 @@ async def measure(
         outlook.searches_s = sum(
             len(_to_search(session, arm)) * (cfg.experiment.goodput_budget_s or 0.0) for arm in prepared.arms
         )
-        _say_what_it_takes(session)
+        _announce(session)
         for block in planned:
             outlook.starts_left -= 1
             died += await _block(session, block)
@@ -136,9 +136,9 @@ async def measure(
 
 
 async def _block(session: _Session, block: Block) -> list[str]:
-    """What is left of an arm's cells in some of its repeats, with engines started once, and again where one dies.
+    """Measures an arm's cells in some of their repeats, except those already done, with one start of the engines.
 
-    Returns what there is to say of those that died.
+    If an engine dies, the engines are started again for the next cell. Returns a message for each engine that died.
     """
     died: list[str] = []
     scheduler: Scheduler | None = None
@@ -159,11 +159,11 @@ async def _block(session: _Session, block: Block) -> list[str]:
         if scheduler is not None:
             held = [name for name, free in (await scheduler.kv_free(KV_FREE_WITHIN_S)).items() if not free]
             if scheduler.alive:
-                # What a dead engine did not fetch is held until its lease ends: no leak that a run fails of for good.
+                # A dead engine's unfetched KV is held until its lease ends: that is no leak and must not fail the run.
                 session.metadata["kv_held"] += [f"{block.arm.name}/{name}" for name in held]
             for reason in set(_deaths(scheduler)) - set(died):
                 session.screen.say(f"after the last request: {reason}")
-            # Engines for shorter prompts than model.max_len are not what the next job asks for.
+            # Engines started for less than model.max_len do not fit the next job's request.
             clean = not held and all(one["kind"] != "memory" for one in session.metadata["skipped"])
     finally:
         await session.engines.leave(clean)
@@ -171,19 +171,19 @@ async def _block(session: _Session, block: Block) -> list[str]:
 
 
 def _deaths(scheduler: Scheduler) -> list[str]:
-    """What there is to say of engines that died."""
+    """A message for each engine that died."""
     return [death_of(engine) for pool in scheduler.backends().values() for engine in pool if not engine.alive]
 
 
 def _to_search(session: _Session, arm: Arm) -> list[int]:
-    """The prompt lengths (tokens) for a search for goodput; [] where none is asked for, or it has ended before."""
+    """The prompt lengths (tokens) to search goodput at; [] if no search is configured or it has ended already."""
     lengths = goodput_search.lengths_of(arm, [one["cell"] for one in session.metadata["skipped"]])
     over = probes.ended(RunFolder(session.run_dir).probes, arm.name, lengths)
     return [] if session.cfg.experiment.goodput_budget_s is None or over else lengths
 
 
 async def _search(session: _Session, scheduler: Scheduler, arm: Arm, lengths: list[int]) -> None:
-    """The search for goodput. Raises WP1Error where an engine dies in it."""
+    """Runs the search for goodput. Raises WP1Error if an engine dies during it."""
 
     async def measure_one(cell: Cell, repeats: list[int]) -> None:
         if died := await _cell(session, scheduler, cell, repeats):
@@ -193,27 +193,27 @@ async def _search(session: _Session, scheduler: Scheduler, arm: Arm, lengths: li
     session.outlook.searches_s -= len(lengths) * session.cfg.experiment.goodput_budget_s
 
 
-def _say_what_it_takes(session: _Session) -> None:
-    """Before the first engine starts: how much there is to do and, as far as that is known, how long it will take."""
+def _announce(session: _Session) -> None:
+    """Prints, before the first engine starts, the amount of work and an estimate of its time if there is one."""
     arms, outlook = session.prepared.arms, session.outlook
     cells = [cell for arm in arms for cell in arm.cells if cell.name not in [one["cell"] for one in outlook.skipped]]
     requests = sum(outlook.requests_of(cell) * cell.repeats for cell in cells)
-    told = outlook.said(session.spent_s) or "an estimate follows the warm-up"
+    estimate = outlook.said(session.spent_s) or "an estimate follows the warm-up"
     count = f"{len(cells)} cell{'s' * (len(cells) > 1)}, {requests:,} request{'s' * (requests > 1)}"
-    session.screen.say(f"{count}: {told}; engine starts are not counted")
+    session.screen.say(f"{count}: {estimate}; engine starts are not counted")
 
 
 def _skipped(session: _Session, arm: Arm, cell: Cell) -> bool:
-    """Whether the cell is not measured, in any arm; where that is decided now, run_metadata.json says why."""
+    """Whether the cell is skipped, in every arm. If that is decided now, run_metadata.json records the reason."""
     skipped: list[dict[str, Any]] = session.metadata["skipped"]
     if cell.name in [one["cell"] for one in skipped]:
         return True
     if cell.name in [one.cell for one in session.done]:
         return False
-    found = session.outlook.reason_to_skip(arm, cell, session.spent_s + session.outlook.promised())
-    if found is None:
+    reason_and_time = session.outlook.reason_to_skip(arm, cell, session.spent_s + session.outlook.promised())
+    if reason_and_time is None:
         return False
-    reason, seconds = found
+    reason, seconds = reason_and_time
     skipped.append({"cell": cell.name, "kind": "time", "reason": reason, "predicted_s": round(seconds, 1)})
     session.screen.say(f"skipped {cell.name}: {reason}")
     session.save()
@@ -221,7 +221,7 @@ def _skipped(session: _Session, arm: Arm, cell: Cell) -> bool:
 
 
 async def _start(session: _Session, block: Block) -> Scheduler:
-    """The engines of an arm, started or taken over from the job before; run_metadata.json says which."""
+    """Starts an arm's engines, or takes them over from the previous job; run_metadata.json records which."""
     arm, metadata = block.arm, session.metadata
     model = session.prepared.models[arm.name]
     count = len(needs_of(arm.scheduler))
@@ -230,12 +230,12 @@ async def _start(session: _Session, block: Block) -> Scheduler:
             session.cfg, arm, model, ENGINE_LOG.at(session.run_dir), session.write, metadata["run_id"]
         )
         if taken_over:
-            tell("up from the job before")
+            tell("reused from the previous job")
     if arm.name not in [pool["arm"] for pool in metadata["pools"]]:
         metadata["pools"] += [{"arm": arm.name, **pool} for pool in up.scheduler.pools()]
     entry: dict[str, Any] = {"arm": arm.name, "repeats": block.repeats}
     if any(place.gpus for _, place in places_of(arm)):
-        # What the engines draw when they have nothing to do, apart from what requests cost.
+        # The idle power of the engines, to be separated from what requests cost.
         begin = time.monotonic()
         await asyncio.sleep(IDLE_S)
         entry["idle"] = [round(begin, 3), round(time.monotonic(), 3)]
@@ -249,7 +249,7 @@ async def _start(session: _Session, block: Block) -> Scheduler:
 
 
 def _event_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Write:
-    """Where what is no request goes; only a run that has handoffs has the files of these and of queue lengths."""
+    """Writes rows that are not requests, by type. Only a run that moves KV has files for handoffs and queue lengths."""
     into: dict[type, RunFile] = {EngineStats: ENGINE_STATS}
     if any(moves_kv(arm.scheduler) for arm in arms):
         into |= {Handoff: HANDOFFS, QueueLengths: QUEUES}
@@ -258,14 +258,14 @@ def _event_writer(arms: list[Arm], run_dir: Path, stack: ExitStack) -> Write:
 
 
 def _memory_notes(cfg: Any, run_dir: Path, stack: ExitStack) -> MemoryNotes:
-    """Only a run that asks for them has the file."""
+    """The memory notes of a run; only a run with experiment.memory has the file."""
     if not cfg.experiment.memory:
         return MemoryNotes(None)
     return MemoryNotes(stack.enter_context(RecordWriter(MEMORY.at(run_dir))).write)
 
 
 async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: list[int]) -> list[str]:
-    """Some repeats of a cell, after its warm-up. Returns what there is to say of engines that died."""
+    """Measures some repeats of a cell, after its warm-up. Returns a message for each engine that died."""
     cfg, data, write = session.cfg, session.prepared.prompt_data, session.records.write
     engines = [engine for pool in scheduler.pools() for engine in pool["engines"]]
     bounds = in_flight_of(sum(engine["settings"]["max_num_seqs"] for engine in engines))
@@ -277,15 +277,15 @@ async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: li
             await warmup.warm_up(cfg, cell, repeats[0], data, scheduler, len(engines), sink)
         session.warm.add(scheduler)
     warmup_s = time.monotonic() - begin
-    if not session.done and (told := session.outlook.said(session.spent_s)) is not None:
-        session.screen.say(told)
+    if not session.done and (estimate := session.outlook.said(session.spent_s)) is not None:
+        session.screen.say(estimate)
     batches = {repeat: prompts.measured(cfg, cell, repeat, data) for repeat in repeats}
     with session.screen.requests(f"{cell.arm} {cell.name}", sum(map(len, batches.values()))) as tally:
         for number, (repeat, requests) in enumerate(batches.items()):
             arrivals = prompts.arrivals(cfg, cell, repeat, data)
             _expect(session, tally, cell, len(requests), arrivals, len(batches) - number)
             begin = time.monotonic()
-            # One that died while nobody asked it anything; the engines that are left are not what the cell is about.
+            # An engine may have died while idle. The remaining engines alone would not be what the cell measures.
             died.update([] if died else _deaths(scheduler))
             async with (
                 session.notes.around(scheduler, cell, repeat),
@@ -295,17 +295,17 @@ async def _cell(session: _Session, scheduler: Scheduler, cell: Cell, repeats: li
                 dead = min(died, default=None)
                 await drive(scheduler, requests, sink, arrivals, cell.concurrency, bounds, dead)
             seconds = round(time.monotonic() - begin, 3)
-            found = Done(
+            done = Done(
                 cell.arm, cell.name, repeat, len(requests), seconds, round(warmup_s, 3), min(died, default=None)
             )
-            progress.note(session.run_dir, found)
-            session.done.append(found)
+            progress.note(session.run_dir, done)
+            session.done.append(done)
             warmup_s = 0.0
     return sorted(died)
 
 
 async def _control(session: _Session, scheduler: Scheduler, cell: Cell, repeats: list[int]) -> list[str]:
-    """Asks some of a cell's requests again. Returns what there is to say of engines that died."""
+    """Sends some of a cell's requests again. Returns a message for each engine that died."""
     died: set[str] = set()
     if session.again is not None and scheduler.alive:
         batches = {
@@ -319,9 +319,9 @@ async def _control(session: _Session, scheduler: Scheduler, cell: Cell, repeats:
 def _expect(
     session: _Session, tally: Tally, cell: Cell, requests: int, arrivals: Schedule | None, repeats: int
 ) -> None:
-    """Tells the progress line how long what follows will take: this repeat, the others of its cell, the whole run.
+    """Gives the progress line the expected time of this repeat and of the rest of the run.
 
-    repeats: of the cell that are still to come in one go, this one included.
+    repeats: how many of the cell's repeats are measured in this go, counting from this one.
     """
     arm = next(arm for arm in session.prepared.arms if arm.name == cell.arm)
     one = session.outlook.one_repeat(arm, cell)
@@ -331,7 +331,7 @@ def _expect(
 
 
 def _timing(session: _Session, cell: Cell, sink: Sink) -> Sink:
-    """The sink of a warm-up; its last request in each arm is what a run is first predicted from."""
+    """The sink of a warm-up. The last warm-up request of each arm is the basis for the run's first estimate."""
 
     def note(record: RequestRecord) -> None:
         sink(record)
@@ -349,7 +349,7 @@ def _keep(record: RequestRecord, session: _Session, tally: Tally) -> None:
 
 
 def _noting(sink: Sink, died: set[str]) -> Sink:
-    """The sink, noting what requests were told of engines that died."""
+    """Wraps the sink to collect the messages of engines that died."""
 
     def note(record: RequestRecord) -> None:
         sink(record)

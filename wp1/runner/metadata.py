@@ -1,4 +1,4 @@
-"""run_metadata.json: what is known of a run before its model is."""
+"""The initial run_metadata.json: everything known before the model is prepared."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from wp1.machine import hardware
 
 
 def _boot() -> str | None:
-    """What tells one boot of this machine from another: each has a monotonic clock of its own."""
+    """The id of this boot; each boot has its own monotonic clock. None if the system has no boot id."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -24,9 +24,9 @@ def _boot() -> str | None:
 def run_metadata(
     run_id: str, cfg: DictConfig, hash_: str, code: Path, sweep: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The part of run_metadata.json that is known before the model is.
+    """The part of run_metadata.json that is known before the model is prepared.
 
-    sweep: of a sweep's job the sweep's `name`, the job's number as `job`, and its `overrides`.
+    sweep: for a job of a sweep, the sweep's `name`, the job's number as `job`, and its `overrides`.
     """
     return {
         "run_id": run_id,

@@ -9,7 +9,7 @@ from wp1.analysis.base.run_tables import RunTables
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended and what it left."""
+    """How a run ended, and its results."""
 
     status: str  # completed, failed or interrupted
     reason: str | None

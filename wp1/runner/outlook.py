@@ -1,6 +1,6 @@
-"""How long what is left of a run will take, and which cells cannot be measured in the time there is.
+"""Predicts the time left for a run, and which cells do not fit into its time limits.
 
-`wp1.runner.budget` states the rule that cells are predicted by; here it is applied to a run as far as it has come.
+It applies the rule of `wp1.runner.budget` to a run in progress.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from wp1.serving.engines import needs_of
 
 @dataclass
 class Outlook:
-    """What predictions of a run are made from; `done`, `skipped` and `starts` are filled as it goes on."""
+    """The data that a run's predictions are made from; the run fills `done`, `skipped` and `starts` as it proceeds."""
 
     arms: Sequence[Arm]
     floors: Mapping[str, Floor | None]  # by arm
@@ -24,14 +24,14 @@ class Outlook:
     budget_s: float | None  # of all cells
     done: Sequence[Done]
     skipped: Sequence[Mapping[str, Any]]  # as in run_metadata.json
-    starts: Sequence[Mapping[str, Any]]  # of engines, as there
+    starts: Sequence[Mapping[str, Any]]  # of engines, as in run_metadata.json
     starts_left: int = 0
-    searches_s: float = 0.0  # that searches for goodput still to come may take
+    searches_s: float = 0.0  # time budget of the searches for goodput still to come
     warmups: dict[str, list[Repeat]] = field(default_factory=dict)  # by arm
     counts: dict[str, int] = field(default_factory=dict)
 
     def before(self, arm: Arm) -> list[Repeat]:
-        """What was measured under an arm."""
+        """The repeats measured so far in an arm."""
         cells = {cell.name: cell for cell in arm.cells}
         return [
             repeat_of(cells[one.cell], one.requests, one.seconds + one.warmup_s)
@@ -40,9 +40,10 @@ class Outlook:
         ]
 
     def reason_to_skip(self, arm: Arm, cell: Cell, spent_s: float) -> tuple[str, float] | None:
-        """Why a cell that has not begun cannot be measured in the time there is, and the seconds that it would take.
+        """The reason to skip a cell that has not begun, and the seconds that it would take; None if it can be measured.
 
-        spent_s: that the run has taken, with what is promised to cells that have begun. The first cell is measured.
+        spent_s: seconds that the run has taken, plus those promised to cells that have begun. The first cell is never
+        skipped.
         """
         before, floor = self.before(arm), self.floors[arm.name]
         if not before:
@@ -64,23 +65,23 @@ class Outlook:
         )
 
     def promised(self) -> float:
-        """Seconds for what is left of the cells that have begun."""
+        """Seconds needed to complete the cells that have begun."""
         planned = {cell.name for arm in self.arms for cell in arm.cells}
         done = [one for one in self.done if one.cell in planned]
         return left_of_begun(done, self.arms[0].cells[0].repeats * len(self.arms))
 
     def one_repeat(self, arm: Arm, cell: Cell) -> float | None:
-        """Seconds that one repeat will take, by what was measured under its arm, else another, else the warm-up."""
+        """Seconds that one repeat will take, predicted from its own arm, else from another, else from the warm-up."""
         others = (self.before(other) for other in self.arms if other is not arm)
         known = self.before(arm) or next((found for found in others if found), None)
         known = known or self.warmups.get(arm.name) or next(iter(self.warmups.values()), [])
         return predict(self._repeat(cell), known, self.floors[arm.name])
 
     def left(self, spent_s: float, now: tuple[str, str, int] | None = None) -> float | None:
-        """Seconds until the run ends, as far as can be told; None while nothing can.
+        """Estimated seconds until the run ends; None if there is nothing to estimate from.
 
-        Cells that will be skipped for time are not in it. now: arm, cell, and how many of its repeats are being
-        measured, which are not in it either.
+        Does not count cells that will be skipped for time. now: arm, cell and number of repeats being measured, which
+        are not counted either.
         """
         total = 0.0
         for name, of_cell in self._cells().items():
@@ -95,7 +96,7 @@ class Outlook:
         return total + self.searches_s + self.starts_left * (sum(start_s) / len(start_s) if start_s else 0.0)
 
     def said(self, spent_s: float) -> str | None:
-        """How long the run will take, in words for the screen; None while nothing can be told."""
+        """The estimate of the time left as text for the screen; None if there is nothing to estimate from."""
         seconds = self.left(spent_s)
         if seconds is None:
             return None
@@ -103,25 +104,25 @@ class Outlook:
             "" if self.budget_s is None else f"; cells beyond experiment.time_budget_s={self.budget_s:g} are skipped"
         )
         if self.warmups or self.done:
-            return f"about {in_words(seconds)} to go, judging by the requests so far{budget}"
+            return f"about {in_words(seconds)} to go, estimated from the requests so far{budget}"
         late = [
             cell.prompt_len
             for ((arm, cell), *_) in self._cells().values()
             if (floor := self.floors[arm.name]) and cell.prompt_len and floor(cell.prompt_len) > self.timeout_s
         ]
-        told = f"; a request of {min(late):,} tokens or more would take longer than " if late else ""
-        told += f"workload.timeout_s={self.timeout_s:g}" if late else ""
-        return f"at least {in_words(seconds)}, even at this device's peak rates{told}{budget}"
+        timeout = f"; a request of {min(late):,} tokens or more would take longer than " if late else ""
+        timeout += f"workload.timeout_s={self.timeout_s:g}" if late else ""
+        return f"at least {in_words(seconds)}, even at this device's peak rates{timeout}{budget}"
 
     def _cells(self) -> dict[str, list[tuple[Arm, Cell]]]:
-        """All cells that are not skipped, by name, each with its arms."""
-        found: dict[str, list[tuple[Arm, Cell]]] = {}
+        """All cells that are not skipped, by name, with their arms."""
+        by_name: dict[str, list[tuple[Arm, Cell]]] = {}
         skipped = {one["cell"] for one in self.skipped}
         for arm in self.arms:
             for cell in arm.cells:
                 if cell.name not in skipped:
-                    found.setdefault(cell.name, []).append((arm, cell))
-        return found
+                    by_name.setdefault(cell.name, []).append((arm, cell))
+        return by_name
 
     def _needed(self, arm: Arm, cell: Cell, now: tuple[str, str, int] | None) -> float | None:
         measured = sum(one.arm == arm.name and one.cell == cell.name for one in self.done)
@@ -131,7 +132,7 @@ class Outlook:
         return None if one is None else repeats * one
 
     def _fits(self, first: tuple[Arm, Cell], seconds: float, spent_s: float) -> bool:
-        """Whether a cell that has not begun will be measured, by what is known now."""
+        """Whether a cell that has not begun is expected to be measured."""
         arm, cell = first
         known = self.before(arm) or self.warmups.get(arm.name, [])
         one = at_least(cell.prompt_len, known, self.floors[arm.name])
@@ -146,7 +147,7 @@ class Outlook:
 
 
 def floors(cfg: Any, prepared: Any) -> dict[str, Floor | None]:
-    """What a request takes at least, by arm: from the model's shape and the device's peaks, where both are known."""
+    """The lower bound on a request's time, by arm, from the model's shape and the device's peaks, if both are known."""
     return {
         arm.name: floor_of(
             prepared.models[arm.name].shape,

@@ -1,4 +1,4 @@
-"""What is known before an engine starts: the model, the prompts' text, the arms, and that it all fits."""
+"""Everything done before an engine starts: prepares model, prompts and arms, and checks that they fit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,36 +26,36 @@ from wp1.workload.limits import longest
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known before an engine starts."""
+    """The result of `prepare`."""
 
     models: dict[str, ServedModel]  # by arm
     prompt_data: prompts.PromptData
     collectors: list[Collector]
     arms: list[Arm]
     labels: list[str]
-    transfer: dict[str, str]  # which connector and why, of a disaggregated run
-    skipped: list[dict[str, Any]]  # cells that do not fit, as run_metadata.json has them
-    peaks: dict[str, Any] | None  # what the device can do at most, if that is known
-    inputs: dict[str, Any] = field(default_factory=dict)  # a file of questions or a trace, as run_metadata.json has it
-    notes: list[str] = field(default_factory=list)  # the same in words
+    transfer: dict[str, str]  # a disaggregated run's connector, and why it was chosen
+    skipped: list[dict[str, Any]]  # cells that do not fit, in the form of run_metadata.json
+    peaks: dict[str, Any] | None  # the device's peak rates, if known
+    inputs: dict[str, Any] = field(default_factory=dict)  # question file or trace, in the form of run_metadata.json
+    notes: list[str] = field(default_factory=list)  # the same as text
 
     @property
     def model(self) -> ServedModel:
-        """Of the first arm; the others' differ in their rotary scaling and length at most."""
+        """The first arm's model. The other arms' models differ only in rotary scaling and length, if at all."""
         return self.models[self.arms[0].name]
 
 
 def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | None = None) -> Prepared:
-    """The model, and the checks that need it.
+    """Prepares the model and makes the checks that need it.
 
-    up: what was asked of engines that are up from the job before (`engines.key_of`): their arm fits.
-    Raises ConfigError where memory, lengths, devices, collectors or engine arguments do not fit.
+    up: `engines.key_of` of the engines that are still up from the previous job; their arm is known to fit.
+    Raises ConfigError if memory, lengths, devices, collectors or engine arguments do not fit.
     """
     collectors = collectors_of(_plain(cfg))
-    # Where memory goes is a question also of one device against two; how fast they are is not.
+    # Memory may be compared between one device and two; speed may not.
     if cfg.arms and not cfg.experiment.memory:
         check_equal({arm.name: [place for _, place in places_of(arm)] for arm in plan(cfg)})
-    # Before the model is fetched or unpacked: bad data is told at once.
+    # Read before the model is downloaded or unpacked, so that bad data is reported at once.
     source = prompts.source_of(cfg.workload)
     given = source.read(cfg, tell)
     try:
@@ -93,23 +93,23 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
 
 
 def _models(cfg: Any, tell: Callable[[str], None]) -> dict[str, ServedModel]:
-    """The model of each arm: one for all, but for arms with a rotary scaling of their own."""
+    """The model of each arm, by name. All arms share one, except those with a rotary scaling of their own."""
     shared: ServedModel | None = None
-    found = {}
+    by_arm = {}
     for arm in plan(cfg):
         if arm.scheduler.rope is not None:
-            found[arm.name] = models.prepare_arm(cfg, arm.scheduler.rope, tell)
+            by_arm[arm.name] = models.prepare_arm(cfg, arm.scheduler.rope, tell)
         else:
-            shared = found[arm.name] = shared or models.prepare(cfg, tell)
-    return found
+            shared = by_arm[arm.name] = shared or models.prepare(cfg, tell)
+    return by_arm
 
 
 def _within_reach(arm: Arm, model: ServedModel) -> Arm:
-    """The arm without the cells whose prompts are beyond what its model is served with."""
+    """The arm without the cells whose prompts exceed the model's max_len. Raises ConfigError if none is left."""
     cells = [cell for cell in arm.cells if cell.prompt_len is None or cell.prompt_len <= model.max_len]
     if not cells:
         raise ConfigError(
-            f"every prompt length is beyond the {model.max_len} tokens of arms.{arm.name}: add a shorter one"
+            f"every prompt length exceeds the {model.max_len} tokens of arms.{arm.name}: add a shorter one"
         )
     return replace(arm, cells=cells)
 
@@ -119,8 +119,8 @@ def _cells_that_fit(
 ) -> tuple[dict[str, ServedModel], list[dict[str, Any]]]:
     """The models as they are served, and the cells whose prompts are too long for the memory of one of these arms.
 
-    Of several prompt lengths those that have room are measured, with engines for the longest of these; where none has,
-    or only model.max_len itself has none, it is `fit.check_memory`'s to refuse.
+    If only some of several prompt lengths fit, those are measured, and max_len is lowered to the longest of them. If
+    none fits, or only model.max_len itself does not, `fit.check_memory` refuses the run.
     """
     lengths = {cell.prompt_len for arm in arms for cell in arm.cells}
     if len(lengths) < 2 or None in lengths:

@@ -1,4 +1,4 @@
-"""What a run's prompts are made of, read and tokenised before an engine starts."""
+"""The data of a run's prompts, read and tokenised before an engine starts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +13,9 @@ from wp1.workload.tokens import ModelTokens
 
 
 def prepare(cfg: Any, model: ServedModel, cells: list[Cell], tell: Callable[[str], None], given: Any) -> PromptData:
-    """What the prompts of `workload.prompts` are made of, for the cells of one arm. `tell` is told what takes long.
+    """The prompt data of `workload.prompts` for the cells of one arm.
 
-    given: what the source's `read` returned.
+    tell: called with a description of each slow step. given: what the source's `read` returned.
     Raises ConfigError if a prompt does not fit into model.max_len, the source refuses its data, or a cell has no
     requests.
     """

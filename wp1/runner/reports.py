@@ -1,4 +1,4 @@
-"""A run's report or a sweep's comparison, made again from its folder with no engine."""
+"""Makes a run's report or a sweep's comparison again from its folder, without an engine."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from wp1.collectors.making import collectors_in, kept_in
 
 
 def make_report(run_dir: Path, reports: Path) -> Path:
-    """Summary and report of a run's folder; returns the page's path.
+    """Makes the summary and report of a run's folder; returns the page's path.
 
-    Raises ConfigError where the folder is none of a run, or has lost lines.
+    Raises ConfigError if it is not a run's folder or has lost lines.
     """
     run = RunTables(run_dir)
     completeness.check(run, with_figures=True)
@@ -23,7 +23,7 @@ def make_report(run_dir: Path, reports: Path) -> Path:
 
 
 def make_comparison(folder: Path) -> Path:
-    """The comparison of a sweep's jobs; returns the page's path. Raises ConfigError where a job has lost lines."""
+    """Makes the comparison of a sweep's jobs; returns the page's path. Raises ConfigError if a job has lost lines."""
     for job in read_jobs(folder, read_manifest(folder)):
         if job.left is not None:
             completeness.check(job.left)

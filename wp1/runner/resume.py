@@ -1,8 +1,8 @@
-"""python -m wp1 resume=DIR: goes on with a run or a sweep that was cut short, or in which something failed.
+"""python -m wp1 resume=DIR: resumes a run or a sweep that was interrupted, or in which something failed.
 
-The command line is that of the folder, so what is composed is what was composed then; where it is not, or the machine
-is another, it is refused. What `progress` has as done stays. The rest is measured, whole: a repeat of a cell that was
-cut short leaves records that are put apart, into records.apart.jsonl and the like, and never mixed with new ones.
+It reuses the folder's command line, so that the same configuration is composed. If the configuration or the machine
+differs, it refuses. Repeats that `progress` lists as done are kept; the others are measured again from their start. The
+records of an incomplete repeat are moved to records.apart.jsonl and the like, and never mixed with new ones.
 """
 
 import json
@@ -25,26 +25,26 @@ from wp1.core.records import Unit
 from wp1.core.run_files import CELLS, CONFIG, METADATA
 from wp1.runner import boots
 
-# Of run_metadata.json, what a run that goes on adds to.
+# Keys of run_metadata.json that a resumed run appends to.
 NOTED = ("labels", "pools", "starts", "taken_over", "kv_held", "skipped")
-# For what a killed process has started to be gone.
+# Seconds to wait for a killed process's children to exit.
 GONE_WITHIN_S = locks.WITHIN_S
 
 
 def arguments(words: list[str]) -> list[str]:
-    """The command line as Hydra is to have it: where it says `resume=DIR`, that of the folder, and where to go on.
+    """The command line to pass to Hydra. With `resume=DIR`, it is the folder's own, directed to that folder.
 
-    Settings that are typed beside it take the place of the folder's. Sets WP1_ROOT, so that runs land where they did.
-    The folder is locked until the command ends (`locks.command`).
-    Raises ConfigError for a folder that is none of a run or sweep, cannot be read, or is still being written, and for
-    one whose command is not to be taken from somebody else (`foreign.check`).
+    Settings typed next to `resume=` replace the folder's. Sets WP1_ROOT, so that runs are written under the same root.
+    The folder stays locked until the command ends (`locks.command`).
+    Raises ConfigError if the folder is not that of a run or sweep, cannot be read, or is still being written, or if its
+    command must not be trusted (`untrusted.check`).
     """
     asked = [word for word in words if _key(word) == "resume"]
     if not asked or asked == ["resume=null"]:
         return words
     named = asked[-1].partition("=")[2].strip("'\"")
     if not named:
-        raise ConfigError("resume= names no folder: name that of a run, as outputs/run-..., or leave it out")
+        raise ConfigError("resume= is empty: name the folder of a run, such as outputs/run-..., or leave it out")
     folder = Path(named).expanduser().resolve()
     command, root, place = _recorded(folder)
     _hold(folder)
@@ -54,23 +54,22 @@ def arguments(words: list[str]) -> list[str]:
     kept = [word for word in command if word.startswith("-") or _key(word) not in taken]
     home = at_home(folder, root)
     if not home:
-        # What a folder says of another place is no place of ours.
+        # The root of a folder copied from elsewhere means nothing here.
         kept = [word for word in kept if _key(word) != "root"]
     elif "root" not in map(_key, [*kept, *typed]):
         os.environ["WP1_ROOT"] = root
     untrusted.check(folder, kept, typed, root if home else str(project_root()))
     kept = [_rooted(word, root) for word in kept]
-    # Hydra takes settings from one side of the options alone, and these may have been typed last.
+    # Hydra accepts settings on one side of the options only, and options may have been typed last.
     options = [word for word in kept if word.startswith("-") or ("=" not in word and not word.startswith("~"))]
     settings = [word for word in kept if word not in options]
     return [*options, *settings, *typed, f"resume={_quoted(folder)}", f"{place}={_quoted(folder)}"]
 
 
 def _recorded(folder: Path) -> tuple[list[str], str, str]:
-    """The words of the folder's command, its root, and the setting that names the folder.
+    """The arguments of the folder's command, its root, and the setting that names the folder.
 
-    Whether a run's folder has lost lines is asked when its configuration is there, as of each job of a sweep:
-    `check_same`.
+    Lost lines are checked later, when the configuration is known, as for each job of a sweep: `check_same`.
     """
     from wp1.analysis.sweep.figures import OF_MANIFEST
     from wp1.core import shapes
@@ -92,15 +91,15 @@ def _recorded(folder: Path) -> tuple[list[str], str, str]:
 
 
 def _words(path: Path, command: Any) -> list[str]:
-    """The words of a command line after the program's name."""
+    """The arguments of a command line, without the program's name."""
     if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
-        raise ConfigError(f"{path} has a command that is no list of words: restore it from a copy")
+        raise ConfigError(f"{path}: command must be a list of strings: restore the file from a copy")
     return command[1:]
 
 
 def _root(path: Path, content: Mapping[str, Any]) -> str:
     if not isinstance(content["root"], str):
-        raise ConfigError(f"{path} has root={content['root']!r}, which is no folder: restore it from a copy")
+        raise ConfigError(f"{path}: root={content['root']!r} must be a folder: restore the file from a copy")
     return content["root"]
 
 
@@ -109,38 +108,37 @@ def _key(word: str) -> str:
 
 
 def _rooted(word: str, root: str) -> str:
-    """A root= that means another folder from here is written out."""
+    """The setting, with a root= that would mean another folder here replaced by the absolute path."""
     if _key(word) != "root" or Path(word.partition("=")[2].strip("'\"")).expanduser().resolve() == Path(root):
         return word
     return f"root={_quoted(Path(root))}"
 
 
 def _quoted(path: Path) -> str:
-    """A path as a value that Hydra's grammar takes whatever is in it."""
+    """A path quoted for Hydra's grammar, whatever characters it has."""
     return "'" + str(path).replace("'", "\\'") + "'"
 
 
 def _hold(folder: Path) -> None:
-    """Locks the folder for this command. Raises ConfigError where another process on this machine writes into it."""
+    """Locks the folder for this command. Raises ConfigError if another process on this machine writes to it."""
     deadline = time.monotonic() + GONE_WITHIN_S
     try:
         locks.hold(folder, GONE_WITHIN_S)
     except locks.BusyError as error:
-        raise ConfigError(f"resume={folder} goes on in {error.who} already: wait for it, or end it") from error
+        raise ConfigError(f"resume={folder} is still running in {error.who}: wait for it, or end it") from error
     except OSError as error:
-        raise ConfigError(f"resume={folder} cannot be locked ({error.strerror}): name a folder that can") from error
-    # Engines of a run that was killed, or one of a version without locks.
+        raise ConfigError(f"resume={folder} cannot be locked ({error.strerror}): name one that can be") from error
+    # Engines of a killed run, or a run of a wp1 version without locks.
     while (writer := locks.writer_in(folder)) is not None:
         if time.monotonic() > deadline:
-            raise ConfigError(f"resume={folder} goes on in process {writer} already: wait for it, or end it")
+            raise ConfigError(f"resume={folder} is still running in process {writer}: wait for it, or end it")
         time.sleep(0.2)
 
 
 def check_same(cfg: Any, run_dir: Path) -> None:
-    """Raises ConfigError that says how the configuration differs from the one that the run began with.
+    """Raises ConfigError if the configuration differs from the one that the run began with; the message says how.
 
-    So it does if the folder has lost lines (`completeness.check`): figures of what is left would be taken for all of
-    them.
+    Also raises it if the folder has lost lines (`completeness.check`): figures of the rest would pass for complete.
     """
     from wp1.analysis import completeness
     from wp1.analysis.base.run_tables import RunTables
@@ -149,28 +147,28 @@ def check_same(cfg: Any, run_dir: Path) -> None:
     completeness.check(run)
     if run.metadata.get("hash_rule", 1) != HASH_RULE:
         raise ConfigError(
-            f"{run_dir} was begun by an earlier version of wp1, which had another rule for the configuration hash: "
-            "whether its configuration is this one cannot be told. Start a new run"
+            f"{run_dir} was begun by an earlier version of wp1, which hashed configurations differently, so it cannot "
+            "be checked that the configuration is the same: start a new run"
         )
     before = settings_of(run.config)
     now = settings_of(redaction.config(yaml.safe_load(OmegaConf.to_yaml(cfg, resolve=True))))
     keys = [key for key in before | now if before.get(key) != now.get(key)]
-    told = [f"{key} was {_said(before, key)} and is {_said(now, key)}" for key in sorted(keys)]
-    if told:
-        more = f", and {len(told) - 5} more" if len(told) > 5 else ""
+    changes = [f"{key} was {_value(before, key)} and is {_value(now, key)}" for key in sorted(keys)]
+    if changes:
+        more = f", and {len(changes) - 5} more" if len(changes) > 5 else ""
         raise ConfigError(
-            f"{run_dir} has another configuration: {'; '.join(told[:5])}{more}. Put that back, or start a new run"
+            f"{run_dir} has another configuration: {'; '.join(changes[:5])}{more}. Put that back, or start a new run"
         )
 
 
-def _said(settings: Mapping[str, Any], key: str) -> str:
+def _value(settings: Mapping[str, Any], key: str) -> str:
     return json.dumps(settings[key], ensure_ascii=False) if key in settings else "not set"
 
 
 def is_complete(run_dir: Path, reports: Path) -> bool:
-    """Whether a run ended with everything measured, every check passed, and its report written, which comes last.
+    """Whether a run is completed, with all checks passed and its report written, which is the last step.
 
-    reports: the folder that has it.
+    reports: the folder of the report.
     """
     from wp1.core.run_folder import read_json
 
@@ -181,11 +179,11 @@ def is_complete(run_dir: Path, reports: Path) -> bool:
 
 
 def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[str, Any]:
-    """The metadata of a run that goes on; puts apart what was left of repeats that were not measured to their end.
+    """Returns the metadata of a resumed run, and moves the records of incomplete repeats apart.
 
-    fresh: the metadata that it would have as a new run. arms: what is planned; the cells of a search for goodput are
-    not, and those of one that was not brought to its end go too.
-    Raises ConfigError where the machine, the versions or what the configuration stands for are not what they were.
+    fresh: the metadata that it would have as a new run. arms: the planned arms and cells. Cells of a search for goodput
+    are not planned; those of an unfinished search are moved apart as well.
+    Raises ConfigError if the machine, the versions, or the model or data behind the configuration have changed.
     """
     from wp1.analysis.load import probes
     from wp1.core import shapes
@@ -198,16 +196,16 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
     run = RunFolder(run_dir)
     _check_setting(run_dir, metadata, fresh)
     if metadata["status"] == "completed" and not run.has(CELLS):
-        # All its records would be put apart as nobody's.
+        # All its records would be moved apart, as none would count as done.
         raise ConfigError(
-            f"{run_dir} is complete and has no {CELLS.name}, which says what is done: restore it from a copy, or "
-            f"make its report by python -m wp1.report {run_dir}"
+            f"{run_dir} is complete but has no {CELLS.name}, which lists what is done: restore that file from a copy, "
+            f"or make the report with python -m wp1.report {run_dir}"
         )
     skipped, tried = [one["cell"] for one in metadata["skipped"]], run.probes
     searched = {arm.name for arm in arms if probes.ended(tried, arm.name, goodput_search.lengths_of(arm, skipped))}
     planned = {(cell.arm, cell.name) for arm in arms for cell in arm.cells}
     done = {one.unit for one in run.done if one.died is None and (one.arm in searched or one.unit[:2] in planned)}
-    # First what says that they are done: nothing may be called done that has lost its lines, were we killed here.
+    # cells.jsonl first: if we are killed here, no repeat may be listed as done that has lost its records.
     _put_apart(CELLS.at(run_dir), lambda row: _unit(row) in done)
     apart = sum(
         _put_apart(file.at(run_dir), lambda row: _of_start(row) or _unit(row) in done) for file in run_files.of("unit")
@@ -217,7 +215,7 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
     for file in run_files.of("moment"):
         _trim(file.at(run_dir))
     if metadata.get("boot") != fresh["boot"]:
-        # The monotonic clock began anew, and moments of before would pass for moments of now.
+        # The monotonic clock has restarted, so earlier times would be mistaken for current ones.
         metadata = boots.move(run_dir, metadata, fresh["boot"])
     resumed = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -238,15 +236,15 @@ def take_up(run_dir: Path, fresh: dict[str, Any], arms: Sequence[Arm]) -> dict[s
 
 def _check_setting(run_dir: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if before["config_hash"] != now["config_hash"]:
-        raise ConfigError(f"{run_dir} was of another model or other data under the same names: start a new run")
+        raise ConfigError(f"{run_dir} used another model or other data under the same names: start a new run")
     parts = {"hardware": (_machine(before), _machine(now))}
     parts |= {name: (before["versions"].get(name), now["versions"].get(name)) for name in DECISIVE}
     parts["cells without room"] = (_without_room(before), _without_room(now))
     for name, (was, is_) in parts.items():
         if was != is_:
             raise ConfigError(
-                f"{run_dir} cannot go on here: {name} was {was or 'none'} and is {is_ or 'none'}, and figures of both "
-                "do not belong in one run. Start a new one"
+                f"{run_dir} cannot be resumed here: {name} was {was or 'none'} and is {is_ or 'none'}, and figures of "
+                "both must not be mixed in one run. Start a new run"
             )
 
 
@@ -260,13 +258,13 @@ def _without_room(metadata: Mapping[str, Any]) -> str:
 
 
 def _put_apart(path: Path, stays: Callable[[dict[str, Any]], bool]) -> int:
-    """Moves other lines than these to a file beside it, and says how many. A torn line goes with them.
+    """Moves all lines but those that `stays` accepts to a file next to it, torn lines included; returns how many.
 
-    At no moment is a line in neither file.
+    A line is in at least one of the two files at any moment.
     """
     if not path.is_file():
         return 0
-    # Bytes: a line may be torn within a sign, and a text may hold what other splitting takes for a line's end.
+    # Bytes: a line may be torn inside a character, and a text may contain what splitlines() takes for a line end.
     lines = [line + b"\n" for line in files.read_bytes(path).split(b"\n") if line]
     keep = [line for line in lines if stays(_row(line))]
     if len(keep) < len(lines):
@@ -279,7 +277,7 @@ def _put_apart(path: Path, stays: Callable[[dict[str, Any]], bool]) -> int:
 
 
 def _row(line: bytes) -> dict[str, Any]:
-    """A line's content; {} of one that was torn."""
+    """The object on a line; {} if the line is torn."""
     try:
         row = files.parsed(line)
     except ValueError:
@@ -292,12 +290,12 @@ def _unit(row: Mapping[str, Any]) -> Unit:
 
 
 def _of_start(row: Mapping[str, Any]) -> bool:
-    """Whether a line is of the engines' start, and of no cell."""
+    """Whether a line belongs to an engine start instead of a cell."""
     return bool(row) and row.get("cell", "") is None
 
 
 def _trim(path: Path) -> None:
-    """Drops a last line that was torn, so that the next one does not go on in it."""
+    """Drops a torn last line, so that the next line is not appended to it."""
     if path.is_file():
         with files.changed(path) as file:
             file.truncate(file.read().rfind(b"\n") + 1)

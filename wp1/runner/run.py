@@ -46,24 +46,24 @@ def run(
     engines: Engines | None = None,
     resuming: bool = False,
 ) -> Outcome:
-    """Runs an experiment that `wp1.config.checks.check` has passed, and leaves its folder and report.
+    """Runs an experiment that `wp1.config.checks.check` has accepted, and writes its folder and report.
 
-    sweep: see `identity.run_metadata`. engines: a sweep's, which may be up from the job before; None: the run's own.
-    resuming: the folder has a run of this configuration, which goes on.
-    Raises ConfigError, before any engine starts, where the model or the machine does not allow it. What fails later is
-    an Outcome: everything measured until then is in the folder, and in the report.
+    sweep: see `metadata.run_metadata`. engines: those of a sweep, which may still be up from the previous job; None:
+    the run starts its own. resuming: the folder has an unfinished run of this configuration, which is continued.
+    Raises ConfigError, before any engine starts, if the model or the machine does not allow the run. A later failure is
+    returned as an Outcome: everything measured so far is in the folder and in the report.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    # What is secret is known before anything can say it.
+    # Registers the secrets for redaction before anything can print them.
     _shown(cfg)
-    # Engines inherit it, and libraries that print find it too.
+    # Engines inherit this redirection, and it catches what libraries print.
     with locks.written(run_dir), output_to(ENGINE_LOG.at(run_dir)):
         if engines is not None:
             engines.make_room(cfg)
         with screen.step(f"preparing {cfg.model.name}") as tell:
             prepared = prepare(cfg, ENGINE_LOG.at(run_dir), tell, engines.key if engines is not None else None)
         metadata = run_metadata(run_id, cfg, _hash(cfg, prepared), paths.PACKAGE.parent, sweep)
-        metadata |= _said(prepared)
+        metadata |= _prepared_metadata(prepared)
         for note in prepared.notes:
             screen.say(note)
         of_cells = prepared.prompt_data.examples
@@ -88,46 +88,46 @@ def run(
             with screen.step("writing the report"):
                 return _finish(cfg, run_dir, metadata, collectors, status, reason)
         except Exception as error:
-            # A full disk, most likely, and then the run has failed of it already.
+            # Most likely a full disk, in which case the run has failed already.
             reason = reason or _why(error, run_dir)
             with suppress(OSError):
                 write_json(METADATA.at(run_dir), metadata | {"status": "failed", "reason": reason})
             return Outcome("failed", reason, RunTables(run_dir), None, None)
 
 
-def _said(prepared: Prepared) -> dict[str, Any]:
-    """What run_metadata.json says of what was prepared: models, arms, labels, cells that are skipped, inputs."""
-    said: dict[str, Any] = {"model": _model_metadata(prepared.model)}
+def _prepared_metadata(prepared: Prepared) -> dict[str, Any]:
+    """The entries of run_metadata.json about what was prepared: models, arms, labels, skipped cells, inputs."""
+    entries: dict[str, Any] = {"model": _model_metadata(prepared.model)}
     if any(arm.scheduler.rope is not None for arm in prepared.arms):
-        said["ropes"] = {
-            arm: {"max_len": of_arm.max_len, **of_arm.rope.as_dict()} for arm, of_arm in prepared.models.items()
+        entries["ropes"] = {
+            arm: {"max_len": model.max_len, **model.rope.as_dict()} for arm, model in prepared.models.items()
         }
-    said["arms"] = [
+    entries["arms"] = [
         {"arm": arm.name, "scheduler": arm.scheduler.name, "moves_kv": moves_kv(arm.scheduler)} for arm in prepared.arms
     ]
-    said["labels"] = prepared.labels
-    said["skipped"] = prepared.skipped
-    said["inputs"] = prepared.inputs
-    said["notes"] = prepared.notes
-    said["peaks"] = prepared.peaks
+    entries["labels"] = prepared.labels
+    entries["skipped"] = prepared.skipped
+    entries["inputs"] = prepared.inputs
+    entries["notes"] = prepared.notes
+    entries["peaks"] = prepared.peaks
     if any(moves_kv(arm.scheduler) for arm in prepared.arms):
-        said["transfer"] = prepared.transfer
+        entries["transfer"] = prepared.transfer
     if prepared.prompt_data.examples is not None:
-        said["dataset"] = prepared.prompt_data.examples.source
-    return said
+        entries["dataset"] = prepared.prompt_data.examples.source
+    return entries
 
 
 def _shown(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as the run's folder has it: resolved, and without secrets."""
+    """The configuration as written to the run's folder: resolved, without secrets."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return redaction.config({str(key): value for key, value in plain.items()})
 
 
 def _why(error: BaseException, run_dir: Path) -> str:
-    """What ended a run, in words for the user; where we did not foresee it, with its traceback in the run's log."""
+    """Why a run failed, as a message for the user. The traceback of an unexpected error goes to the run's log."""
     while isinstance(error, BaseExceptionGroup):
-        # Requests run side by side, and the first to fail ends the others.
+        # Requests run concurrently, and the first to fail cancels the others.
         error = error.exceptions[0]
     if isinstance(error, WP1Error):
         return redaction.text(str(error))
@@ -166,9 +166,9 @@ def _model_metadata(model: ServedModel) -> dict[str, Any]:
 def _finish(
     cfg: Any, run_dir: Path, metadata: dict[str, Any], collectors: list[Collector], status: str, reason: str | None
 ) -> Outcome:
-    """Marks how the run ended, judges its checks, and writes summary and report.
+    """Records how the run ended, evaluates its checks, and writes summary and report.
 
-    The report of a run that was stopped has no plots: they take seconds, and somebody is waiting.
+    The report of an interrupted run has no plots: they take seconds, and the user is waiting.
     """
 
     def mark() -> None:

@@ -1,4 +1,4 @@
-"""Before a cell is measured its engines are warmed up, until they answer as fast as they are going to."""
+"""Warms up the engines before a cell is measured, until their time to first token no longer changes."""
 
 import time
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from wp1.runner.load_generator import drive
 from wp1.serving.backend import Scheduler
 from wp1.workload.prompts import PromptData, warmup_round
 
-# Two rounds that differ by less, in either measure, are alike.
+# Two rounds count as alike if they differ by at most this share or this many seconds.
 ALIKE, ALIKE_S = 0.2, 0.005
-# Nothing that is still being set up takes so long, and rounds that do are worth their time as measurements.
+# Seconds after which a warm-up may end: set-up is over by then, and longer rounds are too costly to repeat.
 ENOUGH_S = 10.0
 
 
@@ -25,11 +25,11 @@ async def warm_up(
     engines: int,
     sink: Callable[[RequestRecord], None],
 ) -> None:
-    """Rounds of one request for each engine, one at a time, of prompts that are not measured.
+    """Runs rounds of one request per engine, sent one at a time, with prompts that are not measured.
 
-    It ends when two rounds in a row have taken the same time to the first token, summed over the engines and to 20 %
-    or 5 ms, after `workload.num_warmup` rounds at least and `max_warmup` at most; or, from the first on, when ten
-    seconds are over. A round in which a request failed ends it too: the cell will say why.
+    The warm-up ends when two rounds in a row have the same time to first token, summed over the engines, to within
+    20 % or 5 ms. It takes at least `workload.num_warmup` and at most `max_warmup` rounds; once it has had the minimum,
+    it also ends after ten seconds. A failed request ends it too: the cell will show why.
     """
     least, most = cfg.workload.num_warmup, cfg.workload.max_warmup
     begin, before = time.monotonic(), None
@@ -45,7 +45,7 @@ async def warm_up(
 
 
 async def _round(scheduler: Scheduler, requests: list[Request], sink: Callable[[RequestRecord], None]) -> float | None:
-    """Seconds to the first token, summed over the requests, or None where one had none."""
+    """Seconds to first token, summed over the requests, or None if a request had no token."""
     records: list[RequestRecord] = []
 
     def keep(record: RequestRecord) -> None:
@@ -59,5 +59,5 @@ async def _round(scheduler: Scheduler, requests: list[Request], sink: Callable[[
 
 
 def alike(a: float, b: float) -> bool:
-    """Whether two rounds took the same time (seconds), to 20 % of the shorter or to 5 ms."""
+    """Whether two times (seconds) are equal to within 20 % of the shorter or 5 ms."""
     return abs(a - b) <= max(ALIKE * min(a, b), ALIKE_S)

@@ -1,9 +1,8 @@
-"""Hydra's callback for sweeps (`python -m wp1 -m ...`): one MLflow run above the sweep's runs, and their comparison.
+"""A Hydra callback for sweeps (`python -m wp1 -m ...`): makes the parent run in MLflow and compares the jobs.
 
-It also knows what became of jobs that ran in other processes, as under launchers such as joblib's: `failed_elsewhere`.
-Hydra makes a warning of what a callback raises, so what goes wrong here is said in a line of its own. Everything that
-the end of a sweep needs lies in its folder by then: `sweep.json`, the jobs' folders, and a `job.json` of each job that
-left no run.
+It also finds out how jobs in other processes ended, such as under joblib's launcher: `failed_elsewhere`. Hydra turns an
+exception from a callback into a warning, so errors here are reported on a line of their own. Everything needed at the
+end of a sweep is in its folder: `sweep.json`, the jobs' folders, and a `job.json` for each job without a run.
 """
 
 import logging
@@ -29,7 +28,7 @@ from wp1.core.run_files import METADATA
 
 log = logging.getLogger(__name__)
 
-# Folder and manifest of the sweep that this process has begun and not yet ended.
+# Folder and manifest of the sweep that this process has begun but not ended yet.
 _open: list[tuple[Path, dict[str, Any]]] = []
 
 
@@ -39,7 +38,7 @@ class _Begun:
 
     process: int
     folder: Path
-    jobs: int | None  # None where the sweeper finds out as it goes on
+    jobs: int | None  # None if the sweeper decides as it proceeds
     ended_here: set[int] = field(default_factory=set)  # numbers of jobs
 
 
@@ -47,7 +46,7 @@ _begun: list[_Begun] = []
 
 
 class SweepCallback(Callback):
-    """Opens a sweep before its first job, notes jobs that left no run, and closes it after the last."""
+    """Opens a sweep before its first job, records jobs that left no run, and closes the sweep after its last job."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         _begun[:] = [_Begun(os.getpid(), Path(config.hydra.sweep.dir).absolute(), _number_of_jobs(config))]
@@ -58,12 +57,12 @@ class SweepCallback(Callback):
             folder = Path(config.hydra.sweep.dir).absolute()
             jobs = planned_jobs(config)
             cfg = _first_that_can_run(config, jobs)
-        except Exception:  # what composing brings about has no end, and Hydra, composing next, is to say it
+        except Exception:  # composing may raise anything; Hydra composes next and will report it
             return
         if cfg is None:
-            # Nothing will run, and each job says why.
+            # Nothing will run, and each job will report its reason.
             return
-        with suppress(OSError):  # Hydra cannot make the folder either
+        with suppress(OSError):  # Hydra will fail to make the folder too, and report it
             folder.mkdir(parents=True, exist_ok=True)
             _begin(folder, cfg, jobs, list(config.hydra.overrides.task))
 
@@ -72,7 +71,7 @@ class SweepCallback(Callback):
             return
         _without_secrets(Path(config.hydra.sweep.dir) / "multirun.yaml")
         if _elsewhere():
-            # Of a sweep that goes on: what the job said the last time.
+            # In a resumed sweep, it is the job's previous result.
             (Path(config.hydra.runtime.output_dir) / "job.json").unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
@@ -86,13 +85,13 @@ class SweepCallback(Callback):
             return
         from wp1.core.run_folder import write_json
 
-        # Nothing is left of a sweep of which no job could run. In another process than the sweep's the folder is the
-        # only way to say what went wrong.
+        # A sweep in which no job could run leaves nothing. A job in another process can report its error only through
+        # the folder.
         if not elsewhere and not (Path(config.hydra.sweep.dir) / MANIFEST).is_file():
             return
         status = "refused" if isinstance(error, ConfigError) else "failed"
         job = {"job": config.hydra.job.num, "overrides": redaction.words(config.hydra.overrides.task)}
-        with suppress(OSError):  # what was wrong with the job is said all the same
+        with suppress(OSError):  # the job's own error is reported anyway
             run_dir.mkdir(parents=True, exist_ok=True)
             write_json(run_dir / "job.json", job | {"status": status, "reason": redaction.text(str(error))})
 
@@ -101,7 +100,7 @@ class SweepCallback(Callback):
 
 
 def planned_jobs(config: DictConfig) -> list[list[str]]:
-    """The overrides of each job to come, in order; one list without the swept ones where the sweeper is not Hydra's."""
+    """The overrides of each planned job, in order; with a sweeper other than Hydra's, one list without swept ones."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -113,7 +112,7 @@ def planned_jobs(config: DictConfig) -> list[list[str]]:
 
 
 def _number_of_jobs(config: DictConfig) -> int | None:
-    """None where the sweeper is not Hydra's, or the words cannot be read, which Hydra says."""
+    """The number of jobs; None if the sweeper is not Hydra's, or the overrides are invalid, which Hydra reports."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     if not config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
@@ -125,7 +124,7 @@ def _number_of_jobs(config: DictConfig) -> int | None:
 
 
 def _elsewhere() -> bool:
-    """Whether this is another process than the one that has begun the sweep."""
+    """Whether this process is not the one that began the sweep."""
     return not _begun or _begun[0].process != os.getpid()
 
 
@@ -135,37 +134,37 @@ def sweep_began() -> bool:
 
 
 def failed_elsewhere() -> list[BaseException]:
-    """What went wrong in jobs of this process's sweep that ran in other processes, by what they left in its folder.
+    """The errors of this sweep's jobs that ran in other processes, read from the sweep's folder.
 
-    KeyboardInterrupt of a job that a signal stopped. A job of which there is no trace has failed too.
+    A job that a signal stopped gives KeyboardInterrupt. A job that left no trace counts as failed.
     """
     if _elsewhere():
         return []
     from wp1.core.run_folder import read_json
 
     sweep = _begun[0]
-    found: dict[int, BaseException | None] = {}
+    errors: dict[int, BaseException | None] = {}
     for path in (*sweep.folder.rglob(METADATA.name), *sweep.folder.rglob("job.json")):
         try:
             left = read_json(path)
             job = left if path.name == "job.json" else left["sweep"]
-            # What `job.json` says came last.
-            found[int(job["job"])] = _error_of(int(job["job"]), left["status"], left["reason"])
+            # job.json is newer than run_metadata.json, so it is read last and overrides it.
+            errors[int(job["job"])] = _error_of(int(job["job"]), left["status"], left["reason"])
         except (WP1Error, KeyError, TypeError, ValueError):
-            # A file that cannot be read, or of a run that somebody has put there.
+            # The file cannot be read, or belongs to an unrelated run that was put there.
             continue
-    numbers = range(sweep.jobs) if sweep.jobs is not None else sorted(found)
+    numbers = range(sweep.jobs) if sweep.jobs is not None else sorted(errors)
     if not numbers and not sweep.ended_here:
-        return [WP1Error(f"no job left anything in {sweep.folder}: the launcher's own output may say why")]
+        return [WP1Error(f"no job left anything in {sweep.folder}: see the launcher's own output")]
     missing = {
-        n: WP1Error(f"job {n}: ended without a word; {sweep.folder / str(n)} and the launcher's output may say why")
+        n: WP1Error(f"job {n}: ended without a result; see {sweep.folder / str(n)} and the launcher's output")
         for n in numbers
     }
-    return [error for n in numbers if n not in sweep.ended_here and (error := found.get(n, missing[n])) is not None]
+    return [error for n in numbers if n not in sweep.ended_here and (error := errors.get(n, missing[n])) is not None]
 
 
 def _error_of(number: int, status: str, reason: str | None) -> BaseException | None:
-    """How a job ended, as the error that it would have been in this process; None where it completed."""
+    """The error that a job would have raised in this process; None if it completed."""
     if status == "completed":
         return None
     if status == "interrupted":
@@ -175,7 +174,7 @@ def _error_of(number: int, status: str, reason: str | None) -> BaseException | N
 
 
 def _first_that_can_run(config: DictConfig, jobs: list[list[str]]) -> DictConfig | None:
-    """The configuration of the first job that `wp1.config.schema` has nothing against. Raises what composing raises."""
+    """The configuration of the first job that passes all checks, or None. Raises what composing raises."""
     for overrides in jobs:
         composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
         with suppress(ConfigError):
@@ -187,13 +186,13 @@ def _first_that_can_run(config: DictConfig, jobs: list[list[str]]) -> DictConfig
 
 
 def _begin(folder: Path, cfg: DictConfig, jobs: list[list[str]], overrides: list[str]) -> None:
-    """Writes sweep.json and makes the parent run, whose id goes to the jobs by the environment."""
+    """Writes sweep.json and makes the parent run, whose id is passed to the jobs in the environment."""
     from wp1.analysis.sweep import figures as sweep_figures
     from wp1.runner.console import Screen
     from wp1.tracking.mlflow_store import open_sweep_or_say
     from wp1.tracking.store import check_uri
 
-    # Secrets of the configuration are known from here on.
+    # Registers the configuration's secrets for redaction.
     redaction.config({str(key): value for key, value in _plain(cfg).items()})
     locks.hold(folder)
     manifest = sweep_figures.new_manifest(folder.name, cfg, jobs, overrides)
@@ -204,7 +203,7 @@ def _begin(folder: Path, cfg: DictConfig, jobs: list[list[str]], overrides: list
     try:
         check_uri(cfg.tracking.uri, Path(cfg.root))
     except ConfigError:
-        # Each job refuses it, in words.
+        # Each job refuses it with a message.
         return
     with Screen() as screen:
         parent = open_sweep_or_say(folder, manifest, screen)
@@ -219,9 +218,9 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _take_up(folder: Path, config: DictConfig) -> None:
-    """Goes on with a sweep that was cut short, under the MLflow run that it has, or a new one where that is gone.
+    """Resumes an interrupted sweep under its MLflow run, or under a new one if that was deleted.
 
-    The store is that of this command, which `wp1.core.untrusted` has looked at, and not what the folder says.
+    The store is this command's, which `wp1.core.untrusted` has checked, not the one named in the folder.
     """
     from wp1.analysis.sweep import figures as sweep_figures
     from wp1.runner.console import Screen
@@ -241,7 +240,7 @@ def _take_up(folder: Path, config: DictConfig) -> None:
 
 
 def _without_secrets(path: Path) -> None:
-    """Takes secrets out of what Hydra writes into a sweep's folder when it begins."""
+    """Removes secrets from a file that Hydra writes into a sweep's folder at its start."""
     with suppress(OSError, UnicodeDecodeError, ConfigError):
         before = files.read_text(path)
         if (after := "\n".join(map(redaction.text, before.split("\n")))) != before:
@@ -250,7 +249,7 @@ def _without_secrets(path: Path) -> None:
 
 @contextmanager
 def sweep_closed() -> Iterator[None]:
-    """Ends a sweep that is still open when what is within ends otherwise than by `on_multirun_end`."""
+    """Ends a sweep that is still open if the body raises before `on_multirun_end` is called."""
     try:
         yield
     except BaseException as error:
@@ -259,9 +258,9 @@ def sweep_closed() -> Iterator[None]:
 
 
 def end_sweep(stopped: bool) -> None:
-    """Compares the jobs of the open sweep, and gives its MLflow run the comparison and its status.
+    """Compares the jobs of the open sweep and adds the comparison and the status to its MLflow run.
 
-    stopped: by a signal. Does nothing where no sweep is open.
+    stopped: whether a signal stopped it. Does nothing if no sweep is open.
     """
     if not _open:
         return
@@ -281,7 +280,7 @@ def _end(folder: Path, manifest: dict[str, Any], stopped: bool) -> None:
 
     jobs = sweep_figures.read_jobs(folder, manifest)
     if not any(job.run_dir for job in jobs):
-        # Nothing to compare, and no run for a parent to be one of.
+        # There is nothing to compare, and no run below the parent.
         if parent is not None:
             discard_sweep(folder, manifest)
         return
@@ -294,11 +293,11 @@ def _end(folder: Path, manifest: dict[str, Any], stopped: bool) -> None:
                 page = write_comparison(folder, with_plot=not stopped)
             screen.where("compared", page)
         except Exception as error:
-            # A full disk or a damaged folder; not raised, as Hydra would make several lines of it.
+            # A full disk or a damaged folder. Not raised, because Hydra would print several lines.
             with suppress(OSError), output_to(folder / "wp1.log"):
                 log.warning("no comparison", exc_info=True)
             screen.say(f"no comparison of the jobs: {type(error).__name__}: {parts.one_line(str(error))}")
         finally:
-            # Also after one more Ctrl-C: no run stays open in MLflow.
+            # Even after another Ctrl-C, so that no run stays open in MLflow.
             if parent is not None and (published := close_sweep_or_say(folder, manifest, screen)):
                 screen.where("mlflow", published)

@@ -1,6 +1,6 @@
-"""Hydra's launcher for sweeps: jobs run one after another in this process, and hand their engines on.
+"""A Hydra launcher for sweeps that runs the jobs one after another in this process and reuses their engines.
 
-Jobs that ask the same of their engines run next to each other; numbers, folders and overrides stay as Hydra gave them.
+Jobs with the same engine configuration run next to each other; Hydra's job numbers, folders and overrides are kept.
 """
 
 import logging
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hydra.wp1.launcher")
 
-# Hydra takes launchers from packages called hydra_plugins alone; ours is in there.
+# Hydra finds launchers only in packages named hydra_plugins; ours is in this folder.
 sys.path.append(str(Path(__file__).parent / "plugins"))
 
-# Of the sweep that goes on in this process.
+# The engines of the sweep running in this process; empty if there is none.
 _engines: "list[Engines]" = []
 
 
 def engines_of_sweep() -> "Engines | None":
-    """The engines that the jobs of the sweep in this process share; None of a single run."""
+    """The engines that the jobs of this process's sweep share; None for a single run."""
     return _engines[-1] if _engines else None
 
 
 class SharedEnginesLauncher(Launcher):
-    """Runs the jobs of a sweep; engines stay up from one to the next where what is asked of them is the same."""
+    """Runs the jobs of a sweep. Engines stay up for the next job if it has the same engine configuration."""
 
     def __init__(self) -> None:
         self._config: Any = None
@@ -56,18 +56,18 @@ class SharedEnginesLauncher(Launcher):
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
         Path(str(self._config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         jobs = [list(overrides) for overrides in job_overrides]
-        # Nothing is run where one of the jobs is not what it was.
-        asked = [
+        # Checks all jobs first: if one job of a resumed sweep has changed, nothing runs.
+        keys = [
             asked_of_engines(self._context.config_loader, self._config, overrides, initial_job_idx + n)
             for n, overrides in enumerate(jobs)
         ]
-        order = together(asked)
+        order = together(keys)
         moved = "" if order == sorted(order) else f", in the order {', '.join(str(initial_job_idx + n) for n in order)}"
         log.info(f"Launching {len(jobs)} jobs locally{moved}")
         returned: dict[int, JobReturn] = {}
         with _shared_engines() as engines:
             for n, following in zip(order, [*order[1:], None], strict=True):
-                engines.next_key = _single(asked[following]) if following is not None else None
+                engines.next_key = _single(keys[following]) if following is not None else None
                 returned[n] = self._job(initial_job_idx + n, jobs[n])
         return [returned[n] for n in range(len(jobs))]
 
@@ -89,7 +89,7 @@ class SharedEnginesLauncher(Launcher):
 
 @contextmanager
 def _shared_engines() -> "Iterator[Engines]":
-    """Engines for all jobs of a sweep; whatever ends it, they end with it."""
+    """Engines for all jobs of a sweep; they are stopped when it ends, for whatever reason."""
     from wp1.serving.engines import Engines
 
     with Engines() as engines:
@@ -101,9 +101,9 @@ def _shared_engines() -> "Iterator[Engines]":
 
 
 def asked_of_engines(loader: ConfigLoader, config: DictConfig, overrides: list[str], number: int) -> tuple[str, ...]:
-    """`engines.keys_of` of a job to come; () of one that will be refused, or of a resumed sweep has its run.
+    """`engines.keys_of` for a planned job; () if it will be refused, or if it is complete in a resumed sweep.
 
-    Raises ConfigError where the job's run was begun with another configuration.
+    Raises ConfigError if the job's run was begun with another configuration.
     """
     from wp1.serving.engines import keys_of
 
@@ -121,13 +121,13 @@ def asked_of_engines(loader: ConfigLoader, config: DictConfig, overrides: list[s
     return tuple(keys_of(cfg))
 
 
-def _single(asked: tuple[str, ...]) -> str | None:
-    """What a job would take over: one of several arms starts its own."""
-    return asked[0] if len(asked) == 1 else None
+def _single(keys: tuple[str, ...]) -> str | None:
+    """The key of the engines that a job can take over; None for a job of several arms, which starts its own."""
+    return keys[0] if len(keys) == 1 else None
 
 
 def together(asked: Sequence[tuple[str, ...]]) -> list[int]:
-    """The order of jobs in which those that ask for the same follow each other, each kind where it first came."""
+    """The order of jobs in which those with the same keys are consecutive, in order of each group's first job."""
     first: dict[tuple[str, ...], int] = {}
     for n, keys in enumerate(asked):
         first.setdefault(keys, n)

@@ -1,4 +1,4 @@
-"""The cells of a run as MLflow is told of them: each its figures, and curves over the prompt length. Pure."""
+"""The cells of a run for MLflow: the figures of each, and curves over the prompt length. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,12 +33,12 @@ class Cell:
 
 
 def measured(summary: Mapping[str, Any]) -> list[Cell]:
-    """The cells of a run, from its summary.json; [] where its latency was not profiled."""
-    found = []
+    """The cells of a run, from its summary.json; [] if its latency was not profiled."""
+    result = []
     for key, figures in summary["profiling"].get("latency", {}).get("cells", {}).items():
         arm, _, name = key.partition("/")
-        found.append(Cell(arm, name, figures))
-    return found
+        result.append(Cell(arm, name, figures))
+    return result
 
 
 def skipped(metadata: Mapping[str, Any]) -> list[Cell]:

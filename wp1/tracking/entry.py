@@ -1,4 +1,4 @@
-"""One MLflow run as plain data, and what MLflow takes for names and values."""
+"""One MLflow run as plain data, and the names and values that MLflow accepts."""
 
 import getpass
 import re
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 STATUS = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
-# MLflow's limits; a longer value is refused or cut by the server, depending on its version.
+# MLflow's limits; a longer value is refused or truncated by the server, depending on its version.
 MAX_KEY, MAX_PARAM, MAX_TAG = 250, 6000, 8000
-# Without it MLflow 3 opens its pages for traces, where a run's description and metrics are hard to find.
+# Without this query, MLflow 3 opens its trace pages, on which a run's description and metrics are hard to find.
 TRAINING_VIEW = "workflowType=machine_learning"
 
 
@@ -19,8 +19,8 @@ TRAINING_VIEW = "workflowType=machine_learning"
 class Entry:
     """One MLflow run as plain data.
 
-    A run of wp1 is one. Its cells can be more, below it by the tag `mlflow.parentRunId`; with the same tag `run_id`
-    all of them are found, and replaced, together. So is a sweep, above its runs.
+    A wp1 run is one entry, with an entry for each cell below it through the tag `mlflow.parentRunId`. They share the
+    tag `run_id`, by which they are found and replaced together. A sweep is an entry above its runs.
     """
 
     experiment: str
@@ -36,14 +36,14 @@ class Entry:
     files: list[tuple[Path, str | None]]  # and the artifact folder of each
     texts: dict[str, str]  # by artifact name
     description: str  # markdown, with {run} for the address of its page
-    parent: str | None = None  # the MLflow run that it belongs under, if that is there
-    dataset: dict[str, str] | None = None  # name, digest and source of what a run asked whose answers are scored
+    parent: str | None = None  # the MLflow run that it belongs under; ignored if that does not exist
+    dataset: dict[str, str] | None = None  # name, digest and source of a scored run's dataset
     curves: list[tuple[str, float, int]] = field(default_factory=list)  # metric, value, prompt length (tokens) as step
     cells: list["Entry"] = field(default_factory=list)  # runs below this one
 
 
 def name_of(experiment: str, what: Iterable[str | None], started: str) -> str:
-    """What MLflow shows a run or sweep as, such as `e3 agg+disagg llama31_8b_shape 14:05`; its id is a tag.
+    """The display name of a run or sweep in MLflow, such as `e3 agg+disagg llama31_8b_shape 14:05`; its id is a tag.
 
     started: an ISO 8601 moment. The time of day is in UTC, as in wp1's own ids.
     """
@@ -57,12 +57,12 @@ def experiment_of(known: dict[str, Any]) -> str:
 
 
 def milliseconds(moment: str) -> int:
-    """An ISO 8601 moment as MLflow counts time, from 1970."""
+    """An ISO 8601 moment in MLflow's unit, milliseconds since 1970."""
     return round(datetime.fromisoformat(moment).timestamp() * 1000)
 
 
 def user() -> str:
-    """Who publishes."""
+    """The name of the publishing user."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
@@ -70,11 +70,11 @@ def user() -> str:
 
 
 def named(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """By keys that MLflow takes, which are letters, digits, blanks and `_-.:/`; two that become alike are numbered."""
+    """The values under keys that MLflow accepts (letters, digits, blanks, `_-.:/`); duplicates are numbered."""
     taken: dict[str, Any] = {}
     for name, value in values:
         parts = [re.sub(r"[^\w\-. :]", "_", part, flags=re.ASCII).strip() for part in str(name).split("/")]
-        # MLflow refuses what is no plain path: empty steps, and dots alone.
+        # MLflow refuses paths with parts that are empty or consist of dots.
         key = "/".join(part if part.strip(".") else "_" for part in parts if part)[:MAX_KEY].rstrip("/") or "_"
         alike = sum(1 for other in taken if other == key or re.fullmatch(re.escape(key) + r"_\d+", other))
         taken[key if key not in taken else f"{key[: MAX_KEY - 8]}_{alike + 1}"] = value

@@ -1,4 +1,4 @@
-"""The figures of a run as a whole, by the names that MLflow has them under."""
+"""The figures of a whole run under their names in MLflow."""
 
 import math
 from collections.abc import Iterator
@@ -7,33 +7,35 @@ from typing import Any
 from wp1.analysis.base import metric_table
 from wp1.tracking.entry import named
 
-# Of distributions that are no metric of `metric_table`, by the end of their names, what one compares runs by.
+# Endings of distributions that are not in `metric_table` and are published only by mean and p99.
 BRIEF = ("decode_queue_ms", "bytes_a_handoff", "loop_lag_ms")
-# What MLflow's pages for comparing runs open on: one begins with the first metric, one with what its name sorts first.
+# Group of the metrics that MLflow's comparison pages should open with; they start with the first logged metric or with
+# the first in alphabetical order.
 FIRST = "_latency"
-# Of a cell at a load, beside metrics.
+# Figures of a cell at a load, in addition to metrics.
 LOAD_FIGURES = ("mfu", "mbu", "kv_use_peak", "preemptions", "attainment", "joules_per_output_token")
-# Not of the run as a whole, or said elsewhere on the page; stall_ms is what older summaries call handoff_ms once more.
+# Not figures of the whole run, or shown elsewhere on the page; stall_ms duplicates handoff_ms in older summaries.
 NOT_METRICS = ("cells", "samples", "statuses", "window_s", "stall_ms")
 
 
 def metrics_of(summary: dict[str, Any], compared: dict[str, Any] | None = None) -> dict[str, float]:
-    """The figures of the run as a whole, as `latency/ttft_ms/p50`, `device/cuda_0/memory_gib_peak` and the like.
+    """The figures of a whole run, such as `latency/ttft_ms/p50` or `device/cuda_0/memory_gib_peak`.
 
-    First the latencies that one compares runs by, as `_latency/ttft_ms_mean`, or of each arm as
-    `_latency/ttft_ms_mean.disagg`.
-    compared: of a run with several arms (`arms.contents`), which adds each arm's as `disagg/latency/ttft_ms/p50` and
-    `disagg/goodput/1024`, and of each cell how the arms differ as `comparison/1024-rate0.5/ttft_ms/mean/ratio`.
+    The main latencies for comparing runs come first, as `_latency/ttft_ms_mean`, or `_latency/ttft_ms_mean.disagg` for
+    each arm.
+    compared: the comparison of a run with several arms (`arms.contents`). It adds the figures of each arm, such as
+    `disagg/latency/ttft_ms/p50` and `disagg/goodput/1024`, and the difference of the arms in each cell, such as
+    `comparison/1024-rate0.5/ttft_ms/mean/ratio`.
     """
-    found = list(_headlines(summary, compared))
-    found += [number for name, profile in summary["profiling"].items() for number in numbers(name, profile)]
+    figures = list(_headlines(summary, compared))
+    figures += [number for name, profile in summary["profiling"].items() for number in numbers(name, profile)]
     if summary["slo"]["attainment"] is not None:
-        found.append(("slo/attainment", float(summary["slo"]["attainment"])))
-    found += _beside_latency(summary)
-    found += _scores(summary.get("quality"))
+        figures.append(("slo/attainment", float(summary["slo"]["attainment"])))
+    figures += _beside_latency(summary)
+    figures += _scores(summary.get("quality"))
     if compared is not None:
-        found += _compared(compared)
-    return named(found)
+        figures += _compared(compared)
+    return named(figures)
 
 
 def _headlines(summary: dict[str, Any], compared: dict[str, Any] | None) -> Iterator[tuple[str, float]]:
@@ -49,12 +51,12 @@ def _headlines(summary: dict[str, Any], compared: dict[str, Any] | None) -> Iter
 
 
 def _beside_latency(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Of E1 the curve, as `length/agg/quadratic_share`; of searches what they found, as `goodput/agg/1024`.
+    """The fit over the prompt length, as `length/agg/quadratic_share`, and the goodput found, as `goodput/agg/1024`.
 
-    By cell, MFU and MBU as `length/agg/1024-conc1/mfu` and `load/agg/1024-conc4/mbu`, with output and KV use.
+    Also, by cell, MFU and MBU, as `length/agg/1024-conc1/mfu` and `load/agg/1024-conc4/mbu`, with output and KV use.
     """
     lengths, loads = summary.get("by_length"), summary.get("by_load")
-    # Metrics of single requests are among the figures of each cell.
+    # Metrics of single requests are published with each cell.
     of_load = [figure.short_column for figure in metric_table.shown_in("load") if not figure.metric.of_one_request]
     for arm, fit in (lengths or {"fits": {}})["fits"].items():
         for key in ("a", "b", "c", "quadratic_share") if fit else ():
@@ -77,8 +79,8 @@ def _beside_latency(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
 def _scores(quality: dict[str, Any] | None) -> Iterator[tuple[str, float]]:
     """The scores of a run in percent.
 
-    `score/agg/longbench/hotpotqa`, `score/agg/ruler` and `score/agg`, by length as `score/agg/length/1024`; perplexity
-    by position as `perplexity/agg/1024`; the difference of two arms.
+    By task, benchmark and overall, as `score/agg/longbench/hotpotqa`, `score/agg/ruler` and `score/agg`; by length, as
+    `score/agg/length/1024`; perplexity by position, as `perplexity/agg/1024`; and the difference between two arms.
     """
     for arm, of in (quality or {"arms": {}})["arms"].items():
         for task in of["tasks"]:
@@ -112,14 +114,14 @@ def _compared(compared: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
-    """Every number within a profile by its path; of a distribution, what `_statistics` says."""
+    """Yields every number in a profile with its path; for a distribution, only those that `_statistics` selects."""
     if isinstance(value, dict):
-        # A distribution, and an empty one has its n alone.
+        # A distribution; an empty one has only n.
         if "n" in value:
             value = {key: value[key] for key in _statistics(path) if key in value}
         for key, part in value.items():
             if key not in NOT_METRICS:
-                # "cuda:0" is written cuda_0: MLflow on Windows takes no colon.
+                # cuda_0 for "cuda:0": MLflow on Windows does not accept colons.
                 step = "" if key in ("overall", "devices") else "/" + str(key).replace(":", "_")
                 yield from numbers(path + step, part)
     elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -127,7 +129,7 @@ def numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def _statistics(path: str) -> metric_table.Statistics:
-    """What one compares runs by, of a distribution; its interval, extremes and n are in the report and summary.json."""
+    """The statistics of a distribution to publish. Interval, extremes and n are in the report and summary.json."""
     metric = metric_table.find(path.rpartition("/")[2])
     if metric is not None:
         return metric.shown.mlflow

@@ -1,6 +1,6 @@
-"""Sends a finished run to MLflow. The only module that imports mlflow; what is sent is in `wp1.tracking`.
+"""Sends a finished run to MLflow. The only module that imports mlflow; the rest of `wp1.tracking` makes the contents.
 
-It goes one way: nothing is sent before a run has ended, and nothing that goes wrong here fails a run.
+Nothing is sent before a run has ended, and an error here never fails a run.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARENT_TAG = "mlflow.parentRunId"
-# Params or metrics a request.
+# Params or metrics per request.
 MAX_BATCH = 100
 
 
 class Says(Protocol):
-    """The part of `wp1.runner.console.Screen` that is needed here."""
+    """The part of `wp1.runner.console.Screen` that this module uses."""
 
     def say(self, text: str) -> None: ...
 
@@ -40,9 +40,9 @@ class Says(Protocol):
 
 
 def publish_or_say(run_dir: Path, tracking: Any, screen: Says) -> str | None:
-    """Publishes a run that has ended and says where it is; on failure says why in one line, and returns None.
+    """Publishes a finished run and returns its location; on failure, prints the reason on one line and returns None.
 
-    tracking: the configuration's `tracking`. A server that does not answer is given up after `timeout_s` seconds.
+    tracking: the configuration's `tracking`; `timeout_s` is the limit for a server's answer.
     """
     try:
         with screen.step("publishing to MLflow"):
@@ -57,12 +57,12 @@ def publish_or_say(run_dir: Path, tracking: Any, screen: Says) -> str | None:
 
 
 def publish(run: RunFolder, reports: Path, uri: str, timeout_s: float, parent: str | None = None) -> str:
-    """Makes or replaces a run's entry in MLflow, and says where it is.
+    """Makes or replaces a run's entry in MLflow, and returns its location.
 
-    reports: the folder that has the run's report. uri: `sqlite:///FILE` (a relative one is taken from the run's
-    `root`) or `http(s)://`. timeout_s: seconds for one answer of a server, and for a store that others are writing to.
-    parent: the MLflow id of the sweep that it belongs under, instead of the one that its folder names.
-    Raises WP1Error with the reason in one line.
+    reports: the folder of the run's report. uri: `sqlite:///FILE` (relative to the run's `root`) or `http(s)://`.
+    timeout_s: seconds to wait for a server's answer, or for a store that others are writing to. parent: the MLflow id
+    of the sweep above it, instead of the one that its folder names.
+    Raises WP1Error with the reason on one line.
     """
     store = store_of(uri, Path(run.config["root"]))
     with talking_to(store, timeout_s, run.path):
@@ -71,42 +71,42 @@ def publish(run: RunFolder, reports: Path, uri: str, timeout_s: float, parent: s
 
 
 def open_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> str | None:
-    """`open_sweep`; on failure says why in one line and returns None: the sweep goes on without."""
+    """`open_sweep`; on failure, prints the reason on one line and returns None, and the sweep continues without it."""
     uri = manifest["tracking"]["uri"]
     try:
         with screen.step("opening the sweep in MLflow"):
             return open_sweep(folder, manifest, uri)
     except Exception as error:
         screen.say(
-            f"not in MLflow (tracking.uri={shown(uri)}): {one_line(error)}. The sweep goes on, its runs on their own"
+            f"not in MLflow (tracking.uri={shown(uri)}): {one_line(error)}. The sweep continues without a parent run"
         )
         return None
 
 
 def open_sweep(folder: Path, manifest: dict[str, Any], uri: str) -> str:
-    """Makes the store, the experiment and the run above a sweep's runs, and returns that one's MLflow id.
+    """Makes the store, the experiment and the parent run of a sweep, and returns the parent's MLflow id.
 
-    Of a sweep that goes on, or is published again, it is the run that there is, unless somebody has deleted that.
-    Raises WP1Error with the reason in one line.
+    If the sweep is resumed or published again, its existing parent is used, unless it was deleted.
+    Raises WP1Error with the reason on one line.
     """
     store = store_of(uri, Path(manifest["root"]))
     with talking_to(store, manifest["tracking"]["timeout_s"], folder):
         entry = sweep_entry(folder, manifest, {})
         client, experiment = _experiment(store, entry)
-        asked = f"tags.sweep = '{entry.run_id}' and tags.level = 'sweep'"
-        there = [run.info.run_id for run in client.search_runs([experiment], asked)]
+        query = f"tags.sweep = '{entry.run_id}' and tags.level = 'sweep'"
+        existing = [run.info.run_id for run in client.search_runs([experiment], query)]
         parent = manifest["parent_run_id"]
-        # A folder may name any run of ours, which is not for it to close and rename.
+        # An untrusted folder could name any of our runs, and must not be able to change it.
         if _parent_tag(client, parent) and _is_of_sweep(client, parent, entry.run_id):
-            there.insert(0, parent)
-        if there:
-            client.update_run(there[0], status="RUNNING")
-            return there[0]
+            existing.insert(0, parent)
+        if existing:
+            client.update_run(existing[0], status="RUNNING")
+            return existing[0]
         return client.create_run(experiment, entry.start_ms, entry.tags, entry.name).info.run_id
 
 
 def close_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> str | None:
-    """`close_sweep`; on failure says why in one line and returns None."""
+    """`close_sweep`; on failure, prints the reason on one line and returns None."""
     uri = manifest["tracking"]["uri"]
     try:
         with screen.step("publishing the comparison to MLflow"):
@@ -117,15 +117,15 @@ def close_sweep_or_say(folder: Path, manifest: dict[str, Any], screen: Says) -> 
 
 
 def close_sweep(folder: Path, manifest: dict[str, Any], uri: str) -> str:
-    """Gives a sweep's MLflow run its status, its end and the comparison, and says where it is.
+    """Adds status, end and comparison to a sweep's MLflow run, and returns its location.
 
-    manifest: its `parent_run_id` is that run. Raises WP1Error with the reason in one line.
+    manifest: `parent_run_id` is that run. Raises WP1Error with the reason on one line.
     """
     store, parent = store_of(uri, Path(manifest["root"])), manifest["parent_run_id"]
     with talking_to(store, manifest["tracking"]["timeout_s"], folder):
         client, experiment = _experiment(store, sweep_entry(folder, manifest, {}))
         entry = sweep_entry(folder, manifest, _pages(client, folder, manifest))
-        # Its end first: what follows may be stopped, or not fit the disk.
+        # The end first: the rest may be interrupted or not fit on the disk.
         client.set_terminated(parent, entry.status, entry.end_ms)
         for key, value in entry.tags.items():
             client.set_tag(parent, key, value)
@@ -134,7 +134,7 @@ def close_sweep(folder: Path, manifest: dict[str, Any], uri: str) -> str:
 
 
 def discard_sweep(folder: Path, manifest: dict[str, Any]) -> None:
-    """Deletes the MLflow run of a sweep of which no job left a run; one that cannot be deleted is let be."""
+    """Deletes the MLflow run of a sweep whose jobs left no run; if it cannot be deleted, it stays."""
     timeout_s = manifest["tracking"]["timeout_s"]
     with contextlib.suppress(WP1Error):
         store = store_of(manifest["tracking"]["uri"], Path(manifest["root"]))
@@ -143,15 +143,15 @@ def discard_sweep(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _pages(client: "MlflowClient", folder: Path, manifest: dict[str, Any]) -> dict[str, str]:
-    """Where MLflow has the runs of a sweep's jobs, by wp1's run id; their experiments may differ."""
+    """The MLflow pages of a sweep's runs, by wp1's run id; their experiments may differ."""
     jobs = [job for job in read_jobs(folder, manifest) if job.run_dir is not None]
     pages = {}
     for name in {experiment_of(job.metadata) for job in jobs}:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             continue
-        found = client.search_runs([experiment.experiment_id], f"tags.sweep = '{manifest['sweep']}'", max_results=5000)
-        for run in found:
+        runs = client.search_runs([experiment.experiment_id], f"tags.sweep = '{manifest['sweep']}'", max_results=5000)
+        for run in runs:
             if "run_id" in run.data.tags:
                 pages[run.data.tags["run_id"]] = _page(run.info.experiment_id, run.info.run_id)
     return pages
@@ -159,7 +159,7 @@ def _pages(client: "MlflowClient", folder: Path, manifest: dict[str, Any]) -> di
 
 def _not_published(run_dir: Path, uri: str, reason: str) -> str:
     to = f" --uri {shlex.quote(shown(uri))}"
-    # What cannot be read is named in the reason.
+    # If the folder cannot be read, the reason says so.
     with contextlib.suppress(WP1Error):
         to = "" if is_own_store(uri, run_dir, RunFolder(run_dir).config["root"]) else to
     return (
@@ -169,10 +169,10 @@ def _not_published(run_dir: Path, uri: str, reason: str) -> str:
 
 
 def _send(store: Store, entry: Entry) -> str:
-    """Adds the entry as a new MLflow run, then deletes what an earlier publication of the same run left.
+    """Adds the entry as a new MLflow run, then deletes the earlier publications of the same run.
 
-    A new one rather than the old one written over: MLflow does not change a param, and of two values of a metric it
-    shows the higher, so a figure that was corrected downwards would stay. In this order a failure loses nothing.
+    The old run cannot be updated: MLflow does not change params, and shows the higher of two values of a metric, so a
+    figure corrected downwards would stay. In this order, a failure loses nothing.
     """
     client, experiment = _experiment(store, entry)
     tags = entry.tags | _parent_tag(client, entry.parent)
@@ -184,7 +184,7 @@ def _send(store: Store, entry: Entry) -> str:
             made.append(client.create_run(experiment, cell.start_ms, below, cell.name).info.run_id)
             _fill(client, experiment, made[-1], cell)
     except BaseException:
-        # Best effort, and brief: what failed may be the server.
+        # Best effort with a short timeout: the server itself may have failed.
         os.environ.update(MLFLOW_HTTP_REQUEST_TIMEOUT="1", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
         with contextlib.suppress(Exception):
             for run in made:
@@ -203,7 +203,7 @@ def _client(store: Store) -> "MlflowClient":
 
 
 def _parent_tag(client: "MlflowClient", parent: str | None) -> dict[str, str]:
-    """What puts a run under its sweep's; nothing where that is not in this store, or deleted."""
+    """The tag that puts a run under its sweep's; {} if the sweep's run is not in this store or was deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -221,12 +221,12 @@ def _is_of_sweep(client: "MlflowClient", run: str, sweep: str) -> bool:
 
 
 def _page(experiment: str, run: str) -> str:
-    """The address of a run's page within MLflow's."""
+    """The address of a run's page, relative to MLflow's."""
     return f"#/experiments/{experiment}/runs/{run}"
 
 
 def _place(store: Store, experiment: str, run: str, entry: Entry) -> str:
-    """Where a person finds a run: its address, or what shows the file that it is in."""
+    """The location of a run for people: its address, or the SQLite file and the command that shows it."""
     if store.database is None:
         return f"{store.uri}/{_page(experiment, run)}?{TRAINING_VIEW}"
     viewer = "make ui" if store.in_project else f"mlflow server --backend-store-uri {shlex.quote(store.uri)}"
@@ -234,31 +234,31 @@ def _place(store: Store, experiment: str, run: str, entry: Entry) -> str:
 
 
 def _experiment(store: Store, entry: Entry) -> "tuple[MlflowClient, str]":
-    """A client, and the id of the MLflow experiment, made if there is none. Raises WP1Error where that was deleted."""
+    """A client, and the id of the MLflow experiment, made if it is missing. Raises WP1Error if it was deleted."""
     from mlflow.exceptions import MlflowException
 
     client, database = _client(store), store.database
     found = client.get_experiment_by_name(entry.experiment)
     if found is None:
-        # MLflow would put the files of a SQLite store where the process happens to run.
+        # By default, MLflow would put the files of a SQLite store into the current folder.
         beside = (database.parent / "mlartifacts" / entry.experiment).as_uri() if database else None
         tags = {"mlflow.note.content": entry.question, "mlflow.experimentKind": "custom_model_development"}
         try:
             return client, client.create_experiment(entry.experiment, beside, tags)
         except MlflowException as error:
-            # Another run's process may have made it meanwhile.
+            # Another process may have made it in the meantime.
             found = client.get_experiment_by_name(entry.experiment)
             if found is None:
                 raise error
     if found.lifecycle_stage == "deleted":
         raise WP1Error(
-            f"the experiment {entry.experiment} is deleted in MLflow: "
-            f"mlflow experiments restore --experiment-id {found.experiment_id} brings it back"
+            f"the experiment {entry.experiment} is deleted in MLflow: restore it with "
+            f"mlflow experiments restore --experiment-id {found.experiment_id}"
         )
     if database and str(found.artifact_location).startswith("mlflow-artifacts:"):
         raise WP1Error(
-            f"the experiment {entry.experiment} was made by a server that keeps its files: "
-            "name that server in tracking.uri, as http://HOST:PORT"
+            f"the experiment {entry.experiment} was made by a server that stores its files: "
+            "set tracking.uri to that server, as http://HOST:PORT"
         )
     return client, found.experiment_id
 

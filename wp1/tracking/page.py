@@ -1,4 +1,4 @@
-"""A report as one HTML file, the form in which MLflow shows it with its plots."""
+"""Renders a report as one HTML file, which MLflow can show with its plots."""
 
 import base64
 import html
@@ -15,7 +15,7 @@ blockquote { border-left: 4px solid #d4a72c; margin-left: 0; padding-left: 1rem;
 
 
 def report_html(markdown: str, plots: Path, title: str) -> str:
-    """A report as one HTML file with its pictures inside. What models wrote stays text: no HTML of theirs is let in."""
+    """The report as one HTML file with embedded plots. Model output stays text: no HTML in it is rendered."""
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
 
@@ -30,11 +30,10 @@ def report_html(markdown: str, plots: Path, title: str) -> str:
         ):
             token.attrSet("src", f"data:image/png;base64,{base64.b64encode(files.read_bytes(picture)).decode()}")
         elif token.type == "image":
-            # wp1 makes no such picture, so it would be fetched from wherever somebody wants it to be.
+            # wp1 does not make such images, so this one would be fetched from an arbitrary address.
             token.type, token.tag = "text", ""
         elif token.type == "link_open":
-            # MLflow shows the page in a frame of its own, from which the files beside it cannot be reached; and wp1
-            # links to nothing else.
+            # MLflow shows the page in a frame that cannot reach the files next to it, and wp1 links to nothing else.
             token.attrs.pop("href", None)
     body = parser.renderer.render(tokens, parser.options, {})
     return f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>\n{body}'

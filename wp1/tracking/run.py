@@ -34,20 +34,20 @@ from wp1.tracking.entry import (
 from wp1.tracking.metrics import metrics_of, numbers
 from wp1.tracking.page import report_html
 
-# Settings that name this machine's folders, or our classes, and tell no two runs apart.
+# Settings with folders of this machine or classes of wp1, which do not distinguish runs.
 NOT_PARAMS = ("root", "tags", "tracking", "_target_")
-# Logs and samples beyond this stay in the run's folder; records and figures always go.
+# Larger logs and samples stay in the run's folder; records and figures are always published.
 MAX_LOG_BYTES = 20 << 20
 
 
 def entry_of(run: RunFolder, reports: Path) -> Entry:
-    """What MLflow is to show, from the run's folder and report. Raises WP1Error where the folder is none of a run."""
+    """The MLflow entry of a run, from its folder and report. Raises WP1Error if the folder is not that of a run."""
     config, metadata, summary = run.config, run.metadata, run.summary
-    # Of a run that was about memory alone, with one request a length, the report says nothing about speed either.
+    # The report of a memory-only run, with one request per length, has no speed figures either.
     about_memory = bool(config["experiment"].get("memory")) and summary["by_length"] is None
     compared = None if about_memory else _comparison(run.path, metadata["experiment"])
     if metadata["ended"] is None:
-        raise WP1Error(f"{run.path} is of a run that has not ended")
+        raise WP1Error(f"{run.path} is the folder of a run that has not ended")
     texts = _report(run.path, reports, metadata["run_id"])
     of_cells = cells.measured(summary)
     plots = plain.plain_files(reports / metadata["run_id"], "*.png")
@@ -74,7 +74,7 @@ def entry_of(run: RunFolder, reports: Path) -> Entry:
 
 
 def _name(metadata: dict[str, Any], config: dict[str, Any]) -> str:
-    """What tells a run from others at a glance: experiment, schedulers, model, of a sweep its job, and when."""
+    """A run's display name: experiment, schedulers, model, job number in a sweep, and time of day."""
     arms_of = list(config.get("arms") or {}) or [scheduler_name(config.get("scheduler", {}))]
     job = metadata.get("sweep") or {}
     what = ["+".join(filter(None, arms_of)), metadata["model"].get("name"), f"job {job['job']}" if job else None]
@@ -82,14 +82,14 @@ def _name(metadata: dict[str, Any], config: dict[str, Any]) -> str:
 
 
 def _cell_entry(run: Entry, cell: cells.Cell, config: dict[str, Any]) -> Entry:
-    """The MLflow run of one cell of a run: what tells it from others as params, its figures as metrics, no files."""
+    """The MLflow run of one cell: its distinguishing settings as params, its figures as metrics, and no files."""
     scheduler = (config.get("arms") or {}).get(cell.arm) or config.get("scheduler", {})
-    # Few, as MLflow's plots begin with what they find; the settings are the params of the run above.
-    words = {"mode": scheduler_name(scheduler) or cell.arm, "arm": cell.arm, "load": cell.load}
-    words |= {"model": run.params["model.name"]} if "model.name" in run.params else {}
-    words |= {} if cell.prompt_len is None else {"prompt_len": str(cell.prompt_len)}
+    # Only a few, because MLflow's plots start with whatever they find; the run above has all settings as params.
+    params = {"mode": scheduler_name(scheduler) or cell.arm, "arm": cell.arm, "load": cell.load}
+    params |= {"model": run.params["model.name"]} if "model.name" in run.params else {}
+    params |= {} if cell.prompt_len is None else {"prompt_len": str(cell.prompt_len)}
     reason = f": {text(cell.reason)}" if cell.reason else ""
-    # Not `sweep`, by which the runs of its jobs are found.
+    # Not `sweep`, which is used to find the runs of a sweep's jobs.
     kept = ("run_id", "config_hash", "labels", "gpus", "cpu", "vllm", "mlflow.user")
     return Entry(
         experiment=run.experiment,
@@ -101,8 +101,8 @@ def _cell_entry(run: Entry, cell: cells.Cell, config: dict[str, Any]) -> Entry:
         end_ms=run.end_ms,
         tags={key: run.tags[key] for key in kept if key in run.tags}
         | {"level": "cell", "cell": cell.name, "status": "skipped" if cell.reason else run.tags["status"]},
-        params=words,
-        # TTFT first: MLflow's plots begin with the first metric, too.
+        params=params,
+        # TTFT first: MLflow's plots start with the first metric.
         metrics=dict(sorted(named(numbers("", cell.figures)).items(), key=lambda kv: not kv[0].startswith("ttft"))),
         files=[],
         texts={},
@@ -111,7 +111,7 @@ def _cell_entry(run: Entry, cell: cells.Cell, config: dict[str, Any]) -> Entry:
 
 
 def _dataset(source: dict[str, Any] | None) -> dict[str, str] | None:
-    """MLflow keeps 36 signs of a digest."""
+    """The dataset for MLflow, which keeps 36 characters of a digest."""
     if source is None:
         return None
     known = {key: source.get(key) for key in ("source", "from", "revision", "examples")}
@@ -119,7 +119,7 @@ def _dataset(source: dict[str, Any] | None) -> dict[str, str] | None:
 
 
 def tags_of(metadata: dict[str, Any]) -> dict[str, str]:
-    """What one searches runs by. The user's own tags go by their own names, unless those are taken."""
+    """The tags to search runs by. The user's tags keep their names unless those are taken."""
     hardware, git, versions = metadata["hardware"], metadata["git"] or {}, metadata["versions"]
     job = metadata.get("sweep") or {}
     ours = {
@@ -141,7 +141,7 @@ def tags_of(metadata: dict[str, Any]) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "git_commit": git.get("commit"),
         "git_dirty": str(git["dirty"]).lower() if git else None,
-        # MLflow's own names, which its pages show as user and source.
+        # MLflow's own tags, which its pages show as user and source.
         "mlflow.user": user(),
         "mlflow.source.name": shlex.join(["python", "-m", "wp1", *metadata["command"][1:]]),
         "mlflow.source.type": "LOCAL",
@@ -162,7 +162,7 @@ def _gpus(hardware: dict[str, Any]) -> str:
 
 
 def params_of(config: dict[str, Any]) -> dict[str, str]:
-    """The configuration as `model.max_len` and the like; what is null or empty is left out."""
+    """The configuration by dotted key, such as `model.max_len`; null and empty values are left out."""
     return {key: _text(value)[:MAX_PARAM] for key, value in named(_leaves("", config)).items()}
 
 
@@ -186,32 +186,32 @@ def _comparison(run_dir: Path, experiment: str) -> dict[str, Any] | None:
 
 
 def _files(run_dir: Path) -> list[tuple[Path, str | None]]:
-    """The run's folder as it is, so that what is downloaded from MLflow is one that `wp1.report` reads.
+    """The run's files in their layout, so that a download from MLflow is a folder that `wp1.report` can read.
 
-    A link is left out: what it leads to need not be of the run.
+    Links are left out: their targets may not belong to the run.
     """
-    found = [path for file in run_files.RUN_FILES if file.published == "always" for path in file.found(run_dir)]
+    paths = [path for file in run_files.RUN_FILES if file.published == "always" for path in file.found(run_dir)]
     samples = [path for file in run_files.RUN_FILES if file.published == "small" for path in file.found(run_dir)]
-    found += [path for path in samples if path.stat().st_size <= MAX_LOG_BYTES]
-    return [(path, None if path.parent == run_dir else path.parent.name) for path in found]
+    paths += [path for path in samples if path.stat().st_size <= MAX_LOG_BYTES]
+    return [(path, None if path.parent == run_dir else path.parent.name) for path in paths]
 
 
 def _report(run_dir: Path, reports: Path, run_id: str) -> dict[str, str]:
-    """The report as markdown with links that fit the artifacts, and as HTML, the one that MLflow shows with plots."""
+    """The report as markdown with links adapted to the artifacts, and as HTML, which MLflow shows with plots."""
     page = reports / f"{run_id}.md"
     if not page.is_file():
         return {}
-    found = inert(plain.read_text(page))
-    markdown = found.replace(f"]({run_id}/", "](plots/").replace(f"]({os.path.relpath(run_dir, reports)}/", "](")
+    original = inert(plain.read_text(page))
+    markdown = original.replace(f"]({run_id}/", "](plots/").replace(f"]({os.path.relpath(run_dir, reports)}/", "](")
     return {"report.md": markdown, "report.html": report_html(markdown, reports / run_id, run_id)}
 
 
 def _description(
     metadata: dict[str, Any], summary: dict[str, Any], compared: dict[str, Any] | None, report: str, about_memory: bool
 ) -> str:
-    """The top of the run's page. MLflow folds all but the first lines, so those have what one looks for first.
+    """The description at the top of the run's page. MLflow folds all but the first lines, so they have the essentials.
 
-    `{run}` stands for the address of the run's page, which is known once MLflow has given the run its id.
+    `{run}` stands for the address of the run's page, which is known only after MLflow has assigned an id.
     """
     reason = f": {text(metadata['reason'], 1000)}" if metadata["reason"] else ""
     head = f"**{text(metadata['question'] or metadata['experiment'])}** {metadata['status']}{reason}"
@@ -223,15 +223,15 @@ def _description(
         f"- {'✓' if check['passed'] else '✗'} {text(check['name'])}: {text(check['detail'], 2000)}"
         for check in summary["checks"]
     ]
-    found = [] if compared is None else [inert(compared["words"])]
+    results = [] if compared is None else [inert(compared["words"])]
     if about_memory:
-        found = _where_memory_goes(report)
+        results = _where_memory_goes(report)
     figures = _headline(metadata, summary, compared, about_memory)
-    return "\n\n".join([" · ".join([head, *labels, *links]), *found, figures, "\n".join(checks)])
+    return "\n\n".join([" · ".join([head, *labels, *links]), *results, figures, "\n".join(checks)])
 
 
 def _where_memory_goes(report: str) -> list[str]:
-    """What a report's chapter on memory begins with: a paragraph an arm."""
+    """The first paragraphs of a report's chapter on memory, one per arm."""
     _, _, chapter = report.partition("\n## Where memory goes\n")
     blocks = chapter.strip().split("\n\n")
     return list(takewhile(lambda block: block.startswith("**"), blocks))
@@ -256,11 +256,11 @@ def _headline(
 def _figures(overall: dict[str, Any]) -> list[str]:
     figures = []
     for metric in metric_table.METRICS:
-        found = overall.get(metric.key)
-        if metric.kind == "rate" and metric.shown.report and found:
-            figures.append(f"{found:,.1f} {metric.title}")
-        elif "p99" in metric.shown.mlflow_first and found and "p50" in found:
+        value = overall.get(metric.key)
+        if metric.kind == "rate" and metric.shown.report and value:
+            figures.append(f"{value:,.1f} {metric.title}")
+        elif "p99" in metric.shown.mlflow_first and value and "p50" in value:
             figures.append(
-                f"{metric.title} p50 {found['p50']:,.1f} {metric.unit}, p99 {found['p99']:,.1f} {metric.unit}"
+                f"{metric.title} p50 {value['p50']:,.1f} {metric.unit}, p99 {value['p99']:,.1f} {metric.unit}"
             )
     return figures

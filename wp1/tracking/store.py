@@ -1,4 +1,4 @@
-"""The MLflow store that `tracking.uri` names, and having it to oneself while publishing."""
+"""The MLflow store that `tracking.uri` names, and exclusive access to it while publishing."""
 
 import contextlib
 import logging
@@ -21,7 +21,7 @@ from wp1.machine.output import output_to
 
 log = logging.getLogger(__name__)
 
-# What a shell or an outer MLflow run may have set, and would send our run elsewhere.
+# Variables that a shell or an outer MLflow run may have set, and that would redirect our run.
 NOT_INHERITED = (
     "MLFLOW_RUN_ID",
     "MLFLOW_EXPERIMENT_ID",
@@ -33,7 +33,7 @@ NOT_INHERITED = (
 
 
 def check_uri(uri: str, base: Path) -> None:
-    """Raises ConfigError where `tracking.uri` names no store, before a run is made that could not go there."""
+    """Raises ConfigError if `tracking.uri` is not a store. Called before a run that could not be published."""
     try:
         store_of(uri, base)
     except WP1Error as error:
@@ -42,7 +42,7 @@ def check_uri(uri: str, base: Path) -> None:
 
 @dataclass(frozen=True)
 class Store:
-    """What a tracking URI names."""
+    """The store that a tracking URI names."""
 
     uri: str
     shown: str
@@ -51,33 +51,35 @@ class Store:
 
 
 def store_of(uri: str, base: Path) -> Store:
-    """The store that `uri` names; a relative SQLite file is taken from `base`. Raises WP1Error for any other kind."""
+    """The store that `uri` names; a relative SQLite file is relative to `base`. Raises WP1Error for any other kind."""
     if uri.startswith("sqlite:///"):
         file, mark, query = uri.removeprefix("sqlite:///").partition("?")
         if file and file != ":memory:":
             database = (base / file).resolve()
             if "%" in str(database):
-                raise WP1Error("SQLAlchemy takes the % in that path for an escape: name a file without one")
+                raise WP1Error("SQLAlchemy reads the % in that path as an escape: name a file without it")
             absolute = f"sqlite:///{database}{mark}{query}"
             return Store(absolute, absolute, database, database == paths.PACKAGE.resolve().parent / "mlflow.db")
     elif uri.startswith(("http://", "https://")):
         if urlsplit(uri).password is not None:
-            # It would be in config.yaml, and so in the report's and MLflow's copies of it.
-            raise WP1Error("the address has a password: use MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD instead")
+            # It would be written to config.yaml, and so to the copies in the report and in MLflow.
+            raise WP1Error(
+                "the address has a password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
         return Store(uri.rstrip("/"), shown(uri.rstrip("/")))
-    raise WP1Error("no store wp1 can publish to: name sqlite:///FILE, or a server as http://HOST:PORT")
+    raise WP1Error("not a store that wp1 can publish to: name sqlite:///FILE, or a server as http://HOST:PORT")
 
 
 def shown(uri: str) -> str:
-    """A tracking URI without what may be a secret in it."""
+    """A tracking URI without possible secrets."""
     return redaction.text(uri)
 
 
 @contextmanager
 def talking_to(store: Store, timeout_s: float, folder: Path) -> Iterator[None]:
-    """What is within has the store to itself; what goes wrong there is a WP1Error with the reason in one line.
+    """Gives the body exclusive access to the store, and turns its errors into WP1Error with the reason on one line.
 
-    MLflow, alembic and SQLAlchemy print while they work; all of it belongs in the folder's wp1.log.
+    Output of MLflow, alembic and SQLAlchemy goes to the folder's wp1.log.
     """
     log_file = folder / "wp1.log" if os.access(folder, os.W_OK) else Path(os.devnull)
     with output_to(log_file), _environment(timeout_s):
@@ -93,8 +95,8 @@ def talking_to(store: Store, timeout_s: float, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _environment(timeout_s: float) -> Iterator[None]:
-    """MLflow's settings for one call, put back afterwards: engines of a later job must not inherit them."""
-    # One retry is for a connection that the server closed while idle; both tries together take timeout_s.
+    """Sets MLflow's environment and restores it afterwards: engines of a later job must not inherit it."""
+    # One retry, for a connection that the server closed while idle; both attempts together take timeout_s.
     settings = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, math.ceil(timeout_s / 2))),
@@ -122,15 +124,15 @@ def _environment(timeout_s: float) -> Iterator[None]:
 
 @contextmanager
 def _only_writer(store: Store, timeout_s: float) -> Iterator[None]:
-    """Runs that end together take turns at a SQLite store: MLflow makes its tables in steps that must not mix.
+    """Locks a SQLite store, because MLflow creates its tables in steps that must not interleave between processes.
 
-    Raises sqlite3.Error where the file cannot be written to, before MLflow tries it for minutes.
+    Raises sqlite3.Error if the file cannot be written, before MLflow would retry for minutes.
     """
     if store.database is None:
         yield
         return
     store.database.parent.mkdir(parents=True, exist_ok=True)
-    # Those before us are at work, so they are given more time than a silent server.
+    # The processes before us are publishing, so wait longer than for a silent server.
     wait_s = max(timeout_s, 60)
     with FileLock(f"{store.database}.lock", timeout=wait_s):
         with contextlib.closing(sqlite3.connect(store.database, timeout=timeout_s, isolation_level=None)) as connection:
@@ -140,7 +142,7 @@ def _only_writer(store: Store, timeout_s: float) -> Iterator[None]:
 
 
 def _reason(error: Exception, timeout_s: float) -> str:
-    """MLflow's exceptions say all that was tried; a person needs what was in the way."""
+    """The cause of an error, for people. MLflow's messages list every attempt."""
     text = " ".join(str(error).split())
     if isinstance(error, LockTimeout):
         return "another run was still publishing there"

@@ -1,4 +1,4 @@
-"""A sweep as an entry in MLflow, above the runs of its jobs."""
+"""The MLflow entry of a sweep, above the runs of its jobs."""
 
 import shlex
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ from wp1.tracking.page import report_html
 
 
 def sweep_entry(folder: Path, manifest: dict[str, Any], pages: Mapping[str, str]) -> Entry:
-    """What MLflow is to show of a sweep, from its folder; its comparison, once that is made.
+    """The MLflow entry of a sweep, from its folder, with its comparison if that has been made.
 
-    manifest: what sweep.json says, or should, if the disk had room for it. pages: where MLflow has the runs of the
-    jobs, by wp1's run id.
+    manifest: the content of sweep.json, which the file itself may lack if the disk is full. pages: the MLflow pages of
+    the jobs' runs, by wp1's run id.
     """
     jobs = sweep_figures.read_jobs(folder, manifest)
     started = milliseconds(manifest["started"])
@@ -49,7 +49,7 @@ def sweep_entry(folder: Path, manifest: dict[str, Any], pages: Mapping[str, str]
 
 
 def _name(manifest: dict[str, Any], most: int = 80) -> str:
-    """What was swept, and when."""
+    """The display name: the swept settings and the time."""
     jobs = [sweep_figures.by_key(overrides) for overrides in manifest["jobs"]]
     values = {key: list(dict.fromkeys(job[key] for job in jobs if key in job)) for job in jobs for key in job}
     swept = " ".join(f"{key}={','.join(found)}" for key, found in values.items() if len(found) > 1)
@@ -77,7 +77,7 @@ def _sweep_tags(manifest: dict[str, Any], jobs: list[sweep_figures.Job]) -> dict
 def _sweep_description(
     manifest: dict[str, Any], jobs: list[sweep_figures.Job], pages: Mapping[str, str], compared: bool, most: int = 20
 ) -> str:
-    """The top of a sweep's page: how it ended, where its comparison is, and its runs one by one."""
+    """The description at the top of a sweep's page: how it ended, a link to its comparison, and its runs."""
     keys = sweep_figures.differing(jobs)
     head = f"**Sweep over {', '.join(map(as_plain, keys)) or 'one job'}**: {sweep_report.outcome(manifest, jobs)}"
     marks = [label_words.in_words(label, "**") for label in sweep_figures.all_labels(jobs)]

@@ -185,7 +185,7 @@ def test_a_search_for_goodput_has_come_to_its_end(folder: Path) -> None:
     path.write_text("\n".join(ends) + "\n")
     completeness.check(RunTables(folder))
     path.write_text('{"a": 1}\n')
-    with pytest.raises(ConfigError, match=r"goodput\.jsonl:1 is no probe"):
+    with pytest.raises(ConfigError, match=r"goodput\.jsonl:1 is not a valid probe"):
         completeness.check(RunTables(folder))
 
 
@@ -204,7 +204,7 @@ def test_notes_of_memory_are_there_for_every_repeat(config: Compose, double: Any
             completeness.check(RunTables(folder))
     path.write_text(content)
     drop(path, 3, instead='{"a": 1}')
-    with pytest.raises(ConfigError, match=r"memory\.jsonl:3 is no note"):
+    with pytest.raises(ConfigError, match=r"memory\.jsonl:3 is not a valid note"):
         completeness.check(RunTables(folder))
 
 

@@ -44,10 +44,10 @@ def test_one_from_outside_is_made_and_goes_by_its_key() -> None:
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (part("NoCollector"), "is no collector: it has no start()"),
+        (part("NoCollector"), "is not a collector: it has no start()"),
         (part("Counting", off=1), "unknown key collectors.mine.off: did you mean collectors.mine.of?"),
         (part("Counting", of="x"), "full_key: collectors.mine.of"),
-        (None, "collectors.mine=None is no collector: it has to be an object"),
+        (None, "collectors.mine=None is not a collector: it must be an object"),
         ({}, "collectors.mine._target_ has no value"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Bad input is refused by a message that names the key to change."""
+"""Bad input is refused with a message that names the key to change."""
 
 import dataclasses
 import re
@@ -145,7 +145,7 @@ def test_keys_added_with_a_plus_are_refused(config: Compose, override: str, mess
 
 @pytest.mark.parametrize("key", schema.TRUTHS)
 def test_what_is_true_or_false_takes_nothing_else(config: Compose, key: str) -> None:
-    """Of these OmegaConf would make true."""
+    """OmegaConf would turn these into true."""
     for value in ("3", "yes"):
         with pytest.raises(ConfigError, match=rf"^{key}=\S+ is neither true nor false: set {key}=true or {key}=false$"):
             config(f"{key}={value}")
@@ -202,9 +202,9 @@ def test_a_load_that_would_not_be_used_is_refused(config: Compose) -> None:
 @pytest.mark.parametrize(
     ("words", "beside"),
     [
-        (["workload.request_rate=2", "workload=random"], r"workload\.request_rate=2, and is no cap"),
-        (["workload=poisson"], r"workload\.request_rate=1, and is no cap"),
-        (["experiment=e3", "experiment.request_rates=[1,2]"], r"experiment\.request_rates, and is no cap"),
+        (["workload.request_rate=2", "workload=random"], r"workload\.request_rate=2, and does not cap"),
+        (["workload=poisson"], r"workload\.request_rate=1, and does not cap"),
+        (["experiment=e3", "experiment.request_rates=[1,2]"], r"experiment\.request_rates, and does not cap"),
         (["experiment=e2"], r"experiment\.concurrencies: set experiment\.concurrencies=\[4\]"),
         (["workload=trace"], r"a trace, which has its own times and no cap"),
     ],
@@ -213,7 +213,7 @@ def test_requests_at_a_time_beside_a_rate_are_refused(config: Compose, words: li
     for said in ("workload.concurrency=4", "++workload.concurrency=4"):
         with pytest.raises(ConfigError, match=rf"^workload\.concurrency=4 has no effect (beside|on) {beside}"):
             checks.check_overrides(config(*words, said), [*words, said])
-    # What a file of conf/ says beside it is not the user's.
+    # The same key in a file of conf/ was not set by the user.
     checks.check_overrides(config(*words), words)
 
 

@@ -1,4 +1,4 @@
-"""How every command ends: Ctrl-C, bad options and a closed pipe are at most one line."""
+"""How commands end: Ctrl-C, bad options and a closed pipe give one line or none."""
 
 import importlib
 import os
@@ -74,7 +74,7 @@ def test_ctrl_c_is_one_line(module: str, moment: str) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-# What each command calls once its words are understood, and words that it understands.
+# The function that each command calls after parsing its arguments, and valid arguments.
 WORK = {
     "report": ("_made", ["RUN"]),
     "compare": ("compare", ["RUN", "RUN"]),
@@ -119,7 +119,7 @@ def test_every_command_says_a_fault_of_a_kind_in_the_same_way(
     assert _ends(module.main) == code
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(said)
-    # Of what nobody foresaw, the name of the error and either the folder or the place in the code.
+    # An unexpected error is shown by its name and either the folder or the line of code.
     assert not isinstance(fault, KeyError) or ("KeyError: 'x'" in line and ("RUN" in line or "wp1/" in line))
 
 

@@ -1,4 +1,4 @@
-"""What a part takes is said by its class: unknown keys, missing ones and wrong types are refused by name."""
+"""A part's class defines its settings: unknown keys, missing ones and wrong types are refused by name."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -90,7 +90,7 @@ def test_a_part_is_complete_with_its_defaults_and_its_parents() -> None:
         ({"write": 2}, "unknown key x.write: x has"),
         ({}, "x.replicas has no value: set x.replicas=..."),
         ({"replicas": "???"}, "x.replicas has no value: set x.replicas=..."),
-        ({"replicas": None}, "x.replicas=null is no value"),
+        ({"replicas": None}, "x.replicas must not be null"),
         ({"replicas": True}, "Value 'True' of type 'bool' could not be converted to Integer; full_key: x.replicas"),
         ({"replicas": "two"}, "Value 'two' of type 'str' could not be converted to Integer; full_key: x.replicas"),
         ({"replicas": 0}, "x.replicas=0 is too small: set x.replicas to 1 or more"),
@@ -116,12 +116,12 @@ def test_what_a_part_does_not_take_is_refused_by_name(settings: dict[str, Any], 
     ("target", "said"),
     [
         (None, "x._target_ has no value: set x._target_=..."),
-        ("nowhere", "x._target_=nowhere is no name of a class"),
-        (["os.system"], "is no name of a class"),
+        ("nowhere", "x._target_=nowhere is not the name of a class"),
+        (["os.system"], "is not the name of a class"),
         ("no.such.Thing", "x._target_=no.such.Thing cannot be imported (ModuleNotFoundError: No module named 'no')"),
         (f"{__name__}.Nothing", "cannot be imported"),
-        ("os.system", "x._target_=os.system is no doer: it has no do()"),
-        (f"{__name__}.Rope", "is no doer: it has no do()"),
+        ("os.system", "x._target_=os.system is not a doer: it has no do()"),
+        (f"{__name__}.Rope", "is not a doer: it has no do()"),
         ("os.sep", "x._target_=os.sep is neither a class nor a function"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A run's folder that was copied from another machine is read and written as it lies."""
+"""A run's folder that was copied from another machine is read and written in place."""
 
 import errno
 import importlib
@@ -123,7 +123,7 @@ def test_a_copied_run_goes_to_the_store_here(
 def test_a_server_that_a_run_names_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"root": str(tmp_path), "tracking": {"uri": "http://server:5000"}}
     for folder in (tmp_path / "outputs" / "run-x", tmp_path / "run-x"):
-        with pytest.raises(ConfigError, match="name the store by --uri"):
+        with pytest.raises(ConfigError, match="name the store with --uri"):
             store_for(folder, config)
         with monkeypatch.context() as own:
             own.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
@@ -149,12 +149,12 @@ def test_the_root_of_a_packet_is_no_place(tmp_path: Path, monkeypatch: pytest.Mo
 def test_an_empty_word_is_no_folder(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be the one that the command is called in."""
+    """It would mean the current folder."""
     monkeypatch.setattr("sys.argv", [command, ""])
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"wp1.{command}").main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err.count("an empty word is no folder") == 1
+    assert capsys.readouterr().err.count("the name of a folder must not be empty") == 1
 
 
 COMMANDS = ("report", "compare", "track", "packet")
@@ -182,7 +182,7 @@ def test_a_folder_that_is_none_says_why(
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     neither = "contains no run" if command == "packet" else "has no run_metadata.json and no sweep.json"
-    told = {"file": "is no folder", "none": "is not there", "empty": neither}
+    told = {"file": "is not a folder", "none": "does not exist", "empty": neither}
     for name, why in told.items():
         line = told_by(command, [str(tmp_path / name)], capsys, monkeypatch)
         assert line.startswith(f"error: {tmp_path / name} {why}: name ")

@@ -1,4 +1,4 @@
-"""What is measured, and in which order."""
+"""The plan of a run: its cells and their order."""
 
 import itertools
 from types import SimpleNamespace

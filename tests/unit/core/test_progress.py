@@ -26,5 +26,5 @@ def test_the_last_line_of_a_repeat_counts_and_a_truncated_one_does_not(tmp_path:
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     (tmp_path / CELLS.name).write_text(json.dumps({"arm": "agg"}) + "\n")
-    with pytest.raises(ConfigError, match=r"cells\.jsonl:1 is no line"):
+    with pytest.raises(ConfigError, match=r"cells\.jsonl:1 is not a valid line"):
         progress.read(tmp_path)

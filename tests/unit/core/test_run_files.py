@@ -1,4 +1,4 @@
-"""A file of a run's folder is one row of a table, and everything that deals with such a folder deals with it."""
+"""A file is added to a run's folder by one row of a table, and everything that handles folders then handles it."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("without_pixels")
 
 @dataclasses.dataclass(slots=True)
 class Echo:
-    """A line of a file that somebody adds."""
+    """A row of a newly added file."""
 
     t: float
     arm: str

@@ -1,4 +1,4 @@
-"""The files of a run's folder are read once, and what is wrong with one is said with its name."""
+"""The files of a run's folder are read once, and errors name the file."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def test_files_with_a_line_each_are_empty_without_the_file(folder: Path) -> None
     run = RunFolder(folder)
     assert (run.done, run.probes, run.examples, run.notes) == ([], [], [], [])
     (folder / "goodput.jsonl").write_text('{"arm": "agg"}\n')
-    with pytest.raises(ConfigError, match=r"goodput\.jsonl:1 is no probe of a search"):
+    with pytest.raises(ConfigError, match=r"goodput\.jsonl:1 is not a valid probe of a search"):
         _ = RunFolder(folder).probes
 
 

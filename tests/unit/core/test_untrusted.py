@@ -73,7 +73,7 @@ def test_reading_a_folder_calls_nothing_that_it_names(
     change(run_dir / "config.yaml", collectors={**config["collectors"], "x": part})
     page = make_report(run_dir, tmp_path / "reports").read_text()
     assert "> **Not recomputed**: x in `collectors`" in page
-    assert "nothing that a folder names is run" in page
+    assert "never runs code that a folder names" in page
     assert "## Latency" in page
     assert not (tmp_path / "made").exists()
     assert not (tmp_path / "made.npy").exists()
@@ -147,7 +147,7 @@ def test_credentials_go_to_no_server_that_a_folder_names(
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
     root = str(tmp_path / "sent" if at_home else "/somewhere/else")
     change(run_dir / "config.yaml", root=root, tracking={"uri": uri, "timeout_s": 2, "enabled": True})
-    with pytest.raises(ConfigError, match=r"names tracking\.uri=http://127.* name the store by --uri$"):
+    with pytest.raises(ConfigError, match=r"names tracking\.uri=http://127.* name the store with --uri$"):
         track.track(run_dir, None)
     assert got == []
     # A server that the user has set or typed is the user's own.

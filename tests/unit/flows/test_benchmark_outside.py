@@ -1,4 +1,4 @@
-"""A benchmark from outside the tree, of one module and one conf file: asked, scored, reported, and reported again."""
+"""A benchmark from outside the tree, in one module and one conf file: run, scored, reported, and reported again."""
 
 import json
 import sys

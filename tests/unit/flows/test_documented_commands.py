@@ -1,4 +1,4 @@
-"""Every command that README, docs, comments and `--help` name works as far as it goes without an engine.
+"""Every command in README, docs, comments and `--help` works, as far as it can without an engine.
 
 One of each kind is run with real engines in `tests/engine/test_commands.py`.
 """

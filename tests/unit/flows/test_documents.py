@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from tests.documented import GROUPS, REPO
 from wp1.main import CONF
 
-PAGES = [REPO / "README.md", REPO / "launch" / "README.md", *sorted((REPO / "docs").glob("*.md"))]
-PAGES.append(REPO / "docs" / "results" / "README.md")
+PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "launch" / "README.md"]
+PAGES += [*sorted((REPO / "docs").glob("*.md")), REPO / "docs" / "results" / "README.md"]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"`((?:wp1|tests|conf|launch|docs|requirements)/[\w./-]+)`")
 KEY = re.compile(rf"`((?:{'|'.join([*GROUPS, 'arms'])})(?:\.\w+)+)(?==|`)")

@@ -1,4 +1,4 @@
-"""examples/ with the engine double: what its parts do, and that their settings are refused by name."""
+"""examples/ with the engine double: what its parts do, and that bad settings are refused by name."""
 
 import asyncio
 import sys
@@ -21,7 +21,7 @@ FOLDER = str(REPO / "examples" / "conf")
 
 @pytest.fixture(autouse=True)
 def own_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the command adds to it for `--config-dir` is gone after the test."""
+    """Restores what the command changes for `--config-dir`."""
     monkeypatch.setattr(sys, "path", [*sys.path, str(REPO / "examples")])
 
 
@@ -32,7 +32,7 @@ def test_an_experiment_from_outside(command: Command, tmp_path: Path, monkeypatc
     (run_dir,) = (tmp_path / "outputs").glob("run-*")
     figures = read_json(run_dir / "summary.json")["profiling"]["overtaking"]
     assert figures["arrival"]["overtaken_share"] == 0 < figures["shortest"]["overtaken_share"]
-    # On a machine without the package, or were it somebody else's: what the folder names is not imported.
+    # Classes named in a run's folder are not imported: the package may be missing, or someone else's.
     for name in [name for name in sys.modules if name.startswith("shortest_first")]:
         monkeypatch.delitem(sys.modules, name)
     for _ in range(2):

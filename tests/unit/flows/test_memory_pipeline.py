@@ -1,4 +1,4 @@
-"""E5 from a configuration to its report, with an engine double whose notes of memory have round figures."""
+"""E5 from configuration to report, with an engine double whose memory notes have round figures."""
 
 import os
 import re
@@ -79,7 +79,7 @@ def test_one_request_a_length_is_no_measurement_of_speed(config: Compose, double
     lines = page[page.index(header) :].splitlines()[2:5]
     assert [line.split("|")[1].strip() for line in lines] == ["1,024", "2,048", "4,092"]
     assert all(float(cell) > 0 for line in lines for cell in line.strip("| ").split("|")[1:])
-    # A page made anew leaves no picture of an earlier one beside it.
+    # Making the page again leaves no plot of the earlier page next to it.
     (folder / "ttft_by_length.png").write_bytes(b"")
     make_report(outcome.run_dir, outcome.report.parent)
     assert not (folder / "ttft_by_length.png").exists()
@@ -141,7 +141,7 @@ def test_notes_are_kept_of_an_engine_that_dies(config: Compose, double: Any, tmp
     measured = table.filter((pl.col("part") == "weights") & (pl.col("arm") == "agg"))
     # The next length has a new engine, which dies of its second request after the warm-up as well.
     assert measured["prompt_len"].unique().sort().to_list() == [512, 2048]
-    # Of disagg, the first round of warming up has a request for each of its engines, and nothing is measured.
+    # Disagg's first warm-up round has one request for each of its engines, and nothing is measured.
     left_out = table.filter((pl.col("part") == "not measured") & pl.col("source").str.starts_with("agg"))
     assert left_out["prompt_len"].unique().sort().to_list() == [1024, 4092]
     assert all("died" in why for why in left_out["source"])

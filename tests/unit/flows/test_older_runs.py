@@ -1,4 +1,4 @@
-"""Runs of an earlier wp1, whose schedulers had a mode and whose hashes had another rule, as docs/results has them."""
+"""Runs of an earlier wp1, from docs/results: their schedulers have a mode, and their hashes follow another rule."""
 
 import gzip
 import shutil
@@ -45,7 +45,7 @@ def test_a_run_of_before_makes_its_report(tmp_path: Path, name: str, moving: lis
 
 
 def test_a_run_of_before_does_not_go_on_and_says_why(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="earlier version of wp1, which had another rule for the configuration hash"):
+    with pytest.raises(ConfigError, match="earlier version of wp1, which hashed configurations differently"):
         resume.check_same(None, unpacked("e0-cpu", tmp_path))
 
 

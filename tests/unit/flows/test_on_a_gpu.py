@@ -1,4 +1,4 @@
-"""What a run leaves on a machine with a GPU, with NVML and the engine both doubles: stated peaks, idle, energy."""
+"""The files of a run on a machine with a GPU, with doubles of NVML and the engine: stated peaks, idle power, energy."""
 
 import itertools
 import sys

@@ -1,4 +1,4 @@
-"""Sweeps under other launchers than wp1's own: the same exit codes, and each job that fails says why."""
+"""Sweeps with launchers other than wp1's own: the exit codes are the same, and each failed job reports its reason."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def test_failed_and_killed_in_other_processes(tmp_path: Path) -> None:
     done = _elsewhere(tmp_path, "seed=1,2", WP1_TEST_DIES_AT="3", WP1_TEST_KILLED="1")
     assert done.returncode == 1, done.stderr
     assert "failed: job 0: engine agg-0 died: killed by the test" in done.stderr
-    assert "failed: job 1: ended without a word" in done.stderr
+    assert "failed: job 1: ended without a result" in done.stderr
 
 
 def test_all_fine_in_other_processes(tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_exit_codes_under_hydras_own_launcher(
 def test_a_launcher_that_fails_itself_is_no_bad_input(tmp_path: Path) -> None:
     done = _elsewhere(tmp_path, "seed=1,2", WP1_TEST_KILLED="0", WP1_TEST_RAISES="1")
     assert done.returncode == 1, done.stderr
-    assert "failed: job 0: ended without a word" in done.stderr
-    assert "failed: RuntimeError: a worker was killed (of hydra/launcher or sweeper)" in done.stderr
+    assert "failed: job 0: ended without a result" in done.stderr
+    assert "failed: RuntimeError: a worker was killed (in hydra/launcher or hydra/sweeper)" in done.stderr
 
 
 def test_what_jobs_left_says_how_they_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_what_jobs_left_says_how_they_ended(tmp_path: Path, monkeypatch: pytest.
     assert [type(error) for error in found] == [WP1Error, WP1Error, KeyboardInterrupt, ConfigError, WP1Error]
     assert [str(error) for error in found[:2]] == ["job 1: no memory", "job 2: killed before it ended"]
     assert str(found[3]) == "job 4: seed=-1 is too small"
-    assert str(found[4]).startswith("job 5: ended without a word")
+    assert str(found[4]).startswith("job 5: ended without a result")
 
 
 def test_a_sweeper_of_another_kind_that_left_nothing_has_failed(

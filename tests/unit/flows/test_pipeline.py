@@ -1,4 +1,4 @@
-"""The whole way from a configuration to a report, with an engine double in the backend's place."""
+"""The whole pipeline from configuration to report, with the engine double as backend."""
 
 import asyncio
 import errno
@@ -221,7 +221,7 @@ def test_random_prompts_under_load(config: Compose, double: Any, tmp_path: Path)
         ("++collectors.device.hz=0", r"collectors\.device\.hz=0\S* is too small: set collectors\.device\.hz to 0\.001"),
         ("++collectors.device.hz=abc", r"'abc' of type 'str' could not be converted to Float; full_key: collectors\.d"),
         ("++collectors.device.hzz=5", r"unknown key collectors\.device\.hzz: did you mean collectors\.device\.hz\?"),
-        ("++collectors.device._target_=os.getcwd", r"collectors\.device\._target_=os\.getcwd is no collector"),
+        ("++collectors.device._target_=os.getcwd", r"collectors\.device\._target_=os\.getcwd is not a collector"),
     ],
 )
 def test_collectors_that_cannot_be_made_are_refused(
@@ -246,7 +246,7 @@ def test_replicas_all_serve(config: Compose, double: Any, tmp_path: Path) -> Non
 
 @pytest.mark.painted
 def test_a_run_that_was_killed_still_has_a_report(config: Compose, double: Any, tmp_path: Path) -> None:
-    """What kill -9 leaves: no end in the metadata, no summary, a torn last record of a repeat that is not done."""
+    """The folder after kill -9: no end in the metadata, no summary, a torn last record of an incomplete repeat."""
     outcome = _run(config, tmp_path)
     (outcome.run_dir / "summary.json").unlink()
     done = (outcome.run_dir / "cells.jsonl").read_text().splitlines(keepends=True)

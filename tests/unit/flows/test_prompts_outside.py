@@ -1,4 +1,4 @@
-"""A source of prompts from outside the tree: one class, named by `workload.prompts`, asked in a whole run."""
+"""A prompt source from outside the tree: one class, named by `workload.prompts`, used in a whole run."""
 
 import sys
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_it_is_asked_and_reported(
     (run_dir,) = (tmp_path / "outputs").glob("run-*")
     records = [record for record in read_records(run_dir / "records.jsonl") if not record.warmup]
     assert {record.label for record in records} == {"up to 0", "up to 1", "up to 2"}
-    # Of random weights token ids are bytes.
+    # With random weights, token ids are bytes.
     assert {record.prompt_tokens for record in records} == {1, 3, 5}
     monkeypatch.delitem(sys.modules, "prompts_of_a_test")
     (tmp_path / "python" / "prompts_of_a_test.py").write_text("raise RuntimeError('imported')")

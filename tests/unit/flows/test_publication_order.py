@@ -1,4 +1,4 @@
-"""What MLflow's pages for comparing runs begin with."""
+"""The metrics that MLflow's comparison pages open with."""
 
 from wp1.tracking.metrics import metrics_of
 

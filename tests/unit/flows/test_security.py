@@ -1,4 +1,4 @@
-"""What a run's folder or a configuration from somebody else must not bring about, and who can reach a run's sockets."""
+"""What a run's folder or a configuration from someone else must not do, and who can reach a run's sockets."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_a_foreign_folder_writes_nowhere_else(
     path.write_text(json.dumps(read_json(path) | {key: name}))
     before = sorted(tmp_path.rglob("*"))
     for make in (lambda: make_report(run_dir, tmp_path / "a" / "reports"), lambda: track(run_dir, None)):
-        with pytest.raises(ConfigError, match=rf"has {key}='.*', which is no name"):
+        with pytest.raises(ConfigError, match=rf"has an invalid name, {key}='.*': "):
             make()
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -71,7 +71,7 @@ def test_settings_of_engines_call_nothing(
 @pytest.mark.parametrize("group", ["dataset", "model", "experiment", "slo", "transfer"])
 @pytest.mark.parametrize("name", ["../x", "/x", "..", "a/b"])
 def test_names_that_would_lead_elsewhere_are_refused(config: Compose, group: str, name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{group}\.name=.* is no name"):
+    with pytest.raises(ConfigError, match=rf"{group}\.name=.* is not a valid name"):
         checks.check(config(f"{group}.name={name}"))
 
 

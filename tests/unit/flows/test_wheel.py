@@ -1,4 +1,4 @@
-"""The wheel, as another project would install it: built here, installed apart from the checkout, its command run."""
+"""The wheel as another project installs it: built here, installed outside the checkout, and its command run."""
 
 import subprocess
 import sys

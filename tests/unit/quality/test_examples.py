@@ -1,4 +1,4 @@
-"""What a run asks: examples of each cell, long ones without their middle, and settings that contradict each other."""
+"""A run's examples: those of each cell, truncation of long prompts, and settings that contradict each other."""
 
 import json
 from array import array

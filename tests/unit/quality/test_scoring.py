@@ -1,8 +1,8 @@
-"""Intervals: what is known of them, and that they are not too narrow."""
+"""Intervals: known properties, and that they are not too narrow."""
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wp1.analysis.base.metrics import wilson
@@ -25,6 +25,7 @@ def test_wilson_holds_the_share_and_mirrors(right: int, n: int) -> None:
     assert wilson(n - right, n) == pytest.approx((1 - high, 1 - low))
 
 
+@settings(deadline=None)  # the first example imports scipy
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 def test_a_task_s_interval_holds_its_mean(values: list[float]) -> None:
     score = scoring.of_task(values)

@@ -1,4 +1,4 @@
-"""Rows from files and from `datasets`: what is read, what is refused, and that a draw is the same everywhere."""
+"""Rows from files and from `datasets`: which are read, which are refused, and that a draw is the same everywhere."""
 
 import json
 import random
@@ -56,7 +56,7 @@ def test_a_draw_does_not_depend_on_the_order_in_the_file(tmp_path: Path, dataset
 
 
 def test_a_draw_is_known(tmp_path: Path, dataset: Callable[..., Any]) -> None:
-    """A change here means that scores of before are of other rows than scores of now."""
+    """If this changes, new scores cover other rows than earlier scores."""
     drawn = _draw(dataset(_write(tmp_path / "a.jsonl", _rows(50)), "dataset.samples_per_task=3"))
     assert [row.id for row in drawn.rows] == ["id31", "id36", "id35"]
 
@@ -151,7 +151,7 @@ def test_the_hub_s_path_gives_the_same_rows_as_a_file(tmp_path: Path, dataset: C
 
 
 def test_infinitebench_has_its_types_stated(tmp_path: Path, dataset: Callable[..., Any]) -> None:
-    """The first rows have no options and numbers for answers, from which other types would be guessed."""
+    """The first rows have no options and numeric answers, from which other types would be inferred."""
     rows = [{"id": n, "context": "c", "input": "q", "answer": [n], "options": []} for n in range(3)] + [
         {"id": 9, "context": "c", "input": "q", "answer": [7], "options": []}
     ]

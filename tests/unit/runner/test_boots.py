@@ -1,4 +1,4 @@
-"""Times of an earlier boot, of a run that goes on after its machine was started anew."""
+"""The times of an earlier boot in a run that is resumed after a reboot."""
 
 import json
 from pathlib import Path

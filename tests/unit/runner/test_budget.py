@@ -1,4 +1,4 @@
-"""What is predicted of a cell from those before it."""
+"""Predictions of a cell's time from the cells before it."""
 
 import math
 
@@ -101,7 +101,7 @@ def test_what_a_request_takes_at_least_is_its_flops_or_bytes_at_the_peaks() -> N
 
 
 def test_attention_is_foreseen_from_short_prompts() -> None:
-    """By proportion 131,072 tokens would take 256 times as long as 512; by their FLOPs 5,300 times."""
+    """131,072 tokens would take 256 times as long as 512 if time were proportional, but 5,300 times by FLOPs."""
     floor = floor_of(SHAPE, PEAKS, 1, 1)
     assert floor is not None
     seconds = {n: 3 * floor(n) + 0.1 for n in (512, 1024, 131_072)}

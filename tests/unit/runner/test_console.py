@@ -1,4 +1,4 @@
-"""What the screen shows when a run has ended."""
+"""The terminal output at the end of a run."""
 
 import json
 from pathlib import Path

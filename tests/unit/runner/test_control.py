@@ -1,4 +1,4 @@
-"""Requests that are asked again: which, and that nothing else of a run changes by it. With the engine double."""
+"""Control requests: which ones are sent again, and that they change nothing else in a run. With the engine double."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_nothing_is_asked_again_of_sampled_answers(
 
 
 def test_how_many_are_asked_again(config: Compose) -> None:
-    """Six where the same tokens are asked for, also if that is left aside under the load."""
+    """Six if same_tokens is set, even if the load turns it off."""
     assert count_of(config(GREEDY)) == 6
     assert count_of(config(GREEDY, "workload=random")) == 6
     assert count_of(config(GREEDY, "experiment.same_tokens=false")) == 0

@@ -1,4 +1,4 @@
-"""The search for goodput: what it asks for next, and that it finds what a simulated engine can carry."""
+"""The search for goodput: the rates it tries, and that it finds the capacity of a simulated engine."""
 
 import asyncio
 import math
@@ -104,7 +104,7 @@ def test_the_search_finds_what_an_engine_carries(config: Compose, tmp_path: Path
     assert low == pytest.approx(5, rel=0.12)
     assert high <= low * 1.11
     assert path[-1].ended == "narrowed to 10 %"
-    # Where the first repeat has more misses than all of them may have, the others are not asked for.
+    # If the first repeat has more misses than all of them may have, the others are not measured.
     assert {probe.repeats for probe in path if probe.rate and not probes.passes(probe)} == {1}
     assert {probe.repeats for probe in path if probe.rate and probes.passes(probe)} == {3}
 

@@ -1,4 +1,4 @@
-"""Requests go out on their schedule, and each leaves a record however it ends."""
+"""Requests are sent on schedule, and each leaves a record however it ends."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""A loop that is held up is seen, and for as long as it was."""
+"""A stall of the event loop is recorded with its duration."""
 
 import asyncio
 import gc
@@ -29,7 +29,7 @@ def _lags(held_s: float) -> list[LoopLag]:
 def test_every_timer_that_a_stall_hid_counts() -> None:
     lags = [lag for row in _lags(0.3) for lag in row.lags]
     assert max(lags) > 0.25
-    # Of the timers due within 0.3 s, one every 20 ms: half were more than 0.15 s late.
+    # A timer is due every 20 ms; of those due within the 0.3 s stall, half were more than 0.15 s late.
     assert sum(lag > 0.15 for lag in lags) >= 6
 
 
@@ -64,7 +64,7 @@ def test_the_collector_leaves_alone_what_was_there_until_all_has_ended() -> None
             del knot
             gc.collect()
             assert first() is not None
-        # What the inner one found stays put away, or the next would go through everything.
+        # Objects frozen by the inner one stay frozen, or the next one would scan everything.
         gc.collect()
         assert first() is not None
         second = weakref.ref(Knot())

@@ -1,4 +1,4 @@
-"""Cells that are skipped, and engines that die between them, with the engine double in the backend's place."""
+"""Skipped cells, and engines that die between cells, with the engine double as backend."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the screen says of how long a run will take, before it starts and as it goes."""
+"""Estimates of the time left for a run, before it starts and while it is running."""
 
 import time
 from typing import Any
@@ -47,16 +47,16 @@ def test_after_the_warm_up_it_is_by_the_warm_up() -> None:
     outlook.warmups["a"] = [Repeat(100, 1, 0.0, 1, 0.5)]
     assert outlook.left(0.0) == pytest.approx(2 * 2 * 4 * 0.5 * (1 + 2 + 4))
     assert outlook.said(0.0) == (
-        "about 56 s to go, judging by the requests so far; cells beyond experiment.time_budget_s=900 are skipped"
+        "about 56 s to go, estimated from the requests so far; cells beyond experiment.time_budget_s=900 are skipped"
     )
 
 
 def test_it_counts_what_is_left_of_all_cells_in_all_arms() -> None:
     done = [Done("a", "100-conc1", 0, 4, 4.0, 0.0), Done("a", "200-conc1", 0, 4, 8.0, 0.0)]
     outlook = _outlook(done=done)
-    # Of 100 tokens three repeats are left, of 200 three, of 400 four; b is taken to be like a.
+    # Three repeats are left of 100 tokens, three of 200, and four of 400; b is assumed to be like a.
     assert outlook.left(12.0) == pytest.approx(3 * 8 + 3 * 8 + 4 * 16)
-    # The second repeat of 200 tokens is what goes on.
+    # The second repeat of 200 tokens is being measured.
     assert outlook.left(12.0, ("a", "200-conc1", 1)) == pytest.approx(3 * 8 + 2 * 8 + 4 * 16)
     # Engines start twice more, as long as before; a search may take its time.
     outlook.starts, outlook.starts_left, outlook.searches_s = [{"seconds": 30.0}], 2, 40.0
@@ -94,7 +94,7 @@ def test_the_line_says_how_long_the_whole_run_goes_on() -> None:
         column = _Left()
         column.tally = tally
         assert "about" in column.render(progress.tasks[0]).plain
-        # An open loop goes on until its last request is due.
+        # An open loop lasts at least until its last request is due.
         tally.expect(4, 100.0, 40.0, 0.0)
         tally.add(_record())
         assert tally.left_s(time.monotonic() + 1) == pytest.approx(99, abs=1)

@@ -1,4 +1,4 @@
-"""Runs and sweeps that were cut short anywhere and go on: what is there in the end is what an unbroken one leaves."""
+"""Resuming runs and sweeps that were interrupted at any point: the result equals that of an uninterrupted one."""
 
 import errno
 import json
@@ -41,7 +41,7 @@ Answers = dict[str, tuple[Any, ...]]
 
 
 def answers(run_dir: Path) -> Answers:
-    """What an unbroken run would leave too: all but times and places."""
+    """The results that an uninterrupted run would leave too: everything but times and paths."""
     found = [record for record in read_records(run_dir / "records.jsonl") if not record.warmup]
     rows = {r.request_id: (r.status, r.seed, r.prompt_tokens, r.output_tokens, *r.token_ids) for r in found}
     assert len(rows) == len(found), "a request is there twice"
@@ -94,7 +94,7 @@ def child(*words: str, **environment: str) -> "subprocess.Popen[str]":
 
 @pytest.fixture(scope="module")
 def unbroken() -> Answers:
-    """What a run left that nothing cut short; filled by the first test that makes one."""
+    """The results of an uninterrupted run; filled by the first test that makes one."""
     return {}
 
 
@@ -118,7 +118,7 @@ def test_a_run_killed_anywhere_ends_as_an_unbroken_one(
     assert (run_dir / "artifacts" / "e3_mode_comparison.csv").is_file()
     metadata = read_json(run_dir / "run_metadata.json")
     (resumed,) = metadata["resumed"]
-    # What was measured to its end was not measured again.
+    # Completed repeats were not measured again.
     assert (resumed["was"], resumed["kept"]) == ("running", before)
     assert len((run_dir / "cells.jsonl").read_text().splitlines()) == 2 * 4 * 2
 
@@ -129,7 +129,9 @@ def test_a_complete_run_that_lost_what_says_so_keeps_its_records(config: Compose
     go(cfg, run_dir)
     records = (run_dir / "records.jsonl").read_bytes()
     (run_dir / "cells.jsonl").unlink()
-    with pytest.raises(ConfigError, match=r"is complete and has no cells\.jsonl, .* restore it from a copy, or make"):
+    with pytest.raises(
+        ConfigError, match=r"is complete but has no cells\.jsonl, .* restore that file from a copy, or make"
+    ):
         go(cfg, run_dir, resuming=True)
     assert (run_dir / "records.jsonl").read_bytes() == records
 
@@ -311,15 +313,19 @@ MANIFEST: dict[str, Any] = {
 
 
 def test_an_empty_word_names_no_folder() -> None:
-    """It would be the one that wp1 is called in."""
+    """It would mean the current folder."""
     for word in ("resume=", "resume=''"):
-        with pytest.raises(ConfigError, match="resume= names no folder"):
+        with pytest.raises(ConfigError, match="resume= is empty"):
             resume.arguments([word])
 
 
 def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    told = {tmp_path: "has no run_metadata.json", tmp_path / "file": "is no folder", tmp_path / "none": "is not there"}
+    told = {
+        tmp_path: "has no run_metadata.json",
+        tmp_path / "file": "is not a folder",
+        tmp_path / "none": "does not exist",
+    }
     for folder, why in told.items():
         with pytest.raises(ConfigError, match=rf"^resume={folder} {why}.*: name the folder of a run, .* sweep"):
             resume.arguments([f"resume={folder}"])
@@ -330,9 +336,9 @@ def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
     [
         ({key: value for key, value in MANIFEST.items() if key != "root"}, "sweep.json has no root: restore"),
         ({key: value for key, value in MANIFEST.items() if key != "jobs"}, "sweep.json has no jobs: restore"),
-        (MANIFEST | {"root": 5}, "sweep.json has root=5, which is no folder"),
-        (MANIFEST | {"command": "wp1 -m"}, "sweep.json has a command that is no list of words"),
-        ([], "sweep.json cannot be read (it is no object)"),
+        (MANIFEST | {"root": 5}, "sweep.json: root=5 must be a folder"),
+        (MANIFEST | {"command": "wp1 -m"}, "sweep.json: command must be a list of strings"),
+        ([], "sweep.json cannot be read (it is not an object)"),
     ],
 )
 def test_what_a_sweep_s_file_lacks_is_named(tmp_path: Path, content: Any, said: str) -> None:
@@ -361,7 +367,7 @@ def test_what_a_run_s_file_lacks_is_named(
     group, _, name = key.rpartition(".")
     del (content[group] if group else content)[name]
     (run_dir / file).write_text(json.dumps(content))
-    # Before anything is composed, or when the configuration is held against the records of a run that completed.
+    # Refused before anything is composed, or when the configuration is compared with a completed run's records.
     with pytest.raises(ConfigError, match=re.escape(f"{run_dir}/{said}: restore it from a copy")):
         resume.arguments([f"resume={run_dir}"])
         resume.check_same(config(*TINY), run_dir)
@@ -443,7 +449,7 @@ def test_a_folder_that_is_being_written_is_refused(
     go(config(*TINY), run_dir)
     monkeypatch.setattr(resume, "GONE_WITHIN_S", 0.1)
     with subprocess.Popen(["sleep", "30"], stdout=(run_dir / "records.jsonl").open("a")) as process:
-        with pytest.raises(ConfigError, match=f"goes on in process {process.pid} already"):
+        with pytest.raises(ConfigError, match=f"is still running in process {process.pid}"):
             resume.arguments([f"resume={run_dir}"])
         process.kill()
 
@@ -455,11 +461,11 @@ def test_of_two_that_go_on_at_once_one_is_refused(tmp_path: Path) -> None:
     both = [child(f"resume={run_dir}") for _ in range(2)]
     said = [process.communicate(timeout=300)[0] for process in both]
     codes = [process.returncode for process in both]
-    # Where the first was done before the second asked, that one has nothing left to do.
+    # If the first process had finished before the second one started, nothing is left for the second.
     assert sorted(codes) == [0, 2] or "is complete: nothing is left" in "".join(said), said
     for code, words in zip(codes, said, strict=True):
         if code == 2:
-            assert re.search(rf"error: resume={run_dir} goes on in (another )?process.* already: wait for it", words)
+            assert re.search(rf"error: resume={run_dir} is still running in (another )?process.*: wait for it", words)
     assert len(answers(run_dir)) == 2 * 4 * 2 * 3
     assert len((run_dir / "cells.jsonl").read_text().splitlines()) == 2 * 4 * 2
     assert len(read_json(run_dir / "run_metadata.json")["resumed"]) == 1

@@ -1,4 +1,4 @@
-"""Warming up goes on until two rounds are alike, and no longer than it may."""
+"""Warm-up continues until two rounds are alike, within its limits."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ class Settling:
     async def serve(self, request: Request, record: RequestRecord) -> None:
         taken = self.seconds[min(self.served, len(self.seconds) - 1)]
         self.served += 1
-        # What the clock says is not what is tested here.
+        # The time limit is not tested here.
         record.t_sent = record.t_intended
         if not self.fails:
             record.t_tokens, record.status = [record.t_intended + taken], "ok"

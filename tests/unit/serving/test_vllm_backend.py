@@ -1,4 +1,4 @@
-"""What of the backend needs no engine: how it ends meetings of engines that do not come to an end."""
+"""The parts of the vLLM backend that need no engine: connecting engines that hang or are incompatible."""
 
 import asyncio
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_engines_that_cannot_meet_end_in_time_with_their_last_lines(
     assert "peer access is not there" in str(told.value)
 
 
-def test_what_a_worker_raises_as_it_meets_is_told(tmp_path: Path) -> None:
+def test_an_error_of_a_worker_in_meet_is_reported(tmp_path: Path) -> None:
     async def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("KV layout of prefill-0 is a, here it is b")
 

@@ -1,4 +1,4 @@
-"""Requests and answers between vLLM's words and ours, with vLLM's objects stood in for by plain ones."""
+"""Translation of requests and answers to and from vLLM's types, with plain objects in place of vLLM's."""
 
 import math
 from types import SimpleNamespace
@@ -46,7 +46,7 @@ def test_the_last_chunk_has_what_is_known_at_the_end_only() -> None:
     last = vllm_output.chunk_of(_output(metrics=stats, num_cached_tokens=2), _request(), 1.5)
     assert (last.finish_reason, last.prompt_tokens, last.cached_tokens) == ("length", 3, 2)
     assert last.times is not None and last.kv_transfer_params == {"a": 1}
-    # A zero of vLLM's is a moment that never came.
+    # 0 in vLLM's statistics means that the event never happened.
     assert (last.times.queued, last.times.last_token, last.times.preemptions) == (1.0, None, 0)
 
 

@@ -1,4 +1,4 @@
-"""Whole sweeps by the command line's own way, with the engine double in the backend's place."""
+"""Whole sweeps through the command line, with the engine double as backend."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def test_a_sweep_that_was_killed_and_copied_is_published_from_where_it_lies(swee
     for path in (copied / "sweep.json", copied / "1" / "run_metadata.json"):
         path.write_text(json.dumps(read_json(path) | {"status": "running", "ended": None}))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if "elsewhere" not in path.parts}
-    with (copied / "1" / "records.jsonl").open("a"), pytest.raises(WP1Error, match="a sweep that goes on in process"):
+    with (copied / "1" / "records.jsonl").open("a"), pytest.raises(WP1Error, match="a sweep still running in process"):
         next(track_sweep(copied, done.store))
     places = list(track_sweep(copied, done.store))
     assert len(places) == 3
@@ -201,7 +201,7 @@ def test_a_second_ctrl_c_leaves_no_run_open(
 def test_a_termination_between_engines_ends_the_sweep_and_its_run(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no event loop has the signal: a job manager may send it at any moment."""
+    """The signal arrives while no event loop handles it: a job manager may send it at any moment."""
     publish = mlflow_store.publish_or_say
 
     def ended(*words: Any) -> str | None:
@@ -249,7 +249,7 @@ def test_a_parent_of_the_users_own_is_not_closed_as_the_sweeps(sweep: Sweep, mon
 def test_a_server_that_is_down_costs_one_line_and_no_run(sweep: Sweep) -> None:
     done = sweep("seed=1,2", "tracking.uri=http://127.0.0.1:9", "tracking.timeout_s=2")
     assert done.code == 0
-    assert len(re.findall("not in MLflow .*The sweep goes on", done.said)) == 1
+    assert len(re.findall("not in MLflow .*The sweep continues", done.said)) == 1
     assert done.table["status"].to_list() == ["completed", "completed"]
     assert done.manifest["parent_run_id"] is None
 

@@ -1,4 +1,4 @@
-"""A sweep's jobs share engines: who starts them, who takes them over, and that they end."""
+"""A sweep's jobs share engines: which job starts them, which takes them over, and that they are stopped."""
 
 import itertools
 import os
@@ -52,7 +52,7 @@ def test_six_jobs_over_two_engine_settings_start_engines_twice(sweep: Sweep, dou
 
 
 def test_a_sweep_s_folder_is_its_own_and_the_same_for_all_its_jobs() -> None:
-    """Of two that begin in the same second, and in other processes, to which a launcher sends the configuration."""
+    """Ids stay unique in the same second, and in other processes that a launcher sends the configuration to."""
     names = []
     for _ in range(2):
         with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -1,4 +1,4 @@
-"""A run's folder becomes one readable MLflow run, and nothing that goes wrong there costs the run."""
+"""A run's folder becomes one readable MLflow run, and an error in publishing never fails the run."""
 
 import contextlib
 import json
@@ -411,7 +411,7 @@ def test_a_folder_that_is_none_of_a_run_costs_one_line(tmp_path: Path) -> None:
 def test_a_run_that_was_killed_is_reported_and_published_as_failed(tmp_path: Path, store: str, run_id: str) -> None:
     folder = make_run(tmp_path, run_id, "running")
     (folder / "summary.json").unlink()
-    with (folder / "records.jsonl").open("a"), pytest.raises(WP1Error, match=f"goes on in process {os.getpid()}"):
+    with (folder / "records.jsonl").open("a"), pytest.raises(WP1Error, match=f"still running in process {os.getpid()}"):
         track(folder, store)
     track(folder, store)
     (run,) = runs_in(store, run_id)

@@ -1,4 +1,4 @@
-"""What MLflow is told of a run with two arms."""
+"""The MLflow entry of a run with two arms."""
 
 from pathlib import Path
 

@@ -95,7 +95,5 @@ def test_a_function_from_outside_is_given_what_it_names_and_its_own_settings() -
 
 
 def test_a_function_from_outside_that_fails_is_one_line() -> None:
-    with pytest.raises(
-        ConfigError, match=r"_refusing failed for 4 requests at 2 requests/s \(RuntimeError: not today\)"
-    ):
+    with pytest.raises(ConfigError, match=r"_refusing failed for 4 requests at 2.* \(RuntimeError: not today\)"):
         schedule(OmegaConf.create({"arrivals": f"{__name__}._refusing"}), 4, 2.0, 7)

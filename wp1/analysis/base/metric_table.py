@@ -105,9 +105,9 @@ class Figure(NamedTuple):
 
     @property
     def short_title(self) -> str:
-        """The title that goes with `short_column`: `TTFT`, `TTFT p95`, `tokens/s a device`."""
+        """The title that goes with `short_column`: `TTFT`, `TTFT p95`, `tokens/s per device`."""
         if self.metric.kind == "rate":
-            return f"{self.metric.brief or self.metric.title} a device"
+            return f"{self.metric.brief or self.metric.title} per device"
         return self.metric.title if self.statistic == "mean" else self.title
 
     @property

@@ -166,7 +166,7 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def mark_of(metadata: Mapping[str, Any], arm: str | None = None) -> str:
-    """A run's labels for plot titles; arm: the only arm in the plot, which may not share a GPU (`colocated`)."""
+    """A run's labels for plot titles; arm: the only arm in the plot, which may not share a GPU."""
     pools = [pool for pool in metadata["pools"] if arm is None or pool.get("arm") == arm]
     shared = arm is None or any(pool.get("shared_gpu") for pool in pools)
     labels = [label for label in metadata["labels"] if shared or label != SHARED_GPU]

@@ -244,7 +244,7 @@ def _parts_alone(by: Rows, names: list[str]) -> list[str]:
     if not found:
         return []
     each = "; ".join(f"{title} {signed_ms(row['delta'])} for {cells.parse(row['cell']).words}" for title, row in found)
-    return [f"Phases that differ although the mean TTFT or E2E that they are part of is not shown to: {each}."]
+    return [f"Phases shown to differ in cells whose mean TTFT or E2E is not: {each}."]
 
 
 def _rates(by: Rows, names: list[str], b: str) -> list[str]:

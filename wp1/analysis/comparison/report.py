@@ -175,7 +175,7 @@ def _goodput(found: Mapping[str, Any]) -> str:
             )
     if not rows:
         return ""
-    header = ["prompt tokens", "rates tested", f"{a}, requests/s a device", f"{b}, requests/s a device"]
+    header = ["prompt tokens", "rates tested", f"{a}, requests/s per device", f"{b}, requests/s per device"]
     note = (
         "The highest tested rate, per device, up to which every tested rate has an SLO attainment of at least 90 %; "
         f"a dash if there is none. {metrics.slo_in_words(found['slo'])}"

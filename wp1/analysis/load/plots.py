@@ -35,7 +35,7 @@ def _panel(figure: metric_table.Figure) -> Panel:
         f"{metric.title}, {figure.statistic}" if metric.of_one_request else metric.title[0].upper() + metric.title[1:]
     )
     unit = "%" if metric.unit == "share" else metric.unit
-    return figure.short_column, title + (" a device" if metric.kind == "rate" else ""), unit, figure.scale
+    return figure.short_column, title + (" per device" if metric.kind == "rate" else ""), unit, figure.scale
 
 
 def load_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> list[Plot]:

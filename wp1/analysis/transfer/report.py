@@ -18,7 +18,7 @@ OF_SPAN = """\
   1 GB = 1e9 bytes."""
 TIMES = ("copy_ms", "transfer_ms", "handoff_ms", "decode_queue_ms")
 STALL = """\
-- **stall ratio**: sum of handoff times / sum of E2E. A handoff delays its request for all of its time; KV that moves
+- **stall ratio**: sum of handoff times / sum of E2E. A handoff delays its request for its whole duration; KV that moves
   while the prompt is still being computed delays nothing and is not part of the handoff."""
 
 
@@ -98,6 +98,6 @@ def _longest_queues(overall: Mapping[str, Any]) -> str:
         for name, words in (("prefill_waiting", "prefill"), ("decode_waiting", "decode"))
     ]
     return (
-        f" Most requests waiting in wp1 for a place in an engine at a time: {', '.join(lengths)}. Waiting inside an "
+        f" Largest number of requests waiting in wp1 for a place in an engine: {', '.join(lengths)}. Waiting inside an "
         "engine is not counted here, but in **queue**."
     )

@@ -153,7 +153,7 @@ def test_the_words_of_a_comparison_look_at_a_new_row(made: dict[str, Made]) -> N
 @pytest.mark.parametrize("metric", NEW, ids=lambda metric: metric.key)
 def test_a_new_row_is_drawn(made: dict[str, Made], metric: Metric) -> None:
     over_load = f"{metric.title}, mean" if metric.of_one_request else metric.title[0].upper() + metric.title[1:]
-    assert over_load + (" a device" if metric.kind == "rate" else "") in made["loads"].plots
+    assert over_load + (" per device" if metric.kind == "rate" else "") in made["loads"].plots
     assert f"{metric.title}, 0.5 requests/s" in made["arms"].plots
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wp1.analysis.base import metrics, steady, tables
@@ -94,6 +94,7 @@ def test_rates_are_those_of_the_window() -> None:
     assert figures["output_tokens"] == 1000
 
 
+@settings(deadline=None)
 @given(gap=st.floats(0.01, 0.2), e2e=st.floats(0.05, 3), count=st.integers(1, 120), repeats=st.integers(1, 3))
 def test_tokens_within_windows_are_those_that_came_within_them(
     gap: float, e2e: float, count: int, repeats: int

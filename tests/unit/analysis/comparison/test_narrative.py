@@ -175,7 +175,7 @@ def test_percentiles_are_told_where_no_mean_moved() -> None:
         "It was worse:\n\n- p95 TTFT was higher, by 41 % for 8,192 tokens at 2 requests/s (889 ms instead of 629"
         in text
     )
-    assert "that they are part of is not shown to: queue +67.2 ms for 8,192 tokens at 2 requests/s" in text
+    assert "in cells whose mean TTFT or E2E is not: queue +67.2 ms for 8,192 tokens at 2 requests/s" in text
     assert "No difference" not in text
 
 

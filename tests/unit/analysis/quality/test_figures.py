@@ -154,7 +154,7 @@ def test_two_arms_have_their_perplexity_over_the_texts_of_both(rows: pl.DataFram
     assert "**Perplexity over the same texts** (up to 2 texts" in page
     # Drawn dashed, in the first arm's colour.
     captions = [caption for caption, _ in quality_plots.quality_plots(tmp_path, own, "")]
-    assert any("Dashed: the first arm over the other's texts alone." in caption for caption in captions)
+    assert any("Dashed: the first arm over the second arm's texts only." in caption for caption in captions)
 
 
 def test_arms_of_the_same_texts_need_no_warning(rows: pl.DataFrame, found: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The way of a request through two pools: what it leaves in its record and in the ledger, and faults in each phase."""
+"""A request's path through two pools: its record, the ledger, and faults in each phase."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -110,7 +110,7 @@ def test_a_handoff_is_accounted_for(backend: type[DoubleBackend]) -> None:
 def test_the_bytes_to_expect_come_from_the_engines_own_cache(
     backend: type[DoubleBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the configuration lets expect: a float32 checkpoint, say, that is served in 16 bits."""
+    """Whatever the configuration suggests, for example a float32 checkpoint served in 16 bits."""
     world = World(backend)
     info = backend.info
 
@@ -161,7 +161,7 @@ def test_what_the_decode_engine_had_is_not_expected_and_the_line_is_written_at_o
     assert handoff.bytes == handoff.bytes_expected == blocks * 1600
 
 
-def test_of_a_prompt_that_was_there_whole_the_prefill_engine_lets_go(backend: type[DoubleBackend]) -> None:
+def test_the_prefill_engine_frees_a_prompt_that_the_decode_engine_had_cached(backend: type[DoubleBackend]) -> None:
     backend.kept_tokens = 40
     world = World(backend, direction="push")
 
@@ -175,7 +175,7 @@ def test_of_a_prompt_that_was_there_whole_the_prefill_engine_lets_go(backend: ty
     assert not world.scheduler._pools.unfetched
 
 
-def test_of_what_is_never_handed_over_nothing_is_kept(backend: type[DoubleBackend]) -> None:
+def test_the_ledger_keeps_nothing_of_requests_without_a_handoff(backend: type[DoubleBackend]) -> None:
     world = World(backend)
 
     async def body() -> int:
@@ -274,7 +274,7 @@ def test_the_prefill_engine_dies_before_the_handoff(backend: type[DoubleBackend]
         return [await world.serve(n) for n in range(3)]
 
     first, *others = _run(world, body)
-    # Nothing is sent again in silence: the one that found it out fails, the others go elsewhere.
+    # Nothing is retried silently: the request that hits the dead engine fails, the others are routed elsewhere.
     assert [record.status for record in others] == ["ok", "ok"]
     assert {record.prefill_engine for record in others} == {"prefill-1"}
     if first.status != "ok":
@@ -296,13 +296,13 @@ def test_the_prefill_engine_dies_during_the_handoff(backend: type[DoubleBackend]
     record, other = _run(world, body)
     assert (record.status, record.cause, record.phase) == ("error", "engine_died", "handoff")
     assert "engine prefill-0 died during the handoff" in (record.error or "")
-    # The decode engine has nothing to do with it and goes on, with the other prefill engine.
+    # The decode engine is not affected and continues with the other prefill engine.
     assert (other.status, other.prefill_engine) == ("ok", "prefill-1")
     handoff = next(row for row in world.handoffs if row.request_id == "r0")
     assert (handoff.status, handoff.phase) == ("failed", "handoff")
     assert "died" in (handoff.error or "")
     assert record.output_tokens == 1
-    # So that it frees the blocks into which the KV was to come.
+    # So that it frees the blocks reserved for the incoming KV.
     assert world.engine("decode-0").forgotten == ["prefill-0"]
 
 
