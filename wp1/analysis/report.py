@@ -42,6 +42,7 @@ from wp1.analysis.transfer import plots as transfer_plots
 from wp1.analysis.transfer import report as transfer_report
 from wp1.core import files, labels, run_files
 from wp1.core.run_folder import RunFolder, read_json
+from wp1.workload.prompts import asks_questions
 
 
 def write_report(
@@ -108,7 +109,7 @@ def _figures(
         drawn(load_plots.load_plots, summary.get("by_load"), mark) if not names else "",
         goodput.section(summary.get("goodput"), config["slo"]),
         drawn(load_plots.goodput_plots, summary.get("goodput"), config["slo"], mark),
-        _answers(run, metadata, names, summary) if config["workload"]["prompts"] == "dataset" else "",
+        _answers(run, metadata, names, summary) if asks_questions(config) else "",
         transfer_report.section(transfers),
         _skipped(summary),
         latency_report.section(summary) if not (one_each or nothing) else "",

@@ -13,7 +13,7 @@ from wp1.core.parts import MOST, Within, check_within
 from wp1.core.plan import open_loop
 from wp1.quality import settings
 from wp1.serving.engines import needs_of
-from wp1.workload.arrivals import PROCESSES
+from wp1.workload.arrivals import process_of
 from wp1.workload.checks import check_workload
 from wp1.workload.limits import TRACE_FORMATS, check_list
 from wp1.workload.prompts import source_of
@@ -38,9 +38,9 @@ def _check_values(cfg: Any) -> None:
     _one_of("rope.type", cfg.rope.type, "auto", "none", "yarn")
     _one_of("dataset.source", cfg.dataset.source, "builtin", "file", "hub")
     _one_of("dataset.on_bad_row", cfg.dataset.on_bad_row, "error", "skip")
-    source_of(cfg.workload.prompts)
+    source_of(cfg.workload)
     _one_of("workload.trace_format", cfg.workload.trace_format, "auto", *TRACE_FORMATS)
-    _one_of("workload.arrivals", cfg.workload.arrivals, *PROCESSES)
+    process_of(cfg.workload.arrivals)
     _one_of("workload.output_distribution", cfg.workload.output_distribution, "fixed", "uniform", "normal", "lognormal")
     for key in ("model", "dataset", "experiment", "slo", "transfer", "scheduler"):
         # Files and folders are named after them.
@@ -128,7 +128,7 @@ def _check_cells(cfg: Any) -> None:
     lengths, rates = cfg.experiment.prompt_lens, cfg.experiment.request_rates
     _check_doubling(cfg)
     if lengths is not None:
-        if not source_of(cfg.workload.prompts).made_to_length:
+        if not source_of(cfg.workload).made_to_length:
             raise ConfigError(
                 "experiment.prompt_lens needs prompts with a configurable length: choose workload=random or text"
             )
@@ -149,7 +149,7 @@ def _check_cells(cfg: Any) -> None:
             raise ConfigError(
                 "experiment.goodput_budget_s has no effect without limits: choose slo=interactive or set slo.ttft_ms"
             )
-        if not source_of(cfg.workload.prompts).made_to_length:
+        if not source_of(cfg.workload).made_to_length:
             raise ConfigError(
                 "experiment.goodput_budget_s needs prompts with a configurable length: choose workload=random or text"
             )
@@ -160,7 +160,7 @@ def _check_doubling(cfg: Any) -> None:
     if first is None or cfg.experiment.prompt_lens is not None:
         return
     workload = cfg.workload
-    if not source_of(workload.prompts).made_to_length or workload.prompt_len is not None:
+    if not source_of(workload).made_to_length or workload.prompt_len is not None:
         raise ConfigError(
             "experiment.doubling_from needs prompts with a configurable length: choose workload=random or text, and "
             "workload.prompt_len=null"
@@ -224,7 +224,7 @@ def check_overrides(cfg: Any, overrides: list[str]) -> None:
 def _check_concurrency(cfg: Any, given: str) -> None:
     """Refuses workload.concurrency next to a request rate: it could be mistaken for a cap, which does not exist."""
     experiment, workload = cfg.experiment, cfg.workload
-    if source_of(workload.prompts).recorded:
+    if source_of(workload).recorded:
         raise ConfigError(f"{given} has no effect on a trace, which has its own times and no cap: drop it")
     if experiment.request_rates is not None:
         if 0 not in experiment.request_rates:

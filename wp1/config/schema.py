@@ -25,7 +25,9 @@ from wp1.core.plan import open_loop
 from wp1.model.rope import Rope
 from wp1.serving.backend import BACKEND, SCHEDULER
 from wp1.serving.transfer import TRANSFER
-from wp1.workload.prompts import source_of
+from wp1.workload import own_settings
+from wp1.workload.arrivals import process_of
+from wp1.workload.prompts import class_of, source_of
 
 # A bool, which `resolve` checks: with the type bool, OmegaConf would accept any number as true.
 Truth = Any
@@ -74,6 +76,7 @@ class Dataset:
 
 @dataclass
 class Workload:
+    # A source of prompts and an arrival process may add keys of their own (`wp1.workload.own_settings`).
     prompts: str = "dataset"  # dataset, scored, random, text or trace; or package.module.Class (`wp1.workload.prompts`)
     prompt_len: int | None = None  # tokens, for random and text prompts
     text_path: str | None = None  # for text prompts; None: the bundled book
@@ -93,7 +96,7 @@ class Workload:
     warmup_once: Truth = False  # warm up only before the first cell after an engine start
     concurrency: int = 1
     request_rate: float = 0.0  # requests/s; 0: closed loop of `concurrency`
-    arrivals: str = "poisson"  # constant, gamma or ramp; for request_rate > 0
+    arrivals: str = "poisson"  # constant, gamma, ramp or package.module.function; for request_rate > 0
     burstiness: float = 1.0  # shape of gamma
     ramp_from: float = 0.0  # requests/s
     ramp_s: float | None = None  # seconds; None: until the last request
@@ -202,11 +205,11 @@ def doubling(first: int, last: int) -> list[int]:
 def register() -> None:
     """Makes `schema` the first entry of conf/config.yaml's defaults.
 
-    Hydra accepts any key of a part; `resolve` checks it against the part's class, which may have more keys than its
-    file in conf/.
+    Hydra accepts any key of a part and of `workload`; `resolve` checks it against the class, which may have more keys
+    than its file in conf/.
     """
     node = OmegaConf.structured(Config)
-    for group in (*PARTS, *PARTS_BY_NAME):
+    for group in (*PARTS, *PARTS_BY_NAME, "workload"):
         OmegaConf.set_struct(node[group], False)
     ConfigStore.instance().store(name="schema", node=node)
 
@@ -231,10 +234,13 @@ def resolve(cfg: DictConfig) -> DictConfig:
         plain = OmegaConf.to_container(cfg, resolve=True)
         schema = OmegaConf.structured(Config)
         assert isinstance(plain, dict)
+        own = _own_settings(plain)
         unknown = sorted(_unknown_keys(plain, schema))
         if unknown:
             raise ConfigError(unknown_key_message(unknown[0]))
-        typed = OmegaConf.merge(schema, plain | _parts(plain))
+        OmegaConf.set_struct(schema.workload, False)
+        typed = OmegaConf.merge(schema, plain | _parts(plain), {"workload": own})
+        OmegaConf.set_struct(typed.workload, None)
         missing = sorted(OmegaConf.missing_keys(typed))
         for key in TRUTHS:
             if not isinstance(value := OmegaConf.select(typed, key), bool):
@@ -269,6 +275,19 @@ def _parts(plain: Mapping[Any, Any]) -> dict[str, Any]:
     return typed
 
 
+def _own_settings(plain: Mapping[Any, Any]) -> dict[str, Any]:
+    """The keys that the source of prompts and the arrival process add to `workload`, converted to their types.
+
+    Raises ConfigError for a source or process that cannot be used, and as `own_settings.typed` does.
+    """
+    workload = plain.get("workload") or {}
+    common = {key.name: key.default for key in dataclasses.fields(Workload)}
+    source = class_of(workload.get("prompts", Workload.prompts))
+    process = process_of(workload.get("arrivals", Workload.arrivals))
+    settings = [*own_settings.declared(source).values(), *process.settings().values()]
+    return own_settings.typed(workload, common, settings)
+
+
 def _not_taken(options: str, key: str, known: list[str]) -> str:
     """`parts.unknown_key`; for a key of another option of the group, it names that option, such as scheduler=disagg."""
     name = key.rpartition(".")[2]
@@ -288,7 +307,7 @@ def same_tokens_aside(cfg: Any) -> str | None:
     workload = cfg.workload
     if not cfg.experiment.same_tokens:
         return None
-    if not source_of(workload.prompts).repeated:
+    if not source_of(workload).repeated:
         return f"{workload.prompts} prompts differ in every repeat"
     if open_loop(cfg):
         return "requests that come at a rate overlap differently in every repeat"
@@ -306,7 +325,8 @@ def _unknown_keys(given: Any, schema: Any, prefix: str = "") -> list[str]:
     unknown = []
     for key, value in given.items():
         if key not in schema.keys():  # noqa: SIM118 - `in` is false for a key whose value is missing
-            unknown.append(f"{prefix}{key}")
+            # `_own_settings` refuses those of workload.
+            unknown += [f"{prefix}{key}"] if prefix != "workload." else []
         elif not OmegaConf.is_missing(schema, key):
             unknown += _unknown_keys(value, schema._get_node(key), f"{prefix}{key}.")
     return unknown

@@ -189,12 +189,12 @@ def typed(key: str, node: Any, kind: Kind, message: Callable[[str, list[str]], s
         value = given.get(name, setting.default)
         if value is NOTHING or value == "???":
             raise ConfigError(f"{key}.{name} has no value: set {key}.{name}=...")
-        if name in given or _is_plain(value):
+        if name in given or is_plain(value):
             complete[name] = converted(f"{key}.{name}", value, setting.type)
     return complete
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | list | tuple | dict)
 
 

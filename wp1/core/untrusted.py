@@ -65,7 +65,7 @@ def _of_code(key: str, value: str) -> str | None:
     """Why a setting could run code that is not wp1's; None if it cannot."""
     if re.split(r"[./@:]", key)[0] == "hydra" or "/" in key or "@" in key:
         return "a setting of Hydra, which can name someone else's code"
-    of_code = key == "dataset.benchmark" or (key == "workload.prompts" and "." in value)
+    of_code = key == "dataset.benchmark" or (key in ("workload.prompts", "workload.arrivals") and "." in value)
     if of_code or "_target_" in key or "_target_" in value:
         return "which names code to run"
     if key.startswith(("transfer.environment", "transfer.extra")):

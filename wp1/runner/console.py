@@ -33,6 +33,7 @@ from wp1.core import labels, redaction
 from wp1.core.records import RequestRecord
 from wp1.core.run_files import RECORDS
 from wp1.runner.budget import in_words
+from wp1.workload.prompts import asks_questions
 
 if TYPE_CHECKING:
     from wp1.runner.outcome import Outcome
@@ -85,7 +86,7 @@ class Screen:
 
     def _results(self, run: RunTables) -> None:
         """Prints questions and answers, or, for several arms or without questions, the medians of each cell."""
-        answers = not arms.names_of(run.config) and run.config["workload"]["prompts"] == "dataset"
+        answers = not arms.names_of(run.config) and asks_questions(run.config)
         measured = run.requests.filter(~pl.col("warmup"))
         if measured.is_empty():
             return

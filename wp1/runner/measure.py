@@ -109,7 +109,7 @@ async def measure(
             records=stack.enter_context(RecordWriter(RECORDS.at(run_dir))),
             lags=stack.enter_context(RecordWriter(LOOP.at(run_dir))),
             notes=_memory_notes(cfg, run_dir, stack),
-            control=Control(again, alike=prompts.source_of(cfg.workload.prompts).repeated),
+            control=Control(again, alike=prompts.source_of(cfg.workload).repeated),
             again=stack.enter_context(RecordWriter(CONTROL.at(run_dir))) if again else None,
             write=_event_writer(prepared.arms, run_dir, stack),
             done=done,

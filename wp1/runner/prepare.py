@@ -56,7 +56,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
     if cfg.arms and not cfg.experiment.memory:
         check_equal({arm.name: [place for _, place in places_of(arm)] for arm in plan(cfg)})
     # Read before the model is downloaded or unpacked, so that bad data is reported at once.
-    source = prompts.source_of(cfg.workload.prompts)
+    source = prompts.source_of(cfg.workload)
     given = source.read(cfg, tell)
     try:
         served = _models(cfg, tell)

@@ -143,9 +143,7 @@ def _hash(cfg: DictConfig, prepared: Prepared) -> str:
         contents["model.path"] = prepared.model.digest
     if prepared.prompt_data.examples is not None:
         contents["dataset"] = prepared.prompt_data.examples.source["digest"]
-    contents |= {
-        name: identity.file_digest(path) for name, path in prompts.source_of(cfg.workload.prompts).files(cfg).items()
-    }
+    contents |= {name: identity.file_digest(path) for name, path in prompts.source_of(cfg.workload).files(cfg).items()}
     return identity.config_hash(cfg, contents)
 
 

@@ -4,12 +4,22 @@ Arrivals depend only on the rate, the process and a seed, never on the engines: 
 know how busy the service is.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from wp1.core.errors import ConfigError
+from wp1.core.outside import imported
+from wp1.core.parts import Setting
+from wp1.workload import own_settings
 
 if TYPE_CHECKING:
     import numpy as np
+
+# Parameters of a process from outside wp1 that wp1 fills in; it need not have all of them.
+GIVEN = ("rng", "count", "rate", "workload")
 
 
 @dataclass(frozen=True)
@@ -29,17 +39,26 @@ class Process:
 
     arrive: the Schedule for a random generator, a number of requests, a rate in requests/s, and the `workload` group.
     keys: keys of `workload` that only this process reads, with their defaults.
+    function: that of a process from outside wp1, whose parameters but GIVEN are settings of its own.
     """
 
     arrive: "Callable[[np.random.Generator, int, float, Any], Schedule]"
     keys: Mapping[str, Any] = field(default_factory=dict)
+    function: Callable[..., Any] | None = None
+
+    def settings(self) -> dict[str, Setting]:
+        """The settings that this process adds to the keys of `workload`, by name."""
+        return {} if self.function is None else own_settings.declared(self.function, GIVEN)
 
 
 def schedule(workload: Any, count: int, rate: float, seed: int) -> Schedule:
-    """`count` arrivals at `rate` requests/s under `workload.arrivals`. The same seed gives the same on any machine."""
+    """`count` arrivals at `rate` requests/s under `workload.arrivals`. The same seed gives the same on any machine.
+
+    Raises ConfigError if a process from outside wp1 fails or returns something else.
+    """
     import numpy as np
 
-    return PROCESSES[workload.arrivals].arrive(np.random.default_rng(seed), count, rate, workload)
+    return process_of(workload.arrivals).arrive(np.random.default_rng(seed), count, rate, workload)
 
 
 def _after(gaps: "np.ndarray") -> Schedule:
@@ -99,3 +118,49 @@ PROCESSES: Mapping[str, Process] = {
     "gamma": Process(_gamma, {"burstiness": 1.0}),
     "ramp": Process(_ramp, {"ramp_from": 0.0, "ramp_s": None}),
 }
+
+
+def process_of(name: str) -> Process:
+    """The process that `workload.arrivals` names: a row of PROCESSES, or a function by its dotted name.
+
+    Raises ConfigError if the name is unknown or cannot be imported.
+    """
+    if name in PROCESSES:
+        return PROCESSES[name]
+    setting = f"workload.arrivals={name}"
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise ConfigError(
+            f"{setting} is not known: set workload.arrivals to {' or '.join(PROCESSES)}, or to a "
+            "package.module.function of your own"
+        )
+    function = getattr(imported(setting, module), attribute, None)
+    if not inspect.isfunction(function):
+        raise ConfigError(f"{setting} is not a function: name one that returns a wp1.workload.arrivals.Schedule")
+    return Process(partial(_from_outside, setting, function), function=function)
+
+
+def _from_outside(
+    setting: str, function: Callable[..., Any], rng: "np.random.Generator", count: int, rate: float, workload: Any
+) -> Schedule:
+    given = {"rng": rng, "count": count, "rate": rate, "workload": workload}
+    names = inspect.signature(function).parameters
+    taken = {name: value for name, value in given.items() if name in names}
+    try:
+        made = function(**taken, **own_settings.values(function, workload, GIVEN))
+    except Exception as error:  # anything may go wrong in a function of somebody else's
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ConfigError(f"{setting} failed for {count} requests at {rate:g} requests/s ({why})") from error
+    if not isinstance(made, Schedule) or not _is_ascending(made.offsets, count):
+        raise ConfigError(
+            f"{setting} did not return a wp1.workload.arrivals.Schedule of {count} offsets in seconds, ascending from "
+            "0 or later, as a NumPy array"
+        )
+    return made
+
+
+def _is_ascending(offsets: Any, count: int) -> bool:
+    import numpy as np
+
+    is_array = isinstance(offsets, np.ndarray) and offsets.shape == (count,) and offsets.dtype.kind in "fiu"
+    return is_array and bool(np.isfinite(offsets).all() and (offsets >= 0).all() and (np.diff(offsets) >= 0).all())

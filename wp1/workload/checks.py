@@ -7,14 +7,14 @@ from typing import Any
 
 from wp1.core.errors import ConfigError
 from wp1.core.plan import open_loop, prompt_lens
-from wp1.workload.arrivals import PROCESSES
+from wp1.workload.arrivals import PROCESSES, process_of, schedule
 from wp1.workload.limits import longest
-from wp1.workload.prompts import OWN, PromptSource, source_of
+from wp1.workload.prompts import OWN, PromptSource, class_of, source_of
 
 
 def check_workload(cfg: Any) -> None:
     """Raises ConfigError if settings of `workload` contradict each other, the experiment or model.max_len."""
-    workload, source = cfg.workload, source_of(cfg.workload.prompts)
+    workload, source = cfg.workload, source_of(cfg.workload)
     if source.made_to_length:
         _check_lengths(cfg)
     elif workload.prompt_len is not None:
@@ -59,8 +59,8 @@ def _outputs(workload: Any) -> str:
 
 def _refuse_unused(workload: Any, source: PromptSource) -> None:
     for name in OWN:
-        for key, default in source_of(name).keys.items():
-            if workload[key] != default and workload.prompts != name:
+        for key, default in class_of(name).keys.items():
+            if workload[key] != default and key not in source.keys:
                 raise ConfigError(f"workload.{key} has no effect on {workload.prompts} prompts: choose workload={name}")
     if workload.shared_prefix and not source.made_to_length:
         raise ConfigError(
@@ -103,11 +103,16 @@ def _check_arrivals(cfg: Any, source: PromptSource) -> None:
                     f"workload.{key}={workload[key]:g} has no effect on {workload.arrivals} arrivals: "
                     f"set workload.arrivals={name}"
                 )
-    if PROCESSES[workload.arrivals].keys and not rates and not source.recorded:
+    process = process_of(workload.arrivals)
+    if (process.keys or process.function) and not rates and not source.recorded:
         raise ConfigError(
             f"workload.arrivals={workload.arrivals} has no effect in a closed loop: set workload.request_rate, in "
             "requests/s"
         )
+    if process.function is not None and rates:
+        # Once now, so that one that does not work is refused before an engine starts.
+        highest = max([*(cfg.experiment.request_rates or ()), workload.request_rate])
+        schedule(workload, workload.num_requests or 2, highest or 1.0, cfg.seed)
     if workload.num_warmup > workload.max_warmup:
         raise ConfigError(
             f"workload.num_warmup={workload.num_warmup} exceeds workload.max_warmup={workload.max_warmup}: "

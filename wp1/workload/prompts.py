@@ -13,6 +13,7 @@ from wp1.core.errors import ConfigError
 from wp1.core.outside import imported
 from wp1.core.plan import Cell
 from wp1.core.records import Request
+from wp1.workload import own_settings
 from wp1.workload.arrivals import Schedule, schedule
 from wp1.workload.limits import longest
 from wp1.workload.seeds import derive_seed
@@ -83,12 +84,13 @@ class PromptData:
 class Requests(Sequence[Request]):
     """Lazy sequence of requests; each access builds a new one.
 
+    count: None, as of workload.num_requests=null, means no requests.
     make: builds the request at an index, without its prompt. prompt: its token ids, which take most of the time and
     memory.
     """
 
-    def __init__(self, count: int, make: Callable[[int], Request], prompt: Callable[[int], list[int]]) -> None:
-        self._count, self._bare, self._prompt = count, make, prompt
+    def __init__(self, count: int | None, make: Callable[[int], Request], prompt: Callable[[int], list[int]]) -> None:
+        self._count, self._bare, self._prompt = count or 0, make, prompt
 
     def __len__(self) -> int:
         return self._count
@@ -118,7 +120,10 @@ class Requests(Sequence[Request]):
 
 
 class PromptSource:
-    """A source of a run's prompts, as named by `workload.prompts`: one stateless class per source.
+    """A source of a run's prompts, as named by `workload.prompts`: one class per source, which keeps
+    nothing between calls.
+
+    The parameters of its `__init__`, if it has one, are keys of `workload` (`wp1.workload.own_settings`).
 
     Methods are called in this order: `check`, before anything is read; `read`, before the model is fetched; `prepare`,
     with the tokenizer; then the others, for every cell and repeat. Only `requests` has to be implemented.
@@ -126,6 +131,7 @@ class PromptSource:
 
     made_to_length = False  # whether prompts have the lengths of workload.prompt_len or experiment.prompt_lens
     repeated = False  # whether all repeats of a cell have the same prompts, so that answers can be compared by token
+    asks_questions = False  # whether prompts are the dataset's questions, so that reports show each with its answer
     recorded = False  # whether requests have their own times and lengths
     # Keys of `workload` that only this source reads, with their defaults.
     keys: Mapping[str, Any] = {}
@@ -190,20 +196,35 @@ class PromptSource:
 
 def own_source(name: str) -> PromptSource | None:
     """wp1's own source of that name, as found in a run's folder; None for any other, which is not imported."""
-    target = OWN.get(EARLIER.get(name, name))
-    if target is None:
-        return None
-    module, _, attribute = target.rpartition(".")
-    return getattr(importlib.import_module(module), attribute)()
+    name = EARLIER.get(name, name)
+    return class_of(name)() if name in OWN else None
 
 
-def source_of(name: str) -> PromptSource:
-    """The source that `workload.prompts` names in a configuration.
+def asks_questions(config: Mapping[str, Any]) -> bool:
+    """Whether a run's prompts are the dataset's questions; never for a source from outside wp1, not imported here."""
+    source = own_source(config["workload"]["prompts"])
+    return source is not None and source.asks_questions
 
-    Raises ConfigError if the name is unknown or cannot be imported.
+
+def source_of(workload: Any) -> PromptSource:
+    """The source that `workload.prompts` names in a resolved configuration, made of its own settings.
+
+    Raises ConfigError if the name is unknown, or if the source refuses its settings by a ValueError.
     """
-    if name in OWN and (own := own_source(name)) is not None:
-        return own
+    source = class_of(workload.prompts)
+    try:
+        return source(**own_settings.values(source, workload))
+    except ValueError as error:
+        raise ConfigError(
+            f"workload.prompts={workload.prompts} cannot be made ({' '.join(str(error).split())}): change its settings"
+        ) from error
+
+
+def class_of(name: str) -> type[PromptSource]:
+    """The class that `workload.prompts` names. Raises ConfigError if the name is unknown or cannot be imported."""
+    if (target := OWN.get(name)) is not None:
+        module, _, attribute = target.rpartition(".")
+        return getattr(importlib.import_module(module), attribute)
     setting = f"workload.prompts={name}"
     module, _, attribute = name.rpartition(".")
     if not module:
@@ -214,7 +235,7 @@ def source_of(name: str) -> PromptSource:
     source = getattr(imported(setting, module), attribute, None)
     if not isinstance(source, type) or not issubclass(source, PromptSource):
         raise ConfigError(f"{setting} is not a class derived from wp1.workload.prompts.PromptSource: name one that is")
-    return source()
+    return source
 
 
 def measured(cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Requests:
@@ -225,12 +246,12 @@ def measured(cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Requests:
     `workload.shared_prefix` or a trace's equal hash ids let them share within one repeat.
     Raises ConfigError if a text is too short for its prompts.
     """
-    return source_of(cfg.workload.prompts).requests(cfg, cell, repeat, data)
+    return source_of(cfg.workload).requests(cfg, cell, repeat, data)
 
 
 def arrivals(cfg: Any, cell: Cell, repeat: int, data: PromptData) -> Schedule | None:
     """When the requests of one repeat of a cell are due; None in a closed loop (`PromptSource.arrivals`)."""
-    return source_of(cfg.workload.prompts).arrivals(cfg, cell, repeat, data)
+    return source_of(cfg.workload).arrivals(cfg, cell, repeat, data)
 
 
 def warmup_round(cfg: Any, cell: Cell, repeat: int, data: PromptData, engines: int, number: int) -> list[Request]:
@@ -238,7 +259,7 @@ def warmup_round(cfg: Any, cell: Cell, repeat: int, data: PromptData, engines: i
 
     repeat: the repeat that follows. number: the round's, from 0; no prompt occurs in two rounds.
     """
-    source = source_of(cfg.workload.prompts)
+    source = source_of(cfg.workload)
     requests = []
     for n in range(number * engines, (number + 1) * engines):
         prompt = source.warmup_prompt(cfg, cell, repeat, n, data)

@@ -21,6 +21,7 @@ class QuestionPrompts(PromptSource):
     """A dataset's rows in file order, the same in every repeat."""
 
     repeated = True
+    asks_questions = True
 
     def read(self, cfg: Any, tell: Callable[[str], None]) -> dataset.Questions:
         tell(f"reading {cfg.dataset.name}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from wp1.config.schema import Workload
-from wp1.workload.arrivals import Schedule, schedule
+from wp1.core.errors import ConfigError
+from wp1.workload.arrivals import Schedule, process_of, schedule
 
 
 def _arrivals(count: int, rate: float, process: str = "poisson", seed: int = 7, **settings: float | None) -> Schedule:
@@ -76,3 +78,22 @@ def test_the_same_seed_gives_the_same_arrivals_on_any_machine(process: str, dige
     settings = {"gamma": {"burstiness": 0.5}, "ramp": {"ramp_from": 1.0, "ramp_s": 10.0}}.get(process, {})
     microseconds = [round(t * 1e6) for t in _arrivals(100, 5.0, process, seed=1, **settings).offsets]
     assert hashlib.sha256(json.dumps(microseconds).encode()).hexdigest()[:16] == digest
+
+
+def _bunched(count: int, rate: float, workload: Any, *, bunch: int = 1) -> Schedule:
+    return Schedule(np.arange(count) // bunch * bunch / rate)
+
+
+def _refusing(rng: np.random.Generator) -> Schedule:
+    raise RuntimeError("not today")
+
+
+def test_a_function_from_outside_is_given_what_it_names_and_its_own_settings() -> None:
+    node = OmegaConf.create({"arrivals": f"{__name__}._bunched", "bunch": 2})
+    assert schedule(node, 4, 2.0, 7).offsets.tolist() == [0, 0, 1, 1]
+    assert process_of(node.arrivals).settings().keys() == {"bunch"}
+
+
+def test_a_function_from_outside_that_fails_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"_refusing failed for 4 requests at 2.* \(RuntimeError: not today\)"):
+        schedule(OmegaConf.create({"arrivals": f"{__name__}._refusing"}), 4, 2.0, 7)

@@ -25,6 +25,7 @@ from wp1.core.records import (
     QueueLengths,
     RequestRecord,
 )
+from wp1.workload.prompts import own_source
 
 Schema = dict[str, pl.DataType | type[pl.DataType]]
 PART_BYTES = 64 << 20
@@ -86,7 +87,8 @@ BULK = ("text", "token_ids", "t_tokens")
 def bulk_of(config: Mapping[str, Any], compared: bool) -> tuple[str, ...]:
     """Columns that can be left out of a run's records: answers are shown only for questions, and tokens needed only if
     they are compared (`compared`)."""
-    if config["workload"]["prompts"] not in ("random", "text", "trace"):
+    source = own_source(config["workload"]["prompts"])
+    if source is None or not (source.made_to_length or source.recorded):
         return ()
     return tuple(name for name in BULK if name != "token_ids" or not compared)
 

@@ -17,6 +17,7 @@ from wp1.analysis.sweep.figures import Job, Pair
 from wp1.core.errors import ConfigError
 from wp1.core.identity import DECISIVE, settings_of
 from wp1.core.paths import run_or_sweep
+from wp1.workload.prompts import asks_questions
 
 # Workload settings that may differ between cells of the same name: the name includes them, or they change how much was
 # sent but not what.
@@ -93,7 +94,7 @@ def _definitions(config: Mapping[str, Any]) -> dict[str, Any]:
     found = settings_of({"workload": workload}) | {
         f"slo.{key}": most for key, most in metrics.limits(config["slo"]).items()
     }
-    if workload["prompts"] == "dataset":
+    if asks_questions(config):
         found |= settings_of({"dataset": config["dataset"]})
     return found
 
