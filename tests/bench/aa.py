@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 
 from tests.bench import machine
 from tests.bench.calibration import HEADER, table_rows
-from wp1.analysis.base import metric_table, tables
+from wp1.analysis.base import metrics, tables
 from wp1.analysis.comparison.figures import compare
 from wp1.analysis.report import table
 from wp1.config import schema
@@ -79,7 +79,7 @@ def text_of(comparisons: list[pl.DataFrame]) -> str:
     """How often a difference was claimed, by metric."""
     rows = pl.concat(comparisons)
     lines = []
-    for figure in metric_table.shown_in("comparison"):
+    for figure in metrics.shown_in("comparison"):
         tested = rows.filter((pl.col("metric") == figure.name) & pl.col("excludes_zero").is_not_null())
         if tested.height:
             shown = int(tested["shown"].sum())

@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 from hydra import compose, initialize_config_dir
 
-from wp1.analysis.base import metrics, tables
+from wp1.analysis.base import aggregates, tables
 from wp1.config import schema
 from wp1.core.jsonl import RecordWriter
 from wp1.core.plan import plan
@@ -207,7 +207,7 @@ def _sums(url: str) -> Figures:
 
 def _of_records(path: Path) -> Figures:
     table = tables.requests(path)
-    latency = metrics.latency(table)
+    latency = aggregates.latency(table)
     if latency["failed"]:
         raise RuntimeError(f"a request through wp1 failed: {table['error'].drop_nulls()[0]}")
     decode = (table["t_engine_last_token"] - table["t_engine_first_token"]) / (table["output_tokens"] - 1)

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis import completeness, outside
-from wp1.analysis.base import cells, metric_table, provenance, style
+from wp1.analysis.base import cells, metrics, provenance, style
 from wp1.analysis.base.how_to_read import HOW_TO_READ, HOW_TO_READ_ARMS, HOW_TO_READ_LOAD, HOW_TO_READ_ONE_EACH
 from wp1.analysis.base.markdown import (
     code,
@@ -167,7 +167,7 @@ def _answers(
         first, of_arm = first.filter(pl.col("arm") == names[0]), f" of {names[0]}"
     if first.is_empty() or first["label"].n_unique() < 2:
         return ""
-    rows, beside = [], metric_table.means_in("answers")
+    rows, beside = [], metrics.means_in("answers")
     for row in first.head(most).iter_rows(named=True):
         if row["status"] != "ok":
             answer = f"*{row['status']}: {text(row['error'] or '')}*"
@@ -242,14 +242,14 @@ def _how_to_read(
 
 def _other_formulas() -> list[str]:
     """The formulas of metrics that the report shows and HOW_TO_READ does not name."""
-    shown = [metric for metric in metric_table.METRICS if metric.shown.summary and metric.shown.report]
+    shown = [metric for metric in metrics.METRICS if metric.shown.summary and metric.shown.report]
     return [f"- **{metric.title}**: {metric.formula}." for metric in shown if metric.title not in HOW_TO_READ]
 
 
 def _kv(model: dict[str, Any], pools: list[dict[str, Any]]) -> str:
     """KV bytes per token, how sliding windows and recurrent layers change that, and any notes by the engines."""
     cache, a_token = model.get("kv_cache"), model["kv_bytes_per_token"]
-    parts = [f"{number(a_token)} bytes a token" if a_token is not None else f"unknown: {model['why_no_kv_cache']}"]
+    parts = [f"{number(a_token)} bytes per token" if a_token is not None else f"unknown: {model['why_no_kv_cache']}"]
     if cache is not None:
         parts += [
             f"{number(size)} of these for the last {number(window)} tokens only" for window, size in cache["windows"]

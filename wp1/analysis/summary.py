@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from wp1.analysis import checks
-from wp1.analysis.base import metric_table, metrics, tables
+from wp1.analysis.base import aggregates, metrics, tables
 from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.comparison import arms, parity
 from wp1.analysis.length import figures as length_figures
@@ -64,7 +64,7 @@ def summarise(run: RunTables, collectors: Sequence[Profiler], kept: Mapping[str,
         ),
         "slo": {
             **config["slo"],
-            "attainment": metrics.attainment(measured, metrics.limits(config["slo"])),
+            "attainment": aggregates.attainment(measured, aggregates.limits(config["slo"])),
         },
         "profiling": profiling,
         "not_made": sorted(kept or {}),
@@ -114,7 +114,7 @@ def _write_tables(
             tables.write_csv(tables.flat(summary[name]["rows"], metadata["labels"]), path)
     if not answers.is_empty():
         tables.write_csv(quality_figures.table(answers, metadata["labels"]), artifacts / "scores.csv", 4)
-    timed = [metric.key for metric in metric_table.of_kind("request")]
+    timed = [metric.key for metric in metrics.of_kind("request")]
     measured = run.requests.filter(~pl.col("warmup"))
     samples = measured.select(*SAMPLE_COLUMNS, *timed, pl.lit(", ".join(metadata["labels"])).alias("labels"))
     tables.write_csv(samples, artifacts / "requests.csv", 3)

@@ -21,8 +21,6 @@ class Collector(ABC):
 
     # Key under `profiling` in summary.json; "" stands for the key in `collectors`.
     name: str = ""
-    # Whether a report has a section written for its figures. If not, it shows them in a table of their own.
-    has_section = False
 
     def start(self, run_dir: Path, gpus: list[int]) -> None:
         """Begins to sample into files of the run's folder.

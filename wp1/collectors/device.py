@@ -25,7 +25,6 @@ class GPUStatsCollector(Collector):
     """Samples at `hz` between start and stop; `wp1.analysis.device.figures.profile` makes `profiling.device`."""
 
     name = "device"
-    has_section = True
 
     def __init__(self, hz: Annotated[float, Within(0.001, 1000)] = 10.0) -> None:
         self._period = 1.0 / hz

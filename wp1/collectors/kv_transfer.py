@@ -13,7 +13,6 @@ class KVTransferStatsCollector(Collector):
     """`profiling.kv_transfer`, made by `wp1.analysis.transfer.figures.profile`."""
 
     name = "kv_transfer"
-    has_section = True
 
     def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
         return figures.profile(run.handoffs, requests, run.queues)

@@ -13,7 +13,6 @@ class LatencyStatsCollector(Collector):
     """`profiling.latency`, made by `wp1.analysis.latency.figures.profile`."""
 
     name = "latency"
-    has_section = True
 
     def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
         return figures.profile(requests)

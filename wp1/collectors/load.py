@@ -13,7 +13,6 @@ class LoadStatsCollector(Collector):
     """`profiling.load`, made by `wp1.analysis.load.notes.profile`."""
 
     name = "load"
-    has_section = True
 
     def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
         return notes.profile(requests, run.lags)

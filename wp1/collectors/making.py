@@ -69,11 +69,6 @@ def _own_names() -> set[str]:
     return {one.name for one in _own_classes()}
 
 
-def names_with_sections() -> set[str]:
-    """The names in summary.json of those of wp1's own collectors for which a report has a section."""
-    return {one.name for one in _own_classes() if one.has_section}
-
-
 def _own_classes() -> list[type[Collector]]:
     modules = [importlib.import_module(f"{PACKAGE}.{one.name}") for one in pkgutil.iter_modules(collectors.__path__)]
     classes = [one for module in modules for one in vars(module).values() if isinstance(one, type)]

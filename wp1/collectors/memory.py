@@ -14,7 +14,6 @@ class MemoryStatsCollector(Collector):
     """`profiling.memory`, made by `wp1.analysis.memory.profile.profile`."""
 
     name = "memory"
-    has_section = True
 
     def profile(self, run: RunTables, requests: pl.DataFrame) -> dict[str, Any]:
         return profile(figures.rows_of(run.notes, requests, run.metadata))

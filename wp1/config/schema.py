@@ -107,7 +107,7 @@ class Workload:
 
 @dataclass
 class Slo:
-    """Limits, each named after its metric (`wp1.analysis.base.metric_table`)."""
+    """Limits, each named after its metric (`wp1.analysis.base.metrics`)."""
 
     name: str = "none"
     ttft_ms: float | None = None

@@ -4,7 +4,7 @@ Tables derive their columns from the field types. If an annotation is not specif
 it: `bits` is the size of an integer narrower than 64 bits.
 
 A record keeps raw timestamps on one monotonic clock (`time.monotonic`, seconds; vLLM's engine core reads the same
-clock on the same machine). Latencies are derived from them later, in `wp1.analysis.base.metrics`, never stored.
+clock on the same machine). Latencies are derived from them later, in `wp1.analysis.base.aggregates`, never stored.
 """
 
 import re

@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from wp1.analysis.base import metric_table, metrics
+from wp1.analysis.base import aggregates, metrics
 from wp1.analysis.base.cells import ordered
 from wp1.analysis.base.markdown import percent
 from wp1.analysis.base.run_tables import RunTables
@@ -99,13 +99,13 @@ class Screen:
         grid = Table(box=None, padding=(0, 2, 0, 0))
         grid.add_column("arm")
         grid.add_column("cell")
-        shown = list(metric_table.shown_in("console"))
+        shown = list(metrics.shown_in("console"))
         for title in ("ok", *(f"{figure.title}{_unit(figure)}" for figure in shown)):
             grid.add_column(title, justify="right")
         for cell in ordered(measured["cell"]):
             of_cell = measured.filter(pl.col("cell") == cell)
             for arm in of_cell["arm"].unique().sort():
-                latency = metrics.latency(of_cell.filter(pl.col("arm") == arm))
+                latency = aggregates.latency(of_cell.filter(pl.col("arm") == arm))
                 grid.add_row(
                     Text(arm),
                     Text(cell),
@@ -119,7 +119,7 @@ class Screen:
         grid = Table(box=None, padding=(0, 2, 0, 0), expand=True)
         for title in ("question", "answer"):
             grid.add_column(title, overflow="ellipsis", no_wrap=True, ratio=1)
-        shown = metric_table.means_in("answers")
+        shown = metrics.means_in("answers")
         for title in ("prompt tok", "out tok", *(f"{figure.metric.title}{_unit(figure)}" for figure in shown)):
             grid.add_column(title, justify="right")
         for row in rows.iter_rows(named=True):
@@ -219,12 +219,12 @@ class Tally:
         self._progress.update(self._task, advance=1, description=description)
 
 
-def _unit(figure: metric_table.Figure) -> str:
+def _unit(figure: metrics.Figure) -> str:
     """The unit to append to the figure's title; "" for a rate, whose title has its unit."""
     return f" {figure.metric.unit}" if figure.metric.of_one_request else ""
 
 
-def _number(value: float | None, figure: metric_table.Figure) -> str:
+def _number(value: float | None, figure: metrics.Figure) -> str:
     if value is None:
         return "—"
     return percent(value) or "" if figure.metric.unit == "share" else f"{value:,.1f}"

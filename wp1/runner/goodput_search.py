@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import cells, metrics, tables
+from wp1.analysis.base import aggregates, cells, tables
 from wp1.analysis.load.probes import bracket, planned_probes
 from wp1.core import files
 from wp1.core.plan import Arm, Cell, cell_of
@@ -53,7 +53,7 @@ def first_guess(requests: pl.DataFrame) -> float:
     done = [
         rows.filter(pl.col("status") == "ok").height / seconds
         for _, rows in requests.group_by("cell")
-        if (seconds := metrics.span(rows)) > 0
+        if (seconds := aggregates.span(rows)) > 0
     ]
     return max([rate for rate in done if rate > 0], default=1.0)
 
@@ -85,7 +85,7 @@ async def search(cfg: Any, arm: str, lengths: Sequence[int], run_dir: Path, meas
 async def _at_length(
     cfg: Any, arm: str, length: int, run_dir: Path, measure: Measure, keep: Callable[[Probe], None]
 ) -> None:
-    experiment, limits = cfg.experiment, metrics.limits(cfg.slo)
+    experiment, limits = cfg.experiment, aggregates.limits(cfg.slo)
     begin = time.monotonic()
     before = _measured(run_dir, arm, length)
     first = first_guess(before)
@@ -108,15 +108,15 @@ async def _at_length(
         keep(path[-1])
 
 
-async def _probe(cell: Cell, number: int, run_dir: Path, measure: Measure, limits: metrics.Limits) -> Probe:
+async def _probe(cell: Cell, number: int, run_dir: Path, measure: Measure, limits: aggregates.Limits) -> Probe:
     """Measures the repeats of a rate, stopping early once it has more misses than all its repeats may have."""
     begin, repeat = time.monotonic(), 0
     attained: float | None = None
     for repeat in range(cell.repeats):
         await measure(cell, [repeat])
         rows = _measured(run_dir, cell.arm, cell.prompt_len or 0).filter(pl.col("cell") == cell.name)
-        attained = metrics.attainment(rows, limits)
-        allowed = (1 - metrics.GOODPUT_ATTAINMENT) * cell.repeats * (cell.num_requests or 0)
+        attained = aggregates.attainment(rows, limits)
+        allowed = (1 - aggregates.GOODPUT_ATTAINMENT) * cell.repeats * (cell.num_requests or 0)
         if (1 - (attained or 0.0)) * rows.height > allowed:
             break
     return Probe(

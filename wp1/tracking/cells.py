@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wp1.analysis.base import cells, metric_table
+from wp1.analysis.base import cells, metrics
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def curves(of_run: Iterable[Cell]) -> Iterator[tuple[str, float, int]]:
     for cell in of_run:
         if cell.prompt_len is None:
             continue
-        for figure in metric_table.shown_in("mlflow_curves"):
+        for figure in metrics.shown_in("mlflow_curves"):
             value = figure.value_in(cell.figures)
             if value is not None:
                 yield f"by_prompt_len/{cell.arm}/{cell.load}/{figure.name}", float(value), cell.prompt_len

@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from wp1.analysis.base import metric_table
+from wp1.analysis.base import metrics
 from wp1.tracking.entry import named
 
-# Endings of distributions that are not in `metric_table` and are published only by mean and p99.
+# Endings of distributions that are not in `METRICS` and are published only by mean and p99.
 BRIEF = ("decode_queue_ms", "bytes_a_handoff", "loop_lag_ms")
 # Group of the metrics that MLflow's comparison pages should open with; they start with the first logged metric or with
 # the first in alphabetical order.
@@ -43,7 +43,7 @@ def _headlines(summary: dict[str, Any], compared: dict[str, Any] | None) -> Iter
         of = {"": summary["profiling"].get("latency", {}).get("overall", {})}
     else:
         of = {f".{arm}": compared["overall"][arm] for arm in compared["arms"]}
-    for figure in metric_table.shown_in("mlflow_first"):
+    for figure in metrics.shown_in("mlflow_first"):
         for arm, figures in of.items():
             value = figure.value_in(figures)
             if value is not None and math.isfinite(value):
@@ -57,7 +57,7 @@ def _beside_latency(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """
     lengths, loads = summary.get("by_length"), summary.get("by_load")
     # Metrics of single requests are published with each cell.
-    of_load = [figure.short_column for figure in metric_table.shown_in("load") if not figure.metric.of_one_request]
+    of_load = [figure.short_column for figure in metrics.shown_in("load") if not figure.metric.of_one_request]
     for arm, fit in (lengths or {"fits": {}})["fits"].items():
         for key in ("a", "b", "c", "quadratic_share") if fit else ():
             yield f"length/{arm}/{key}", fit[key]["value"]
@@ -106,7 +106,7 @@ def _compared(compared: dict[str, Any]) -> Iterator[tuple[str, float]]:
         for row in compared["goodput"][arm]:
             yield from numbers(f"{arm}/goodput/{row['prompt']}", row["goodput_per_device"])
     for cell, figures in compared["cells"].items():
-        for mean in metric_table.means_in("overview"):
+        for mean in metrics.means_in("overview"):
             yield from numbers(f"comparison/{cell}/{mean.name}/ratio", (figures.get(mean.name) or {}).get("ratio"))
     parity = compared["parity"]
     if parity["compared"]:
@@ -128,9 +128,9 @@ def numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
         yield path, float(value)
 
 
-def _statistics(path: str) -> metric_table.Statistics:
+def _statistics(path: str) -> metrics.Statistics:
     """The statistics of a distribution to publish. Interval, extremes and n are in the report and summary.json."""
-    metric = metric_table.find(path.rpartition("/")[2])
+    metric = metrics.find(path.rpartition("/")[2])
     if metric is not None:
         return metric.shown.mlflow
-    return ("mean", "p99") if path.endswith(BRIEF) else metric_table.ALL_OF_A_DISTRIBUTION
+    return ("mean", "p99") if path.endswith(BRIEF) else metrics.ALL_OF_A_DISTRIBUTION

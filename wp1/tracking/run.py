@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from wp1.analysis.base import metric_table
+from wp1.analysis.base import metrics
 from wp1.analysis.base.markdown import inert, text
 from wp1.analysis.comparison import arms
 from wp1.core import files as plain
@@ -255,7 +255,7 @@ def _headline(
 
 def _figures(overall: dict[str, Any]) -> list[str]:
     figures = []
-    for metric in metric_table.METRICS:
+    for metric in metrics.METRICS:
         value = overall.get(metric.key)
         if metric.kind == "rate" and metric.shown.report and value:
             figures.append(f"{value:,.1f} {metric.title}")

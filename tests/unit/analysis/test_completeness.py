@@ -153,7 +153,7 @@ def test_a_completed_run_has_noted_every_repeat(folder: Path) -> None:
 def test_a_line_of_other_keys_is_named(folder: Path, tmp_path: Path, name: str) -> None:
     before = (folder / "summary.json").read_bytes()
     drop(folder / name, 2, instead='{"a": 1}')
-    with pytest.raises(ConfigError, match=rf"{name}:2 is no "):
+    with pytest.raises(ConfigError, match=rf"{name}:2 is not a valid "):
         make_report(folder, tmp_path / "reports")
     assert (folder / "summary.json").read_bytes() == before
 

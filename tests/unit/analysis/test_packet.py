@@ -118,7 +118,7 @@ def test_experiments_are_those_of_conf_and_of_the_runs_found(e3: Path, tmp_path:
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "a b"])
 def test_a_name_that_is_not_plain_makes_no_folder(e3: Path, tmp_path: Path, name: str) -> None:
     folder = _again(e3, tmp_path, name, "run-a")
-    with pytest.raises(ConfigError, match=f"{folder}/run_metadata.json has experiment="):
+    with pytest.raises(ConfigError, match=f"{folder}/run_metadata.json has an invalid name, experiment="):
         command.make([folder], tmp_path / "packet", "A packet", partial=True)
     assert not (tmp_path / "packet").exists()
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.analysis.synthetic import RUN_ID, Shape, make_run
 from wp1.analysis import report
-from wp1.analysis.base import metric_table, style
+from wp1.analysis.base import metrics, style
 from wp1.analysis.base.markdown import ms, with_interval
 from wp1.core.run_folder import read_json
 from wp1.runner.reports import make_report
@@ -117,7 +117,7 @@ def test_the_files_of_a_comparison(tmp_path: Path) -> None:
     assert compared["parity"]["same"] == compared["parity"]["compared"] == 24
     with (folder / "artifacts" / "e3_mode_comparison.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 4 * len(list(metric_table.shown_in("comparison")))
+    assert len(lines) == 4 * len(list(metrics.shown_in("comparison")))
     assert list(lines[0])[:6] == ["cell", "metric", "unit", "n_agg", "n_disagg", "agg"]
     assert {line["labels"] for line in lines} == {"random weights, shared GPU"}
     handoff = next(line for line in lines if line["metric"] == "handoff_ms/mean")
@@ -151,10 +151,11 @@ def test_what_a_token_keeps_is_said_with_windows_states_and_the_engines_word() -
     model = {"kv_bytes_per_token": 4096, "kv_cache": cache}
     said = report._kv(model, [])
     assert said == (
-        "4,096 bytes a token; 1,024 of these for the last 512 tokens only; plus a recurrent state of 77 bytes a request"
+        "4,096 bytes per token; 1,024 of these for the last 512 tokens only; "
+        "plus a recurrent state of 77 bytes a request"
     )
     engines = [{"settings": {"kv_note": "the engine keeps more"}}, {"settings": {"kv_note": "the engine keeps more"}}]
-    assert report._kv({"kv_bytes_per_token": 9}, [{"engines": engines}]) == "9 bytes a token; the engine keeps more"
+    assert report._kv({"kv_bytes_per_token": 9}, [{"engines": engines}]) == "9 bytes per token; the engine keeps more"
     unknown = {"kv_bytes_per_token": None, "kv_cache": None, "why_no_kv_cache": "no model_type"}
     assert report._kv(unknown, []) == "unknown: no model_type"
 

@@ -90,7 +90,7 @@ def test_reading_a_folder_calls_nothing_that_it_names(
     ],
 )
 def test_a_target_that_is_not_a_part_is_refused_before_it_is_called(config: Compose, key: str, target: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{key}\._target_={target} (is no {key}: it has no|cannot be imported)"):
+    with pytest.raises(ConfigError, match=rf"{key}\._target_={target} (is not a {key}: it has no|cannot be imported)"):
         checks.check(config(f"{key}._target_={target}"))
 
 

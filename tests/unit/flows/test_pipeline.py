@@ -192,7 +192,7 @@ def test_a_model_of_an_unknown_kind_has_a_run_and_reasons(config: Compose, doubl
     metadata = json.loads((outcome.run_dir / "run_metadata.json").read_text())["model"]
     assert (metadata["kv_bytes_per_token"], metadata["weight_bytes"]) == (None, None)
     page = outcome.report.read_text()  # type: ignore[union-attr]
-    assert f"not known: {why}" in page
+    assert f"unknown: {why}" in page
     assert f"No MFU and MBU: the formulas do not hold for this model: {why}." in page
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wp1.analysis.base.metrics import wilson
+from wp1.analysis.base.aggregates import wilson
 from wp1.quality import scoring
 
 

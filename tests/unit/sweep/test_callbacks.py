@@ -264,7 +264,7 @@ def test_without_tracking_there_is_a_comparison_all_the_same(sweep: Sweep) -> No
 def test_a_bad_uri_is_refused_by_each_job(sweep: Sweep) -> None:
     done = sweep("seed=1,2", "tracking.uri=nonsense")
     assert done.code == 2
-    assert done.said.count("tracking.uri=nonsense: no store") == 2
+    assert done.said.count("tracking.uri=nonsense: not a store") == 2
 
 
 def test_a_sweep_of_bad_jobs_alone_opens_nothing(sweep: Sweep) -> None:

@@ -379,9 +379,9 @@ def test_a_store_that_somebody_holds_is_given_up_in_time(tmp_path: Path, store: 
 @pytest.mark.parametrize(
     ("uri", "why"),
     [
-        ("", "no store"),
-        ("mlruns", "no store"),
-        ("sqlite:///:memory:", "no store"),
+        ("", "not a store"),
+        ("mlruns", "not a store"),
+        ("sqlite:///:memory:", "not a store"),
         ("sqlite:////proc/none/mlflow.db", "/proc/none"),
         ("sqlite:////tmp/a%20b/mlflow.db", "%"),
         ("http://me:secret@127.0.0.1:9", "MLFLOW_TRACKING_PASSWORD"),

@@ -1,314 +1,303 @@
-"""Figures from tables: percentiles, means with intervals, throughput, SLO attainment. Pure."""
+"""METRICS: every metric of a run, one row each: how it is derived, its unit and title, and where it is shown.
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+Reports, comparisons, plots, the console, MLflow, sweeps and CSV files read this table. To add a metric, add a row: all
+of these show it. Off by default are only these fields of `Shown`: `answers`, `overview`, `scores` and `mlflow_first`.
+docs/metrics.md lists the formulas, and a test compares it with this table.
+"""
 
-import numpy as np
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
 import polars as pl
 
-from wp1.analysis.base import metric_table, steady
-from wp1.stats import intervals, samples
-from wp1.stats.intervals import Units, wilson
+# request: one value per answered request. gaps: a list of values per answered request, pooled.
+# rate: a sum over what was delivered, divided by the seconds it took. share: a share of all requests sent.
+Kind = Literal["request", "gaps", "rate", "share"]
+Unit = Literal["ms", "tokens", "tokens/s", "requests/s", "share"]
+# "mean", a percentile such as "p95", or a bound of the mean's interval ("mean_low"). A rate or share has only its mean.
+Statistics = tuple[str, ...]
+ALL_OF_A_DISTRIBUTION: Statistics = ("mean", "p50", "p90", "p95", "p99")
 
-# Columns that a cell's figures need, besides its metrics' own.
-OF_CELL = (
-    "request_id", "arm", "cell", "repeat", "status", "cause", "t_intended", "t_sent", "t_end", "prompt_tokens",
-    "output_tokens", "window_begin", "window_end", "steady", "ttft_ms", "itl_ms",
+
+@dataclass(frozen=True)
+class Shown:
+    """Where a metric is shown, and with which statistics; () and False mean that it is not shown there."""
+
+    summary: bool = True  # summary.json, from which report, MLflow and sweeps read
+    report: bool = True  # the report's figures of each cell
+    answers: bool = False  # next to each answer, in the report and on the console
+    console: Statistics = ("p50",)
+    comparison: Statistics = ("mean", "p95")  # the tables of a comparison
+    narrative: Statistics = ("mean",)  # the sentences of a comparison
+    overview: bool = False  # the table of means of all cells, and the ratios in MLflow
+    load: Statistics = ("mean",)  # artifacts/*_by_load.csv and its table
+    load_table: bool = True  # False: only in the CSV file
+    load_panel: str = "mean"  # the statistic in the plot over load; "" for none
+    length: Statistics = ("mean",)  # artifacts/*_by_length.csv and its table
+    scores: Statistics = ()  # next to the scores of a scored run
+    sweep: Statistics = ("p50",)  # comparison.csv and comparison.md
+    plots: bool = True  # the plots of several arms and of sweeps
+    mlflow: Statistics = ALL_OF_A_DISTRIBUTION
+    mlflow_first: Statistics = ()  # at the top of MLflow's pages
+    mlflow_curves: Statistics = ("mean",)  # over prompt length
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. `key` is its column in `tables.requests` and its key in every file."""
+
+    key: str
+    title: str
+    unit: Unit
+    kind: Kind
+    # Uses the columns of a record (`tables.RECORD_SCHEMA`) and metrics derived from those alone. A rate may also use
+    # the columns of `metrics.delivered`, and a share `met_slo`, which is null without limits.
+    derive: pl.Expr
+    formula: str  # in words
+    less_is_better: bool = True
+    digits: int = 4  # decimals kept in summary.json and CSV files
+    brief: str = ""  # a title for narrow columns
+    spoken: str = ""  # its name in a sentence, if not the title
+    for_users: bool = True  # False: also for requests that only ask for their prompt's perplexity
+    grows_with_output: bool = False  # not compared if two arms' answers differ in length
+    needs_slo: bool = False
+    shown: Shown = field(default_factory=Shown)
+
+    @property
+    def of_one_request(self) -> bool:
+        """Whether a single request has it, as one value or as a list of gaps."""
+        return self.kind in ("request", "gaps")
+
+    def at(self, statistics: Statistics) -> list["Figure"]:
+        """Its figures with these statistics; a rate or share has only one."""
+        if statistics and not self.of_one_request:
+            statistics = ("mean",)
+        return [Figure(self, statistic) for statistic in statistics]
+
+
+class Figure(NamedTuple):
+    """A metric with one of its statistics."""
+
+    metric: Metric
+    statistic: str
+
+    @property
+    def name(self) -> str:
+        """Its name in a comparison: `ttft_ms/p95`; for a rate or share its key."""
+        return f"{self.metric.key}/{self.statistic}" if self.metric.of_one_request else self.metric.key
+
+    @property
+    def column(self) -> str:
+        """Its column in a sweep's table: `ttft_ms_p95`; for a rate or share its key."""
+        return self.name.replace("/", "_")
+
+    @property
+    def short_column(self) -> str:
+        """Its column in tables of cells, where the mean has no suffix (`ttft_ms`) and rates are per device."""
+        if self.metric.kind == "rate":
+            return f"{self.metric.key}_per_device"
+        return self.metric.key if self.statistic == "mean" else self.column
+
+    @property
+    def title(self) -> str:
+        """`TTFT mean`, `TTFT p95`, `output tokens/s`."""
+        return f"{self.metric.title} {self.statistic}" if self.metric.of_one_request else self.metric.title
+
+    @property
+    def short_title(self) -> str:
+        """The title that goes with `short_column`: `TTFT`, `TTFT p95`, `tokens/s per device`."""
+        if self.metric.kind == "rate":
+            return f"{self.metric.brief or self.metric.title} per device"
+        return self.metric.title if self.statistic == "mean" else self.title
+
+    @property
+    def scale(self) -> float:
+        """Factor for its values in a plot: shares are drawn in percent."""
+        return 100.0 if self.metric.unit == "share" else 1.0
+
+    def value_in(self, figures: Mapping[str, Any]) -> float | None:
+        """Its value in a cell's figures (`metrics.latency`); None if they lack it."""
+        found = figures.get(self.metric.key)
+        return found.get(self.statistic) if isinstance(found, Mapping) else found
+
+    @property
+    def spoken(self) -> str:
+        """Its name in a sentence: `mean TTFT`, `output tokens/s`."""
+        name = self.metric.spoken or self.metric.title
+        return f"{self.statistic} {name}" if self.metric.of_one_request else name
+
+
+_OK = pl.col("status") == "ok"
+_FIRST, _LAST = pl.col("t_tokens").list.first(), pl.col("t_tokens").list.last()
+_GAPS = pl.col("output_tokens") - 1
+# Whether the client got its first token from the decode engine. The times decide, not a setting: if the decode engine's
+# first token came later than the client's, it cannot be the same token.
+FIRST_BY_DECODE = (pl.col("t_decode_first_token") <= _FIRST).fill_null(False)
+# A handoff whose end is unknown must not count as a decode step.
+_HANDED_OVER = pl.any_horizontal(pl.col("handoff_id", "t_decode_sent", "t_decode_scheduled").is_not_null())
+_COMPUTED, _THERE = pl.col("t_engine_first_token"), pl.col("t_decode_scheduled")
+_DECODABLE = (
+    pl.when(_HANDED_OVER).then(pl.when(_THERE < _COMPUTED).then(_COMPUTED).otherwise(_THERE)).otherwise(_COMPUTED)
+)
+_DECODED = pl.when(FIRST_BY_DECODE).then(_FIRST).otherwise(pl.col("t_tokens").list.get(1, null_on_oob=True))
+_DELIVERED = pl.when(FIRST_BY_DECODE).then("t_decode_first_token").otherwise("t_engine_first_token")
+
+_INTERVAL_AND_TAIL: Statistics = ("mean", "mean_low", "mean_high", "p95")
+_FOR_A_USER = Shown(
+    answers=True, comparison=("mean", "p95"), narrative=("mean", "p95"), overview=True, scores=("mean",),
+    sweep=("p50", "p95"), mlflow_first=("mean", "p99"), mlflow_curves=_INTERVAL_AND_TAIL,
 )  # fmt: skip
-PERCENTILES = (50, 90, 95, 99)
-# The least SLO attainment at which a request rate counts as served.
-GOODPUT_ATTAINMENT = 0.9
+_PHASE = Shown(
+    console=(), comparison=("mean",), narrative=(), load=(), load_panel="", length=(), sweep=(), plots=False,
+    mlflow=("mean", "p99"), mlflow_curves=(),
+)  # fmt: skip
+_NOT_COMPARED = Shown(
+    console=(), comparison=(), narrative=(), load=(), load_panel="", length=(), sweep=(), plots=False,
+    mlflow=("mean", "p99"), mlflow_curves=(),
+)  # fmt: skip
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "ttft_ms", "TTFT", "ms", "request", (_FIRST - pl.col("t_intended")) * 1e3,
+        "first output token − intended arrival",
+        shown=Shown(
+            answers=True, comparison=("mean", "p50", "p95"), narrative=("mean", "p95"), overview=True,
+            load=("mean", "p95"), length=("mean", "p50"), scores=("mean", "p95"), sweep=("p50", "p95"),
+            mlflow_first=("mean", "p99"), mlflow_curves=_INTERVAL_AND_TAIL,
+        ),
+    ),
+    Metric(
+        "tpot_ms", "TPOT", "ms", "request", pl.when(_GAPS > 0).then((_LAST - _FIRST) / _GAPS * 1e3),
+        "(last token − first token) / (output tokens − 1); none for one output token",
+        shown=_FOR_A_USER,
+    ),
+    Metric(
+        # Single precision: seven digits are more than clocks resolve, and there may be a hundred million gaps.
+        "itl_ms", "ITL", "ms", "gaps",
+        (pl.col("t_tokens").list.diff(null_behavior="drop") * 1e3).cast(pl.List(pl.Float32)),
+        "each gap between two output tokens; all gaps of a cell together",
+        shown=Shown(
+            console=(), comparison=("p95",), narrative=("p95",), load=("p50", "p95", "p99"), load_panel="p99",
+            length=(), sweep=(), plots=False, mlflow_curves=(),
+        ),
+    ),
+    Metric(
+        "e2e_ms", "E2E", "ms", "request", pl.when(_OK).then((_LAST - pl.col("t_intended")) * 1e3),
+        "last token − intended arrival",
+        grows_with_output=True,
+        shown=Shown(
+            narrative=("mean", "p95"), overview=True, load_table=False, load_panel="", length=(), plots=False,
+            mlflow_first=("mean",),
+        ),
+    ),
+    Metric(
+        "queue_ms", "queue", "ms", "request", (pl.col("t_scheduled") - pl.col("t_intended")) * 1e3,
+        "scheduled in the (prefill) engine − intended arrival; includes wp1's own delay",
+        shown=_PHASE,
+    ),
+    Metric(
+        "prefill_ms", "prefill", "ms", "request", (_COMPUTED - pl.col("t_scheduled")) * 1e3,
+        "first token in the (prefill) engine − scheduled",
+        shown=_PHASE,
+    ),
+    Metric(
+        # Zero if the KV was there first, as after a copy within prefill's last step, whose end the engine stamps later:
+        # nothing waited, and decoding counts from the end of prefill. Null if aggregated.
+        "handoff_ms", "handoff", "ms", "request", ((_THERE - _COMPUTED) * 1e3).clip(lower_bound=0),
+        "scheduled in the decode engine with its KV there − end of prefill; 0 if the KV was there first",
+        shown=_PHASE,
+    ),
+    Metric(
+        "decode_step_ms", "first decode step", "ms", "request", (_DECODED - _DECODABLE) * 1e3,
+        "first token at the client that decoding produced − end of prefill or handoff",
+        shown=_PHASE,
+    ),
+    Metric(
+        "delivery_ms", "delivery", "ms", "request", (_FIRST - _DELIVERED) * 1e3,
+        "first token at the client − the same token in its engine",
+        shown=replace(_NOT_COMPARED, report=False),
+    ),
+    Metric(
+        "client_delay_ms", "client delay", "ms", "request",
+        (pl.col("t_sent") - pl.col("t_intended") - pl.col("held_s").fill_null(0.0)) * 1e3,
+        "sent − intended arrival, less the time held back because too much was in flight",
+        for_users=False, shown=_NOT_COMPARED,
+    ),
+    Metric(
+        "decode_ms", "decode", "ms", "request", pl.when(_OK).then((_LAST - _DECODABLE) * 1e3),
+        "last token at the client − end of prefill or handoff",
+        grows_with_output=True, shown=replace(_PHASE, summary=False, report=False),
+    ),
+    Metric(
+        "output_tokens_per_s", "output tokens/s", "tokens/s", "rate", pl.col("tokens_inside"),
+        "output tokens of answered requests / seconds, summed over repeats",
+        less_is_better=False, brief="tokens/s", grows_with_output=True,
+        shown=Shown(console=(), length=(), plots=False, mlflow_curves=()),
+    ),
+    Metric(
+        "requests_per_s", "requests/s", "requests/s", "rate", pl.col("ended_inside"),
+        "requests answered / seconds, summed over repeats",
+        less_is_better=False, grows_with_output=True,
+        shown=Shown(
+            report=False, console=(), narrative=(), load=(), load_panel="", length=(), sweep=(), plots=False,
+            mlflow_curves=(),
+        ),
+    ),
+    Metric(
+        # Shown by load with its own interval (`load.figures`), and for the whole run (`slo.attainment`).
+        "slo_attainment", "SLO attainment", "share", "share", pl.col("met_slo"),
+        "requests that met every limit of slo / requests sent; a failed request is a miss",
+        less_is_better=False, needs_slo=True,
+        shown=Shown(
+            summary=False, report=False, console=(), load=(), load_panel="", length=(), sweep=(), plots=False,
+            mlflow_curves=(),
+        ),
+    ),
+    Metric(
+        "failed_share", "requests failed", "share", "share", pl.col("status") != "ok",
+        "requests that were not answered / requests sent",
+        spoken="the share of failed requests",
+        shown=Shown(
+            summary=False, report=False, console=(), load=(), load_panel="", length=(), sweep=(), plots=False,
+            mlflow_curves=(),
+        ),
+    ),
+)  # fmt: skip
+# The consecutive phases that make up E2E, and TTFT if the decode engine makes the first token.
+E2E_PHASES = ("queue_ms", "prefill_ms", "handoff_ms", "decode_ms")
+TTFT_PHASES = ("queue_ms", "prefill_ms", "handoff_ms", "decode_step_ms")
 
 
-def distribution(values: Any, units: Units | None = None, digits: int = 4) -> dict[str, Any]:
-    """n, mean with its 95 % interval, min, p50/p90/p95/p99 (linear interpolation) and max, rounded to `digits`.
-
-    NaN values are left out. units: the independent unit of each value, NaN ones included (`units_of`); None: all values
-    are independent.
-    """
-    array = np.asarray(values, dtype=float)
-    there = ~np.isnan(array)
-    if not there.any():
-        return {"n": 0}
-    if units is not None:
-        units = units._replace(of_slot=units.of_slot[there])
-    return _figures(array[there], mean_interval(array[there], units=units), digits)
+def find(key: str) -> Metric | None:
+    """The metric with this key, or None."""
+    return next((metric for metric in METRICS if metric.key == key), None)
 
 
-def gap_distribution(gaps: pl.Series, units: Units | None = None, digits: int = 4) -> dict[str, Any]:
-    """`distribution` of the gaps in a column of lists (one list per request), pooled; n counts gaps.
-
-    units: the unit of each request. Gaps themselves are never units, as they shared its batches.
-    """
-    every = gaps.explode(empty_as_null=False, keep_nulls=False).to_numpy()
-    if not every.size:
-        return {"n": 0}
-    counts = gaps.list.len().fill_null(0).cast(pl.Int64).to_numpy()
-    having = counts > 0
-    sums = np.zeros(counts.size)
-    sums[having] = np.add.reduceat(every, (np.cumsum(counts) - counts)[having], dtype=float)
-    return _figures(every, mean_interval(sums, counts, units), digits)
+def title_of(key: str) -> str:
+    """The title of an existing metric."""
+    return next(metric.title for metric in METRICS if metric.key == key)
 
 
-def _figures(array: np.ndarray, interval: tuple[float, float], digits: int) -> dict[str, Any]:
-    points = np.percentile(array, PERCENTILES)
-    figures = {"mean": array.mean(dtype=float), "mean_low": interval[0], "mean_high": interval[1], "min": array.min()}
-    figures |= {f"p{p}": value for p, value in zip(PERCENTILES, points, strict=True)}
-    figures["max"] = array.max()
-    return {"n": int(array.size), **{key: round(float(value), digits) for key, value in figures.items()}}
+def of_kind(*kinds: Kind) -> list[Metric]:
+    """The metrics of these kinds, in the table's order."""
+    return [metric for metric in METRICS if metric.kind in kinds]
 
 
-def units_of(requests: pl.DataFrame) -> Units:
-    """The independent unit of each row: its repeat, or with fewer than three repeats its position in the repeat."""
-    return intervals.units(requests["repeat"].to_numpy(), samples.order_of(requests["request_id"]))
+def summarised(*kinds: Kind) -> list[Metric]:
+    """The metrics of these kinds that summary.json has."""
+    return [metric for metric in of_kind(*kinds) if metric.shown.summary]
 
 
-def in_order(count: int) -> Units:
-    """Units of `count` consecutive values, whose neighbours may be correlated."""
-    return Units(np.arange(count, dtype=np.int32), False)
+def shown_in(
+    place: Literal["console", "comparison", "narrative", "load", "length", "scores", "sweep", "mlflow_first",
+                   "mlflow_curves"],
+) -> Iterator[Figure]:  # fmt: skip
+    """The figures shown in a place of `Shown` that takes statistics, in the table's order."""
+    for metric in METRICS:
+        yield from metric.at(getattr(metric.shown, place))
 
 
-def mean_interval(
-    values: np.ndarray, counts: np.ndarray | None = None, units: Units | None = None
-) -> tuple[float, float]:
-    """The 95 % interval of a mean (`wp1.stats.intervals`); for a single value that value twice, without width.
-
-    counts: if given, `values` are sums over that many items each, and the mean is sum of values / sum of counts.
-    units: as in `distribution`.
-    """
-    values = np.asarray(values, dtype=float)
-    counts = np.ones(values.size) if counts is None else np.asarray(counts, dtype=float)
-    not_negative = bool((values >= 0).all())
-    if units is None:
-        found = intervals.around(intervals.of_ratio(values, counts), not_negative)
-    else:
-        found = intervals.around_mean(units, values, counts, not_negative)
-    mean = float(values.sum() / counts.sum())
-    return (mean, mean) if found is None else (found.low, found.high)
-
-
-def latency(requests: pl.DataFrame) -> dict[str, Any]:
-    """Counts and metrics of some measured requests (`tables.requests`), as in summary.json.
-
-    A metric of single requests is a `distribution`, a rate a number, a share {n, mean, mean_low, mean_high}.
-    Counts cover all requests; metrics cover the steady state, if an open loop has one (`steady`).
-    """
-    summarised = metric_table.summarised("request", "gaps", "rate", "share")
-    needed = {name for metric in summarised for name in (metric.key, *metric.derive.meta.root_names())}
-    # Only the needed columns, as the table is filtered twice.
-    requests = requests.select(name for name in requests.columns if name in needed or name in OF_CELL)
-    ok = requests.filter(pl.col("status") == "ok")
-    of_figures = steady.of_figures(ok)
-    units = units_of(of_figures)
-    came = delivered(requests)
-    causes = requests.filter(pl.col("status") != "ok").select(pl.col("cause").fill_null("unknown"))["cause"]
-    return {
-        "requests": requests.height,
-        "ok": ok.height,
-        "failed": requests.height - ok.height,
-        "statuses": {str(k): int(n) for k, n in requests["status"].value_counts(sort=True).iter_rows()},
-        "causes": {str(k): int(n) for k, n in causes.value_counts(sort=True).iter_rows()},
-        **{
-            metric.key: distribution(of_figures[metric.key].cast(pl.Float64).to_numpy(), units, metric.digits)
-            for metric in metric_table.summarised("request")
-        },
-        **{
-            metric.key: gap_distribution(of_figures[metric.key], units, metric.digits)
-            for metric in metric_table.summarised("gaps")
-        },
-        "prompt_tokens": int(ok["prompt_tokens"].sum()),
-        "output_tokens": int(ok["output_tokens"].sum()),
-        "duration_s": round(span(requests), 3),
-        **{metric.key: _rate(came, metric) for metric in metric_table.summarised("rate")},
-        **_shares(requests),
-    }
-
-
-def _shares(requests: pl.DataFrame) -> dict[str, Any]:
-    found = {}
-    for metric in metric_table.summarised("share"):
-        figure = share(requests, metric, {})
-        parts = ("mean", "mean_low", "mean_high")
-        if figure is not None:
-            values = (figure["value"], figure["low"], figure["high"])
-            found[metric.key] = {"n": figure["n"], **dict(zip(parts, values, strict=True))}
-    return found
-
-
-class Delivered(NamedTuple):
-    """Answered requests, with `ended_inside` and `tokens_inside` added, and the seconds they are counted over."""
-
-    rows: pl.DataFrame
-    seconds: float
-
-    def amount(self, metric: metric_table.Metric) -> float:
-        """The numerator of a rate: the sum over all answered requests."""
-        return self.rows.select(metric.derive.sum()).item()
-
-
-def delivered(requests: pl.DataFrame) -> Delivered:
-    """Answered requests, with ended_inside (whether each ended within its window) and tokens_inside (how many of its
-    tokens came within it), and the total seconds of all windows.
-
-    The window is the repeat's steady state (`steady.with_windows`), or the whole repeat if it has none.
-    """
-    ok = requests.filter(pl.col("status") == "ok")
-    if "window_begin" not in requests.columns:
-        return Delivered(ok.with_columns(ended_inside=pl.lit(True), tokens_inside="output_tokens"), span(requests))
-    windowed = pl.col("window_begin").is_not_null()
-    windows = requests.filter(windowed).select("arm", "cell", "repeat", "window_begin", "window_end").unique()
-    seconds = float((windows["window_end"] - windows["window_begin"]).sum()) + span(requests.filter(~windowed))
-    ended = pl.col("t_end").is_between("window_begin", "window_end")
-    begun = pl.col("t_intended") + pl.col("ttft_ms") / 1e3
-    inside = (begun >= pl.col("window_begin")) & ended
-    across = windowed & ~inside & (begun <= pl.col("window_end")) & (pl.col("t_end") >= pl.col("window_begin"))
-    ok = ok.with_row_index("row").with_columns(ended_inside=(ended | ~windowed).fill_null(False))
-    ok = ok.join(_tokens_inside(ok.filter(across)), on="row", how="left", maintain_order="left")
-    whole = pl.when((~windowed | inside).fill_null(False)).then("output_tokens")
-    return Delivered(
-        ok.with_columns(tokens_inside=pl.coalesce(whole, "tokens_inside").fill_null(0)).drop("row"), seconds
-    )
-
-
-def _tokens_inside(requests: pl.DataFrame) -> pl.DataFrame:
-    """For requests that cross an edge of their window: by `row`, how many of their tokens came within it."""
-    first = pl.col("t_intended") + pl.col("ttft_ms") / 1e3
-    since = pl.concat_list(
-        pl.lit(0.0), pl.col("itl_ms").cast(pl.List(pl.Float64)).list.eval(pl.element().cum_sum() / 1e3)
-    )
-    times = requests.select("row", "window_begin", "window_end", first=first, since=since).explode("since")
-    came = (pl.col("first") + pl.col("since")).is_between("window_begin", "window_end")
-    return times.group_by("row").agg(tokens_inside=came.sum().cast(pl.Int64))
-
-
-def figures(
-    requests: pl.DataFrame, of: Iterable[metric_table.Figure], limits: "Limits | None" = None, devices: int = 1
-) -> dict[str, dict[str, Any] | None]:
-    """Figures of one arm's cell, each {n, value, low, high}, by `Figure.short_column`; None without a value.
-
-    requests: all requests sent (`tables.requests`). Rates are per device.
-    """
-    wanted = list(of)
-    sample = samples.Sample(steady.of_figures(requests.filter(pl.col("status") == "ok")))
-    repeats = [delivered(rows) for _, rows in requests.group_by("repeat", maintain_order=True)]
-    seconds = [repeat.seconds * devices for repeat in repeats]
-    found: dict[str, dict[str, Any] | None] = {}
-    for figure in wanted:
-        metric = figure.metric
-        if metric.kind == "rate":
-            made = samples.ratio([repeat.amount(metric) for repeat in repeats], seconds)
-        elif metric.kind == "share":
-            made = share(requests, metric, limits or {})
-        else:
-            made = sample.figure(metric.key, figure.statistic, metric.digits)
-        found[figure.short_column] = made
-    return found
-
-
-# Upper limits, by the key of a metric of single requests.
-Limits = Mapping[str, float]
-
-
-def limits(slo: Mapping[str, Any]) -> Limits:
-    """The limits in the configuration's slo: its keys that are metrics and not null."""
-    return {
-        metric.key: slo[metric.key] for metric in metric_table.of_kind("request") if slo.get(metric.key) is not None
-    }
-
-
-def limits_in_words(slo: Mapping[str, Any], between: str = ", ") -> str:
-    """The limits as text, such as `TTFT ≤ 2,000 ms, TPOT ≤ 200 ms`."""
-    found = [(metric, slo.get(metric.key)) for metric in metric_table.of_kind("request")]
-    return between.join(f"{metric.title} ≤ {most:,g} {metric.unit}" for metric, most in found if most is not None)
-
-
-def slo_in_words(slo: Mapping[str, Any]) -> str:
-    """The limits behind attainment and goodput, as a sentence; "" if there are none."""
-    found = limits_in_words(slo)
-    name = f" `{slo['name']}`" if slo.get("name") else ""
-    return f"SLO{name}: {found}." if found else ""
-
-
-def attainment(requests: pl.DataFrame, limits: Limits) -> float | None:
-    """SLO attainment: the share of requests sent that met every limit; None without limits or requests.
-
-    In an open loop with a steady state, only requests due in it count.
-    """
-    requests = steady.of_figures(requests)
-    if not limits or requests.is_empty():
-        return None
-    return float(requests.select(met(limits).mean()).item())
-
-
-def attains(share: float | None) -> bool:
-    """Whether a rate with this SLO attainment counts as served (DistServe, OSDI 2024); None does not."""
-    return (share or 0.0) >= GOODPUT_ATTAINMENT
-
-
-def goodput(attained: Mapping[float, float | None]) -> tuple[float | None, float | None]:
-    """The goodput and the lowest rate that failed, from tested rates (requests/s) with their SLO attainment.
-
-    Goodput is the highest tested rate up to which every tested rate attains GOODPUT_ATTAINMENT (DistServe, OSDI 2024:
-    the highest rate that is served at that attainment). A rate that passes above one that fails does not count: the
-    tests do not show that the load can be carried up to there, and the best of many noisy tests is too high. Each is
-    None if there is no such rate.
-    """
-    failed = min((rate for rate, share in attained.items() if not attains(share)), default=None)
-    return max((rate for rate in attained if failed is None or rate < failed), default=None), failed
-
-
-def attainment_interval(requests: pl.DataFrame, limits: Limits) -> tuple[float, float] | None:
-    """The 95 % interval of `attainment` (`_share_interval`). None without a request."""
-    return _share_interval(steady.of_figures(requests), met(limits))
-
-
-def _share_interval(requests: pl.DataFrame, kept: pl.Expr) -> tuple[float, float] | None:
-    """The 95 % interval of a share of requests: over repeats if there are three or more, and never narrower than
-    Wilson's over requests. None without a request."""
-    if requests.is_empty():
-        return None
-    counts = requests.select("repeat", kept=kept).group_by("repeat").agg(pl.sum("kept"), sent=pl.len())
-    sums, sent = counts["kept"].to_numpy(), counts["sent"].to_numpy()
-    if sums.size < intervals.MIN_REPEATS:
-        return wilson(sums.sum(), sent.sum())
-    return intervals.of_share(intervals.of_ratio(sums, sent), sums.sum(), sent.sum())
-
-
-def share(requests: pl.DataFrame, metric: metric_table.Metric, limits: Limits) -> dict[str, Any] | None:
-    """n, value, low and high of a share of the requests sent; None without a request, or without limits if it needs
-    them."""
-    counted = steady.of_figures(with_met(requests, limits))
-    if counted.is_empty() or (metric.needs_slo and not limits):
-        return None
-    kept = metric.derive.fill_null(False)
-    low, high = _share_interval(counted, kept) or (0.0, 1.0)
-    values = {"value": counted.select(kept.mean()).item(), "low": low, "high": high}
-    return {"n": counted.height, **{key: round(float(value), metric.digits) for key, value in values.items()}}
-
-
-def with_met(requests: pl.DataFrame, limits: Limits) -> pl.DataFrame:
-    """Adds met_slo: whether a request met every limit; null without limits."""
-    return requests.with_columns(met_slo=met(limits) if limits else pl.lit(None, pl.Boolean))
-
-
-def met(limits: Limits) -> pl.Expr:
-    """Whether a request met every limit. A failed request did not.
-
-    A limit on a metric that an answered request does not have is ignored: a single token has no TPOT, and a request for
-    perplexity has no times.
-    """
-    found = pl.col("status") == "ok"
-    for key, most in limits.items():
-        found &= pl.col(key).is_null() | (pl.col(key) <= most)
-    return found.fill_null(False)
-
-
-def span(requests: pl.DataFrame) -> float:
-    """Seconds in which requests were served: the sum over repeats, without the pauses between them."""
-    sent = requests.filter(pl.col("t_sent").is_not_null())
-    spans = sent.group_by("arm", "cell", "repeat").agg(span=pl.max("t_end") - pl.min("t_sent"))
-    return float(spans["span"].sum())
-
-
-def _rate(came: Delivered, metric: metric_table.Metric) -> float | None:
-    return round(came.amount(metric) / came.seconds, metric.digits) if came.seconds > 0 else None
+def means_in(place: Literal["answers", "overview", "plots"]) -> list[Figure]:
+    """The means of the metrics shown in a place of `Shown` that is on or off."""
+    return [Figure(metric, "mean") for metric in METRICS if getattr(metric.shown, place)]

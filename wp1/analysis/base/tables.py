@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import polars as pl
 
-from wp1.analysis.base import metric_table, steady
+from wp1.analysis.base import metrics, steady
 from wp1.core import files, shapes
 from wp1.core.errors import ConfigError
 from wp1.core.records import (
@@ -264,22 +264,22 @@ def _wrong(line: bytes, needed: Sequence[str]) -> str:
 
 
 def with_latencies(records: pl.DataFrame) -> pl.DataFrame:
-    """Adds the metrics of single requests (`metric_table`), in ms and null if a request did not get that far, and
+    """Adds the metrics of single requests (`METRICS`), in ms and null if a request did not get that far, and
     first_by_decode: whether the client got its first token from the decode engine.
 
     A request for the perplexity of its prompt has only metrics that are not `for_users`: the engine computes the
     log-likelihood of every prompt token for it, which no user waits for.
     """
-    derived = {metric.key: metric.derive for metric in metric_table.of_kind("request", "gaps")}
+    derived = {metric.key: metric.derive for metric in metrics.of_kind("request", "gaps")}
     # A metric may derive from others, and is then added after them.
     later = {key for key, made in derived.items() if set(made.meta.root_names()) & derived.keys()}
     timed = records.with_columns(
         **{key: made for key, made in derived.items() if key not in later},
-        first_by_decode=metric_table.FIRST_BY_DECODE,
+        first_by_decode=metrics.FIRST_BY_DECODE,
     )
     if later:
         timed = timed.with_columns(**{key: derived[key] for key in later})
-    for_users = [metric.key for metric in metric_table.of_kind("request", "gaps") if metric.for_users]
+    for_users = [metric.key for metric in metrics.of_kind("request", "gaps") if metric.for_users]
     return timed.with_columns(pl.when(pl.col("nll_window").is_null()).then(pl.col(for_users)))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import metrics
+from wp1.analysis.base import aggregates
 from wp1.analysis.comparison import figures as comparison_figures
 from wp1.analysis.comparison import narrative, parity
 from wp1.analysis.device import roofline
@@ -61,7 +61,7 @@ def contents(
         },
         "parity": parity.parity(a, b, tokens),
         "overall": {
-            arm: metrics.latency(part) | {"slo_attainment": metrics.attainment(part, metrics.limits(slo))}
+            arm: aggregates.latency(part) | {"slo_attainment": aggregates.attainment(part, aggregates.limits(slo))}
             for arm, part in zip(arms[:2], (a, b), strict=True)
         },
     }

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis.base import cells, metric_table, metrics
+from wp1.analysis.base import aggregates, cells, metrics
 from wp1.stats import intervals, samples
 from wp1.stats.intervals import Interval, Units, Values
 
@@ -71,7 +71,7 @@ def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = No
     detectable: the smallest difference that four of five such runs would show; repeats_needed: how many repeats would
     show one of this size equally often, null if over a thousand. Both follow from the row's own interval.
     """
-    limits = metrics.limits(slo or {})
+    limits = aggregates.limits(slo or {})
     unjudged = grow_with_output(limits)
     unlike = unlike_lengths(a, b)
     a, b = _prepared(a, limits), _prepared(b, limits)
@@ -86,15 +86,15 @@ def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = No
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
-def grow_with_output(limits: metrics.Limits) -> set[str]:
+def grow_with_output(limits: aggregates.Limits) -> set[str]:
     """The metrics (`Figure.name`) that compare lengths rather than speed if a pair's answers differ in length.
 
     A longer answer takes longer. If one of them has a limit, metrics that depend on limits are included.
     """
-    limited = any(metric.key in limits for metric in metric_table.METRICS if metric.grows_with_output)
+    limited = any(metric.key in limits for metric in metrics.METRICS if metric.grows_with_output)
     return {
         figure.name
-        for figure in metric_table.shown_in("comparison")
+        for figure in metrics.shown_in("comparison")
         if figure.metric.grows_with_output or (figure.metric.needs_slo and limited)
     }
 
@@ -128,13 +128,13 @@ def unlike_lengths(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, dict[str, Any]
     return {cell: found[cell] for cell in cells.ordered(found)}
 
 
-def _prepared(requests: pl.DataFrame, limits: metrics.Limits) -> pl.DataFrame:
+def _prepared(requests: pl.DataFrame, limits: aggregates.Limits) -> pl.DataFrame:
     """Measured requests with their name; latencies only of answered ones, figures only of the steady state."""
     ok = pl.col("status") == "ok"
     counts = pl.col("steady") if "steady" in requests.columns else pl.lit(True)
-    measured = metrics.with_met(requests.filter(~pl.col("warmup")), limits)
+    measured = aggregates.with_met(requests.filter(~pl.col("warmup")), limits)
     prepared = {}
-    for metric, _ in metric_table.shown_in("comparison"):
+    for metric, _ in metrics.shown_in("comparison"):
         if metric.of_one_request:
             prepared[metric.key] = pl.when(ok & counts).then(metric.key)
         elif metric.kind == "share":
@@ -142,7 +142,7 @@ def _prepared(requests: pl.DataFrame, limits: metrics.Limits) -> pl.DataFrame:
     return measured.with_columns(_NAME, **prepared)
 
 
-def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: metrics.Limits) -> list[dict[str, Any]]:
+def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: aggregates.Limits) -> list[dict[str, Any]]:
     names = pl.concat([a.select("repeat", "name"), b.select("repeat", "name")]).unique().sort("repeat", "name")
     names = names.with_row_index("slot")
     repeats, of = samples.repeats_and_units(names["repeat"].to_numpy(), samples.order_of(names["name"]))
@@ -150,7 +150,7 @@ def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: metrics.Limits) -> list[dict
         rows.join(names, on=["repeat", "name"], how="left", maintain_order="left")["slot"].to_numpy() for rows in (a, b)
     )
     rows = []
-    for figure in metric_table.shown_in("comparison"):
+    for figure in metrics.shown_in("comparison"):
         metric = figure.metric
         if metric.needs_slo and not limits:
             continue
@@ -198,7 +198,7 @@ def _differences(a: Values, b: Values, of: Units) -> np.ndarray:
     return differences[~np.isnan(differences)]
 
 
-def _rate_row(a: pl.DataFrame, b: pl.DataFrame, metric: metric_table.Metric, repeats: list[int]) -> dict[str, Any]:
+def _rate_row(a: pl.DataFrame, b: pl.DataFrame, metric: metrics.Metric, repeats: list[int]) -> dict[str, Any]:
     """The figures of a rate: the sum over all repeats, divided by the seconds they took."""
     done = [[_done(rows.filter(pl.col("repeat") == n), metric) for n in repeats] for rows in (a, b)]
     counts, spans = (np.array([[d[part] for d in arm] for arm in done]).reshape(2, -1) for part in (0, 1))
@@ -210,9 +210,9 @@ def _rate_row(a: pl.DataFrame, b: pl.DataFrame, metric: metric_table.Metric, rep
     return _figures(int(n_a), int(n_b), of_a, of_b, found, judged, True)
 
 
-def _done(rows: pl.DataFrame, metric: metric_table.Metric) -> tuple[float, float]:
+def _done(rows: pl.DataFrame, metric: metrics.Metric) -> tuple[float, float]:
     """The amount behind a rate in a repeat, such as output tokens, and its seconds."""
-    came = metrics.delivered(rows)
+    came = aggregates.delivered(rows)
     return float(came.amount(metric)), came.seconds
 
 
@@ -256,7 +256,7 @@ def goodput(requests: pl.DataFrame, slo: Mapping[str, Any], devices: int) -> pl.
     The true goodput may lie between this rate and the next. fails_at: the lowest rate that failed, if any. Null if no
     rate above 0 was tested, or none counts. Empty without limits in `slo`.
     """
-    limits = metrics.limits(slo)
+    limits = aggregates.limits(slo)
     measured = requests.filter(~pl.col("warmup"))
     if not limits:
         return pl.DataFrame(schema=GOODPUT_SCHEMA)
@@ -265,10 +265,10 @@ def goodput(requests: pl.DataFrame, slo: Mapping[str, Any], devices: int) -> pl.
         cell = cells.parse(name)
         rates = tested.setdefault(cell.prompt, {})
         if cell.rate > 0:
-            rates[cell.rate] = metrics.attainment(measured.filter(pl.col("cell") == name), limits)
+            rates[cell.rate] = aggregates.attainment(measured.filter(pl.col("cell") == name), limits)
     rows = []
     for prompt, rates in tested.items():
-        best, fails = metrics.goodput(rates)
+        best, fails = aggregates.goodput(rates)
         rows.append(
             {
                 "prompt": prompt,

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import cells, metric_table
+from wp1.analysis.base import cells, metrics
 from wp1.analysis.base.markdown import share, signed_ms
 from wp1.analysis.comparison import amounts, phases
 from wp1.analysis.comparison import figures as comparison_figures
@@ -21,7 +21,7 @@ Unlike = Mapping[str, Mapping[str, Any]]
 
 def _titles() -> dict[str, str]:
     """The metrics that the sentences cover, by `Figure.name`, with their names in a sentence."""
-    return {figure.name: figure.spoken for figure in metric_table.shown_in("narrative")}
+    return {figure.name: figure.spoken for figure in metrics.shown_in("narrative")}
 
 
 def in_words(rows: pl.DataFrame, a: str, b: str, unlike: Unlike | None = None) -> str:
@@ -135,7 +135,7 @@ def _shown(row: Row | None) -> bool:
 def _moved_so(by: Rows, names: list[str], helped: bool) -> list[str]:
     """A clause for each metric that was shown to move for the better (`helped`), or for the worse."""
     found = []
-    for metric in metric_table.METRICS:
+    for metric in metrics.METRICS:
         sign = -1 if helped == metric.less_is_better else 1
         clauses = []
         for figure in metric.at(metric.shown.narrative):

@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wp1.analysis.base import metric_table
+from wp1.analysis.base import metrics
 from wp1.analysis.base.markdown import signed_ms
 from wp1.analysis.comparison import figures as comparison_figures
 
 E2E_PHASES, TTFT_PHASES = (
-    [(f"{key}/mean", metric_table.title_of(key)) for key in keys]
-    for keys in (metric_table.E2E_PHASES, metric_table.TTFT_PHASES)
+    [(f"{key}/mean", metrics.title_of(key)) for key in keys] for keys in (metrics.E2E_PHASES, metrics.TTFT_PHASES)
 )
 # A phase that moved by less than this share of the whole change is not mentioned.
 SLIGHT = 0.1

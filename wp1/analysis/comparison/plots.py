@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis.base import cells, metric_table, metrics, style
-from wp1.analysis.base.metric_table import Figure
+from wp1.analysis.base import aggregates, cells, metrics, style
+from wp1.analysis.base.metrics import Figure
 from wp1.analysis.base.style import Plot
 
 # The place of each phase's colour in the palette; the first four are the same in every plot of requests.
@@ -23,7 +23,7 @@ def arm_plots(folder: Path, measured: pl.DataFrame, arms: Sequence[str], slo: di
         return []
     made = [
         (
-            f"Mean {_listed([mean.metric.title for mean in metric_table.means_in('plots')])} with 95 % "
+            f"Mean {_listed([mean.metric.title for mean in metrics.means_in('plots')])} with 95 % "
             "intervals, by prompt length and load.",
             folder / "latency_by_length.png",
         ),
@@ -35,7 +35,7 @@ def arm_plots(folder: Path, measured: pl.DataFrame, arms: Sequence[str], slo: di
     ]
     _latency(measured, arms, made[0][1], mark)
     _phases(answered, arms, made[1][1], mark)
-    limits = metrics.limits(slo)
+    limits = aggregates.limits(slo)
     if limits and any(cells.parse(name).rate > 0 for name in measured["cell"].unique()):
         caption = "Share of all requests sent that met the SLO, with 95 % intervals; goodput requires 90 %."
         made.append((caption, folder / "attainment.png"))
@@ -54,7 +54,7 @@ def _latency(measured: pl.DataFrame, arms: Sequence[str], path: Path, mark: str)
     names = [cells.parse(name) for name in cells.ordered(measured.filter(pl.col("status") == "ok")["cell"])]
     loads = list(dict.fromkeys(cell.load for cell in sorted(names, key=lambda c: (c.rate, c.concurrency or 0))))
     prompts = list(dict.fromkeys(cell.prompt for cell in names))
-    means = metric_table.means_in("plots")
+    means = metrics.means_in("plots")
     figure, grid = plt.subplots(
         len(loads), len(means), figsize=(style.WIDTH, 0.9 + 2.3 * len(loads)), squeeze=False, sharex=True, sharey="col"
     )
@@ -84,7 +84,7 @@ def _means(
     known = []
     for place, prompt in enumerate(prompts):
         of_cell = rows.filter(pl.col("cell") == of_load.get(prompt, ""))
-        found = metrics.figures(of_cell, [mean])[mean.short_column] if of_cell.height else None
+        found = aggregates.figures(of_cell, [mean])[mean.short_column] if of_cell.height else None
         if found is not None:
             known.append((place, found))
     looks = {"label": arm, "color": style.arm_colours(arms)[arm], **style.series(n, len(arms))}
@@ -152,8 +152,8 @@ def _attainment(measured: pl.DataFrame, arms: Sequence[str], slo: dict[str, Any]
     flat = grid.flatten()
     for axes, (title, of_tick) in zip(flat, panels.items(), strict=False):
         for n, arm in enumerate(arms):
-            _shares(axes, measured.filter(pl.col("arm") == arm), ticks, of_tick, metrics.limits(slo), arm, n, arms)
-        axes.axhline(metrics.GOODPUT_ATTAINMENT * 100, color="black", linestyle="--", linewidth=0.9)
+            _shares(axes, measured.filter(pl.col("arm") == arm), ticks, of_tick, aggregates.limits(slo), arm, n, arms)
+        axes.axhline(aggregates.GOODPUT_ATTAINMENT * 100, color="black", linestyle="--", linewidth=0.9)
         axes.set_title(title, fontsize="medium")
         axes.set_ylim(0, 103)
         axes.set_yticks([0, 25, 50, 75, 90, 100])
@@ -170,22 +170,22 @@ def _attainment(measured: pl.DataFrame, arms: Sequence[str], slo: dict[str, Any]
             axes.tick_params(labelbottom=True)
         if n % across == 0:
             axes.set_ylabel("% of requests")
-    style.over_all(figure, f"SLO attainment: {metrics.limits_in_words(slo, ' and ')}", mark)
+    style.over_all(figure, f"SLO attainment: {aggregates.limits_in_words(slo, ' and ')}", mark)
     _legend_below(figure, flat[0])
     style.save(figure, path)
 
 
 def _shares(
     axes: Any, rows: pl.DataFrame, ticks: Sequence[str], of_tick: dict[str, str],
-    limits: metrics.Limits, arm: str, n: int, arms: Sequence[str],
+    limits: aggregates.Limits, arm: str, n: int, arms: Sequence[str],
 ) -> None:  # fmt: skip
     xs, shares, bounds = [], [], []
     for place, tick in enumerate(ticks):
         of_cell = rows.filter(pl.col("cell") == of_tick.get(tick, ""))
         if of_cell.height:
             xs.append(place)
-            shares.append(100 * (metrics.attainment(of_cell, limits) or 0.0))
-            bounds.append([100 * bound for bound in metrics.attainment_interval(of_cell, limits) or (0, 1)])
+            shares.append(100 * (aggregates.attainment(of_cell, limits) or 0.0))
+            bounds.append([100 * bound for bound in aggregates.attainment_interval(of_cell, limits) or (0, 1)])
     if not xs:
         return
     low, high = np.array(bounds).T
@@ -218,7 +218,7 @@ def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) 
     palette = sns.color_palette(style.PALETTE)
     for axes, (prompt, bars) in zip(grid[:, 0], panels.items(), strict=True):
         left = np.zeros(len(bars))
-        for column, colour in zip(metric_table.TTFT_PHASES, PHASE_COLOURS, strict=True):
+        for column, colour in zip(metrics.TTFT_PHASES, PHASE_COLOURS, strict=True):
             # All means are over the same requests, so that they add up: a phase that a request skipped counts as 0.
             means = np.array([rows[column].fill_null(0).mean() for _, rows in bars], dtype=float)
             axes.barh(
@@ -228,7 +228,7 @@ def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) 
                 height=0.7,
                 color=palette[colour],
                 linewidth=0,
-                label=metric_table.title_of(column),
+                label=metrics.title_of(column),
             )
             left += means
         for place, (_, rows) in enumerate(bars):

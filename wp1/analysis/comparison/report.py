@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wp1.analysis.base import cells, metric_table, metrics
+from wp1.analysis.base import aggregates, cells, metrics
 from wp1.analysis.base.markdown import form_of, table
 from wp1.analysis.comparison import parity
 from wp1.analysis.comparison.figures import verdict
@@ -21,7 +21,7 @@ def words(found: Comparison, pools: Sequence[Mapping[str, Any]]) -> str:
     more = found["not_compared"]
     note = f" Not compared here: {', '.join(more)}." if more else ""
     title = f"## {found['arms'][1]} against {found['arms'][0]}"
-    about = " ".join(filter(None, [sharing(pools, found["arms"]), metrics.slo_in_words(found["slo"])]))
+    about = " ".join(filter(None, [sharing(pools, found["arms"]), aggregates.slo_in_words(found["slo"])]))
     return "\n\n".join(part for part in (title, f"{found['words']}{note}", about, _means(found)) if part)
 
 
@@ -65,7 +65,7 @@ def _means(found: Mapping[str, Any]) -> str:
     if len(found["cells"]) < 2:
         return ""
     a, b = found["arms"]
-    rows, means = [], metric_table.means_in("overview")
+    rows, means = [], metrics.means_in("overview")
     for cell, figures in found["cells"].items():
         row = [cells.parse(cell).words]
         for mean in means:
@@ -99,7 +99,7 @@ def tables_of(found: Mapping[str, Any]) -> str:
     """Tables of every metric of every cell, then goodput."""
     a, b = found["arms"]
     parts = []
-    titles = {figure.name: (figure.title, figure.metric.unit) for figure in metric_table.shown_in("comparison")}
+    titles = {figure.name: (figure.title, figure.metric.unit) for figure in metrics.shown_in("comparison")}
     header = ["", "n", a, b, "Δ", "ratio", "95 % of Δ", "over", "≠ 0"]
     for cell, figures in found["cells"].items():
         rows = []
@@ -155,7 +155,7 @@ def _basis(found: Mapping[str, Any]) -> str:
         basis += (
             " **Not on equal devices**: rates and latencies are those of each arm's devices; goodput is per device."
         )
-    return " ".join(filter(None, [basis, metrics.slo_in_words(found["slo"])]))
+    return " ".join(filter(None, [basis, aggregates.slo_in_words(found["slo"])]))
 
 
 def _goodput(found: Mapping[str, Any]) -> str:
@@ -178,7 +178,7 @@ def _goodput(found: Mapping[str, Any]) -> str:
     header = ["prompt tokens", "rates tested", f"{a}, requests/s per device", f"{b}, requests/s per device"]
     note = (
         "The highest tested rate, per device, up to which every tested rate has an SLO attainment of at least 90 %; "
-        f"a dash if there is none. {metrics.slo_in_words(found['slo'])}"
+        f"a dash if there is none. {aggregates.slo_in_words(found['slo'])}"
     )
     return f"### Goodput\n\n{table(header, rows, 'rrrr')}\n\n{note}"
 

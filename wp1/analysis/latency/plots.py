@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from wp1.analysis.base import metric_table, style
+from wp1.analysis.base import metrics, style
 from wp1.analysis.base.style import Plot
 
 
@@ -40,8 +40,8 @@ def _requests(answered: pl.DataFrame, path: Path, mark: str, most: int = 40) -> 
     timed = answered.drop_nulls("e2e_ms").sort("t_intended")
     rows = timed.head(most)
     colours = sns.color_palette(style.PALETTE)
-    *before, decode = map(metric_table.title_of, metric_table.E2E_PHASES)
-    parts = {name: rows[key].fill_null(0) for name, key in zip(before, metric_table.E2E_PHASES, strict=False)}
+    *before, decode = map(metrics.title_of, metrics.E2E_PHASES)
+    parts = {name: rows[key].fill_null(0) for name, key in zip(before, metrics.E2E_PHASES, strict=False)}
     if not (parts["handoff"] != 0).any():
         del parts["handoff"]
     parts[decode] = rows["e2e_ms"] - sum(parts.values())

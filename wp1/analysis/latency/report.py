@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from wp1.analysis.base import metric_table, metrics
+from wp1.analysis.base import aggregates, metrics
 from wp1.analysis.base.markdown import code, form_of, number, percent, rate, table, with_interval
 from wp1.analysis.load import notes as load_notes
 
@@ -13,8 +13,8 @@ def section(summary: dict[str, Any]) -> str:
     if profile is None:
         return ""
     parts = ["## Latency"]
-    rates = [metric for metric in metric_table.summarised("rate") if metric.shown.report]
-    shown = [metric for metric in metric_table.summarised("request", "gaps", "share") if metric.shown.report]
+    rates = [metric for metric in metrics.summarised("rate") if metric.shown.report]
+    shown = [metric for metric in metrics.summarised("request", "gaps", "share") if metric.shown.report]
     for name, cell in profile["cells"].items():
         rows = [_latency_row(metric.title, cell.get(metric.key), metric.unit) for metric in shown]
         of_load = load_notes.of_cell(summary, name)
@@ -34,7 +34,7 @@ def section(summary: dict[str, Any]) -> str:
             parts.append(table(["", "n", "mean [95 %]", "p50", "p90", "p95", "p99"], rows, "lrrrrrr"))
     attained = summary["slo"]["attainment"]
     if attained is not None:
-        limits = metrics.limits_in_words(summary["slo"])
+        limits = aggregates.limits_in_words(summary["slo"])
         together = ", all arms and cells together" if len(profile["cells"]) > 1 else ""
         parts.append(
             f"SLO {code(summary['slo']['name'])} ({limits}): met by {percent(attained)} of all requests "
@@ -44,7 +44,7 @@ def section(summary: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _latency_row(title: str, found: dict[str, Any] | None, unit: metric_table.Unit) -> list[Any]:
+def _latency_row(title: str, found: dict[str, Any] | None, unit: metrics.Unit) -> list[Any]:
     """The row of a distribution, or of a share, which has only a mean; [] without values."""
     if not found or not found["n"]:
         return []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis.base import cells, metric_table, metrics
+from wp1.analysis.base import aggregates, cells, metrics
 from wp1.analysis.device import roofline
 from wp1.stats import intervals, samples
 
@@ -90,21 +90,21 @@ def _row(
         "prompt_len": cell.prompt_len,
         "sent": sent.height,
         "ok": answered.height,
-        **metrics.figures(sent, of_ttft),
+        **aggregates.figures(sent, of_ttft),
         "prefill_ms": sample.figure("prefill_ms"),
         "host_ms": sample.figure("host_ms"),
         "prefill_tokens_per_s": sample.figure("prefill_tokens_per_s"),
         "mfu": mfu,
-        **metrics.figures(sent, others),
+        **aggregates.figures(sent, others),
         "mbu": roof["mbu"],
         "memory_gib_peak": max(memory, default=None),
         "limited_by": roofline.words(roof) or None,
     }
 
 
-def shown() -> tuple[list[metric_table.Figure], list[metric_table.Figure]]:
+def shown() -> tuple[list[metrics.Figure], list[metrics.Figure]]:
     """The metrics in the table by length: TTFT, the section's subject, and then the others."""
-    figures = list(metric_table.shown_in("length"))
+    figures = list(metrics.shown_in("length"))
     first = [figure for figure in figures if figure.metric.key == "ttft_ms"]
     return first, [figure for figure in figures if figure not in first]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import cells, metric_table, metrics
+from wp1.analysis.base import aggregates, cells, metrics
 from wp1.analysis.base.markdown import share
 from wp1.analysis.device import roofline
 from wp1.analysis.device.figures import load_window
@@ -53,8 +53,8 @@ def by_load(
 
 def _row(cell: cells.CellName, sent: pl.DataFrame, slo: Mapping[str, Any], devices: int) -> dict[str, Any]:
     answered = sent.filter(pl.col("status") == "ok")
-    limits = metrics.limits(slo)
-    attained = metrics.attainment(sent, limits)
+    limits = aggregates.limits(slo)
+    attained = aggregates.attainment(sent, limits)
     return {
         "cell": cell.name,
         "prompt": cell.prompt,
@@ -65,9 +65,9 @@ def _row(cell: cells.CellName, sent: pl.DataFrame, slo: Mapping[str, Any], devic
         "ok": answered.height,
         "repeats": sent["repeat"].n_unique(),
         "devices": devices,
-        **metrics.figures(sent, metric_table.shown_in("load"), limits, devices),
+        **aggregates.figures(sent, metrics.shown_in("load"), limits, devices),
         "attainment": attained,
-        "attainment_interval": None if attained is None else list(metrics.attainment_interval(sent, limits) or ()),
+        "attainment_interval": None if attained is None else list(aggregates.attainment_interval(sent, limits) or ()),
     }
 
 

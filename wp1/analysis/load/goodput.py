@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import cells, metrics, steady
+from wp1.analysis.base import aggregates, cells, steady
 from wp1.analysis.base.markdown import number, percent, share, table
 from wp1.analysis.device import roofline
 from wp1.analysis.load.probes import bracket, passes, planned_probes
@@ -22,7 +22,7 @@ def found(
     """
     if not probes:
         return None
-    limits = metrics.limits(slo)
+    limits = aggregates.limits(slo)
     searches: dict[tuple[str, int], list[Probe]] = {}
     for probe in probes:
         searches.setdefault((probe.arm, probe.prompt_len), []).append(probe)
@@ -52,7 +52,7 @@ def tested(requests: pl.DataFrame, arms: Sequence[str], slo: Mapping[str, Any]) 
 
     [] with fewer than two rates at a length, without limits, or for several arms, whose comparison has its own.
     """
-    limits = metrics.limits(slo)
+    limits = aggregates.limits(slo)
     measured = requests.filter(~pl.col("warmup"))
     names = [cell for cell in map(cells.parse, cells.ordered(measured["cell"])) if cell.rate > 0 and cell.prompt_len]
     if arms or not limits:
@@ -67,12 +67,12 @@ def tested(requests: pl.DataFrame, arms: Sequence[str], slo: Mapping[str, Any]) 
     return probes
 
 
-def _step(probe: Probe, requests: pl.DataFrame, limits: metrics.Limits) -> dict[str, Any]:
+def _step(probe: Probe, requests: pl.DataFrame, limits: aggregates.Limits) -> dict[str, Any]:
     rows = requests.filter(~pl.col("warmup") & (pl.col("arm") == probe.arm) & (pl.col("cell") == probe.cell))
     # In an open loop with a steady state, attainment counts only the requests of that state.
     rows = steady.of_figures(rows)
-    met = int(rows.select(metrics.met(limits).sum()).item()) if rows.height else 0
-    low, high = metrics.attainment_interval(rows, limits) or (None, None)
+    met = int(rows.select(aggregates.met(limits).sum()).item()) if rows.height else 0
+    low, high = aggregates.attainment_interval(rows, limits) or (None, None)
     return {
         "number": probe.number + 1,
         "rate": probe.rate,
@@ -80,7 +80,7 @@ def _step(probe: Probe, requests: pl.DataFrame, limits: metrics.Limits) -> dict[
         "repeats": probe.repeats,
         "sent": rows.height,
         "met": met,
-        "attainment": metrics.attainment(rows, limits),
+        "attainment": aggregates.attainment(rows, limits),
         "passed": passes(probe),
         "low": low,
         "high": high,
@@ -116,10 +116,10 @@ def section(searches: Sequence[Mapping[str, Any]] | None, slo: Mapping[str, Any]
     ]
     header = ["arm"] if several else []
     header += ["prompt tokens", "goodput per device", "goodput", "fails at", "path", "ended"]
-    least = share(metrics.GOODPUT_ATTAINMENT)
+    least = share(aggregates.GOODPUT_ATTAINMENT)
     note = (
         f"**goodput**: the highest request rate tried (requests/s) at which, as at every lower rate tried, at least "
-        f"{least} of requests meet {metrics.limits_in_words(slo)}. **fails at**: the lowest rate tried that misses "
+        f"{least} of requests meet {aggregates.limits_in_words(slo)}. **fails at**: the lowest rate tried that misses "
         "this; the true goodput lies between the two. **path**: every rate tried, in order, as rate: SLO attainment "
         "[95 % interval] of requests sent."
     )

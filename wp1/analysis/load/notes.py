@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import cells, metrics, steady
+from wp1.analysis.base import aggregates, cells, steady
 from wp1.analysis.base.markdown import short
 
 # If one request in a hundred is sent later than this, the latencies measure the client itself.
@@ -31,7 +31,7 @@ def _of_cell(name: Any, requests: pl.DataFrame, lags: pl.DataFrame) -> dict[str,
     found: dict[str, Any] = {
         "client_delay_p99_ms": None if late is None else round(late, 3),
         "client_late": late is not None and late > LATE_MS,
-        "loop_lag_ms": metrics.distribution(late_by, metrics.in_order(late_by.size)),
+        "loop_lag_ms": aggregates.distribution(late_by, aggregates.in_order(late_by.size)),
     }
     if cells.parse(name).open_loop:
         found |= {"steady": steady.window(requests), **steady.saturation(requests)}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wp1.analysis.base import metric_table, metrics, style
+from wp1.analysis.base import aggregates, metrics, style
 from wp1.analysis.base.style import Plot
 
 # The metrics that load changes most come first; the others follow in the table's order.
@@ -21,7 +21,7 @@ def panels() -> list[Panel]:
     """The panels over load: the table's metrics, then MBU and KV use."""
     figures = [
         figure
-        for metric in metric_table.METRICS
+        for metric in metrics.METRICS
         for figure in metric.at((metric.shown.load_panel,))
         if metric.shown.load_panel
     ]
@@ -29,7 +29,7 @@ def panels() -> list[Panel]:
     return [*map(_panel, figures), *OF_DEVICE]
 
 
-def _panel(figure: metric_table.Figure) -> Panel:
+def _panel(figure: metrics.Figure) -> Panel:
     metric = figure.metric
     title = (
         f"{metric.title}, {figure.statistic}" if metric.of_one_request else metric.title[0].upper() + metric.title[1:]
@@ -218,7 +218,7 @@ def _paths(rows: list[Mapping[str, Any]], path: Path, slo: Mapping[str, Any], of
             )  # fmt: skip
         if row["goodput"] and row["fails_at"]:
             axes.axvspan(row["goodput"], row["fails_at"], color=palette[2], alpha=0.2, linewidth=0)
-        axes.axhline(metrics.GOODPUT_ATTAINMENT * 100, color="black", linestyle="--", linewidth=0.9)
+        axes.axhline(aggregates.GOODPUT_ATTAINMENT * 100, color="black", linestyle="--", linewidth=0.9)
         axes.set_ylim(-4, 104)
         axes.set_yticks([0, 25, 50, 75, 90, 100])
         axes.margins(x=0.12)
@@ -227,6 +227,6 @@ def _paths(rows: list[Mapping[str, Any]], path: Path, slo: Mapping[str, Any], of
         if n % across == 0:
             axes.set_ylabel("% of requests")
         sns.despine(ax=axes)
-    text = style.title(f"Goodput{of_arm}: {metrics.limits_in_words(slo)}", mark)
+    text = style.title(f"Goodput{of_arm}: {aggregates.limits_in_words(slo)}", mark)
     figure.suptitle(text, x=0.01, ha="left", fontsize="large", fontweight="bold")
     style.save(figure, path)

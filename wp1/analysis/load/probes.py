@@ -4,27 +4,27 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from wp1.analysis.base import cells, metrics
+from wp1.analysis.base import aggregates, cells
 from wp1.core.records import Probe
 
 
 def passes(probe: Probe) -> bool:
     """Whether enough requests attained the SLO at this rate."""
-    return metrics.attains(probe.attainment)
+    return aggregates.attains(probe.attainment)
 
 
 def bracket(path: Sequence[Probe]) -> tuple[float | None, float | None]:
     """Goodput over the rates tried, and the lowest rate that failed (`metrics.goodput`)."""
-    return metrics.goodput({probe.rate: probe.attainment for probe in path if probe.rate is not None})
+    return aggregates.goodput({probe.rate: probe.attainment for probe in path if probe.rate is not None})
 
 
-def planned_probes(requests: pl.DataFrame, arm: str, prompt_len: int, limits: metrics.Limits) -> list[Probe]:
+def planned_probes(requests: pl.DataFrame, arm: str, prompt_len: int, limits: aggregates.Limits) -> list[Probe]:
     """Rates that the experiment measured anyway at this length; the search starts from them."""
     found = []
     for name in cells.ordered(requests["cell"]):
         cell, rows = cells.parse(name), requests.filter(pl.col("cell") == name)
         if cell.rate > 0:
-            attained = metrics.attainment(rows, limits)
+            attained = aggregates.attainment(rows, limits)
             repeats = rows["repeat"].n_unique()
             found.append(Probe(arm, prompt_len, len(found), cell.rate, name, True, repeats, attained))
     return found

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from wp1.analysis.base import cells, metric_table, metrics
+from wp1.analysis.base import aggregates, cells, metrics
 from wp1.analysis.base.markdown import form_of, ms, number, percent, share, short, table, with_interval
 from wp1.analysis.device import roofline
 from wp1.analysis.device.roofline import LIMITED
@@ -21,7 +21,7 @@ def section(found: Found, slo: Mapping[str, Any]) -> str:
         rows = [row for row in found["rows"] if row["arm"] == arm]
         if len(arms) > 1:
             parts.append(f"### {arm}")
-        parts += [words(rows), metrics.slo_in_words(slo), _latency(rows), _use(rows)]
+        parts += [words(rows), aggregates.slo_in_words(slo), _latency(rows), _use(rows)]
     note = (
         "Times are in ms with 95 % intervals: over repeats if there are at least three, else over requests; intervals "
         "of rates are always over repeats. **batch**: mean number of requests in decode at a time. **MBU** (model "
@@ -67,7 +67,7 @@ def _name(row: Mapping[str, Any]) -> list[str]:
 
 def _latency(rows: list[dict[str, Any]]) -> str:
     with_slo = any(row["attainment"] is not None for row in rows)
-    shown = [figure for figure in metric_table.shown_in("load") if figure.metric.shown.load_table]
+    shown = [figure for figure in metrics.shown_in("load") if figure.metric.shown.load_table]
     header = ["prompt tokens", "load", "n", *(figure.short_title for figure in shown)]
     header += ["SLO attainment"] if with_slo else []
     lines = []

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import cells, metric_table
+from wp1.analysis.base import cells, metrics
 from wp1.analysis.base.markdown import Unit, in_unit, ms, number, percent, size_in, table, text, unit_of
 from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.comparison.arms import devices_of
@@ -102,7 +102,7 @@ def _served(requests: pl.DataFrame, arms: Sequence[str]) -> str:
         ]
         for cell in cells.ordered(answered["cell"])
     ]
-    header = ["prompt tokens", *(f"{arm}, {metric_table.title_of(key)} ms" for arm in arms for key in SERVED)]
+    header = ["prompt tokens", *(f"{arm}, {metrics.title_of(key)} ms" for arm in arms for key in SERVED)]
     return (
         "### What the requests took\n\n"
         "One request per length and arm (n = 1), sent to measure memory, not speed. E1 and E3 measure what prompt "

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wp1.analysis.base import cells, metric_table
-from wp1.analysis.base.metrics import distribution
+from wp1.analysis.base import cells, metrics
+from wp1.analysis.base.aggregates import distribution
 from wp1.analysis.quality import answers, perplexity
 from wp1.core.run_folder import RunFolder
 from wp1.quality import benchmarks, scoring
@@ -32,7 +32,7 @@ def scored(run: RunFolder, requests: pl.DataFrame) -> pl.DataFrame:
     if not run.examples:
         return pl.DataFrame()
     examples, scores = answers.examples(run), answers.Scores(run)
-    timed = [metric.key for metric in metric_table.of_kind("request") if metric.shown.overview or metric.shown.scores]
+    timed = [metric.key for metric in metrics.of_kind("request") if metric.shown.overview or metric.shown.scores]
     rows = []
     for record in requests.filter(~pl.col("warmup")).iter_rows(named=True):
         example = examples.get((record["cell"], record["example"]))
@@ -150,7 +150,7 @@ def _speed(rows: pl.DataFrame) -> dict[str, Any]:
     units = _units(rows)
     return {
         metric.key: distribution(rows[metric.key].cast(pl.Float64).to_numpy(), units, metric.digits)
-        for metric in metric_table.of_kind("request")
+        for metric in metrics.of_kind("request")
         if metric.shown.scores
     }
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import metric_table
+from wp1.analysis.base import metrics
 from wp1.analysis.base.markdown import code, form_of, ms, number, table, text
 from wp1.quality.scoring import FEW, MIN_EXAMPLES
 
@@ -135,7 +135,7 @@ def _words(of: Mapping[str, Any]) -> str:
 
 
 def _tasks(of: Mapping[str, Any]) -> str:
-    rows, speed = [], [figure for figure in metric_table.shown_in("scores") if figure.statistic == "mean"]
+    rows, speed = [], [figure for figure in metrics.shown_in("scores") if figure.statistic == "mean"]
     none = [None] * (1 + len(speed))
     for benchmark, overall in of["benchmarks"].items():
         for task in (task for task in of["tasks"] if task["benchmark"] == benchmark):
@@ -158,7 +158,7 @@ def _tasks(of: Mapping[str, Any]) -> str:
     return table(header, rows, "ll" + "r" * (3 + len(speed)))
 
 
-def _speed_title(figure: metric_table.Figure) -> str:
+def _speed_title(figure: metrics.Figure) -> str:
     """`TTFT ms` for a mean, `TTFT p95` for a percentile."""
     return f"{figure.metric.title} {figure.metric.unit if figure.statistic == 'mean' else figure.statistic}"
 
@@ -166,7 +166,7 @@ def _speed_title(figure: metric_table.Figure) -> str:
 def _lengths(of: Mapping[str, Any]) -> str:
     if len(of["by_length"]) < 2:
         return ""
-    speed = list(metric_table.shown_in("scores"))
+    speed = list(metrics.shown_in("scores"))
     rows = [
         [
             f"≤ {number(row['bucket'])}", row["n"], row["tasks"], score_cell(row),

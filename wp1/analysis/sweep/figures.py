@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import metric_table, metrics
+from wp1.analysis.base import aggregates, metrics
 from wp1.analysis.base.markdown import plain
 from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.comparison import arms, parity
@@ -32,10 +32,10 @@ OF_MANIFEST = ("command", "root", "jobs", "status", "tracking", "parent_run_id")
 NO_CELL: dict[str, Any] = {"arm": None, "cell": None, "requests_ok": None, "requests_failed": None}
 
 
-def figures() -> list[metric_table.Figure]:
+def figures() -> list[metrics.Figure]:
     """The figures of each cell in a sweep's table: those on the page, and means with intervals for the plot."""
     found = []
-    for metric in metric_table.METRICS:
+    for metric in metrics.METRICS:
         drawn = ("mean", "mean_low", "mean_high") if metric.shown.plots and metric.of_one_request else ()
         found += metric.at(tuple(dict.fromkeys((*metric.shown.sweep, *drawn))))
     return found
@@ -223,7 +223,7 @@ def _cells(job: Job) -> list[dict[str, Any]]:
         measured = job.run.requests.filter(~pl.col("warmup"))
         job.run.drop_requests()
         groups = measured.group_by("arm", "cell", maintain_order=True)
-        cells = {f"{arm}/{cell}": metrics.latency(of_cell) for (arm, cell), of_cell in groups}
+        cells = {f"{arm}/{cell}": aggregates.latency(of_cell) for (arm, cell), of_cell in groups}
     found = []
     for name, of_cell in cells.items():
         arm, _, cell = name.partition("/")

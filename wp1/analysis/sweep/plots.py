@@ -5,8 +5,8 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import cells, metric_table, style
-from wp1.analysis.base.metric_table import Figure
+from wp1.analysis.base import cells, metrics, style
+from wp1.analysis.base.metrics import Figure
 from wp1.analysis.sweep.figures import Job, all_labels, differing, name_of
 
 # Overrides that the cell's name already includes.
@@ -37,7 +37,7 @@ def sweep_plot(path: Path, jobs: list[Job], found: pl.DataFrame) -> bool:
     names = _names(jobs, rows)
     colours = _colours(names, [row["arm"] for row in rows])
     heights, ticks = _layout(rows, names, headed=len(order) > 1)
-    means = metric_table.means_in("plots")
+    means = metrics.means_in("plots")
     size = (style.WIDTH, 1.2 + 0.24 * (max(heights) + 1))
     figure, grid = plt.subplots(1, len(means), figsize=size, sharey=True, squeeze=False)
     panels = grid[0]

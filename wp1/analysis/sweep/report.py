@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import metric_table, provenance, tables
+from wp1.analysis.base import metrics, provenance, tables
 from wp1.analysis.base.how_to_read import HOW_TO_READ_ARMS
 from wp1.analysis.base.markdown import fence, form_of, plain, table, text
 from wp1.analysis.comparison import report as comparison_report
@@ -91,7 +91,7 @@ def jobs_table(jobs: list[Job], found: pl.DataFrame) -> str:
     # A job's only arm is its scheduler, which the overrides already name.
     several = found.group_by("job").agg(arms=pl.col("arm").n_unique())["arms"].max() != 1
     arm = ["arm"] if several else []
-    shown = list(metric_table.shown_in("sweep"))
+    shown = list(metrics.shown_in("sweep"))
     header = [
         "job",
         *map(plain, titles(keys).values()),

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import metrics
+from wp1.analysis.base import aggregates
 from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.sweep import figures as sweep_figures
 from wp1.analysis.sweep.figures import Job, Pair
@@ -92,7 +92,7 @@ def check_alike(jobs: Sequence[Job]) -> None:
 def _definitions(config: Mapping[str, Any]) -> dict[str, Any]:
     workload = {key: value for key, value in config["workload"].items() if key not in SAME_CELL}
     found = settings_of({"workload": workload}) | {
-        f"slo.{key}": most for key, most in metrics.limits(config["slo"]).items()
+        f"slo.{key}": most for key, most in aggregates.limits(config["slo"]).items()
     }
     if asks_questions(config):
         found |= settings_of({"dataset": config["dataset"]})

@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from wp1.analysis.base import metrics, tables
+from wp1.analysis.base import aggregates, tables
 from wp1.stats import spans
 
 TIMES = ("transfer_ms", "handoff_ms", "decode_queue_ms", "copy_ms", "wait_ms")
@@ -44,7 +44,7 @@ def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame
     A transfer without bytes, or whose clock shows no time, is in neither rate.
     """
     ok = handoffs.filter(pl.col("status") == "ok")
-    units = metrics.units_of(ok)
+    units = aggregates.units_of(ok)
     failed = handoffs.filter(pl.col("status") != "ok")
     moved = ok.filter((pl.col("bytes") > 0) & (pl.col("t_transfer_end") > pl.col("t_transfer_begin")))
     seconds = spans.length(spans.merged([moved.select("t_transfer_begin", "t_transfer_end").to_numpy()]))
@@ -68,14 +68,14 @@ def figures(handoffs: pl.DataFrame, requests: pl.DataFrame, queues: pl.DataFrame
         "bytes": _total(ok["bytes"]),
         "bytes_expected": _total(ok["bytes_expected"]),
         "bytes_unreported": int(ok["bytes"].null_count()),
-        "bytes_a_handoff": metrics.distribution(ok["bytes"].cast(pl.Float64).to_numpy(), units),
-        **{name: metrics.distribution(ok[name].to_numpy(), units) for name in TIMES},
+        "bytes_a_handoff": aggregates.distribution(ok["bytes"].cast(pl.Float64).to_numpy(), units),
+        **{name: aggregates.distribution(ok[name].to_numpy(), units) for name in TIMES},
         "transfer_s": round(seconds, 6),
         "overlapped": overlapped,
         "gb_per_s": round(int(moved["bytes"].sum()) / seconds / 1e9, 4) if seconds > 0 and not overlapped else None,
         "copy_gb_per_s": round(int(copied["bytes"].sum()) / copy_s / 1e9, 4) if copy_s > 0 else None,
         "blocks": _total(ok["blocks"]),
-        "runs": metrics.distribution(ok["runs"].cast(pl.Float64).to_numpy()).get("mean"),
+        "runs": aggregates.distribution(ok["runs"].cast(pl.Float64).to_numpy()).get("mean"),
         "stall_ratio": _ratio(delayed["handoff_ms"], delayed["e2e_ms"]),
         "share_of_ttft": _ratio(delayed.select(within.alias("t"))["t"], delayed["ttft_ms"]),
         "queues": _queue_lengths(queues, requests),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wp1.analysis.base import metrics, steady, tables
+from wp1.analysis.base import aggregates, steady, tables
 
 
 def _requests(
@@ -86,7 +86,7 @@ def test_warm_ups_and_failures_move_no_window() -> None:
 
 def test_rates_are_those_of_the_window() -> None:
     """Ten requests/s of ten tokens: without the window the last second's drain would lower both."""
-    figures = metrics.latency(_table(_requests()))
+    figures = aggregates.latency(_table(_requests()))
     assert figures["requests_per_s"] == pytest.approx(10, rel=0.02)
     assert figures["output_tokens_per_s"] == pytest.approx(100, rel=0.02)
     assert figures["requests"] == figures["ok"] == 100
@@ -100,11 +100,11 @@ def test_tokens_within_windows_are_those_that_came_within_them(
     gap: float, e2e: float, count: int, repeats: int
 ) -> None:
     found = _table(*(_requests(count, gap, e2e, repeat=n, start=100.0 * n) for n in range(repeats)))
-    came = metrics.delivered(found)
+    came = aggregates.delivered(found)
     answered, tokens = (came.rows[name].sum() for name in ("ended_inside", "tokens_inside"))
     if found["window_begin"].null_count():
         assert (answered, tokens) == (count * repeats, 10 * count * repeats)
-        assert came.seconds == pytest.approx(metrics.span(found))
+        assert came.seconds == pytest.approx(aggregates.span(found))
         return
     times = found.explode("t_tokens")
     # Single precision in the gaps: a token at the very edge may fall on either side.
@@ -120,8 +120,8 @@ def test_attainment_is_of_the_window() -> None:
     rows = _requests()
     for row in rows[:5]:
         row.update(status="error", t_tokens=[])
-    assert metrics.attainment(_table(rows), {"ttft_ms": 5000}) == 1.0
-    assert metrics.attainment(_table(rows[:30]), {"ttft_ms": 5000}) == pytest.approx(25 / 30, abs=1e-4)
+    assert aggregates.attainment(_table(rows), {"ttft_ms": 5000}) == 1.0
+    assert aggregates.attainment(_table(rows[:30]), {"ttft_ms": 5000}) == pytest.approx(25 / 30, abs=1e-4)
 
 
 def _served(rate: float, service: float, count: int = 200) -> pl.DataFrame:

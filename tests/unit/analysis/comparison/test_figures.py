@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from wp1.analysis.base import metric_table, metrics, tables
+from wp1.analysis.base import aggregates, metrics, tables
 from wp1.analysis.comparison.figures import compare, goodput, grow_with_output, unlike_lengths, verdict
 from wp1.analysis.load.probes import bracket, planned_probes
 
@@ -52,7 +52,7 @@ def test_figures_by_hand() -> None:
     # Spans of 0.4 and 0.6 s against 0.3 and 0.4 s, twelve tokens in each arm.
     rate = _row(rows, "output_tokens_per_s")
     assert (rate["a"], rate["b"]) == (pytest.approx(12, abs=1e-3), pytest.approx(12 / 0.7, abs=1e-3))
-    assert rows["metric"].to_list() == [figure.name for figure in metric_table.shown_in("comparison")]
+    assert rows["metric"].to_list() == [figure.name for figure in metrics.shown_in("comparison")]
 
 
 def test_what_an_arm_does_not_have_stays_empty() -> None:
@@ -207,7 +207,7 @@ def test_a_comparison_of_many_requests_needs_little_memory() -> None:
         arms.append(
             rows.with_columns(
                 pl.col("ttft_ms").alias(metric.key)
-                for metric in metric_table.of_kind("request")
+                for metric in metrics.of_kind("request")
                 if metric.key != "ttft_ms"
             ).with_columns(
                 arm=pl.lit(arm), cell=pl.lit("256-rate9"), repeat=pl.lit(0), warmup=pl.lit(False), itl_ms=gaps,
@@ -256,7 +256,7 @@ def test_goodput_is_the_same_of_cells_and_of_a_search(
     cells = [_arm("a", of_rate, f"256-rate{rate:g}") for rate, of_rate in ttfts.items()]
     rows = pl.concat([*cells, _arm("a", [[100.0]], "256-conc1")])
     of_cells = goodput(rows, SLO, devices=3).row(0, named=True)
-    path = planned_probes(rows, "a", 256, metrics.limits(SLO))
+    path = planned_probes(rows, "a", 256, aggregates.limits(SLO))
     assert bracket(path) == (of_cells["goodput"], of_cells["fails_at"]) == (best, fails)
     assert of_cells["goodput_per_device"] == (None if best is None else best / 3)
 
@@ -264,7 +264,7 @@ def test_goodput_is_the_same_of_cells_and_of_a_search(
 def test_attainment_just_below_the_limit_is_not_rounded_up_to_it() -> None:
     kept, sent = 17_999, 20_000  # 89.995 %, which is 0.9 to four decimals
     rows = _arm("a", [[100.0] * kept + [5000.0] * (sent - kept)], "256-rate1", tokens=1)
-    assert metrics.attainment(rows, metrics.limits(SLO)) == kept / sent
+    assert aggregates.attainment(rows, aggregates.limits(SLO)) == kept / sent
     assert goodput(rows, SLO, devices=1)["goodput"].to_list() == [None]
     assert _row(compare(rows, rows, SLO), "slo_attainment", "256-rate1")["a"] == kept / sent
 
@@ -281,7 +281,7 @@ def test_what_grows_with_the_answer_has_no_verdict_where_lengths_differ() -> Non
     a, b = _arm("yarn", _noisy(0, 300), tokens=3), _arm("unscaled", _noisy(1, 900), tokens=30)
     slo = {"ttft_ms": 1000, "tpot_ms": None, "e2e_ms": 5000}
     rows = compare(a, b, slo)
-    grow = grow_with_output(metrics.limits(slo))
+    grow = grow_with_output(aggregates.limits(slo))
     assert {"e2e_ms/mean", "e2e_ms/p95", "decode_ms/mean", "requests_per_s", "slo_attainment"} < grow
     for metric in grow:
         assert _row(rows, metric)["excludes_zero"] is None, metric

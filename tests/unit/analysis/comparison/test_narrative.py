@@ -7,18 +7,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from wp1.analysis.base import metric_table, tables
+from wp1.analysis.base import metrics, tables
 from wp1.analysis.comparison.figures import SCHEMA, compare
 from wp1.analysis.comparison.narrative import in_words
 
-UNITS = {figure.name: figure.metric.unit for figure in metric_table.shown_in("comparison")}
+UNITS = {figure.name: figure.metric.unit for figure in metrics.shown_in("comparison")}
 
 
 def _rows(**cells: Mapping[str, tuple[float | None, float | None, bool | None]]) -> pl.DataFrame:
     """By cell (256_conc1 for 256-conc1) and metric: a, b, and whether the interval excludes zero."""
     rows: list[dict[str, Any]] = []
-    for cell, metrics in cells.items():
-        for metric, (a, b, excludes) in metrics.items():
+    for cell, of_cell in cells.items():
+        for metric, (a, b, excludes) in of_cell.items():
             rows.append(
                 {
                     "cell": cell.strip("_").replace("_", "-"), "metric": metric, "unit": UNITS[metric], "a": a, "b": b,

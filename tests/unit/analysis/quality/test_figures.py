@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from wp1.analysis.base import metric_table, metrics, tables
+from wp1.analysis.base import aggregates, metrics, tables
 from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.quality import figures as quality_figures
 from wp1.analysis.quality import perplexity
@@ -164,9 +164,9 @@ def test_arms_of_the_same_texts_need_no_warning(rows: pl.DataFrame, found: dict[
 def test_a_request_for_perplexity_has_no_latency(tmp_path: Path) -> None:
     requests = scored_run(tmp_path).filter(pl.col("nll_window").is_not_null())
     assert requests.height == 8
-    for metric in metric_table.of_kind("request", "gaps"):
+    for metric in metrics.of_kind("request", "gaps"):
         assert requests[metric.key].null_count() == (8 if metric.for_users else 0), metric.key
-    assert metrics.attainment(requests, {"ttft_ms": 0.001}) == 1.0
+    assert aggregates.attainment(requests, {"ttft_ms": 0.001}) == 1.0
 
 
 def test_longbench_e_and_v2_are_scored_by_their_groups(tmp_path: Path) -> None:
