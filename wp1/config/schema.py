@@ -25,7 +25,7 @@ from wp1.core.plan import open_loop
 from wp1.model.rope import Rope
 from wp1.serving.backend import BACKEND, SCHEDULER
 from wp1.serving.transfer import TRANSFER
-from wp1.workload import own_settings
+from wp1.workload import declared_keys
 from wp1.workload.arrivals import process_of
 from wp1.workload.prompts import class_of, source_of
 
@@ -76,7 +76,7 @@ class Dataset:
 
 @dataclass
 class Workload:
-    # A source of prompts and an arrival process may add keys of their own (`wp1.workload.own_settings`).
+    # A source of prompts and an arrival process may add keys of their own (`wp1.workload.declared_keys`).
     prompts: str = "dataset"  # dataset, scored, random, text or trace; or package.module.Class (`wp1.workload.prompts`)
     prompt_len: int | None = None  # tokens, for random and text prompts
     text_path: str | None = None  # for text prompts; None: the bundled book
@@ -278,14 +278,14 @@ def _parts(plain: Mapping[Any, Any]) -> dict[str, Any]:
 def _own_settings(plain: Mapping[Any, Any]) -> dict[str, Any]:
     """The keys that the source of prompts and the arrival process add to `workload`, converted to their types.
 
-    Raises ConfigError for a source or process that cannot be used, and as `own_settings.typed` does.
+    Raises ConfigError for a source or process that cannot be used, and as `declared_keys.typed` does.
     """
     workload = plain.get("workload") or {}
     common = {key.name: key.default for key in dataclasses.fields(Workload)}
     source = class_of(workload.get("prompts", Workload.prompts))
     process = process_of(workload.get("arrivals", Workload.arrivals))
-    settings = [*own_settings.declared(source).values(), *process.settings().values()]
-    return own_settings.typed(workload, common, settings)
+    settings = [*declared_keys.declared(source).values(), *process.settings().values()]
+    return declared_keys.typed(workload, common, settings)
 
 
 def _not_taken(options: str, key: str, known: list[str]) -> str:

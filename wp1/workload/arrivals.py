@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from wp1.core.errors import ConfigError
 from wp1.core.outside import imported
 from wp1.core.parts import Setting
-from wp1.workload import own_settings
+from wp1.workload import declared_keys
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +48,7 @@ class Process:
 
     def settings(self) -> dict[str, Setting]:
         """The settings that this process adds to the keys of `workload`, by name."""
-        return {} if self.function is None else own_settings.declared(self.function, GIVEN)
+        return {} if self.function is None else declared_keys.declared(self.function, GIVEN)
 
 
 def schedule(workload: Any, count: int, rate: float, seed: int) -> Schedule:
@@ -147,7 +147,7 @@ def _from_outside(
     names = inspect.signature(function).parameters
     taken = {name: value for name, value in given.items() if name in names}
     try:
-        made = function(**taken, **own_settings.values(function, workload, GIVEN))
+        made = function(**taken, **declared_keys.values(function, workload, GIVEN))
     except Exception as error:  # anything may go wrong in a function of somebody else's
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ConfigError(f"{setting} failed for {count} requests at {rate:g} requests/s ({why})") from error

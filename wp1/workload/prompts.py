@@ -13,7 +13,7 @@ from wp1.core.errors import ConfigError
 from wp1.core.outside import imported
 from wp1.core.plan import Cell
 from wp1.core.records import Request
-from wp1.workload import own_settings
+from wp1.workload import declared_keys
 from wp1.workload.arrivals import Schedule, schedule
 from wp1.workload.limits import longest
 from wp1.workload.seeds import derive_seed
@@ -123,7 +123,7 @@ class PromptSource:
     """A source of a run's prompts, as named by `workload.prompts`: one class per source, which keeps
     nothing between calls.
 
-    The parameters of its `__init__`, if it has one, are keys of `workload` (`wp1.workload.own_settings`).
+    The parameters of its `__init__`, if it has one, are keys of `workload` (`wp1.workload.declared_keys`).
 
     Methods are called in this order: `check`, before anything is read; `read`, before the model is fetched; `prepare`,
     with the tokenizer; then the others, for every cell and repeat. Only `requests` has to be implemented.
@@ -213,7 +213,7 @@ def source_of(workload: Any) -> PromptSource:
     """
     source = class_of(workload.prompts)
     try:
-        return source(**own_settings.values(source, workload))
+        return source(**declared_keys.values(source, workload))
     except ValueError as error:
         raise ConfigError(
             f"workload.prompts={workload.prompts} cannot be made ({' '.join(str(error).split())}): change its settings"
