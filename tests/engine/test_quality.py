@@ -50,4 +50,4 @@ def test_random_weights_are_refused_before_an_engine_starts(start: Start, experi
     run = start(f"experiment={experiment}", "model=llama31_8b_shape")
     code, output = run.finish()
     assert code == 2
-    assert "those of random weights mean nothing" in output
+    assert "answers of random weights mean nothing" in output
