@@ -61,11 +61,13 @@ def settings() -> list[Documented]:
 
 
 def yaml_files() -> dict[str, str]:
-    """Name and text of each file shown in a YAML block whose first line is a comment with the file's name."""
-    files: dict[str, str] = {}
-    for path in (path for path in TEXTS if path.suffix == ".md"):
-        files |= dict(re.findall(r"(?ms)^```yaml\n# (\S+\.yaml)\n(.*?)^```$", path.read_text(encoding="utf-8")))
-    return files
+    """Name and text of each file shown in a YAML block that names it in a comment at its top.
+
+    The text is the whole block, as a reader copies it.
+    """
+    shown = re.compile(r"(?ms)^```yaml\n(?P<text>(?:# @package \S+\n)?# (?P<name>\S+\.yaml)\n.*?)^```$")
+    pages = (path.read_text(encoding="utf-8") for path in TEXTS if path.suffix == ".md")
+    return {block["name"]: block["text"] for page in pages for block in shown.finditer(page)}
 
 
 def _statements(path: Path) -> list[tuple[int, str]]:
