@@ -1,4 +1,4 @@
-# Every target sets up what it needs; the second call finds it done.
+# Targets set up what they need; later calls find it done.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON_VENV := .venv/bin/python
@@ -8,19 +8,19 @@ PYTHON_VENV := .venv/bin/python
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## make .venv with what fits this machine (WP1_EXTRA=cpu|cuda overrides)
+setup: ## make .venv with the packages for this machine (WP1_EXTRA=cpu|cuda overrides the choice)
 	@requirements/install.sh
 
-run: setup ## run E0 on the bundled model, on whatever is there
+run: setup ## run E0 on the bundled model, on a GPU or on the CPU
 	@$(PYTHON_VENV) -m wp1 $(ARGS)
 
-test: setup ## all tests, those that start real engines on the CPU included (ARGS="-k WORD", ARGS="-n 0": one process)
+test: setup ## all tests, also those with real engines on the CPU (ARGS="-k WORD" selects, ARGS="-n 0" uses one process)
 	@$(PYTHON_VENV) -m pytest -n 2 $(ARGS)
 
 check: setup ## ruff and pyright
 	@$(PYTHON_VENV) -m ruff check . && $(PYTHON_VENV) -m ruff format --check . && $(PYTHON_VENV) -m pyright
 
-stress: setup ## 10,000 handoffs with random aborts over transfer=ipc, without engines (ARGS="--device cuda" on a GPU); and its part beside vLLM's scheduler
+stress: setup ## 10,000 handoffs with random aborts over transfer=ipc, without engines (ARGS="--device cuda" on a GPU); its scheduling next to vLLM's own scheduler
 	@$(PYTHON_VENV) -m tests.stress.scheduler
 	@$(PYTHON_VENV) -m tests.stress.ipc $(ARGS)
 
@@ -30,7 +30,7 @@ torture: setup ## real runs killed and disturbed in every way, on the CPU engine
 bench: setup ## wp1 against vLLM alone and vLLM's own benchmark, its load generator and its analysis; ratios, side by side
 	@$(PYTHON_VENV) -m tests.bench $(ARGS)
 
-bench-transfer: setup ## the KV cache from engine to engine: each connector beside a plain copy; ARGS="--help": in parts
+bench-transfer: setup ## time KV transfers between engines with each connector, next to a plain copy (ARGS="--help" lists options)
 	@$(PYTHON_VENV) -m tests.bench.transfer $(ARGS)
 
 packet: setup ## one folder with a page of the experiments' runs in DIR=... (OUT=packet, ARGS=--partial)
@@ -39,7 +39,7 @@ packet: setup ## one folder with a page of the experiments' runs in DIR=... (OUT
 
 ui: setup ## MLflow's page on this machine, port 5000 (PORT=...)
 	$(if $(shell launch/port_is_free.sh 127.0.0.1 $(or $(PORT),5000)),,$(error \
-	  port $(or $(PORT),5000) is in use, or is no port: name another, as in make ui PORT=5001))
+	  port $(or $(PORT),5000) is in use or is not a port: name another, as in make ui PORT=5001))
 	@echo "MLflow starts at http://127.0.0.1:$(or $(PORT),5000) (about 20 s); choose 'Model training' at its top left"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true \
 	  $(PYTHON_VENV) -m mlflow server --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db" \

@@ -72,7 +72,7 @@ class KVTransfer(Protocol):
     timeout_s: float
     # Whether blocks can move while the rest of their prompt is being computed, which needs `early_params`.
     overlap: bool
-    # A class that vLLM mixes into its workers, with `wp1_meet(engines)` and `wp1_peer_lost(peer)`.
+    # A class that vLLM mixes into its workers, with `wp1_meet(engines)` and `wp1_peer_lost(engine)`.
     worker_extension: str
 
     def why(self) -> str:
