@@ -165,7 +165,6 @@ def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: aggregates.Limits) -> list[d
 
 def _row(a: Values, b: Values, statistic: str, of: Units) -> dict[str, Any]:
     """The figures of one metric. of: the unit of every slot that the values name (`samples.repeats_and_units`)."""
-    a, b = Values(*a), Values(*b)
     of_a, of_b = (intervals.figure_of(side.numbers, statistic) if side.numbers.size else None for side in (a, b))
     found, pairs, count = None, 0, 0
     if a.numbers.size and b.numbers.size:
