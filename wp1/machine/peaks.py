@@ -14,8 +14,6 @@ from wp1.machine import hardware
 from wp1.machine.stated_peaks import stated
 
 DTYPE = "bfloat16"
-
-
 # Long enough for clocks to rise, short enough to run before an experiment.
 SECONDS_EACH = 0.7
 

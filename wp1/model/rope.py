@@ -136,7 +136,7 @@ def apply(config: dict[str, Any], rope: Any, max_len: int) -> tuple[dict[str, An
         )
     if own.type != "default":
         raise ConfigError(
-            f"model.max_len={max_len} is beyond {native} tokens, which this model reaches by scaling of type "
+            f"model.max_len={max_len} is beyond {longest} tokens, which this model reaches by scaling of type "
             f"{own.type}; rope=auto does not stack YaRN on that: lower model.max_len, or choose rope=yarn with "
             "rope.factor and rope.original_max_len"
         )

@@ -16,9 +16,6 @@ from wp1.quality.benchmarks import Benchmarks
 from wp1.quality.book import Passages
 from wp1.quality.tasks import Making, Row, Task
 
-# Tokens over which a prompt's log-likelihood is summed.
-NLL_WINDOW = 128
-
 
 @dataclass(frozen=True)
 class Example:
@@ -85,13 +82,13 @@ def examples(
     """
     if cfg.dataset.source == "builtin":
         return _made(cfg, cells, tokens, tell)
-    _, tasks = _chosen(cfg)
+    known, tasks = _chosen(cfg)
     drawn = read(cfg, tell) if drawn is None else drawn
     assert drawn is not None
     by_name = {task.name: task for task in tasks}
     tell(f"tokenizing {len(drawn.rows)} prompts")
     prompts = [cut(by_name[row.task], row, tokens, cfg.model.max_len) for row in drawn.rows]
-    source = _source(cfg, {cells[0].name: prompts}, drawn.digest())
+    source = _source(cfg, known, {cells[0].name: prompts}, drawn.digest())
     source |= {"bad_rows": len(drawn.bad), "first_bad": drawn.bad[:5], "rows": drawn.seen}
     return Examples({cell.name: prompts for cell in cells}, source)
 
@@ -118,19 +115,17 @@ def _made(cfg: Any, cells: list[Cell], tokens: Any, tell: Callable[[str], None])
         ]
     by_cell = {cell.name: by_length[cell.prompt_len] for cell in cells if cell.prompt_len is not None}
     drawn = sources.Drawn([example.row for same_length in by_length.values() for example in same_length])
-    return Examples(by_cell, _source(cfg, by_cell, drawn.digest()))
+    return Examples(by_cell, _source(cfg, known, by_cell, drawn.digest()))
 
 
-def _source(cfg: Any, cells: dict[str, list[Example]], digest: str) -> dict[str, Any]:
+def _source(cfg: Any, known: Benchmarks, cells: dict[str, list[Example]], digest: str) -> dict[str, Any]:
     counts: dict[str, int] = {}
     for cell_examples in cells.values():
         for example in cell_examples:
             key = f"{example.task.benchmark}/{example.task.name}"
             counts[key] = counts.get(key, 0) + 1
     source = cfg.dataset.source if cfg.dataset.path is None else "file"
-    used = [
-        benchmarks.known(cfg.dataset.benchmark)[name] for name in dict.fromkeys(key.partition("/")[0] for key in counts)
-    ]
+    used = [known[name] for name in dict.fromkeys(key.partition("/")[0] for key in counts)]
     built_in = [one.built_in for one in used if source == "builtin" and one.built_in is not None]
     outside = {one.name: asdict(one.reporting) for one in used if one.name not in benchmarks.own()}
     description = {

@@ -24,15 +24,19 @@ def layers_of(groups: Sequence[Any]) -> list[dict[str, Any]]:
     """
     counts: dict[tuple[Any, ...], int] = {}
     for group in groups:
-        # A group whose layers have blocks of different sizes has a specification for each layer.
-        several = getattr(group.kv_cache_spec, "kv_cache_specs", None)
-        specs: dict[str, Any] = several or dict.fromkeys(group.layer_names, group.kv_cache_spec)
-        for spec in specs.values():
+        for spec in specs_of(group).values():
             bare = getattr(spec, "real_page_size_bytes", spec.page_size_bytes)
             key = (type(spec).__name__, spec.block_size, bare, spec.page_size_bytes)
             counts[key] = counts.get(key, 0) + 1
     names = ("kind", "block_tokens", "bytes", "page_bytes")
     return [dict(zip(names, key, strict=True)) | {"layers": layers} for key, layers in counts.items()]
+
+
+def specs_of(group: Any) -> dict[str, Any]:
+    """vLLM's specification of each layer in a group of the KV cache (KVCacheGroupSpec)."""
+    # A group whose layers have blocks of different sizes has a specification for each layer.
+    several = getattr(group.kv_cache_spec, "kv_cache_specs", None)
+    return several or dict.fromkeys(group.layer_names, group.kv_cache_spec)
 
 
 def measured(ranks: Sequence[Sequence[Mapping[str, Any]]], shards: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 from wp1.core.errors import ConfigError, WP1Error
 from wp1.core.parts import Within
@@ -36,14 +36,11 @@ from wp1.serving.vllm_arguments import check_names, gist, set_environment
 from wp1.serving.vllm_output import chunk_of, prompt_of, sampling_params, settings_of, stats_logger
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-
 
 # Seconds to report the layout of the KV cache, which needs no computation.
 LAYOUT_TIMEOUT_S = 60.0
 # Seconds to map another engine's KV and copy one block, for which a kernel is compiled.
 MEET_TIMEOUT_S = 120.0
-
 
 # Errors of engines that did not start. Their frames hold vLLM's open sockets; if Python collected those, ZeroMQ would
 # wait forever to deliver messages. So they are never collected, and the process exits without (`main._leave`).

@@ -8,7 +8,7 @@ from wp1.core.errors import ConfigError
 
 # A distribution of output lengths is cut at this multiple of its mean, unless workload.output_max is set.
 CUT = 4
-# Formats of recorded traffic; `wp1.workload.trace` describes each.
+# Formats of recorded traffic; `wp1.workload.trace_formats` describes each.
 TRACE_FORMATS = ("mooncake", "bailian", "azure", "burstgpt", "wp1")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from wp1.analysis.base import style
@@ -18,3 +19,14 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     style.use()
     yield made
     plt.close("all")
+
+
+def marks_of(axes: Any) -> dict[str, np.ndarray]:
+    """By label, the places of the marks of each line with intervals, and that these stand on its marks."""
+    found = {}
+    for container in axes.containers:
+        line, _, bars = container.lines
+        found[str(container.get_label())] = line.get_xdata()
+        for bar in bars:
+            assert [segment[0][0] for segment in bar.get_segments()] == list(line.get_xdata())
+    return found

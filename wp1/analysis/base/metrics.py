@@ -52,7 +52,7 @@ class Metric:
     unit: Unit
     kind: Kind
     # Uses the columns of a record (`tables.RECORD_SCHEMA`) and metrics derived from those alone. A rate may also use
-    # the columns of `metrics.delivered`, and a share `met_slo`, which is null without limits.
+    # the columns of `aggregates.delivered`, and a share `met_slo`, which is null without limits.
     derive: pl.Expr
     formula: str  # in words
     less_is_better: bool = True
@@ -117,7 +117,7 @@ class Figure(NamedTuple):
         return 100.0 if self.metric.unit == "share" else 1.0
 
     def value_in(self, figures: Mapping[str, Any]) -> float | None:
-        """Its value in a cell's figures (`metrics.latency`); None if they lack it."""
+        """Its value in a cell's figures (`aggregates.latency`); None if they lack it."""
         found = figures.get(self.metric.key)
         return found.get(self.statistic) if isinstance(found, Mapping) else found
 

@@ -1,7 +1,7 @@
 """The common style of wp1's plots: one palette that is safe for colour-blind readers, one width, thin grids."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,18 @@ def title(text: str, mark: str, most: int = 62) -> str:
 def over_all(figure: "Figure", text: str, mark: str) -> None:
     """A title over the whole figure, from its left edge."""
     figure.suptitle(title(text, mark), x=0.01, ha="left", fontsize="large", fontweight="bold")
+
+
+def legend_below(figure: "Figure", axes: Any, columns: int = 6) -> None:
+    """The legend of `axes` below the whole figure, in at most `columns` columns."""
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), frameon=False)
+
+
+def counts(numbers: Iterable[int]) -> str:
+    """The numbers of samples behind several points: `60`, or `4 to 60` if they differ."""
+    known = sorted(numbers)
+    return f"{known[0]}" if known[0] == known[-1] else f"{known[0]} to {known[-1]}"
 
 
 def tokens(length: int) -> str:

@@ -46,7 +46,7 @@ GOODPUT_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 
 
 # A request's name, which is the same in every arm.
-_NAME = pl.col("request_id").str.replace(r"^[^/]*/", "").alias("name")
+NAME = pl.col("request_id").str.replace(r"^[^/]*/", "").alias("name")
 
 
 def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = None) -> pl.DataFrame:
@@ -54,7 +54,7 @@ def compare(a: pl.DataFrame, b: pl.DataFrame, slo: Mapping[str, Any] | None = No
 
     a, b, delta (b - a), low and high are in the metric's unit; ratio is b / a; null if an arm lacks the figure.
     n_a, n_b: the number of requests, gaps, or (for a rate) repeats behind the figure. slo: the limits for attainment
-    (`metrics.limits`). Latencies are of answered requests, shares of all requests sent.
+    (`aggregates.limits`). Latencies are of answered requests, shares of all requests sent.
 
     Both arms were sent the same prompts at the same times, so requests are paired by their id without the arm, and what
     the arms share cancels. low and high are the 95 % interval of delta (`wp1.stats.intervals`): with three or more
@@ -115,7 +115,7 @@ def unlike_lengths(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, dict[str, Any]
     a, b: as in `compare`.
     """
     answered = [
-        rows.filter(~pl.col("warmup") & pl.col("e2e_ms").is_not_null()).select("cell", _NAME, "output_tokens")
+        rows.filter(~pl.col("warmup") & pl.col("e2e_ms").is_not_null()).select("cell", NAME, "output_tokens")
         for rows in (a, b)
     ]
     pairs = answered[0].join(answered[1], on=["cell", "name"], suffix="_b").group_by("cell").agg(
@@ -139,7 +139,7 @@ def _prepared(requests: pl.DataFrame, limits: aggregates.Limits) -> pl.DataFrame
             prepared[metric.key] = pl.when(ok & counts).then(metric.key)
         elif metric.kind == "share":
             prepared[metric.key] = pl.when(counts).then(metric.derive.cast(pl.Float64))
-    return measured.with_columns(_NAME, **prepared)
+    return measured.with_columns(NAME, **prepared)
 
 
 def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: aggregates.Limits) -> list[dict[str, Any]]:
@@ -165,7 +165,6 @@ def _cell(a: pl.DataFrame, b: pl.DataFrame, limits: aggregates.Limits) -> list[d
 
 def _row(a: Values, b: Values, statistic: str, of: Units) -> dict[str, Any]:
     """The figures of one metric. of: the unit of every slot that the values name (`samples.repeats_and_units`)."""
-    a, b = Values(*a), Values(*b)
     of_a, of_b = (intervals.figure_of(side.numbers, statistic) if side.numbers.size else None for side in (a, b))
     found, pairs, count = None, 0, 0
     if a.numbers.size and b.numbers.size:
@@ -251,7 +250,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def goodput(requests: pl.DataFrame, slo: Mapping[str, Any], devices: int) -> pl.DataFrame:
-    """Goodput (`metrics.goodput`) over the tested rates, in requests/s and per device, one row per prompt length.
+    """Goodput (`aggregates.goodput`) over the tested rates, in requests/s and per device, one row per prompt length.
 
     The true goodput may lie between this rate and the next. fails_at: the lowest rate that failed, if any. Null if no
     rate above 0 was tested, or none counts. Empty without limits in `slo`.

@@ -313,8 +313,7 @@ def _unasked(by: Rows, cell: str, side: str) -> bool:
 
 def _moved(by: Rows, moved: Sequence[Row], tested: int, title: str) -> str:
     """A clause on one metric, for the cells in which it moved one way; tested: in how many cells it was tested."""
-    share = moved[0]["unit"] == "share"
-    largest = max(moved, key=lambda row: abs(row["delta"]) if share or row["ratio"] is None else abs(row["ratio"] - 1))
+    largest = max(moved, key=amounts.size)
     direction = "lower" if largest["delta"] < 0 else "higher"
     where = cells.parse(largest["cell"]).words
     values = f"{amounts.value(largest, 'b')} instead of {amounts.value(largest, 'a')}"

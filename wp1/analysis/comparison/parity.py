@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from wp1.analysis.base import cells, tables
+from wp1.analysis.comparison.figures import NAME
 from wp1.core.records import common_name
 from wp1.workload.prompts import own_source
 
@@ -241,7 +242,7 @@ def _named(requests: pl.DataFrame, mark: str) -> pl.DataFrame:
     rows = requests.filter(~pl.col("warmup"))
     return rows.select(
         "cell",
-        pl.col("request_id").str.replace(r"^[^/]*/", "").alias("name"),
+        NAME,
         *(
             pl.col(key).alias(f"{key}{mark}")
             for key in ("request_id", "arm", "status", "token_ids", "label", "prompt_tokens")

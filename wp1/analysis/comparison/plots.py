@@ -72,7 +72,7 @@ def _latency(measured: pl.DataFrame, arms: Sequence[str], path: Path, mark: str)
     for column in range(len(means)):
         _scale(grid[:, column])
     style.over_all(figure, "Latency by prompt length", mark)
-    _legend_below(figure, grid[0][0])
+    style.legend_below(figure, grid[0][0])
     style.save(figure, path)
 
 
@@ -118,11 +118,6 @@ def _scale(column: Any) -> None:
             style.logarithmic(axes, values.min(), values.max(), plain)
     if not wide:
         style.from_zero(*column)
-
-
-def _legend_below(figure: Any, axes: Any, columns: int = 6) -> None:
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), frameon=False)
 
 
 def _attainment(measured: pl.DataFrame, arms: Sequence[str], slo: dict[str, Any], path: Path, mark: str) -> None:
@@ -171,7 +166,7 @@ def _attainment(measured: pl.DataFrame, arms: Sequence[str], slo: dict[str, Any]
         if n % across == 0:
             axes.set_ylabel("% of requests")
     style.over_all(figure, f"SLO attainment: {aggregates.limits_in_words(slo, ' and ')}", mark)
-    _legend_below(figure, flat[0])
+    style.legend_below(figure, flat[0])
     style.save(figure, path)
 
 
@@ -246,7 +241,7 @@ def _phases(answered: pl.DataFrame, arms: Sequence[str], path: Path, mark: str) 
     grid[0][0].plot([], [], color="black", marker="|", markeredgewidth=2, markersize=11, linestyle="", label="TTFT")
     grid[0][0].plot([], [], color="black", linewidth=1.2, label="delivery")
     style.over_all(figure, "Where time goes before the first decode step", mark)
-    _legend_below(figure, grid[0][0], columns=3)
+    style.legend_below(figure, grid[0][0], columns=3)
     style.save(figure, path)
 
 

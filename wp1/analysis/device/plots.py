@@ -61,8 +61,7 @@ def device_plot(samples: pl.DataFrame, measured: pl.DataFrame, resumed: int, pat
         title="CPU load of the engines, host" if host else f"GPU utilisation{of_one}",
     )
     if len(devices) > 1:
-        handles, names = memory.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
+        style.legend_below(figure, memory, columns=4)
     style.save(figure, path)
     seams = "" if len(parts) == 1 else " The run was resumed at each dotted line."
     return (

@@ -16,7 +16,7 @@ def length_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> li
     if found is None or not any(row["ttft_ms"] for row in found["rows"]):
         return []
     style.use()
-    n = _counts(found["rows"])
+    n = f"n = {style.counts(row['ok'] for row in found['rows'])}"
     made = [
         (
             f"TTFT by prompt length, one request at a time: means with 95 % intervals ({n} per length), the "
@@ -31,11 +31,6 @@ def length_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> li
     _ttft(found, made[0][1], n, mark)
     _prefill(found, made[1][1], n, mark)
     return made
-
-
-def _counts(rows: Sequence[Mapping[str, Any]]) -> str:
-    counts = sorted({row["ok"] for row in rows})
-    return f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
 
 
 def _ttft(found: Mapping[str, Any], path: Path, n: str, mark: str) -> None:
@@ -108,13 +103,7 @@ def _prefill(found: Mapping[str, Any], path: Path, n: str, mark: str) -> None:
         use.legend(frameon=False, fontsize="small")
     if len(arms) > 1:
         speed.legend(frameon=False, fontsize="small")
-    figure.suptitle(
-        style.title(f"Prefill by prompt length, {n} per length", mark),
-        x=0.01,
-        ha="left",
-        fontsize="large",
-        fontweight="bold",
-    )
+    style.over_all(figure, f"Prefill by prompt length, {n} per length", mark)
     style.save(figure, path)
 
 

@@ -17,8 +17,8 @@ def found(
 ) -> list[dict[str, Any]] | None:
     """One search per arm and prompt length, with its path; None without probes.
 
-    goodput: requests/s by `metrics.goodput`, also per device. fails_at: the lowest rate that failed; the true goodput
-    lies between the two. Attainment has its 95 % interval (`metrics.attainment_interval`).
+    goodput: requests/s by `aggregates.goodput`, also per device. fails_at: the lowest rate that failed; the true
+    goodput lies between the two. Attainment has its 95 % interval (`aggregates.attainment_interval`).
     """
     if not probes:
         return None

@@ -51,8 +51,7 @@ def load_plots(folder: Path, found: Mapping[str, Any] | None, mark: str) -> list
             continue
         of_arm = f"-{arm}" if len(arms) > 1 else ""
         title = f" of {arm}" if len(arms) > 1 else ""
-        counts = sorted({row["ok"] for row in rows})
-        n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+        n = f"n = {style.counts(row['ok'] for row in rows)}"
         made += [
             (
                 f"Latency, output and device use{title} by load and prompt length, with 95 % intervals ({n} per cell).",
@@ -100,11 +99,8 @@ def _panels(rows: list[dict[str, Any]], path: Path, about: str, mark: str) -> No
         if n + 2 >= len(drawn):
             axes.set_xlabel("requests/s" if rates else "requests at a time")
             axes.tick_params(labelbottom=True)
-    figure.suptitle(
-        style.title(f"Load and context{about}", mark), x=0.01, ha="left", fontsize="large", fontweight="bold"
-    )
-    handles, names = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), frameon=False)
+    style.over_all(figure, f"Load and context{about}", mark)
+    style.legend_below(figure, grid[0][0], columns=5)
     style.save(figure, path)
 
 
@@ -227,6 +223,5 @@ def _paths(rows: list[Mapping[str, Any]], path: Path, slo: Mapping[str, Any], of
         if n % across == 0:
             axes.set_ylabel("% of requests")
         sns.despine(ax=axes)
-    text = style.title(f"Goodput{of_arm}: {aggregates.limits_in_words(slo)}", mark)
-    figure.suptitle(text, x=0.01, ha="left", fontsize="large", fontweight="bold")
+    style.over_all(figure, f"Goodput{of_arm}: {aggregates.limits_in_words(slo)}", mark)
     style.save(figure, path)

@@ -14,7 +14,7 @@ def passes(probe: Probe) -> bool:
 
 
 def bracket(path: Sequence[Probe]) -> tuple[float | None, float | None]:
-    """Goodput over the rates tried, and the lowest rate that failed (`metrics.goodput`)."""
+    """Goodput over the rates tried, and the lowest rate that failed (`aggregates.goodput`)."""
     return aggregates.goodput({probe.rate: probe.attainment for probe in path if probe.rate is not None})
 
 

@@ -8,13 +8,13 @@ import numpy as np
 
 from wp1.analysis.base import style
 from wp1.analysis.base.style import Plot, mark_of
-from wp1.analysis.comparison.arms import devices_of
+from wp1.analysis.device import roofline
 from wp1.analysis.memory.figures import PARTS, Row, together
+from wp1.machine.hardware import GIB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-GIB = 1 << 30
 # Indices into the palette. KV in use and free KV are one pool: the same colour, with the free part pale.
 COLOURS = {
     "weights": 0, "runtime": 7, "buffers": 5, "graphs": 8, "transfer": 4, "kv_in_use": 2, "kv_free": 2,
@@ -37,7 +37,7 @@ def by_length(folder: Path, rows: Sequence[Row], metadata: Mapping[str, Any]) ->
         path = folder / f"memory-{arm}.png"
         of_arm = [row for row in rows if row.arm == arm]
         panels = {pool: _bars(_first_engine(of_arm, pool)) for pool in dict.fromkeys(row.pool for row in of_arm)}
-        if len({row.engine for row in of_arm}) > 1 and devices_of(metadata["pools"], [arm])[arm] == 1:
+        if len({row.engine for row in of_arm}) > 1 and roofline.devices_of(metadata["pools"], arm) == 1:
             panels["all engines together"] = _bars(of_arm)
         # NVML's total is larger: it includes what the driver keeps from CUDA.
         device = "device, for CUDA" if of_arm[0].kind == "gpu" else "host"

@@ -89,8 +89,7 @@ def _lengths(arms: Mapping[str, Any], path: Path, mark: str) -> None:
     colours = style.arm_colours(list(arms))
     for k, (arm, of) in enumerate(arms.items()):
         rows = [row for row in of["by_length"] if row["mean"] is not None]
-        counts = sorted({row["n"] for row in rows})
-        n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        n = style.counts(row["n"] for row in rows)
         x = [row["bucket"] for row in rows]
         y = [row["mean"] for row in rows]
         spread = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
@@ -129,8 +128,7 @@ def _needles(arms: Mapping[str, Any], path: Path, mark: str) -> None:
         values = np.full((len(depths), len(lengths)), np.nan)
         for row in rows:
             values[depths.index(row["depth"]), lengths.index(row["length"])] = row["mean"]
-        counts = sorted({row["n"] for row in rows})
-        n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        n = style.counts(row["n"] for row in rows)
         sns.heatmap(
             values, ax=axes, vmin=0, vmax=100, cmap="cividis", annot=True, fmt=".0f", linewidths=0.5,
             annot_kws={"fontsize": 8}, cbar_kws={"label": "found, %"}, mask=np.isnan(values),

@@ -25,7 +25,7 @@ HOW_TO_READ = f"""\
 
 
 def section(found: Mapping[str, Any] | None, rows: pl.DataFrame) -> str:
-    """The whole section; "" for a run without scores. rows: `quality.scored`."""
+    """The whole section; "" for a run without scores. rows: from `quality.figures.scored`."""
     if found is None:
         return ""
     parts = ["## Answers", _together(found)]

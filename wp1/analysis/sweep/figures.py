@@ -18,6 +18,7 @@ from wp1.analysis.base import aggregates, metrics
 from wp1.analysis.base.markdown import plain
 from wp1.analysis.base.run_tables import RunTables
 from wp1.analysis.comparison import arms, parity
+from wp1.analysis.device import roofline
 from wp1.core import redaction, shapes
 from wp1.core.errors import WP1Error
 from wp1.core.paths import MANIFEST
@@ -290,7 +291,7 @@ def side_by_side(names: tuple[str, str], of: list[Pair]) -> tuple[dict[str, Any]
     for pair in of:
         for job, arm, name in zip((pair.a, pair.b), pair.arms, names, strict=True):
             parts.append(_of_pair(job.run.requests, arm, pair.cells).with_columns(arm=pl.lit(name)))
-            devices[name] = arms.devices_of(job.metadata["pools"], [arm])[arm]
+            devices[name] = roofline.devices_of(job.metadata["pools"], arm)
             limits.append(job.run.config["slo"])
     # Attainment under different limits is not comparable.
     slo = limits[0] if all(other == limits[0] for other in limits) else {}

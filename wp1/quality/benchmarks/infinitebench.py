@@ -97,11 +97,8 @@ def answers(name: str, fields: Fields, names: tuple[str, ...]) -> list[Any]:
     # The official files have a text and its letter only for multiple choice.
     if key == "ground_truth" and name not in CHOICES and len(references) == 2 and references[1] in LETTERS:
         raise BadRowError(f"is multiple choice (its answer has a letter), but {name} is not")
-    try:
-        check_answers(name, references)
-        return label_of(name, references, options)
-    except ValueError as error:
-        raise BadRowError(str(error)) from None
+    check_answers(name, references)
+    return label_of(name, references, options)
 
 
 def _features() -> Any:
@@ -115,7 +112,7 @@ def _features() -> Any:
 def label_of(name: str, answer: list[Any], options: list[str]) -> list[Any]:
     """The answers as scored: for a choice, its text and its letter (eval_utils.py, `get_answer`).
 
-    answer: for a choice, its text, its letter, or both. Raises ValueError for a choice that is not one of the options,
+    answer: for a choice, its text, its letter, or both. Raises BadRowError for a choice that is not one of the options,
     or for a text whose letter is unknown.
     """
     if name not in CHOICES or (len(answer) == 2 and answer[1] in LETTERS):
@@ -125,19 +122,19 @@ def label_of(name: str, answer: list[Any], options: list[str]) -> list[Any]:
     if answer[0] in LETTERS:
         return [options[LETTERS.index(answer[0])] if options else answer[0], answer[0]]
     if not options:
-        raise ValueError('has an "answer" without its letter: give the letter, or "options" (four texts)')
-    raise ValueError('has an "answer" that is not one of its "options"')
+        raise BadRowError('has an "answer" without its letter: give the letter, or "options" (four texts)')
+    raise BadRowError('has an "answer" that is not one of its "options"')
 
 
 def check_answers(name: str, answers: list[Any]) -> None:
-    """Raises ValueError if a task that asks for numbers has other answers."""
+    """Raises BadRowError if a task that asks for numbers has other answers."""
     pattern = {"math_find": r"-?\d+(\.\d+)?", "math_calc": r"-?\d+(\.0+)?", "code_run": r"-?\d+"}.get(name)
     if pattern is None:
         return
     for value in answers[0] if isinstance(answers[0], list) else answers:
         if not re.fullmatch(pattern, str(value)):
             kind = "number" if name == "math_find" else "whole number"
-            raise ValueError(f"has the answer {str(value)[:40]!r}, which is not a {kind}")
+            raise BadRowError(f"has the answer {str(value)[:40]!r}, which is not a {kind}")
 
 
 def _score(name: str, prediction: str, row: Row) -> float:

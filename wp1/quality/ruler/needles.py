@@ -168,7 +168,7 @@ def _niah_template() -> str:
 
 
 def _singular() -> str:
-    """The template where one value is asked for, as prepare_niah.py changes it."""
+    """The template if one value is asked for, as prepare_niah.py changes it."""
     template = _niah_template()
     for plural, singular in (("Some", "A"), ("are all", "is"), ("are", "is"), ("answers", "answer")):
         template = template.replace(plural, singular)

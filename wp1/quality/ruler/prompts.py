@@ -20,7 +20,7 @@ from wp1.workload.seeds import derive_seed
 class RulerPrompts:
     """Makes prompts of one length for one tokenizer.
 
-    tokens: a `wp1.workload.tokens.ModelTokens`. haystack: a text file in place of the built-in one.
+    tokens: a `wp1.workload.tokens.ModelTokens`. passages: passages of the built-in book.
     qa: by task, a file of SQuAD or HotpotQA in its official form.
     """
 
@@ -36,7 +36,7 @@ class RulerPrompts:
         """Prompt `number` of a task; the same arguments give the same prompt on any machine.
 
         depth: where the needle that is asked for stands, in percent of the context; None: drawn.
-        Raises ConfigError where the task does not fit the length, or needs a file that is not given.
+        Raises ConfigError if the task does not fit the length, or needs a file that is not given.
         """
         rng = random.Random(derive_seed(seed, "ruler", task, self._length, number, depth))
         if task in NEEDLES:

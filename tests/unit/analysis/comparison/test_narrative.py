@@ -121,7 +121,9 @@ def test_an_arm_that_answered_nothing_is_named() -> None:
 def test_an_arm_that_was_sent_nothing_did_not_fail_to_answer() -> None:
     alone = {"e2e_ms/mean": (500.0, None, None), "failed_share": (0.0, None, None)}
     text = in_words(_rows(_16384_conc1=alone, _512_conc1=SAME), "yarn", "unscaled")
-    assert ": unscaled was sent no request there (see what was skipped)." in text
+    assert (
+        "Cannot compare 16,384 tokens one at a time: unscaled was sent no request there (see what was skipped)." in text
+    )
     assert "did not answer" not in text
 
 
@@ -213,7 +215,7 @@ def test_it_says_at_its_head_that_hardly_any_request_met_the_slo() -> None:
 
 
 def test_answers_of_other_lengths_are_compared_by_their_tokens() -> None:
-    """As `comparison.compare` has it, nothing that grows with the answer has a verdict there."""
+    """As `figures.compare` has it, nothing that grows with the answer has a verdict there."""
     cell = {
         "ttft_ms/mean": (16.9, 24.3, True), "tpot_ms/mean": (1.6, 2.1, True), "e2e_ms/mean": (56.9, 198.0, None),
         "e2e_ms/p95": (94.5, 371.0, None), "output_tokens_per_s": (149.0, 382.0, None),

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 
+from tests.unit.analysis.conftest import marks_of
 from tests.unit.analysis.synthetic import Shape, make_run
 from wp1.analysis.base import tables
 from wp1.analysis.comparison import plots as comparison_plots
@@ -63,17 +63,6 @@ def test_arms_look_alike_where_they_are_compared_and_by_length(figures: list[Any
     assert list(colours[0]) == ["agg", "disagg"]
 
 
-def _drawn(axes: Any) -> dict[str, np.ndarray]:
-    """By label, the places of the marks of each line with intervals, and that these stand on its marks."""
-    found = {}
-    for container in axes.containers:
-        line, _, bars = container.lines
-        found[str(container.get_label())] = line.get_xdata()
-        for bar in bars:
-            assert [segment[0][0] for segment in bar.get_segments()] == list(line.get_xdata())
-    return found
-
-
 def test_points_of_several_arms_stand_at_their_true_places(figures: list[Any], tmp_path: Path) -> None:
     """On a steep line a step aside is a step down: disagg's lay below agg's where the table had it above."""
     shape = Shape(lengths=(256, 1024), rates=(0, 0.5, 1), repeats=1, count=4)
@@ -81,10 +70,10 @@ def test_points_of_several_arms_stand_at_their_true_places(figures: list[Any], t
     comparison_plots.arm_plots(tmp_path, rows, ["agg", "disagg"], shape.slo, "")
     latency, _, attainment = figures
     for axes in latency.axes:
-        assert {label: list(x) for label, x in _drawn(axes).items()} == {"agg": [0, 1], "disagg": [0, 1]}
+        assert {label: list(x) for label, x in marks_of(axes).items()} == {"agg": [0, 1], "disagg": [0, 1]}
     for axes in attainment.axes:
         ticks = list(axes.get_xticks())
-        assert {label: list(x) for label, x in _drawn(axes).items()} == {"agg": ticks, "disagg": ticks}
+        assert {label: list(x) for label, x in marks_of(axes).items()} == {"agg": ticks, "disagg": ticks}
     # What lies on another is told from it by its mark and its line too.
     looks = {(c.lines[0].get_marker(), c.lines[0].get_linestyle()) for c in latency.axes[0].containers}
     assert len(looks) == 2

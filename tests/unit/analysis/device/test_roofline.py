@@ -1,13 +1,11 @@
 """Shares of the peaks where the times follow from a formula, and what is said to limit a cell."""
 
-import numpy as np
 import polars as pl
 import pytest
 
 from tests.unit.analysis.timed import LLAMA_8B, alone, metadata, request, table, together
 from wp1.analysis.device import roofline
 from wp1.analysis.device.roofline import Device, bound, words
-from wp1.stats import spans
 
 ONE = Device(flops=1e15, bytes_per_s=3e12, prefill=1, decode=1)
 
@@ -81,24 +79,6 @@ def test_the_longer_of_both_times_is_the_roof() -> None:
 def test_words_name_the_queue_first() -> None:
     found = roofline.roofline(alone(lambda _: 0.1, [4096]), LLAMA_8B, ONE)
     assert words(found, 0.8).startswith("80 % of TTFT is queueing; prefill is compute-bound (MFU")
-
-
-@pytest.mark.parametrize(
-    ("intervals", "seconds"),
-    [([], 0), ([(0, 2)], 2), ([(0, 2), (1, 3)], 3), ([(0, 9), (1, 2)], 9), ([(5, 6), (0, 1)], 2)],
-)
-def test_what_goes_on_side_by_side_counts_once(intervals: list[tuple[float, float]], seconds: float) -> None:
-    assert spans.length(spans.merged([np.array(intervals, dtype=float).reshape(-1, 2)])) == seconds
-
-
-def test_unions_by_hand() -> None:
-    union = spans.merged([np.array([[3.0, 4.0], [0.0, 1.0]]), np.array([[0.5, 2.0], [4.0, 5.0]])])
-    assert union.tolist() == [[0, 2], [3, 5]]
-    assert spans.length(union) == 4
-    assert spans.overlap(union, np.array([[1.0, 3.5]])) == 1.5
-    assert spans.overlap(union, np.empty((0, 2))) == 0
-    assert spans.inside(np.array([-1, 0, 2, 2.5, 3, 6]), union).tolist() == [False, True, True, False, True, False]
-    assert spans.inside(np.array([1.0]), np.empty((0, 2))).tolist() == [False]
 
 
 def test_prompt_tokens_from_the_cache_are_not_computed() -> None:

@@ -3,20 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from tests.unit.analysis.conftest import marks_of
+from wp1.analysis.base import style
 from wp1.analysis.load import plots as load_plots
-
-
-def _drawn(axes: Any) -> dict[str, np.ndarray]:
-    """By label, the places of the marks of each line with intervals, and that these stand on its marks."""
-    found = {}
-    for container in axes.containers:
-        line, _, bars = container.lines
-        found[str(container.get_label())] = line.get_xdata()
-        for bar in bars:
-            assert [segment[0][0] for segment in bar.get_segments()] == list(line.get_xdata())
-    return found
 
 
 def test_points_of_several_lengths_stand_at_their_loads(figures: list[Any], tmp_path: Path) -> None:
@@ -31,4 +20,19 @@ def test_points_of_several_lengths_stand_at_their_loads(figures: list[Any], tmp_
     drawn = [axes for axes in figures[0].axes if axes.get_visible()]
     assert len(drawn) == len(load_plots.panels())
     for axes in drawn:
-        assert [list(x) for x in _drawn(axes).values()] == [[0, 1, 2]] * 3
+        assert [list(x) for x in marks_of(axes).values()] == [[0, 1, 2]] * 3
+
+
+def test_an_interval_that_reaches_to_zero_does_not_stretch_a_logarithmic_axis(figures: list[Any]) -> None:
+    """It was linear for one that ends at 0, so that 30 ms beside 4,000 could not be read, and from 0.04 for one that
+    ends there, so that all the rest lay in the upper half."""
+    import matplotlib.pyplot as plt
+
+    for least in (0.0, 0.04):
+        _, axes = plt.subplots()
+        figure = [{"value": 30.0, "low": least, "high": 60.0}, {"value": 4000.0, "low": 3900.0, "high": 4100.0}]
+        style.points(axes, [1, 2], figure)
+        assert list(style.heights(axes)) == [30, 4000]
+        load_plots._scale(axes)
+        assert axes.get_yscale() == "log"
+        assert axes.get_ylim()[0] >= 15

@@ -3,20 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from tests.unit.analysis.conftest import marks_of
 from wp1.analysis.quality import plots as quality_plots
-
-
-def _drawn(axes: Any) -> dict[str, np.ndarray]:
-    """By label, the places of the marks of each line with intervals, and that these stand on its marks."""
-    found = {}
-    for container in axes.containers:
-        line, _, bars = container.lines
-        found[str(container.get_label())] = line.get_xdata()
-        for bar in bars:
-            assert [segment[0][0] for segment in bar.get_segments()] == list(line.get_xdata())
-    return found
 
 
 def test_scores_and_perplexity_stand_at_their_lengths(figures: list[Any], tmp_path: Path) -> None:
@@ -32,4 +20,4 @@ def test_scores_and_perplexity_stand_at_their_lengths(figures: list[Any], tmp_pa
     quality_plots._lengths(arms, tmp_path / "x.png", "")
     quality_plots._perplexity(arms, both, tmp_path / "y.png", "")
     for figure, count in zip(figures, (3, 4), strict=True):
-        assert [list(x) for x in _drawn(figure.axes[0]).values()] == [[1024, 2048]] * count
+        assert [list(x) for x in marks_of(figure.axes[0]).values()] == [[1024, 2048]] * count

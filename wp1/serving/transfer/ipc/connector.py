@@ -18,11 +18,12 @@ from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.v1.request import RequestStatus
 
 from wp1.serving import kv_layout
+from wp1.serving.kv_layout import specs_of
 from wp1.serving.transfer import KEPT_ROWS, MOVED_ROWS, ipc
 from wp1.serving.transfer.ipc import exports
 from wp1.serving.transfer.ipc.copying import Copier, copier_of
 from wp1.serving.transfer.ipc.decode import IDLE_WAIT_S, DecodeScheduler
-from wp1.serving.transfer.ipc.kinds import obstacle_in_engine, specs_of
+from wp1.serving.transfer.ipc.kinds import obstacle_in_engine
 from wp1.serving.transfer.ipc.layout import LayoutError, layout_of
 from wp1.serving.transfer.ipc.mailbox import Mailbox, Message, Sender
 from wp1.serving.transfer.ipc.prefill import PrefillOrders, PrefillScheduler, PrefillWorker

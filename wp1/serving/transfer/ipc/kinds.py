@@ -8,7 +8,8 @@ vllm.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from wp1.model.kinds import ATTENTION_KINDS, HYBRID_KINDS, Config, text_of
+from wp1.model.kinds import ATTENTION_KINDS, HYBRID_KINDS, LOCAL, Config, text_of
+from wp1.serving.kv_layout import specs_of
 
 WAY_OUT = "use transfer=nixl_push"
 
@@ -30,7 +31,6 @@ STATES = ("mamba_d_state", "mamba_d_ssm", "ssm_state_size", "linear_conv_kernel_
 # Models whose `sliding_window` applies to all layers unless `layer_types` says otherwise.
 WINDOW_IN_ALL = ("mistral", "mixtral", "phi3", "starcoder2")
 KEEPS_ALL = "full_attention"
-LOCAL = ("sliding_attention", "chunked_attention")
 
 
 def obstacle_in_config(config: dict[str, Any]) -> str | None:
@@ -81,9 +81,3 @@ def obstacle_in_engine(groups: Sequence[Any], stages: int) -> str | None:
     else:
         return None
     return f"IpcConnector moves the KV of full attention in one group of blocks, and the model has {other}: {WAY_OUT}"
-
-
-def specs_of(group: Any) -> dict[str, Any]:
-    """vLLM's specification of each layer in a group of the KV cache."""
-    single = getattr(group.kv_cache_spec, "kv_cache_specs", None)
-    return single or dict.fromkeys(group.layer_names, group.kv_cache_spec)
