@@ -1,6 +1,6 @@
 """Types of the values in a run folder's files, as far as wp1 reads them, and a check that names a wrong value.
 
-Missing keys are not checked here: some are newer than the folder, and `summary.Content` reports the others.
+Missing keys are not checked here: some are newer than the folder, and `run_folder.Content` reports the others.
 """
 
 import math
@@ -79,7 +79,7 @@ _REPORTING = {
 }  # fmt: skip
 _SKIPPED = {"cell": NAMED, "kind": LABEL, "reason": TEXT}
 METADATA: Mapping[str, Any] = {
-    # `summary.read_metadata` also checks that run_id and experiment are names.
+    # `run_folder.read_metadata` also checks that run_id and experiment are names.
     "run_id": TEXT, "status": LABEL, "reason": Maybe(TEXT), "started": MOMENT, "ended": Maybe(MOMENT),
     "experiment": TEXT, "question": TEXT, "config_hash": NAMED, "hash_rule": WHOLE, "seed": WHOLE, "command": [TEXT],
     "sweep": Maybe(_SWEEP), "parent_run_id": Maybe(TEXT), "git": Maybe(_GIT),
