@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from wp1.analysis import completeness
 from wp1.analysis.base.run_tables import RunTables
@@ -119,9 +119,7 @@ def _prepared_metadata(prepared: Prepared) -> dict[str, Any]:
 
 def _shown(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as written to the run's folder: resolved, without secrets."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return redaction.config({str(key): value for key, value in plain.items()})
+    return redaction.config(identity.as_objects(cfg))
 
 
 def _why(error: BaseException, run_dir: Path) -> str:
