@@ -25,7 +25,7 @@ from wp1.core import command, locks, parts, redaction
 from wp1.core.errors import ConfigError, WP1Error
 from wp1.core.identity import RUN_ID, new_run_id, new_sweep_id
 from wp1.core.paths import CONF, project_root, reports_of
-from wp1.core.run_files import METADATA
+from wp1.core.run_files import ENGINE_LOG, LOG, METADATA
 from wp1.runner import resume
 from wp1.sweep.callbacks import failed_elsewhere, sweep_began, sweep_closed
 from wp1.sweep.launcher import engines_of_sweep
@@ -58,7 +58,7 @@ def _job(composed: DictConfig) -> WP1Error | None:
         error = caught
     except Exception as caught:
         logging.getLogger(__name__).exception("unexpected error")
-        log_note = f"traceback in {run_dir / 'wp1.log'}"
+        log_note = f"traceback in {LOG.at(run_dir)}"
         error = WP1Error(f"{type(caught).__name__}: {parts.one_line(str(caught))} ({log_note})")
     number = "" if (sweep := _sweep()) is None else f"job {sweep['job']}: "
     _failures.append(type(error)(f"{number}{error}"))
@@ -99,7 +99,7 @@ def _run(composed: DictConfig, run_dir: Path) -> None:
 
 def discard_if_empty(run_dir: Path) -> None:
     """Removes the folder of a run that never began, that is, one that contains only logs."""
-    if run_dir.is_dir() and all(file.name in ("wp1.log", "engine.log") for file in run_dir.iterdir()):
+    if run_dir.is_dir() and all(file.name in (LOG.name, ENGINE_LOG.name) for file in run_dir.iterdir()):
         shutil.rmtree(run_dir)
 
 

@@ -257,6 +257,11 @@ def resolve(cfg: DictConfig) -> DictConfig:
     return typed
 
 
+def resolve_job(composed: DictConfig) -> DictConfig:
+    """`resolve` for a job of a sweep as Hydra's loader composes it, which has Hydra's own settings too."""
+    return resolve(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+
+
 def _parts(plain: Mapping[Any, Any]) -> dict[str, Any]:
     """The groups of PARTS and PARTS_BY_NAME, complete. Raises ConfigError as `parts.typed` does."""
     typed: dict[str, Any] = {

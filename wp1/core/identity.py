@@ -54,6 +54,13 @@ def new_run_id() -> str:
     return f"run-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 
+def as_objects(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain objects, secrets included."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
 def config_hash(cfg: DictConfig, contents: dict[str, str] | None = None) -> str:
     """sha256 (hex) of the resolved configuration as JSON with sorted keys, without NOT_HASHED and secret values.
 
@@ -61,8 +68,7 @@ def config_hash(cfg: DictConfig, contents: dict[str, str] | None = None) -> str:
     contents: digests of the files that paths in the configuration name; the paths themselves are not hashed. The same
     configuration has the same hash on every machine; any setting that changes a result changes the hash.
     """
-    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    plain = _without_modules(redaction.config(resolved))
+    plain = _without_modules(redaction.config(as_objects(cfg)))
     if _named_by_folder(plain.get("model")):
         del plain["model"]["name"]
     for key in NOT_HASHED:

@@ -80,6 +80,15 @@ def _rounded(record: Row) -> dict[str, Any]:
     return row
 
 
+def object_on(line: bytes) -> dict[str, Any] | None:
+    """The JSON object on a line; None if there is none, as on a torn line."""
+    try:
+        row = files.parsed(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
 def read_rows(path: Path, content: str, *needed: str, shape: Any = shapes.OBJECT) -> list[dict[str, Any]]:
     """The objects of a JSONL file in order; [] if there is no file. A last line torn by a crash is left out.
 
@@ -90,11 +99,8 @@ def read_rows(path: Path, content: str, *needed: str, shape: Any = shapes.OBJECT
     lines = files.read_bytes(path).split(b"\n")[:-1] if path.is_file() else []
     rows = []
     for number, line in enumerate(lines, start=1):
-        try:
-            row = files.parsed(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not row.keys() >= set(needed):
+        row = object_on(line)
+        if row is None or not row.keys() >= set(needed):
             raise ConfigError(f"{path}:{number} is not a valid {content}: restore the file from a copy")
         if (wrong := shapes.unlike(row, shape)) is not None:
             raise ConfigError(f"{path}:{number} is not a valid {content} ({wrong}): restore the file from a copy")

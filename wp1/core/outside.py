@@ -2,8 +2,9 @@
 
 import importlib
 from types import ModuleType
+from typing import Any
 
-from wp1.core.errors import ConfigError
+from wp1.core.errors import ConfigError, unforeseen
 
 
 def imported(setting: str, module: str) -> ModuleType:
@@ -14,7 +15,19 @@ def imported(setting: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except Exception as error:  # a foreign module may raise anything
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ConfigError(
-            f"{setting} cannot be imported ({why}): correct the name, or put the folder of its package on PYTHONPATH"
+            f"{setting} cannot be imported ({unforeseen(error)}): correct the name, or put the folder of its package "
+            "on PYTHONPATH"
         ) from error
+
+
+def named(setting: str, name: Any, not_dotted: str) -> Any:
+    """What a dotted name, package.module.attribute, stands for; None if its module has no such attribute.
+
+    setting: as in `imported`. not_dotted: what is wrong with any other name, for the message after `setting`.
+    Raises ConfigError, on one line, if the name is not dotted or its module cannot be imported.
+    """
+    module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+    if not module:
+        raise ConfigError(f"{setting} {not_dotted}")
+    return getattr(imported(setting, module), attribute, None)

@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from wp1.core.errors import ConfigError
-from wp1.core.outside import imported
+from wp1.core.outside import named
 
 # Upper bound for every numeric setting: engines keep 32-bit seeds, and no other setting needs more.
 MOST = 2**31 - 1
@@ -71,11 +71,9 @@ def loaded(key: str, name: Any) -> Callable[..., Any]:
     """The class or function with this dotted name. Raises ConfigError, naming the key, if it cannot be imported."""
     if name is None or name == "???":
         raise ConfigError(f"{key} has no value: set {key}=...")
-    module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
-    if not module:
-        raise ConfigError(f"{key}={name} is not the name of a class: write it as package.module.Class")
-    found = getattr(imported(f"{key}={name}", module), attribute, None)
+    found = named(f"{key}={name}", name, "is not the name of a class: write it as package.module.Class")
     if found is None:
+        module, _, attribute = name.rpartition(".")
         raise ConfigError(f"{key}={name} cannot be imported ({module} has no {attribute}): correct the name")
     if not callable(found):
         raise ConfigError(f"{key}={name} is neither a class nor a function")

@@ -16,6 +16,8 @@ from wp1.core.run_files import METADATA
 
 # The file that marks a sweep's folder, as run_metadata.json marks a run's.
 MANIFEST = "sweep.json"
+# In the folder of a sweep's job that left no run: how it ended.
+JOB = "job.json"
 PACKAGE = Path(__file__).parents[1]
 # conf/ is next to the package in a checkout, and inside it in a wheel.
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"

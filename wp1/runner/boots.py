@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wp1.core import files, run_files
+from wp1.core.jsonl import object_on
 from wp1.core.run_files import METADATA
 
 # Seconds between the last time of a boot and the first of the next.
@@ -68,11 +69,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the rows of a file one at a time, skipping lines that are not JSON objects, such as a torn one."""
     with files.opened(path) as lines:
         for line in lines:
-            try:
-                row = files.parsed(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
+            if (row := object_on(line)) is not None:
                 yield row
 
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from wp1.collectors import Collector
 from wp1.collectors.making import collectors_of
 from wp1.core import paths
 from wp1.core.errors import ConfigError
+from wp1.core.identity import as_objects
 from wp1.core.labels import SHARED_GPU
 from wp1.core.plan import Arm, plan
 from wp1.machine import hardware, peaks
@@ -51,7 +50,7 @@ def prepare(cfg: Any, engine_log: Path, tell: Callable[[str], None], up: str | N
     up: `engines.key_of` of the engines that are still up from the previous job; their arm is known to fit.
     Raises ConfigError if memory, lengths, devices, collectors or engine arguments do not fit.
     """
-    collectors = collectors_of(_plain(cfg))
+    collectors = collectors_of(as_objects(cfg))
     # Memory may be compared between one device and two; speed may not.
     if cfg.arms and not cfg.experiment.memory:
         check_equal({arm.name: [place for _, place in places_of(arm)] for arm in plan(cfg)})
@@ -150,9 +149,3 @@ def _cells_that_fit(
                     "needed_bytes": cache.least(tokens),
                 }
     return lowered, list(skipped.values())
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}

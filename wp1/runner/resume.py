@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from wp1.core import files, locks, redaction, run_files, untrusted
 from wp1.core.errors import ConfigError
 from wp1.core.identity import DECISIVE, HASH_RULE, settings_of
+from wp1.core.jsonl import object_on
 from wp1.core.paths import MANIFEST, at_home, project_root, run_or_sweep
 from wp1.core.plan import Arm
 from wp1.core.records import Unit
@@ -266,23 +267,16 @@ def _put_apart(path: Path, stays: Callable[[dict[str, Any]], bool]) -> int:
         return 0
     # Bytes: a line may be torn inside a character, and a text may contain what splitlines() takes for a line end.
     lines = [line + b"\n" for line in files.read_bytes(path).split(b"\n") if line]
-    keep = [line for line in lines if stays(_row(line))]
-    if len(keep) < len(lines):
+    keep, apart = [], []
+    for line in lines:
+        (keep if stays(object_on(line) or {}) else apart).append(line)
+    if apart:
         with files.appended(path.with_suffix(f".apart{path.suffix}")) as out:
-            out.writelines(line for line in lines if not stays(_row(line)))
+            out.writelines(apart)
             out.flush()
             os.fsync(out.fileno())
         files.write_bytes(path, b"".join(keep))
-    return len(lines) - len(keep)
-
-
-def _row(line: bytes) -> dict[str, Any]:
-    """The object on a line; {} if the line is torn."""
-    try:
-        row = files.parsed(line)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}
+    return len(apart)
 
 
 def _unit(row: Mapping[str, Any]) -> Unit:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from wp1.analysis import completeness
 from wp1.analysis.base.run_tables import RunTables
@@ -20,7 +20,7 @@ from wp1.collectors import Collector
 from wp1.core import files, identity, locks, paths, redaction
 from wp1.core.errors import WP1Error
 from wp1.core.paths import reports_of
-from wp1.core.run_files import CONFIG, ENGINE_LOG, EXAMPLES, METADATA
+from wp1.core.run_files import CONFIG, ENGINE_LOG, EXAMPLES, LOG, METADATA
 from wp1.core.run_folder import write_json
 from wp1.machine.output import output_to
 from wp1.model.models import ServedModel
@@ -119,9 +119,7 @@ def _prepared_metadata(prepared: Prepared) -> dict[str, Any]:
 
 def _shown(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as written to the run's folder: resolved, without secrets."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return redaction.config({str(key): value for key, value in plain.items()})
+    return redaction.config(identity.as_objects(cfg))
 
 
 def _why(error: BaseException, run_dir: Path) -> str:
@@ -134,7 +132,7 @@ def _why(error: BaseException, run_dir: Path) -> str:
     log.error("the run failed", exc_info=error)
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or run_dir} could not be written: {error.strerror}"
-    return redaction.text(f"{type(error).__name__}: {error} (traceback in {run_dir / 'wp1.log'})")
+    return redaction.text(f"{type(error).__name__}: {error} (traceback in {LOG.at(run_dir)})")
 
 
 def _hash(cfg: DictConfig, prepared: Prepared) -> str:

@@ -17,13 +17,13 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from wp1.config import checks, schema
 from wp1.core import files, locks, parts, redaction
 from wp1.core.errors import ConfigError, WP1Error
-from wp1.core.identity import PARENT_VARIABLE
-from wp1.core.paths import MANIFEST
+from wp1.core.identity import PARENT_VARIABLE, as_objects
+from wp1.core.paths import JOB, MANIFEST
 from wp1.core.run_files import METADATA
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class SweepCallback(Callback):
         _without_secrets(Path(config.hydra.sweep.dir) / "multirun.yaml")
         if _elsewhere():
             # In a resumed sweep, it is the job's previous result.
-            (Path(config.hydra.runtime.output_dir) / "job.json").unlink(missing_ok=True)
+            (Path(config.hydra.runtime.output_dir) / JOB).unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
         error, run_dir = job_return.return_value, Path(config.hydra.runtime.output_dir)
@@ -93,7 +93,7 @@ class SweepCallback(Callback):
         job = {"job": config.hydra.job.num, "overrides": redaction.words(config.hydra.overrides.task)}
         with suppress(OSError):  # the job's own error is reported anyway
             run_dir.mkdir(parents=True, exist_ok=True)
-            write_json(run_dir / "job.json", job | {"status": status, "reason": redaction.text(str(error))})
+            write_json(run_dir / JOB, job | {"status": status, "reason": redaction.text(str(error))})
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         end_sweep(stopped=False)
@@ -144,10 +144,10 @@ def failed_elsewhere() -> list[BaseException]:
 
     sweep = _begun[0]
     errors: dict[int, BaseException | None] = {}
-    for path in (*sweep.folder.rglob(METADATA.name), *sweep.folder.rglob("job.json")):
+    for path in (*sweep.folder.rglob(METADATA.name), *sweep.folder.rglob(JOB)):
         try:
             left = read_json(path)
-            job = left if path.name == "job.json" else left["sweep"]
+            job = left if path.name == JOB else left["sweep"]
             # job.json is newer than run_metadata.json, so it is read last and overrides it.
             errors[int(job["job"])] = _error_of(int(job["job"]), left["status"], left["reason"])
         except (WP1Error, KeyError, TypeError, ValueError):
@@ -178,7 +178,7 @@ def _first_that_can_run(config: DictConfig, jobs: list[list[str]]) -> DictConfig
     for overrides in jobs:
         composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
         with suppress(ConfigError):
-            cfg = schema.resolve(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+            cfg = schema.resolve_job(composed)
             checks.check(cfg)
             checks.check_overrides(cfg, overrides)
             return cfg
@@ -193,7 +193,7 @@ def _begin(folder: Path, cfg: DictConfig, jobs: list[list[str]], overrides: list
     from wp1.tracking.store import check_uri
 
     # Registers the configuration's secrets for redaction.
-    redaction.config({str(key): value for key, value in _plain(cfg).items()})
+    redaction.config(as_objects(cfg))
     locks.hold(folder)
     manifest = sweep_figures.new_manifest(folder.name, cfg, jobs, overrides)
     sweep_figures.write_manifest(folder, manifest)
@@ -210,11 +210,6 @@ def _begin(folder: Path, cfg: DictConfig, jobs: list[list[str]], overrides: list
     if parent is not None:
         os.environ[PARENT_VARIABLE] = manifest["parent_run_id"] = parent
         sweep_figures.write_manifest(folder, manifest)
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
 
 def _take_up(folder: Path, config: DictConfig) -> None:

@@ -14,7 +14,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from wp1.config import checks, schema
 from wp1.core import redaction
@@ -109,7 +109,7 @@ def asked_of_engines(loader: ConfigLoader, config: DictConfig, overrides: list[s
 
     composed = loader.load_sweep_config(config, overrides)
     try:
-        cfg = schema.resolve(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
+        cfg = schema.resolve_job(composed)
         checks.check(cfg)
     except ConfigError:
         return ()

@@ -217,7 +217,7 @@ def _description(
     head = f"**{text(metadata['question'] or metadata['experiment'])}** {metadata['status']}{reason}"
     labels = [label_words.in_words(label, "**") for label in metadata["labels"]]
     files = [("report", "report.html"), ("plots", "plots")] if report else []
-    files += [("records", "records.jsonl"), ("setting", "run_metadata.json")]
+    files += [("records", run_files.RECORDS.name), ("setting", run_files.METADATA.name)]
     links = [f"[{name}]({{run}}/artifacts/{file}?{TRAINING_VIEW})" for name, file in files]
     checks = [
         f"- {'✓' if check['passed'] else '✗'} {text(check['name'])}: {text(check['detail'], 2000)}"

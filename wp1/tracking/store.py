@@ -17,6 +17,7 @@ from filelock import Timeout as LockTimeout
 
 from wp1.core import paths, redaction
 from wp1.core.errors import ConfigError, WP1Error
+from wp1.core.run_files import LOG
 from wp1.machine.output import output_to
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def talking_to(store: Store, timeout_s: float, folder: Path) -> Iterator[None]:
 
     Output of MLflow, alembic and SQLAlchemy goes to the folder's wp1.log.
     """
-    log_file = folder / "wp1.log" if os.access(folder, os.W_OK) else Path(os.devnull)
+    log_file = LOG.at(folder) if os.access(folder, os.W_OK) else Path(os.devnull)
     with output_to(log_file), _environment(timeout_s):
         try:
             with _only_writer(store, timeout_s):

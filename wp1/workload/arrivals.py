@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from wp1.core.errors import ConfigError
-from wp1.core.outside import imported
+from wp1.core.errors import ConfigError, unforeseen
+from wp1.core.outside import named
 from wp1.core.parts import Setting
 from wp1.workload import declared_keys
 
@@ -128,13 +128,8 @@ def process_of(name: str) -> Process:
     if name in PROCESSES:
         return PROCESSES[name]
     setting = f"workload.arrivals={name}"
-    module, _, attribute = name.rpartition(".")
-    if not module:
-        raise ConfigError(
-            f"{setting} is not known: set workload.arrivals to {' or '.join(PROCESSES)}, or to a "
-            "package.module.function of your own"
-        )
-    function = getattr(imported(setting, module), attribute, None)
+    choices = f"set workload.arrivals to {' or '.join(PROCESSES)}, or to a package.module.function of your own"
+    function = named(setting, name, f"is not known: {choices}")
     if not inspect.isfunction(function):
         raise ConfigError(f"{setting} is not a function: name one that returns a wp1.workload.arrivals.Schedule")
     return Process(partial(_from_outside, setting, function), function=function)
@@ -149,8 +144,9 @@ def _from_outside(
     try:
         made = function(**taken, **declared_keys.values(function, workload, GIVEN))
     except Exception as error:  # anything may go wrong in a function of somebody else's
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ConfigError(f"{setting} failed for {count} requests at {rate:g} requests/s ({why})") from error
+        raise ConfigError(
+            f"{setting} failed for {count} requests at {rate:g} requests/s ({unforeseen(error)})"
+        ) from error
     if not isinstance(made, Schedule) or not _is_ascending(made.offsets, count):
         raise ConfigError(
             f"{setting} did not return a wp1.workload.arrivals.Schedule of {count} offsets in seconds, ascending from "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from wp1.core.errors import ConfigError
-from wp1.core.outside import imported
+from wp1.core.outside import named
 from wp1.core.plan import Cell
 from wp1.core.records import Request
 from wp1.workload import declared_keys
@@ -226,13 +226,8 @@ def class_of(name: str) -> type[PromptSource]:
         module, _, attribute = target.rpartition(".")
         return getattr(importlib.import_module(module), attribute)
     setting = f"workload.prompts={name}"
-    module, _, attribute = name.rpartition(".")
-    if not module:
-        raise ConfigError(
-            f"{setting} is not known: set workload.prompts to {' or '.join(OWN)}, or to a package.module.Class of "
-            "your own"
-        )
-    source = getattr(imported(setting, module), attribute, None)
+    choices = f"set workload.prompts to {' or '.join(OWN)}, or to a package.module.Class of your own"
+    source = named(setting, name, f"is not known: {choices}")
     if not isinstance(source, type) or not issubclass(source, PromptSource):
         raise ConfigError(f"{setting} is not a class derived from wp1.workload.prompts.PromptSource: name one that is")
     return source

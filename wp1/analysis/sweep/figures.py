@@ -21,7 +21,7 @@ from wp1.analysis.comparison import arms, parity
 from wp1.analysis.device import roofline
 from wp1.core import redaction, shapes
 from wp1.core.errors import WP1Error
-from wp1.core.paths import MANIFEST
+from wp1.core.paths import JOB, MANIFEST
 from wp1.core.run_files import METADATA, SUMMARY
 from wp1.core.run_folder import read_json, write_json
 from wp1.workload.prompts import own_source
@@ -111,7 +111,7 @@ def read_jobs(folder: Path, manifest: dict[str, Any]) -> list[Job]:
     manifest: from `read_manifest`. Unreadable files count as missing.
     """
     jobs = {number: _without_run(folder, number, overrides) for number, overrides in enumerate(manifest["jobs"])}
-    for _, left in _readable(folder, "job.json", shapes.JOB):
+    for _, left in _readable(folder, JOB, shapes.JOB):
         jobs[left["job"]] = Job(left["job"], by_key(left["overrides"]), left["status"], left["reason"], None, {})
     for run_dir, metadata in _readable(folder, METADATA.name, shapes.METADATA):
         job = metadata.get("sweep") or {}
