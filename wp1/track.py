@@ -16,7 +16,7 @@ from wp1.core import command, files, locks, run_files, untrusted
 from wp1.core.errors import ConfigError, WP1Error, reading
 from wp1.core.paths import at_home, folder_named, project_root, run_or_sweep
 from wp1.core.run_files import ENGINE_LOG, METADATA, SUMMARY
-from wp1.core.run_folder import RunFolder, write_json
+from wp1.core.run_folder import RunFolder, read_json, write_json
 from wp1.runner.reports import make_report
 from wp1.tracking.mlflow_store import close_sweep, open_sweep, publish
 from wp1.tracking.store import shown
@@ -120,14 +120,17 @@ def store_for(folder: Path, config: Mapping[str, Any]) -> str:
 def close(run_dir: Path) -> None:
     """Marks a run whose process was killed as failed. Raises WP1Error if that process is still alive."""
     _refuse_while_written(run_dir, "a run")
-    metadata = RunFolder(run_dir).metadata
+    metadata = read_json(METADATA.at(run_dir))
     written = [
         file.at(run_dir) for file in run_files.RUN_FILES if file.row is not None or file in (METADATA, ENGINE_LOG)
     ]
     last = max(path.stat().st_mtime for path in written if path.is_file())
-    ended = datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds")
-    closed = metadata.changed(status="failed", reason="killed before it ended", ended=ended)
-    write_json(METADATA.at(run_dir), closed)
+    metadata.update(
+        status="failed",
+        reason="killed before it ended",
+        ended=datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds"),
+    )
+    write_json(METADATA.at(run_dir), metadata)
 
 
 def _tracked(folder: Path, uri: str | None) -> Iterator[str]:
